@@ -1,0 +1,34 @@
+# `make test` and `make demo` need only python3 (3.11 or newer, with venv) and make.
+# VENV=path uses that environment instead of .venv.
+
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+SOURCES = fxprune passes tests examples
+
+.PHONY: test lint demo bench clean
+
+# One thread per worker: more would fight over the cores.
+test: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy -p fxprune
+
+demo: $(VENV)/.installed-demo
+	$(RUN) examples/demo.py
+
+bench: $(VENV)/.installed-bench
+	$(RUN) examples/bench.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra, so that an environment is installed once for each.
+$(VENV)/.installed-%: setup.cfg pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[$*]'
+	touch $@

@@ -1,0 +1,34 @@
+"""fxprune: structural pruning of any traceable vision transformer, as a graph-rewriting compiler.
+
+>>> pruned = fxprune.prune(model, ratio=0.5)
+>>> assert fxprune.verify(model, pruned) < 1e-8
+"""
+
+from fxprune.analysis import Analysis, Group, Site
+from fxprune.capture import trace
+from fxprune.certify import Certificate
+from fxprune.errors import FxpruneError
+from fxprune.plan import Kept, Plan, plan_of
+from fxprune.prune import analyze, apply, prune, verify
+from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_RULES",
+    "Analysis",
+    "Certificate",
+    "Flow",
+    "FxpruneError",
+    "Group",
+    "Kept",
+    "Plan",
+    "RuleSet",
+    "Site",
+    "analyze",
+    "apply",
+    "plan_of",
+    "prune",
+    "trace",
+    "verify",
+]

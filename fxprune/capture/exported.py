@@ -1,0 +1,212 @@
+"""Capture by torch.export: opens everything, fixes the image size, leaves ATen calls behind.
+
+What it leaves is brought to the same form as symbolic tracing's: plain inputs and outputs, weights by
+their own names, dropouts as module calls.  (`passes.lift_modules` then makes layers of ATen calls.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.modes import merge_modes, set_mode
+from fxprune.rules.modules import follows_mode, native, reads_mode
+
+__all__ = ["capture_exported"]
+
+
+@torch.library.custom_op("fxprune::keep", mutates_args=())
+def _keep(x: Tensor, path: str) -> Tensor:
+    """Stands for a module that follows the mode, while torch.export looks."""
+    return x.clone()
+
+
+@_keep.register_fake
+def _(x: Tensor, path: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def capture_exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[fx.GraphModule, list[str]]:
+    """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
+    notes: list[str] = []
+    for path, module in model.named_modules():
+        if follows_mode(module):
+            module.forward = _keeper(path)
+    graph = _export(model, args, kwargs, notes, training=False)
+    if any(reads_mode(m) for m in model.modules() if native(m) is None and "forward" not in m.__dict__):
+        try:
+            followed = merge_modes(graph, _export(model, args, kwargs, [], training=True), model)
+        except Exception:  # train mode may do what can't be exported; eval mode was
+            followed = False
+        if not followed:
+            notes.append("train mode runs other code than eval mode: the result follows eval mode")
+    set_mode(model, False)
+    for module in model.modules():
+        if getattr(module.__dict__.get("forward"), "keeps", False):
+            del module.forward
+    return fx.GraphModule(model, graph, type(model).__name__), notes
+
+
+def _keeper(path: str) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.ops.fxprune.keep(x, path)
+
+    forward.keeps = True  # type: ignore[attr-defined]
+    return forward
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str], training: bool
+) -> fx.Graph:
+    set_mode(model, training)
+    program = _with_dynamic_batch(model, args, kwargs, notes)
+    return _plain_graph(program, model)
+
+
+def _with_dynamic_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str]
+) -> torch.export.ExportedProgram:
+    """Export with any batch size, or else with the example's, and say so."""
+
+    def dynamic(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.ndim > 0
+        return {0: torch.export.Dim.DYNAMIC} if batched else None
+
+    names = list(inspect.signature(model.forward).parameters)
+    shapes = {**dict(zip(names, pytree.tree_map(dynamic, args), strict=False)), **pytree.tree_map(dynamic, kwargs)}
+    try:
+        return _quietly(model, args, kwargs, shapes)
+    except Exception as error:
+        try:
+            program = _quietly(model, args, kwargs, None)
+        except Exception:
+            raise error from None
+        notes.append("the model's code fixes the batch size: the result takes the example's only")
+        warnings.warn(f"{type(model).__name__}: {notes[-1]}", stacklevel=2)
+        return program
+
+
+def _quietly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    finally:
+        log.setLevel(level)
+
+
+def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.Graph:
+    """The exported graph with the original's names, inputs and nested outputs."""
+    source = program.module(check_guards=False)
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in source.graph.nodes:
+        if node.op == "call_module" and node.target == "_guards_fn":
+            continue
+        if node.op == "output":
+            leaves = [copied.get(leaf, leaf) for leaf in node.args[0]]
+            spec = program.call_spec.out_spec
+            graph.output(_nested(graph, spec, iter(leaves)))
+            continue
+        if node.op == "get_attr" and not _adopt(model, source, str(node.target)):
+            continue  # the body of a region, inlined where it is called
+        _copy_node(graph, node, copied, source, model)
+    return graph
+
+
+def _copy_node(
+    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], source: fx.GraphModule, model: nn.Module
+) -> None:
+    where = _users_line(node.meta.get("stack_trace"))
+    if node.target is torch.ops.fxprune.keep.default:
+        new = graph.call_module(node.args[1], (copied[node.args[0]],))
+    elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+        copied[node] = _inlined(graph, node, copied, source, model)
+        return
+    else:
+        new = graph.node_copy(node, lambda n: copied[n])
+    new.meta = {"where": where, "exported": node.meta.get("val")}
+    copied[node] = new
+
+
+def _inlined(
+    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], source: fx.GraphModule, model: nn.Module
+) -> Any:
+    """The body of a no-grad or autocast region in place of the call."""
+    body_at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    getter = node.args[body_at]
+    assert isinstance(getter, fx.Node)
+    body = source.get_submodule(str(getter.target))
+    inner = dict(
+        zip(
+            (n for n in body.graph.nodes if n.op == "placeholder"),  # type: ignore[union-attr]
+            (copied[a] for a in node.args[body_at + 1 :]),  # type: ignore[index]
+            strict=True,
+        )
+    )
+    for n in body.graph.nodes:  # type: ignore[union-attr]
+        if n.op == "placeholder":
+            continue
+        if n.op == "output":
+            return pytree.tree_map(lambda v: inner.get(v, v) if isinstance(v, fx.Node) else v, n.args[0])
+        _copy_node(graph, n, inner, body, model)  # type: ignore[arg-type]
+    raise AssertionError("a graph without an output")
+
+
+def _adopt(model: nn.Module, source: nn.Module, name: str) -> bool:
+    """Give the model a tensor constant that export found, as a buffer that is never saved."""
+    value: Any = source
+    for part in name.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        return False
+    *path, leaf = name.split(".")
+    holder = model
+    for part in path:
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        holder = getattr(holder, part)
+    if not hasattr(holder, leaf):
+        holder.register_buffer(leaf, value.detach(), persistent=False)
+    return True
+
+
+def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
+    """The output as the model nests it: literals for tuples, lists and dicts, else the class's own call."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_nested(graph, child, leaves) for child in spec.children()]
+    if spec.type is tuple:
+        return tuple(children)
+    if spec.type is list:
+        return children
+    if spec.type is dict:
+        return dict(zip(spec.context, children, strict=True))
+    keys = spec.context if isinstance(spec.context, (list, tuple)) else None
+    if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
+        return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))
+    if isinstance(spec.type, type) and issubclass(spec.type, tuple):
+        return graph.call_function(spec.type, tuple(children))
+    raise NotImplementedError(f"an output of type {spec.type} is not understood")
+
+
+def _users_line(trace: str | None) -> str | None:
+    """The innermost line of a recorded stack that is the model's own."""
+    for line in reversed((trace or "").splitlines()):
+        line = line.strip()
+        if line.startswith('File "') and "/torch/" not in line and "/fxprune/" not in line:
+            file, number = line[6:].split('", line ')
+            return f"{file}:{number.split(',')[0]}"
+    return None

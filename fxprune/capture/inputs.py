@@ -1,0 +1,119 @@
+"""Example inputs: given, or inferred from what the ecosystem records on a model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import ExampleInputError
+
+__all__ = ["Example", "example_of", "seeded_noise"]
+
+# A batch size that divides nothing: no reshape lines up with it by accident.
+PRIME_BATCH = 10007
+
+
+@dataclass(frozen=True)
+class Example:
+    """Positional and keyword arguments for one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def with_batch(self, n: int | None) -> Example:
+        """The same call with n samples; values repeat.  Tensors without a batch stay as they are."""
+        batch = self.batch
+        if n is None or batch is None:
+            return self
+        return self.map(lambda t: _resized(t, n) if t.ndim and t.shape[0] == batch else t)
+
+    @property
+    def batch(self) -> int | None:
+        """The common first dimension of the tensors."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim]
+        return sizes[0] if sizes else None
+
+    def map(self, function: Any) -> Example:
+        def only_tensors(value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else value
+
+        args, kwargs = pytree.tree_map(only_tensors, (self.args, self.kwargs))
+        return Example(args, kwargs)
+
+
+def _resized(t: Tensor, n: int) -> Tensor:
+    return t.repeat(-(-n // t.shape[0]), *[1] * (t.ndim - 1))[:n]
+
+
+def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None) -> Example:
+    """The example given, or one of the shape that the model records: two blank samples.
+
+    Looked for in turn: a `pretrained_cfg` / `default_cfg` with `input_size` (timm), a `config` with
+    `image_size` and `num_channels` (Hugging Face), torchvision's 3 x 224 x 224.
+    """
+    if example_inputs is not None or example_kwargs is not None:
+        return _given(example_inputs, example_kwargs)
+    shape = _recorded_shape(model)
+    if shape is None:
+        raise ExampleInputError(
+            f"the input shape of {type(model).__name__} is recorded nowhere (no pretrained_cfg, no "
+            f"config with image_size); pass example_inputs=torch.zeros(2, 3, height, width)"
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return Example((torch.zeros(2, *shape, dtype=like.dtype, device=like.device),))
+
+
+def seeded_noise(shapes: Example, model: nn.Module) -> Example:
+    """Normal noise of the recorded shapes (zeros for whole numbers), on the model's device."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+        return torch.randn(t.shape, generator=generator).to(dtype=t.dtype, device=device)
+
+    return shapes.map(noise)
+
+
+def _given(example_inputs: Any, example_kwargs: Any) -> Example:
+    if example_inputs is None:
+        args: tuple[Any, ...] = ()
+    elif isinstance(example_inputs, Tensor):
+        args = (example_inputs,)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        raise ExampleInputError(
+            f"example_inputs is a tensor or a tuple of positional arguments, not {type(example_inputs).__name__}"
+        )
+    return Example(args, dict(example_kwargs or {}))
+
+
+def _recorded_shape(model: nn.Module) -> tuple[int, ...] | None:
+    for name in ("pretrained_cfg", "default_cfg"):
+        shape = _field(getattr(model, name, None), "input_size")
+        if shape:
+            return tuple(shape)
+    config = getattr(model, "config", None)
+    for candidate in (config, _field(config, "vision_config")):
+        size = _field(candidate, "image_size")
+        if size:
+            height, width = (size, size) if isinstance(size, int) else (size["height"], size["width"]) if isinstance(
+                size, Mapping
+            ) else tuple(itertools.islice(itertools.cycle(size), 2))
+            return (_field(candidate, "num_channels") or 3, height, width)
+    if type(model).__module__.split(".")[0] == "torchvision":
+        return (3, 224, 224)
+    return None
+
+
+def _field(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)

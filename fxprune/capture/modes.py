@@ -1,0 +1,98 @@
+"""Train and eval: how one graph follows the mode that the model's Python code branched on.
+
+The model is captured once in eval mode and once in train mode.  Where the two graphs differ only in
+constants (`dropout_p=0.1` here, `0.0` there), the constant becomes a `ModeValue`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["ModeValue", "merge_modes", "set_mode", "structural_copy"]
+
+
+class ModeValue(nn.Module):
+    """A constant that depends on `self.training`."""
+
+    def __init__(self, train: Any, eval: Any) -> None:
+        super().__init__()
+        self.train_value, self.eval_value = train, eval
+
+    def forward(self) -> Any:
+        return self.train_value if self.training else self.eval_value
+
+    def extra_repr(self) -> str:
+        return f"train={self.train_value}, eval={self.eval_value}"
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """The model's modules and Python state copied, its tensors shared: safe to trace and to edit."""
+    shared = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
+    return copy.deepcopy(model, memo=dict(shared))
+
+
+def _tensors(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict) and depth:
+        for item in value.values():
+            yield from _tensors(item, depth - 1)
+    elif isinstance(value, (list, tuple)) and depth:
+        for item in value:
+            yield from _tensors(item, depth - 1)
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Switch modes through the modules' own `train`; batch norms stay in eval, a layer of their own."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.training = False
+
+
+def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> bool:
+    """Make `eval_graph` follow the mode.  False, and nothing done, if more than constants differ."""
+    pairs = list(zip(eval_graph.nodes, train_graph.nodes, strict=False))
+    if len(eval_graph.nodes) != len(train_graph.nodes):
+        return False
+    twin = {b: a for a, b in pairs}
+    if not all(_aligned(a, b, twin) for a, b in pairs):
+        return False
+    switches: dict[Any, str] = {}
+    for node, other in pairs:
+        node.args, node.kwargs = _follow((node.args, node.kwargs), (other.args, other.kwargs), node, root, switches)
+    return True
+
+
+def _aligned(a: fx.Node, b: fx.Node, twin: dict[fx.Node, fx.Node]) -> bool:
+    return a.op == b.op and a.target == b.target and _same_shape((a.args, a.kwargs), (b.args, b.kwargs), twin)
+
+
+def _same_shape(a: Any, b: Any, twin: dict[fx.Node, fx.Node]) -> bool:
+    if isinstance(b, fx.Node):
+        return twin.get(b) is a
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same_shape(a[k], b[k], twin) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same_shape(x, y, twin) for x, y in zip(a, b, strict=True))
+    return not isinstance(a, fx.Node)
+
+
+def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
+    """`a`, with a call of a `ModeValue` wherever `b` holds another constant."""
+    if isinstance(a, dict):
+        return {k: _follow(a[k], b[k], node, root, switches) for k in a}
+    if isinstance(a, (list, tuple)):
+        return type(a)(_follow(x, y, node, root, switches) for x, y in zip(a, b, strict=True))
+    if isinstance(a, fx.Node) or type(a) is type(b) and a == b or not isinstance(a, (bool, int, float)):
+        return a
+    if (a, b) not in switches:
+        switches[a, b] = f"_mode_{len(switches)}"
+        root.add_module(switches[a, b], ModeValue(train=b, eval=a))
+    with node.graph.inserting_before(node):
+        return node.graph.call_module(switches[a, b])

@@ -1,0 +1,77 @@
+"""Capture by symbolic tracing: fast, keeps modules, keeps the image size dynamic."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.modes import merge_modes, set_mode
+from fxprune.rules.modules import follows_mode, native, reads_mode
+
+__all__ = ["capture_symbolic"]
+
+_NOT_THE_USERS = ("/torch/", "/fxprune/capture/")
+
+
+class Tracer(fx.Tracer):
+    """Leaves are the modules with an op of their own, and dropouts of any name; all else opens."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: frozenset[int]) -> None:
+        super().__init__(autowrap_functions=())
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return id(m) in self._leaves
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["where"] = _users_line()
+        return node
+
+
+def _leaves(model: nn.Module) -> frozenset[int]:
+    """Decided before tracing starts: `follows_mode` calls modules."""
+
+    def is_leaf(m: nn.Module) -> bool:
+        library = type(m).__module__.startswith("torch.nn") and bool(m._parameters)
+        return "forward" not in m.__dict__ and (native(m) is not None or library or follows_mode(m))
+
+    return frozenset(id(m) for m in model.modules() if is_leaf(m))
+
+
+def _users_line() -> str | None:
+    """The innermost line of the call stack that is the model's own."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not any(part in file for part in _NOT_THE_USERS) and not file.startswith("<"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def capture_symbolic(model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
+    """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
+    notes: list[str] = []
+    leaves = _leaves(model)
+    graph = _trace(model, leaves, training=False)
+    if any(reads_mode(m) for m in model.modules() if native(m) is None):
+        try:
+            followed = merge_modes(graph, _trace(model, leaves, training=True), model)
+        except Exception:  # train mode may do what can't be traced; eval mode was
+            followed = False
+        if not followed:
+            notes.append("train mode runs other code than eval mode: the result follows eval mode")
+    set_mode(model, False)
+    return fx.GraphModule(model, graph, type(model).__name__), notes
+
+
+def _trace(model: nn.Module, leaves: frozenset[int], training: bool) -> fx.Graph:
+    set_mode(model, training)
+    with torch.no_grad():
+        return Tracer(leaves).trace(model)

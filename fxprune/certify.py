@@ -1,0 +1,223 @@
+"""The certificate: the pruned model against the masked original, in float64.
+
+The masked original is the captured graph at full size in which, after every node, removed channels are
+set to zero, and every statistic (mean, variance) over a shrinking axis counts kept channels only.  It
+knows nothing of slicing, reshape constants or module attributes: what the rewrite gets wrong shows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis import Analysis
+from fxprune.calls import Weight
+from fxprune.capture.inputs import Example
+from fxprune.errors import CertificateError
+from fxprune.infer import Step
+from fxprune.masked import MASKED
+from fxprune.selection import Selection
+
+__all__ = ["Certificate", "certify"]
+
+
+class Certificate(float):
+    """The largest error relative to the largest output, as a float; 1e-8 or less is exact."""
+
+    tolerance = 1e-8
+
+    @property
+    def exact(self) -> bool:
+        return float(self) <= self.tolerance
+
+    def __repr__(self) -> str:
+        return f"Certificate({float(self):.2e}, {'exact' if self.exact else 'NOT EXACT'})"
+
+
+def certify(
+    model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, selection: Selection, example: Example
+) -> Certificate:
+    """Run both on the same input and compare every output."""
+    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+        raise CertificateError("a model on the meta device has no values to certify: materialise it first")
+    _check_capture(model, analysis.module, example)
+    example = example.map(lambda t: t.double() if t.is_floating_point() else t)
+    with torch.no_grad():
+        wanted = _Masked(analysis, selection).run(*_positional(analysis.module, example))
+        got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
+    pairs = zip(_floats(wanted), _floats(got), strict=True)
+    output = next(n for n in analysis.module.graph.nodes if n.op == "output")
+    kept = _kept_outputs(analysis, selection, output)
+    return Certificate(max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0))
+
+
+def _error(wanted: Tensor, got: Tensor) -> float:
+    if wanted.shape != got.shape:
+        raise CertificateError(f"an output has shape {tuple(got.shape)}, the masked original's {tuple(wanted.shape)}")
+    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    error = ((wanted - got).abs().max() / scale).item()
+    return error if error == error else float("inf")
+
+
+def _floats(value: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(dict(value) if isinstance(value, dict) else value)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
+    """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
+    kept = []
+    for node in _leaves(output.args[0]):
+        value = node.meta.get("val")
+        for t, axes in zip(pytree.tree_leaves(value), analysis.axes[node], strict=True):
+            if t.is_floating_point():
+                kept.append([selection.positions(axis) for axis in axes])
+    return kept
+
+
+def _leaves(value: Any) -> list[fx.Node]:
+    """The nodes that an output is made of, through a dataclass's own call."""
+    found: list[fx.Node] = []
+
+    def visit(n: fx.Node) -> fx.Node:
+        if n.op == "call_function" and isinstance(n.target, type):
+            fx.map_arg((n.args, n.kwargs), visit)
+        else:
+            found.append(n)
+        return n
+
+    fx.map_arg(value, visit)
+    return found
+
+
+def _compact(t: Tensor, kept: list[Any]) -> Tensor:
+    for dim, positions in enumerate(kept):
+        if positions is not None:
+            t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
+    return t
+
+
+def _check_capture(model: nn.Module, captured: fx.GraphModule, example: Example) -> None:
+    """A capture that took another branch than the model does would certify the wrong function."""
+    from fxprune.capture.modes import structural_copy
+
+    eager = structural_copy(model).eval()
+    with torch.no_grad():
+        wanted = _floats(eager(*example.args, **example.kwargs))
+        got = _floats(captured(*_positional(captured, example)))
+    if len(wanted) != len(got):
+        raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
+    for a, b in zip(wanted, got, strict=True):
+        tolerance = 100 * torch.finfo(a.dtype).eps ** 0.5
+        if a.shape != b.shape or (a - b).abs().max() > tolerance * a.abs().max().clamp_min(1e-30):
+            raise CertificateError(
+                f"the {captured.meta['capture']} capture computes something else than the model itself: try capture='export'"
+            )
+
+
+def _positional(module: fx.GraphModule, example: Example) -> list[Any]:
+    from fxprune.passes.propagate_values import bound_arguments
+
+    return bound_arguments(module, example)
+
+
+def _double(module: fx.GraphModule) -> fx.GraphModule:
+    twin = copy.copy(module)
+    shell = nn.Module()
+    shell._modules = module._modules
+    shell._parameters, shell._buffers = module._parameters, module._buffers
+    shell = copy.deepcopy(shell).double().eval()
+    twin.__dict__ = {**module.__dict__, **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")}}
+    return twin
+
+
+_LOW = (torch.float16, torch.bfloat16, torch.float32)
+_CASTS = {"float", "half", "bfloat16"}
+
+
+class Float64Interpreter(fx.Interpreter):
+    """Runs a graph in float64, casts to a lower precision that its code makes included."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(target, *_raised(args, kwargs))
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in _CASTS:
+            return args[0].double()
+        return super().call_method(target, *_raised(args, kwargs))
+
+
+def _raised(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def up(value: Any) -> Any:
+        return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
+
+    return pytree.tree_map(up, (args, kwargs))
+
+
+class _Masked(Float64Interpreter):
+    """The captured original under masks."""
+
+    def __init__(self, analysis: Analysis, selection: Selection) -> None:
+        super().__init__(_double(analysis.module))
+        self.analysis, self.selection = analysis, selection
+        self.mirror = dict(zip(self.module.graph.nodes, analysis.module.graph.nodes, strict=True))
+        self.masks: dict[Any, Tensor | None] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        node = self.mirror[n]
+        step = self.analysis.inference.steps.get(node)
+        statistic = self._statistic(node, step) if step else None
+        value = statistic() if statistic else super().run_node(n)
+        if node.op in ("output", "placeholder") or node not in self.analysis.axes:
+            return value
+        return _map_tensors(value, iter(self.analysis.axes[node]), self._apply)
+
+    def _statistic(self, node: fx.Node, step: Step) -> Callable[[], Any] | None:
+        """The masked form of a mean or norm, where the tensor that it is taken of shrinks."""
+        function = MASKED.get(step.call.op)
+        source = step.call.args[0] if step.call.args else None
+        if function is None or step.rule is None or not isinstance(source, fx.Node):
+            return None
+        mask = self._mask(self.analysis.axes[source][0])
+        if mask is None:
+            return None
+        bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
+        return lambda: function(mask=mask, **bound)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self.env[self._twin(value)]
+        if isinstance(value, Weight):
+            return self.fetch_attr(value.name)
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._value, value))
+        return value
+
+    def _twin(self, node: fx.Node) -> fx.Node:
+        if not hasattr(self, "_twins"):
+            self._twins = {old: new for new, old in self.mirror.items()}
+        return self._twins[node]
+
+    def _apply(self, t: Tensor, axes: Any) -> Tensor:
+        mask = self._mask(axes)
+        return t if mask is None else t * mask.to(t)
+
+    def _mask(self, axes: Any) -> Tensor | None:
+        if axes not in self.masks:
+            self.masks[axes] = self.selection.mask(axes)
+        return self.masks[axes]
+
+
+def _map_tensors(value: Any, axes: Any, function: Callable[[Tensor, Any], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value, next(axes))
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(_map_tensors(v, axes, function) for v in value)
+    if type(value) is dict:
+        return {k: _map_tensors(v, axes, function) for k, v in value.items()}
+    return value

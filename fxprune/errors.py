@@ -1,0 +1,56 @@
+"""Everything that can go wrong, one class each.  All derive from `FxpruneError`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "CertificateError",
+    "ExampleInputError",
+    "FxpruneError",
+    "MissingRuleError",
+    "NothingPrunableError",
+    "OptionError",
+    "PatternError",
+    "PlanError",
+    "UnsupportedModuleError",
+]
+
+
+class FxpruneError(Exception):
+    """The root: catch this to catch all of fxprune's errors."""
+
+
+class OptionError(FxpruneError, ValueError):
+    """An option is out of its range (a ratio of 1.5, an unknown capture)."""
+
+
+class CaptureError(FxpruneError):
+    """Neither symbolic tracing nor torch.export can turn the model into a graph."""
+
+
+class ExampleInputError(FxpruneError):
+    """The shape of the model's input is unknown, or the model rejects the inputs given."""
+
+
+class UnsupportedModuleError(FxpruneError):
+    """A module holds something that a rewrite can't carry over: a parametrization, a hook."""
+
+
+class MissingRuleError(FxpruneError):
+    """Under strict=True: ops without a rule, all of them in one message."""
+
+
+class NothingPrunableError(FxpruneError):
+    """Every group of the model is frozen or excluded."""
+
+
+class PatternError(FxpruneError, ValueError):
+    """A pattern matches no module."""
+
+
+class PlanError(FxpruneError):
+    """A plan does not belong to this model, or a module carries no plan."""
+
+
+class CertificateError(FxpruneError):
+    """A result can't be certified: it has no values, or the capture differs from the model."""

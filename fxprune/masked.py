@@ -1,0 +1,122 @@
+"""Statistics over kept elements only, written out by hand: what `certify` runs in place of the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.rules.registry import dims_of
+
+__all__ = ["MASKED"]
+
+
+def _count(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
+    return mask.to(x).expand_as(x).sum(dims, keepdim=True).clamp_min(1)
+
+
+def _mean(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
+    return (x * mask).sum(dims, keepdim=True) / _count(x, mask, dims)
+
+
+def _variance(x: Tensor, mask: Tensor, dims: list[int], correction: float = 0) -> Tensor:
+    centred = (x - _mean(x, mask, dims)) * mask
+    return centred.square().sum(dims, keepdim=True) / (_count(x, mask, dims) - correction)
+
+
+def _squeezed(value: Tensor, dims: list[int], keepdim: bool) -> Tensor:
+    return value if keepdim else value.squeeze(dims)
+
+
+def layer_norm(
+    input: Tensor,
+    mask: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Tensor:
+    dims = list(range(-len(normalized_shape), 0))
+    normed = (input - _mean(input, mask, dims)) / (_variance(input, mask, dims) + eps).sqrt()
+    return _affine(normed, weight, bias)
+
+
+def rms_norm(
+    input: Tensor,
+    mask: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    **_: Any,
+) -> Tensor:
+    dims = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return _affine(input / (_mean(input.square(), mask, dims) + eps).sqrt(), weight, None)
+
+
+def group_norm(
+    input: Tensor,
+    mask: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Tensor:
+    x = input.unflatten(1, (num_groups, -1))
+    m = mask.unflatten(1, (num_groups, -1)) if mask.shape[1] > 1 else mask.unsqueeze(1)
+    dims = list(range(2, x.ndim))
+    normed = ((x - _mean(x, m, dims)) / (_variance(x, m, dims) + eps).sqrt()).flatten(1, 2)
+    shape = [-1] + [1] * (input.ndim - 2)
+    return _affine(
+        normed,
+        None if weight is None else weight.reshape(shape),
+        None if bias is None else bias.reshape(shape),
+    )
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def mean(input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    dims = dims_of(dim, input.ndim)
+    return _squeezed(_mean(input, mask, dims), dims, keepdim)
+
+
+def _correction(unbiased: Any, correction: Any) -> float:
+    return float(unbiased) if correction is None else float(correction)
+
+
+def var(
+    input: Tensor,
+    mask: Tensor,
+    dim: Any = None,
+    unbiased: Any = True,
+    keepdim: bool = False,
+    correction: Any = None,
+) -> Tensor:
+    dims = dims_of(dim, input.ndim)
+    return _squeezed(_variance(input, mask, dims, _correction(unbiased, correction)), dims, keepdim)
+
+
+def std(input: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    return var(input, mask, **options).sqrt()
+
+
+def var_mean(input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    return var(input, mask, dim=dim, keepdim=keepdim, **options), mean(input, mask, dim, keepdim)
+
+
+def std_mean(input: Tensor, mask: Tensor, **options: Any) -> Any:
+    variance, average = var_mean(input, mask, **options)
+    return variance.sqrt(), average
+
+
+MASKED: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (layer_norm, rms_norm, group_norm, mean, var, std, var_mean, std_mean)
+}

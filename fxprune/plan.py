@@ -1,0 +1,97 @@
+"""A plan: which elements of every group are kept.  Pure data, applied by rewriting."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import LongTensor, fx
+
+from fxprune.errors import PlanError
+
+__all__ = ["Kept", "Plan", "plan_of"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one group.
+
+    size: elements before.
+    indices: sorted int64 [k]; or [heads, k] where each head keeps indices of its own.
+    """
+
+    size: int
+    indices: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        return self.indices.shape[-1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept indices, by group and by weight.
+
+    groups: group name -> `Kept`, for the groups that shrink.
+    kept: name in the original's `state_dict` -> one sorted int64 index tensor (None: whole) per
+        dimension; a name that is absent is whole.
+    """
+
+    groups: dict[str, Kept]
+    kept: dict[str, tuple[LongTensor | None, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [("group", "size", "kept")]
+        rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all."""
+        record = {
+            "format": "fxprune-plan-1",
+            "groups": {n: {"size": k.size, "kept": k.indices.tolist()} for n, k in self.groups.items()},
+            "weights": {n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()},
+        }
+        folder = os.path.dirname(os.path.abspath(path))
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
+            json.dump(record, file)
+        os.replace(file.name, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.  Raises PlanError for anything else."""
+        try:
+            with open(path) as file:
+                record = json.load(file)
+            if record["format"] != "fxprune-plan-1":
+                raise PlanError(f"{path} is of format {record['format']!r}, not fxprune-plan-1")
+            groups = {n: Kept(k["size"], torch.tensor(k["kept"])) for n, k in record["groups"].items()}
+            kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
+        return Plan(groups, kept)
+
+
+def _indices(values: Any) -> Any:
+    return None if values is None else torch.tensor(values)
+
+
+def plan_of(pruned: fx.GraphModule) -> Plan:
+    """The plan that a pruned model was made by.
+
+    Raises:
+        PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
+    """
+    meta: Mapping[str, Any] = getattr(pruned, "meta", None) or {}
+    plan = meta.get("fxprune_plan")
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply")
+    return plan

@@ -1,0 +1,215 @@
+"""The compiler, top to bottom: analyse, decide, rewrite, certify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis import Analysis
+from fxprune.capture import Example, example_of, trace
+from fxprune.capture.inputs import seeded_noise
+from fxprune.certify import Certificate, certify
+from fxprune.errors import OptionError
+from fxprune.importance import magnitude
+from fxprune.infer import infer
+from fxprune.passes.shrink import shrink
+from fxprune.plan import Plan, plan_of
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.select import candidates, select
+from fxprune.selection import Selection
+
+__all__ = ["analyze", "apply", "prune", "verify"]
+
+ATTENTION = ("auto", "heads", "head_dim")
+OUTPUTS = ("keep", "prune")
+
+
+def prune(
+    model: nn.Module,
+    ratio: float = 0.5,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    exclude: str | Sequence[str] = (),
+    attention: str = "auto",
+    round_to: int = 1,
+    outputs: str = "keep",
+    capture: str = "auto",
+    strict: bool = False,
+    rules: RuleSet = DEFAULT_RULES,
+) -> fx.GraphModule:
+    """Remove a fraction of every prunable channel dimension of a vision model.
+
+    The result computes exactly what the model would with the removed channels set to zero and every
+    norm taken over the kept ones; tokens and their layout stay whole.  Follows the structure of
+    "A Unified Pruning Framework for Vision Transformers" (https://arxiv.org/abs/2111.15127).
+
+    Args:
+        model: any traceable model, in any mode, dtype and device; it is not changed.
+        ratio: the fraction of channels removed along every prunable axis, 0 <= ratio < 1 (about
+            `1 - (1 - ratio)**2` of the parameters go).
+        example_inputs: a tensor [batch, ...] or a tuple of positional arguments, for models that do
+            not record their input shape.
+        example_kwargs: keyword arguments of the example call.
+        exclude: module names or patterns (`"blocks.0.*"`); every weight in them stays whole, and so
+            does what is coupled with it.
+        attention: remove whole "heads", "head_dim" inside each head, or "auto": heads where the ratio
+            leaves a whole number of them, else head dims.
+        round_to: keep widths that are multiples of this.
+        outputs: "keep" the model's outputs whole, or "prune" those that are features.
+        capture: "auto", "symbolic" or "export", see `trace`.
+        strict: raise MissingRuleError where an op has no rule, rather than keep its axes whole.
+        rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
+
+    Returns:
+        A GraphModule whose weights are index-selects of the model's, under the same names; in the
+        same mode, on the same device.  `plan_of(result)` says what was kept.
+
+    Raises:
+        FxpruneError: one subclass per kind of failure, see `fxprune.errors`.
+
+    Example:
+        >>> pruned = fxprune.prune(timm.create_model("deit_small_patch16_224"), ratio=0.5)
+        >>> assert fxprune.verify(model, pruned) < 1e-8
+    """
+    _check_options(ratio, attention, round_to, outputs)
+    analysis = analyze(
+        model,
+        example_inputs=example_inputs,
+        example_kwargs=example_kwargs,
+        outputs=outputs,
+        capture=capture,
+        strict=strict,
+        rules=rules,
+    )
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    groups = candidates(analysis, patterns, attention, ratio) if ratio > 0 or patterns else []
+    scores = magnitude(analysis, groups)
+    selection = select(analysis, groups, scores, ratio, round_to)
+    return _rewrite(model, analysis, selection)
+
+
+def analyze(
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    outputs: str = "keep",
+    capture: str = "auto",
+    strict: bool = False,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Analysis:
+    """Find which dimensions of a model's weights are coupled, and which must stay whole and why.
+
+    Arguments as of `prune`.
+
+    Example:
+        >>> analysis = fxprune.analyze(timm.create_model("deit_tiny_patch16_224"))
+        >>> print(analysis)
+        >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
+    """
+    _check_options(0.0, "auto", 1, outputs)
+    example = example_of(model, example_inputs, example_kwargs)
+    captured = trace(model, example.args, example.kwargs, capture=capture)
+    captured.meta["example"] = example.map(lambda t: torch.empty_like(t, device="meta"))
+    inference = infer(captured, rules, prune_outputs=outputs == "prune")
+    analysis = Analysis(captured, inference, _names_in_graph(model, captured))
+    if strict:
+        analysis.refuse_missing_rules()
+    return analysis
+
+
+def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
+    """Prune a model of the same architecture by an existing plan.
+
+    `options`: `example_inputs`, `example_kwargs`, `outputs`, `capture`, `rules` as of `prune`.
+
+    Raises:
+        PlanError: the plan is for another model; names the group that does not fit.
+    """
+    analysis = analyze(model, **options)
+    return _rewrite(model, analysis, Selection.from_plan(analysis, plan))
+
+
+def verify(
+    model: nn.Module,
+    pruned: fx.GraphModule,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    batch: int = 3,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Certificate:
+    """Prove that a pruned model computes the right function: the largest relative error in float64.
+
+    Runs the captured original at full size under masks (removed channels zero, norms over kept ones)
+    beside the pruned model, on `batch` samples of noise (or on `example_inputs`).  1e-8 or less is exact.
+
+    Raises:
+        PlanError: `pruned` was not made by fxprune, or from another model.
+        CertificateError: no values to compare, or the capture differs from the model.
+
+    Example:
+        >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
+    """
+    plan = plan_of(pruned)
+    record = pruned.meta["fxprune_how"]
+    if example_inputs is None and example_kwargs is None:
+        example = seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+    else:
+        example = example_of(model, example_inputs, example_kwargs)
+    analysis = analyze(
+        model,
+        example_inputs=example.args,
+        example_kwargs=example.kwargs,
+        outputs=record["outputs"],
+        capture=record["capture"],
+        rules=rules,
+    )
+    return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)
+
+
+def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> fx.GraphModule:
+    """Slice the weights, write the new sizes, and attach the plan."""
+    pruned = shrink(analysis, selection, model)
+    names = _names_in_graph(model, analysis.module)
+    state = model.state_dict(keep_vars=True)
+    pruned.meta["fxprune_plan"] = selection.plan(analysis, {n: u for n, u in names.items() if n in state})
+    pruned.meta["fxprune_how"] = {
+        "capture": analysis.capture,
+        "outputs": "prune" if analysis.inference.prune_outputs else "keep",
+        "dynamic": not any("batch size" in note for note in analysis.notes),
+        "example": analysis.module.meta["example"],
+    }
+    return pruned
+
+
+def _names_in_graph(model: nn.Module, captured: fx.GraphModule) -> dict[str, str]:
+    """Every name that the model has for a tensor -> the name under which the graph uses it."""
+    used: dict[int, str] = {}
+    tensors: list[tuple[str, Tensor]] = [
+        *captured.named_parameters(remove_duplicate=False),
+        *captured.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        used.setdefault(id(tensor), name)
+    own: list[tuple[str, Tensor]] = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: used[id(tensor)] for name, tensor in own if id(tensor) in used}
+
+
+def _check_options(ratio: float, attention: str, round_to: int, outputs: str) -> None:
+    """Refuse what makes no sense before any work is done."""
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise OptionError(f"ratio={ratio!r}: the fraction of channels to remove must be in [0, 1)")
+    if attention not in ATTENTION:
+        raise OptionError(f"attention={attention!r}: one of {', '.join(map(repr, ATTENTION))}")
+    if outputs not in OUTPUTS:
+        raise OptionError(f"outputs={outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise OptionError(f"round_to={round_to!r}: a whole number of at least 1")

@@ -1,0 +1,29 @@
+"""Per-op knowledge: how axes flow through each op.  One file per op family."""
+
+from fxprune.rules import (
+    contractions,
+    elementwise,
+    joining,
+    normalisation,
+    reductions,
+    reshaping,
+    sources,
+    spatial,
+)
+from fxprune.rules.registry import DEFAULT_RULES, Flow, RuleSet, Typed, rule
+
+__all__ = [
+    "DEFAULT_RULES",
+    "Flow",
+    "RuleSet",
+    "Typed",
+    "contractions",
+    "elementwise",
+    "joining",
+    "normalisation",
+    "reductions",
+    "reshaping",
+    "rule",
+    "sources",
+    "spatial",
+]

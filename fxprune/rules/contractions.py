@@ -1,0 +1,182 @@
+"""Ops that sum over a shared axis: what is contracted is one axis, the rest passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxprune.axes import ONE, Axis, Product, atom, fixed
+from fxprune.rules.elementwise import broadcast
+from fxprune.rules.registry import Flow, Typed, rule
+
+
+@rule("linear")
+def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
+    """... i, o i, o -> ... o"""
+    o, i = weight.axes
+    same = [(input.axes[-1], i)]
+    if bias is not None:
+        same.append((o, bias.axes[0]))
+    return Flow((*input.axes[:-1], o), same)
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot")
+def matmul_axes(input: Typed, other: Typed) -> Flow:
+    """... n i, ... i m -> ... n m (a vector stands for its one dimension)"""
+    left, right = input.axes, other.axes
+    inner = right[0] if len(right) == 1 else right[-2]
+    batch, same = broadcast([left[:-2], right[:-2]])
+    rows = left[-2:-1] if len(left) > 1 else ()
+    columns = right[-1:] if len(right) > 1 else ()
+    return Flow((*batch, *rows, *columns), [*same, (left[-1], inner)])
+
+
+@rule("addmm", "baddbmm")
+def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
+    """n m, n i, i m -> n m"""
+    product = matmul_axes(mat1, mat2)
+    out, same = broadcast([product.out, input.axes])
+    return Flow(out, [*product.same, *same])
+
+
+@rule("einsum")
+def einsum_axes(equation: str, *operands: Any, path: Any = None) -> Flow:
+    """Whatever the equation says: one letter, one axis."""
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if "..." in equation:
+        terms, output = _spell_ellipsis(terms, output, [t.ndim for t in operands])
+    if "->" not in equation:
+        letters = "".join(terms)
+        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    named: dict[str, Axis] = {}
+    same: list[tuple[Axis, Axis]] = []
+    for term, tensor in zip(terms, operands, strict=True):
+        for letter, axis in zip(term, tensor.axes, strict=True):
+            known = named.setdefault(letter, axis)
+            if known == ONE:
+                named[letter] = axis
+            elif axis != ONE:
+                same.append((known, axis))
+    return Flow(tuple(named[letter] for letter in output), same)
+
+
+def _spell_ellipsis(terms: Sequence[str], output: str, ndims: Sequence[int]) -> tuple[list[str], str]:
+    """Replace "..." by upper-case Greek letters, aligned to the right."""
+    spare = "ΑΒΓΔΕΖΗΘ"
+    widths = [n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t]
+    spell = spare[: max(widths)]
+    spelled = []
+    for term, n in zip(terms, ndims, strict=True):
+        width = n - len(term.replace("...", ""))
+        spelled.append(term.replace("...", spell[len(spell) - width :]))
+    return spelled, output.replace("...", spell)
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def conv_axes(
+    input: Typed,
+    weight: Typed,
+    bias: Typed | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    result: Typed,
+) -> Flow:
+    """b (g i) h w, (g o) i kh kw, (g o) -> b (g o) h' w'"""
+    batch, (channels, *_) = input.axes[: -len(weight.axes) + 1], input.axes[-len(weight.axes) + 1 :]
+    out, i, *kernel = weight.axes
+    g = atom(groups)
+    same = [(channels, Product.of((g, i))), (out, Product.of((g, atom(out.size // groups))))]
+    if bias is not None:
+        same.append((out, bias.axes[0]))
+    return Flow(
+        (*batch, out, *_spatial(result, len(kernel))),
+        same,
+        whole=[(k, "kernel") for k in kernel],
+        sizes={"groups": g},
+    )
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose_axes(
+    input: Typed,
+    weight: Typed,
+    bias: Typed | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    result: Typed,
+) -> Flow:
+    """b (g i) h w, (g i) o kh kw, (g o) -> b (g o) h' w'"""
+    batch, (channels, *_) = input.axes[: -len(weight.axes) + 1], input.axes[-len(weight.axes) + 1 :]
+    rows, o, *kernel = weight.axes
+    g = atom(groups)
+    out = Product.of((g, o))
+    same = [(channels, rows), (rows, Product.of((g, atom(rows.size // groups))))]
+    if bias is not None:
+        same.append((out, bias.axes[0]))
+    return Flow(
+        (*batch, out, *_spatial(result, len(kernel))),
+        same,
+        whole=[(k, "kernel") for k in kernel],
+        sizes={"groups": g},
+    )
+
+
+def _spatial(result: Typed, n: int) -> tuple[Axis, ...]:
+    return tuple(fixed(size, "pixels") for size in result.shape[-n:])
+
+
+@rule("embedding")
+def embedding_axes(input: Typed, weight: Typed, *options: Any, **more: Any) -> Flow:
+    """..., v c -> ... c"""
+    vocabulary, c = weight.axes
+    return Flow((*input.axes, c), whole=[(vocabulary, "looked up by index")])
+
+
+@rule("aten.embedding")
+def aten_embedding_axes(weight: Typed, input: Typed, *options: Any, **more: Any) -> Flow:
+    """The same with ATen's order of arguments."""
+    return embedding_axes(input, weight)
+
+
+@rule("outer", "ger")
+def outer_axes(input: Typed, vec2: Typed) -> Flow:
+    """n, m -> n m"""
+    return Flow((*input.axes, *vec2.axes))
+
+
+@rule("scaled_dot_product_attention")
+def attention_axes(
+    query: Typed,
+    key: Typed,
+    value: Typed,
+    attn_mask: Typed | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Flow:
+    """b h n d, b h m d, b h m e -> b h n e"""
+    *q_batch, n, d = query.axes
+    *k_batch, m, d_key = key.axes
+    *v_batch, m_value, e = value.axes
+    if enable_gqa:  # query heads are (key heads, share)
+        shared = atom(q_batch[-1].size // k_batch[-1].size)
+        k_batch[-1] = Product.of((k_batch[-1], shared))
+        v_batch[-1] = Product.of((v_batch[-1], shared))
+    batch, same = broadcast([tuple(q_batch), tuple(k_batch), tuple(v_batch)])
+    same += [(d, d_key), (m, m_value)]
+    if attn_mask is not None:
+        _, masked = broadcast([(*batch, n, m), attn_mask.axes])
+        same += masked
+    return Flow((*batch, n, e), same, whole=[(m, "softmax over it")])
+

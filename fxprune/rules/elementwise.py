@@ -1,0 +1,79 @@
+"""Ops that treat every element alike: dimensions broadcast, and what broadcasts together is one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fxprune.axes import ONE, Axis
+from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, Typed, rule
+
+
+def broadcast(tensors: Iterable[Axes]) -> tuple[Axes, list[tuple[Axis, Axis]]]:
+    """... n, ... n -> ... n; dimensions of size 1 stretch and couple nothing."""
+    shapes = list(tensors)
+    out: list[Axis] = []
+    same: list[tuple[Axis, Axis]] = []
+    for i in range(1, max(map(len, shapes), default=0) + 1):
+        column = [axes[-i] for axes in shapes if len(axes) >= i and axes[-i] != ONE]
+        out.append(column[0] if column else ONE)
+        same.extend((column[0], other) for other in column[1:])
+    return tuple(reversed(out)), same
+
+
+def tensors_in(value: Any) -> Iterator[Typed]:
+    """Every tensor in a nest of arguments."""
+    if isinstance(value, Typed):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def elementwise_axes(*args: Any, **kwargs: Any) -> Flow:
+    """... n, ... n -> ... n"""
+    out, same = broadcast(t.axes for t in tensors_in([args, kwargs]))
+    return Flow(out, same)
+
+
+def elementwise(*ops: str) -> None:
+    for op in ops:
+        DEFAULT_RULES.add(op, elementwise_axes)
+
+
+# arithmetic and comparison
+elementwise("add", "sub", "rsub", "mul", "div", "truediv", "true_divide", "floordiv", "floor_divide")
+elementwise("remainder", "mod", "fmod", "pow", "neg", "pos", "abs", "sign", "reciprocal", "addcmul")
+elementwise("addcdiv", "lerp", "maximum", "minimum", "fmax", "fmin", "where", "clamp", "clip")
+elementwise("clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite")
+elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "not_", "invert")
+elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor", "subtract", "multiply", "divide")
+# transcendental
+elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "sin")
+elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "floor")
+elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
+# activations
+elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "sigmoid")
+elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")
+elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "quick_gelu")
+elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
+elementwise("feature_dropout", "stochastic_depth", "bernoulli")
+# the same numbers, held otherwise
+elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
+elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
+elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive")
+
+
+@rule("to", "type", "_to_copy", "type_as", "convert_element_type")
+def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
+    """... -> ... (another tensor argument lends only its dtype and device)"""
+    return Flow(input.axes)
+
+
+@rule("prelu")
+def prelu_axes(input: Typed, weight: Typed) -> Flow:
+    """b c ..., c -> b c ..."""
+    channel = weight.axes[0]
+    return Flow(input.axes, same=[] if channel == ONE else [(input.axes[1], channel)])

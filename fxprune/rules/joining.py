@@ -1,0 +1,284 @@
+"""Ops that join tensors along a dimension or take pieces of one: sums of axes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
+from fxprune.rules.elementwise import broadcast
+from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+
+
+def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
+    """The axes with one dimension replaced (by none: removed)."""
+    return (*axes[:dim], *new, *axes[dim + 1 :])
+
+
+def unify_all(tensors: Sequence[Axes]) -> list[tuple[Axis, Axis]]:
+    """Dimension by dimension the same axes."""
+    return [pair for other in tensors[1:] for pair in zip(tensors[0], other, strict=True)]
+
+
+@rule("cat", "concat", "concatenate")
+def cat_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
+    """... n, ... m -> ... [n | m]"""
+    filled = [t for t in tensors if t.shape != (0,)]
+    d = at(dim, filled[0].ndim)
+    joined = Sum.of(t.axes[d] for t in filled)
+    same = unify_all([replaced(t.axes, d) for t in filled])
+    return Flow(replaced(filled[0].axes, d, joined), same)
+
+
+@rule("stack")
+def stack_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
+    """n, n -> 2 n"""
+    axes = tensors[0].axes
+    d = at(dim, len(axes) + 1)
+    out = (*axes[:d], fixed(len(tensors), "it counts what is stacked"), *axes[d:])
+    return Flow(out, same=unify_all([t.axes for t in tensors]))
+
+
+def pieces_of(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Consecutive parts of an axis, as they are where its own parts end there already."""
+    if isinstance(axis, Sum) and [p.size for p in axis.parts] == list(sizes):
+        return list(axis.parts)
+    return [atom(size) for size in sizes]
+
+
+def split_flow(input: Typed, sizes: Sequence[int], dim: int, argument: str) -> Flow:
+    """... [n | m] -> ... n, ... m"""
+    d = at(dim, input.ndim)
+    pieces = pieces_of(input.axes[d], sizes)
+    return Flow(
+        [replaced(input.axes, d, piece) for piece in pieces],
+        same=[(input.axes[d], Sum.of(pieces))],
+        sizes={argument: pieces},
+        target=split_by_sizes,
+    )
+
+
+def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """What every kind of split becomes once its parts have sizes of their own."""
+    return torch.split(x, list(sizes), dim)
+
+
+@rule("split", "split_with_sizes", "unsafe_split")
+def split_axes(input: Typed, split_size: int | Sequence[int], dim: int = 0) -> Flow:
+    """... [n | n | m] -> ... n, ... n, ... m"""
+    n = input.shape[at(dim, input.ndim)]
+    sizes = split_size if not isinstance(split_size, int) else _equal_parts(n, split_size)
+    return split_flow(input, sizes, dim, "split_size")
+
+
+@rule("chunk", "unsafe_chunk")
+def chunk_axes(input: Typed, chunks: int, dim: int = 0) -> Flow:
+    """... [n | n] -> ... n, ... n"""
+    n = input.shape[at(dim, input.ndim)]
+    return split_flow(input, _equal_parts(n, -(-n // chunks)), dim, "chunks")
+
+
+@rule("tensor_split")
+def tensor_split_axes(input: Typed, indices_or_sections: Any, dim: int = 0) -> Flow:
+    """... [n | m] -> ... n, ... m"""
+    n = input.shape[at(dim, input.ndim)]
+    if isinstance(indices_or_sections, int):
+        k = indices_or_sections
+        sizes = [n // k + (i < n % k) for i in range(k)]
+    else:
+        ends = [0, *indices_or_sections, n]
+        sizes = [b - a for a, b in itertools.pairwise(ends)]
+    return split_flow(input, sizes, dim, "indices_or_sections")
+
+
+def _equal_parts(n: int, size: int) -> list[int]:
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+@rule("unbind")
+def unbind_axes(input: Typed, dim: int = 0) -> Flow:
+    """3 n -> n, n, n; the axis that is taken apart is whole"""
+    d = at(dim, input.ndim)
+    taken = input.axes[d]
+    out = replaced(input.axes, d)
+    return Flow([out] * taken.size, whole=[(taken, "taken apart element by element")])
+
+
+@rule("select")
+def select_axes(input: Typed, dim: int, index: int) -> Flow:
+    """3 n -> n"""
+    d = at(dim, input.ndim)
+    return Flow(replaced(input.axes, d), whole=[(_part_with(input.axes[d], index), "selected by index")])
+
+
+def _part_with(axis: Axis, index: Any) -> Axis:
+    """The part of a concatenation that holds one element: the others need not be whole for it."""
+    if not isinstance(axis, Sum) or not isinstance(index, int):
+        return axis
+    start, index = 0, at(index, axis.size)
+    for part in axis.parts:
+        start += part.size
+        if index < start:
+            return part
+    raise TypeError(f"index {index} is beyond {axis.size} elements")
+
+
+def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) -> tuple[Axis, Flow, slice]:
+    """x[start:stop:step] along one axis: the result, what follows, and the axes its bounds spell."""
+    begin, end, stride = slice(start, stop, step).indices(axis.size)
+    size = len(range(begin, end, stride))
+    if size == axis.size and stride == 1:
+        return axis, Flow(()), slice(None)
+    if stride == 1 and size > 0:
+        before, piece, after = pieces_of_three(axis, begin, size)
+        whole = Sum.of((before, piece, after))
+        spelled = slice(before if start else None, Sum.of((before, piece)) if stop is not None else None)
+        return piece, Flow((), same=[(axis, whole)]), spelled
+    if stride > 1 and axis.size % stride == 0 and begin < stride and size == axis.size // stride:
+        piece = atom(size)  # every stride-th element: n = (piece stride)
+        why = "taken apart by a strided slice"
+        same = [(axis, Product.of((piece, fixed(stride, why))))]
+        return piece, Flow((), same=same), slice(None)
+    out = fixed(size, "a slice of it")
+    return out, Flow((), whole=[(axis, "sliced at odd bounds")]), slice(None)
+
+
+def pieces_of_three(axis: Axis, begin: int, size: int) -> tuple[Axis, Axis, Axis]:
+    """An axis cut before and after a run of elements, along its own parts where they end there."""
+    if isinstance(axis, Sum):
+        ends = [0, *itertools.accumulate(part.size for part in axis.parts)]
+        if begin in ends and begin + size in ends:
+            i, j = ends.index(begin), ends.index(begin + size)
+            return Sum.of(axis.parts[:i]), Sum.of(axis.parts[i:j]), Sum.of(axis.parts[j:])
+    return atom(begin), atom(size), atom(axis.size - begin - size)
+
+
+@rule("slice")
+def slice_axes(
+    input: Typed, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Flow:
+    """... [a | n | b] -> ... n"""
+    d = at(dim, input.ndim)
+    piece, flow, spelled = sliced(input.axes[d], start, end, step)
+    flow.out = replaced(input.axes, d, piece)
+    flow.sizes = {"start": spelled.start, "end": spelled.stop}
+    return flow
+
+
+@rule("narrow")
+def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
+    """... [a | n | b] -> ... n"""
+    d = at(dim, input.ndim)
+    piece, flow, spelled = sliced(input.axes[d], start, start + length, 1)
+    flow.out = replaced(input.axes, d, piece)
+    flow.sizes = {"start": spelled.start, "length": piece}
+    return flow
+
+
+@rule("getitem")
+def getitem_axes(input: Any, index: Any) -> Flow:
+    """x[i, :, a:b, None, ..., table]: each element of the index acts on its own dimension."""
+    if not isinstance(input, Typed):
+        raise TypeError("a container is indexed, not a tensor")
+    entries = list(index) if isinstance(index, tuple) else [index]
+    used = sum(_dims_used(e) for e in entries)
+    if not any(e is Ellipsis for e in entries):
+        entries.append(Ellipsis)
+    flow = Flow(())
+    out: list[Axis] = []
+    spelled: list[Any] = []
+    advanced: list[tuple[int, Typed]] = []  # where in `out` an index tensor stands
+    dim = 0
+    for entry in entries:
+        if entry is None:
+            out.append(ONE)
+        elif entry is Ellipsis:
+            out += input.axes[dim : dim + input.ndim - used]
+            dim += input.ndim - used
+        elif isinstance(entry, slice):
+            piece, part, bounds = sliced(input.axes[dim], entry.start, entry.stop, entry.step)
+            flow.same += part.same
+            flow.whole += part.whole
+            out.append(piece)
+            spelled.append(bounds)
+            dim += 1
+            continue
+        elif isinstance(entry, int):
+            flow.whole.append((_part_with(input.axes[dim], entry), "selected by index"))
+            dim += 1
+        else:
+            tensor = entry if isinstance(entry, Typed) else Typed((fixed(len(entry), "an index"),))
+            advanced.append((len(out), tensor))
+            flow.whole.append((input.axes[dim], "looked up by index"))
+            dim += 1
+        spelled.append(None)
+    flow.out = _with_index_axes(out, advanced, flow)
+    n = len(index) if isinstance(index, tuple) else 1
+    flow.sizes = {"index": tuple(spelled[:n]) if isinstance(index, tuple) else spelled[0]}
+    return flow
+
+
+def _dims_used(entry: Any) -> int:
+    return 0 if entry is None or entry is Ellipsis else 1
+
+
+def _with_index_axes(out: list[Axis], advanced: list[tuple[int, Typed]], flow: Flow) -> Axes:
+    """Index tensors broadcast together; the result stands where they stood side by side, else first."""
+    if not advanced:
+        return tuple(out)
+    axes, same = broadcast([t.axes for _, t in advanced])
+    flow.same += same
+    places = [place for place, _ in advanced]
+    where = places[0] if places[0] == places[-1] else 0
+    return (*out[:where], *axes, *out[where:])
+
+
+@rule("aten.index", "_unsafe_index")
+def index_axes(input: Typed, indices: Sequence[Typed | None]) -> Flow:
+    """v c, n m -> n m c"""
+    flow = getitem_axes(input, tuple(slice(None) if i is None else i for i in indices))
+    flow.sizes = {}
+    return flow
+
+
+@rule("index_select")
+def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
+    """v c, n -> n c"""
+    d = at(dim, input.ndim)
+    out = replaced(input.axes, d, *(index.axes or (ONE,)))
+    return Flow(out, whole=[(input.axes[d], "looked up by index")])
+
+
+@rule("gather")
+def gather_axes(input: Typed, dim: int, index: Typed, *, sparse_grad: bool = False) -> Flow:
+    """b n c, b m c -> b m c"""
+    d = at(dim, input.ndim)
+    same = [
+        (a, b) for i, (a, b) in enumerate(zip(input.axes, index.axes, strict=True)) if i != d and a.size == b.size
+    ]
+    odd = [a for a, b in zip(input.axes, index.axes, strict=True) if a.size != b.size]
+    whole = [(axis, "looked up by index") for axis in (input.axes[d], *odd)]
+    return Flow(index.axes, same, whole)
+
+
+@rule("roll")
+def roll_axes(input: Typed, shifts: Any, dims: Any = None) -> Flow:
+    """... n -> ... n, n whole: its order matters"""
+    return Flow(input.axes, whole=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
+
+
+@rule("flip")
+def flip_axes(input: Typed, dims: Any) -> Flow:
+    """... n -> ... n, n whole: its order matters"""
+    return roll_axes(input, None, dims)
+
+
+@rule("triu", "tril")
+def triangle_axes(input: Typed, diagonal: int = 0) -> Flow:
+    """... n m -> ... n m, both whole"""
+    return Flow(input.axes, whole=[(axis, "its order matters") for axis in input.axes[-2:]])
+
+

@@ -1,0 +1,82 @@
+"""Normalisation layers: over a shrinking axis, the statistics are taken over what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.axes import Product, atom
+from fxprune.rules.registry import Flow, Typed, rule
+
+
+@rule("rms_norm")
+def rms_norm_axes(
+    input: Typed, normalized_shape: list[int], weight: Typed | None = None, eps: float | None = None
+) -> Flow:
+    """... c, c -> ... c"""
+    return layer_norm_axes(input, normalized_shape, weight)
+
+
+@rule("layer_norm")
+def layer_norm_axes(
+    input: Typed,
+    normalized_shape: list[int],
+    weight: Typed | None = None,
+    bias: Typed | None = None,
+    eps: float | None = 1e-5,
+    cudnn_enable: bool = True,
+) -> Flow:
+    """... c, c, c -> ... c"""
+    normed = input.axes[-len(normalized_shape) :]
+    same = [pair for t in (weight, bias) if t is not None for pair in zip(normed, t.axes, strict=True)]
+    return Flow(input.axes, same, sizes={"normalized_shape": normed})
+
+
+@rule("group_norm")
+def group_norm_axes(
+    input: Typed,
+    num_groups: int,
+    weight: Typed | None = None,
+    bias: Typed | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Flow:
+    """b (g c) ..., (g c), (g c) -> b (g c) ..."""
+    channels = input.axes[1]
+    g = atom(num_groups)
+    same = [(channels, Product.of((g, atom(channels.size // num_groups))))]
+    same += [(channels, t.axes[0]) for t in (weight, bias) if t is not None]
+    return Flow(input.axes, same, sizes={"num_groups": g})
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm_axes(
+    input: Typed,
+    running_mean: Typed | None = None,
+    running_var: Typed | None = None,
+    weight: Typed | None = None,
+    bias: Typed | None = None,
+    *options: Any,
+    **more: Any,
+) -> Flow:
+    """b c ..., c, c, c, c -> b c ..."""
+    vectors = [t for t in (running_mean, running_var, weight, bias) if t is not None]
+    return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors])
+
+
+@rule("aten.batch_norm", "aten.instance_norm")
+def aten_batch_norm_axes(
+    input: Typed,
+    weight: Typed | None,
+    bias: Typed | None,
+    running_mean: Typed | None,
+    running_var: Typed | None,
+    *options: Any,
+) -> Flow:
+    """The same with ATen's order of arguments."""
+    return batch_norm_axes(input, running_mean, running_var, weight, bias)
+
+
+@rule("normalize")
+def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
+    """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
+    return Flow(input.axes)

@@ -1,0 +1,125 @@
+"""Ops that reduce dimensions, or couple the elements along one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.axes import ONE, Axis, Sum, atom, fixed
+from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+
+
+def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
+    """The axes that are left when `dim` (None: every dimension) is reduced."""
+    gone = dims_of(dim, input.ndim)
+    if keepdim:
+        return tuple(ONE if i in gone else axis for i, axis in enumerate(input.axes))
+    return tuple(axis for i, axis in enumerate(input.axes) if i not in gone)
+
+
+@rule("sum", "mean", "nansum", "nanmean")
+def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
+    """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
+    return Flow(without(input, dim, keepdim))
+
+
+@rule("var", "std")
+def var_axes(
+    input: Typed,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: Any = None,
+) -> Flow:
+    """... n -> ..."""
+    return Flow(without(input, dim, keepdim))
+
+
+@rule("var_mean", "std_mean")
+def var_mean_axes(
+    input: Typed,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: Any = None,
+) -> Flow:
+    """... n -> ..., ..."""
+    out = without(input, dim, keepdim)
+    return Flow([out, out])
+
+
+@rule("norm")
+def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
+    """... n -> ... (zeros add nothing to a norm)"""
+    return Flow(without(input, dim, keepdim))
+
+
+@rule("linalg_vector_norm", "linalg_norm", "vector_norm")
+def vector_norm_axes(
+    input: Typed, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Flow:
+    """... n -> ..."""
+    return Flow(without(input, dim, keepdim))
+
+
+@rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp")
+def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+    """... n -> ..., n whole: a zero is not the same as a missing element"""
+    whole = [(input.axes[i], "a zero would count") for i in dims_of(dim, input.ndim)]
+    return Flow(without(input, dim, keepdim), whole=whole)
+
+
+@rule("max", "min")
+def max_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+    """... n -> ..., ... (values and indices; of the whole tensor: values alone)"""
+    if isinstance(dim, Typed):  # torch.max(a, b)
+        from fxprune.rules.elementwise import elementwise_axes
+
+        return elementwise_axes(input, dim)
+    flow = extremum_axes(input, dim, keepdim)
+    return flow if dim is None else Flow([flow.out, flow.out], whole=flow.whole)
+
+
+@rule("topk")
+def topk_axes(
+    input: Typed, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> Flow:
+    """... n -> ... k, ... k"""
+    d = at(dim, input.ndim)
+    out = (*input.axes[:d], fixed(k, "the k largest"), *input.axes[d + 1 :])
+    return Flow([out, out], whole=[(input.axes[d], "searched for the k largest")])
+
+
+@rule("softmax", "log_softmax", "softmin", "_softmax", "gumbel_softmax")
+def softmax_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+    """... n -> ... n, n whole: leaving an element out is not the same as setting it to zero"""
+    return Flow(input.axes, whole=[(input.axes[at(dim, input.ndim)], "softmax over it")])
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
+def scan_axes(input: Typed, dim: int, *, dtype: Any = None) -> Flow:
+    """... n -> ... n, n whole"""
+    return Flow(input.axes, whole=[(input.axes[at(dim, input.ndim)], "its order matters")])
+
+
+@rule("sort")
+def sort_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+    """... n -> ... n, ... n, n whole"""
+    flow = scan_axes(input, dim)
+    return Flow([flow.out, flow.out], whole=flow.whole)
+
+
+@rule("argsort")
+def argsort_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+    """... n -> ... n, n whole"""
+    return scan_axes(input, dim)
+
+
+@rule("glu")
+def glu_axes(input: Typed, dim: int = -1) -> Flow:
+    """... [n | n] -> ... n"""
+    d = at(dim, input.ndim)
+    half: Axis = atom(input.axes[d].size // 2)
+    out = (*input.axes[:d], half, *input.axes[d + 1 :])
+    return Flow(out, same=[(input.axes[d], Sum.of((half, half)))])

@@ -1,0 +1,180 @@
+"""Ops that regroup dimensions without touching an element: reshape, permute, expand and their kin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fxprune.axes import ONE, Axis, Product, atom, fixed, refine
+from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+
+
+def factors(axes: Iterable[Axis]) -> list[Axis]:
+    """The dimensions of a tensor as one row-major list of factors, units left out."""
+    product = Product.of(axes)
+    return list(product.parts) if isinstance(product, Product) else [product]
+
+
+def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
+    """Row-major factors on one side, sizes on the other: split, merge, or freeze what doesn't align.
+
+    (b 14 14 c) as b 196 c merges; b 196 (3 h d) as b 196 3 h d splits; where neither is possible
+    (14 rows as 2 x 7 in, 7 x 2 out) only the run of factors that does not line up is frozen.
+    """
+    left = factors(axes)
+    right = [size for size in sizes if size != 1]
+    flow = Flow(out=())
+    out: list[Axis] = []
+    if 0 in right:
+        return Flow(tuple(fixed(s, "empty") for s in sizes), whole=[(a, "emptied") for a in axes])
+    for seg in refine([f.size for f in left], right):
+        if seg.left_pieces is None or seg.right_pieces is None:
+            flow.whole += [(left[i], "a reshape cuts across it") for i in seg.left]
+            out += [fixed(right[j], "a reshape cuts across it") for j in seg.right]
+            continue
+        pieces: list[Axis] = []
+        for i, split in zip(seg.left, seg.left_pieces, strict=True):
+            fresh = [left[i]] if len(split) == 1 else [atom(size) for size in split]
+            if len(split) > 1:
+                flow.same.append((left[i], Product.of(fresh)))
+            pieces += fresh
+        for merged in seg.right_pieces:
+            out.append(Product.of(pieces[: len(merged)]))
+            pieces = pieces[len(merged) :]
+    dims = iter(out)
+    flow.out = tuple(ONE if size == 1 else next(dims) for size in sizes)
+    return flow
+
+
+@rule("reshape", "view", "_unsafe_view", "_reshape_alias")
+def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
+    """(a b) (c d) -> (a b c) d"""
+    if not isinstance(shape, (list, tuple)):  # x.view(dtype)
+        return Flow(input.axes, whole=[(axis, "reinterpreted") for axis in input.axes])
+    known = math.prod(s for s in shape if s != -1)
+    total = math.prod(input.shape)
+    flow = regroup(input.axes, [total // known if s == -1 else s for s in shape])
+    flow.sizes = {"shape": flow.out}
+    return flow
+
+
+@rule("reshape_as", "view_as")
+def reshape_as_axes(input: Typed, other: Typed) -> Flow:
+    """a (b c), a b c -> a b c"""
+    flow = regroup(input.axes, other.shape)
+    flow.same += zip(flow.out, other.axes, strict=True)
+    return flow
+
+
+@rule("flatten", "ravel")
+def flatten_axes(input: Typed, start_dim: int = 0, end_dim: int = -1) -> Flow:
+    """a b c d -> a (b c) d"""
+    i, j = at(start_dim, input.ndim), at(end_dim, input.ndim)
+    return Flow((*input.axes[:i], Product.of(input.axes[i : j + 1]), *input.axes[j + 1 :]))
+
+
+@rule("unflatten")
+def unflatten_axes(input: Typed, dim: int, sizes: Sequence[int]) -> Flow:
+    """a (b c) d -> a b c d"""
+    d = at(dim, input.ndim)
+    known = math.prod(s for s in sizes if s != -1)
+    full = [input.shape[d] // known if s == -1 else s for s in sizes]
+    flow = regroup((input.axes[d],), full)
+    flow.sizes = {"sizes": flow.out}
+    flow.out = (*input.axes[:d], *flow.out, *input.axes[d + 1 :])
+    return flow
+
+
+@rule("permute")
+def permute_axes(input: Typed, dims: Sequence[int]) -> Flow:
+    """a b c -> c a b"""
+    return Flow(tuple(input.axes[d] for d in dims_of(list(dims), input.ndim)))
+
+
+@rule("transpose", "swapaxes", "swapdims")
+def transpose_axes(input: Typed, dim0: int, dim1: int) -> Flow:
+    """a b c -> a c b"""
+    axes = list(input.axes)
+    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return Flow(tuple(axes))
+
+
+@rule("t", "numpy_T", "adjoint", "mT")
+def t_axes(input: Typed) -> Flow:
+    """... a b -> ... b a"""
+    return Flow((*input.axes[:-2], *reversed(input.axes[-2:])))
+
+
+@rule("movedim", "moveaxis")
+def movedim_axes(input: Typed, source: Any, destination: Any) -> Flow:
+    """a b c -> b c a"""
+    sources, targets = dims_of(source, input.ndim), dims_of(destination, input.ndim)
+    order = [d for d in range(input.ndim) if d not in sources]
+    for target, origin in sorted(zip(targets, sources, strict=True)):
+        order.insert(target, origin)
+    return Flow(tuple(input.axes[d] for d in order))
+
+
+@rule("unsqueeze")
+def unsqueeze_axes(input: Typed, dim: int) -> Flow:
+    """a b -> a 1 b"""
+    d = at(dim, input.ndim + 1)
+    return Flow((*input.axes[:d], ONE, *input.axes[d:]))
+
+
+@rule("squeeze")
+def squeeze_axes(input: Typed, dim: Any = None) -> Flow:
+    """a 1 b -> a b"""
+    gone = dims_of(dim, input.ndim)
+    return Flow(tuple(a for i, a in enumerate(input.axes) if i not in gone or a != ONE))
+
+
+@rule("expand", "broadcast_to")
+def expand_axes(input: Typed, size: Sequence[int], *, implicit: bool = False) -> Flow:
+    """1 n -> b n"""
+    new = len(size) - input.ndim
+    padded = (*(ONE for _ in range(new)), *input.axes)
+    out = tuple(
+        axis if s == -1 or axis.size == s else fixed(s, "copies")
+        for axis, s in zip(padded, size, strict=True)
+    )
+    return Flow(out, sizes={"size": out})
+
+
+@rule("expand_as")
+def expand_as_axes(input: Typed, other: Typed) -> Flow:
+    """1 n, b n -> b n"""
+    padded = (*(ONE for _ in range(other.ndim - input.ndim)), *input.axes)
+    same = [(a, b) for a, b in zip(padded, other.axes, strict=True) if a != ONE]
+    return Flow(other.axes, same)
+
+
+@rule("repeat", "tile")
+def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
+    """a b -> (2 a) (3 b)"""
+    padded = (*(ONE for _ in range(len(repeats) - input.ndim)), *input.axes)
+    pairs = zip(repeats, padded, strict=True)
+    return Flow(tuple(Product.of((fixed(n, "copies"), axis)) for n, axis in pairs))
+
+
+@rule("repeat_interleave")
+def repeat_interleave_axes(
+    input: Typed, repeats: Any, dim: int | None = None, *, output_size: Any = None
+) -> Flow:
+    """a b -> a (b 3)"""
+    if dim is None or not isinstance(repeats, int):
+        raise TypeError("only a whole number of copies along one dimension is understood")
+    d = at(dim, input.ndim)
+    copied = Product.of((input.axes[d], fixed(repeats, "copies")))
+    return Flow((*input.axes[:d], copied, *input.axes[d + 1 :]))
+
+
+@rule("meshgrid")
+def meshgrid_axes(*tensors: Any, indexing: str = "ij") -> Flow:
+    """n, m -> n m, n m"""
+    vectors = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    grid = tuple(axis for v in vectors for axis in (v.axes or (ONE,)))
+    if indexing == "xy":
+        grid = (*reversed(grid[:2]), *grid[2:])
+    return Flow([grid for _ in vectors])

@@ -1,0 +1,50 @@
+"""Ops that make a tensor from sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxprune.axes import Axis, atom, fixed
+from fxprune.rules.registry import Flow, Typed, rule
+
+
+def _filled(shape: Sequence[int]) -> tuple[Axis, ...]:
+    return tuple(atom(size) for size in shape)
+
+
+@rule("zeros", "ones", "empty", "rand", "randn")
+def zeros_axes(size: Sequence[int], **options: Any) -> Flow:
+    """-> n m: the same value everywhere, so any element can go"""
+    out = _filled(size)
+    return Flow(out, sizes={"size": out})
+
+
+@rule("full")
+def full_axes(size: Sequence[int], fill_value: Any, **options: Any) -> Flow:
+    """-> n m"""
+    return zeros_axes(size)
+
+
+@rule("new_zeros", "new_ones", "new_empty")
+def new_zeros_axes(input: Any, size: Sequence[int], **options: Any) -> Flow:
+    """-> n m"""
+    return zeros_axes(size)
+
+
+@rule("new_full")
+def new_full_axes(input: Any, size: Sequence[int], fill_value: Any, **options: Any) -> Flow:
+    """-> n m"""
+    return zeros_axes(size)
+
+
+@rule("arange", "linspace", "logspace", "range", "eye", "tensor", "scalar_tensor", "scalar_to_tensor")
+def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
+    """-> n, whole: each element has a value of its own"""
+    return Flow(tuple(fixed(size, "it numbers positions") for size in result.shape))
+
+
+@rule("one_hot")
+def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow:
+    """... -> ... n, n whole"""
+    return Flow((*tensor.axes, fixed(result.shape[-1], "it numbers positions")))

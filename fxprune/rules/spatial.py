@@ -1,0 +1,118 @@
+"""Ops on pixels: channels pass through, positions are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxprune.axes import Axis, Product, Sum, atom, fixed
+from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, rule
+
+
+def _spatial_axes(n: int):  # type: ignore[no-untyped-def]
+    def spatial_axes(input: Typed, *args: Any, result: Any, **options: Any) -> Flow:
+        """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
+        first = result if isinstance(result, Typed) else result[0]
+        pixels = tuple(fixed(size, "pixels") for size in first.shape[-n:])
+        out = (*input.axes[:-n], *pixels)
+        whole = [(axis, "pixels") for axis in input.axes[-n:]]
+        return Flow(out if isinstance(result, Typed) else [out] * len(result), whole=whole)
+
+    return spatial_axes
+
+
+for _n in (1, 2, 3):
+    for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
+        DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
+for _op in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d"):
+    DEFAULT_RULES.add(_op, _spatial_axes(2))
+
+
+@rule("interpolate", "upsample")
+def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+    """b c h w -> b c h' w'"""
+    return _spatial_axes(input.ndim - 2)(input, result=result)
+
+
+@rule("grid_sample")
+def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> Flow:
+    """b c h w, b h' w' 2 -> b c h' w'"""
+    batch, h, w, two = grid.axes
+    whole = [(axis, "pixels") for axis in (*input.axes[2:], h, w, two)]
+    return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], whole=whole)
+
+
+@rule("pad", "constant_pad_nd")
+def pad_axes(input: Typed, pad: Sequence[int], *options: Any, **more: Any) -> Flow:
+    """... n -> ... [before | n | after]; negative padding cuts"""
+    out: list[Axis] = list(input.axes)
+    whole: list[tuple[Axis, str]] = []
+    for i, (before, after) in enumerate(_pairs(pad), start=1):
+        if before == after == 0:
+            continue
+        if before < 0 or after < 0:
+            whole.append((out[-i], "cut by a negative padding"))
+            out[-i] = fixed(input.shape[-i] + before + after, "cut by a negative padding")
+            continue
+        out[-i] = Sum.of((fixed(before, "padding"), input.axes[-i], fixed(after, "padding")))
+    return Flow(tuple(out), whole=whole)
+
+
+def _pairs(pad: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(pad[::2], pad[1::2], strict=True))
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle_axes(input: Typed, upscale_factor: int) -> Flow:
+    """b (c r s) h w -> b c (h r) (w s)"""
+    *batch, channels, h, w = input.axes
+    r = s = upscale_factor
+    c = atom(channels.size // (r * s))
+    rows, columns = fixed(r, "pixels"), fixed(s, "pixels")
+    out = (*batch, c, Product.of((h, rows)), Product.of((w, columns)))
+    return Flow(out, same=[(channels, Product.of((c, rows, columns)))])
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle_axes(input: Typed, downscale_factor: int) -> Flow:
+    """b c (h r) (w s) -> b (c r s) h w"""
+    *batch, c, height, width = input.axes
+    r, s = fixed(downscale_factor, "pixels"), fixed(downscale_factor, "pixels")
+    h = fixed(height.size // downscale_factor, "pixels")
+    w = fixed(width.size // downscale_factor, "pixels")
+    return Flow((*batch, Product.of((c, r, s)), h, w), whole=[(height, "pixels"), (width, "pixels")])
+
+
+@rule("channel_shuffle")
+def channel_shuffle_axes(input: Typed, groups: int) -> Flow:
+    """b (g c) ... -> b (c g) ..."""
+    g = fixed(groups, "shuffled with its group")
+    c = atom(input.shape[1] // groups)
+    same = [(input.axes[1], Product.of((g, c)))]
+    return Flow((input.axes[0], Product.of((c, g)), *input.axes[2:]), same)
+
+
+@rule("unfold", "im2col")
+def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+    """b c h w -> b (c k) l; or, of a tensor along a dimension, ... n -> ... l k"""
+    if result.ndim == input.ndim + 1:
+        d = args[0] if args else options["dimension"]
+        whole = [(input.axes[d], "pixels")]
+        windows, k = fixed(result.shape[d], "pixels"), fixed(result.shape[-1], "pixels")
+        axes = list(input.axes)
+        axes[d] = windows
+        return Flow((*axes, k), whole=whole)
+    batch, c, *pixels = input.axes
+    k = fixed(result.shape[1] // c.size, "kernel")
+    out = (batch, Product.of((c, k)), fixed(result.shape[2], "pixels"))
+    return Flow(out, whole=[(axis, "pixels") for axis in pixels])
+
+
+@rule("fold", "col2im")
+def fold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+    """b (c k) l -> b c h w"""
+    batch, rows, length = input.axes
+    c = atom(result.shape[1])
+    k = fixed(rows.size // c.size, "kernel")
+    out = (batch, c, *(fixed(size, "pixels") for size in result.shape[2:]))
+    return Flow(out, same=[(rows, Product.of((c, k)))], whole=[(length, "pixels")])

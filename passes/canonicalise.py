@@ -1,0 +1,31 @@
+"""The passes that bring every capture to one form, in order."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxprune.capture.inputs import PRIME_BATCH, Example
+from fxprune.passes.explicit_scale import explicit_scale
+from fxprune.passes.follow_input import follow_input
+from fxprune.passes.lift_modules import lift_modules
+from fxprune.passes.pack_varargs import pack_varargs
+from fxprune.passes.propagate_values import propagate_values
+from fxprune.passes.remove_noise import remove_noise
+from fxprune.passes.sums_to_means import sums_to_means
+
+__all__ = ["canonicalise"]
+
+
+def canonicalise(module: fx.GraphModule, example: Example, notes: list[str]) -> fx.GraphModule:
+    """Make explicit what depends on a size without saying so, before anything shrinks."""
+    fixed_batch = any("batch size" in note for note in notes)
+    remove_noise(module)
+    propagate_values(module, example, batch=None if fixed_batch else PRIME_BATCH)
+    pack_varargs(module)
+    follow_input(module)
+    explicit_scale(module)
+    sums_to_means(module)
+    lift_modules(module)
+    module.graph.lint()
+    module.recompile()
+    return module

@@ -1,0 +1,23 @@
+"""Attention without a scale gets the original's: 1/sqrt(head_dim), which must not follow a shrunk head."""
+
+from __future__ import annotations
+
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+__all__ = ["explicit_scale"]
+
+_ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+
+
+def explicit_scale(module: fx.GraphModule) -> None:
+    """Contract: the same values.  Needs `meta["val"]`."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in _ATTENTION:
+            continue
+        scale = node.kwargs.get("scale")
+        if scale is None:
+            query = node.args[0] if node.args else node.kwargs["query"]
+            node.update_kwarg("scale", query.meta["val"].shape[-1] ** -0.5)

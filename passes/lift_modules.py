@@ -1,0 +1,166 @@
+"""Functional calls on a module's own weights become calls of a module again.
+
+`F.batch_norm(x, bn.running_mean, ..)` and `aten.linear(x, fc.weight, fc.bias)` turn into `bn(x)` and
+`fc(x)`: readable, and trained as layers are (batch norms follow the mode and keep their statistics).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxprune.calls import op_name
+
+__all__ = ["lift_modules"]
+
+_BATCH_NORM = "input weight bias running_mean running_var training momentum eps"
+_CONV = "input weight bias stride padding dilation groups"
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def lift_modules(module: fx.GraphModule) -> None:
+    """Contract: the same values and the same names of weights.  A call is lifted if all its weights
+    are those of one module under their usual names, and every use of them is such a call."""
+    calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
+    for node in module.graph.nodes:
+        arguments = _arguments(node)
+        path = _owner(arguments, module) if arguments is not None else None
+        if path is not None and arguments is not None:
+            calls[path].append((node, arguments))
+    for path, sites in calls.items():
+        if _all_uses_are(path, sites, module) and len({_options(a) for _, a in sites}) == 1:
+            _lift(module, path, sites)
+    module.graph.eliminate_dead_code()
+
+
+def _lift(module: fx.GraphModule, path: str, sites: list[tuple[fx.Node, dict[str, Any]]]) -> None:
+    node, arguments = sites[0]
+    layer = _layer(op_name(node.target), arguments, module.get_submodule(path), node)
+    if layer is None:
+        return
+    module.set_submodule(path, layer)
+    for node, _ in sites:
+        source = node.args[0] if node.args else node.kwargs["input"]
+        with module.graph.inserting_before(node):
+            call = module.graph.call_module(path, (source,))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        module.graph.erase_node(node)
+
+
+def _arguments(node: fx.Node) -> dict[str, Any] | None:
+    """The arguments by name, if the node calls one of the liftable functions."""
+    if node.op != "call_function":
+        return None
+    names = _SIGNATURES.get(node.target)
+    if names is None:
+        return None
+    given = dict(zip(names.split(), node.args, strict=False)) | node.kwargs
+    return {name: given.get(name) for name in names.split()}
+
+
+def _owner(arguments: dict[str, Any], module: fx.GraphModule) -> str | None:
+    """The one module that holds exactly these tensors under these names."""
+    held = {name: arguments[name] for name in _TENSORS if arguments.get(name) is not None}
+    if not held or not all(isinstance(n, fx.Node) and n.op == "get_attr" for n in held.values()):
+        return None
+    paths = {str(n.target).rpartition(".")[0] for n in held.values()}
+    if len(paths) != 1 or any(str(n.target).rpartition(".")[2] != name for name, n in held.items()):
+        return None
+    path = paths.pop()
+    if not path:
+        return None
+    owner = module.get_submodule(path)
+    own = {name for name, t in (*owner._parameters.items(), *owner._buffers.items()) if t is not None}
+    return path if own - {"num_batches_tracked"} == set(held) else None
+
+
+def _all_uses_are(path: str, sites: list[tuple[fx.Node, dict[str, Any]]], module: fx.GraphModule) -> bool:
+    lifted = {node for node, _ in sites}
+    readers = (n for n in module.graph.nodes if n.op == "get_attr" and str(n.target).startswith(path + "."))
+    return all(user in lifted for reader in readers for user in reader.users)
+
+
+def _options(arguments: dict[str, Any]) -> str:
+    return str({k: v for k, v in arguments.items() if k not in ("input", *_TENSORS)})
+
+
+def _layer(op: str, a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module | None:
+    """A native layer that computes this call, around the owner's own tensors."""
+    weight = getattr(owner, "weight", None)
+    layer: Any
+    with torch.device("meta"):
+        if op == "linear":
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=a["bias"] is not None)
+        elif op in ("conv1d", "conv2d", "conv3d"):
+            groups, n = a["groups"] or 1, int(op[4])
+            layer = getattr(nn, f"Conv{n}d")(
+                weight.shape[1] * groups,
+                weight.shape[0],
+                weight.shape[2:],
+                stride=_tuple(a["stride"], 1, n),
+                padding=a["padding"] if isinstance(a["padding"], str) else _tuple(a["padding"], 0, n),
+                dilation=_tuple(a["dilation"], 1, n),
+                groups=groups,
+                bias=a["bias"] is not None,
+            )
+        elif op == "layer_norm":
+            layer = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"] or 1e-5)
+            layer.elementwise_affine = weight is not None
+        elif op == "group_norm":
+            channels = node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
+            layer = nn.GroupNorm(a["num_groups"], channels, eps=a["eps"] or 1e-5)
+        elif op == "batch_norm":
+            layer = _batch_norm(a, owner, node)
+        else:
+            return None
+    if layer is None:
+        return None
+    absent = {name: None for name in layer._parameters}
+    layer._parameters = {**absent, **owner._parameters}
+    layer._buffers = dict(owner._buffers)
+    layer._non_persistent_buffers_set = set(owner._non_persistent_buffers_set)
+    layer.training = owner.training
+    return layer
+
+
+def _batch_norm(a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module | None:
+    if a["training"] is not False or a["running_mean"] is None:
+        return None  # it does not follow the mode: left as the function that it is
+    ndim = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
+    momentum = getattr(owner, "momentum", a["momentum"])
+    return cls(getattr(owner, "running_mean").shape[0], eps=a["eps"], momentum=momentum)  # noqa: B009
+
+
+def _tuple(value: Any, default: int, n: int) -> tuple[int, ...]:
+    if value is None:
+        return (default,) * n
+    if isinstance(value, int):
+        return (value,) * n
+    return tuple(value) if len(value) == n else tuple(value) * n
+
+
+_aten = torch.ops.aten
+_SIGNATURES: dict[Callable[..., Any], str] = {
+    F.linear: "input weight bias",
+    F.conv1d: _CONV,
+    F.conv2d: _CONV,
+    F.conv3d: _CONV,
+    F.layer_norm: "input normalized_shape weight bias eps",
+    F.group_norm: "input num_groups weight bias eps",
+    F.batch_norm: "input running_mean running_var weight bias training momentum eps",
+    _aten.linear.default: "input weight bias",
+    _aten.conv1d.default: _CONV,
+    _aten.conv2d.default: _CONV,
+    _aten.conv2d.padding: _CONV,
+    _aten.conv3d.default: _CONV,
+    _aten.layer_norm.default: "input normalized_shape weight bias eps",
+    _aten.group_norm.default: "input num_groups weight bias eps",
+    _aten.batch_norm.default: _BATCH_NORM,
+}

@@ -1,0 +1,87 @@
+"""Give every node its value, computed on fake tensors: shapes and dtypes without memory or arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxprune.capture.inputs import Example
+from fxprune.errors import ExampleInputError
+
+__all__ = ["bound_arguments", "propagate_values"]
+
+
+def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
+    """Set `node.meta["val"]` on each node, for a batch of another size if one is given.
+
+    Contract: the graph is not changed.
+
+    Raises:
+        ExampleInputError: the graph rejects the example; names the node and the user's line.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in _state(module)}
+    root = copy.deepcopy(nn.ModuleDict({"m": _shell(module)}), memo=dict(fakes))["m"]
+    with mode:
+        inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device)).with_batch(batch)
+    values = _Values(module, root)
+    with mode, torch.no_grad():
+        values.run(*bound_arguments(module, inputs))
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _shell(module: fx.GraphModule) -> nn.Module:
+    """The tree of modules without the graph: cheap to copy."""
+    shell = nn.Module()
+    shell._modules, shell._parameters, shell._buffers = module._modules, module._parameters, module._buffers
+    return shell
+
+
+def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
+    """The example's arguments in the order of the graph's placeholders."""
+    names = [n for n in module.graph.nodes if n.op == "placeholder"]
+    values = list(example.args)
+    for node in names[len(values) :]:
+        if str(node.target) in example.kwargs:
+            values.append(example.kwargs[str(node.target)])
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
+    return values
+
+
+class _Values(fx.Interpreter):
+    """Runs the graph on a root whose tensors are fake, and keeps what each node returned."""
+
+    def __init__(self, module: fx.GraphModule, root: nn.Module) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.root = root
+        self.submodules = dict(root.named_modules())
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            where = n.meta.get("where")
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise ExampleInputError(
+                f"the model rejects the example inputs at {n.name}"
+                + (f" ({where})" if where else "")
+                + f": {type(error).__name__}: {first}; pass example_inputs= of the right shape"
+            ) from error
+        n.meta["val"] = value
+        return value
+
+    def fetch_attr(self, target: str) -> Any:
+        value: Any = self.root
+        for part in target.split("."):
+            value = getattr(value, part)
+        return value

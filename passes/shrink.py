@@ -1,0 +1,245 @@
+"""The rewrite: sliced weights and re-spelled sizes, in one pass (between them the graph is invalid)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis import Analysis
+from fxprune.axes import Axis
+from fxprune.calls import canonical_keyword
+from fxprune.infer import Step
+from fxprune.passes.pin_sizes import pin_sizes, rescaled
+from fxprune.rules.modules import native
+from fxprune.selection import Selection
+
+__all__ = ["shrink"]
+
+
+def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> fx.GraphModule:
+    """A new GraphModule with the selected channels only.
+
+    Contract: every tensor is an index-select of the original's, under all of its names; shared tensors
+    stay shared; the analysed graph and the original are not changed.  Needs the analysis's own graph.
+    """
+    graph, new_of = _copied(analysis.module.graph)
+    pin_sizes(graph, new_of, analysis, selection)
+    root = _Slicer(analysis, selection, original).root(graph)
+    for node, step in analysis.inference.steps.items():
+        _respell(new_of[node], step, analysis, selection, root)
+    graph.lint()
+    return fx.GraphModule(root, graph, type(original).__name__)
+
+
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    new = fx.Graph()
+    new_of: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copied = new.node_copy(node, lambda n: new_of[n])
+        copied.meta = {k: v for k, v in node.meta.items() if k == "where"}
+        new_of[node] = copied
+    return new, new_of
+
+
+# ---------------------------------------------------------------- sizes that calls spell
+
+
+def _respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
+    """Write the new size of each axis wherever the call spells one as an integer."""
+    resolve = analysis.inference.solver.resolve
+    for argument, spelled in step.flow.sizes.items():
+        spelled = _map_axes(spelled, resolve)
+        if not _shrinks(spelled, selection):
+            continue
+        assert step.rule is not None
+        position = list(step.rule.signature.parameters).index(argument)
+        if node.op == "call_module":
+            _respell_attribute(root.get_submodule(str(node.target)), position - 1, spelled, selection)
+            continue
+        old = step.call.bind(step.rule).get(argument)
+        if old is None:
+            continue
+        if isinstance(spelled, list) and not isinstance(old, (list, tuple)):
+            _respell_split(node, step, argument, spelled, selection)
+            continue
+        current = node.args[position] if position < len(node.args) else _keyword(node, step, argument)
+        step.call.write(node, step.rule, argument, _new_value(current, spelled, selection, node))
+
+
+def _keyword(node: fx.Node, step: Step, argument: str) -> Any:
+    return next(v for k, v in node.kwargs.items() if canonical_keyword(k) == argument)
+
+
+def _respell_attribute(module: nn.Module, index: int, spelled: Any, selection: Selection) -> None:
+    entry = native(module)
+    assert entry is not None
+    name = entry.arguments[index]
+    old = getattr(module, name)
+    if isinstance(spelled, (list, tuple)):
+        value = tuple(selection.size(axis) if o != -1 else -1 for axis, o in zip(spelled, old, strict=True))
+        setattr(module, name, value)
+    else:
+        setattr(module, name, selection.size(spelled))
+
+
+def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], selection: Selection) -> None:
+    """chunk(2), split(64): one number stood for all parts.  Equal parts stay so, others are listed."""
+    sizes = [selection.size(part) for part in parts]
+    equal = len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0]
+    if equal and argument == "split_size":
+        assert step.rule is not None
+        step.call.write(node, step.rule, argument, sizes[0])
+    elif len(set(sizes)) > 1:
+        assert step.rule is not None and step.flow.target is not None
+        dim = step.call.bind(step.rule).get("dim", 0)
+        node.op, node.target = "call_function", step.flow.target
+        node.args, node.kwargs = (node.all_input_nodes[0], sizes, dim), {}
+
+
+def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) -> Any:
+    """An argument with the spelled sizes replaced; -1 and what no shrinking axis spells stay."""
+    if spelled is None or not _shrinks(spelled, selection):
+        return value
+    if isinstance(value, slice):
+        return slice(
+            _new_value(value.start, spelled.start, selection, node),
+            _new_value(value.stop, spelled.stop, selection, node),
+            value.step,
+        )
+    if isinstance(spelled, (list, tuple)):
+        if isinstance(value, fx.Node):
+            with node.graph.inserting_before(node):
+                value = [node.graph.call_function(_getitem, (value, i)) for i in range(len(spelled))]
+        pairs = zip(value, spelled, strict=True)
+        return type(value)(_new_value(v, s, selection, node) for v, s in pairs)
+    if isinstance(value, fx.Node):
+        with node.graph.inserting_before(node):
+            return rescaled(node.graph, value, spelled, selection, forwards=True)
+    return -1 if value == -1 else selection.size(spelled)
+
+
+def _getitem(value: Any, index: int) -> Any:
+    return value[index]
+
+
+def _map_axes(spelled: Any, function: Any) -> Any:
+    if spelled is None:
+        return None
+    if isinstance(spelled, slice):
+        return slice(_map_axes(spelled.start, function), _map_axes(spelled.stop, function))
+    if isinstance(spelled, (list, tuple)):
+        return type(spelled)(_map_axes(s, function) for s in spelled)
+    return function(spelled)
+
+
+def _shrinks(spelled: Any, selection: Selection) -> bool:
+    if spelled is None:
+        return False
+    if isinstance(spelled, slice):
+        return _shrinks(spelled.start, selection) or _shrinks(spelled.stop, selection)
+    if isinstance(spelled, (list, tuple)):
+        return any(_shrinks(s, selection) for s in spelled)
+    return selection.shrinks(spelled)
+
+
+# ---------------------------------------------------------------- weights
+
+
+class _Slicer:
+    """Builds the new tree of modules: copies of the leaves, holders for the rest, sliced tensors."""
+
+    def __init__(self, analysis: Analysis, selection: Selection, original: nn.Module) -> None:
+        self.analysis, self.selection, self.original = analysis, selection, original
+        self.sliced: dict[int, Tensor] = {}  # one slice per tensor, so that shared ones stay shared
+
+    def root(self, graph: fx.Graph) -> nn.Module:
+        source = self.analysis.module
+        root = nn.Module()
+        used: set[str] = set()
+        for node in graph.nodes:
+            if node.op == "call_module" and str(node.target) not in used:
+                path = str(node.target)
+                used.add(path)
+                _place(root, path, self._leaf(source.get_submodule(path), path))
+            elif node.op == "get_attr" and str(node.target) not in used:
+                used.add(str(node.target))
+                self._place_tensor(root, str(node.target), source)
+        self._place_aliases(root)
+        self._copy_modes(root)
+        return root
+
+    def _leaf(self, module: nn.Module, path: str) -> nn.Module:
+        new = copy.copy(module)
+        new._parameters = {n: self._slice(t, f"{path}.{n}") for n, t in module._parameters.items()}  # type: ignore[misc]
+        new._buffers = {n: self._slice(t, f"{path}.{n}") for n, t in module._buffers.items()}
+        new._modules = {n: m and self._leaf(m, f"{path}.{n}") for n, m in module._modules.items()}
+        entry = native(new)
+        for attribute, width in (entry.widths if entry else {}).items():
+            setattr(new, attribute, width(new))
+        return new
+
+    def _slice(self, tensor: Tensor | None, name: str) -> Any:
+        if tensor is None:
+            return None
+        if id(tensor) not in self.sliced:
+            new = tensor.detach()
+            for dim, axis in enumerate(self.analysis.weights.get(name, ())):
+                kept = self.selection.positions(axis)
+                if kept is not None:
+                    new = new.index_select(dim, torch.from_numpy(kept).to(new.device))
+            if new.data_ptr() == tensor.data_ptr():
+                new = new.clone()
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            self.sliced[id(tensor)] = new
+        return self.sliced[id(tensor)]
+
+    def _place_tensor(self, root: nn.Module, name: str, source: nn.Module) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = source.get_submodule(path)
+        holder = _holder(root, path)
+        tensor = getattr(owner, leaf)
+        if isinstance(tensor, nn.Parameter):
+            holder.register_parameter(leaf, self._slice(tensor, name))
+        else:
+            persistent = leaf not in owner._non_persistent_buffers_set and self._is_originals(name)
+            holder.register_buffer(leaf, self._slice(tensor, name), persistent=persistent)
+
+    def _is_originals(self, name: str) -> bool:
+        value: Any = self.original
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        return isinstance(value, Tensor)
+
+    def _place_aliases(self, root: nn.Module) -> None:
+        """The other names that the original's `state_dict` has for a tensor in use."""
+        present = {n for n, _ in root.named_parameters(remove_duplicate=False)}
+        present |= {n for n, _ in root.named_buffers(remove_duplicate=False)}
+        for name, parameter in self.original.named_parameters(remove_duplicate=False):
+            new = self.sliced.get(id(parameter))
+            if new is not None and name not in present:
+                path, _, leaf = name.rpartition(".")
+                _holder(root, path).register_parameter(leaf, new)  # type: ignore[arg-type]
+
+    def _copy_modes(self, root: nn.Module) -> None:
+        """Each module trains or not as the original's of that name; new ones as the whole model."""
+        modes = {path: m.training for path, m in self.original.named_modules()}
+        for path, module in root.named_modules():
+            module.training = modes.get(path, self.original.training)
+
+
+def _holder(root: nn.Module, path: str) -> nn.Module:
+    holder = root
+    for part in path.split(".") if path else ():
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder._modules[part]  # type: ignore[assignment]
+    return holder
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    _holder(root, parent).add_module(leaf, module)

@@ -1,0 +1,57 @@
+"""sum(x) / n over n elements is a mean: say so, since a mean over a shrinking axis is over what is kept."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["sums_to_means"]
+
+_DIVISIONS = {operator.truediv, torch.div, torch.true_divide, torch.ops.aten.div.Tensor, "div", "true_divide"}
+_PRODUCTS = {operator.mul, torch.mul, torch.ops.aten.mul.Tensor, "mul"}
+_SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
+
+
+def sums_to_means(module: fx.GraphModule) -> None:
+    """Contract: the same values.  Needs `meta["val"]`."""
+    for node in list(module.graph.nodes):
+        total = _divided_sum(node)
+        if total is None:
+            continue
+        x, dim, keepdim = _arguments(total)
+        with module.graph.inserting_before(node):
+            mean = module.graph.call_function(torch.mean, (x,), {"dim": dim, "keepdim": keepdim})
+        mean.meta = dict(node.meta)
+        node.replace_all_uses_with(mean)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+
+
+def _divided_sum(node: fx.Node) -> fx.Node | None:
+    """The sum that this node divides by the number of its elements, if it does."""
+    if node.target not in _DIVISIONS | _PRODUCTS or len(node.args) != 2:
+        return None
+    total, number = node.args
+    if not isinstance(total, fx.Node) or total.target not in _SUMS:
+        return None
+    divisor = number.meta.get("val") if isinstance(number, fx.Node) else number
+    if not isinstance(divisor, (int, float)) or divisor == 0:
+        return None
+    x, dim, _ = _arguments(total)
+    value = x.meta.get("val")
+    if dim is None or not isinstance(value, Tensor):
+        return None
+    count = math.prod(value.shape[d] for d in ([dim] if isinstance(dim, int) else dim))
+    divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
+    return total if divides else None
+
+
+def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:
+    args = [*total.args, *[None] * 3]
+    x: Any = args[0]
+    dim: Any = total.kwargs.get("dim", args[1])
+    return x, dim, bool(total.kwargs.get("keepdim", args[2]))
