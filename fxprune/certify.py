@@ -187,7 +187,7 @@ class _Masked(Float64Interpreter):
         if mask is None:
             return None
         bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
-        return lambda: function(mask=mask, **bound)
+        return lambda: function(mask=mask.to(bound["input"]), **bound)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -205,7 +205,7 @@ class _Masked(Float64Interpreter):
 
     def _apply(self, t: Tensor, axes: Any) -> Tensor:
         mask = self._mask(axes)
-        return t if mask is None else t * mask.to(t)
+        return t if mask is None else t.masked_fill(~mask.to(t.device), 0)
 
     def _mask(self, axes: Any) -> Tensor | None:
         if axes not in self.masks:

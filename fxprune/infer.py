@@ -75,6 +75,9 @@ class _Walk:
         if not any(True for _ in _fake_tensors(value)):
             self._put(node, None)
             return
+        if isinstance(node.target, type):  # an output's own class: what it holds is what it is given
+            self._put(node, self._argument([*node.args, *node.kwargs.values()]))
+            return
         call = call_of(node, self.module, self.rules)
         reason = Reason(call.op, node.name, node.meta.get("where"))
         if call.op == "getitem" and self._from_container(node, call):

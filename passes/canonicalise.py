@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.capture.inputs import PRIME_BATCH, Example
 from fxprune.passes.explicit_scale import explicit_scale
@@ -16,16 +16,19 @@ from fxprune.passes.sums_to_means import sums_to_means
 __all__ = ["canonicalise"]
 
 
-def canonicalise(module: fx.GraphModule, example: Example, notes: list[str]) -> fx.GraphModule:
-    """Make explicit what depends on a size without saying so, before anything shrinks."""
-    fixed_batch = any("batch size" in note for note in notes)
+def canonicalise(module: fx.GraphModule, source: nn.Module, example: Example) -> fx.GraphModule:
+    """Make explicit what depends on a size without saying so, before anything shrinks.
+
+    `source` is the (copied) model that `module` was captured from.
+    """
+    fixed_batch = any("batch size" in note for note in module.meta["notes"])
     remove_noise(module)
     propagate_values(module, example, batch=None if fixed_batch else PRIME_BATCH)
     pack_varargs(module)
     follow_input(module)
     explicit_scale(module)
     sums_to_means(module)
-    lift_modules(module)
+    lift_modules(module, source)
     module.graph.lint()
     module.recompile()
     return module

@@ -23,24 +23,26 @@ _CONV = "input weight bias stride padding dilation groups"
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def lift_modules(module: fx.GraphModule) -> None:
+def lift_modules(module: fx.GraphModule, source: nn.Module) -> None:
     """Contract: the same values and the same names of weights.  A call is lifted if all its weights
-    are those of one module under their usual names, and every use of them is such a call."""
+    are those of one module of `source` under their usual names, and every use of them is such a call."""
     calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
     for node in module.graph.nodes:
         arguments = _arguments(node)
-        path = _owner(arguments, module) if arguments is not None else None
+        path = _owner(arguments, source) if arguments is not None else None
         if path is not None and arguments is not None:
             calls[path].append((node, arguments))
     for path, sites in calls.items():
         if _all_uses_are(path, sites, module) and len({_options(a) for _, a in sites}) == 1:
-            _lift(module, path, sites)
+            _lift(module, path, sites, source.get_submodule(path))
     module.graph.eliminate_dead_code()
 
 
-def _lift(module: fx.GraphModule, path: str, sites: list[tuple[fx.Node, dict[str, Any]]]) -> None:
+def _lift(
+    module: fx.GraphModule, path: str, sites: list[tuple[fx.Node, dict[str, Any]]], owner: nn.Module
+) -> None:
     node, arguments = sites[0]
-    layer = _layer(op_name(node.target), arguments, module.get_submodule(path), node)
+    layer = _layer(op_name(node.target), arguments, owner, node)
     if layer is None:
         return
     module.set_submodule(path, layer)
@@ -64,7 +66,7 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     return {name: given.get(name) for name in names.split()}
 
 
-def _owner(arguments: dict[str, Any], module: fx.GraphModule) -> str | None:
+def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
     """The one module that holds exactly these tensors under these names."""
     held = {name: arguments[name] for name in _TENSORS if arguments.get(name) is not None}
     if not held or not all(isinstance(n, fx.Node) and n.op == "get_attr" for n in held.values()):
@@ -75,7 +77,7 @@ def _owner(arguments: dict[str, Any], module: fx.GraphModule) -> str | None:
     path = paths.pop()
     if not path:
         return None
-    owner = module.get_submodule(path)
+    owner = source.get_submodule(path)
     own = {name for name, t in (*owner._parameters.items(), *owner._buffers.items()) if t is not None}
     return path if own - {"num_batches_tracked"} == set(held) else None
 

@@ -55,7 +55,7 @@ def trace(
     failures: list[Exception] = []
     for way in ("symbolic", "export") if capture == "auto" else (capture,):
         try:
-            return canonicalise(*_captured(model, example, way))
+            return _captured(model, example, way)
         except ExampleInputError:
             raise
         except Exception as error:  # whatever user code raises while it is traced
@@ -63,7 +63,7 @@ def trace(
     raise _why_not(model, example, failures)
 
 
-def _captured(model: nn.Module, example: Example, way: str) -> tuple[fx.GraphModule, Example, list[str]]:
+def _captured(model: nn.Module, example: Example, way: str) -> fx.GraphModule:
     copy = structural_copy(model)
     open_modules(copy)
     if way == "symbolic":
@@ -71,7 +71,7 @@ def _captured(model: nn.Module, example: Example, way: str) -> tuple[fx.GraphMod
     else:
         captured, notes = capture_exported(copy, example.args, example.kwargs)
     captured.meta.update(capture=way, notes=notes)
-    return captured, example, notes
+    return canonicalise(captured, copy, example)
 
 
 def refuse_unsupported(model: nn.Module) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.modes import merge_modes, set_mode
-from fxprune.rules.modules import follows_mode, native, reads_mode
+from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.rules.modules import follows_mode
 
 __all__ = ["capture_exported"]
 
@@ -37,18 +37,12 @@ def capture_exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[fx.GraphModule, list[str]]:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
-    notes: list[str] = []
     for path, module in model.named_modules():
         if follows_mode(module):
             module.forward = _keeper(path)
+    notes: list[str] = []
     graph = _export(model, args, kwargs, notes, training=False)
-    if any(reads_mode(m) for m in model.modules() if native(m) is None and "forward" not in m.__dict__):
-        try:
-            followed = merge_modes(graph, _export(model, args, kwargs, [], training=True), model)
-        except Exception:  # train mode may do what can't be exported; eval mode was
-            followed = False
-        if not followed:
-            notes.append("train mode runs other code than eval mode: the result follows eval mode")
+    notes += follow_modes(graph, lambda: _export(model, args, kwargs, [], training=True), model)
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "keeps", False):
@@ -69,7 +63,14 @@ def _export(
 ) -> fx.Graph:
     set_mode(model, training)
     program = _with_dynamic_batch(model, args, kwargs, notes)
+    if any(_writes_in_place(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # nothing is decomposed: writes become values
     return _plain_graph(program, model)
+
+
+def _writes_in_place(node: fx.Node) -> bool:
+    """Is this a write whose result nobody reads, so that it acts through memory alone?"""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
 
 
 def _with_dynamic_batch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,13 +105,21 @@ def _recorded_shape(model: nn.Module) -> tuple[int, ...] | None:
     for candidate in (config, _field(config, "vision_config")):
         size = _field(candidate, "image_size")
         if size:
-            height, width = (size, size) if isinstance(size, int) else (size["height"], size["width"]) if isinstance(
-                size, Mapping
-            ) else tuple(itertools.islice(itertools.cycle(size), 2))
-            return (_field(candidate, "num_channels") or 3, height, width)
+            return (_field(candidate, "num_channels") or 3, *_height_and_width(size))
+    if getattr(model, "main_input_name", None) == "pixel_values":  # any size will do: the library's usual
+        return (_field(config, "num_channels") or 3, 224, 224)
     if type(model).__module__.split(".")[0] == "torchvision":
         return (3, 224, 224)
     return None
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping):
+        return size["height"], size["width"]
+    height, width = size[0], size[-1]
+    return height, width
 
 
 def _field(record: Any, name: str) -> Any:

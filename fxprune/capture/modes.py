@@ -7,13 +7,15 @@ constants (`dropout_p=0.1` here, `0.0` there), the constant becomes a `ModeValue
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-__all__ = ["ModeValue", "merge_modes", "set_mode", "structural_copy"]
+from fxprune.rules.modules import follows_mode, native, reads_mode
+
+__all__ = ["ModeValue", "follow_modes", "merge_modes", "set_mode", "structural_copy"]
 
 
 class ModeValue(nn.Module):
@@ -55,8 +57,25 @@ def set_mode(model: nn.Module, training: bool) -> None:
             module.training = False
 
 
+FOLLOWS_EVAL = "train mode runs other code than eval mode: the result follows eval mode"
+
+
+def follow_modes(graph: fx.Graph, trace_training: Callable[[], fx.Graph], root: nn.Module) -> list[str]:
+    """Make a graph that was captured in eval mode follow the mode.  Returns notes on what it can't."""
+    looks = (m for m in root.modules() if native(m) is None and not follows_mode(m))
+    if not any(reads_mode(m) for m in looks):
+        return []
+    try:
+        training = trace_training()
+    except Exception:  # the model's train mode may do what can't be captured; its eval mode was
+        return [FOLLOWS_EVAL]
+    return [] if merge_modes(graph, training, root) else [FOLLOWS_EVAL]
+
+
 def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> bool:
     """Make `eval_graph` follow the mode.  False, and nothing done, if more than constants differ."""
+    for graph in (eval_graph, train_graph):
+        graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
     pairs = list(zip(eval_graph.nodes, train_graph.nodes, strict=False))
     if len(eval_graph.nodes) != len(train_graph.nodes):
         return False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 
-from fxprune.capture.modes import merge_modes, set_mode
-from fxprune.rules.modules import follows_mode, native, reads_mode
+from fxprune.calls import op_name
+from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.rules.modules import follows_mode, native
 
 __all__ = ["capture_symbolic"]
 
@@ -57,21 +61,36 @@ def _users_line() -> str | None:
 
 def capture_symbolic(model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
-    notes: list[str] = []
     leaves = _leaves(model)
     graph = _trace(model, leaves, training=False)
-    if any(reads_mode(m) for m in model.modules() if native(m) is None):
-        try:
-            followed = merge_modes(graph, _trace(model, leaves, training=True), model)
-        except Exception:  # train mode may do what can't be traced; eval mode was
-            followed = False
-        if not followed:
-            notes.append("train mode runs other code than eval mode: the result follows eval mode")
+    _refuse_writes(graph)
+    notes = follow_modes(graph, lambda: _trace(model, leaves, training=True), model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
 
 def _trace(model: nn.Module, leaves: frozenset[int], training: bool) -> fx.Graph:
     set_mode(model, training)
-    with torch.no_grad():
+    with torch.no_grad(), _nothing_wrapped():
         return Tracer(leaves).trace(model)
+
+
+def _refuse_writes(graph: fx.Graph) -> None:
+    """A write whose result nobody reads (`bias[a:b].zero_()`) acts through memory, which no axis sees."""
+    for node in graph.nodes:
+        name = op_name(node.target)
+        in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+        if node.op in ("call_function", "call_method") and in_place and not node.users:
+            raise NotImplementedError(f"{name} at {node.meta.get('where')} writes in place")
+
+
+@contextlib.contextmanager
+def _nothing_wrapped() -> Iterator[None]:
+    """Trace through what libraries `torch.fx.wrap`: a wrapped function hides weights and sizes."""
+    wrapped = _symbolic_trace._wrapped_fns_to_patch
+    hidden = dict(wrapped)
+    wrapped.clear()
+    try:
+        yield
+    finally:
+        wrapped.update(hidden)

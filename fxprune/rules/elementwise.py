@@ -63,7 +63,7 @@ elementwise("feature_dropout", "stochastic_depth", "bernoulli")
 # the same numbers, held otherwise
 elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
 elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
-elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive")
+elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive", "zero", "fill")
 
 
 @rule("to", "type", "_to_copy", "type_as", "convert_element_type")

@@ -168,6 +168,26 @@ def slice_axes(
     return flow
 
 
+@rule("slice_scatter")
+def slice_scatter_axes(
+    input: Typed, src: Typed, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Flow:
+    """... [a | n | b], ... n -> ... [a | n | b]"""
+    flow = slice_axes(input, dim, start, end, step)
+    flow.same += zip(flow.out, src.axes, strict=True)
+    flow.out = input.axes
+    return flow
+
+
+@rule("select_scatter")
+def select_scatter_axes(input: Typed, src: Typed, dim: int, index: int) -> Flow:
+    """3 n, n -> 3 n"""
+    flow = select_axes(input, dim, index)
+    flow.same += zip(flow.out, src.axes, strict=True)
+    flow.out = input.axes
+    return flow
+
+
 @rule("narrow")
 def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     """... [a | n | b] -> ... n"""
