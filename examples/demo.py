@@ -53,9 +53,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--ratio", type=float, default=0.5, help="fraction of channels to remove (default: 0.5)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of split and weights (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of split and weights (default: 0)")
     return parser.parse_args()
 
 
@@ -78,9 +76,7 @@ def load_split_digits(seed: int) -> Digits:
         random_state=seed,
     )
     mean, std = train_images.mean(), train_images.std()
-    return Digits(
-        (train_images - mean) / std, train_labels, (test_images - mean) / std, test_labels
-    )
+    return Digits((train_images - mean) / std, train_labels, (test_images - mean) / std, test_labels)
 
 
 def small_vit() -> VisionTransformer:

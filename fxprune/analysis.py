@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import networkx as nx
@@ -55,7 +56,8 @@ class Group:
         return self.atom.size
 
     def __repr__(self) -> str:
-        return f"Group({self.name!r}, size={self.size}, sites={len(self.sites)}, frozen={self.frozen is not None})"
+        state = "whole" if self.frozen else "prunable"
+        return f"Group({self.name!r}, size={self.size}, sites={len(self.sites)}, {state})"
 
 
 class Analysis:
@@ -78,7 +80,7 @@ class Analysis:
 
     @property
     def capture(self) -> str:
-        """"symbolic" or "export"."""
+        """ "symbolic" or "export"."""
         return self.module.meta["capture"]
 
     @property
@@ -110,7 +112,7 @@ class Analysis:
         """Why are two dimensions coupled?  The chain of nodes between them; empty if they are not.
 
         >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
-        ['blocks.0.mlp.fc1.weight[0]', 'blocks_0_mlp_fc1', 'blocks_0_mlp_act', ..., 'blocks.0.mlp.fc2.weight[1]']
+        ['blocks.0.mlp.fc1.weight[0]', 'blocks_0_mlp_fc1', ..., 'blocks.0.mlp.fc2.weight[1]']
         """
         first, second = self._site(a), self._site(b)
         shared = [g for g in self.group_of(first) if g in self.group_of(second)]
@@ -150,7 +152,9 @@ class Analysis:
             touching: list[Any] = [
                 str(site) for site in sites if wanted in self._atoms(self.weights[site.name][site.dim])
             ]
-            touching += [arg for arg in node.all_input_nodes if arg.op != "get_attr" and self._carries(arg, wanted)]
+            touching += [
+                arg for arg in node.all_input_nodes if arg.op != "get_attr" and self._carries(arg, wanted)
+            ]
             if self._carries(node, wanted) or len(touching) > 1:
                 graph.add_edges_from((node, other) for other in touching)
         return graph
@@ -159,7 +163,7 @@ class Analysis:
         return any(wanted in self._atoms(axis) for axes in self.axes[node] for axis in axes)
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def _atoms(axis: Axis) -> frozenset[Atom]:
         return frozenset(atoms_of(axis))
 
@@ -261,7 +265,10 @@ def _used_twice(analysis: Analysis) -> set[Atom]:
         return seen
 
     repeated: set[Atom] = set()
-    everything = [*analysis.weights.values(), *(axes for values in analysis.axes.values() for axes in values)]
+    everything = [
+        *analysis.weights.values(),
+        *(axes for values in analysis.axes.values() for axes in values),
+    ]
     for axis in {axis for axes in everything for axis in axes}:
         factors(axis)
     return repeated
@@ -323,7 +330,10 @@ def _only_inside(a: Atom, head: Atom | None, analysis: Analysis) -> bool:
             present = order(axes)
             if a in present and head not in present:
                 return False
-            if any(a in analysis._atoms(x) and head in analysis._atoms(x) and not _outside(head, a, x) for x in axes):
+            if any(
+                a in analysis._atoms(x) and head in analysis._atoms(x) and not _outside(head, a, x)
+                for x in axes
+            ):
                 return False
     return True
 
@@ -364,7 +374,9 @@ def _residual(analysis: Analysis) -> frozenset[Atom]:
             continue
         operands = [n for n in node.all_input_nodes if n.op not in ("get_attr", "placeholder")]
         if len(operands) == 2:
-            carried = [{a for axes in analysis.axes[n] for x in axes for a in analysis._atoms(x)} for n in operands]
+            carried = [
+                {a for axes in analysis.axes[n] for x in axes for a in analysis._atoms(x)} for n in operands
+            ]
             out |= carried[0] & carried[1]
     return frozenset(out)
 
@@ -380,7 +392,7 @@ def _name(groups: list[Group]) -> None:
 
 
 def _common_module(names: list[str]) -> str:
+    """The longest module path that all names share."""
     paths = [name.split(".")[:-1] for name in names]
-    prefix = os.path.commonprefix(paths)  # works element by element on lists too
-    return ".".join(prefix)
-
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
+    return ".".join(column[0] for column in shared)

@@ -248,9 +248,9 @@ class Solver:
             self._unify_products(a, b, reason)
         elif isinstance(a, Sum) and isinstance(b, Sum):
             self._unify_sums(a, b, reason)
-        elif isinstance(a, Product):
+        elif isinstance(a, Product) and isinstance(b, Sum):
             self._unify_product_with_sum(a, b, reason)
-        else:
+        elif isinstance(a, Sum) and isinstance(b, Product):
             self._unify_product_with_sum(b, a, reason)
 
     def split(self, factor: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:

@@ -75,7 +75,16 @@ def canonical_keyword(name: str) -> str:
 
 def _decorates(name: str) -> bool:
     """Keywords that change how a result is held, never what it means."""
-    return name in {"dtype", "device", "layout", "pin_memory", "memory_format", "out", "inplace", "eps"}
+    return name in {
+        "dtype",
+        "device",
+        "layout",
+        "pin_memory",
+        "memory_format",
+        "out",
+        "inplace",
+        "eps",
+    }
 
 
 def call_of(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
@@ -102,12 +111,17 @@ def _spellings(target: Any, name: str) -> list[str]:
         own = [f"{space}.{name}"]
         return [*own, name, name.rstrip("_")] if space == "aten" else own
     plain = _IN_PLACE.get(name, name)
-    return [plain, plain.rstrip("_")] if isinstance(target, str) or _is_library(target) else _own(target, name)
+    return (
+        [plain, plain.rstrip("_")] if isinstance(target, str) or _is_library(target) else _own(target, name)
+    )
 
 
 def _own(target: Any, name: str) -> list[str]:
     """A user's function never passes for a library's of the same name."""
-    return [f"{getattr(target, '__module__', '')}.{name}", *([] if name in DEFAULT_RULES else [name])]
+    return [
+        f"{getattr(target, '__module__', '')}.{name}",
+        *([] if name in DEFAULT_RULES else [name]),
+    ]
 
 
 def _is_library(target: Callable[..., Any]) -> bool:

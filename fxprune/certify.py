@@ -18,9 +18,11 @@ from torch.utils import _pytree as pytree
 from fxprune.analysis import Analysis
 from fxprune.calls import Weight
 from fxprune.capture.inputs import Example
+from fxprune.capture.modes import structural_copy
 from fxprune.errors import CertificateError
 from fxprune.infer import Step
 from fxprune.masked import MASKED
+from fxprune.passes.propagate_values import bound_arguments
 from fxprune.selection import Selection
 
 __all__ = ["Certificate", "certify"]
@@ -40,7 +42,11 @@ class Certificate(float):
 
 
 def certify(
-    model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, selection: Selection, example: Example
+    model: nn.Module,
+    pruned: fx.GraphModule,
+    analysis: Analysis,
+    selection: Selection,
+    example: Example,
 ) -> Certificate:
     """Run both on the same input and compare every output."""
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
@@ -53,12 +59,16 @@ def certify(
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
-    return Certificate(max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0))
+    return Certificate(
+        max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)
+    )
 
 
 def _error(wanted: Tensor, got: Tensor) -> float:
     if wanted.shape != got.shape:
-        raise CertificateError(f"an output has shape {tuple(got.shape)}, the masked original's {tuple(wanted.shape)}")
+        raise CertificateError(
+            f"an output has shape {tuple(got.shape)}, the masked original's {tuple(wanted.shape)}"
+        )
     scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     error = ((wanted - got).abs().max() / scale).item()
     return error if error == error else float("inf")
@@ -104,8 +114,6 @@ def _compact(t: Tensor, kept: list[Any]) -> Tensor:
 
 def _check_capture(model: nn.Module, captured: fx.GraphModule, example: Example) -> None:
     """A capture that took another branch than the model does would certify the wrong function."""
-    from fxprune.capture.modes import structural_copy
-
     eager = structural_copy(model).eval()
     with torch.no_grad():
         wanted = _floats(eager(*example.args, **example.kwargs))
@@ -113,16 +121,15 @@ def _check_capture(model: nn.Module, captured: fx.GraphModule, example: Example)
     if len(wanted) != len(got):
         raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
     for a, b in zip(wanted, got, strict=True):
-        tolerance = 100 * torch.finfo(a.dtype).eps ** 0.5
+        tolerance = 10 * torch.finfo(a.dtype).eps ** 0.5
         if a.shape != b.shape or (a - b).abs().max() > tolerance * a.abs().max().clamp_min(1e-30):
             raise CertificateError(
-                f"the {captured.meta['capture']} capture computes something else than the model itself: try capture='export'"
+                f"the {captured.meta['capture']} capture computes something else than the model itself: "
+                f"prune it with the other one (capture='symbolic' or 'export')"
             )
 
 
 def _positional(module: fx.GraphModule, example: Example) -> list[Any]:
-    from fxprune.passes.propagate_values import bound_arguments
-
     return bound_arguments(module, example)
 
 
@@ -132,7 +139,10 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
     shell._modules = module._modules
     shell._parameters, shell._buffers = module._parameters, module._buffers
     shell = copy.deepcopy(shell).double().eval()
-    twin.__dict__ = {**module.__dict__, **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")}}
+    twin.__dict__ = {
+        **module.__dict__,
+        **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
+    }
     return twin
 
 
@@ -165,7 +175,7 @@ class _Masked(Float64Interpreter):
     def __init__(self, analysis: Analysis, selection: Selection) -> None:
         super().__init__(_double(analysis.module))
         self.analysis, self.selection = analysis, selection
-        self.mirror = dict(zip(self.module.graph.nodes, analysis.module.graph.nodes, strict=True))
+        self.mirror = dict(zip(self.graph.nodes, analysis.module.graph.nodes, strict=True))
         self.masks: dict[Any, Tensor | None] = {}
 
     def run_node(self, n: fx.Node) -> Any:

@@ -22,9 +22,7 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
 
     A model without values (on the `meta` device) scores its first elements highest.
     """
-    squares: Scores = {
-        g: np.zeros(g.size if g.inside is None else (g.inside.size, g.size)) for g in groups
-    }
+    squares: Scores = {g: np.zeros(g.size if g.inside is None else (g.inside.size, g.size)) for g in groups}
     wanted = {g.atom: g for g in squares}
     parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -56,5 +54,9 @@ def _squares_along(weight: Tensor, dim: int) -> np.ndarray:
     """The sum of squares of each slice along one dimension: float64 [n]."""
     others = [d for d in range(weight.ndim) if d != dim]
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    norms = torch.linalg.vector_norm(weight.detach(), dim=others, dtype=dtype) if others else weight.detach().abs()
+    norms = (
+        torch.linalg.vector_norm(weight.detach(), dim=others, dtype=dtype)
+        if others
+        else weight.detach().abs()
+    )
     return norms.double().cpu().numpy() ** 2

@@ -58,7 +58,9 @@ class Plan:
         record = {
             "format": "fxprune-plan-1",
             "groups": {n: {"size": k.size, "kept": k.indices.tolist()} for n, k in self.groups.items()},
-            "weights": {n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()},
+            "weights": {
+                n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()
+            },
         }
         folder = os.path.dirname(os.path.abspath(path))
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
@@ -75,7 +77,13 @@ class Plan:
                 raise PlanError(f"{path} is of format {record['format']!r}, not fxprune-plan-1")
             groups = {n: Kept(k["size"], torch.tensor(k["kept"])) for n, k in record["groups"].items()}
             kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            UnicodeDecodeError,
+        ) as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
         return Plan(groups, kept)
 
@@ -93,5 +101,7 @@ def plan_of(pruned: fx.GraphModule) -> Plan:
     meta: Mapping[str, Any] = getattr(pruned, "meta", None) or {}
     plan = meta.get("fxprune_plan")
     if not isinstance(plan, Plan):
-        raise PlanError(f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply")
+        raise PlanError(
+            f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
+        )
     return plan

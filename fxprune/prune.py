@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import Analysis
-from fxprune.capture import Example, example_of, trace
+from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.errors import OptionError

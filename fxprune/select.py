@@ -66,7 +66,9 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
     for pattern in patterns:
         matched = set(fnmatch.filter(paths, pattern))
         if not matched:
-            raise PatternError(f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}")
+            raise PatternError(
+                f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
+            )
         hit |= matched
     return {g for g in analysis.groups if any(_is_within(site.name, hit) for site in g.sites)}
 
@@ -89,7 +91,9 @@ def _is_within(name: str, modules: set[str]) -> bool:
     return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))
 
 
-def select(analysis: Analysis, groups: Sequence[Group], scores: Scores, ratio: float, round_to: int) -> Selection:
+def select(
+    analysis: Analysis, groups: Sequence[Group], scores: Scores, ratio: float, round_to: int
+) -> Selection:
     """Keep the highest-scored `1 - ratio` of each group; ties keep the first."""
     kept = {}
     for group in groups:
@@ -105,7 +109,7 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _multiple(analysis: Analysis, group: Group, round_to: int) -> int:
-    """What the group's count must be a multiple of, so that the widths it is a factor of are of `round_to`."""
+    """What the count must be a multiple of, so that the widths that it is a factor of are of `round_to`."""
     others = [
         axis.size // group.size
         for site in group.sites

@@ -48,13 +48,17 @@ class Selection:
             if group is None:
                 raise PlanError(f"the plan is for another model: this one has no group {name!r}")
             if group.size != choice.size:
-                raise PlanError(f"the plan is for another model: {name} has {group.size} elements, not {choice.size}")
+                raise PlanError(
+                    f"the plan is for another model: {name} has {group.size} elements, not {choice.size}"
+                )
             if group.frozen is not None:
                 raise PlanError(f"{name} must stay whole in this model: {group.frozen}")
             if choice.indices.ndim == 2 and (
                 group.inside is None or group.inside.size != choice.indices.shape[0]
             ):
-                raise PlanError(f"{name} can't keep other indices in each of {choice.indices.shape[0]} heads here")
+                raise PlanError(
+                    f"{name} can't keep other indices in each of {choice.indices.shape[0]} heads here"
+                )
             if choice.count == 0 or int(choice.indices.min()) < 0 or int(choice.indices.max()) >= group.size:
                 raise PlanError(f"{name}: kept indices must be within 0..{group.size - 1}, and at least one")
             kept[group] = choice.indices

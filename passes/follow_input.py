@@ -21,7 +21,9 @@ def follow_input(module: fx.GraphModule) -> None:
         return
     device = _Followed(module.graph, inputs[-1], tensors[0], "device", tensors[0].meta["val"].device)
     dtype = (
-        _Followed(module.graph, inputs[-1], floats[0], "dtype", floats[0].meta["val"].dtype) if floats else None
+        _Followed(module.graph, inputs[-1], floats[0], "dtype", floats[0].meta["val"].dtype)
+        if floats
+        else None
     )
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method"):
@@ -34,7 +36,13 @@ class _Followed:
     """An attribute of the input, read once, where a constant equals it."""
 
     def __init__(self, graph: fx.Graph, after: fx.Node, source: fx.Node, name: str, value: object) -> None:
-        self.graph, self.after, self.source, self.name, self.value = graph, after, source, name, value
+        self.graph, self.after, self.source, self.name, self.value = (
+            graph,
+            after,
+            source,
+            name,
+            value,
+        )
         self.node: fx.Node | None = None
 
     def read(self) -> fx.Node:

@@ -59,7 +59,7 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     """The arguments by name, if the node calls one of the liftable functions."""
     if node.op != "call_function":
         return None
-    names = _SIGNATURES.get(node.target)
+    names = _SIGNATURES.get(node.target)  # type: ignore[arg-type]
     if names is None:
         return None
     given = dict(zip(names.split(), node.args, strict=False)) | node.kwargs
@@ -94,7 +94,7 @@ def _options(arguments: dict[str, Any]) -> str:
 
 def _layer(op: str, a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module | None:
     """A native layer that computes this call, around the owner's own tensors."""
-    weight = getattr(owner, "weight", None)
+    weight: Any = getattr(owner, "weight", None)
     layer: Any
     with torch.device("meta"):
         if op == "linear":

@@ -6,7 +6,18 @@ from torch import fx
 
 __all__ = ["pack_varargs"]
 
-_AFTER_SELF = {"view", "reshape", "permute", "expand", "repeat", "tile", "flip", "new_zeros", "new_ones", "new_empty"}
+_AFTER_SELF = {
+    "view",
+    "reshape",
+    "permute",
+    "expand",
+    "repeat",
+    "tile",
+    "flip",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+}
 _FROM_FIRST = {"zeros", "ones", "empty", "rand", "randn"}
 
 

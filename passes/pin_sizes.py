@@ -123,7 +123,7 @@ def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *
 
 def _is_constant(node: fx.Node) -> bool:
     """Are all arguments numbers, or a tuple of sizes and a place in it?"""
-    if node.kwargs or node.all_input_nodes and not isinstance(node.args[0], tuple):
+    if node.kwargs or (node.all_input_nodes and not isinstance(node.args[0], tuple)):
         return False
     first = node.args[0]
     if isinstance(first, tuple):

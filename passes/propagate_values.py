@@ -40,7 +40,11 @@ def _state(module: nn.Module) -> list[Tensor]:
 def _shell(module: fx.GraphModule) -> nn.Module:
     """The tree of modules without the graph: cheap to copy."""
     shell = nn.Module()
-    shell._modules, shell._parameters, shell._buffers = module._modules, module._parameters, module._buffers
+    shell._modules, shell._parameters, shell._buffers = (
+        module._modules,
+        module._parameters,
+        module._buffers,
+    )
     return shell
 
 

@@ -7,7 +7,13 @@ from torch import fx, nn
 
 __all__ = ["remove_noise"]
 
-_ASSERTS = ("_assert", "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async")
+_ASSERTS = (
+    "_assert",
+    "_assert_async",
+    "_assert_scalar",
+    "_assert_tensor_metadata",
+    "_functional_assert_async",
+)
 _ASSERTS_TOO = ("sym_constrain_range", "sym_constrain_range_for_size", "_check", "_check_is_size")
 
 

@@ -173,7 +173,7 @@ class _Slicer:
 
     def _leaf(self, module: nn.Module, path: str) -> nn.Module:
         new = copy.copy(module)
-        new._parameters = {n: self._slice(t, f"{path}.{n}") for n, t in module._parameters.items()}  # type: ignore[misc]
+        new._parameters = {n: self._slice(t, f"{path}.{n}") for n, t in module._parameters.items()}
         new._buffers = {n: self._slice(t, f"{path}.{n}") for n, t in module._buffers.items()}
         new._modules = {n: m and self._leaf(m, f"{path}.{n}") for n, m in module._modules.items()}
         entry = native(new)

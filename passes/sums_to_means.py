@@ -11,7 +11,14 @@ from torch import Tensor, fx
 
 __all__ = ["sums_to_means"]
 
-_DIVISIONS = {operator.truediv, torch.div, torch.true_divide, torch.ops.aten.div.Tensor, "div", "true_divide"}
+_DIVISIONS = {
+    operator.truediv,
+    torch.div,
+    torch.true_divide,
+    torch.ops.aten.div.Tensor,
+    "div",
+    "true_divide",
+}
 _PRODUCTS = {operator.mul, torch.mul, torch.ops.aten.mul.Tensor, "mul"}
 _SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -80,10 +81,15 @@ def refuse_unsupported(model: nn.Module) -> None:
         name = path or type(model).__name__
         if parametrize.is_parametrized(module):
             raise UnsupportedModuleError(
-                f"{name} has a parametrised weight ({', '.join(module.parametrizations)}): call "  # type: ignore[arg-type]
+                f"{name} has a parametrised weight ({', '.join(module.parametrizations)}): call "
                 f"torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
-        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        for kind in (
+            "_forward_pre_hooks",
+            "_forward_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        ):
             if getattr(module, kind, None):
                 raise UnsupportedModuleError(
                     f"{name} carries a {kind.strip('_').replace('_', ' ')[:-1]}, which a rewritten graph "
@@ -117,8 +123,6 @@ def _why_not(model: nn.Module, example: Example, failures: list[Exception]) -> E
 
 
 def _rejection(model: nn.Module, example: Example) -> str | None:
-    import torch
-
     copy = structural_copy(model).eval()
     try:
         with torch.no_grad():

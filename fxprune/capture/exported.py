@@ -59,7 +59,11 @@ def _keeper(path: str) -> Callable[[Tensor], Tensor]:
 
 
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str], training: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    notes: list[str],
+    training: bool,
 ) -> fx.Graph:
     set_mode(model, training)
     program = _with_dynamic_batch(model, args, kwargs, notes)
@@ -70,7 +74,9 @@ def _export(
 
 def _writes_in_place(node: fx.Node) -> bool:
     """Is this a write whose result nobody reads, so that it acts through memory alone?"""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
+    return (
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
+    )
 
 
 def _with_dynamic_batch(
@@ -83,7 +89,10 @@ def _with_dynamic_batch(
         return {0: torch.export.Dim.DYNAMIC} if batched else None
 
     names = list(inspect.signature(model.forward).parameters)
-    shapes = {**dict(zip(names, pytree.tree_map(dynamic, args), strict=False)), **pytree.tree_map(dynamic, kwargs)}
+    shapes = {
+        **dict(zip(names, pytree.tree_map(dynamic, args), strict=False)),
+        **pytree.tree_map(dynamic, kwargs),
+    }
     try:
         return _quietly(model, args, kwargs, shapes)
     except Exception as error:
@@ -128,11 +137,16 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
 
 
 def _copy_node(
-    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], source: fx.GraphModule, model: nn.Module
+    graph: fx.Graph,
+    node: fx.Node,
+    copied: dict[fx.Node, fx.Node],
+    source: fx.GraphModule,
+    model: nn.Module,
 ) -> None:
     where = _users_line(node.meta.get("stack_trace"))
     if node.target is torch.ops.fxprune.keep.default:
-        new = graph.call_module(node.args[1], (copied[node.args[0]],))
+        source_of, path = node.args
+        new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
     elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
         copied[node] = _inlined(graph, node, copied, source, model)
         return
@@ -143,7 +157,11 @@ def _copy_node(
 
 
 def _inlined(
-    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], source: fx.GraphModule, model: nn.Module
+    graph: fx.Graph,
+    node: fx.Node,
+    copied: dict[fx.Node, fx.Node],
+    source: fx.GraphModule,
+    model: nn.Module,
 ) -> Any:
     """The body of a no-grad or autocast region in place of the call."""
     body_at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")

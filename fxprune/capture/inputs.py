@@ -91,7 +91,8 @@ def _given(example_inputs: Any, example_kwargs: Any) -> Example:
         args = tuple(example_inputs)
     else:
         raise ExampleInputError(
-            f"example_inputs is a tensor or a tuple of positional arguments, not {type(example_inputs).__name__}"
+            "example_inputs is a tensor or a tuple of positional arguments, "
+            f"not {type(example_inputs).__name__}"
         )
     return Example(args, dict(example_kwargs or {}))
 

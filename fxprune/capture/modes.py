@@ -84,7 +84,9 @@ def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) ->
         return False
     switches: dict[Any, str] = {}
     for node, other in pairs:
-        node.args, node.kwargs = _follow((node.args, node.kwargs), (other.args, other.kwargs), node, root, switches)
+        node.args, node.kwargs = _follow(
+            (node.args, node.kwargs), (other.args, other.kwargs), node, root, switches
+        )
     return True
 
 
@@ -108,7 +110,7 @@ def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, 
         return {k: _follow(a[k], b[k], node, root, switches) for k in a}
     if isinstance(a, (list, tuple)):
         return type(a)(_follow(x, y, node, root, switches) for x, y in zip(a, b, strict=True))
-    if isinstance(a, fx.Node) or type(a) is type(b) and a == b or not isinstance(a, (bool, int, float)):
+    if isinstance(a, fx.Node) or (type(a) is type(b) and a == b) or not isinstance(a, (bool, int, float)):
         return a
     if (a, b) not in switches:
         switches[a, b] = f"_mode_{len(switches)}"

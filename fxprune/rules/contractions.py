@@ -179,4 +179,3 @@ def attention_axes(
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
     return Flow((*batch, n, e), same, whole=[(m, "softmax over it")])
-

@@ -170,7 +170,12 @@ def slice_axes(
 
 @rule("slice_scatter")
 def slice_scatter_axes(
-    input: Typed, src: Typed, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    input: Typed,
+    src: Typed,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Flow:
     """... [a | n | b], ... n -> ... [a | n | b]"""
     flow = slice_axes(input, dim, start, end, step)
@@ -277,7 +282,9 @@ def gather_axes(input: Typed, dim: int, index: Typed, *, sparse_grad: bool = Fal
     """b n c, b m c -> b m c"""
     d = at(dim, input.ndim)
     same = [
-        (a, b) for i, (a, b) in enumerate(zip(input.axes, index.axes, strict=True)) if i != d and a.size == b.size
+        (a, b)
+        for i, (a, b) in enumerate(zip(input.axes, index.axes, strict=True))
+        if i != d and a.size == b.size
     ]
     odd = [a for a, b in zip(input.axes, index.axes, strict=True) if a.size != b.size]
     whole = [(axis, "looked up by index") for axis in (input.axes[d], *odd)]
@@ -300,5 +307,3 @@ def flip_axes(input: Typed, dims: Any) -> Flow:
 def triangle_axes(input: Typed, diagonal: int = 0) -> Flow:
     """... n m -> ... n m, both whole"""
     return Flow(input.axes, whole=[(axis, "its order matters") for axis in input.axes[-2:]])
-
-

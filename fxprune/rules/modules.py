@@ -134,14 +134,14 @@ def native(module: nn.Module) -> Native | None:
 
 def reads_mode(module: nn.Module) -> bool:
     """Does any method of the module's class look at `self.training`?"""
-    for cls in type(module).__mro__:
-        if cls is nn.Module:
-            return False
-        for member in vars(cls).values():
-            if isinstance(member, types.FunctionType) and member.__name__ not in {"train", "__init__"}:
-                if "training" in member.__code__.co_names:
-                    return True
-    return False
+    classes = (cls for cls in type(module).__mro__ if cls not in (nn.Module, object))
+    return any(_reads_training(member) for cls in classes for member in vars(cls).values())
+
+
+def _reads_training(member: Any) -> bool:
+    if not isinstance(member, types.FunctionType) or member.__name__ in {"train", "__init__"}:
+        return False
+    return "training" in member.__code__.co_names
 
 
 def follows_mode(module: nn.Module) -> bool:

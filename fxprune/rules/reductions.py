@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxprune.axes import ONE, Axis, Sum, atom, fixed
+from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
 
 
@@ -74,17 +75,13 @@ def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
 def max_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     """... n -> ..., ... (values and indices; of the whole tensor: values alone)"""
     if isinstance(dim, Typed):  # torch.max(a, b)
-        from fxprune.rules.elementwise import elementwise_axes
-
         return elementwise_axes(input, dim)
     flow = extremum_axes(input, dim, keepdim)
     return flow if dim is None else Flow([flow.out, flow.out], whole=flow.whole)
 
 
 @rule("topk")
-def topk_axes(
-    input: Typed, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> Flow:
+def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Flow:
     """... n -> ... k, ... k"""
     d = at(dim, input.ndim)
     out = (*input.axes[:d], fixed(k, "the k largest"), *input.axes[d + 1 :])

@@ -11,7 +11,7 @@ A rule is pure.  It is called with the arguments of the op, bound to its own sig
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,7 @@ class RuleSet:
     def __contains__(self, op: str) -> bool:
         return op in self._rules
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._rules))
 
     def get(self, op: str) -> Rule | None:

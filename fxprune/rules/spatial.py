@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fxprune.axes import Axis, Product, Sum, atom, fixed
 from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, rule
 
 
-def _spatial_axes(n: int):  # type: ignore[no-untyped-def]
+def _spatial_axes(n: int) -> Callable[..., Flow]:
     def spatial_axes(input: Typed, *args: Any, result: Any, **options: Any) -> Flow:
         """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
         first = result if isinstance(result, Typed) else result[0]
@@ -24,7 +24,12 @@ def _spatial_axes(n: int):  # type: ignore[no-untyped-def]
 for _n in (1, 2, 3):
     for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
-for _op in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d"):
+for _op in (
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_nearest_exact2d",
+):
     DEFAULT_RULES.add(_op, _spatial_axes(2))
 
 
