@@ -124,6 +124,14 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
         yield from atoms_of(part)
 
 
+def with_sizes(axis: Axis, sizes: dict[int, int]) -> Axis:
+    """The axis with fixed atoms of certain sizes (a stand-in batch) taken for others of another size."""
+    if isinstance(axis, Atom):
+        return Atom(sizes[axis.size], axis.fixed) if axis.fixed and axis.size in sizes else axis
+    parts = [with_sizes(part, sizes) for part in axis.parts]
+    return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
+
+
 def coordinates(axis: Axis) -> dict[Atom, np.ndarray]:
     """For each atom of an axis of size n: which of its elements each of the n positions uses.
 

@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis import Analysis
+from fxprune.axes import with_sizes
 from fxprune.calls import Weight
-from fxprune.capture.inputs import Example
+from fxprune.capture.inputs import PRIME_BATCH, Example
 from fxprune.capture.modes import structural_copy
 from fxprune.errors import CertificateError
 from fxprune.infer import Step
@@ -54,7 +55,7 @@ def certify(
     _check_capture(model, analysis.module, example)
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad():
-        wanted = _Masked(analysis, selection).run(*_positional(analysis.module, example))
+        wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
         got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
@@ -172,9 +173,9 @@ def _raised(args: Any, kwargs: Any) -> tuple[Any, Any]:
 class _Masked(Float64Interpreter):
     """The captured original under masks."""
 
-    def __init__(self, analysis: Analysis, selection: Selection) -> None:
+    def __init__(self, analysis: Analysis, selection: Selection, batch: int | None) -> None:
         super().__init__(_double(analysis.module))
-        self.analysis, self.selection = analysis, selection
+        self.analysis, self.selection, self.batch = analysis, selection, batch
         self.mirror = dict(zip(self.graph.nodes, analysis.module.graph.nodes, strict=True))
         self.masks: dict[Any, Tensor | None] = {}
 
@@ -189,7 +190,7 @@ class _Masked(Float64Interpreter):
 
     def _statistic(self, node: fx.Node, step: Step) -> Callable[[], Any] | None:
         """The masked form of a mean or norm, where the tensor that it is taken of shrinks."""
-        function = MASKED.get(step.call.op)
+        function = MASKED.get(step.call.op.removeprefix("aten."))
         source = step.call.args[0] if step.call.args else None
         if function is None or step.rule is None or not isinstance(source, fx.Node):
             return None
@@ -219,7 +220,8 @@ class _Masked(Float64Interpreter):
 
     def _mask(self, axes: Any) -> Tensor | None:
         if axes not in self.masks:
-            self.masks[axes] = self.selection.mask(axes)
+            true = [with_sizes(axis, {PRIME_BATCH: self.batch}) for axis in axes] if self.batch else axes
+            self.masks[axes] = self.selection.mask(true)
         return self.masks[axes]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxprune.rules.registry import dims_of
@@ -78,6 +79,31 @@ def group_norm(
     )
 
 
+def batch_norm(
+    input: Tensor,
+    mask: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Tensor:
+    """Statistics of the batch itself: how weights are standardised."""
+    if not training and running_mean is not None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    dims = [d for d in range(input.ndim) if d != 1]
+    normed = (input - _mean(input, mask, dims)) / (_variance(input, mask, dims) + eps).sqrt()
+    shape = [-1] + [1] * (input.ndim - 2)
+    return _affine(
+        normed,
+        None if weight is None else weight.reshape(shape),
+        None if bias is None else bias.reshape(shape),
+    )
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
@@ -118,5 +144,5 @@ def std_mean(input: Tensor, mask: Tensor, **options: Any) -> Any:
 
 
 MASKED: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (layer_norm, rms_norm, group_norm, mean, var, std, var_mean, std_mean)
+    f.__name__: f for f in (layer_norm, rms_norm, group_norm, batch_norm, mean, var, std, var_mean, std_mean)
 }

@@ -62,8 +62,14 @@ for _n in (1, 2, 3):
         out_channels=lambda m: m.weight.shape[1] * m.groups,
     )
     _native(
-        f"BatchNorm{_n}d InstanceNorm{_n}d",
+        f"BatchNorm{_n}d",
         "batch_norm",
+        "running_mean running_var weight bias",
+        num_features=_channels,
+    )
+    _native(
+        f"InstanceNorm{_n}d",
+        "instance_norm",
         "running_mean running_var weight bias",
         num_features=_channels,
     )

@@ -55,7 +55,9 @@ def batch_norm_axes(
     running_var: Typed | None = None,
     weight: Typed | None = None,
     bias: Typed | None = None,
-    *options: Any,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
     **more: Any,
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..."""
@@ -70,7 +72,10 @@ def aten_batch_norm_axes(
     bias: Typed | None,
     running_mean: Typed | None,
     running_var: Typed | None,
-    *options: Any,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> Flow:
     """The same with ATen's order of arguments."""
     return batch_norm_axes(input, running_mean, running_var, weight, bias)

@@ -22,9 +22,21 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
 
 
 for _n in (1, 2, 3):
-    for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
+    for _op in (
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        "upsample_nearest_exact2d",
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "lp_pool",
+    ):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
 for _op in (
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "upsample_nearest_exact2d",
     "upsample_nearest2d",
     "upsample_bilinear2d",
     "upsample_bicubic2d",
