@@ -74,7 +74,7 @@ class Product:
         return flat[0] if len(flat) == 1 else Product(tuple(flat))
 
     def __repr__(self) -> str:
-        return "(" + " ".join(map(repr, self.parts)) + ")"
+        return "(" + " ".join(map(repr, self.parts)) + ")" if self.parts else "1"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _captured(model: nn.Module, example: Example, way: str) -> fx.GraphModule:
     copy = structural_copy(model)
     open_modules(copy)
     if way == "symbolic":
-        captured, notes = capture_symbolic(copy)
+        captured, notes = capture_symbolic(copy, example)
     else:
         captured, notes = capture_exported(copy, example.args, example.kwargs)
     captured.meta.update(capture=way, notes=notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from fxprune.calls import op_name
+from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.rules.modules import follows_mode, native
 
@@ -59,20 +61,42 @@ def _users_line() -> str | None:
     return None
 
 
-def capture_symbolic(model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
+def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[str]]:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
-    leaves = _leaves(model)
-    graph = _trace(model, leaves, training=False)
+    leaves, absent = _leaves(model), _absent_arguments(model, example)
+    graph = _trace(model, leaves, absent, training=False)
     _refuse_writes(graph)
-    notes = follow_modes(graph, lambda: _trace(model, leaves, training=True), model)
+    notes = follow_modes(graph, lambda: _trace(model, leaves, absent, training=True), model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
 
-def _trace(model: nn.Module, leaves: frozenset[int], training: bool) -> fx.Graph:
+def _absent_arguments(model: nn.Module, example: Example) -> dict[str, Any]:
+    """Optional arguments that the example leaves out, with their defaults: code branches on them."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    return {
+        p.name: p.default
+        for p in parameters[len(example.args) :]
+        if p.default is not p.empty and p.name not in example.kwargs
+    }
+
+
+def _trace(model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], training: bool) -> fx.Graph:
     set_mode(model, training)
     with torch.no_grad(), _nothing_wrapped():
-        return Tracer(leaves).trace(model)
+        graph = Tracer(leaves).trace(model, concrete_args=dict(absent))
+    _drop_inputs(graph, keep=len([n for n in graph.nodes if n.op == "placeholder"]) - len(absent))
+    return graph
+
+
+def _drop_inputs(graph: fx.Graph, keep: int) -> None:
+    """Remove the inputs of absent arguments, which only checks of their values read."""
+    for placeholder in [n for n in graph.nodes if n.op == "placeholder"][keep:]:
+        for user in list(placeholder.users):
+            for check in list(user.users):
+                graph.erase_node(check)
+            graph.erase_node(user)
+        graph.erase_node(placeholder)
 
 
 def _refuse_writes(graph: fx.Graph) -> None:
