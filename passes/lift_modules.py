@@ -45,6 +45,7 @@ def _lift(
     layer = _layer(op_name(node.target), arguments, owner, node)
     if layer is None:
         return
+    layer._modules = dict(module.get_submodule(path)._modules)  # an activation that lives in a norm
     module.set_submodule(path, layer)
     for node, _ in sites:
         source = node.args[0] if node.args else node.kwargs["input"]

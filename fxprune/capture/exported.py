@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -149,6 +150,9 @@ def _copy_node(
         new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
     elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
         copied[node] = _inlined(graph, node, copied, source, model)
+        return
+    elif node.target is operator.getitem and isinstance(copied[node.args[0]], (tuple, list)):  # type: ignore[index]
+        copied[node] = copied[node.args[0]][node.args[1]]  # type: ignore[index]  # of an inlined region
         return
     else:
         new = graph.node_copy(node, lambda n: copied[n])

@@ -62,14 +62,19 @@ FOLLOWS_EVAL = "train mode runs other code than eval mode: the result follows ev
 
 def follow_modes(graph: fx.Graph, trace_training: Callable[[], fx.Graph], root: nn.Module) -> list[str]:
     """Make a graph that was captured in eval mode follow the mode.  Returns notes on what it can't."""
-    looks = (m for m in root.modules() if native(m) is None and not follows_mode(m))
-    if not any(reads_mode(m) for m in looks):
+    if not any(_branches_on_mode(m) for m in root.modules()):
         return []
     try:
         training = trace_training()
     except Exception:  # the model's train mode may do what can't be captured; its eval mode was
         return [FOLLOWS_EVAL]
     return [] if merge_modes(graph, training, root) else [FOLLOWS_EVAL]
+
+
+def _branches_on_mode(module: nn.Module) -> bool:
+    """Not a layer, a dropout, or a batch norm of any kind (which `set_mode` holds in eval)."""
+    held = isinstance(module, nn.modules.batchnorm._NormBase) or native(module) is not None
+    return not held and not follows_mode(module) and reads_mode(module)
 
 
 def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> bool:
