@@ -7,8 +7,9 @@ knows nothing of slicing, reshape constants or module attributes: what the rewri
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def certify(
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
     _check_capture(model, analysis.module, example)
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
-    with torch.no_grad():
+    with torch.no_grad(), _default_float64():
         wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
         got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
     pairs = zip(_floats(wanted), _floats(got), strict=True)
@@ -145,6 +146,17 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
     }
     return twin
+
+
+@contextlib.contextmanager
+def _default_float64() -> Iterator[None]:
+    """For tensors that the model's code makes on the way (`torch.zeros(n)`)."""
+    was = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(was)
 
 
 _LOW = (torch.float16, torch.bfloat16, torch.float32)

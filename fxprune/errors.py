@@ -12,6 +12,7 @@ __all__ = [
     "OptionError",
     "PatternError",
     "PlanError",
+    "RewriteError",
     "UnsupportedModuleError",
 ]
 
@@ -50,6 +51,10 @@ class PatternError(FxpruneError, ValueError):
 
 class PlanError(FxpruneError):
     """A plan does not belong to this model, or a module carries no plan."""
+
+
+class RewriteError(FxpruneError):
+    """A rewritten graph does not run: a rule claimed too much.  A bug of fxprune's, named by node."""
 
 
 class CertificateError(FxpruneError):

@@ -15,6 +15,7 @@ from fxprune.certify import Certificate, certify
 from fxprune.errors import OptionError
 from fxprune.importance import magnitude
 from fxprune.infer import infer
+from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -114,7 +115,7 @@ def analyze(
     _check_options(0.0, "auto", 1, outputs)
     example = example_of(model, example_inputs, example_kwargs)
     captured = trace(model, example.args, example.kwargs, capture=capture)
-    captured.meta["example"] = example.map(lambda t: torch.empty_like(t, device="meta"))
+    captured.meta["example"] = example
     inference = infer(captured, rules, prune_outputs=outputs == "prune")
     analysis = Analysis(captured, inference, _names_in_graph(model, captured))
     if strict:
@@ -175,6 +176,7 @@ def verify(
 def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> fx.GraphModule:
     """Slice the weights, write the new sizes, and attach the plan."""
     pruned = shrink(analysis, selection, model)
+    refuse_broken(pruned, analysis.module.meta["example"])
     names = _names_in_graph(model, analysis.module)
     state = model.state_dict(keep_vars=True)
     pruned.meta["fxprune_plan"] = selection.plan(analysis, {n: u for n, u in names.items() if n in state})
@@ -182,7 +184,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> fx.G
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "dynamic": not any("batch size" in note for note in analysis.notes),
-        "example": analysis.module.meta["example"],
+        "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
     }
     return pruned
 

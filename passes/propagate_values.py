@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxprune.capture.inputs import Example
-from fxprune.errors import ExampleInputError
+from fxprune.errors import ExampleInputError, RewriteError
 
-__all__ = ["bound_arguments", "propagate_values"]
+__all__ = ["NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
 
 
 def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
@@ -21,7 +21,7 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     Contract: the graph is not changed.
 
     Raises:
-        ExampleInputError: the graph rejects the example; names the node and the user's line.
+        NodeError: the graph rejects the example; names the node and the user's line.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in _state(module)}
@@ -31,6 +31,19 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     values = _Values(module, root)
     with mode, torch.no_grad():
         values.run(*bound_arguments(module, inputs))
+
+
+def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
+    """Raise RewriteError, naming the node, if a rewritten graph does not run on fake tensors."""
+    try:
+        propagate_values(pruned, example)
+    except NodeError as error:
+        raise RewriteError(
+            f"the rewritten graph does not run at {error}; this is a bug in a rule of fxprune: "
+            f"please report it, and exclude= the module meanwhile"
+        ) from error
+    for node in pruned.graph.nodes:
+        del node.meta["val"]
 
 
 def _state(module: nn.Module) -> list[Tensor]:
@@ -62,11 +75,21 @@ def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
     return values
 
 
+class NodeError(Exception):
+    """A node does not run: its name, the user's line, and why."""
+
+    def __init__(self, node: fx.Node, error: Exception) -> None:
+        where = f" ({node.meta['where']})" if node.meta.get("where") else ""
+        first = (str(error).strip().splitlines() or [""])[0]
+        super().__init__(f"{node.name}{where}: {type(error).__name__}: {first}")
+
+
 class _Values(fx.Interpreter):
     """Runs the graph on a root whose tensors are fake, and keeps what each node returned."""
 
     def __init__(self, module: fx.GraphModule, root: nn.Module) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False
         self.root = root
         self.submodules = dict(root.named_modules())
 
@@ -74,13 +97,7 @@ class _Values(fx.Interpreter):
         try:
             value = super().run_node(n)
         except Exception as error:
-            where = n.meta.get("where")
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise ExampleInputError(
-                f"the model rejects the example inputs at {n.name}"
-                + (f" ({where})" if where else "")
-                + f": {type(error).__name__}: {first}; pass example_inputs= of the right shape"
-            ) from error
+            raise NodeError(n, error) from error
         n.meta["val"] = value
         return value
 

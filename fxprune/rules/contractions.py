@@ -88,18 +88,14 @@ def conv_axes(
     result: Typed,
 ) -> Flow:
     """b (g i) h w, (g o) i kh kw, (g o) -> b (g o) h' w'"""
-    batch, (channels, *_) = input.axes[: -len(weight.axes) + 1], input.axes[-len(weight.axes) + 1 :]
     out, i, *kernel = weight.axes
+    *batch, channels = input.axes[: -len(kernel)]
     g = atom(groups)
     same = [(channels, Product.of((g, i))), (out, Product.of((g, atom(out.size // groups))))]
     if bias is not None:
         same.append((out, bias.axes[0]))
-    return Flow(
-        (*batch, out, *_spatial(result, len(kernel))),
-        same,
-        whole=[(k, "kernel") for k in kernel],
-        sizes={"groups": g},
-    )
+    pixels, whole = _pixels(input, kernel, stride, padding, result)
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g})
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -116,23 +112,34 @@ def conv_transpose_axes(
     result: Typed,
 ) -> Flow:
     """b (g i) h w, (g i) o kh kw, (g o) -> b (g o) h' w'"""
-    batch, (channels, *_) = input.axes[: -len(weight.axes) + 1], input.axes[-len(weight.axes) + 1 :]
     rows, o, *kernel = weight.axes
+    *batch, channels = input.axes[: -len(kernel)]
     g = atom(groups)
     out = Product.of((g, o))
     same = [(channels, rows), (rows, Product.of((g, atom(rows.size // groups))))]
     if bias is not None:
         same.append((out, bias.axes[0]))
-    return Flow(
-        (*batch, out, *_spatial(result, len(kernel))),
-        same,
-        whole=[(k, "kernel") for k in kernel],
-        sizes={"groups": g},
+    pixels, whole = _pixels(input, kernel, stride, padding, result)
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g})
+
+
+def _pixels(
+    input: Typed, kernel: list[Axis], stride: Any, padding: Any, result: Typed
+) -> tuple[Sequence[Axis], list[tuple[Axis, str]]]:
+    """The dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
+    n = len(kernel)
+    pointwise = all(k == ONE for k in kernel) and _all(stride, 1) and _all(padding, 0)
+    if pointwise:
+        return input.axes[-n:], []
+    whole = [(k, "kernel") for k in kernel] + [(axis, "pixels") for axis in input.axes[-n:]]
+    return [fixed(size, "pixels") for size in result.shape[-n:]], whole
+
+
+def _all(option: Any, value: int) -> bool:
+    """Is an option, given once or per dimension (or not at all), this value everywhere?"""
+    return option in (None, value, []) or (
+        isinstance(option, (list, tuple)) and all(o == value for o in option)
     )
-
-
-def _spatial(result: Typed, n: int) -> tuple[Axis, ...]:
-    return tuple(fixed(size, "pixels") for size in result.shape[-n:])
 
 
 @rule("embedding")
