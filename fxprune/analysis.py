@@ -66,10 +66,10 @@ class Analysis:
     `str()` is a table; `to_networkx()` the dependency graph; `why(a, b)` the chain between two sites.
     """
 
-    def __init__(self, module: fx.GraphModule, inference: Inference, aliases: dict[str, str]) -> None:
+    def __init__(self, module: fx.GraphModule, inference: Inference, names: dict[str, str]) -> None:
         self.module = module
         self.inference = inference
-        self._aliases = aliases  # second names of shared tensors -> the name in the graph
+        self.names = names  # every name that the model has for a tensor -> the name in the graph
         solver = inference.solver
         self.weights: dict[str, Axes] = {
             name: tuple(map(solver.resolve, axes)) for name, axes in inference.weights.items()
@@ -133,6 +133,8 @@ class Analysis:
                 graph.add_node(str(site), kind="site")
                 graph.add_edge(group.name, str(site), kind="member")
             for u, v in self._flow_of(group.atom).edges:
+                for end in (u, v):
+                    graph.add_node(_label(end), kind="node" if isinstance(end, fx.Node) else "site")
                 graph.add_edge(_label(u), _label(v), kind="flow", group=group.name)
         return graph
 
@@ -140,7 +142,7 @@ class Analysis:
         if isinstance(site, str):
             name, _, dim = site.rstrip("]").partition("[")
             site = Site(name, int(dim or 0))
-        name = self._aliases.get(site.name, site.name)
+        name = self.names.get(site.name, site.name)
         if name not in self.weights or not 0 <= site.dim < len(self.weights[name]):
             raise OptionError(f"{site} is no dimension of this model's weights; write 'name.of.weight[0]'")
         return Site(name, site.dim)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +64,13 @@ class Plan:
         }
         folder = os.path.dirname(os.path.abspath(path))
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
-            json.dump(record, file)
-        os.replace(file.name, path)
+            try:
+                json.dump(record, file)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -75,7 +80,7 @@ class Plan:
                 record = json.load(file)
             if record["format"] != "fxprune-plan-1":
                 raise PlanError(f"{path} is of format {record['format']!r}, not fxprune-plan-1")
-            groups = {n: Kept(k["size"], torch.tensor(k["kept"])) for n, k in record["groups"].items()}
+            groups = {n: _kept(n, k["size"], k["kept"]) for n, k in record["groups"].items()}
             kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
         except (
             json.JSONDecodeError,
@@ -88,6 +93,21 @@ class Plan:
         return Plan(groups, kept)
 
 
+def _kept(name: str, size: Any, values: Any) -> Kept:
+    """A group's record as data, if it is one: increasing whole numbers within the group."""
+    rows = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
+    for row in rows:
+        if not isinstance(row, list) or not all(type(v) is int for v in row):
+            raise PlanError(f"{name}: kept indices must be a list of whole numbers")
+        if not row or row[0] < 0 or row[-1] >= size:
+            raise PlanError(f"{name}: kept indices must be within 0..{size - 1}, and at least one")
+        if any(b <= a for a, b in itertools.pairwise(row)):
+            raise PlanError(f"{name}: kept indices must increase")
+    if len({len(row) for row in rows}) > 1:
+        raise PlanError(f"{name}: every head must keep the same number")
+    return Kept(size, torch.tensor(values))
+
+
 def _indices(values: Any) -> Any:
     return None if values is None else torch.tensor(values)
 
@@ -98,8 +118,8 @@ def plan_of(pruned: fx.GraphModule) -> Plan:
     Raises:
         PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
     """
-    meta: Mapping[str, Any] = getattr(pruned, "meta", None) or {}
-    plan = meta.get("fxprune_plan")
+    record = getattr(pruned, "meta", {}).get("fxprune", {})
+    plan = record.get("plan")
     if not isinstance(plan, Plan):
         raise PlanError(
             f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"

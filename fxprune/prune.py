@@ -18,6 +18,7 @@ from fxprune.infer import infer
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
+from fxprune.pruned_module import PrunedModule
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
@@ -87,7 +88,7 @@ def prune(
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    groups = candidates(analysis, patterns, attention, ratio) if ratio > 0 or patterns else []
+    groups = candidates(analysis, patterns, attention, ratio)
     scores = magnitude(analysis, groups)
     selection = select(analysis, groups, scores, ratio, round_to)
     return _rewrite(model, analysis, selection)
@@ -157,7 +158,7 @@ def verify(
         >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
     """
     plan = plan_of(pruned)
-    record = pruned.meta["fxprune_how"]
+    record = pruned.meta["fxprune"]
     if example_inputs is None and example_kwargs is None:
         example = seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
     else:
@@ -173,14 +174,12 @@ def verify(
     return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)
 
 
-def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> fx.GraphModule:
-    """Slice the weights, write the new sizes, and attach the plan."""
+def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> PrunedModule:
+    """Slice the weights, write the new sizes, and attach the record."""
     pruned = shrink(analysis, selection, model)
     refuse_broken(pruned, analysis.module.meta["example"])
-    names = _names_in_graph(model, analysis.module)
-    state = model.state_dict(keep_vars=True)
-    pruned.meta["fxprune_plan"] = selection.plan(analysis, {n: u for n, u in names.items() if n in state})
-    pruned.meta["fxprune_how"] = {
+    pruned.meta["fxprune"] |= {
+        "plan": selection.plan(analysis, model.state_dict()),
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "dynamic": not any("batch size" in note for note in analysis.notes),

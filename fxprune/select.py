@@ -28,7 +28,7 @@ def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio
     """
     excluded = _excluded(analysis, exclude)
     free = [g for g in analysis.prunable if g not in excluded]
-    if not free:
+    if not free and ratio > 0:
         reasons = sorted({g.frozen.text for g in analysis.groups if g.frozen})
         raise NothingPrunableError(
             f"nothing can shrink: {len(analysis.prunable)} of {len(analysis.groups)} groups are prunable, "

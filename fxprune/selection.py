@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -108,16 +108,17 @@ class Selection:
             keep &= chosen | ~inside
         return keep
 
-    def plan(self, analysis: Analysis, names: dict[str, str]) -> Plan:
-        """The selection as data.  `names`: every name in the original's state -> its name in the graph."""
+    def plan(self, analysis: Analysis, saved: Iterable[str]) -> Plan:
+        """The selection as data, for the names in the original's `state_dict`."""
         groups = {
             group.name: Kept(group.size, _indices(self.masks[group.atom]))
             for group in analysis.groups
             if group.atom in self.masks
         }
         kept = {}
-        for name, used in names.items():
-            dims = [self.positions(axis) for axis in analysis.weights.get(used, ())]
+        for name in saved:
+            used = analysis.names.get(name)
+            dims = [self.positions(axis) for axis in analysis.weights.get(used or "", ())]
             if any(d is not None for d in dims):
                 kept[name] = tuple(None if d is None else torch.from_numpy(d) for d in dims)
         return Plan(groups, kept)  # type: ignore[arg-type]

@@ -13,13 +13,14 @@ from fxprune.axes import Axis
 from fxprune.calls import canonical_keyword
 from fxprune.infer import Step
 from fxprune.passes.pin_sizes import pin_sizes, rescaled
+from fxprune.pruned_module import PrunedModule, holder
 from fxprune.rules.modules import native
 from fxprune.selection import Selection
 
 __all__ = ["shrink"]
 
 
-def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> fx.GraphModule:
+def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> PrunedModule:
     """A new GraphModule with the selected channels only.
 
     Contract: every tensor is an index-select of the original's, under all of its names; shared tensors
@@ -31,7 +32,12 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> fx.
     for node, step in analysis.inference.steps.items():
         _respell(new_of[node], step, analysis, selection, root)
     graph.lint()
-    return fx.GraphModule(root, graph, type(original).__name__)
+    pruned = PrunedModule(root, graph, type(original).__name__)
+    pruned.training = original.training
+    ties = _ties(pruned, analysis, original)
+    pruned.meta["fxprune"] = {"ties": ties}
+    pruned.restore(ties, {path: m.training for path, m in original.named_modules()})
+    return pruned
 
 
 def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -42,6 +48,13 @@ def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         copied.meta = {k: v for k, v in node.meta.items() if k == "where"}
         new_of[node] = copied
     return new, new_of
+
+
+def _ties(pruned: nn.Module, analysis: Analysis, original: nn.Module) -> dict[str, str]:
+    """The other names that the original's `state_dict` has for tensors in use."""
+    present = {*pruned.state_dict()}
+    state = original.state_dict(keep_vars=True)
+    return {n: used for n, used in analysis.names.items() if n in state and n not in present}
 
 
 # ---------------------------------------------------------------- sizes that calls spell
@@ -152,7 +165,8 @@ class _Slicer:
     """Builds the new tree of modules: copies of the leaves, holders for the rest, sliced tensors."""
 
     def __init__(self, analysis: Analysis, selection: Selection, original: nn.Module) -> None:
-        self.analysis, self.selection, self.original = analysis, selection, original
+        self.analysis, self.selection = analysis, selection
+        self.saved = set(original.state_dict())
         self.sliced: dict[int, Tensor] = {}  # one slice per tensor, so that shared ones stay shared
 
     def root(self, graph: fx.Graph) -> nn.Module:
@@ -167,8 +181,6 @@ class _Slicer:
             elif node.op == "get_attr" and str(node.target) not in used:
                 used.add(str(node.target))
                 self._place_tensor(root, str(node.target), source)
-        self._place_aliases(root)
-        self._copy_modes(root)
         return root
 
     def _leaf(self, module: nn.Module, path: str) -> nn.Module:
@@ -199,47 +211,14 @@ class _Slicer:
 
     def _place_tensor(self, root: nn.Module, name: str, source: nn.Module) -> None:
         path, _, leaf = name.rpartition(".")
-        owner = source.get_submodule(path)
-        holder = _holder(root, path)
+        owner, place = source.get_submodule(path), holder(root, path)
         tensor = getattr(owner, leaf)
         if isinstance(tensor, nn.Parameter):
-            holder.register_parameter(leaf, self._slice(tensor, name))
+            place.register_parameter(leaf, self._slice(tensor, name))
         else:
-            persistent = leaf not in owner._non_persistent_buffers_set and self._is_originals(name)
-            holder.register_buffer(leaf, self._slice(tensor, name), persistent=persistent)
-
-    def _is_originals(self, name: str) -> bool:
-        value: Any = self.original
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        return isinstance(value, Tensor)
-
-    def _place_aliases(self, root: nn.Module) -> None:
-        """The other names that the original's `state_dict` has for a tensor in use."""
-        present = {n for n, _ in root.named_parameters(remove_duplicate=False)}
-        present |= {n for n, _ in root.named_buffers(remove_duplicate=False)}
-        for name, parameter in self.original.named_parameters(remove_duplicate=False):
-            new = self.sliced.get(id(parameter))
-            if new is not None and name not in present:
-                path, _, leaf = name.rpartition(".")
-                _holder(root, path).register_parameter(leaf, new)  # type: ignore[arg-type]
-
-    def _copy_modes(self, root: nn.Module) -> None:
-        """Each module trains or not as the original's of that name; new ones as the whole model."""
-        modes = {path: m.training for path, m in self.original.named_modules()}
-        for path, module in root.named_modules():
-            module.training = modes.get(path, self.original.training)
-
-
-def _holder(root: nn.Module, path: str) -> nn.Module:
-    holder = root
-    for part in path.split(".") if path else ():
-        if part not in holder._modules:
-            holder.add_module(part, nn.Module())
-        holder = holder._modules[part]  # type: ignore[assignment]
-    return holder
+            place.register_buffer(leaf, self._slice(tensor, name), persistent=name in self.saved)
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
-    _holder(root, parent).add_module(leaf, module)
+    holder(root, parent).add_module(leaf, module)

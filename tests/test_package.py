@@ -87,9 +87,7 @@ def pip(*arguments: str | Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def python(
-    *arguments: str | Path, cwd: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -81,6 +81,7 @@ def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) ->
     """Make `eval_graph` follow the mode.  False, and nothing done, if more than constants differ."""
     for graph in (eval_graph, train_graph):
         graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        _spell_defaults(graph)
     pairs = list(zip(eval_graph.nodes, train_graph.nodes, strict=False))
     if len(eval_graph.nodes) != len(train_graph.nodes):
         return False
@@ -93,6 +94,16 @@ def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) ->
             (node.args, node.kwargs), (other.args, other.kwargs), node, root, switches
         )
     return True
+
+
+def _spell_defaults(graph: fx.Graph) -> None:
+    """ATen calls leave out trailing defaults, in one mode more of them than in the other."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            positional = [a for a in node.target._schema.arguments if not a.kwarg_only]
+            rest = positional[len(node.args) :]
+            if all(a.has_default_value() and a.name not in node.kwargs for a in rest):
+                node.args = (*node.args, *(a.default_value for a in rest))
 
 
 def _aligned(a: fx.Node, b: fx.Node, twin: dict[fx.Node, fx.Node]) -> bool:

@@ -1,0 +1,86 @@
+"""What every test of a pruned model asks: is it exact, is it a slice of the original, does it run?"""
+
+from __future__ import annotations
+
+import torch
+from helpers import tensors_of
+from torch import fx, nn
+
+import fxprune
+from fxprune.capture.inputs import seeded_noise
+from fxprune.certify import certify
+from fxprune.importance import magnitude
+from fxprune.prune import _rewrite
+from fxprune.select import candidates, select
+from fxprune.selection import Selection
+
+TOLERANCE = 1e-8
+
+
+def assert_exact(model: nn.Module, pruned: fx.GraphModule, *batches: int) -> None:
+    """The certificate, the contract on weights, and a run at each batch size."""
+    assert float(fxprune.verify(model, pruned)) <= TOLERANCE
+    assert_slices(model, pruned)
+    for batch in batches:
+        assert_runs(pruned, batch)
+
+
+def assert_slices(model: nn.Module, pruned: fx.GraphModule) -> None:
+    """Every tensor of the result is the index-select that the plan says, under its own name."""
+    kept = fxprune.plan_of(pruned).kept
+    state = model.state_dict()
+    assert set(pruned.state_dict()) <= set(state)
+    assert set(kept) <= set(state)
+    for name, tensor in pruned.state_dict().items():
+        expected = state[name]
+        for dim, indices in enumerate(kept.get(name, ())):
+            if indices is not None:
+                assert torch.equal(indices, indices.unique())
+                expected = expected.index_select(dim, indices)
+        assert tensor.dtype == expected.dtype
+        assert torch.equal(tensor, expected), name
+
+
+def assert_runs(pruned: fx.GraphModule, batch: int) -> None:
+    """The result takes `batch` samples, and returns as many."""
+    shapes = pruned.meta["fxprune_how"]["example"]
+    inputs = shapes.with_batch(batch).map(lambda t: torch.randn(t.shape).to(t.dtype))
+    with torch.no_grad():
+        outputs = tensors_of(pruned(*inputs.args, **inputs.kwargs))
+    assert outputs
+    for t in outputs:
+        assert batch in t.shape[:2]
+        assert t.isfinite().all()
+
+
+def groups_of(analysis: fxprune.Analysis, model: nn.Module) -> set[tuple[frozenset[str], int, bool]]:
+    """Groups as both captures must agree on them: the model's own sites, the size, live or whole."""
+    own = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}
+    found = set()
+    for group in analysis.groups:
+        sites = frozenset(str(site) for site in group.sites if site.name in own)
+        if sites:
+            found.add((sites, group.size, group.frozen is None))
+    return found
+
+
+# ---------------------------------------------------------------- many prunings of one analysis
+
+
+def prune_analysed(
+    model: nn.Module, analysis: fxprune.Analysis, ratio: float, attention: str = "auto"
+) -> fx.GraphModule:
+    """`fxprune.prune` without a capture of its own."""
+    groups = candidates(analysis, [], attention, ratio)
+    selection = select(analysis, groups, magnitude(analysis, groups), ratio, round_to=1)
+    return _rewrite(model, analysis, selection)
+
+
+def certificate(
+    model: nn.Module, pruned: fx.GraphModule, analysis: fxprune.Analysis, batch: int = 3
+) -> float:
+    """`fxprune.verify` without a capture of its own."""
+    record = pruned.meta["fxprune_how"]
+    example = seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+    selection = Selection.from_plan(analysis, fxprune.plan_of(pruned))
+    return float(certify(model, pruned, analysis, selection, example))

@@ -1,0 +1,144 @@
+"""Small models and small questions about modules, shared by the tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+CAPTURES = ("symbolic", "export")
+
+
+# ---------------------------------------------------------------- models
+
+
+def small_vit(**options: Any) -> VisionTransformer:
+    """timm's ViT on 32 x 32 images; it records no input shape."""
+    usual = {"img_size": 32, "patch_size": 8, "num_classes": 10}
+    usual |= {"embed_dim": 48, "depth": 2, "num_heads": 4}
+    return randomise(VisionTransformer(**usual | options).eval())
+
+
+def small_swin(**options: Any) -> nn.Module:
+    """timm's Swin on 32 x 32 images: windows, shifts, relative positions, patch merging."""
+    from timm.models.swin_transformer import SwinTransformer
+
+    usual = {"img_size": 32, "patch_size": 4, "num_classes": 10, "window_size": 4}
+    usual |= {"embed_dim": 24, "depths": (2, 1), "num_heads": (2, 4)}
+    return randomise(SwinTransformer(**usual | options).eval())
+
+
+def small_hf_vit(**options: Any) -> nn.Module:
+    """Hugging Face's ViT on 32 x 32 images; only torch.export can trace it."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    usual = {"image_size": 32, "patch_size": 8, "num_labels": 10, "hidden_size": 48}
+    usual |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
+    return randomise(ViTForImageClassification(ViTConfig(**usual | options)).eval())
+
+
+def small_torchvision_vit(**options: Any) -> nn.Module:
+    """torchvision's ViT (nn.MultiheadAttention), with few patches at the recorded 224 x 224."""
+    from torchvision.models import VisionTransformer
+
+    usual = {"image_size": 224, "patch_size": 56, "num_classes": 10, "num_layers": 1}
+    usual |= {"num_heads": 4, "hidden_dim": 48, "mlp_dim": 96}
+    return randomise(VisionTransformer(**usual | options).eval())
+
+
+class ConvNet(nn.Module):
+    """A residual block with a depthwise convolution, batch norms, dropout as a module and as a function."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
+        self.widen = nn.Sequential(nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.BatchNorm2d(32))
+        self.narrow = nn.Conv2d(32, 16, 1)
+        self.dropout, self.drop = dropout, nn.Dropout(dropout)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.stem(x), self.dropout, self.training)
+        x = x + self.narrow(self.drop(self.mix(self.widen(x)).relu()))
+        return self.head(x.mean((2, 3)))
+
+
+def small_conv(**options: Any) -> ConvNet:
+    return randomise(ConvNet(**options).eval())
+
+
+def mlp(inputs: int = 6, hidden: int = 16, outputs: int = 4) -> nn.Sequential:
+    return randomise(nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs)))
+
+
+def images(batch: int = 2, size: int = 32, seed: int = 0) -> Tensor:
+    """Normal noise, [batch, 3, size, size]."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(model: Any, seed: int = 0) -> Any:
+    """Random numbers in every parameter and floating-point buffer, of a size that keeps signals alive.
+
+    No zero-initialised layer, bias or layer scale is left to hide a wrong rewrite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor, scale: float) -> Tensor:
+        return scale * torch.randn(like.shape, generator=generator, dtype=torch.float32)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if "Norm" in type(owner).__name__ and name.endswith("weight"):
+                parameter.copy_(1 + noise(parameter, 0.2))
+            elif parameter.ndim >= 2 and math.prod(parameter.shape[:-1]) > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise(parameter, fan_in**-0.5))
+            else:
+                parameter.copy_(noise(parameter, 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + noise(buffer, 1.0).abs())
+            elif buffer.is_floating_point():
+                buffer.add_(noise(buffer, 0.2))
+    return model
+
+
+# ---------------------------------------------------------------- questions
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Every tensor of an output, through tuples, dicts and dataclasses."""
+    nest = dict(output) if isinstance(output, dict) else output
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def assert_same(got: Any, wanted: Any, tolerance: float = 1e-4) -> None:
+    """Equal outputs, up to a tolerance relative to the largest element; 0 for bitwise."""
+    pairs = list(zip(tensors_of(got), tensors_of(wanted), strict=True))
+    assert pairs
+    for a, b in pairs:
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
+
+
+def run(model: nn.Module, *inputs: Tensor, seed: int = 0, **options: Any) -> Any:
+    """One call without gradients, with the random state fixed."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model(*inputs, **options)
+
+
+def widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes by state name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,197 @@
+"""Train and eval: the result draws the random numbers and keeps the statistics that the model would."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import (
+    CAPTURES,
+    assert_same,
+    images,
+    randomise,
+    run,
+    small_conv,
+    small_hf_vit,
+    small_swin,
+    small_torchvision_vit,
+    small_vit,
+)
+from torch import Tensor, nn
+
+import fxprune
+
+SEEDS = (1, 2)
+
+both_captures = pytest.mark.parametrize("capture", CAPTURES)
+
+
+def dropping_vit() -> nn.Module:
+    return small_vit(drop_rate=0.3, proj_drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3)
+
+
+def dropping_swin() -> nn.Module:
+    return small_swin(proj_drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3)
+
+
+def dropping_torchvision_vit() -> nn.Module:
+    return small_torchvision_vit(dropout=0.3, attention_dropout=0.3)
+
+
+def dropping_hf_vit(attention: str = "sdpa") -> nn.Module:
+    return small_hf_vit(
+        hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3, attn_implementation=attention
+    )
+
+
+def dropping_eager_hf_vit() -> nn.Module:
+    return dropping_hf_vit("eager")
+
+
+def dropping_conv() -> nn.Module:
+    return small_conv(dropout=0.3)
+
+
+# nn.MultiheadAttention holds its result sequence first, and dropout draws in the order of memory: the
+# same numbers for one sample, as many for more.
+ONE_LARGE = images(1, 224)
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "capture"),
+    [
+        (dropping_vit, images(4), "symbolic"),
+        (dropping_vit, images(4), "export"),
+        (dropping_swin, images(4), "symbolic"),
+        (dropping_swin, images(4), "export"),
+        (dropping_torchvision_vit, ONE_LARGE, "symbolic"),
+        (dropping_torchvision_vit, ONE_LARGE, "export"),
+        (dropping_conv, images(4), "symbolic"),
+        (dropping_conv, images(4), "export"),
+        (dropping_hf_vit, images(4), "export"),
+        (dropping_eager_hf_vit, images(4), "export"),
+    ],
+)
+def test_a_whole_result_computes_what_the_model_does_in_both_modes(
+    build: Callable[[], nn.Module], x: Tensor, capture: str
+) -> None:
+    model = build()
+    same = fxprune.prune(model, 0.0, example_inputs=x.repeat(2, 1, 1, 1), capture=capture)
+    for training in (True, False, True):
+        model.train(training)
+        same.train(training)
+        for seed in SEEDS:
+            assert_same(run(same, x, seed=seed), run(model, x, seed=seed), 1e-5)
+    buffers = dict(model.named_buffers())
+    for name, buffer in same.named_buffers():
+        if name in buffers:
+            torch.testing.assert_close(buffer, buffers[name])
+
+
+@both_captures
+def test_it_does_so_whichever_mode_the_model_was_given_in(capture: str) -> None:
+    x = images(4)
+    model = small_vit(depth=1, drop_rate=0.3, drop_path_rate=0.3).train()
+    from_train = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    from_eval = fxprune.prune(model.eval(), 0.0, example_inputs=x, capture=capture)
+    assert from_train.training
+    assert not from_eval.training
+    assert_same(run(from_train, x), run(from_eval.train(), x), 0)
+    assert_same(run(from_train.eval(), x), run(from_eval.eval(), x), 0)
+    assert_same(run(from_eval, x), run(model, x), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "capture"),
+    [
+        (dropping_vit, images(2), "symbolic"),
+        (dropping_swin, images(2), "symbolic"),
+        (dropping_conv, images(2), "export"),
+        (dropping_hf_vit, images(2), "export"),
+    ],
+)
+def test_a_pruned_model_is_random_in_train_mode_and_not_in_eval_mode(
+    build: Callable[[], nn.Module], x: Tensor, capture: str
+) -> None:
+    pruned = fxprune.prune(build(), 0.5, example_inputs=x, capture=capture)
+    first, second = (run(pruned, x, seed=seed) for seed in SEEDS)
+    assert_same(first, second, 0)
+    pruned.train()
+    first, second = (run(pruned, x, seed=seed) for seed in SEEDS)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same(first, second)
+
+
+@both_captures
+def test_batch_norm_statistics_move_in_train_mode_only(capture: str) -> None:
+    model, x = dropping_conv(), images(4)
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    statistics = {name for name, _ in model.named_buffers()}
+    assert statistics == {name for name, _ in same.named_buffers()}
+    before = copy.deepcopy(same.state_dict())
+
+    run(same.eval(), x)
+    assert all(torch.equal(same.state_dict()[name], before[name]) for name in statistics)
+
+    run(same.train(), x)
+    run(model.train(), x)
+    for name in statistics:
+        assert not torch.equal(same.state_dict()[name], before[name])
+        torch.testing.assert_close(same.state_dict()[name], model.state_dict()[name])
+
+
+@both_captures
+def test_a_pruned_batch_norm_keeps_statistics_of_its_own_width(capture: str) -> None:
+    model, x = dropping_conv(), images(4)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture).train()
+    before = pruned.get_buffer("stem.1.running_mean").clone()
+    run(pruned, x)
+    assert before.shape == (8,)
+    assert not torch.equal(pruned.get_buffer("stem.1.running_mean"), before)
+    assert int(pruned.get_buffer("stem.1.num_batches_tracked")) == 1
+
+
+@both_captures
+def test_a_batch_norm_that_the_model_keeps_in_eval_mode_stays_there(capture: str) -> None:
+    model, x = small_conv().train(), images(4)
+    model.stem.eval()
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    assert_same(run(same, x), run(model, x), 1e-5)
+    for name in ("stem.1.running_mean", "mix.1.running_mean"):
+        torch.testing.assert_close(same.get_buffer(name), model.get_buffer(name))
+
+
+@both_captures
+def test_a_part_that_the_model_keeps_in_eval_mode_stays_there(capture: str) -> None:
+    """As who freezes the first blocks does: `model.train()`, then `model.blocks[0].eval()`."""
+    model, x = small_vit(attn_drop_rate=0.3, proj_drop_rate=0.3).train(), images(4)
+    model.blocks[0].eval()
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    assert_same(run(same, x), run(model, x), 1e-5)
+    same.train().get_submodule("blocks.0").eval()
+    assert_same(run(same, x), run(model, x), 1e-5)
+
+
+class Branches(nn.Module):
+    """Train mode runs other code, not only other constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.training:
+            x = x * 2 + 1
+        return self.fc2(x)
+
+
+@both_captures
+def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(capture: str) -> None:
+    model, x = randomise(Branches()).eval(), torch.randn(3, 6)
+    analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
+    assert any("follows eval mode" in note for note in analysis.notes)
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    assert_same(run(same, x), run(model, x), 1e-6)
