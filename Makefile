@@ -6,11 +6,15 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SOURCES = fxprune passes tests examples
 
-.PHONY: test lint demo bench clean
+.PHONY: test zoo lint demo bench clean
 
 # One thread per worker: more would fight over the cores.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+# The large models, one certificate each per ratio; `make test` leaves them out.
+zoo: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_zoo.py -n 2
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)

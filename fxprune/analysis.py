@@ -226,7 +226,7 @@ def _groups(analysis: Analysis) -> list[Group]:
         if frozen is None and a in twice:
             frozen = Reason("it comes twice in one product")
         if frozen is None and a not in born:
-            frozen = Reason("no weight produces it: it carries the data of a constant")
+            frozen = Reason("no weight brings it into an activation: it carries data")
         groups[a] = Group("", "", a, where, frozen)
     for a, group in groups.items():
         group.outer = [g for b, g in groups.items() if b in inside.outer[a] and g.frozen is None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,6 +62,8 @@ def certify(
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
+    if not analysis.inference.prune_outputs and any(k is not None for dims in kept for k in dims):
+        raise CertificateError("an output lost elements, though outputs are to stay whole")
     return Certificate(
         max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)
     )
@@ -77,8 +80,14 @@ def _error(wanted: Tensor, got: Tensor) -> float:
 
 
 def _floats(value: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(dict(value) if isinstance(value, dict) else value)
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    """Every floating-point tensor of a nest of tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if dataclasses.is_dataclass(value) and not isinstance(value, dict):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in _floats(v)] if isinstance(value, (list, tuple)) else []
 
 
 def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
@@ -241,7 +250,8 @@ def _map_tensors(value: Any, axes: Any, function: Callable[[Tensor, Any], Tensor
     if isinstance(value, Tensor):
         return function(value, next(axes))
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(_map_tensors(v, axes, function) for v in value)
+        items = [_map_tensors(v, axes, function) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if type(value) is dict:
         return {k: _map_tensors(v, axes, function) for k, v in value.items()}
     return value

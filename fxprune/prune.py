@@ -14,7 +14,7 @@ from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.errors import OptionError
 from fxprune.importance import magnitude
-from fxprune.infer import infer
+from fxprune.infer import Inference, infer
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
@@ -118,7 +118,7 @@ def analyze(
     captured = trace(model, example.args, example.kwargs, capture=capture)
     captured.meta["example"] = example
     inference = infer(captured, rules, prune_outputs=outputs == "prune")
-    analysis = Analysis(captured, inference, _names_in_graph(model, captured))
+    analysis = Analysis(captured, inference, _names_in_graph(model, captured, inference))
     if strict:
         analysis.refuse_missing_rules()
     return analysis
@@ -188,20 +188,19 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
     return pruned
 
 
-def _names_in_graph(model: nn.Module, captured: fx.GraphModule) -> dict[str, str]:
+def _names_in_graph(model: nn.Module, captured: fx.GraphModule, inference: Inference) -> dict[str, str]:
     """Every name that the model has for a tensor -> the name under which the graph uses it."""
     used: dict[int, str] = {}
-    tensors: list[tuple[str, Tensor]] = [
-        *captured.named_parameters(remove_duplicate=False),
-        *captured.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in tensors:
-        used.setdefault(id(tensor), name)
-    own: list[tuple[str, Tensor]] = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    return {name: used[id(tensor)] for name, tensor in own if id(tensor) in used}
+    for name, tensor in _tensors(captured):
+        if name in inference.weights:
+            used.setdefault(id(tensor), name)
+    names = {name: used[id(tensor)] for name, tensor in _tensors(model) if id(tensor) in used}
+    return {name: name if name in inference.weights else first for name, first in names.items()}
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 def _check_options(ratio: float, attention: str, round_to: int, outputs: str) -> None:

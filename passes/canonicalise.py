@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from fxprune.capture.inputs import PRIME_BATCH, Example
 from fxprune.passes.explicit_scale import explicit_scale
+from fxprune.passes.explicit_squeeze import explicit_squeeze
 from fxprune.passes.follow_input import follow_input
 from fxprune.passes.lift_modules import lift_modules
 from fxprune.passes.pack_varargs import pack_varargs
@@ -27,6 +28,7 @@ def canonicalise(module: fx.GraphModule, source: nn.Module, example: Example) ->
     pack_varargs(module)
     follow_input(module)
     explicit_scale(module)
+    explicit_squeeze(module)
     sums_to_means(module)
     lift_modules(module, source)
     module.graph.lint()

@@ -40,6 +40,9 @@ _ARITHMETIC = {
 }
 
 
+_ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
+
+
 def pin_sizes(
     graph: fx.Graph, new_of: dict[fx.Node, fx.Node], analysis: Analysis, selection: Selection
 ) -> None:
@@ -51,7 +54,7 @@ def pin_sizes(
         node.kwargs = fx.map_arg(node.kwargs, lambda n: pinned.get(n, n))
         read = _read(old)
         if read is not None:
-            value = _original(node, analysis.axes[read[0]][0], read[1], selection)
+            value = _original(node, _axes_read(analysis, read), read[1], selection)
             if value is not None:
                 pinned[node] = value
         elif node.op == "call_function" and node.target in _ARITHMETIC and _is_constant(node):
@@ -71,15 +74,23 @@ def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
         return None
     if name == "getattr" and node.args[1] == "shape":
         return tensor, None
+    if name in ("numel", "nelement", "sym_numel"):
+        return tensor, _ALL
     if name in ("size", "sym_size"):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         return tensor, None if dim is None else int(dim)  # type: ignore[arg-type]
     return None
 
 
+def _axes_read(analysis: Analysis, read: tuple[fx.Node, int | None]) -> tuple[Axis, ...]:
+    axes = analysis.axes[read[0]][0]
+    return (Product.of(axes),) if read[1] == _ALL else axes
+
+
 def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection: Selection) -> Any:
     """What the read gave before anything shrank; None if it gives that still."""
     if dim is not None:
+        dim = 0 if dim == _ALL else dim
         return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
     if not any(map(selection.shrinks, axes)):
         return None

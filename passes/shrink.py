@@ -15,6 +15,7 @@ from fxprune.infer import Step
 from fxprune.passes.pin_sizes import pin_sizes, rescaled
 from fxprune.pruned_module import PrunedModule, holder
 from fxprune.rules.modules import native
+from fxprune.rules.registry import Bound
 from fxprune.selection import Selection
 
 __all__ = ["shrink"]
@@ -128,10 +129,14 @@ def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) ->
                 value = [node.graph.call_function(_getitem, (value, i)) for i in range(len(spelled))]
         pairs = zip(value, spelled, strict=True)
         return type(value)(_new_value(v, s, selection, node) for v, s in pairs)
+    bound = isinstance(spelled, Bound)
+    axis = spelled.axis if bound else spelled
     if isinstance(value, fx.Node):
         with node.graph.inserting_before(node):
-            return rescaled(node.graph, value, spelled, selection, forwards=True)
-    return -1 if value == -1 else selection.size(spelled)
+            return rescaled(node.graph, value, axis, selection, forwards=True)
+    if bound:
+        return -selection.size(axis) if value < 0 else selection.size(axis)
+    return -1 if value == -1 else selection.size(axis)
 
 
 def _getitem(value: Any, index: int) -> Any:
@@ -141,6 +146,8 @@ def _getitem(value: Any, index: int) -> Any:
 def _map_axes(spelled: Any, function: Any) -> Any:
     if spelled is None:
         return None
+    if isinstance(spelled, Bound):
+        return Bound(function(spelled.axis))
     if isinstance(spelled, slice):
         return slice(_map_axes(spelled.start, function), _map_axes(spelled.stop, function))
     if isinstance(spelled, (list, tuple)):
@@ -151,6 +158,8 @@ def _map_axes(spelled: Any, function: Any) -> Any:
 def _shrinks(spelled: Any, selection: Selection) -> bool:
     if spelled is None:
         return False
+    if isinstance(spelled, Bound):
+        return selection.shrinks(spelled.axis)
     if isinstance(spelled, slice):
         return _shrinks(spelled.start, selection) or _shrinks(spelled.stop, selection)
     if isinstance(spelled, (list, tuple)):

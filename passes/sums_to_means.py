@@ -31,7 +31,8 @@ def sums_to_means(module: fx.GraphModule) -> None:
             continue
         x, dim, keepdim = _arguments(total)
         with module.graph.inserting_before(node):
-            mean = module.graph.call_function(torch.mean, (x,), {"dim": dim, "keepdim": keepdim})
+            options = {} if dim is None else {"dim": dim, "keepdim": keepdim}
+            mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
         node.replace_all_uses_with(mean)
         module.graph.erase_node(node)
@@ -50,9 +51,10 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
         return None
     x, dim, _ = _arguments(total)
     value = x.meta.get("val")
-    if dim is None or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
         return None
-    count = math.prod(value.shape[d] for d in ([dim] if isinstance(dim, int) else dim))
+    dims = range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    count = math.prod(value.shape[d] for d in dims)
     divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
     return total if divides else None
 

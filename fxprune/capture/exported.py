@@ -6,6 +6,8 @@ their own names, dropouts as module calls.  (`passes.lift_modules` then makes la
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import inspect
 import logging
 import operator
@@ -18,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.capture.writes import hidden_writes
 from fxprune.rules.modules import follows_mode
 
 __all__ = ["capture_exported"]
@@ -68,16 +71,9 @@ def _export(
 ) -> fx.Graph:
     set_mode(model, training)
     program = _with_dynamic_batch(model, args, kwargs, notes)
-    if any(_writes_in_place(node) for node in program.graph.nodes):
+    if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
     return _plain_graph(program, model)
-
-
-def _writes_in_place(node: fx.Node) -> bool:
-    """Is this a write whose result nobody reads, so that it acts through memory alone?"""
-    return (
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
-    )
 
 
 def _with_dynamic_batch(
@@ -113,9 +109,15 @@ def _quietly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            args, kwargs = pytree.tree_map(_fresh, (args, kwargs))
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         log.setLevel(level)
+
+
+def _fresh(value: Any) -> Any:
+    """A tensor of its own for each export, which marks what it is given."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.Graph:
@@ -217,6 +219,14 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
         return children
     if spec.type is dict:
         return dict(zip(spec.context, children, strict=True))
+    if spec.type is collections.namedtuple:
+        return graph.call_function(spec.context, tuple(children))
+    if (
+        isinstance(spec.type, type)
+        and dataclasses.is_dataclass(spec.type)
+        and not issubclass(spec.type, dict)
+    ):
+        return graph.call_function(spec.type, (), dict(zip(spec.context[0], children, strict=True)))
     keys = spec.context if isinstance(spec.context, (list, tuple)) else None
     if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
         return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))

@@ -67,7 +67,7 @@ def _projections(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value:
     else:
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
     biases = (None, None, None) if bias is None else bias.chunk(3, dim=0)
-    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+    return [F.linear(x, weights[i], biases[i]) for i, x in enumerate((query, key, value))]
 
 
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Tensor) -> Tensor | None:

@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
-from fxprune.calls import op_name
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.capture.writes import hidden_writes
 from fxprune.rules.modules import follows_mode, native
 
 __all__ = ["capture_symbolic"]
@@ -65,7 +65,7 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
     leaves, absent = _leaves(model), _absent_arguments(model, example)
     graph = _trace(model, leaves, absent, training=False)
-    _refuse_writes(graph)
+    _refuse_writes(graph, model)
     notes = follow_modes(graph, lambda: _trace(model, leaves, absent, training=True), model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
@@ -99,13 +99,10 @@ def _drop_inputs(graph: fx.Graph, keep: int) -> None:
         graph.erase_node(placeholder)
 
 
-def _refuse_writes(graph: fx.Graph) -> None:
-    """A write whose result nobody reads (`bias[a:b].zero_()`) acts through memory, which no axis sees."""
-    for node in graph.nodes:
-        name = op_name(node.target)
-        in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
-        if node.op in ("call_function", "call_method") and in_place and not node.users:
-            raise NotImplementedError(f"{name} at {node.meta.get('where')} writes in place")
+def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
+    """`bias[a:b].zero_()` acts through memory: torch.export turns such writes into values."""
+    for node in hidden_writes(graph, model):
+        raise NotImplementedError(f"{node.name} at {node.meta.get('where')} writes in place")
 
 
 @contextlib.contextmanager

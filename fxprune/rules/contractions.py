@@ -75,7 +75,7 @@ def _spell_ellipsis(terms: Sequence[str], output: str, ndims: Sequence[int]) -> 
     return spelled, output.replace("...", spell)
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution")
+@rule("conv1d", "conv2d", "conv3d")
 def conv_axes(
     input: Typed,
     weight: Typed,
@@ -185,4 +185,5 @@ def attention_axes(
     if attn_mask is not None:
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
-    return Flow((*batch, n, e), same, whole=[(m, "softmax over it")])
+    whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
+    return Flow((*batch, n, e), same, whole)

@@ -10,7 +10,7 @@ import torch
 
 from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Bound, Flow, Typed, at, dims_of, rule
 
 
 def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
@@ -91,7 +91,12 @@ def tensor_split_axes(input: Typed, indices_or_sections: Any, dim: int = 0) -> F
     else:
         ends = [0, *indices_or_sections, n]
         sizes = [b - a for a, b in itertools.pairwise(ends)]
-    return split_flow(input, sizes, dim, "indices_or_sections")
+    flow = split_flow(input, sizes, dim, "indices_or_sections")
+    if not isinstance(indices_or_sections, int):  # given are the cuts, not the sizes
+        pieces = flow.sizes["indices_or_sections"]
+        cuts = [Bound(Sum.of(pieces[:i])) for i in range(1, len(pieces))]
+        flow.sizes = {"indices_or_sections": cuts}
+    return flow
 
 
 def _equal_parts(n: int, size: int) -> list[int]:
@@ -135,7 +140,10 @@ def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) ->
     if stride == 1 and size > 0:
         before, piece, after = pieces_of_three(axis, begin, size)
         whole = Sum.of((before, piece, after))
-        spelled = slice(before if start else None, Sum.of((before, piece)) if stop is not None else None)
+        rest = Sum.of((piece, after))
+        begins = None if not start else Bound(rest if start < 0 else before)
+        ends = None if stop is None else Bound(after if stop < 0 else Sum.of((before, piece)))
+        spelled = slice(begins, ends)
         return piece, Flow((), same=[(axis, whole)]), spelled
     if stride > 1 and axis.size % stride == 0 and begin < stride and size == axis.size // stride:
         piece = atom(size)  # every stride-th element: n = (piece stride)

@@ -78,7 +78,7 @@ for _n in (1, 2, 3):
     _native(f"AdaptiveAvgPool{_n}d", f"adaptive_avg_pool{_n}d")
     _native(f"AdaptiveMaxPool{_n}d", f"adaptive_max_pool{_n}d")
     _native(f"ConstantPad{_n}d ZeroPad{_n}d", "pad", "padding")
-    _native(f"ReflectionPad{_n}d ReplicationPad{_n}d", "pad", "padding")
+    _native(f"ReflectionPad{_n}d ReplicationPad{_n}d CircularPad{_n}d", "reflection_pad", "padding")
     _native(f"Dropout{_n}d", f"dropout{_n}d")
 NATIVE[nn.modules.linear.NonDynamicallyQuantizableLinear] = NATIVE[nn.Linear]
 

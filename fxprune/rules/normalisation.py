@@ -48,7 +48,7 @@ def group_norm_axes(
     return Flow(input.axes, same, sizes={"num_groups": g})
 
 
-@rule("batch_norm", "instance_norm")
+@rule("batch_norm")
 def batch_norm_axes(
     input: Typed,
     running_mean: Typed | None = None,
@@ -65,7 +65,36 @@ def batch_norm_axes(
     return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors])
 
 
-@rule("aten.batch_norm", "aten.instance_norm")
+@rule("instance_norm")
+def instance_norm_axes(
+    input: Typed,
+    running_mean: Typed | None = None,
+    running_var: Typed | None = None,
+    weight: Typed | None = None,
+    bias: Typed | None = None,
+    *options: Any,
+    **more: Any,
+) -> Flow:
+    """b c ..., c, c, c, c -> b c ..., positions whole"""
+    flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
+    flow.whole = [(axis, "pixels") for axis in input.axes[2:]]
+    return flow
+
+
+@rule("aten.instance_norm")
+def aten_instance_norm_axes(
+    input: Typed,
+    weight: Typed | None,
+    bias: Typed | None,
+    running_mean: Typed | None,
+    running_var: Typed | None,
+    *options: Any,
+) -> Flow:
+    """The same with ATen's order of arguments."""
+    return instance_norm_axes(input, running_mean, running_var, weight, bias)
+
+
+@rule("aten.batch_norm")
 def aten_batch_norm_axes(
     input: Typed,
     weight: Typed | None,

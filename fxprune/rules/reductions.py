@@ -17,7 +17,7 @@ def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
     return tuple(axis for i, axis in enumerate(input.axes) if i not in gone)
 
 
-@rule("sum", "mean", "nansum", "nanmean")
+@rule("sum", "mean", "nansum")
 def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
     return Flow(without(input, dim, keepdim))
@@ -52,7 +52,9 @@ def var_mean_axes(
 
 @rule("norm")
 def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
-    """... n -> ... (zeros add nothing to a norm)"""
+    """... n -> ... (zeros add nothing to a norm; a negative order is a kind of minimum)"""
+    if isinstance(p, (int, float)) and p < 0:
+        return extremum_axes(input, dim, keepdim)
     return Flow(without(input, dim, keepdim))
 
 
@@ -61,10 +63,10 @@ def vector_norm_axes(
     input: Typed, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Flow:
     """... n -> ..."""
-    return Flow(without(input, dim, keepdim))
+    return norm_axes(input, ord, dim, keepdim)
 
 
-@rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp")
+@rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
 def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     """... n -> ..., n whole: a zero is not the same as a missing element"""
     whole = [(input.axes[i], "a zero would count") for i in dims_of(dim, input.ndim)]
@@ -88,7 +90,7 @@ def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted:
     return Flow([out, out], whole=[(input.axes[d], "searched for the k largest")])
 
 
-@rule("softmax", "log_softmax", "softmin", "_softmax", "gumbel_softmax")
+@rule("softmax", "log_softmax", "softmin", "_softmax")
 def softmax_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
     """... n -> ... n, n whole: leaving an element out is not the same as setting it to zero"""
     return Flow(input.axes, whole=[(input.axes[at(dim, input.ndim)], "softmax over it")])

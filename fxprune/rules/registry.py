@@ -35,6 +35,13 @@ class Typed:
         return len(self.axes)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """An index that a call spells: the size of what lies before it, or, if negative, from it to the end."""
+
+    axis: Axis
+
+
 @dataclass
 class Flow:
     """What a rule says about one call.
@@ -43,7 +50,8 @@ class Flow:
     same: pairs of axes that must be equal.
     whole: axes that must not shrink, each with the reason in words.
     sizes: for an argument that spells sizes as integers, the axes spelled, in the argument's shape
-        (None where an element spells nothing; a list of axes may stand for a single integer).
+        (None where an element spells nothing; a list of axes may stand for a single integer).  An
+        index is spelled by a `Bound`.
     target: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
     """
 

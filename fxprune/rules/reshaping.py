@@ -100,10 +100,28 @@ def transpose_axes(input: Typed, dim0: int, dim1: int) -> Flow:
     return Flow(tuple(axes))
 
 
-@rule("t", "numpy_T", "adjoint", "mT")
+@rule("t", "adjoint", "mT", "mH")
 def t_axes(input: Typed) -> Flow:
     """... a b -> ... b a"""
     return Flow((*input.axes[:-2], *reversed(input.axes[-2:])))
+
+
+@rule("numpy_T")
+def numpy_t_axes(input: Typed) -> Flow:
+    """a b c -> c b a"""
+    return Flow(tuple(reversed(input.axes)))
+
+
+@rule("getattr")
+def getattr_axes(input: Typed, name: str) -> Flow:
+    """x.T, x.mT, x.data: attributes that are tensors themselves"""
+    if name in ("T", "H"):
+        return numpy_t_axes(input)
+    if name in ("mT", "mH"):
+        return t_axes(input)
+    if name in ("data", "real"):
+        return Flow(input.axes)
+    raise TypeError(f"the attribute {name!r} is not understood")
 
 
 @rule("movedim", "moveaxis")

@@ -60,8 +60,10 @@ def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> F
 
 
 @rule("pad", "constant_pad_nd")
-def pad_axes(input: Typed, pad: Sequence[int], *options: Any, **more: Any) -> Flow:
-    """... n -> ... [before | n | after]; negative padding cuts"""
+def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Flow:
+    """... n -> ... [before | n | after]; negative padding cuts, padding with copies freezes"""
+    if isinstance(mode, str) and mode != "constant":
+        return copying_pad_axes(input, pad)
     out: list[Axis] = list(input.axes)
     whole: list[tuple[Axis, str]] = []
     for i, (before, after) in enumerate(_pairs(pad), start=1):
@@ -72,6 +74,17 @@ def pad_axes(input: Typed, pad: Sequence[int], *options: Any, **more: Any) -> Fl
             out[-i] = fixed(input.shape[-i] + before + after, "cut by a negative padding")
             continue
         out[-i] = Sum.of((fixed(before, "padding"), input.axes[-i], fixed(after, "padding")))
+    return Flow(tuple(out), whole=whole)
+
+
+@rule("reflection_pad", "replication_pad", "circular_pad")
+def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
+    """... n -> ... m, n whole: what is added are copies of its elements"""
+    out, whole = list(input.axes), []
+    for i, (before, after) in enumerate(_pairs(padding), start=1):
+        if before or after:
+            whole.append((out[-i], "padded with copies"))
+            out[-i] = fixed(input.shape[-i] + before + after, "padded with copies")
     return Flow(tuple(out), whole=whole)
 
 

@@ -1,0 +1,431 @@
+"""Every pass keeps the values, does nothing the second time, and nothing where there is nothing to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CAPTURES, assert_same, images, mlp, randomise, run, small_conv, small_vit
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.capture.exported import capture_exported
+from fxprune.capture.inputs import Example
+from fxprune.capture.modes import structural_copy
+from fxprune.capture.opened import open_modules
+from fxprune.capture.symbolic import capture_symbolic
+from fxprune.importance import magnitude
+from fxprune.passes.explicit_scale import explicit_scale
+from fxprune.passes.follow_input import follow_input
+from fxprune.passes.lift_modules import lift_modules
+from fxprune.passes.pack_varargs import pack_varargs
+from fxprune.passes.pin_sizes import pin_sizes
+from fxprune.passes.propagate_values import propagate_values
+from fxprune.passes.remove_noise import remove_noise
+from fxprune.passes.shrink import _copied
+from fxprune.passes.sums_to_means import sums_to_means
+from fxprune.select import candidates, select
+from fxprune.selection import Selection
+
+Pass = Callable[[fx.GraphModule], None]
+
+PASSES: dict[str, Pass] = {
+    "remove_noise": remove_noise,
+    "pack_varargs": pack_varargs,
+    "follow_input": follow_input,
+    "explicit_scale": explicit_scale,
+    "sums_to_means": sums_to_means,
+}
+
+
+def captured(model: nn.Module, x: Tensor, capture: str) -> tuple[fx.GraphModule, nn.Module]:
+    """A model's graph with values, before any pass, and the copy that it was captured from."""
+    source = structural_copy(model)
+    open_modules(source)
+    example = Example((x,))
+    module, _ = (
+        capture_symbolic(source, example)
+        if capture == "symbolic"
+        else capture_exported(source, example.args, example.kwargs)
+    )
+    propagate_values(module, example)
+    return module, source
+
+
+def traced(function: Callable[..., Any], x: Tensor) -> fx.GraphModule:
+    """The graph of a function of one tensor, with values."""
+    module = fx.symbolic_trace(function)
+    propagate_values(module, Example((x,)))
+    return module
+
+
+def applied(change: Pass, module: fx.GraphModule, x: Tensor) -> fx.GraphModule:
+    """The module after a pass that must keep its values and be done after one time."""
+    wanted = run(module, x)
+    change(module)
+    module.graph.lint()
+    module.recompile()
+    assert_same(run(module, x), wanted, tolerance=1e-5)
+    once = str(module.graph)
+    change(module)
+    assert str(module.graph) == once
+    return module
+
+
+def targets(module: fx.GraphModule) -> list[str]:
+    """What the graph calls, by name."""
+    calls = (n for n in module.graph.nodes if n.op in ("call_function", "call_method", "call_module"))
+    return [n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "") for n in calls]
+
+
+def layers(module: fx.GraphModule) -> list[str]:
+    """The classes of the modules that the graph calls."""
+    return [
+        type(module.get_submodule(n.target)).__name__ for n in module.graph.nodes if n.op == "call_module"
+    ]
+
+
+# ---------------------------------------------------------------- laws
+
+
+class Untidy(nn.Module):
+    """Work for every pass: identities, sizes one by one, an unscaled attention, a sum that is a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.rest, self.bn = nn.Linear(12, 36), nn.Identity(), nn.BatchNorm1d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[-1] == 12, "twelve channels")
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.rest(x)).reshape(b, n, 3, 3, c // 3).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        x = x + torch.arange(n, device=x.device, dtype=x.dtype).view(1, n, 1)
+        return self.bn(x.sum(1) / n)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_keeps_the_values_and_is_idempotent(name: str, capture: str) -> None:
+    x = torch.randn(2, 4, 12)
+    module, _ = captured(randomise(Untidy().eval()), x, capture)
+    applied(PASSES[name], module, x)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_lifting_keeps_the_values_and_is_idempotent(capture: str) -> None:
+    x = torch.randn(2, 4, 12)
+    module, source = captured(randomise(Untidy().eval()), x, capture)
+    applied(lambda m: lift_modules(m, source), module, x)
+
+
+@pytest.mark.parametrize("name", [*PASSES, "lift_modules"])
+def test_a_pass_leaves_alone_what_needs_nothing(name: str) -> None:
+    module, source = captured(mlp(), torch.randn(2, 6), "symbolic")
+    before = str(module.graph)
+    PASSES.get(name, lambda m: lift_modules(m, source))(module)
+    assert str(module.graph) == before
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("build", [small_vit, small_conv])
+def test_a_canonical_graph_stays_as_it_is(build: Callable[[], nn.Module], capture: str) -> None:
+    model = build()
+    module = fxprune.trace(model, images(), capture=capture)
+    before = str(module.graph)
+    for change in PASSES.values():
+        change(module)
+    lift_modules(module, model)
+    assert str(module.graph) == before
+    assert_same(run(module, images()), run(model, images()))
+
+
+def test_values_are_propagated_without_a_change() -> None:
+    module = fx.symbolic_trace(mlp())
+    before = str(module.graph)
+    propagate_values(module, Example((torch.randn(2, 6),)), batch=5)
+    assert str(module.graph) == before
+    shapes = [tuple(n.meta["val"].shape) for n in module.graph.nodes if n.op == "call_module"]
+    assert shapes == [(5, 16), (5, 16), (5, 4)]
+
+
+# ---------------------------------------------------------------- lift_modules
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (2, 6)),
+        (nn.Linear(6, 4, bias=False), (2, 3, 6)),
+        (nn.Conv1d(6, 4, 3, stride=2, padding=1), (2, 6, 9)),
+        (nn.Conv2d(6, 4, 3, padding="same"), (2, 6, 5, 5)),
+        (nn.Conv2d(6, 12, (3, 1), (1, 2), (1, 0), groups=3, bias=False), (2, 6, 5, 5)),
+        (nn.Conv2d(6, 4, 2, dilation=2), (2, 6, 5, 5)),
+        (nn.Conv3d(2, 4, 2), (2, 2, 3, 3, 3)),
+        (nn.LayerNorm(6, eps=1e-3), (2, 3, 6)),
+        (nn.LayerNorm((3, 6), bias=False), (2, 3, 6)),
+        (nn.GroupNorm(3, 6, eps=1e-3), (2, 6, 5)),
+        (nn.BatchNorm1d(6), (2, 6)),
+        (nn.BatchNorm2d(6, eps=1e-3, momentum=0.3), (2, 6, 3, 3)),
+        (nn.BatchNorm2d(6, affine=False), (2, 6, 3, 3)),
+    ],
+    ids=str,
+)
+def test_layers_come_back_from_export(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model, x = randomise(nn.Sequential(layer).eval()), torch.randn(shape)
+    module = fxprune.trace(model, x, capture="export")
+    assert layers(module) == [type(layer).__name__]
+    lifted = module.get_submodule("0")
+    assert lifted.extra_repr() == layer.extra_repr()
+    assert dict(lifted.named_parameters()) == dict(layer.named_parameters())  # the same tensors
+    assert {*module.state_dict()} == {*model.state_dict()}
+    assert_same(run(module, x), run(model, x), tolerance=0)
+
+
+def test_a_lifted_batch_norm_trains() -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, momentum=0.3)).eval())
+    twin = structural_copy(model)
+    twin.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    module = fxprune.trace(model, images(), capture="export")
+    assert_same(module.train()(images()), twin.train()(images()))
+    torch.testing.assert_close(module.get_buffer("1.running_mean"), twin[1].running_mean)
+    assert int(module.get_buffer("1.num_batches_tracked")) == 1
+
+
+class WeightRead(nn.Module):
+    """A weight that is used by more than its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.fc.weight, self.fc.bias) + self.fc.weight.sum(0)
+
+
+def test_a_layer_whose_weight_is_read_elsewhere_is_not_lifted() -> None:
+    x = torch.randn(2, 6)
+    module = fxprune.trace(randomise(WeightRead()), x, capture="export")
+    assert layers(module) == []
+    assert_same(run(module, x), run(randomise(WeightRead()), x))
+
+
+class Shared(nn.Module):
+    """One layer, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.fc(x).relu())
+
+
+def test_a_layer_called_twice_is_lifted_once() -> None:
+    x = torch.randn(2, 6)
+    module = fxprune.trace(randomise(Shared()), x, capture="export")
+    assert layers(module) == ["Linear", "Linear"]
+    assert [name for name, _ in module.named_parameters()] == ["fc.weight", "fc.bias"]
+
+
+# ---------------------------------------------------------------- explicit_scale
+
+
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_gets_the_scale_that_it_had() -> None:
+    x = torch.randn(2, 3, 4, 16)
+    module = applied(explicit_scale, traced(attend, x), x)
+    assert [n.kwargs["scale"] for n in module.graph.nodes if n.op == "call_function"] == [0.25]
+
+
+def test_an_explicit_scale_stays() -> None:
+    x = torch.randn(2, 3, 4, 16)
+    module = traced(lambda x: F.scaled_dot_product_attention(query=x, key=x, value=x, scale=0.7), x)
+    before = str(module.graph)
+    assert str(applied(explicit_scale, module, x).graph) == before
+
+
+# ---------------------------------------------------------------- sums_to_means
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(1) / 6,
+        lambda x: x.sum(dim=(1, 2), keepdim=True) / 30,
+        lambda x: torch.div(torch.sum(x, 1), 6),
+        lambda x: x.sum(-1) * (1 / 5),
+        lambda x: x.sum(1) / x.shape[1],
+        lambda x: x.sum(1).div(x.size(1)),
+        lambda x: x.sum() / 120,
+    ],
+)
+def test_a_sum_over_its_count_is_a_mean(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 5)
+    names = targets(applied(sums_to_means, traced(function, x), x))
+    assert "mean" in names
+    assert "sum" not in names
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(1) / 5,
+        lambda x: x.sum(1) * 6,
+        lambda x: x.sum(1) / x.sum(),
+        lambda x: 6 / x.sum(1),
+        lambda x: x.mean(1),
+    ],
+)
+def test_other_sums_stay(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 5).abs()
+    module = traced(function, x)
+    before = str(module.graph)
+    assert str(applied(sums_to_means, module, x).graph) == before
+
+
+# ---------------------------------------------------------------- remove_noise, pack_varargs
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_asserts_and_identities_go(capture: str) -> None:
+    module = fxprune.trace(randomise(Untidy().eval()), torch.randn(2, 4, 12), capture=capture)
+    assert "Identity" not in layers(module)
+    assert not [name for name in targets(module) if "assert" in name or "constrain" in name]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 12), (3, 5, 12)])
+def test_a_graph_without_asserts_takes_other_sizes(shape: tuple[int, ...]) -> None:
+    model = randomise(Untidy().eval())
+    module = fxprune.trace(model, torch.randn(2, 4, 12), capture="symbolic")
+    x = torch.randn(shape)
+    if shape[1] == 4:  # the mean over 4 tokens is divided by what the input has
+        assert_same(run(module, x), run(model, x))
+    assert run(module, x).shape == (shape[0], 12)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.view(4, 30),
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: x.permute(2, 0, 1),
+        lambda x: x[:, :1].expand(-1, 3, x.size(2)),
+        lambda x: x.repeat(1, 2, 1),
+        lambda x: x.flip(0, 1),
+        lambda x: x.new_ones(2, 3),
+    ],
+)
+def test_sizes_given_one_by_one_become_one_argument(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 5)
+    module = applied(pack_varargs, traced(function, x), x)
+    last = next(n for n in reversed(module.graph.nodes) if n.op == "call_method")
+    assert len(last.args) == 2
+    assert isinstance(last.args[1], (list, tuple))
+
+
+def test_packed_sizes_stay() -> None:
+    x = torch.randn(4, 6, 5)
+    module = traced(lambda x: x.view((4, 30)).view(torch.int32), x)
+    before = str(module.graph)
+    assert str(applied(pack_varargs, module, x).graph) == before
+
+
+# ---------------------------------------------------------------- follow_input
+
+
+class Constants(nn.Module):
+    """Devices and dtypes taken from the input, which export writes down as constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+        x = x + torch.zeros(x.shape[1:], device=x.device, dtype=x.dtype) + place.sin()[:, None]
+        return self.fc(x).softmax(-1).to(self.fc.weight.dtype)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_a_result_moves_to_another_dtype(ratio: float, dtype: torch.dtype, capture: str) -> None:
+    model, x = randomise(nn.Sequential(nn.Linear(6, 6), Constants()).eval()), torch.randn(2, 3, 6)
+    pruned = fxprune.prune(model, ratio, example_inputs=x, capture=capture)
+    wanted = run(pruned, x)
+    got = run(pruned.to(dtype), x.to(dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), wanted, atol=0.05, rtol=0.05)
+
+
+def test_a_graph_reads_device_and_dtype_of_its_input() -> None:
+    module = fxprune.trace(randomise(Constants().eval()), torch.randn(2, 3, 6), capture="export")
+    constants = [a for n in module.graph.nodes for a in (*n.args, *n.kwargs.values())]
+    assert not [a for a in constants if isinstance(a, (torch.device, torch.dtype))]
+
+
+# ---------------------------------------------------------------- pin_sizes
+
+
+class Attention(nn.Module):
+    """`head_dim ** -0.5` and every size read from shapes at run time."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Linear(6, width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+        out = attention.softmax(-1) @ v
+        out = out.transpose(1, 2).reshape(B, N, C)
+        return self.head(x + self.proj(out) / math.sqrt(C))
+
+
+def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[fxprune.Analysis, Selection]:
+    """An analysis and a magnitude selection on it."""
+    analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
+    groups = candidates(analysis, [], "head_dim", ratio)
+    return analysis, select(analysis, groups, magnitude(analysis, groups), ratio, 1)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
+    model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
+    analysis, selection = selected(model, x, capture, ratio)
+    graph, new_of = _copied(analysis.module.graph)
+    before = str(graph)
+    pin_sizes(graph, new_of, analysis, selection)
+    graph.lint()
+    if ratio == 0:
+        assert str(graph) == before
+    assert_same(run(fx.GraphModule(analysis.module, graph), x), run(model, x), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
+def test_sizes_read_at_run_time_prune_exactly(attention: str, capture: str) -> None:
+    model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention=attention, capture=capture)
+    shapes = {name: tuple(p.shape) for name, p in pruned.named_parameters()}
+    assert shapes["embed.weight"] == (8, 6)
+    assert shapes["qkv.weight"] == (24, 8)
+    assert float(fxprune.verify(model, pruned)) <= 1e-8
+    for batch in (1, 3):
+        assert run(pruned, torch.randn(batch, 4, 6)).shape == (batch, 4, 5)
+    if capture == "symbolic":  # and the number of tokens is the input's
+        assert run(pruned, torch.randn(2, 7, 6)).shape == (2, 7, 5)
