@@ -32,7 +32,7 @@ class PrunedModule(fx.GraphModule):
         return {path: module.training for path, module in self.named_modules()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
-        twin: PrunedModule = super().__deepcopy__(memo)  # type: ignore[operator,assignment]
+        twin: PrunedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         twin.restore(self.meta["fxprune"]["ties"], self.modes)
         return twin
 
