@@ -25,7 +25,9 @@ class PrunedModule(fx.GraphModule):
         for second, first in ties.items():
             _tie(self, second, first)
         for path, module in self.named_modules():
-            module.training = modes.get(path, self.training)
+            while path not in modes:  # a module that capture made is in the mode of what holds it
+                path = path.rpartition(".")[0]
+            module.training = modes[path]
 
     @property
     def modes(self) -> dict[str, bool]:

@@ -1,6 +1,6 @@
-"""Random small vision transformers, composed of the blocks that occur in real ones; each must come out exact.
+"""Random small vision transformers of the blocks that occur in real ones: each must come out exact.
 
-A property of 100 networks by default: `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py` tries more.
+100 networks by default; `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py` tries more.
 """
 
 from __future__ import annotations

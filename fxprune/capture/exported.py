@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.capture.modes import follow_modes, module_path, set_mode
 from fxprune.capture.writes import hidden_writes
 from fxprune.rules.modules import follows_mode
 
 __all__ = ["capture_exported"]
+
+_aten = torch.ops.aten
 
 
 @torch.library.custom_op("fxprune::keep", mutates_args=())
@@ -136,7 +138,18 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
         if node.op == "get_attr" and not _adopt(model, source, str(node.target)):
             continue  # the body of a region, inlined where it is called
         _copy_node(graph, node, copied, source, model)
+    _forget_layout(graph)
     return graph
+
+
+def _forget_layout(graph: fx.Graph) -> None:
+    """Strides are no part of what a model computes, and differ between modes: views become reshapes."""
+    for node in list(graph.nodes):
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default
+        elif node.target is _aten.contiguous.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _copy_node(
@@ -158,7 +171,7 @@ def _copy_node(
         return
     else:
         new = graph.node_copy(node, lambda n: copied[n])
-    new.meta = {"where": where, "exported": node.meta.get("val")}
+    new.meta = {"where": where, "module": module_path(node)}
     copied[node] = new
 
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxprune.rules.modules import follows_mode, native, reads_mode
 
-__all__ = ["ModeValue", "follow_modes", "merge_modes", "set_mode", "structural_copy"]
+__all__ = ["ModeValue", "follow_modes", "merge_modes", "module_path", "set_mode", "structural_copy"]
 
 
 class ModeValue(nn.Module):
@@ -121,15 +121,24 @@ def _same_shape(a: Any, b: Any, twin: dict[fx.Node, fx.Node]) -> bool:
 
 
 def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
-    """`a`, with a call of a `ModeValue` wherever `b` holds another constant."""
+    """`a`, with a call of a `ModeValue` of the module at hand wherever `b` holds another constant."""
     if isinstance(a, dict):
         return {k: _follow(a[k], b[k], node, root, switches) for k in a}
     if isinstance(a, (list, tuple)):
         return type(a)(_follow(x, y, node, root, switches) for x, y in zip(a, b, strict=True))
     if isinstance(a, fx.Node) or (type(a) is type(b) and a == b) or not isinstance(a, (bool, int, float)):
         return a
-    if (a, b) not in switches:
-        switches[a, b] = f"_mode_{len(switches)}"
-        root.add_module(switches[a, b], ModeValue(train=b, eval=a))
+    path = node.meta.get("module") or ""
+    if (path, a, b) not in switches:
+        switches[path, a, b] = f"{path}._mode_{len(switches)}".lstrip(".")
+        owner = root.get_submodule(path)
+        owner.add_module(switches[path, a, b].rpartition(".")[2], ModeValue(train=b, eval=a))
     with node.graph.inserting_before(node):
-        return node.graph.call_module(switches[a, b])
+        return node.graph.call_module(switches[path, a, b])
+
+
+def module_path(node: fx.Node) -> str:
+    """The module whose code made an exported node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, _ = next(reversed(stack.values()), ("", None))
+    return path

@@ -37,6 +37,7 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["where"] = _users_line()
+        node.meta["module"] = next(reversed(self.module_stack), "")
         return node
 
 
