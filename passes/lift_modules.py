@@ -138,7 +138,8 @@ def _batch_norm(a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module
     ndim = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
     momentum = getattr(owner, "momentum", a["momentum"])
-    return cls(getattr(owner, "running_mean").shape[0], eps=a["eps"], momentum=momentum)  # noqa: B009
+    features = a["running_mean"].meta["val"].shape[0]
+    return cls(features, eps=a["eps"], momentum=momentum, affine=a["weight"] is not None)
 
 
 def _tuple(value: Any, default: int, n: int) -> tuple[int, ...]:

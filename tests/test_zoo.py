@@ -165,7 +165,7 @@ def test_certified_at_a_half(zoo: Analysed) -> None:
 
     before = parameter_count(model)
     if zoo.entry.features:
-        (embed,) = zoo.analysis.group_of("norm.weight[0]")
+        (embed,) = zoo.analysis.group_of("pos_embed[2]")
         assert embed.frozen is not None
         assert "reaches the output" in embed.frozen.text
         assert parameter_count(pruned) < before

@@ -243,6 +243,8 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
     keys = spec.context if isinstance(spec.context, (list, tuple)) else None
     if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
         return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))
+    if getattr(spec.type, "__module__", "") == "torch.return_types":
+        return graph.call_function(spec.type, (tuple(children),))
     if isinstance(spec.type, type) and issubclass(spec.type, tuple):
         return graph.call_function(spec.type, tuple(children))
     raise NotImplementedError(f"an output of type {spec.type} is not understood")

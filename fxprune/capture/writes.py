@@ -36,7 +36,8 @@ def _writes(node: fx.Node, root: nn.Module) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
     name = op_name(node.target)
-    in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    in_place = name == "setitem" or (name.endswith("_") and name not in {"and_", "or_", "not_"})
+    in_place = in_place and not name.endswith("__")
     return in_place or name in {"iadd", "isub", "imul", "itruediv"} or node.kwargs.get("inplace") is True
 
 

@@ -48,7 +48,7 @@ elementwise("add", "sub", "rsub", "mul", "div", "truediv", "true_divide", "floor
 elementwise("remainder", "mod", "fmod", "pow", "neg", "pos", "abs", "sign", "reciprocal", "addcmul")
 elementwise("addcdiv", "lerp", "maximum", "minimum", "fmax", "fmin", "where", "clamp", "clip")
 elementwise("clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite")
-elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "not_", "invert")
+elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "invert")
 elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor", "subtract", "multiply", "divide")
 # transcendental
 elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "sin")
@@ -57,16 +57,16 @@ elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fil
 # activations
 elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "sigmoid")
 elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")
-elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "quick_gelu")
+elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "_threshold")
 elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
-elementwise("feature_dropout", "stochastic_depth", "bernoulli")
+elementwise("feature_dropout", "bernoulli")
 # the same numbers, held otherwise
 elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
 elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
 elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive", "zero", "fill")
 
 
-@rule("to", "type", "_to_copy", "type_as", "convert_element_type")
+@rule("to", "type", "_to_copy", "type_as")
 def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
     """... -> ... (another tensor argument lends only its dtype and device)"""
     return Flow(input.axes)

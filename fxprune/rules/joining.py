@@ -287,14 +287,11 @@ def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
 
 @rule("gather")
 def gather_axes(input: Typed, dim: int, index: Typed, *, sparse_grad: bool = False) -> Flow:
-    """b n c, b m c -> b m c"""
+    """b n c, b m c -> b m c, n whole (and where the index is shorter than the input, both)"""
     d = at(dim, input.ndim)
-    same = [
-        (a, b)
-        for i, (a, b) in enumerate(zip(input.axes, index.axes, strict=True))
-        if i != d and a.size == b.size
-    ]
-    odd = [a for a, b in zip(input.axes, index.axes, strict=True) if a.size != b.size]
+    pairs = [p for i, p in enumerate(zip(input.axes, index.axes, strict=True)) if i != d]
+    same = [(a, b) for a, b in pairs if a.size == b.size]
+    odd = [axis for pair in pairs if pair[0].size != pair[1].size for axis in pair]
     whole = [(axis, "looked up by index") for axis in (input.axes[d], *odd)]
     return Flow(index.axes, same, whole)
 

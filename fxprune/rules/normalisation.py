@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxprune.axes import Product, atom
+from fxprune.rules.reductions import norm_axes
 from fxprune.rules.registry import Flow, Typed, rule
 
 
@@ -113,4 +114,4 @@ def aten_batch_norm_axes(
 @rule("normalize")
 def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
-    return Flow(input.axes)
+    return Flow(input.axes, whole=norm_axes(input, p, dim).whole)

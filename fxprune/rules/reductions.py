@@ -58,7 +58,7 @@ def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, 
     return Flow(without(input, dim, keepdim))
 
 
-@rule("linalg_vector_norm", "linalg_norm", "vector_norm")
+@rule("linalg_vector_norm", "linalg_norm")
 def vector_norm_axes(
     input: Typed, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Flow:

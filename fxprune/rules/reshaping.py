@@ -47,7 +47,7 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
     return flow
 
 
-@rule("reshape", "view", "_unsafe_view", "_reshape_alias")
+@rule("reshape", "view", "_unsafe_view")
 def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
     """(a b) (c d) -> (a b c) d"""
     if not isinstance(shape, (list, tuple)):  # x.view(dtype)
@@ -171,6 +171,7 @@ def expand_as_axes(input: Typed, other: Typed) -> Flow:
 @rule("repeat", "tile")
 def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
     """a b -> (2 a) (3 b)"""
+    repeats = [1] * (input.ndim - len(repeats)) + list(repeats)  # tile may name fewer dimensions
     padded = (*(ONE for _ in range(len(repeats) - input.ndim)), *input.axes)
     pairs = zip(repeats, padded, strict=True)
     return Flow(tuple(Product.of((fixed(n, "copies"), axis)) for n, axis in pairs))

@@ -38,7 +38,7 @@ def new_full_axes(input: Any, size: Sequence[int], fill_value: Any, **options: A
     return zeros_axes(size)
 
 
-@rule("arange", "linspace", "logspace", "range", "eye", "tensor", "scalar_tensor", "scalar_to_tensor")
+@rule("arange", "linspace", "logspace", "range", "eye", "scalar_tensor")
 def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     """-> n, whole: each element has a value of its own"""
     return Flow(tuple(fixed(size, "it numbers positions") for size in result.shape))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fxprune.axes import Axis, Product, Sum, atom, fixed
-from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, rule
+from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, at, rule
 
 
 def _spatial_axes(n: int) -> Callable[..., Flow]:
@@ -22,30 +22,15 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
 
 
 for _n in (1, 2, 3):
-    for _op in (
-        "_upsample_bilinear2d_aa",
-        "_upsample_bicubic2d_aa",
-        "upsample_nearest_exact2d",
-        "max_pool",
-        "avg_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "lp_pool",
-    ):
+    for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
-for _op in (
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-    "upsample_nearest_exact2d",
-    "upsample_nearest2d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "_upsample_nearest_exact2d",
-):
+for _op in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"):
+    DEFAULT_RULES.add(_op, _spatial_axes(2))
+for _op in ("_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
     DEFAULT_RULES.add(_op, _spatial_axes(2))
 
 
-@rule("interpolate", "upsample")
+@rule("interpolate")
 def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
     """b c h w -> b c h' w'"""
     return _spatial_axes(input.ndim - 2)(input, result=result)
@@ -77,7 +62,10 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: An
     return Flow(tuple(out), whole=whole)
 
 
-@rule("reflection_pad", "replication_pad", "circular_pad")
+@rule(
+    *("reflection_pad", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+    *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
+)
 def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
     """... n -> ... m, n whole: what is added are copies of its elements"""
     out, whole = list(input.axes), []
@@ -126,12 +114,10 @@ def channel_shuffle_axes(input: Typed, groups: int) -> Flow:
 def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
     """b c h w -> b (c k) l; or, of a tensor along a dimension, ... n -> ... l k"""
     if result.ndim == input.ndim + 1:
-        d = args[0] if args else options["dimension"]
-        whole = [(input.axes[d], "pixels")]
-        windows, k = fixed(result.shape[d], "pixels"), fixed(result.shape[-1], "pixels")
+        d = at(args[0] if args else options["dimension"], input.ndim)
         axes = list(input.axes)
-        axes[d] = windows
-        return Flow((*axes, k), whole=whole)
+        axes[d] = fixed(result.shape[d], "pixels")
+        return Flow((*axes, fixed(result.shape[-1], "pixels")), whole=[(input.axes[d], "pixels")])
     batch, c, *pixels = input.axes
     k = fixed(result.shape[1] // c.size, "kernel")
     out = (batch, Product.of((c, k)), fixed(result.shape[2], "pixels"))
