@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -107,6 +108,10 @@ class Analysis:
         """The groups that one dimension is made of: `group_of("blocks.0.attn.qkv.weight[0]")`."""
         site = self._site(site)
         return [self.by_atom[a] for a in atoms_of(self.weights[site.name][site.dim])]
+
+    def axis(self, site: Site) -> Axis:
+        """What a dimension means: `Product(3, heads, head_dim)`."""
+        return self.weights[self.names.get(site.name, site.name)][site.dim]
 
     def why(self, a: str | Site, b: str | Site) -> list[str]:
         """Why are two dimensions coupled?  The chain of nodes between them; empty if they are not.
@@ -213,8 +218,9 @@ def _groups(analysis: Analysis) -> list[Group]:
     """One group per atom that some weight carries, in the order in which the model uses them."""
     solver = analysis.inference.solver
     sites: dict[Atom, list[Site]] = defaultdict(list)
-    for name, axes in analysis.weights.items():
-        for dim, axis in enumerate(axes):
+    constants = {name: name for name in analysis.weights if name not in analysis.names}
+    for name, used in {**analysis.names, **constants}.items():
+        for dim, axis in enumerate(analysis.weights[used]):
             for a in dict.fromkeys(atoms_of(axis)):
                 sites[a].append(Site(name, dim))
     born = _born(analysis)
@@ -310,7 +316,24 @@ def _nesting(analysis: Analysis) -> _Nesting:
     for axes in analysis.weights.values():
         for axis in axes:
             walk(axis, ())
+    for several in _contracted_together(analysis):
+        live = [a for a in several if frozen(a) is None]
+        for i, a in enumerate(live):
+            nesting.outer[a] |= set(live[:i])
+            nesting.inner[a] |= set(live[i + 1 :])
     return nesting
+
+
+def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:
+    """Dimensions of one weight that one op sums over at once (`b n h d, h d c -> b n c`): a product
+    in all but layout, of which only one factor should shrink."""
+    for node, sites in analysis._operands.items():
+        result = {a for axes in analysis.axes[node] for axis in axes for a in analysis._atoms(axis)}
+        for _, own in itertools.groupby(sites, key=lambda site: site.name):
+            axes = [analysis.weights[site.name][site.dim] for site in own]
+            gone = [a for axis in axes if isinstance(axis, Atom) for a in [axis] if a not in result]
+            if len(gone) > 1:
+                yield gone
 
 
 def _only_inside(a: Atom, head: Atom | None, analysis: Analysis) -> bool:

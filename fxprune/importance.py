@@ -26,9 +26,10 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
     wanted = {g.atom: g for g in squares}
     parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, axes in analysis.weights.items():
+        for name in dict.fromkeys(analysis.names.values()):
             if name not in parameters or parameters[name].device.type == "meta":
                 continue
+            axes = analysis.weights[name]
             for dim, axis in enumerate(axes):
                 where = coordinates(axis)
                 if not any(a in wanted for a in where):

@@ -194,8 +194,7 @@ def _names_in_graph(model: nn.Module, captured: fx.GraphModule, inference: Infer
     for name, tensor in _tensors(captured):
         if name in inference.weights:
             used.setdefault(id(tensor), name)
-    names = {name: used[id(tensor)] for name, tensor in _tensors(model) if id(tensor) in used}
-    return {name: name if name in inference.weights else first for name, first in names.items()}
+    return {name: used[id(tensor)] for name, tensor in _tensors(model) if id(tensor) in used}
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

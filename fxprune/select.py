@@ -113,7 +113,7 @@ def _multiple(analysis: Analysis, group: Group, round_to: int) -> int:
     others = [
         axis.size // group.size
         for site in group.sites
-        for axis in [analysis.weights[site.name][site.dim]]
+        for axis in [analysis.axis(site)]
         if isinstance(axis, Product) or axis is group.atom
     ]
     return round_to // math.gcd(round_to, math.gcd(*others)) if others else round_to

@@ -74,6 +74,8 @@ def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
         return None
     if name == "getattr" and node.args[1] == "shape":
         return tensor, None
+    if name == "len":
+        return tensor, 0
     if name in ("numel", "nelement", "sym_numel"):
         return tensor, _ALL
     if name in ("size", "sym_size"):

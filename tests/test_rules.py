@@ -554,7 +554,6 @@ def reshaping_cases(case: Cases) -> None:
     case("view", lambda a: a.view(4, 3, 4), (4, 12), captures=BOTH)
     case("view", lambda a: a.view(torch.int64), (4, 6), whole=True)
     case("_unsafe_view", lambda a: aten._unsafe_view.default(a, [4, 3, 4]), (4, 12))
-    case("_reshape_alias", lambda a: aten._reshape_alias.default(a, [4, 3, 4], [12, 4, 1]), (4, 12))
     case("reshape_as", lambda a, b: a.reshape_as(b), (4, 12), (4, 3, 4))
     case("view_as", lambda a, b: a.view_as(b) + b, (12,), (3, 4))
     case("flatten", lambda a: a.flatten(1), (4, 6, 5), captures=BOTH)
@@ -649,7 +648,12 @@ def spatial_cases(case: Cases) -> None:
     for mode in ("reflect", "replicate", "circular"):
         case("pad", lambda a, mode=mode: F.pad(a, (2, 1), mode=mode), (4, 6, 5))
     case("reflection_pad", nn.ReflectionPad1d(2), (4, 6, 5))
-    case("replication_pad", lambda a: aten.replication_pad1d.default(a, [2, 1]), (4, 6, 5))
+    for n in (1, 2, 3):
+        for kind in ("replication", "reflection"):
+            pad = getattr(aten, f"{kind}_pad{n}d").default
+            sizes = (4, 6, 5, 3, 4)[: n + 2] if n > 1 else (4, 6, 5)
+            case(f"{kind}_pad{n}d", lambda a, pad=pad, n=n: pad(a, [1] * 2 * n), sizes)
+    case("_threshold", lambda a: F.threshold(a, 0.1, 0.0), (4, 6))
     case("pad", nn.ZeroPad2d((1, 0, 0, 2)), image)
     case("constant_pad_nd", lambda a: torch.constant_pad_nd(a, (1, 2), 1.0), (4, 6))
     case("pixel_shuffle", lambda a: F.pixel_shuffle(a, 2), (2, 12, 4, 5), captures=BOTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import sys
@@ -84,7 +85,7 @@ def _absent_arguments(model: nn.Module, example: Example) -> dict[str, Any]:
 
 def _trace(model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], training: bool) -> fx.Graph:
     set_mode(model, training)
-    with torch.no_grad(), _nothing_wrapped():
+    with torch.no_grad(), _nothing_wrapped(), _length_of_proxies():
         graph = Tracer(leaves).trace(model, concrete_args=dict(absent))
     _drop_inputs(graph, keep=len([n for n in graph.nodes if n.op == "placeholder"]) - len(absent))
     return graph
@@ -98,6 +99,23 @@ def _drop_inputs(graph: fx.Graph, keep: int) -> None:
                 graph.erase_node(check)
             graph.erase_node(user)
         graph.erase_node(placeholder)
+
+
+@contextlib.contextmanager
+def _length_of_proxies() -> Iterator[None]:
+    """Let `len(x)` be a node of the graph; a Python loop over it still fails, and goes to torch.export."""
+    plain = builtins.len
+
+    def length(x: Any) -> Any:
+        if isinstance(x, fx.Proxy):
+            return x.tracer.create_proxy("call_function", plain, (x,), {})
+        return plain(x)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:

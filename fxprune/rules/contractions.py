@@ -40,8 +40,10 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
 
 
 @rule("einsum")
-def einsum_axes(equation: str, *operands: Any, path: Any = None) -> Flow:
+def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
     """Whatever the equation says: one letter, one axis."""
+    if isinstance(equation, Typed):
+        equation, operands = _equation_of_sublists([equation, *operands])
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
     inputs, _, output = equation.replace(" ", "").partition("->")
@@ -61,6 +63,18 @@ def einsum_axes(equation: str, *operands: Any, path: Any = None) -> Flow:
             elif axis != ONE:
                 same.append((known, axis))
     return Flow(tuple(named[letter] for letter in output), same)
+
+
+def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
+    """einsum(x, [0, 1], y, [1, 2], [0, 2]) as einsum("ab,bc->ac", x, y)."""
+
+    def word(numbers: Sequence[Any]) -> str:
+        return "".join("..." if n is Ellipsis else chr(ord("a") + n) for n in numbers)
+
+    count = sum(isinstance(g, Typed) for g in given)
+    inputs = ",".join(word(numbers) for numbers in given[1 : 2 * count : 2])
+    output = "->" + word(given[-1]) if len(given) > 2 * count else ""
+    return inputs + output, tuple(given[0 : 2 * count : 2])
 
 
 def _spell_ellipsis(terms: Sequence[str], output: str, ndims: Sequence[int]) -> tuple[list[str], str]:

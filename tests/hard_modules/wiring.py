@@ -270,7 +270,7 @@ class ActivatedInPlaceByAModule(Mlp):
         return x
 
 
-@case(**HALVED)
+@case(captures=only("export"), **HALVED)
 class AddedInPlace(Mlp):
     """Both names are the tensor after the write."""
 
@@ -280,7 +280,7 @@ class AddedInPlace(Mlp):
         return self.fc2(x) + self.fc2(y).tanh()
 
 
-@case(**HALVED)
+@case(captures=only("export"), **HALVED)
 class WrittenThroughAView(Mlp):
     """What is written to a slice shows in the whole."""
 
@@ -300,7 +300,7 @@ class AssignedBySlice(Mlp):
 # ---------------------------------------------------------------- statistics where a zero counts
 
 
-@case(**HALVED)
+@case(**WHOLE)
 class InstanceNormOverChannels(Mlp):
     """b n c read as b c l: the mean is over channels."""
 
@@ -308,7 +308,7 @@ class InstanceNormOverChannels(Mlp):
         return F.instance_norm(x)
 
 
-@case(**HALVED)
+@case(**WHOLE)
 class NanMean(Mlp):
     def hidden(self, x: Tensor) -> Tensor:
         return x / (x.nanmean(-1, keepdim=True) + 5)
