@@ -325,15 +325,17 @@ def _nesting(analysis: Analysis) -> _Nesting:
 
 
 def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:
-    """Dimensions of one weight that one op sums over at once (`b n h d, h d c -> b n c`): a product
-    in all but layout, of which only one factor should shrink."""
+    """Dimensions of one weight that one op sums over, or brings in, at once (`b n c, c h d -> b n h d`):
+    a product in all but layout, of which only one factor should shrink."""
     for node, sites in analysis._operands.items():
         result = {a for axes in analysis.axes[node] for axis in axes for a in analysis._atoms(axis)}
         for _, own in itertools.groupby(sites, key=lambda site: site.name):
             axes = [analysis.weights[site.name][site.dim] for site in own]
-            gone = [a for axis in axes if isinstance(axis, Atom) for a in [axis] if a not in result]
-            if len(gone) > 1:
+            atoms = [axis for axis in axes if isinstance(axis, Atom)]
+            gone = [a for a in atoms if a not in result]
+            if gone:
                 yield gone
+                yield [a for a in atoms if a in result]
 
 
 def _only_inside(a: Atom, head: Atom | None, analysis: Analysis) -> bool:
