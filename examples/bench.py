@@ -100,7 +100,7 @@ def scaling(options: argparse.Namespace) -> None:
     times = take_turns([prune_at(depth) for depth in depths], options.rounds)
     rounds = zip(*times, strict=True)
     slopes = [np.polyfit(np.log(depths), np.log(r), deg=1)[0].item() for r in rounds]
-    goals = [f"<= {(depth / depths[0]) ** 1.1:.2f}" for depth in depths]
+    goals = ["-", *(f"<= {(depth / depths[0]) ** 1.1:.2f}" for depth in depths[1:])]
     print_table(
         "Scaling: timm's VisionTransformer, embed_dim 192, 3 heads, ratio 0.5",
         "Time of one prune against that at depth 12. The exponent is the slope of log time over log "
