@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis import Analysis, Group
-from fxprune.axes import coordinates
+from fxprune.axes import Atom, coordinates
+from fxprune.rules.registry import Axes
 
 __all__ = ["Scores", "magnitude"]
 
@@ -22,28 +23,33 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
 
     A model without values (on the `meta` device) scores its first elements highest.
     """
-    squares: Scores = {g: np.zeros(g.size if g.inside is None else (g.inside.size, g.size)) for g in groups}
-    wanted = {g.atom: g for g in squares}
+    totals: Scores = {g: np.zeros(g.size if g.inside is None else (g.inside.size, g.size)) for g in groups}
     parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+    if any(p.device.type == "meta" for p in parameters.values()):
+        return {g: np.broadcast_to(-np.arange(g.size, dtype=float), t.shape) for g, t in totals.items()}
+    wanted = {g.atom: g for g in totals}
     with torch.no_grad():
         for name in dict.fromkeys(analysis.names.values()):
-            if name not in parameters or parameters[name].device.type == "meta":
-                continue
-            axes = analysis.weights[name]
-            for dim, axis in enumerate(axes):
-                where = coordinates(axis)
-                if not any(a in wanted for a in where):
-                    continue
-                energy = _squares_along(parameters[name], dim)
-                for a, index in where.items():
-                    if a in wanted:
-                        _accumulate(squares[wanted[a]], wanted[a], where, index, energy)
-    if any(p.device.type == "meta" for p in parameters.values()):
-        return {g: np.broadcast_to(-np.arange(g.size, dtype=float), s.shape) for g, s in squares.items()}
-    return {group: np.sqrt(s) for group, s in squares.items()}
+            if name in parameters:
+                _add_weight(totals, wanted, parameters[name], analysis.weights[name])
+    return {group: np.sqrt(total) for group, total in totals.items()}
 
 
-def _accumulate(total: np.ndarray, group: Group, where: dict, index: np.ndarray, energy: np.ndarray) -> None:
+def _add_weight(totals: Scores, wanted: dict[Atom, Group], weight: Tensor, axes: Axes) -> None:
+    """Add one weight's squares, along each dimension, to the groups that the dimension carries."""
+    dims = [(dim, coordinates(axis)) for dim, axis in enumerate(axes)]
+    dims = [(dim, where) for dim, where in dims if not wanted.keys().isdisjoint(where)]
+    squares = _squares(weight) if dims else weight
+    for dim, where in dims:
+        energy = _along(squares, dim)
+        for a, index in where.items():
+            if a in wanted:
+                _accumulate(totals[wanted[a]], wanted[a], where, index, energy)
+
+
+def _accumulate(
+    total: np.ndarray, group: Group, where: dict[Atom, np.ndarray], index: np.ndarray, energy: np.ndarray
+) -> None:
     at = index >= 0
     if group.inside is None:
         np.add.at(total, index[at], energy[at])
@@ -51,13 +57,13 @@ def _accumulate(total: np.ndarray, group: Group, where: dict, index: np.ndarray,
         np.add.at(total, (where[group.inside.atom][at], index[at]), energy[at])
 
 
-def _squares_along(weight: Tensor, dim: int) -> np.ndarray:
-    """The sum of squares of each slice along one dimension: float64 [n]."""
-    others = [d for d in range(weight.ndim) if d != dim]
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    norms = (
-        torch.linalg.vector_norm(weight.detach(), dim=others, dtype=dtype)
-        if others
-        else weight.detach().abs()
-    )
-    return norms.double().cpu().numpy() ** 2
+def _squares(weight: Tensor) -> Tensor:
+    weight = weight.detach()
+    return (weight if weight.dtype == torch.float64 else weight.float()).square()
+
+
+def _along(squares: Tensor, dim: int) -> np.ndarray:
+    """The sum over all other dimensions: float64 [n]."""
+    others = [d for d in range(squares.ndim) if d != dim]
+    total = squares.sum(others) if others else squares
+    return total.double().cpu().numpy()
