@@ -8,6 +8,7 @@ __all__ = [
     "ExampleInputError",
     "FxpruneError",
     "MissingRuleError",
+    "ModelSpecError",
     "NothingPrunableError",
     "OptionError",
     "PatternError",
@@ -59,3 +60,7 @@ class RewriteError(FxpruneError):
 
 class CertificateError(FxpruneError):
     """A result can't be certified: it has no values, or the capture differs from the model."""
+
+
+class ModelSpecError(FxpruneError, ValueError):
+    """A spec (`timm:NAME`, `package.module:factory`) names no model that can be made here."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis import Analysis, Group
 from fxprune.axes import Atom, coordinates
+from fxprune.blocks import in_blocks
 from fxprune.rules.registry import Axes
 
 __all__ = ["Scores", "magnitude"]
@@ -37,11 +38,10 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
 
 def _add_weight(totals: Scores, wanted: dict[Atom, Group], weight: Tensor, axes: Axes) -> None:
     """Add one weight's squares, along each dimension, to the groups that the dimension carries."""
-    dims = [(dim, coordinates(axis)) for dim, axis in enumerate(axes)]
-    dims = [(dim, where) for dim, where in dims if not wanted.keys().isdisjoint(where)]
-    squares = _squares(weight) if dims else weight
-    for dim, where in dims:
-        energy = _along(squares, dim)
+    dims = {dim: coordinates(axis) for dim, axis in enumerate(axes)}
+    dims = {dim: where for dim, where in dims.items() if not wanted.keys().isdisjoint(where)}
+    energies = _energies(weight.detach(), list(dims))
+    for where, energy in zip(dims.values(), energies, strict=True):
         for a, index in where.items():
             if a in wanted:
                 _accumulate(totals[wanted[a]], wanted[a], where, index, energy)
@@ -57,13 +57,18 @@ def _accumulate(
         np.add.at(total, (where[group.inside.atom][at], index[at]), energy[at])
 
 
-def _squares(weight: Tensor) -> Tensor:
-    weight = weight.detach()
-    return (weight if weight.dtype == torch.float64 else weight.float()).square()
-
-
-def _along(squares: Tensor, dim: int) -> np.ndarray:
-    """The sum over all other dimensions: float64 [n]."""
-    others = [d for d in range(squares.ndim) if d != dim]
-    total = squares.sum(others) if others else squares
-    return total.double().cpu().numpy()
+def _energies(weight: Tensor, dims: list[int]) -> list[np.ndarray]:
+    """The sum of squares over all other dimensions, for each dim: float64 [n]."""
+    sums = [np.zeros(weight.shape[dim]) for dim in dims]
+    row = 0
+    for block in in_blocks(weight) if dims else ():
+        squares = (block if block.dtype == torch.float64 else block.float()).square()
+        for dim, total in zip(dims, sums, strict=True):
+            others = [d for d in range(squares.ndim) if d != dim]
+            part = (squares.sum(others) if others else squares).double().cpu().numpy()
+            if dim == 0:
+                total[row : row + len(part)] = part
+            else:
+                total += part
+        row += block.shape[0]
+    return sums

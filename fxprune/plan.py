@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import LongTensor, fx
 
 from fxprune.errors import PlanError
+from fxprune.files import write_whole
 
 __all__ = ["Kept", "Plan", "plan_of"]
 
@@ -62,15 +62,7 @@ class Plan:
                 n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()
             },
         }
-        folder = os.path.dirname(os.path.abspath(path))
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
-            try:
-                json.dump(record, file)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write_whole(path, json.dumps(record))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

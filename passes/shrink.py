@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import Analysis
 from fxprune.axes import Axis
+from fxprune.blocks import taken
 from fxprune.calls import canonical_keyword
 from fxprune.infer import Step
 from fxprune.passes.pin_sizes import pin_sizes, rescaled
@@ -206,13 +206,8 @@ class _Slicer:
         if tensor is None:
             return None
         if id(tensor) not in self.sliced:
-            new = tensor.detach()
-            for dim, axis in enumerate(self.analysis.weights.get(name, ())):
-                kept = self.selection.positions(axis)
-                if kept is not None:
-                    new = new.index_select(dim, torch.from_numpy(kept).to(new.device))
-            if new.data_ptr() == tensor.data_ptr():
-                new = new.clone()
+            axes = self.analysis.weights.get(name, ())
+            new = taken(tensor.detach(), [self.selection.positions(axis) for axis in axes])
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             self.sliced[id(tensor)] = new

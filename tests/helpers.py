@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fxprune.zoo import randomise
 
 CAPTURES = ("symbolic", "export")
 
@@ -80,34 +81,6 @@ def mlp(inputs: int = 6, hidden: int = 16, outputs: int = 4) -> nn.Sequential:
 def images(batch: int = 2, size: int = 32, seed: int = 0) -> Tensor:
     """Normal noise, [batch, 3, size, size]."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(model: Any, seed: int = 0) -> Any:
-    """Random numbers in every parameter and floating-point buffer, of a size that keeps signals alive.
-
-    No zero-initialised layer, bias or layer scale is left to hide a wrong rewrite.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: Tensor, scale: float) -> Tensor:
-        return scale * torch.randn(like.shape, generator=generator, dtype=torch.float32)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            owner = model.get_submodule(name.rpartition(".")[0])
-            if "Norm" in type(owner).__name__ and name.endswith("weight"):
-                parameter.copy_(1 + noise(parameter, 0.2))
-            elif parameter.ndim >= 2 and math.prod(parameter.shape[:-1]) > 1:
-                fan_in = parameter[0].numel()
-                parameter.copy_(noise(parameter, fan_in**-0.5))
-            else:
-                parameter.copy_(noise(parameter, 0.5))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.copy_(0.5 + noise(buffer, 1.0).abs())
-            elif buffer.is_floating_point():
-                buffer.add_(noise(buffer, 0.2))
-    return model
 
 
 # ---------------------------------------------------------------- questions

@@ -1,0 +1,196 @@
+"""What the zoo asks of one model: pruned at 0.5 without an option, is it exact and small?"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune import model_specs
+from fxprune.analysis import Analysis
+from fxprune.axes import atoms_of
+from fxprune.capture.inputs import Example, seeded_noise
+from fxprune.certify import Certificate, certify
+from fxprune.plan import plan_of
+from fxprune.prune import analyze, prune
+from fxprune.selection import Selection
+from fxprune.zoo.randomise import randomise
+from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
+
+__all__ = ["check"]
+
+# Beyond this a model is pruned on the meta device, and only its shapes are checked.
+NUMERIC_LIMIT = 300e6
+# Where one image costs more, the certificate takes the smallest image that the model accepts.
+AFFORDABLE_MACS = 1e9
+SMALLER_IMAGES = (64, 96, 128, 160, 192, 224, 256)
+# Dimensions that are whole by what they are: a convolution's window, the input's colours.
+NOT_CHANNELS = {"kernel", "input"}
+
+
+def check(spec: str, ratio: float = 0.5) -> Result:
+    """Prune the model that a spec names, in this process, and say what became of it."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # processes run side by side
+    try:
+        model = _model(spec)
+    except Exception as error:  # the library's own failure
+        return Result(spec, EXCLUDED, note=_first_line("can't be built", error))
+    try:
+        return _checked(spec, model, ratio)
+    except Exception as error:  # the row names whatever went wrong
+        return Result(spec, FAILED, params=_count(model) / 1e6, note=_first_line(type(error).__name__, error))
+
+
+def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
+    start = time.process_time()
+    pruned = prune(model, ratio)
+    seconds = time.process_time() - start
+
+    analysis = analyze(model, capture=pruned.meta["fxprune"]["capture"])
+    dense_macs, macs = _macs(model, pruned), _macs(pruned, pruned)
+    outcome, certificate, note = SHAPES, None, ""
+    if _on_meta(model):
+        _check_shapes(model, pruned)
+    else:
+        certificate, note = _certificate(model, pruned, analysis, dense_macs)
+        outcome = CERTIFIED if certificate.exact else FAILED
+    return Result(
+        spec,
+        outcome,
+        capture=analysis.capture,
+        seconds=seconds,
+        params=_count(model) / 1e6,
+        params_left=_count(pruned) / _count(model),
+        macs_left=macs / dense_macs,
+        certificate=certificate,
+        whole=_whole_share(analysis),
+        reasons=_reasons(analysis),
+        note="; ".join(filter(None, (note, *_missing(analysis), *analysis.notes))),
+    )
+
+
+def _model(spec: str) -> nn.Module:
+    """With random weights; a giant on the meta device, where it needs no memory."""
+    try:
+        with torch.device("meta"):
+            outline = model_specs.build(spec)
+    except Exception:  # its constructor computes with values
+        outline = None
+    if outline is not None and _count(outline) > NUMERIC_LIMIT:
+        return outline.requires_grad_(False)
+    # torch's flop counter trips over parameters that ask for gradients where none are recorded.
+    model = model_specs.build(spec).requires_grad_(False)
+    return model.to("meta") if _count(model) > NUMERIC_LIMIT else randomise(model)
+
+
+def _certificate(
+    model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float
+) -> tuple[Certificate, str]:
+    """In float64, at a batch size other than the traced one; then once with a single image."""
+    record = pruned.meta["fxprune"]
+    example, note = seeded_noise(record["example"], model), ""
+    if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
+        example, note = _smallest(model, pruned, example)
+    if record["dynamic"]:
+        _ = _outputs(pruned, example.with_batch(1))
+        example = example.with_batch(3)
+    selection = Selection.from_plan(analysis, plan_of(pruned))
+    return certify(model, pruned, analysis, selection, example), note
+
+
+def _smallest(model: nn.Module, pruned: fx.GraphModule, example: Example) -> tuple[Example, str]:
+    """The smallest square images that both take, and what to say of it."""
+    recorded = max(t.shape[-1] for t in example.args if isinstance(t, Tensor))
+    for size in (s for s in SMALLER_IMAGES if s < recorded):
+        smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
+        try:
+            shapes = [[t.shape for t in _outputs(m, smaller)] for m in (model, pruned)]
+        except Exception:  # this size is too small for its windows, or other than its positions
+            continue
+        if shapes[0] == shapes[1]:
+            return smaller, f"certified at {size} x {size}"
+    return example, ""
+
+
+def _check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
+    example = pruned.meta["fxprune"]["example"].with_batch(3)
+    wanted, got = ([tuple(t.shape) for t in _outputs(m, example)] for m in (model, pruned))
+    if wanted != got:
+        raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    with torch.no_grad():
+        out = model(*example.args, **example.kwargs)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def _macs(model: nn.Module, pruned: fx.GraphModule) -> float:
+    """Multiply-accumulates of one image, by torch's own counter."""
+    record = pruned.meta["fxprune"]
+    example = record["example"].with_batch(1 if record["dynamic"] else None)
+    if not _on_meta(model):
+        example = seeded_noise(example, model)
+    counter = FlopCounterMode(display=False)
+    # The fused attention kernels of the meta device are not in the counter's book.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        _outputs(model, example)
+    return counter.get_total_flops() / 2
+
+
+def _whole_share(analysis: Analysis) -> float:
+    """The share of parameters in tensors of which no dimension can shrink."""
+    sizes = {name: (p.numel(), analysis.weights.get(name)) for name, p in _parameters(analysis)}
+    frozen = analysis.inference.solver.frozen
+    whole = sum(
+        n
+        for n, axes in sizes.values()
+        if axes is None or all(frozen(a) is not None for axis in axes for a in atoms_of(axis))
+    )
+    return whole / max(1, sum(n for n, _ in sizes.values()))
+
+
+def _reasons(analysis: Analysis, most: int = 4) -> str:
+    """What keeps channels whole, each reason with the share of parameters that have such a dimension."""
+    frozen = analysis.inference.solver.frozen
+    total, share = 0, Counter[str]()
+    for name, parameter in _parameters(analysis):
+        total += parameter.numel()
+        reasons = set()
+        for axis in analysis.weights.get(name, ()):
+            of_axis = [frozen(a) for a in atoms_of(axis) if a.size > 1]
+            if all(of_axis):
+                reasons |= {reason.text for reason in of_axis if reason}
+        share.update(dict.fromkeys(reasons - NOT_CHANNELS, parameter.numel()))
+    common = [(text, n / total) for text, n in share.most_common(most) if n / total >= 0.01]
+    return "; ".join(f"{text} {part:.2f}" for text, part in common)
+
+
+def _missing(analysis: Analysis) -> list[str]:
+    ops = sorted(analysis.inference.missing)
+    return [f"no rule for {', '.join(ops)}"] if ops else []
+
+
+def _parameters(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
+    return analysis.module.named_parameters()
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(p.device.type == "meta" for p in module.parameters())
+
+
+def _first_line(what: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{what}: {' '.join(lines)[:300]}"

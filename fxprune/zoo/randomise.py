@@ -1,0 +1,41 @@
+"""Random numbers in every weight: no zero-initialised layer is left to hide a wrong rewrite."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["randomise"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def randomise(model: Model, seed: int = 0) -> Model:
+    """Normal numbers in every parameter and floating-point buffer, of a size that keeps signals alive.
+
+    Changes the model in place and returns it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor, scale: float) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32).mul_(scale)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if "Norm" in type(owner).__name__ and name.endswith("weight"):
+                parameter.copy_(1 + noise(parameter, 0.2))
+            elif parameter.ndim >= 2 and math.prod(parameter.shape[:-1]) > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise(parameter, fan_in**-0.5))
+            else:
+                parameter.copy_(noise(parameter, 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + noise(buffer, 1.0).abs())
+            elif buffer.is_floating_point():
+                buffer.add_(noise(buffer, 0.2))
+    return model

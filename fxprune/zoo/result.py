@@ -1,0 +1,64 @@
+"""One row of the zoo's table: what became of one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["EXCLUDED", "FAILED", "PASSED", "Result"]
+
+# Outcomes.  "excluded" is for what the library itself can't build or run here, and nothing else.
+CERTIFIED, SHAPES, EXCLUDED, FAILED = "certified", "shapes", "excluded", "FAILED"
+PASSED = (CERTIFIED, SHAPES)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one model, pruned at 0.5 without an option.
+
+    model: its spec, `timm:resnet18`.
+    outcome: "certified" (in float64, to 1e-8), "shapes" (a giant, on the meta device: every output has
+        the original's shape), "excluded" or "FAILED"; `note` says why.
+    capture: "symbolic" or "export".
+    seconds: processor time from the eager model to the pruned GraphModule.
+    params: millions of parameters of the original.
+    params_left, macs_left: the share that the pruned model keeps.
+    certificate: the largest relative error in float64.
+    whole: the share of parameters in tensors that no group can shrink.
+    reasons: what keeps dimensions whole, each with the share of parameters that it concerns.
+    note: the failure, or the reduced image size of the certificate.
+    """
+
+    model: str
+    outcome: str
+    capture: str = ""
+    seconds: float | None = None
+    params: float | None = None
+    params_left: float | None = None
+    macs_left: float | None = None
+    certificate: float | None = None
+    whole: float | None = None
+    reasons: str = ""
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome in PASSED
+
+    def row(self) -> dict[str, str]:
+        """As text, rounded: the table changes only where something did."""
+        return {f.name: _text(f.name, getattr(self, f.name)) for f in fields(self)}
+
+    @staticmethod
+    def of_row(row: dict[str, str]) -> Result:
+        numbers = {f.name for f in fields(Result) if "float" in str(f.type)}
+        values = {k: (float(v) if v else None) if k in numbers else v for k, v in row.items()}
+        return Result(**values)  # type: ignore[arg-type]
+
+
+_FORMATS = {"seconds": ".2f", "params": ".2f", "certificate": ".0e"}
+
+
+def _text(name: str, value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else format(value, _FORMATS.get(name, ".3f"))

@@ -1,0 +1,62 @@
+"""The zoo's table: a CSV file with one row per model, and its summary in Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from fxprune.files import write_whole
+from fxprune.zoo.result import EXCLUDED, Result
+
+__all__ = ["read", "summary", "write"]
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Result]:
+    """The rows by model; none where there is no file yet."""
+    if not Path(path).exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["model"]: Result.of_row(row) for row in csv.DictReader(file)}
+
+
+def write(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
+    """All rows, sorted by model; the file appears whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Result)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.row() for result in sorted(results, key=lambda r: r.model))
+    write_whole(path, text.getvalue())
+
+
+def summary(results: Iterable[Result]) -> str:
+    """By library: how many models pass, what they keep, how long it takes."""
+    lines = [
+        "| library | models | certified | giants: shapes | failed | params left | MACs left | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_library: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_library[result.model.partition(":")[0]].append(result)
+    for library, rows in sorted(by_library.items()):
+        tried = [r for r in rows if r.outcome != EXCLUDED]
+        certified = sum(r.outcome == "certified" for r in tried)
+        giants = sum(r.outcome == "shapes" for r in tried)
+        figures = (
+            _median(r.params_left for r in tried),
+            _median(r.macs_left for r in tried),
+            _median(r.seconds for r in tried),
+        )
+        cells = (library, len(tried), certified, giants, len(tried) - certified - giants, *figures)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _median(values: Iterable[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{statistics.median(known):.2f}" if known else "-"
