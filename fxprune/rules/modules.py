@@ -64,7 +64,7 @@ for _n in (1, 2, 3):
     _native(
         f"BatchNorm{_n}d",
         "batch_norm",
-        "running_mean running_var weight bias",
+        "running_mean running_var weight bias training momentum eps",
         num_features=_channels,
     )
     _native(

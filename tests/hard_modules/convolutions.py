@@ -16,7 +16,7 @@ class BatchNorms(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             nn.Conv2d(16, 32, 3, padding=1, bias=False),
-            nn.BatchNorm2d(32),
+            nn.BatchNorm2d(32, eps=0.1),
             nn.ReLU(inplace=True),
             nn.Conv2d(32, 16, 1),
         )
