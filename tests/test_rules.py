@@ -637,6 +637,13 @@ def spatial_cases(case: Cases) -> None:
     for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
         case(name, lambda a, name=name: getattr(aten, name).default(a, [8, 10], False), image)
     case("_upsample_nearest_exact2d", lambda a: aten._upsample_nearest_exact2d.default(a, [8, 10]), image)
+    for dims in (1, 3):
+        for name in ("upsample_nearest", "_upsample_nearest_exact"):
+            op = getattr(aten, f"{name}{dims}d").default
+            case(f"{name}{dims}d", lambda a, op=op, dims=dims: op(a, [7] * dims), (2, 6, *[4] * dims))
+    case("upsample_linear1d", lambda a: aten.upsample_linear1d.default(a, [7], False), (2, 6, 4))
+    volume = (2, 6, 4, 3, 3)
+    case("upsample_trilinear3d", lambda a: aten.upsample_trilinear3d.default(a, [5, 4, 6], False), volume)
     case("interpolate", lambda a: F.interpolate(a, scale_factor=2), image)
     case("interpolate", lambda a: F.interpolate(a, size=(3, 3), mode="bilinear"), image)
     case("interpolate", lambda a: F.interpolate(a, 7, mode="linear"), (2, 6, 4))

@@ -24,10 +24,12 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
 for _n in (1, 2, 3):
     for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
-for _op in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"):
+    for _op in ("upsample_nearest", "_upsample_nearest_exact"):
+        DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
+DEFAULT_RULES.add("upsample_linear1d", _spatial_axes(1))
+for _op in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
     DEFAULT_RULES.add(_op, _spatial_axes(2))
-for _op in ("_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
-    DEFAULT_RULES.add(_op, _spatial_axes(2))
+DEFAULT_RULES.add("upsample_trilinear3d", _spatial_axes(3))
 
 
 @rule("interpolate")
