@@ -88,7 +88,19 @@ def prune(
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    groups = candidates(analysis, patterns, attention, ratio)
+    return prune_analyzed(model, analysis, ratio, patterns, attention, round_to)
+
+
+def prune_analyzed(
+    model: nn.Module,
+    analysis: Analysis,
+    ratio: float,
+    exclude: Sequence[str] = (),
+    attention: str = "auto",
+    round_to: int = 1,
+) -> fx.GraphModule:
+    """The second half of `prune`: score, select, rewrite.  One analysis serves many ratios."""
+    groups = candidates(analysis, exclude, attention, ratio)
     scores = magnitude(analysis, groups)
     selection = select(analysis, groups, scores, ratio, round_to)
     return _rewrite(model, analysis, selection)

@@ -9,9 +9,6 @@ from torch import fx, nn
 import fxprune
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import certify
-from fxprune.importance import magnitude
-from fxprune.prune import _rewrite
-from fxprune.select import candidates, select
 from fxprune.selection import Selection
 
 TOLERANCE = 1e-8
@@ -64,16 +61,7 @@ def groups_of(analysis: fxprune.Analysis, model: nn.Module) -> set[tuple[frozens
     return found
 
 
-# ---------------------------------------------------------------- many prunings of one analysis
-
-
-def prune_analysed(
-    model: nn.Module, analysis: fxprune.Analysis, ratio: float, attention: str = "auto"
-) -> fx.GraphModule:
-    """`fxprune.prune` without a capture of its own."""
-    groups = candidates(analysis, [], attention, ratio)
-    selection = select(analysis, groups, magnitude(analysis, groups), ratio, round_to=1)
-    return _rewrite(model, analysis, selection)
+# ---------------------------------------------------------------- with an analysis at hand
 
 
 def certificate(

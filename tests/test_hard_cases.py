@@ -19,7 +19,6 @@ from exactness import (
     assert_slices,
     certificate,
     groups_of,
-    prune_analysed,
 )
 from hard_modules import CASES, Case
 from hard_modules.case import EMBED, Tokens, tokens
@@ -29,6 +28,7 @@ from helpers import CAPTURES, randomise, widths
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.prune import prune_analyzed
 
 IDS = {case.name: case for case in CASES}
 EACH = pytest.mark.parametrize("name", IDS)
@@ -59,7 +59,7 @@ def test_prunes_and_verifies(name: str) -> None:
 def test_shrinks_what_should(name: str, capture: str) -> None:
     case: Case = IDS[name]
     model, analysis = analysed(name, capture)
-    pruned = prune_analysed(model, analysis, 0.5)
+    pruned = prune_analyzed(model, analysis, 0.5)
 
     got = widths(pruned)
     assert {n: got.get(n) for n in case.left} == case.left
@@ -73,7 +73,7 @@ def test_shrinks_what_should(name: str, capture: str) -> None:
 def test_exact_for_heads_and_head_dims_at_any_ratio(name: str, capture: str) -> None:
     model, analysis = analysed(name, capture)
     for attention, ratio in itertools.product(("heads", "head_dim"), (0.25, 0.5, 0.7, 0.9)):
-        pruned = prune_analysed(model, analysis, ratio, attention)
+        pruned = prune_analyzed(model, analysis, ratio, attention=attention)
         assert certificate(model, pruned, analysis) <= TOLERANCE, (attention, ratio)
         assert_slices(model, pruned)
 

@@ -16,11 +16,12 @@ import torch
 import torchvision
 import transformers
 import vit_pytorch
-from exactness import TOLERANCE, assert_runs, assert_slices, certificate, groups_of, prune_analysed
+from exactness import TOLERANCE, assert_runs, assert_slices, certificate, groups_of
 from helpers import CAPTURES, parameter_count, randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.prune import prune_analyzed
 
 RATIOS = (0.25, 0.5, 0.75)
 
@@ -176,7 +177,7 @@ def test_certified_at_a_half(zoo: Analysed) -> None:
 
 @pytest.mark.parametrize("ratio", [r for r in RATIOS if r != 0.5])
 def test_certified(zoo: Analysed, ratio: float) -> None:
-    pruned = prune_analysed(zoo.model, zoo.analysis, ratio)
+    pruned = prune_analyzed(zoo.model, zoo.analysis, ratio)
     assert certificate(zoo.model, pruned, zoo.analysis) <= TOLERANCE
 
 

@@ -20,10 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one model")
     parser.add_argument("--again", action="store_true", help="also check what passed before")
+    parser.add_argument("--summary", help="write the whole table's summary between the marks of this file")
     options = parser.parse_args(arguments)
     specs = [spec for pattern in options.specs for spec in model_specs.expand(pattern)]
     results = run(specs, options.table, workers=options.workers, limit=options.limit, again=options.again)
     print(table.summary(results))
+    if options.summary:
+        table.write_summary(options.summary, table.summary(table.read(options.table).values()))
     failed = [r for r in results if not r.passed and r.outcome != EXCLUDED]
     for result in failed:
         print(f"{result.model}: {result.note}")

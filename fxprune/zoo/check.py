@@ -19,7 +19,7 @@ from fxprune.axes import atoms_of
 from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.plan import plan_of
-from fxprune.prune import analyze, prune
+from fxprune.prune import analyze, prune_analyzed
 from fxprune.selection import Selection
 from fxprune.zoo.randomise import randomise
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
@@ -51,10 +51,10 @@ def check(spec: str, ratio: float = 0.5) -> Result:
 
 def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
     start = time.process_time()
-    pruned = prune(model, ratio)
+    analysis = analyze(model)
+    pruned = prune_analyzed(model, analysis, ratio)
     seconds = time.process_time() - start
 
-    analysis = analyze(model, capture=pruned.meta["fxprune"]["capture"])
     dense_macs, macs = _macs(model, pruned), _macs(pruned, pruned)
     outcome, certificate, note = SHAPES, None, ""
     if _on_meta(model):

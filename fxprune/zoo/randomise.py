@@ -37,5 +37,6 @@ def randomise(model: Model, seed: int = 0) -> Model:
             if name.endswith("running_var"):
                 buffer.copy_(0.5 + noise(buffer, 1.0).abs())
             elif buffer.is_floating_point():
-                buffer.add_(noise(buffer, 0.2))
+                change = noise(buffer, 0.2).to(buffer)  # no sign is lost: some are variances
+                buffer.copy_(torch.where(buffer == 0, change, buffer * change.exp()))
     return model

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from fxprune.errors import OptionError
 from fxprune.files import write_whole
 from fxprune.zoo.result import EXCLUDED, Result
 
-__all__ = ["read", "summary", "write"]
+__all__ = ["read", "summary", "write", "write_summary"]
+
+MARKS = "<!-- zoo -->\n", "<!-- /zoo -->"
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Result]:
@@ -60,3 +63,17 @@ def summary(results: Iterable[Result]) -> str:
 def _median(values: Iterable[float | None]) -> str:
     known = [v for v in values if v is not None]
     return f"{statistics.median(known):.2f}" if known else "-"
+
+
+def write_summary(path: str | os.PathLike[str], text: str) -> None:
+    """Put a summary between the marks of a Markdown file; the rest of it stays as it is.
+
+    Raises:
+        OptionError: the file has no marks.
+    """
+    page = Path(path).read_text(encoding="utf-8")
+    before, start, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise OptionError(f"{path} has no lines {MARKS[0].strip()} and {MARKS[1]} to write between")
+    write_whole(path, f"{before}{start}{text}\n{end}{after}")

@@ -1,0 +1,69 @@
+"""The smallest model of each family of timm: certified, and as trainable as the original."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import randomise, tensors_of
+from torch import nn
+
+import fxprune
+from fxprune.zoo import check, table
+
+TABLE = table.read(Path(__file__).with_name("zoo.csv"))
+
+
+def smallest_of_each_family() -> list[str]:
+    """By the file that defines a model; sizes are those of the zoo's table."""
+    families = defaultdict(list)
+    for spec, row in TABLE.items():
+        library, _, name = spec.partition(":")
+        if library == "timm" and row.params:
+            families[timm.model_entrypoint(name).__module__].append((row.params, spec))
+    return sorted(min(models)[1] for models in families.values())
+
+
+FAMILIES = smallest_of_each_family()
+
+
+def test_every_family_is_here() -> None:
+    modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert len(FAMILIES) == len(modules)
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_certified(spec: str) -> None:
+    row = check(spec)
+    assert row.passed, row.note
+    assert row.params_left is not None
+    assert row.params_left == pytest.approx(TABLE[spec].params_left, abs=2e-3), "run `make zoo` again"
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_one_training_step_changes_what_it_changes_in_the_original(spec: str) -> None:
+    model = randomise(timm.create_model(spec.partition(":")[2])).train()
+    pruned = fxprune.prune(model)
+    size = model.pretrained_cfg["input_size"]
+    remaining = {name for name, _ in pruned.named_parameters()}
+    expected = changed_by_a_step(model, size) & remaining
+    assert len(expected) > len(remaining) / 2
+    assert expected <= changed_by_a_step(pruned, size)
+
+
+def changed_by_a_step(model: nn.Module, size: tuple[int, ...]) -> set[str]:
+    """Names of the parameters that a step of gradient descent moves, rounding errors aside.
+
+    A bias before a batch norm has no effect in train mode: its gradient is noise, and in float64 small.
+    """
+    torch.manual_seed(0)
+    model = model.double()
+    outputs = tensors_of(model(torch.randn(2, *size, dtype=torch.float64)))
+    loss = torch.stack([t.square().mean() for t in outputs]).sum()
+    assert loss.isfinite()
+    loss.backward()
+    steps = {name: p.grad.abs().max().item() for name, p in model.named_parameters() if p.grad is not None}
+    return {name for name, step in steps.items() if step > 1e-9 * max(steps.values())}
