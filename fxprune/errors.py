@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CaptureError",
     "CertificateError",
+    "DataError",
     "ExampleInputError",
     "FxpruneError",
     "MissingRuleError",
@@ -14,6 +15,7 @@ __all__ = [
     "PatternError",
     "PlanError",
     "RewriteError",
+    "ScoreError",
     "UnsupportedModuleError",
 ]
 
@@ -64,3 +66,11 @@ class CertificateError(FxpruneError):
 
 class ModelSpecError(FxpruneError, ValueError):
     """A spec (`timm:NAME`, `package.module:factory`) names no model that can be made here."""
+
+
+class DataError(FxpruneError, ValueError):
+    """The data for an importance is missing, empty, or nothing that the model takes."""
+
+
+class ScoreError(FxpruneError, ValueError):
+    """An importance gave scores that rank nothing: missing, of another shape, NaN or infinite."""

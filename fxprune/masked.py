@@ -23,8 +23,8 @@ def _mean(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
 
 
 def _variance(x: Tensor, mask: Tensor, dims: list[int], correction: float = 0) -> Tensor:
-    centred = (x - _mean(x, mask, dims)) * mask
-    return centred.square().sum(dims, keepdim=True) / (_count(x, mask, dims) - correction)
+    squares = (x - _mean(x, mask, dims)).square() * mask
+    return squares.sum(dims, keepdim=True) / (_count(x, mask, dims) - correction)
 
 
 def _squeezed(value: Tensor, dims: list[int], keepdim: bool) -> Tensor:

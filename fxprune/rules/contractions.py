@@ -17,7 +17,7 @@ def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
     same = [(input.axes[-1], i)]
     if bias is not None:
         same.append((o, bias.axes[0]))
-    return Flow((*input.axes[:-1], o), same)
+    return Flow((*input.axes[:-1], o), same, sums=[i])
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
@@ -28,7 +28,7 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
     batch, same = broadcast([left[:-2], right[:-2]])
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
-    return Flow((*batch, *rows, *columns), [*same, (left[-1], inner)])
+    return Flow((*batch, *rows, *columns), [*same, (left[-1], inner)], sums=[inner])
 
 
 @rule("addmm", "baddbmm")
@@ -36,7 +36,7 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
-    return Flow(out, [*product.same, *same])
+    return Flow(out, [*product.same, *same], sums=product.sums)
 
 
 @rule("einsum")
@@ -62,7 +62,8 @@ def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
                 named[letter] = axis
             elif axis != ONE:
                 same.append((known, axis))
-    return Flow(tuple(named[letter] for letter in output), same)
+    sums = [axis for letter, axis in named.items() if letter not in output]
+    return Flow(tuple(named[letter] for letter in output), same, sums=sums)
 
 
 def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
@@ -109,7 +110,7 @@ def conv_axes(
     if bias is not None:
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g})
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i])
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -128,13 +129,13 @@ def conv_transpose_axes(
     """b (g i) h w, (g i) o kh kw, (g o) -> b (g o) h' w'"""
     rows, o, *kernel = weight.axes
     *batch, channels = input.axes[: -len(kernel)]
-    g = atom(groups)
+    g, i = atom(groups), atom(rows.size // groups)
     out = Product.of((g, o))
-    same = [(channels, rows), (rows, Product.of((g, atom(rows.size // groups))))]
+    same = [(channels, rows), (rows, Product.of((g, i)))]
     if bias is not None:
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g})
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i])
 
 
 def _pixels(
@@ -200,4 +201,4 @@ def attention_axes(
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
     whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
-    return Flow((*batch, n, e), same, whole)
+    return Flow((*batch, n, e), same, whole, sums=[d])

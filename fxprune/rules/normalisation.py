@@ -29,7 +29,7 @@ def layer_norm_axes(
     """... c, c, c -> ... c"""
     normed = input.axes[-len(normalized_shape) :]
     same = [pair for t in (weight, bias) if t is not None for pair in zip(normed, t.axes, strict=True)]
-    return Flow(input.axes, same, sizes={"normalized_shape": normed})
+    return Flow(input.axes, same, sizes={"normalized_shape": normed}, sums=list(normed))
 
 
 @rule("group_norm")
@@ -43,10 +43,10 @@ def group_norm_axes(
 ) -> Flow:
     """b (g c) ..., (g c), (g c) -> b (g c) ..."""
     channels = input.axes[1]
-    g = atom(num_groups)
-    same = [(channels, Product.of((g, atom(channels.size // num_groups))))]
+    g, c = atom(num_groups), atom(channels.size // num_groups)
+    same = [(channels, Product.of((g, c)))]
     same += [(channels, t.axes[0]) for t in (weight, bias) if t is not None]
-    return Flow(input.axes, same, sizes={"num_groups": g})
+    return Flow(input.axes, same, sizes={"num_groups": g}, sums=[c])
 
 
 @rule("batch_norm")
@@ -63,7 +63,9 @@ def batch_norm_axes(
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..."""
     vectors = [t for t in (running_mean, running_var, weight, bias) if t is not None]
-    return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors])
+    # In eval mode it takes no statistics; in training over all but the channels (standardised weights).
+    sums = [axis for d, axis in enumerate(input.axes) if training and d != 1]
+    return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors], sums=sums)
 
 
 @rule("instance_norm")
@@ -108,10 +110,11 @@ def aten_batch_norm_axes(
     cudnn_enabled: bool = True,
 ) -> Flow:
     """The same with ATen's order of arguments."""
-    return batch_norm_axes(input, running_mean, running_var, weight, bias)
+    return batch_norm_axes(input, running_mean, running_var, weight, bias, training)
 
 
 @rule("normalize")
 def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
-    return Flow(input.axes, whole=norm_axes(input, p, dim).whole)
+    flow = norm_axes(input, p, dim)
+    return Flow(input.axes, whole=flow.whole, sums=flow.sums)

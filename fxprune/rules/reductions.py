@@ -17,10 +17,15 @@ def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
     return tuple(axis for i, axis in enumerate(input.axes) if i not in gone)
 
 
+def summed(input: Typed, dim: Any) -> list[Axis]:
+    """The axes that a reduction over `dim` adds up."""
+    return [input.axes[d] for d in dims_of(dim, input.ndim)]
+
+
 @rule("sum", "mean", "nansum")
 def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
-    return Flow(without(input, dim, keepdim))
+    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
 
 
 @rule("var", "std")
@@ -33,7 +38,7 @@ def var_axes(
     correction: Any = None,
 ) -> Flow:
     """... n -> ..."""
-    return Flow(without(input, dim, keepdim))
+    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
 
 
 @rule("var_mean", "std_mean")
@@ -47,7 +52,7 @@ def var_mean_axes(
 ) -> Flow:
     """... n -> ..., ..."""
     out = without(input, dim, keepdim)
-    return Flow([out, out])
+    return Flow([out, out], sums=summed(input, dim))
 
 
 @rule("norm")
@@ -55,7 +60,7 @@ def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, 
     """... n -> ... (zeros add nothing to a norm; a negative order is a kind of minimum)"""
     if isinstance(p, (int, float)) and p < 0:
         return extremum_axes(input, dim, keepdim)
-    return Flow(without(input, dim, keepdim))
+    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
 
 
 @rule("linalg_vector_norm", "linalg_norm")

@@ -53,6 +53,7 @@ class Flow:
         (None where an element spells nothing; a list of axes may stand for a single integer).  An
         index is spelled by a `Bound`.
     target: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
+    sums: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
     """
 
     out: Any
@@ -60,6 +61,7 @@ class Flow:
     whole: list[tuple[Axis, str]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     target: Callable[..., Any] | None = None
+    sums: list[Axis] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

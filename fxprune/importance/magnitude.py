@@ -1,4 +1,4 @@
-"""How much each element of each group matters."""
+"""How large a channel's weights are: importance without data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch import Tensor
 from fxprune.analysis import Analysis, Group
 from fxprune.axes import Atom, coordinates
 from fxprune.blocks import in_blocks
+from fxprune.importance.scores import Scores, shape_of
 from fxprune.rules.registry import Axes
 
-__all__ = ["Scores", "magnitude"]
-
-# For each group float64 [size], or [heads, size] where heads may choose for themselves.
-Scores = dict[Group, np.ndarray]
+__all__ = ["magnitude"]
 
 
 def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
@@ -24,7 +22,7 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
 
     A model without values (on the `meta` device) scores its first elements highest.
     """
-    totals: Scores = {g: np.zeros(g.size if g.inside is None else (g.inside.size, g.size)) for g in groups}
+    totals: Scores = {g: np.zeros(shape_of(g)) for g in groups}
     parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
     if any(p.device.type == "meta" for p in parameters.values()):
         return {g: np.broadcast_to(-np.arange(g.size, dtype=float), t.shape) for g, t in totals.items()}
