@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.errors import OptionError
-from fxprune.importance import magnitude
+from fxprune.importance import Importance, magnitude, score
 from fxprune.infer import Inference, infer
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
@@ -33,6 +33,9 @@ def prune(
     model: nn.Module,
     ratio: float = 0.5,
     *,
+    data: Iterable[Any] | None = None,
+    importance: Importance | None = None,
+    importance_options: dict[str, Any] | None = None,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
     exclude: str | Sequence[str] = (),
@@ -53,6 +56,13 @@ def prune(
         model: any traceable model, in any mode, dtype and device; it is not changed.
         ratio: the fraction of channels removed along every prunable axis, 0 <= ratio < 1 (about
             `1 - (1 - ratio)**2` of the parameters go).
+        data: a small proxy set, any iterable of batches: inputs, `(inputs, labels)`, or a mapping of
+            keyword arguments.  Labels are not needed, but for "taylor".
+        importance: what decides which channels go: "kl" (the KL divergence that removing a channel
+            causes on `data`, to second order; the default with data), "kl-exact" (the same, measured
+            channel by channel), "magnitude" (the default without data), "taylor", "activation",
+            "random", or a function (analysis, groups) -> scores.
+        importance_options: of the criterion, e.g. `{"draws": 8}`, see `fxprune.importance`.
         example_inputs: a tensor [batch, ...] or a tuple of positional arguments, for models that do
             not record their input shape.
         example_kwargs: keyword arguments of the example call.
@@ -88,21 +98,16 @@ def prune(
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    return prune_analyzed(model, analysis, ratio, patterns, attention, round_to)
-
-
-def prune_analyzed(
-    model: nn.Module,
-    analysis: Analysis,
-    ratio: float,
-    exclude: Sequence[str] = (),
-    attention: str = "auto",
-    round_to: int = 1,
-) -> fx.GraphModule:
-    """The second half of `prune`: score, select, rewrite.  One analysis serves many ratios."""
-    groups = candidates(analysis, exclude, attention, ratio)
-    scores = magnitude(analysis, groups)
+    groups = candidates(analysis, patterns, attention, ratio)
+    scores = score(analysis, groups, importance, data, **(importance_options or {}))
     selection = select(analysis, groups, scores, ratio, round_to)
+    return _rewrite(model, analysis, selection)
+
+
+def prune_analyzed(model: nn.Module, analysis: Analysis, ratio: float, **options: Any) -> fx.GraphModule:
+    """The second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
+    groups = candidates(analysis, [], options.get("attention", "auto"), ratio)
+    selection = select(analysis, groups, magnitude(analysis, groups), ratio, options.get("round_to", 1))
     return _rewrite(model, analysis, selection)
 
 

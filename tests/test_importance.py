@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +101,114 @@ def test_every_criterion_scores_every_group(setting: Setting, criterion: str) ->
         assert scores[group].shape == shape_of(group)
         assert (scores[group] >= 0).all()
         assert np.ptp(scores[group]) > 0, group
+
+
+# ---------------------------------------------------------------- through the public call
+
+
+def test_data_makes_kl_the_default() -> None:
+    model = small_vit()
+    data = [images(4, seed=1), images(4, seed=2)]
+    by_default = fxprune.plan_of(fxprune.prune(model, 0.5, data=data, example_inputs=images()))
+    by_name = fxprune.plan_of(fxprune.prune(model, 0.5, data=data, importance="kl", example_inputs=images()))
+    by_size = fxprune.plan_of(fxprune.prune(model, 0.5, example_inputs=images()))
+    assert same_choice(by_default, by_name)
+    assert not same_choice(by_default, by_size)
+
+
+def same_choice(a: Plan, b: Plan) -> bool:
+    return all(torch.equal(a.groups[name].indices, b.groups[name].indices) for name in a.groups)
+
+
+def test_kl_keeps_what_the_predictions_need() -> None:
+    """A channel that nothing reads is the first to go, however large its weights are."""
+    model = small_vit()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[7] *= 100
+        model.blocks[0].mlp.fc2.weight[:, 7] = 0
+    name = "blocks.0.mlp.fc1.weight"
+    by_size = fxprune.prune(model, 0.5, example_inputs=images())
+    by_kl = fxprune.prune(model, 0.5, data=images(4), example_inputs=images())
+    assert 7 in fxprune.plan_of(by_size).kept[name][0]
+    assert 7 not in fxprune.plan_of(by_kl).kept[name][0]
+    assert fxprune.verify(model, by_kl, example_inputs=images(3)) < 1e-8
+
+
+def test_the_users_own_importance() -> None:
+    def last_first(analysis, groups):
+        return {g: np.arange(g.size) for g in groups}
+
+    pruned = fxprune.prune(small_vit(), 0.5, importance=last_first, example_inputs=images())
+    kept = fxprune.plan_of(pruned).kept["blocks.0.mlp.fc1.weight"][0]
+    assert kept.tolist() == list(range(48 * 2, 48 * 4))
+
+
+class Pixels(nn.Module):
+    """Segmentation: class scores for every pixel, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.GELU(), nn.Conv2d(8, 5, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.net(x)}
+
+
+@pytest.mark.parametrize("criterion", ["kl", "kl-exact"])
+def test_other_outputs_by_squared_error_or_the_users_probabilities(criterion: str) -> None:
+    model = Pixels()
+    analysis = fxprune.analyze(model, example_inputs=images())
+
+    def per_pixel(output: dict[str, Tensor]) -> Tensor:
+        return output["out"].movedim(1, -1).log_softmax(-1)
+
+    by_error = score(analysis, analysis.prunable, criterion, images(3), progress=False)
+    by_class = score(
+        analysis, analysis.prunable, criterion, images(3), log_probabilities=per_pixel, progress=False
+    )
+    (group,) = analysis.prunable
+    assert by_error[group].min() > 0
+    assert by_class[group].min() > 0
+    assert not np.allclose(by_error[group], by_class[group])
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"importance": "kl"}, "needs data="),
+        ({"data": []}, "holds no batch"),
+        ({"data": 3}, "must be an iterable of batches, not int"),
+        ({"data": ["a"]}, "holds no tensor"),
+        ({"data": [torch.zeros(2, 3)]}, r"inputs of shape \(2, 3\)"),
+        ({"data": images(), "importance": "taylor"}, "needs labels: batch 0"),
+        ({"importance": "best"}, "importance='best': one of 'magnitude'"),
+        ({"importance_options": {"drawers": 1}}, "drawers"),
+        ({"importance": lambda analysis, groups: {}}, "gives no scores for it"),
+        ({"importance": lambda analysis, groups: {g: np.ones(3) for g in groups}}, "scores of shape"),
+        ({"importance": lambda analysis, groups: {g: np.full(g.size, np.nan) for g in groups}}, "NaN"),
+    ],
+)
+def test_bad_input_is_named(options: dict, message: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=message):
+        fxprune.prune(small_vit(), 0.5, example_inputs=images(), **options)
+
+
+def test_an_interrupted_exact_run_goes_on(tmp_path: Path) -> None:
+    analysis = fxprune.analyze(small_conv(), example_inputs=images())
+    data, path = [images(2), images(2, seed=1)], tmp_path / "exact.npz"
+    expected = kl_exact(analysis, analysis.prunable, data, progress=False)
+    kl_exact(analysis, analysis.prunable[:1], data, progress=False, resume=path)
+    written = path.stat().st_mtime_ns
+    got = kl_exact(analysis, analysis.prunable, data, progress=False, resume=path)
+    assert path.stat().st_mtime_ns > written
+    for group in analysis.prunable:
+        np.testing.assert_array_equal(got[group], expected[group])
+
+    with pytest.raises(fxprune.FxpruneError, match="another model or other data"):
+        kl_exact(analysis, analysis.prunable, [images(2, seed=5)], progress=False, resume=path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(fxprune.FxpruneError, match="no whole record"):
+        kl_exact(analysis, analysis.prunable, data, progress=False, resume=path)

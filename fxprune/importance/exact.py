@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -179,7 +180,7 @@ class _Progress:
         try:
             with np.load(path) as file:
                 self.values = dict(file)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} holds no whole record of an exact run: {error}; delete it") from error
         if str(self.values.pop("fingerprint", "")) != fingerprint:
             raise DataError(f"{path} is of another model or other data; give another file, or delete it")
