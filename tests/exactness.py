@@ -68,11 +68,11 @@ def groups_of(analysis: fxprune.Analysis, model: nn.Module) -> set[tuple[frozens
 
 
 def prune_analysed(
-    model: nn.Module, analysis: fxprune.Analysis, ratio: float, attention: str = "auto"
+    model: nn.Module, analysis: fxprune.Analysis, ratio: float, attention: str = "auto", round_to: int = 1
 ) -> fx.GraphModule:
     """`fxprune.prune` without a capture of its own."""
     groups = candidates(analysis, [], attention, ratio)
-    selection = select(analysis, groups, magnitude(analysis, groups), ratio, round_to=1)
+    selection = select(analysis, groups, magnitude(analysis, groups), ratio, round_to)
     return _rewrite(model, analysis, selection)
 
 
