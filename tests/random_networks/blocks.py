@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -13,12 +14,14 @@ from random_networks.feedforward import Mlp
 from random_networks.maps import MAPS, OnMap
 from random_networks.norms import token_norm
 from random_networks.spec import Brief
+from random_networks.tricks import TRICKS
 
 KINDS = (
     "mlp",
     "attention",
     "windows",
     "map",
+    "trick",
     "channels",
     "linear attention",
     "library",
@@ -41,6 +44,7 @@ class Block(Brief):
     mlp: str = "plain"
     map: str = "inverted"
     map_norm: str = "batch"
+    trick: str = "memory tokens"
     hidden: int = 4
     variant: int = 0
     norm: str = "layer"
@@ -73,6 +77,8 @@ class Block(Brief):
             return mixers.Windows(Attention(width, 0, 2, a), first, side, self.variant % 2)
         if self.kind == "map":
             return OnMap(MAPS[self.map](width, hidden, self.map_norm), first, side)
+        if self.kind == "trick":
+            return TRICKS[self.trick](width, hidden, side)
         if self.kind == "channels":
             return mixers.CrossCovariance(width, a.heads, a.key)
         if self.kind == "linear attention":
@@ -126,7 +132,8 @@ class DropPath(nn.Module):
 
 
 def tie(module: nn.Module, to: nn.Module) -> None:
-    """Make the first matrix of a module the same tensor as that of another one of its kind."""
-    name, weight = next((n, p) for n, p in to.named_parameters() if p.ndim >= 2)
-    path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, weight)
+    """Make the first matrix of a module, if it has one, the same tensor as that of another of its kind."""
+    matrices = ((name, p) for name, p in to.named_parameters() if p.ndim >= 2)
+    for name, weight in itertools.islice(matrices, 1):
+        path, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(path), leaf, weight)

@@ -14,6 +14,7 @@ from random_networks import (
     positions,
     projections,
     stages,
+    tricks,
 )
 from random_networks.attention import AttentionSpec
 from random_networks.blocks import Block
@@ -51,7 +52,7 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
 
 @st.composite
 def some_block(draw: st.DrawFn) -> Block:
-    kind = draw(st.sampled_from((*blocks.KINDS[:4], "attention", "map", *blocks.KINDS[4:])))
+    kind = draw(st.sampled_from((*blocks.KINDS[:5], "attention", "map", *blocks.KINDS[5:])))
     attends = kind in ("attention", "windows")
     on_map = kind == "map"
     sizes = st.builds(AttentionSpec, heads=st.integers(1, 4), key=st.integers(1, 4))
@@ -61,6 +62,7 @@ def some_block(draw: st.DrawFn) -> Block:
         mlp=draw(st.sampled_from(feedforward.MLPS)) if kind == "mlp" else "plain",
         map=draw(st.sampled_from(tuple(maps.MAPS))) if on_map else "inverted",
         map_norm=draw(st.sampled_from(norms.MAP_NORMS)) if on_map else "batch",
+        trick=draw(st.sampled_from(tuple(tricks.TRICKS))) if kind == "trick" else "memory tokens",
         hidden=draw(st.integers(1, 9)),
         variant=draw(st.integers(0, 2)),
         norm=draw(st.sampled_from(norms.TOKEN_NORMS)),
