@@ -62,7 +62,6 @@ options = st.builds(
     max_examples=NETWORKS,
     deadline=None,
     derandomize=NETWORKS <= 100,  # the same networks in every run of the default suite
-    database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(network=networks(), options=options)
