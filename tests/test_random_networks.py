@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 
+import pytest
 import torch
 from exactness import (
     TOLERANCE,
@@ -22,9 +23,9 @@ from exactness import (
     prune_analysed,
 )
 from helpers import assert_same, run, tensors_of
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
-from random_networks import Network, networks
+from random_networks import Network, alone, networks
 from random_networks.spec import Brief
 from torch import Tensor, fx, nn
 
@@ -66,17 +67,27 @@ options = st.builds(
 )
 @given(network=networks(), options=options)
 def test_a_random_network_keeps_the_contract(network: Network, options: Options) -> None:
+    assert_contract(network, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", alone(), ids=str)
+def test_each_part_alone_keeps_the_contract(network: Network) -> None:
+    assert_contract(network, Options(no_op=True, public=True, export=True))
+
+
+def assert_contract(network: Network, options: Options) -> None:
     model, x = network.build().train(options.training), network.images()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     analysis = fxprune.analyze(model, example_inputs=x, capture="symbolic")
-    note(str(analysis))
+    tell(analysis)
 
     assert not analysis.inference.missing
     if not analysis.prunable:  # a width that is returned, and nothing beside it
         assert not network.embedding_shrinks
         return
     pruned = prune_analysed(model, analysis, options.ratio, options.attention, options.round_to)
-    note(str(pruned.code))
+    tell(pruned.code)
     assert certificate(model, pruned, analysis) <= TOLERANCE
     assert_slices(model, pruned)
     assert pruned.training == options.training
@@ -93,6 +104,12 @@ def test_a_random_network_keeps_the_contract(network: Network, options: Options)
         assert groups_of(exported, model) == groups_of(analysis, model)
         twin = prune_analysed(model, exported, options.ratio, options.attention, options.round_to)
         assert certificate(model, twin, exported) <= TOLERANCE
+
+
+def tell(what: object) -> None:
+    """Printed for the smallest failing example alone."""
+    if currently_in_test_context():
+        note(str(what))
 
 
 def assert_untouched(model: nn.Module, before: dict[str, Tensor], training: bool) -> None:
