@@ -80,7 +80,7 @@ class _Walk:
             return
         call = call_of(node, self.module, self.rules)
         reason = Reason(call.op, node.name, node.meta.get("where"))
-        if call.op == "getitem" and self._from_container(node, call):
+        if call.op in ("getitem", "getattr") and self._from_container(node, call):
             return
         rule = self.rules.get(call.op)
         if rule is None:
@@ -153,11 +153,13 @@ class _Walk:
         return Typed(axes)
 
     def _from_container(self, node: fx.Node, call: Call) -> bool:
-        """x[0] of a tuple or dict of tensors picks a value; it is no indexing."""
+        """x[0] of a tuple or dict of tensors, or a field by name, picks a value; it is no indexing."""
         source, index = call.args[0], call.args[1]
         known = self.found.values.get(source) if isinstance(source, fx.Node) else None
         if known is None or isinstance(known, Typed):
             return False
+        if call.op == "getattr":
+            index = _place_of(source.meta["val"], index)
         self._put(node, known[self._argument(index)])
         return True
 
@@ -187,6 +189,12 @@ def _position(rule: Rule, name: str) -> int:
 
 def _whole(t: Tensor, why: str) -> Axes:
     return tuple(fixed(size, why) for size in t.shape)
+
+
+def _place_of(fields: Any, name: str) -> int:
+    """Where a named tuple holds the field of that name."""
+    field = getattr(fields, name)
+    return next(i for i, value in enumerate(fields) if value is field)
 
 
 def _attribute(root: nn.Module, name: str) -> Tensor:

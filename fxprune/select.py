@@ -39,12 +39,16 @@ def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio
     products.add_edges_from((g, p) for g in free for p in (*g.outer, *g.inner) if p not in excluded)
     chosen: set[Group] = set()
     for members in nx.connected_components(products):
-        chosen |= _one_factor(members, attention, ratio)
+        chosen |= _one_factor(analysis, members, attention, ratio)
     return [g for g in free if g in chosen]
 
 
-def _one_factor(members: set[Group], attention: str, ratio: float) -> set[Group]:
-    """Of coupled products: their outermost factors (whole heads) or their innermost ones (head dims)."""
+def _one_factor(analysis: Analysis, members: set[Group], attention: str, ratio: float) -> set[Group]:
+    """Of coupled products: their outermost factors (whole heads) or their innermost ones (head dims).
+
+    The choice is between factors of about the same weights.  A depthwise multiplier inside a residual width
+    is no head dim: it would leave most of what the width carries whole.
+    """
     if len(members) == 1:
         return members
     outer = {g for g in members if not members & {*g.outer}}
@@ -52,7 +56,15 @@ def _one_factor(members: set[Group], attention: str, ratio: float) -> set[Group]
     whole = all(_is_whole(g.size * (1 - ratio)) for g in outer)
     if attention == "heads" or (attention == "auto" and whole):
         return outer
+    if _carried(analysis, outer) > 2 * _carried(analysis, inner):
+        return outer
     return inner
+
+
+def _carried(analysis: Analysis, groups: set[Group]) -> int:
+    """How many elements the weights have that carry any of these groups."""
+    weights = {analysis.names.get(site.name, site.name) for group in groups for site in group.sites}
+    return sum(math.prod(axis.size for axis in analysis.weights[name]) for name in weights)
 
 
 def _is_whole(count: float) -> bool:

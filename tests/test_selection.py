@@ -53,6 +53,29 @@ def test_three_heads_at_a_half(attention: str, heads: int, head_dim: int) -> Non
     assert fxprune.verify(model, pruned) < 1e-8
 
 
+class Multiplied(nn.Module):
+    """A residual width of which a depthwise convolution makes two maps per channel, as in PiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, 15, 3), nn.Conv2d(15, 15, 1)
+        self.pool, self.head = nn.Conv2d(15, 30, 3, 2, groups=15), nn.Conv2d(30, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.mix(x).relu()
+        return self.head(self.pool(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("attention", ["auto", "heads", "head_dim"])
+def test_a_multiplier_of_channels_is_no_head_dim(attention: str) -> None:
+    model = randomise(Multiplied().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=images(2, 8), attention=attention)
+    assert widths(pruned)["stem.weight"] == (8, 3, 3, 3)
+    assert widths(pruned)["pool.weight"] == (16, 1, 3, 3)
+    assert fxprune.verify(model, pruned) < 1e-8
+
+
 def assert_attention(pruned: nn.Module, heads: int, head_dim: int) -> None:
     assert widths(pruned)[f"{QKV}.weight"] == (3 * heads * head_dim, 24)
     assert widths(pruned)[f"{PROJ}.weight"] == (24, heads * head_dim)
