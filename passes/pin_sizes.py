@@ -19,7 +19,7 @@ from fxprune.axes import Axis, Product, Sum, atoms_of
 from fxprune.calls import op_name
 from fxprune.selection import Selection
 
-__all__ = ["pin_sizes", "rescaled"]
+__all__ = ["is_static", "pin_sizes", "rescaled"]
 
 _ARITHMETIC = {
     operator.add,
@@ -99,7 +99,7 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
     with node.graph.inserting_after(node):
         sizes: list[Any] = []
         for i, axis in enumerate(axes):
-            if _is_static(axis):
+            if is_static(axis):
                 sizes.append(axis.size)
                 continue
             size = node.graph.call_function(operator.getitem, (node, i))
@@ -108,13 +108,13 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
 
 
 def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
-    if _is_static(axis):
+    if is_static(axis):
         return axis.size
     with size.graph.inserting_after(size):
         return rescaled(size.graph, size, axis, selection, forwards=False)
 
 
-def _is_static(axis: Axis) -> bool:
+def is_static(axis: Axis) -> bool:
     """Is the size the same for every input?  (An axis born from the input's shape is fixed.)"""
     return axis.size != 1 and all(a.fixed is None for a in atoms_of(axis))
 

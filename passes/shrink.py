@@ -12,7 +12,7 @@ from fxprune.axes import Axis
 from fxprune.blocks import taken
 from fxprune.calls import canonical_keyword
 from fxprune.infer import Step
-from fxprune.passes.pin_sizes import pin_sizes, rescaled
+from fxprune.passes.pin_sizes import is_static, pin_sizes, rescaled
 from fxprune.pruned_module import PrunedModule, holder
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Bound
@@ -131,12 +131,12 @@ def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) ->
         return type(value)(_new_value(v, s, selection, node) for v, s in pairs)
     bound = isinstance(spelled, Bound)
     axis = spelled.axis if bound else spelled
-    if isinstance(value, fx.Node):
+    if isinstance(value, fx.Node) and (bound or not is_static(axis)):
         with node.graph.inserting_before(node):
             return rescaled(node.graph, value, axis, selection, forwards=True)
-    if bound:
-        return -selection.size(axis) if value < 0 else selection.size(axis)
-    return -1 if value == -1 else selection.size(axis)
+    if isinstance(value, int) and value < 0:
+        return -selection.size(axis) if bound else -1
+    return selection.size(axis)
 
 
 def _getitem(value: Any, index: int) -> Any:
