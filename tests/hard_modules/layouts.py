@@ -109,7 +109,7 @@ class ReshapedByAnAddedShape(Attention):
     """A tuple of sizes is put together at run time; what it ends with is -1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).reshape(len(x), -1, HEADS, DIM).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k, v = (p(x).reshape(x.shape[0], -1, HEADS, DIM).transpose(1, 2) for p in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.proj(out.reshape(x.shape[:-1] + (-1,)))
 
