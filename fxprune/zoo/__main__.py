@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fxprune import model_specs
-from fxprune.zoo import table
+from fxprune.zoo import coverage, table
 from fxprune.zoo.result import EXCLUDED
 from fxprune.zoo.run import run
 
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     specs = [spec for pattern in options.specs for spec in model_specs.expand(pattern)]
     results = run(specs, options.table, workers=options.workers, limit=options.limit, again=options.again)
     print(table.summary(results))
+    print(coverage.summary(coverage.read(options.table)))
     failed = [r for r in results if not r.passed and r.outcome != EXCLUDED]
     for result in failed:
         print(f"{result.model}: {result.note}")
