@@ -716,6 +716,31 @@ class Probe(nn.Module):
         return self.run(*(getattr(self, name) for name in self.names))
 
 
+class Carried(Probe):
+    """The same, and each result meets a parameter of its own shape, whose axes may shrink as well."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        with torch.no_grad():
+            self.met = self._parameters_for(super().forward(DUMMY))
+
+    def _parameters_for(self, results: Any) -> Any:
+        """A nest of names, one for each tensor."""
+        if isinstance(results, (list, tuple)):
+            return [self._parameters_for(result) for result in results]
+        name = f"q{len(self._parameters)}"
+        self.register_parameter(name, nn.Parameter(signed(tuple(results.shape), 90 + len(name))))
+        return name
+
+    def forward(self, x: Tensor) -> Any:
+        return self._meet(super().forward(x), self.met)
+
+    def _meet(self, results: Any, met: Any) -> Any:
+        if isinstance(met, list):
+            return [self._meet(results[i], name) for i, name in enumerate(met)]
+        return results * getattr(self, met)
+
+
 def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES, seeds: int = 1) -> None:
     """Slice what the rule says can be sliced: the op must not see the difference."""
     model, analysis = analysed(case, capture, rules)
@@ -728,9 +753,11 @@ def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES,
         compare(case, model, analysis, selection)
 
 
-def analysed(case: Case, capture: str, rules: RuleSet) -> tuple[nn.Module, fxprune.Analysis]:
+def analysed(
+    case: Case, capture: str, rules: RuleSet, probe: type[Probe] = Probe
+) -> tuple[nn.Module, fxprune.Analysis]:
     """The case as a model, and what inference says about it."""
-    model = Probe(case).eval()
+    model = probe(case).eval()
     return model, fxprune.analyze(model, example_inputs=DUMMY, outputs="prune", capture=capture, rules=rules)
 
 
@@ -802,6 +829,14 @@ def test_slicing_commutes_with_the_op(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if "export" in c.captures], ids=str)
 def test_slicing_commutes_with_the_exported_op(case: Case) -> None:
     check(case, "export")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.captures != EXPORT], ids=str)
+def test_what_meets_the_result_shrinks_with_it(case: Case) -> None:
+    """The result's axes are what the rule says: one that it makes up would shrink in the parameter alone."""
+    model, analysis = analysed(case, "symbolic", DEFAULT_RULES, Carried)
+    for seed in range(2):
+        compare(case, model, analysis, random_selection(analysis, seed))
 
 
 def test_each_head_keeps_elements_of_its_own() -> None:

@@ -1,0 +1,137 @@
+"""Runs tests many times over, from one collection: once as they are, then for each mutant in a fork."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import facts
+import pytest
+from _pytest.runner import runtestprotocol
+
+from fxprune.rules.modules import NATIVE, native
+
+LIMIT = 120  # seconds for the tests of one mutant: a mutant may loop for ever
+
+
+@dataclass
+class Seen:
+    """What one test reaches while all is well."""
+
+    seconds: float = 0.0
+    facts: set[tuple[str, facts.Key]] = field(default_factory=set)  # op, fact of its rule
+    lines: set[tuple[str, int]] = field(default_factory=set)  # file, line
+    layers: set[str] = field(default_factory=set)  # classes of modules in a pruned graph
+
+
+class Session:
+    """A pytest plugin that hands the collected tests to a function in place of running them."""
+
+    def __init__(self, files: Iterable[str], work: Callable[[Session], None]) -> None:
+        self.files, self.work = set(files), work
+        self.seen: dict[str, Seen] = {}
+        self.items: dict[str, Any] = {}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        self._run_as_is(session.items)
+        self.work(self)
+        return True
+
+    def _run_as_is(self, items: list[Any]) -> None:
+        """Every test once, noting what it reaches."""
+        now = Seen()
+        facts.watch(lambda op, keys: now.facts.update((op, key) for key in keys))
+        _watch_layers(lambda name: now.layers.add(name))
+        for i, item in enumerate(items):
+            now.__init__()  # type: ignore[misc]
+            start = time.process_time()
+            sys.settrace(_tracer(self.files, now.lines))
+            red = _is_red(item, items[i + 1] if i + 1 < len(items) else None)
+            sys.settrace(None)
+            if red:
+                raise SystemExit(f"{item.nodeid} fails without a mutant")
+            now.seconds = time.process_time() - start
+            self.seen[item.nodeid] = Seen(**vars(now))
+        facts.unwatch()
+        _watch_layers(None)
+
+    def killer(self, apply: Callable[[], None], tests: Iterable[str]) -> str | None:
+        """The first test that turns red once `apply` was called, quickest tests first; None if none does.
+
+        Runs in a fork of this process: what is broken there stays whole here.
+        """
+        order = sorted(tests, key=lambda test: self.seen[test].seconds)
+        if not order:
+            return None
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(LIMIT)
+            os.close(reader)
+            apply()
+            red = next((test for test in order if _is_red(self.items[test], None)), None)
+            os.write(writer, pickle.dumps(red))
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            return f"(died of signal {os.WTERMSIG(status)})"
+        return pickle.loads(said)
+
+
+def _is_red(item: Any, following: Any) -> bool:
+    for value in list(vars(item.module).values()):
+        if hasattr(value, "cache_clear"):  # what an earlier run left there knows of no mutant
+            value.cache_clear()
+    item._initrequest()
+    return any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+def _tracer(files: set[str], lines: set[tuple[str, int]]) -> Callable[..., Any]:
+    """Notes the lines that run in some files."""
+
+    def inside(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return inside
+
+    def entered(frame: FrameType, event: str, _: Any) -> Any:
+        return inside if frame.f_code.co_filename in files else None
+
+    return entered
+
+
+def _watch_layers(met: Callable[[str], None] | None) -> None:
+    """Tell the class of each layer that the rewrite copies."""
+    from fxprune.passes import shrink as shrink_module
+
+    module = sys.modules["fxprune.passes.shrink"]
+    del shrink_module
+
+    def telling(layer: Any) -> Any:
+        entry = native(layer)
+        if entry is not None and met is not None:
+            met(next(cls.__name__ for cls in type(layer).__mro__ if cls in NATIVE))
+        return entry
+
+    module.native = native if met is None else telling  # type: ignore[attr-defined]
+
+
+def by_reach(seen: dict[str, Seen], what: str) -> dict[Any, list[str]]:
+    """For each fact, line or layer: the tests that reach it."""
+    found: dict[Any, list[str]] = defaultdict(list)
+    for test, reached in seen.items():
+        for thing in getattr(reached, what):
+            found[thing].append(test)
+    return found
