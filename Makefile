@@ -6,7 +6,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SOURCES = fxprune passes tests examples
 
-.PHONY: test zoo lint demo bench clean
+.PHONY: test zoo mutation lint demo bench clean
 
 # One thread per worker: more would fight over the cores.
 test: lint
@@ -15,6 +15,10 @@ test: lint
 # The large models, one certificate each per ratio; `make test` leaves them out.
 zoo: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/test_zoo.py -n 2
+
+# Breaks each rule and pass in turn; a test must go red for each (half an hour).
+mutation: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/mutation
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)

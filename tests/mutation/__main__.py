@@ -73,10 +73,6 @@ class Check:
     def _mutants(self, session: Session) -> Iterator[tuple[Any, list[str]]]:
         """Every mutant, with the tests that reach what it breaks."""
         facts, lines, layers = (by_reach(session.seen, what) for what in ("facts", "lines", "layers"))
-        for op in DEFAULT_RULES:
-            facts.setdefault((op, ("rule",)), [])
-        for (op, key), tests in sorted(facts.items(), key=str):
-            yield RuleMutant(op, key), tests
         mutants: list[SourceMutant] = [m for file in SOURCES for m in source_mutants(file)]
         for mutant in mutants:
             reached = {test for line in mutant.lines for test in lines[mutant.path, line]}
@@ -86,6 +82,10 @@ class Check:
                 yield entry, [t for f, tests in facts.items() if f == (entry.op, ("rule",)) for t in tests]
             elif isinstance(entry, WidthMutant):
                 yield entry, layers[entry.layer]
+        for op in DEFAULT_RULES:
+            facts.setdefault((op, ("rule",)), [])
+        for (op, key), tests in sorted(facts.items(), key=str):
+            yield RuleMutant(op, key), tests
 
     def summary(self) -> int:
         unexplained = [name for name in self.survivors if name not in EXPLAINED]

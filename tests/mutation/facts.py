@@ -1,13 +1,13 @@
 """Mutants of rules: the same rule with one fact of its `Flow` left out.
 
-    same[0]       the first unification is dropped
-    whole[1]      the second axis that must stay whole may shrink
-    thaw[0]       the first axis that the rule itself makes, and makes whole, may shrink
-    sizes[shape]  the integers of an argument that spell sizes are not rewritten
-    bound[0]      one end of a slice that spells a size is not rewritten
-    out[-1]       the result's last axis has nothing to do with the operands'
-    target        the op is called still where its sizes can't be written
-    rule          there is no rule
+same[0]       the first unification is dropped
+whole[1]      the second axis that must stay whole may shrink
+thaw[0]       the first axis that the rule itself makes, and makes whole, may shrink
+sizes[shape]  the integers of an argument that spell sizes are not rewritten
+bound[0]      one end of a slice that spells a size is not rewritten
+out[-1]       the result's last axis has nothing to do with the operands'
+target        the op is called still where its sizes can't be written
+rule          there is no rule
 """
 
 from __future__ import annotations

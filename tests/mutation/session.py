@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 
 import facts
 import pytest
-from _pytest.runner import runtestprotocol
 
 from fxprune.rules.modules import NATIVE, native
 
@@ -43,6 +43,8 @@ class Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
         self._run_as_is(session.items)
+        gc.collect()
+        gc.freeze()  # so that forks share what stands here
         self.work(self)
         return True
 
@@ -95,7 +97,17 @@ def _is_red(item: Any, following: Any) -> bool:
         if hasattr(value, "cache_clear"):  # what an earlier run left there knows of no mutant
             value.cache_clear()
     item._initrequest()
-    return any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+    state = item.session._setupstate
+    try:  # pytest's own protocol, without its report: writing down a traceback takes longer than a test
+        state.setup(item)
+        item.runtest()
+    except pytest.skip.Exception:
+        return False
+    except (Exception, pytest.fail.Exception):
+        return True
+    finally:
+        state.teardown_exact(following)
+    return False
 
 
 def _tracer(files: set[str], lines: set[tuple[str, int]]) -> Callable[..., Any]:
@@ -114,10 +126,7 @@ def _tracer(files: set[str], lines: set[tuple[str, int]]) -> Callable[..., Any]:
 
 def _watch_layers(met: Callable[[str], None] | None) -> None:
     """Tell the class of each layer that the rewrite copies."""
-    from fxprune.passes import shrink as shrink_module
-
-    module = sys.modules["fxprune.passes.shrink"]
-    del shrink_module
+    module = sys.modules["fxprune.passes.shrink"]  # its name in the package is the function
 
     def telling(layer: Any) -> Any:
         entry = native(layer)
