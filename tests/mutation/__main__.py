@@ -10,6 +10,7 @@ Prints each mutant with the test that kills it, then the survivors.  A survivor 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -33,20 +34,21 @@ TESTS = [
 ]
 SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
 SOURCES += ["masked.py", "selection.py", "certify.py"]
-RULES = sorted(f"rules/{p.name}" for p in (ROOT / "rules").glob("*.py"))
+MOST = 150  # tests for one mutant: of what every test reaches, more would tell no more
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutation", description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose name holds this")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what may turn red")
+    parser.add_argument("--notes", help="a file that keeps what tests reach: they are not run as is again")
     parser.add_argument("--quiet", action="store_true", help="print survivors alone")
     options = parser.parse_args()
     check = Check(options.only, options.quiet)
     folder = Path(__file__).parents[1]
     arguments = [str(folder / test) for test in options.tests]
     arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
-    session = Session([str(ROOT / f) for f in SOURCES], check.run)
+    session = Session([str(ROOT / f) for f in SOURCES], check.run, options.notes)
     code = int(pytest.main(arguments, plugins=[session]))
     return code or check.summary()
 
@@ -63,12 +65,20 @@ class Check:
             if self.only not in str(mutant):
                 continue
             self.count += 1
-            killer = session.killer(mutant.apply, tests)
+            killer = session.killer(mutant.apply, self._in_order(mutant, tests, session))
             if killer is None:
                 self.survivors.append(str(mutant))
             if killer is None or not self.quiet:
                 said = killer.rpartition("/")[2] if killer else f"SURVIVES {len(tests)} tests"
                 print(f"{str(mutant)[:110]:<110}  {said}", flush=True)
+
+    def _in_order(self, mutant: Any, tests: list[str], session: Session) -> list[str]:
+        """The tests of passes first for a pass, then the quickest first; of very many, some."""
+        is_pass = str(mutant).startswith("passes/")
+        own = [t for t in tests if is_pass and "test_passes" in t]
+        others = sorted({*tests} - {*own})
+        others = random.Random(0).sample(others, min(len(others), MOST))
+        return [t for some in (own, others) for t in sorted(some, key=lambda t: session.seen[t].seconds)]
 
     def _mutants(self, session: Session) -> Iterator[tuple[Any, list[str]]]:
         """Every mutant, with the tests that reach what it breaks."""

@@ -11,15 +11,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import facts
 import pytest
+from source import loaded
 
 from fxprune.rules.modules import NATIVE, native
 
-LIMIT = 120  # seconds for the tests of one mutant: a mutant may loop for ever
+LIMIT = 120  # seconds for one test: a mutant may loop for ever
 
 
 @dataclass
@@ -35,14 +37,20 @@ class Seen:
 class Session:
     """A pytest plugin that hands the collected tests to a function in place of running them."""
 
-    def __init__(self, files: Iterable[str], work: Callable[[Session], None]) -> None:
+    def __init__(self, files: Iterable[str], work: Callable[[Session], None], notes: str | None) -> None:
         self.files, self.work = set(files), work
-        self.seen: dict[str, Seen] = {}
+        self.notes = Path(notes) if notes else None
+        known = self.notes is not None and self.notes.exists()
+        self.seen: dict[str, Seen] = pickle.loads(self.notes.read_bytes()) if self.notes and known else {}
         self.items: dict[str, Any] = {}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
-        self._run_as_is(session.items)
+        self._run_as_is([item for item in session.items if item.nodeid not in self.seen])
+        self.seen = {test: seen for test, seen in self.seen.items() if test in self.items}
+        if self.notes:
+            self.notes.write_bytes(pickle.dumps(self.seen))
+        loaded()
         gc.collect()
         gc.freeze()  # so that forks share what stands here
         self.work(self)
@@ -67,32 +75,39 @@ class Session:
         _watch_layers(None)
 
     def killer(self, apply: Callable[[], None], tests: Iterable[str]) -> str | None:
-        """The first test that turns red once `apply` was called, quickest tests first; None if none does.
+        """The first test that turns red once `apply` was called; None if none does.
 
         Runs in a fork of this process: what is broken there stays whole here.
         """
-        order = sorted(tests, key=lambda test: self.seen[test].seconds)
+        order = list(tests)
         if not order:
             return None
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            signal.alarm(LIMIT)
             os.close(reader)
-            apply()
-            red = next((test for test in order if _is_red(self.items[test], None)), None)
-            os.write(writer, pickle.dumps(red))
+            said: str | Exception | None
+            try:
+                apply()
+                said = next((test for test in order if _is_red(self.items[test], None)), None)
+            except BaseException as error:  # the check itself is broken, not the code that it checks
+                said = RuntimeError(f"{type(error).__name__}: {error}")
+            os.write(writer, pickle.dumps(said))
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            said = pipe.read()
+            answer = pipe.read()
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             return f"(died of signal {os.WTERMSIG(status)})"
-        return pickle.loads(said)
+        killer = pickle.loads(answer)
+        if isinstance(killer, Exception):
+            raise killer
+        return killer
 
 
 def _is_red(item: Any, following: Any) -> bool:
+    signal.alarm(LIMIT)
     for value in list(vars(item.module).values()):
         if hasattr(value, "cache_clear"):  # what an earlier run left there knows of no mutant
             value.cache_clear()
@@ -107,6 +122,7 @@ def _is_red(item: Any, following: Any) -> bool:
         return True
     finally:
         state.teardown_exact(following)
+        signal.alarm(0)
     return False
 
 

@@ -7,11 +7,14 @@ element, an augmented assignment): without an assignment to a name the next line
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import types
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fxprune
 
@@ -37,20 +40,25 @@ class SourceMutant:
 
     def apply(self) -> None:
         """Put it in the place of the function, wherever that is already referred to."""
-        targets = [
-            f
-            for f in gc.get_objects()
-            if isinstance(f, types.FunctionType) and _is_same(f.__code__, self.code)
-        ]
-        if not targets:
+        functions = loaded()[_place(self.code)]
+        if not functions:
             raise LookupError(f"no function {self.function} is loaded from {self.file}")
-        for function in targets:
+        for function in functions:
             function.__code__ = self.code
 
 
-def _is_same(a: types.CodeType, b: types.CodeType) -> bool:
-    place = ("co_filename", "co_name", "co_firstlineno")
-    return all(getattr(a, name) == getattr(b, name) for name in place)
+@functools.cache
+def loaded() -> dict[tuple[Any, ...], list[types.FunctionType]]:
+    """Every function of the package, by its place.  Call it before there are forks: it takes a second."""
+    found: dict[tuple[Any, ...], list[types.FunctionType]] = defaultdict(list)
+    for thing in gc.get_objects():
+        if type(thing) is types.FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
+            found[_place(thing.__code__)].append(thing)
+    return found
+
+
+def _place(code: types.CodeType) -> tuple[Any, ...]:
+    return code.co_filename, code.co_name, code.co_firstlineno
 
 
 def source_mutants(file: str) -> Iterator[SourceMutant]:
