@@ -6,7 +6,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SOURCES = fxprune passes tests examples
 
-.PHONY: test zoo slow lint demo bench clean
+.PHONY: test zoo slow mutation lint demo bench clean
 
 # One thread per worker: more would fight over the cores.
 test: lint
@@ -22,6 +22,10 @@ zoo: $(VENV)/.installed-test
 # The large models at three ratios and in both captures; `make test` leaves them out.
 slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2
+
+# Breaks each rule and pass in turn; a test must go red for each (half an hour).
+mutation: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/mutation
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)

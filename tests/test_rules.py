@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,6 +209,7 @@ def elementwise_cases(case: Cases) -> None:
     case("clamp", lambda a, b: a.clamp(max=b), (4, 6), (6,))
     case("clamp_min", lambda a: a.clamp_min(0.1), (4, 6))
     case("clamp_max", lambda a: a.clamp_max(0.1), (4, 6))
+    case("clamp_min", lambda a: a.clamp_min(0.1), (2, 4, 6))
     case("masked_fill", lambda a, m: a.masked_fill(m, -3.0), (2, 4, 6), flags(4, 6), captures=BOTH)
     case("dropout", lambda a: F.dropout(a, 0.5, False), (4, 6), captures=BOTH)
     for name in ("alpha_dropout", "feature_alpha_dropout"):
@@ -306,6 +308,8 @@ def contraction_cases(case: Cases) -> None:
         captures=BOTH,
     )
     case("conv2d", lambda x, w: F.conv2d(x, w, None, 1, 0, 2, 2), (6, 5, 5), (8, 3, 2, 2))
+    case("conv1d", lambda x, w, b: F.conv1d(x, w, b, groups=3), (2, 12, 5), (6, 4, 3), (6,))
+    case("conv3d", lambda x, w, b: F.conv3d(x, w, b, groups=3), (1, 12, 3, 4, 3), (6, 4, 2, 2, 2), (6,))
     case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (1, 4, 3, 4, 3), (6, 4, 2, 2, 2))
     case("conv_transpose1d", F.conv_transpose1d, (2, 6, 5), (6, 8, 3), (8,))
     case(
@@ -323,6 +327,16 @@ def contraction_cases(case: Cases) -> None:
         (6,),
     )
     case("conv_transpose3d", F.conv_transpose3d, (1, 4, 2, 3, 3), (4, 6, 2, 2, 2))
+    for n in (1, 3):
+        run = getattr(F, f"conv_transpose{n}d")
+        kernel = (12, 2, *[2] * n)
+        case(
+            f"conv_transpose{n}d",
+            lambda x, w, b, run=run: run(x, w, b, groups=3),
+            (2, 12, *[3] * n),
+            kernel,
+            (6,),
+        )
     case("embedding", lambda i, w: F.embedding(i, w), indices(2, 5, below=7), (7, 6))
     case("aten.embedding", lambda i, w: aten.embedding.default(w, i), indices(2, 5, below=7), (7, 6))
     case("outer", torch.outer, (4,), (6,))
@@ -459,6 +473,7 @@ def reduction_cases(case: Cases) -> None:
         case(name, lambda a, name=name: getattr(torch, name)(a, 1), (4, 6, 5))
     for name in ["all", "any"]:
         case(name, lambda a, name=name: getattr(torch, name)(a, 1, keepdim=True), flags(4, 3, 5))
+    case("amax", lambda a: a.amax((-1, -2)), -unit(4, 6, 5))
     case("amax", lambda a: a.amax((-1, -2), keepdim=True), (4, 6, 5))
     for name in ["max", "min"]:
         case(name, lambda a, name=name: getattr(torch, name)(a, 1), (4, 6, 5), captures=BOTH)
@@ -589,6 +604,7 @@ def reshaping_cases(case: Cases) -> None:
     case("expand", lambda a: a.expand((3, 4, 6)), (4, 1))
     case("broadcast_to", lambda a: torch.broadcast_to(a, (4, 6)), (6,))
     case("expand_as", lambda a, b: a.expand_as(b), (1, 6), (4, 6), captures=BOTH)
+    case("expand_as", lambda a, b: a.expand_as(b), (5, 1, 6), (5, 4, 6))
     case("repeat", lambda a: a.repeat(2, 1, 3), (4, 6), captures=BOTH)
     case("tile", lambda a: a.tile((2, 3)), (4, 6))
     case("tile", lambda a: a.tile((3,)), (4, 6))
@@ -723,6 +739,31 @@ class Probe(nn.Module):
         return self.run(*(getattr(self, name) for name in self.names))
 
 
+class Carried(Probe):
+    """The same, and each result meets a parameter of its own shape, whose axes may shrink as well."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        with torch.no_grad():
+            self.met = self._parameters_for(super().forward(DUMMY))
+
+    def _parameters_for(self, results: Any) -> Any:
+        """A nest of names, one for each tensor."""
+        if isinstance(results, (list, tuple)):
+            return [self._parameters_for(result) for result in results]
+        name = f"q{len(self._parameters)}"
+        self.register_parameter(name, nn.Parameter(signed(tuple(results.shape), 90 + len(name))))
+        return name
+
+    def forward(self, x: Tensor) -> Any:
+        return self._meet(super().forward(x), self.met)
+
+    def _meet(self, results: Any, met: Any) -> Any:
+        if isinstance(met, list):
+            return [self._meet(results[i], name) for i, name in enumerate(met)]
+        return results * getattr(self, met)
+
+
 def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES, seeds: int = 1) -> None:
     """Slice what the rule says can be sliced: the op must not see the difference."""
     model, analysis = analysed(case, capture, rules)
@@ -735,9 +776,11 @@ def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES,
         compare(case, model, analysis, selection)
 
 
-def analysed(case: Case, capture: str, rules: RuleSet) -> tuple[nn.Module, fxprune.Analysis]:
+def analysed(
+    case: Case, capture: str, rules: RuleSet, probe: type[Probe] = Probe
+) -> tuple[nn.Module, fxprune.Analysis]:
     """The case as a model, and what inference says about it."""
-    model = Probe(case).eval()
+    model = probe(case).eval()
     return model, fxprune.analyze(model, example_inputs=DUMMY, outputs="prune", capture=capture, rules=rules)
 
 
@@ -757,12 +800,16 @@ def compare(case: Case, model: nn.Module, analysis: fxprune.Analysis, selection:
 
 
 def random_selection(analysis: fxprune.Analysis, seed: int) -> Selection:
-    """Random kept elements, in number and place, of every atom that the solver leaves free."""
-    random, masks = np.random.default_rng(seed), {}
+    """Random kept elements of every atom that the solver leaves free; two of one size keep others."""
+    met: Counter[int] = Counter()
+    masks = {}
     for a in free_atoms(analysis):
-        count = random.integers(min(2, a.size - 1), a.size)  # a variance needs two
+        fewest = min(2, a.size - 1)  # a variance needs two
+        count = fewest + (met[a.size] + seed) % (a.size - fewest)
+        order = np.random.default_rng([seed, a.size]).permutation(a.size)
         masks[a] = np.zeros(a.size, dtype=bool)
-        masks[a][random.choice(a.size, count, replace=False)] = True
+        masks[a][np.roll(order, met[a.size])[:count]] = True
+        met[a.size] += 1
     return Selection(masks, {})
 
 
@@ -809,6 +856,14 @@ def test_slicing_commutes_with_the_op(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if "export" in c.captures], ids=str)
 def test_slicing_commutes_with_the_exported_op(case: Case) -> None:
     check(case, "export")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.captures != EXPORT], ids=str)
+def test_what_meets_the_result_shrinks_with_it(case: Case) -> None:
+    """The result's axes are what the rule says: one that it makes up would shrink in the parameter alone."""
+    model, analysis = analysed(case, "symbolic", DEFAULT_RULES, Carried)
+    for seed in range(2):
+        compare(case, model, analysis, random_selection(analysis, seed))
 
 
 def test_each_head_keeps_elements_of_its_own() -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fxprune import model_specs
-from fxprune.zoo import table
+from fxprune.zoo import coverage, table
 from fxprune.zoo.result import EXCLUDED
 from fxprune.zoo.run import run
 
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table.summary(results))
     if options.summary:
         table.write_summary(options.summary, table.summary(table.read(options.table).values()))
+    print(coverage.summary(coverage.read(options.table)))
     failed = [r for r in results if not r.passed and r.outcome != EXCLUDED]
     for result in failed:
         print(f"{result.model}: {result.note}")

@@ -21,6 +21,7 @@ from fxprune.certify import Certificate, certify
 from fxprune.plan import plan_of
 from fxprune.prune import analyze, prune_analyzed
 from fxprune.selection import Selection
+from fxprune.zoo.coverage import OpUse, ops_met
 from fxprune.zoo.randomise import randomise, uninitialised
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
 
@@ -46,7 +47,8 @@ def check(spec: str, ratio: float = 0.5) -> Result:
     try:
         return _checked(spec, model, ratio)
     except Exception as error:  # the row names whatever went wrong
-        return Result(spec, FAILED, params=_count(model) / 1e6, note=_first_line(type(error).__name__, error))
+        note = _first_line(type(error).__name__, error)
+        return Result(spec, FAILED, params=_count(model) / 1e6, note=note, ops=_ops_of_failed(model))
 
 
 def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
@@ -74,6 +76,7 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
         whole=_whole_share(analysis),
         reasons=_reasons(analysis),
         note="; ".join(filter(None, (note, *_missing(analysis), *analysis.notes))),
+        ops=ops_met(analysis),
     )
 
 
@@ -186,6 +189,14 @@ def _parameters(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _ops_of_failed(model: nn.Module) -> tuple[OpUse, ...]:
+    """What it calls, if it can be captured at all: an op without a rule may be why it failed."""
+    try:
+        return ops_met(analyze(model))
+    except Exception:  # the row already names what went wrong
+        return ()
 
 
 def _on_meta(module: nn.Module) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-__all__ = ["EXCLUDED", "FAILED", "PASSED", "Result"]
+from fxprune.zoo.coverage import OpUse
+
+__all__ = ["COLUMNS", "EXCLUDED", "FAILED", "PASSED", "Result"]
 
 # Outcomes.  "excluded" is for what the library itself can't build or run here, and nothing else.
 CERTIFIED, SHAPES, EXCLUDED, FAILED = "certified", "shapes", "excluded", "FAILED"
@@ -26,6 +28,7 @@ class Result:
     whole: the share of parameters in tensors that no group can shrink.
     reasons: what keeps dimensions whole, each with the share of parameters that it concerns.
     note: the failure, or the reduced image size of the certificate.
+    ops: what `fxprune.zoo.coverage` keeps, in a file of its own.
     """
 
     model: str
@@ -39,6 +42,7 @@ class Result:
     whole: float | None = None
     reasons: str = ""
     note: str = ""
+    ops: tuple[OpUse, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -46,7 +50,7 @@ class Result:
 
     def row(self) -> dict[str, str]:
         """As text, rounded: the table changes only where something did."""
-        return {f.name: _text(f.name, getattr(self, f.name)) for f in fields(self)}
+        return {name: _text(name, getattr(self, name)) for name in COLUMNS}
 
     @staticmethod
     def of_row(row: dict[str, str]) -> Result:
@@ -55,6 +59,7 @@ class Result:
         return Result(**values)  # type: ignore[arg-type]
 
 
+COLUMNS = [f.name for f in fields(Result) if f.name != "ops"]
 _FORMATS = {"seconds": ".2f", "params": ".2f", "certificate": ".0e"}
 
 

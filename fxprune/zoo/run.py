@@ -10,7 +10,7 @@ from concurrent.futures import as_completed
 
 from tqdm import tqdm
 
-from fxprune.zoo import table
+from fxprune.zoo import coverage, table
 from fxprune.zoo.check import check
 from fxprune.zoo.result import FAILED, Result
 
@@ -29,7 +29,8 @@ def run(
 
     Args:
         specs: `timm:resnet18`, `package.module:factory`, ...
-        path: the CSV file; rows of other models stay as they are.
+        path: the CSV file; rows of other models stay as they are.  The ops that were met, and the rule
+            that served each, stand beside it (`fxprune.zoo.coverage`).
         workers: processes side by side, one thread each.
         limit: seconds for one model, after which it counts as failed.
         again: check those that passed before, too.
@@ -40,7 +41,7 @@ def run(
     from pebble import ProcessPool
 
     specs = list(dict.fromkeys(specs))
-    rows = table.read(path)
+    rows, ops = table.read(path), coverage.read(path)
     due = [spec for spec in specs if again or spec not in rows or not rows[spec].passed]
     # A process is renewed now and then: what a library caches for each model adds up.
     with ProcessPool(workers, max_tasks=20, context=multiprocessing.get_context("spawn")) as pool:
@@ -51,6 +52,9 @@ def run(
                 row = _result(done, running[done], limit)
                 rows[row.model] = row
                 table.write(path, rows.values())
+                if row.ops:
+                    ops[row.model] = row.ops
+                    coverage.write(path, ops)
                 failed = sum(not rows[s].passed for s in specs if s in rows)
                 bar.set_postfix(failed=failed, last=row.model)
         except BaseException:

@@ -8,12 +8,11 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 
 from fxprune.errors import OptionError
 from fxprune.files import write_whole
-from fxprune.zoo.result import EXCLUDED, Result
+from fxprune.zoo.result import COLUMNS, EXCLUDED, Result
 
 __all__ = ["read", "summary", "write", "write_summary"]
 
@@ -31,7 +30,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Result]:
 def write(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
     """All rows, sorted by model; the file appears whole or not at all."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Result)], lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(result.row() for result in sorted(results, key=lambda r: r.model))
     write_whole(path, text.getvalue())

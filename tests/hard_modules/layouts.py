@@ -111,7 +111,7 @@ class ReshapedByAnAddedShape(Attention):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (p(x).reshape(x.shape[0], -1, HEADS, DIM).transpose(1, 2) for p in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.proj(out.reshape(x.shape[:-1] + (-1,)))
+        return self.proj(out.reshape(x.shape[:-1] + (-1,)))  # noqa: RUF005
 
 
 @case(block__q__weight=(12, 12), block__proj__weight=(12, 12))

@@ -1,0 +1,117 @@
+"""The mutation check: `python tests/mutation` breaks every rule and pass in turn and wants a red test.
+
+    python tests/mutation                    # all of it
+    python tests/mutation --only softmax     # mutants whose name holds a word
+
+Prints each mutant with the test that kills it, then the survivors.  A survivor is explained in
+`explained.py` or fails the check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from explained import EXPLAINED
+from facts import RuleMutant
+from session import Session, by_reach
+from source import ROOT, SourceMutant, source_mutants
+from tables import MaskedMutant, WidthMutant, table_mutants
+
+from fxprune import DEFAULT_RULES
+
+TESTS = [
+    "test_rules.py",
+    "test_passes.py",
+    "test_hard_cases.py::test_shrinks_what_should",
+    "test_selection.py",
+]
+SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
+SOURCES += ["masked.py", "selection.py", "certify.py"]
+MOST = 150  # tests for one mutant: of what every test reaches, more would tell no more
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/mutation", description=__doc__)
+    parser.add_argument("--only", default="", help="mutants whose name holds this")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="what may turn red")
+    parser.add_argument("--notes", help="a file that keeps what tests reach: they are not run as is again")
+    parser.add_argument("--quiet", action="store_true", help="print survivors alone")
+    options = parser.parse_args()
+    check = Check(options.only, options.quiet)
+    folder = Path(__file__).parents[1]
+    arguments = [str(folder / test) for test in options.tests]
+    arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
+    session = Session([str(ROOT / f) for f in SOURCES], check.run, options.notes)
+    code = int(pytest.main(arguments, plugins=[session]))
+    return code or check.summary()
+
+
+class Check:
+    def __init__(self, only: str, quiet: bool) -> None:
+        self.only, self.quiet = only, quiet
+        self.count, self.survivors = 0, list[str]()
+        self.start = time.monotonic()
+
+    def run(self, session: Session) -> None:
+        print(f"{len(session.items)} tests are green, {time.monotonic() - self.start:.0f} s", flush=True)
+        for mutant, tests in self._mutants(session):
+            if self.only not in str(mutant):
+                continue
+            self.count += 1
+            killer = session.killer(mutant.apply, self._in_order(mutant, tests, session))
+            if killer is None:
+                self.survivors.append(str(mutant))
+            if killer is None or not self.quiet:
+                said = killer.rpartition("/")[2] if killer else f"SURVIVES {len(tests)} tests"
+                print(f"{str(mutant)[:110]:<110}  {said}", flush=True)
+
+    def _in_order(self, mutant: Any, tests: list[str], session: Session) -> list[str]:
+        """The tests of passes first for a pass, then the quickest first; of very many, some."""
+        is_pass = str(mutant).startswith("passes/")
+        own = [t for t in tests if is_pass and "test_passes" in t]
+        others = sorted({*tests} - {*own})
+        others = random.Random(0).sample(others, min(len(others), MOST))
+        return [t for some in (own, others) for t in sorted(some, key=lambda t: session.seen[t].seconds)]
+
+    def _mutants(self, session: Session) -> Iterator[tuple[Any, list[str]]]:
+        """Every mutant, with the tests that reach what it breaks."""
+        facts, lines, layers = (by_reach(session.seen, what) for what in ("facts", "lines", "layers"))
+        mutants: list[SourceMutant] = [m for file in SOURCES for m in source_mutants(file)]
+        for mutant in mutants:
+            reached = {test for line in mutant.lines for test in lines[mutant.path, line]}
+            yield mutant, sorted(reached)
+        for entry in table_mutants():
+            if isinstance(entry, MaskedMutant):
+                yield entry, [t for f, tests in facts.items() if f == (entry.op, ("rule",)) for t in tests]
+            elif isinstance(entry, WidthMutant):
+                yield entry, layers[entry.layer]
+        for op in DEFAULT_RULES:
+            facts.setdefault((op, ("rule",)), [])
+        for (op, key), tests in sorted(facts.items(), key=str):
+            yield RuleMutant(op, key), tests
+
+    def summary(self) -> int:
+        unexplained = [name for name in self.survivors if name not in EXPLAINED]
+        explained = [name for name in self.survivors if name in EXPLAINED]
+        killed = self.count - len(self.survivors)
+        print(f"\n{self.count} mutants, {killed} killed, {len(explained)} explained, ", end="")
+        print(f"{len(unexplained)} survive without a reason; {time.monotonic() - self.start:.0f} s")
+        for name in explained:
+            print(f"  {name}: {EXPLAINED[name]}")
+        for name in unexplained:
+            print(f"  SURVIVES  {name}")
+        stale = [] if self.only else sorted({*EXPLAINED} - {*self.survivors})
+        for name in stale:
+            print(f"  explained, and killed all the same: {name}")
+        return 1 if unexplained or stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Models that tests name by a spec, `odd_models:tiny`: sound ones and such as break the zoo's engine."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["crashing", "recurrent", "recurrent_alone", "tiny", "unbuildable", "uncapturable", "unending"]
+
+
+class Images(nn.Module):
+    """Says what it takes, as timm's models do: 3 x 8 x 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.default_cfg = {"input_size": (3, 8, 8)}
+        self.embed, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+
+    def between(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.embed(x).flatten(2).mT).mean(1))
+
+
+class Recurrent(Images):
+    """An op that no rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(16, 16, batch_first=True)
+        self.fc1, self.fc2 = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(self.rnn(x)[0]).relu())
+
+
+class RecurrentAlone(Images):
+    """All of it stays whole for want of a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(16, 16, batch_first=True)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+class DependsOnValues(Images):
+    """A branch on the data, which no capture takes."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.relu() if x.sum() > 0 else -x
+
+
+def tiny() -> nn.Module:
+    return Images()
+
+
+def recurrent() -> nn.Module:
+    return Recurrent()
+
+
+def recurrent_alone() -> nn.Module:
+    return RecurrentAlone()
+
+
+def uncapturable() -> nn.Module:
+    return DependsOnValues()
+
+
+def unbuildable() -> nn.Module:
+    raise OSError("its weights\ncan't be downloaded here")
+
+
+def unending() -> nn.Module:
+    time.sleep(3600)
+    return Images()
+
+
+def crashing() -> nn.Module:
+    if torch.get_num_threads():  # the process ends as by a fault in native code
+        os._exit(3)
+    return Images()
