@@ -80,7 +80,7 @@ class _Walk:
             return
         call = call_of(node, self.module, self.rules)
         reason = Reason(call.op, node.name, node.meta.get("where"))
-        if call.op == "getitem" and self._from_container(node, call):
+        if call.op in ("getitem", "getattr") and self._from_container(node, call):
             return
         rule = self.rules.get(call.op)
         if rule is None:
@@ -153,11 +153,14 @@ class _Walk:
         return Typed(axes)
 
     def _from_container(self, node: fx.Node, call: Call) -> bool:
-        """x[0] of a tuple or dict of tensors picks a value; it is no indexing."""
+        """x[0] or x.values of several tensors picks one; it is no indexing."""
         source, index = call.args[0], call.args[1]
         known = self.found.values.get(source) if isinstance(source, fx.Node) else None
         if known is None or isinstance(known, Typed):
             return False
+        if call.op == "getattr":
+            assert isinstance(source, fx.Node)
+            index = _field_position(source.meta["val"], str(index))
         self._put(node, known[self._argument(index)])
         return True
 
@@ -179,6 +182,12 @@ class _Walk:
 
     def _put(self, node: fx.Node, value: Any) -> None:
         self.found.values[node] = value
+
+
+def _field_position(value: Any, name: str) -> int:
+    """Of a named tuple, torch.return_types.max included."""
+    field = getattr(value, name)
+    return next(i for i, item in enumerate(value) if item is field)
 
 
 def _position(rule: Rule, name: str) -> int:
