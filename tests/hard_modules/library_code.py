@@ -163,3 +163,26 @@ class NoGradInside(TwoLayers):
         with torch.no_grad():
             gate = x.sigmoid()
         return x * gate
+
+
+@case(captures=only("export"), block__fc1__weight=(20, 12), block__fc2__weight=(12, 20))
+class RandomMasking(TwoLayers):
+    """A masked autoencoder's: tokens are dropped at random in eval mode too."""
+
+    def between(self, x: Tensor) -> Tensor:
+        order = torch.rand(x.shape[0], 9, device=x.device).argsort(dim=1)
+        kept = x.gather(1, order[:, :4].unsqueeze(-1).repeat(1, 1, x.shape[-1]))
+        return kept.mean(1, keepdim=True)
+
+
+@case(block__fc1__weight=(20, 12), block__token__weight=(1, 20))
+class RepeatedAcrossChannels(TwoLayers):
+    """One gate per token, repeated as often as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Linear(40, 1)
+
+    def between(self, x: Tensor) -> Tensor:
+        gate = self.token(x).sigmoid()
+        return x * gate.repeat(1, 1, x.shape[-1]) + gate.expand(-1, -1, x.shape[-1]) + gate.tile(40)
