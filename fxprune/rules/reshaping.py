@@ -150,13 +150,10 @@ def squeeze_axes(input: Typed, dim: Any = None) -> Flow:
 
 @rule("expand", "broadcast_to")
 def expand_axes(input: Typed, size: Sequence[int], *, implicit: bool = False) -> Flow:
-    """1 n -> b n"""
+    """1 n -> b n, b free: as many copies as what they meet has elements"""
     new = len(size) - input.ndim
     padded = (*(ONE for _ in range(new)), *input.axes)
-    out = tuple(
-        axis if s == -1 or axis.size == s else fixed(s, "copies")
-        for axis, s in zip(padded, size, strict=True)
-    )
+    out = tuple(axis if s == -1 or axis.size == s else atom(s) for axis, s in zip(padded, size, strict=True))
     return Flow(out, sizes={"size": out})
 
 
@@ -170,11 +167,14 @@ def expand_as_axes(input: Typed, other: Typed) -> Flow:
 
 @rule("repeat", "tile")
 def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
-    """a b -> (2 a) (3 b)"""
-    repeats = [1] * (input.ndim - len(repeats)) + list(repeats)  # tile may name fewer dimensions
+    """a b 1 -> (2 a) (3 b) c, c free: a repeat of one element is an expand"""
+    given = len(repeats)
+    repeats = [1] * (input.ndim - given) + list(repeats)  # tile may name fewer dimensions
     padded = (*(ONE for _ in range(len(repeats) - input.ndim)), *input.axes)
-    pairs = zip(repeats, padded, strict=True)
-    return Flow(tuple(Product.of((fixed(n, "copies"), axis)) for n, axis in pairs))
+    pairs = list(zip(repeats, padded, strict=True))
+    out = tuple(atom(n) if axis == ONE else Product.of((fixed(n, "copies"), axis)) for n, axis in pairs)
+    spelled = [a if axis == ONE else None for a, axis in zip(out, padded, strict=True)]
+    return Flow(out, sizes={"repeats": spelled[-given:]})
 
 
 @rule("repeat_interleave")
