@@ -53,6 +53,7 @@ class Flow:
         (None where an element spells nothing; a list of axes may stand for a single integer).  An
         index is spelled by a `Bound`.
     target: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
+    selected: the call is made at full size, and what is kept selected from its result.
     """
 
     out: Any
@@ -60,6 +61,7 @@ class Flow:
     whole: list[tuple[Axis, str]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     target: Callable[..., Any] | None = None
+    selected: bool = False
 
 
 @dataclass(frozen=True)

@@ -186,3 +186,15 @@ class RepeatedAcrossChannels(TwoLayers):
     def between(self, x: Tensor) -> Tensor:
         gate = self.token(x).sigmoid()
         return x * gate.repeat(1, 1, x.shape[-1]) + gate.expand(-1, -1, x.shape[-1]) + gate.tile(40)
+
+
+@case(block__fc1__weight=(20, 12), embed__weight=(12, 5))
+class SinesByNumber(TwoLayers):
+    """A sine embedding that `forward` makes: one frequency per channel, numbered."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = torch.arange(9, device=x.device, dtype=x.dtype)
+        frequencies = 100 ** -(torch.arange(12, device=x.device, dtype=x.dtype) / 11)
+        angles = n[:, None] * frequencies[None, :]
+        x = x + torch.cat((angles.sin(), angles.cos()), dim=1)
+        return self.fc2(self.fc1(x).relu())
