@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import inspect
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +45,9 @@ def capture_exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[fx.GraphModule, list[str]]:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
+    if _has_caches(model):
+        with torch.no_grad():
+            model.eval()(*args, **kwargs)
     for path, module in model.named_modules():
         if follows_mode(module):
             module.forward = _keeper(path)
@@ -54,6 +59,16 @@ def capture_exported(
         if getattr(module.__dict__.get("forward"), "keeps", False):
             del module.forward
     return fx.GraphModule(model, graph, type(model).__name__), notes
+
+
+def _has_caches(model: nn.Module) -> bool:
+    """Do the modules' files hold an `lru_cache`?  Such a model runs once before export does.
+
+    The cache would keep a fake tensor of the export, and give it to whatever comes next.
+    """
+    files = {sys.modules.get(type(m).__module__) for m in model.modules()}
+    files = {f for f in files if f is not None and not f.__name__.startswith("torch.")}
+    return any(isinstance(v, functools._lru_cache_wrapper) for f in files for v in vars(f).values())
 
 
 def _keeper(path: str) -> Callable[[Tensor], Tensor]:

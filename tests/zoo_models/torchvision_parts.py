@@ -8,6 +8,8 @@ from functools import partial
 import torchvision
 from torch import nn
 
+from zoo_models.recorded import recorded
+
 __all__ = ["MODELS"]
 
 DETECTORS = torchvision.models.list_models(module=torchvision.models.detection)
@@ -16,7 +18,8 @@ SEGMENTERS = torchvision.models.list_models(module=torchvision.models.segmentati
 
 def _backbone(name: str) -> nn.Module:
     whole = torchvision.models.get_model(name, weights=None, weights_backbone=None)
-    return whole.eval().backbone
+    size = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}.get(name, 224)
+    return recorded(whole.eval().backbone, 3, size, size)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -1,7 +1,7 @@
 """Every class-conditional model of vit-pytorch that torch.export accepts, small.
 
 Their classes record no input shape, so each row gives one.  `REFUSED` holds the models that
-torch.export itself can't take, with its reason.
+torch.export itself can't take (on a CPU), with words of its reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from zoo_models.recorded import recorded
 
@@ -117,7 +118,6 @@ ROWS: dict[str, Row] = {
         {"image_size": 64, "patch_size": 4, "num_classes": 10, "dim": 16, "heads": 2}
         | {"num_hierarchies": 3, "block_repeats": (1, 1, 1), "mlp_mult": 2, "dim_head": 8},
     ),
-    "normalized_vit": ("normalized_vit.nViT", PIXELS, IMAGE),
     "parallel_vit": ("parallel_vit.ViT", PIXELS, IMAGE),
     "pit": ("pit.PiT", (3, 64, 64), IMAGE | {"image_size": 64, "depth": (1, 1)}),
     "regionvit": (
@@ -254,6 +254,17 @@ def _native_resolution() -> nn.Module:
     return model
 
 
+def _normalized() -> nn.Module:
+    """Its parametrised weights made plain, as fxprune asks for."""
+    from vit_pytorch.normalized_vit import nViT
+
+    model = nViT(**IMAGE).eval()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+    return recorded(model, *PIXELS)
+
+
 def _audio() -> nn.Module:
     """A spectrogram transformer over a given spectrogram: time, frequency."""
     from vit_pytorch.vaat import AST
@@ -267,9 +278,15 @@ def _vaat() -> nn.Module:
 
 
 REFUSED: dict[str, str] = {
-    "ats_vit": "torch.unique of the tokens it samples: the number of tokens depends on the data",
-    "na_vit_nested": "takes a list of images and builds a nested (jagged) tensor of them",
-    "na_vit_nested_3d": "takes a list of videos and builds a nested (jagged) tensor of them",
+    # torch.unique of the tokens that it samples
+    "ats_vit": "data-dependent",
+    # a nested (jagged) tensor of a list of images or videos
+    "na_vit_nested": "data-dependent",
+    "na_vit_nested_3d": "data-dependent",
+    # flex_attention, whatever the mask
+    "vit_nd": "FlexAttention does not support backward on CPU",
+    "vit_nd_pope": "FlexAttention does not support backward on CPU",
+    "vit_nd_rotary": "FlexAttention does not support backward on CPU",
 }
 
 
@@ -277,13 +294,14 @@ def refused(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     """A model that torch.export refuses, and the arguments that it runs on."""
     path, shape, options = ROWS[name]
     samples: Any = torch.randn(2, *shape)
-    return _build(path, shape, options), (samples if name == "ats_vit" else list(samples),)
+    return _build(path, shape, options), (list(samples) if name.startswith("na_vit") else samples,)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{f"vit_pytorch_{n}": partial(_build, *row) for n, row in ROWS.items() if n not in REFUSED},
     "vit_pytorch_adapter": _adapter,
     "vit_pytorch_efficient": _efficient,
+    "vit_pytorch_normalized_vit": _normalized,
     "vit_pytorch_na_vit": _native_resolution,
     # these two need torchaudio
     "vit_pytorch_audio": _audio,
