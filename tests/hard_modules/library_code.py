@@ -198,3 +198,23 @@ class SinesByNumber(TwoLayers):
         angles = n[:, None] * frequencies[None, :]
         x = x + torch.cat((angles.sin(), angles.cos()), dim=1)
         return self.fc2(self.fc1(x).relu())
+
+
+@case(
+    alone,
+    inputs=([torch.randn(2, 5), torch.randn(2, 4)],),
+    captures=only("export"),
+    fc1__weight=(12, 5),
+    head__weight=(7, 12),
+)
+class ListOfInputs(nn.Module):
+    """One argument that is a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(5, EMBED), nn.Linear(4, EMBED)
+        self.head = nn.Linear(EMBED, 7)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        first, *rest = xs
+        return self.head(self.fc1(first) + sum(self.fc2(x) for x in rest))
