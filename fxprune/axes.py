@@ -107,6 +107,8 @@ ONE: Axis = Product(())
 
 def atom(size: int) -> Axis:
     """A fresh axis about which nothing is known yet."""
+    if size == 0:  # register tokens of which there are none
+        return Atom(0, fixed="empty")
     return ONE if size == 1 else Atom(size)
 
 

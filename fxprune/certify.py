@@ -57,8 +57,10 @@ def certify(
     _check_capture(model, analysis.module, example)
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad(), _default_float64():
-        wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
-        got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
+        with _same_draws(model):
+            wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
+        with _same_draws(model):
+            got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
@@ -127,8 +129,10 @@ def _check_capture(model: nn.Module, captured: fx.GraphModule, example: Example)
     """A capture that took another branch than the model does would certify the wrong function."""
     eager = structural_copy(model).eval()
     with torch.no_grad():
-        wanted = _floats(eager(*example.args, **example.kwargs))
-        got = _floats(captured(*_positional(captured, example)))
+        with _same_draws(model):
+            wanted = _floats(eager(*example.args, **example.kwargs))
+        with _same_draws(model):
+            got = _floats(captured(*_positional(captured, example)))
     if len(wanted) != len(got):
         raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
     for a, b in zip(wanted, got, strict=True):
@@ -155,6 +159,15 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
     }
     return twin
+
+
+@contextlib.contextmanager
+def _same_draws(model: nn.Module) -> Iterator[None]:
+    """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
+    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        yield
 
 
 @contextlib.contextmanager

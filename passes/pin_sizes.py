@@ -17,6 +17,7 @@ from torch import fx
 from fxprune.analysis import Analysis
 from fxprune.axes import Axis, Product, Sum, atoms_of
 from fxprune.calls import op_name
+from fxprune.capture.inputs import PRIME_BATCH
 from fxprune.selection import Selection
 
 __all__ = ["is_static", "pin_sizes", "rescaled"]
@@ -115,8 +116,9 @@ def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
 
 
 def is_static(axis: Axis) -> bool:
-    """Is the size the same for every input?  (An axis born from the input's shape is fixed.)"""
-    return axis.size != 1 and all(a.fixed is None for a in atoms_of(axis))
+    """Is the size the same for every input?  (An axis born from the input's shape is fixed, and no width
+    is a multiple of the batch's stand-in.)"""
+    return axis.size != 1 and axis.size % PRIME_BATCH != 0 and all(a.fixed is None for a in atoms_of(axis))
 
 
 def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, forwards: bool) -> fx.Node:

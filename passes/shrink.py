@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import Analysis
@@ -32,6 +35,8 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     root = _Slicer(analysis, selection, original).root(graph)
     for node, step in analysis.inference.steps.items():
         _respell(new_of[node], step, analysis, selection, root)
+        if step.flow.selected:
+            _select(new_of[node], analysis.axes[node][0], selection, root, original)
     graph.lint()
     pruned = PrunedModule(root, graph, type(original).__name__)
     pruned.training = original.training
@@ -81,6 +86,24 @@ def _respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection
             continue
         current = node.args[position] if position < len(node.args) else _keyword(node, step, argument)
         step.call.write(node, step.rule, argument, _new_value(current, spelled, selection, node))
+
+
+def _select(
+    node: fx.Node, axes: tuple[Axis, ...], selection: Selection, root: nn.Module, original: nn.Module
+) -> None:
+    """Of what the call returns, the kept elements: `arange(n)[kept]`."""
+    device = next((p.device for p in original.parameters()), None)
+    for dim, axis in enumerate(axes):
+        positions = selection.positions(axis)
+        if positions is None:
+            continue
+        name = f"_kept_{node.name}_{dim}"
+        root.register_buffer(name, torch.from_numpy(positions).to(device), persistent=False)
+        with node.graph.inserting_after(node):
+            index = node.graph.get_attr(name)
+        with node.graph.inserting_after(index):
+            kept = node.graph.call_function(torch.index_select, (node, dim, index))
+        node.replace_all_uses_with(kept, delete_user_cb=partial(operator.is_not, kept))
 
 
 def _keyword(node: fx.Node, step: Step, argument: str) -> Any:

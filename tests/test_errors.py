@@ -194,6 +194,33 @@ def test_a_hook(register: str, kind: str) -> None:
     assert "remove it" in str(raised.value)
 
 
+def doubled(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+class LibraryBlock(nn.Sequential):
+    pass
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_hook_of_the_models_own_library_is_part_of_its_code(
+    capture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Hugging Face's backbones collect hidden states."""
+    monkeypatch.setattr(LibraryBlock, "__module__", "library.blocks")
+    monkeypatch.setattr(doubled, "__module__", "library.hooks")
+    model = nn.Sequential(nn.Linear(6, 16), LibraryBlock(nn.GELU(), nn.Linear(16, 16)), nn.Linear(16, 4))
+    model[1].register_forward_hook(doubled)
+    pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
+    assert pruned.get_submodule("1.1").weight.shape == (8, 8)
+    assert fxprune.verify(model, pruned) < 1e-8  # which runs the model itself, hook and all
+    assert any("hooks" in note for note in fxprune.analyze(model, example_inputs=VECTORS).notes)
+
+    monkeypatch.setattr(doubled, "__module__", "script")
+    with pytest.raises(errors.UnsupportedModuleError, match="1 carries a forward hook"):
+        fxprune.prune(model, 0.5, example_inputs=VECTORS)
+
+
 def test_old_style_weight_norm_is_a_hook_too() -> None:
     model = mlp()
     with pytest.warns(FutureWarning):

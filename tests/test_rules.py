@@ -606,6 +606,8 @@ def reshaping_cases(case: Cases) -> None:
     case("expand_as", lambda a, b: a.expand_as(b), (1, 6), (4, 6), captures=BOTH)
     case("expand_as", lambda a, b: a.expand_as(b), (5, 1, 6), (5, 4, 6))
     case("repeat", lambda a: a.repeat(2, 1, 3), (4, 6), captures=BOTH)
+    case("repeat", lambda a: a.repeat(2, 1, 6), (4, 1), captures=BOTH)
+    case("tile", lambda a: a.tile(6), (4, 1), captures=BOTH)
     case("tile", lambda a: a.tile((2, 3)), (4, 6))
     case("tile", lambda a: a.tile((3,)), (4, 6))
     case("repeat_interleave", lambda a: a.repeat_interleave(3, dim=1), (4, 6), captures=BOTH)

@@ -15,6 +15,7 @@ from fxprune.capture.opened import open_modules
 from fxprune.capture.symbolic import capture_symbolic
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, UnsupportedModuleError
 from fxprune.passes.canonicalise import canonicalise
+from fxprune.rules.modules import native
 
 __all__ = ["Example", "example_of", "trace"]
 
@@ -71,12 +72,18 @@ def _captured(model: nn.Module, example: Example, way: str) -> fx.GraphModule:
         captured, notes = capture_symbolic(copy, example)
     else:
         captured, notes = capture_exported(copy, example.args, example.kwargs)
+    if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
+        notes.append("forward hooks of the model's own library are traced with it, and are not in the result")
     captured.meta.update(capture=way, notes=notes)
     return canonicalise(captured, copy, example)
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Parametrizations and hooks compute what no graph of the model shows: refuse them by name."""
+    """Parametrizations and hooks compute what no graph of the model shows: refuse them by name.
+
+    A forward hook that the model's own library put on one of its modules is part of the library's code,
+    and is traced with it.
+    """
     for path, module in model.named_modules():
         name = path or type(model).__name__
         if parametrize.is_parametrized(module):
@@ -90,11 +97,22 @@ def refuse_unsupported(model: nn.Module) -> None:
             "_backward_hooks",
             "_backward_pre_hooks",
         ):
-            if getattr(module, kind, None):
+            hooks = getattr(module, kind, None) or {}
+            if not all("forward" in kind and _of_its_library(hook, module) for hook in hooks.values()):
                 raise UnsupportedModuleError(
                     f"{name} carries a {kind.strip('_').replace('_', ' ')[:-1]}, which a rewritten graph "
                     f"would lose: remove it first and register it on the result"
                 )
+
+
+def _of_its_library(hook: Any, module: nn.Module) -> bool:
+    """Did the package that the module's class comes from register this, on a module that tracing opens?"""
+    package = _package(type(module))
+    return package not in ("torch", "__main__") and package == _package(hook) and native(module) is None
+
+
+def _package(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "")).partition(".")[0]
 
 
 def _located(way: str, error: Exception) -> Exception:

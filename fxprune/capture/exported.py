@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import inspect
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +45,9 @@ def capture_exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[fx.GraphModule, list[str]]:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
+    if _has_caches(model):
+        with torch.no_grad():
+            model.eval()(*args, **kwargs)
     for path, module in model.named_modules():
         if follows_mode(module):
             module.forward = _keeper(path)
@@ -54,6 +59,16 @@ def capture_exported(
         if getattr(module.__dict__.get("forward"), "keeps", False):
             del module.forward
     return fx.GraphModule(model, graph, type(model).__name__), notes
+
+
+def _has_caches(model: nn.Module) -> bool:
+    """Do the modules' files hold an `lru_cache`?  Such a model runs once before export does.
+
+    The cache would keep a fake tensor of the export, and give it to whatever comes next.
+    """
+    files = {sys.modules.get(type(m).__module__) for m in model.modules()}
+    files = {f for f in files if f is not None and not f.__name__.startswith("torch.")}
+    return any(isinstance(v, functools._lru_cache_wrapper) for f in files for v in vars(f).values())
 
 
 def _keeper(path: str) -> Callable[[Tensor], Tensor]:
@@ -126,9 +141,9 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
     """The exported graph with the original's names, inputs and nested outputs."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
+    copied = _nested_inputs(graph, source.graph, program.call_spec.in_spec, model)
     for node in source.graph.nodes:
-        if node.op == "call_module" and node.target == "_guards_fn":
+        if node in copied or (node.op == "call_module" and node.target == "_guards_fn"):
             continue
         if node.op == "output":
             leaves = [copied.get(leaf, leaf) for leaf in node.args[0]]
@@ -140,6 +155,35 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
         _copy_node(graph, node, copied, source, model)
     _forget_layout(graph)
     return graph
+
+
+def _nested_inputs(
+    graph: fx.Graph, source: fx.Graph, spec: pytree.TreeSpec, model: nn.Module
+) -> dict[fx.Node, fx.Node]:
+    """Where an argument is a list or a dict of tensors: one input for each argument, taken apart.
+
+    Maps the placeholders that export makes of each tensor to what stands for it.
+    """
+    args, kwargs = spec.children()
+    names = [*list(inspect.signature(model.forward).parameters)[: args.num_children], *kwargs.context]
+    arguments = [*args.children(), *kwargs.children()]
+    if all(argument.is_leaf() for argument in arguments):
+        return {}
+    leaves = iter([n for n in source.nodes if n.op == "placeholder"])
+    inputs = [graph.placeholder(name) for name in names]
+    copied: dict[fx.Node, fx.Node] = {}
+
+    def take_apart(value: fx.Node, inside: pytree.TreeSpec) -> None:
+        if inside.is_leaf():
+            copied[next(leaves)] = value
+            return
+        keys = inside.context if inside.type is dict else range(inside.num_children)
+        for key, child in zip(keys, inside.children(), strict=True):
+            take_apart(graph.call_function(operator.getitem, (value, key)), child)
+
+    for value, argument in zip(inputs, arguments, strict=True):
+        take_apart(value, argument)
+    return copied
 
 
 def _forget_layout(graph: fx.Graph) -> None:

@@ -54,11 +54,15 @@ def _resized(t: Tensor, n: int) -> Tensor:
 def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None) -> Example:
     """The example given, or one of the shape that the model records: two blank samples.
 
-    Looked for in turn: a `pretrained_cfg` / `default_cfg` with `input_size` (timm), a `config` with
-    `image_size` and `num_channels` (Hugging Face), torchvision's 3 x 224 x 224.
+    Looked for in turn: an `example_input_array` (Lightning), a `pretrained_cfg` / `default_cfg` with
+    `input_size` (timm), a `config` with `image_size` and `num_channels` (Hugging Face), torchvision's
+    3 x 224 x 224.
     """
     if example_inputs is not None or example_kwargs is not None:
         return _given(example_inputs, example_kwargs)
+    recorded = getattr(model, "example_input_array", None)
+    if recorded is not None:
+        return _on_device(_recorded_example(recorded), model)
     shape = _recorded_shape(model)
     if shape is None:
         raise ExampleInputError(
@@ -67,6 +71,19 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     return Example((torch.zeros(2, *shape, dtype=like.dtype, device=like.device),))
+
+
+def _recorded_example(recorded: Any) -> Example:
+    """A tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    if isinstance(recorded, Mapping):
+        return Example((), dict(recorded))
+    return _given(recorded, None)
+
+
+def _on_device(example: Example, model: nn.Module) -> Example:
+    """In the dtype and on the device of the model's weights."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return example.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 
 
 def seeded_noise(shapes: Example, model: nn.Module) -> Example:

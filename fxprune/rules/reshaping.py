@@ -26,6 +26,9 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
     right = [size for size in sizes if size != 1]
     flow = Flow(out=())
     out: list[Axis] = []
+    if [f.size for f in left] == right:  # only units come and go
+        kept = iter(left)
+        return Flow(tuple(ONE if size == 1 else next(kept) for size in sizes))
     if 0 in right:
         return Flow(tuple(fixed(s, "empty") for s in sizes), whole=[(a, "emptied") for a in axes])
     for seg in refine([f.size for f in left], right):
@@ -150,13 +153,10 @@ def squeeze_axes(input: Typed, dim: Any = None) -> Flow:
 
 @rule("expand", "broadcast_to")
 def expand_axes(input: Typed, size: Sequence[int], *, implicit: bool = False) -> Flow:
-    """1 n -> b n"""
+    """1 n -> b n, b free: as many copies as what they meet has elements"""
     new = len(size) - input.ndim
     padded = (*(ONE for _ in range(new)), *input.axes)
-    out = tuple(
-        axis if s == -1 or axis.size == s else fixed(s, "copies")
-        for axis, s in zip(padded, size, strict=True)
-    )
+    out = tuple(axis if s == -1 or axis.size == s else atom(s) for axis, s in zip(padded, size, strict=True))
     return Flow(out, sizes={"size": out})
 
 
@@ -170,11 +170,14 @@ def expand_as_axes(input: Typed, other: Typed) -> Flow:
 
 @rule("repeat", "tile")
 def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
-    """a b -> (2 a) (3 b)"""
-    repeats = [1] * (input.ndim - len(repeats)) + list(repeats)  # tile may name fewer dimensions
+    """a b 1 -> (2 a) (3 b) c, c free: a repeat of one element is an expand"""
+    given = len(repeats)
+    repeats = [1] * (input.ndim - given) + list(repeats)  # tile may name fewer dimensions
     padded = (*(ONE for _ in range(len(repeats) - input.ndim)), *input.axes)
-    pairs = zip(repeats, padded, strict=True)
-    return Flow(tuple(Product.of((fixed(n, "copies"), axis)) for n, axis in pairs))
+    pairs = list(zip(repeats, padded, strict=True))
+    out = tuple(atom(n) if axis == ONE else Product.of((fixed(n, "copies"), axis)) for n, axis in pairs)
+    spelled = [a if axis == ONE else None for a, axis in zip(out, padded, strict=True)]
+    return Flow(out, sizes={"repeats": spelled[-given:]})
 
 
 @rule("repeat_interleave")

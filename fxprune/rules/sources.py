@@ -38,9 +38,15 @@ def new_full_axes(input: Any, size: Sequence[int], fill_value: Any, **options: A
     return zeros_axes(size)
 
 
-@rule("arange", "linspace", "logspace", "range", "eye", "scalar_tensor")
+@rule("arange", "linspace", "logspace", "range")
 def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
-    """-> n, whole: each element has a value of its own"""
+    """-> n, of which the kept numbers are selected: the frequencies of a sine embedding"""
+    return Flow(tuple(atom(size) for size in result.shape), selected=True)
+
+
+@rule("eye", "scalar_tensor")
+def eye_axes(*args: Any, result: Typed, **options: Any) -> Flow:
+    """-> n m, whole: each element has a value of its own"""
     return Flow(tuple(fixed(size, "it numbers positions") for size in result.shape))
 
 

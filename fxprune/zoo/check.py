@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,9 +145,14 @@ def _macs(model: nn.Module, pruned: fx.GraphModule) -> float:
     if not _on_meta(model):
         example = seeded_noise(example, model)
     counter = FlopCounterMode(display=False)
-    # The fused attention kernels of the meta device are not in the counter's book.
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        _outputs(model, example)
+    # Neither the fused attention kernels of the meta device nor fused encoder layers are in its book.
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            _outputs(model, example)
+    finally:
+        mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() / 2
 
 

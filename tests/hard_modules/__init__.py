@@ -1,6 +1,6 @@
 """Small hand-written modules, one per trap."""
 
-from hard_modules import convolutions, gates, layouts, mixing, norms, positions, wiring
+from hard_modules import convolutions, gates, layouts, library_code, mixing, norms, positions, wiring
 from hard_modules.case import CASES, Case
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "convolutions",
     "gates",
     "layouts",
+    "library_code",
     "mixing",
     "norms",
     "positions",
