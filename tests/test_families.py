@@ -30,12 +30,20 @@ def smallest_of_each_family() -> list[str]:
 FAMILIES = smallest_of_each_family()
 
 
+def up_to(millions: float) -> list[object]:
+    """The families, those with more parameters marked slow."""
+    return [
+        pytest.param(s, marks=[pytest.mark.slow] if (TABLE[s].params or 0) > millions else [])
+        for s in FAMILIES
+    ]
+
+
 def test_every_family_is_here() -> None:
     modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
     assert len(FAMILIES) == len(modules)
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@pytest.mark.parametrize("spec", up_to(40))
 def test_certified(spec: str) -> None:
     row = check(spec)
     assert row.passed, row.note
@@ -43,7 +51,7 @@ def test_certified(spec: str) -> None:
     assert row.params_left == pytest.approx(TABLE[spec].params_left, abs=2e-3), "run `make zoo` again"
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@pytest.mark.parametrize("spec", up_to(8))
 def test_one_training_step_changes_what_it_changes_in_the_original(spec: str) -> None:
     model = randomise(timm.create_model(spec.partition(":")[2])).train()
     pruned = fxprune.prune(model)
