@@ -21,6 +21,8 @@ def explicit_squeeze(module: fx.GraphModule) -> None:
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         wanted = range(value.ndim) if given is None else [given] if isinstance(given, int) else given
         units = tuple(d for d in wanted if value.shape[d] == 1)
+        if units and given == units:
+            continue
         with module.graph.inserting_before(node):
             squeezed = module.graph.call_method("squeeze", (x, units)) if units else x
         if isinstance(squeezed, fx.Node) and units:

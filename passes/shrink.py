@@ -37,6 +37,7 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
         _respell(new_of[node], step, analysis, selection, root)
         if step.flow.selected:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)
+    _describe(root)
     graph.lint()
     pruned = PrunedModule(root, graph, type(original).__name__)
     pruned.training = original.training
@@ -120,6 +121,14 @@ def _respell_attribute(module: nn.Module, index: int, spelled: Any, selection: S
         setattr(module, name, value)
     else:
         setattr(module, name, selection.size(spelled))
+
+
+def _describe(root: nn.Module) -> None:
+    """Keep `in_features` and its like in step, once the weights and `groups` are what they will be."""
+    for module in root.modules():
+        entry = native(module)
+        for attribute, width in (entry.widths if entry else {}).items():
+            setattr(module, attribute, width(module))
 
 
 def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], selection: Selection) -> None:
@@ -220,9 +229,6 @@ class _Slicer:
         new._parameters = {n: self._slice(t, f"{path}.{n}") for n, t in module._parameters.items()}
         new._buffers = {n: self._slice(t, f"{path}.{n}") for n, t in module._buffers.items()}
         new._modules = {n: m and self._leaf(m, f"{path}.{n}") for n, m in module._modules.items()}
-        entry = native(new)
-        for attribute, width in (entry.widths if entry else {}).items():
-            setattr(new, attribute, width(new))
         return new
 
     def _slice(self, tensor: Tensor | None, name: str) -> Any:

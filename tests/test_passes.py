@@ -20,6 +20,7 @@ from fxprune.capture.opened import open_modules
 from fxprune.capture.symbolic import capture_symbolic
 from fxprune.importance import magnitude
 from fxprune.passes.explicit_scale import explicit_scale
+from fxprune.passes.explicit_squeeze import explicit_squeeze
 from fxprune.passes.follow_input import follow_input
 from fxprune.passes.lift_modules import lift_modules
 from fxprune.passes.pack_varargs import pack_varargs
@@ -38,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "pack_varargs": pack_varargs,
     "follow_input": follow_input,
     "explicit_scale": explicit_scale,
+    "explicit_squeeze": explicit_squeeze,
     "sums_to_means": sums_to_means,
 }
 
@@ -70,6 +72,7 @@ def applied(change: Pass, module: fx.GraphModule, x: Tensor) -> fx.GraphModule:
     module.graph.lint()
     module.recompile()
     assert_same(run(module, x), wanted, tolerance=1e-5)
+    assert [n.name for n in module.graph.nodes if "val" not in n.meta] == []  # later passes need it
     once = str(module.graph)
     change(module)
     assert str(module.graph) == once
@@ -196,6 +199,24 @@ def test_a_lifted_batch_norm_trains() -> None:
     assert int(module.get_buffer("1.num_batches_tracked")) == 1
 
 
+class NormWithDropout(nn.BatchNorm2d):
+    """A layer that owns another, as timm's norms do."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(super().forward(x))
+
+
+def test_a_module_inside_a_lifted_layer_stays() -> None:
+    model, x = randomise(nn.Sequential(NormWithDropout()).eval()), torch.randn(2, 6, 3, 3)
+    module = fxprune.trace(model, x, capture="export")
+    assert layers(module) == ["BatchNorm2d", "Dropout"]
+    assert_same(run(module, x), run(model, x), tolerance=0)
+
+
 class WeightRead(nn.Module):
     """A weight that is used by more than its layer."""
 
@@ -289,6 +310,68 @@ def test_other_sums_stay(function: Callable[[Tensor], Tensor]) -> None:
     module = traced(function, x)
     before = str(module.graph)
     assert str(applied(sums_to_means, module, x).graph) == before
+
+
+class Centred(nn.Module):
+    """Channels less their mean, which is spelled in one of two ways."""
+
+    def __init__(self, divide: bool) -> None:
+        super().__init__()
+        self.fc, self.head, self.divide = nn.Linear(6, 16), nn.Linear(16, 4), divide
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        mean = x.sum(-1, keepdim=True) / 16 if self.divide else x.mean(-1, keepdim=True)
+        return self.head(x - mean)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_divided_sum_is_pruned_as_the_mean_that_it_is(capture: str) -> None:
+    x = torch.randn(2, 6)
+    pruned = [
+        fxprune.prune(randomise(Centred(divide).eval()), 0.5, example_inputs=x, capture=capture)
+        for divide in (True, False)
+    ]
+    assert_same(run(pruned[0], x), run(pruned[1], x), tolerance=1e-6)
+
+
+# ---------------------------------------------------------------- explicit_squeeze
+
+
+@pytest.mark.parametrize(
+    ("function", "dims"),
+    [
+        (lambda x: x.squeeze(), [(1, 3)]),
+        (lambda x: x.squeeze(1), [(1,)]),
+        (lambda x: torch.squeeze(x, dim=-1), [(3,)]),
+        (lambda x: x.squeeze((0, 1)), [(1,)]),
+        (lambda x: x.squeeze(2), []),
+    ],
+)
+def test_squeezed_dimensions_are_named(function: Callable[[Tensor], Tensor], dims: list[Any]) -> None:
+    x = torch.randn(4, 1, 5, 1)
+    module = applied(explicit_squeeze, traced(function, x), x)
+    squeezes = [n for n in module.graph.nodes if "squeeze" in str(n.target)]
+    assert [tuple(d % 4 for d in n.args[1]) for n in squeezes] == dims
+
+
+class SqueezesAll(nn.Module):
+    """A hidden width that may shrink to one, beside a unit dimension that goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x).unsqueeze(1).squeeze())
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_width_that_shrinks_to_one_is_not_squeezed(capture: str) -> None:
+    x = torch.randn(3, 6)
+    pruned = fxprune.prune(randomise(SqueezesAll().eval()), 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("fc1.weight").shape == (1, 6)
+    assert run(pruned, x).shape == (3, 4)
 
 
 # ---------------------------------------------------------------- remove_noise, pack_varargs

@@ -118,6 +118,8 @@ def elementwise_cases(case: Cases) -> None:
     for name in ["add", "mul", "truediv", "pow"]:
         case(name, lambda a, b, name=name: getattr(operator, f"i{name}")(a * 1, b), unit(4, 6), unit(6))
     case("add", operator.add, (2, 4, 6), (6,))
+    case("add", operator.add, (2, 4, 6, 5), (6, 5))
+    case("truediv", operator.truediv, (2, 4, 6), (4, 1))
     case("add", operator.add, (2, 1, 6), (4, 1))
     case("add", lambda a, b: a.add(b, alpha=2), (4, 6), (1, 6), captures=BOTH)
     case("add", lambda a, b: a.clone().add_(b), (4, 6), (6,))
@@ -235,6 +237,7 @@ def elementwise_cases(case: Cases) -> None:
     case("zero", lambda a: aten.zero.default(a), (4, 6))
     case("fill", lambda a: aten.fill.Scalar(a, 2.0), (4, 6))
     case("to", lambda a: a.to(torch.float32), (4, 6), captures=BOTH)
+    case("to", lambda a: a.to(torch.float32), (2, 4, 6))
     case("to", lambda a, b: a.to(b), (4, 6), (3,))
     case("type", lambda a: a.type(torch.float32), (4, 6))
     case("type_as", lambda a, b: a.type_as(b), (4, 6), (3, 2))
@@ -389,6 +392,7 @@ def joining_cases(case: Cases) -> None:
     case("tensor_split", lambda a: a.tensor_split((3, 7), dim=1), (4, 12))
     case("unbind", lambda a: a.unbind(0), (3, 4, 6), captures=BOTH)
     case("unbind", lambda a: torch.unbind(a, dim=-1), (4, 6, 2))
+    case("unbind", lambda a: a.unbind(2), (2, 4, 3, 6, 5))
     case("select", lambda a: torch.select(a, 1, 2), (4, 6, 5))
     case("select", lambda a: a.select(-1, -1), (4, 6))
     case("select", lambda a, b: torch.cat([a, b], 1).select(1, 0), (2, 1, 6), (2, 4, 6), captures=BOTH)
@@ -466,6 +470,7 @@ def reduction_cases(case: Cases) -> None:
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, 3, dim=1), (4, 6, 5), captures=BOTH)
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, math.inf, (0, 1)), (4, 6, 5))
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, -math.inf, 1), (4, 6, 5))
+    case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), (4, 6, 5))
     case("linalg_norm", lambda a: torch.linalg.norm(a, dim=-1), (4, 6))
     case("linalg_norm", lambda a: torch.linalg.norm(a, 2, dim=(0, 1)), (4, 6))
     case("linalg_norm", lambda a: torch.linalg.norm(a, -1, dim=(0, 1)), (4, 6), whole=True)
@@ -484,6 +489,7 @@ def reduction_cases(case: Cases) -> None:
     for name in ["softmax", "log_softmax"]:
         case(name, lambda a, name=name: getattr(torch, name)(a, -1), (4, 6, 5), captures=BOTH)
         case(name, lambda a, name=name: getattr(F, name)(a, dim=1), (4, 6, 5))
+    case("softmax", lambda a: a.softmax(-1), (2, 4, 5, 6))
     case("softmin", lambda a: F.softmin(a, 1), (4, 6, 5))
     case("_softmax", lambda a: aten._softmax.default(a, 1, False), (4, 6, 5))
     for name in ["cumsum", "cumprod", "logcumsumexp"]:
@@ -560,9 +566,20 @@ def normalisation_cases(case: Cases) -> None:
 
 def reshaping_cases(case: Cases) -> None:
     """Dimensions regrouped, elements untouched."""
-    for sizes in ((24, 5), (2, 2, 6, 5), (4, 30), (4, 3, 2, 5), (-1,), (4, -1, 1), (2, 12, 5), (3, 8, 5)):
+    for sizes in (
+        (24, 5),
+        (2, 2, 6, 5),
+        (4, 30),
+        (4, 3, 2, 5),
+        (-1,),
+        (4, -1, 1),
+        (2, 12, 5),
+        (3, 8, 5),
+        (4, 3, 2, 5, 1),
+    ):
         case("reshape", lambda a, sizes=sizes: a.reshape(sizes), (4, 6, 5))
     case("reshape", lambda a: a.reshape(5, 24), (4, 6, 5), whole=True)
+    case("reshape", lambda a: a.reshape(4, 2, 3, 2, 5), (4, 12, 5))
     case("reshape", lambda a: a.reshape(4, 3, -1), (4, 12), captures=BOTH)
     case("reshape", lambda a: a.reshape(a.shape[0], 3, a.shape[1] // 3), (4, 12))
     case("reshape", lambda a, b: torch.cat([a, b], 1).reshape(4, 24), (4, 2, 6), (4, 2, 6))
@@ -570,7 +587,8 @@ def reshaping_cases(case: Cases) -> None:
     case("view", lambda a: a.view(torch.int64), (4, 6), whole=True)
     case("_unsafe_view", lambda a: aten._unsafe_view.default(a, [4, 3, 4]), (4, 12))
     case("reshape_as", lambda a, b: a.reshape_as(b), (4, 12), (4, 3, 4))
-    case("view_as", lambda a, b: a.view_as(b) + b, (12,), (3, 4))
+    case("reshape_as", lambda a, b: a.reshape_as(b), (5, 24), (5, 4, 6))
+    case("view_as", lambda a, b: a.view_as(b), (24,), (4, 6))
     case("flatten", lambda a: a.flatten(1), (4, 6, 5), captures=BOTH)
     case("flatten", lambda a: torch.flatten(a, start_dim=-3, end_dim=-2), (2, 4, 6, 5))
     case("flatten", lambda a: a.flatten(), (4, 6))
@@ -578,9 +596,11 @@ def reshaping_cases(case: Cases) -> None:
     case("unflatten", lambda a: a.unflatten(1, (3, 4)), (4, 12), captures=BOTH)
     case("unflatten", lambda a: a.unflatten(-1, (3, -1)), (4, 12))
     case("permute", lambda a: a.permute(2, 0, 1), (4, 6, 5), captures=BOTH)
+    case("permute", lambda a: a.permute(3, 0, 2, 1), (2, 4, 6, 5))
     case("permute", lambda a: torch.permute(a, (0, -1, 1)), (4, 6, 5))
     case("transpose", lambda a: a.transpose(-2, -1), (4, 6, 5), captures=BOTH)
     case("transpose", lambda a: torch.transpose(a, dim0=0, dim1=2), (4, 6, 5))
+    case("transpose", lambda a: a.transpose(1, 2), (2, 4, 6, 5))
     case("swapaxes", lambda a: a.swapaxes(0, 1), (4, 6))
     case("swapdims", lambda a: a.swapdims(0, 1), (4, 6))
     case("t", torch.t, (4, 6))

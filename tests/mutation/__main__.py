@@ -1,6 +1,7 @@
 """The mutation check: `python tests/mutation` breaks every rule and pass in turn and wants a red test.
 
     python tests/mutation                    # all of it
+    python tests/mutation rules              # rules alone
     python tests/mutation --only softmax     # mutants whose name holds a word
 
 Prints each mutant with the test that kills it, then the survivors.  A survivor is explained in
@@ -29,22 +30,25 @@ from fxprune import DEFAULT_RULES
 TESTS = [
     "test_rules.py",
     "test_passes.py",
+    "test_layers.py",
     "test_hard_cases.py::test_shrinks_what_should",
     "test_selection.py",
 ]
 SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
 SOURCES += ["masked.py", "selection.py", "certify.py"]
+KINDS = ["rules", "passes", "tables"]
 MOST = 150  # tests for one mutant: of what every test reaches, more would tell no more
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutation", description=__doc__)
+    parser.add_argument("kinds", nargs="*", help=f"what to break: {KINDS}")
     parser.add_argument("--only", default="", help="mutants whose name holds this")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what may turn red")
     parser.add_argument("--notes", help="a file that keeps what tests reach: they are not run as is again")
     parser.add_argument("--quiet", action="store_true", help="print survivors alone")
     options = parser.parse_args()
-    check = Check(options.only, options.quiet)
+    check = Check(options.kinds or KINDS, options.only, options.quiet)
     folder = Path(__file__).parents[1]
     arguments = [str(folder / test) for test in options.tests]
     arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
@@ -54,8 +58,8 @@ def main() -> int:
 
 
 class Check:
-    def __init__(self, only: str, quiet: bool) -> None:
-        self.only, self.quiet = only, quiet
+    def __init__(self, kinds: list[str], only: str, quiet: bool) -> None:
+        self.kinds, self.only, self.quiet = kinds, only, quiet
         self.count, self.survivors = 0, list[str]()
         self.start = time.monotonic()
 
@@ -82,20 +86,8 @@ class Check:
 
     def _mutants(self, session: Session) -> Iterator[tuple[Any, list[str]]]:
         """Every mutant, with the tests that reach what it breaks."""
-        facts, lines, layers = (by_reach(session.seen, what) for what in ("facts", "lines", "layers"))
-        mutants: list[SourceMutant] = [m for file in SOURCES for m in source_mutants(file)]
-        for mutant in mutants:
-            reached = {test for line in mutant.lines for test in lines[mutant.path, line]}
-            yield mutant, sorted(reached)
-        for entry in table_mutants():
-            if isinstance(entry, MaskedMutant):
-                yield entry, [t for f, tests in facts.items() if f == (entry.op, ("rule",)) for t in tests]
-            elif isinstance(entry, WidthMutant):
-                yield entry, layers[entry.layer]
-        for op in DEFAULT_RULES:
-            facts.setdefault((op, ("rule",)), [])
-        for (op, key), tests in sorted(facts.items(), key=str):
-            yield RuleMutant(op, key), tests
+        for kind in self.kinds:
+            yield from {"rules": _of_rules, "passes": _of_sources, "tables": _of_tables}[kind](session)
 
     def summary(self) -> int:
         unexplained = [name for name in self.survivors if name not in EXPLAINED]
@@ -107,10 +99,33 @@ class Check:
             print(f"  {name}: {EXPLAINED[name]}")
         for name in unexplained:
             print(f"  SURVIVES  {name}")
-        stale = [] if self.only else sorted({*EXPLAINED} - {*self.survivors})
+        stale = [] if self.only or self.kinds != KINDS else sorted({*EXPLAINED} - {*self.survivors})
         for name in stale:
             print(f"  explained, and killed all the same: {name}")
         return 1 if unexplained or stale else 0
+
+
+def _of_rules(session: Session) -> Iterator[tuple[RuleMutant, list[str]]]:
+    tests = by_reach(session.seen, "facts")
+    for op in DEFAULT_RULES:
+        tests.setdefault((op, ("rule",)), [])
+    for (op, key), reaching in sorted(tests.items(), key=str):
+        yield RuleMutant(op, key), reaching
+
+
+def _of_sources(session: Session) -> Iterator[tuple[SourceMutant, list[str]]]:
+    tests = by_reach(session.seen, "lines")
+    for mutant in [m for file in SOURCES for m in source_mutants(file)]:
+        yield mutant, sorted({test for line in mutant.lines for test in tests[mutant.path, line]})
+
+
+def _of_tables(session: Session) -> Iterator[tuple[MaskedMutant | WidthMutant, list[str]]]:
+    rules, layers = by_reach(session.seen, "facts"), by_reach(session.seen, "layers")
+    for mutant in table_mutants():
+        if isinstance(mutant, MaskedMutant):
+            yield mutant, rules[mutant.op, ("rule",)]
+        else:
+            yield mutant, layers[mutant.layer]
 
 
 if __name__ == "__main__":

@@ -1,3 +1,15 @@
 """Survivors that no test can kill, or need not, each with the reason."""
 
-EXPLAINED: dict[str, str] = {}
+_NO_LOSS = "dropping it loses nothing: it only keeps more whole than it must"
+
+EXPLAINED = {
+    "any: whole[0]": f"{_NO_LOSS} (a False adds nothing to any)",
+    "cumsum: whole[0]": f"{_NO_LOSS} (a zero adds nothing to a running sum)",
+    "broadcast_to: thaw[0]": f"{_NO_LOSS} (fewer copies would be written into the size)",
+    "expand: thaw[0]": f"{_NO_LOSS} (fewer copies would be written into the size)",
+    "expand: thaw[1]": f"{_NO_LOSS} (fewer copies would be written into the size)",
+    "grid_sample: whole[2]": f"{_NO_LOSS} (the rows that are asked for are the rows of the result)",
+    "grid_sample: whole[3]": f"{_NO_LOSS} (the columns that are asked for are the columns of the result)",
+    "split_with_sizes: target": "it is always called with a list of sizes, which is rewritten in place",
+    "cuda: rule": "needs a GPU to be called",
+}
