@@ -101,7 +101,8 @@ def _select(
             index = node.graph.get_attr(name)
         with node.graph.inserting_after(index):
             kept = node.graph.call_function(torch.index_select, (node, dim, index))
-        node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+        node.replace_all_uses_with(kept)
+        kept.args = (node, dim, index)
 
 
 def _keyword(node: fx.Node, step: Step, argument: str) -> Any:
