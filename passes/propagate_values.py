@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Example
 from fxprune.errors import ExampleInputError, RewriteError
@@ -28,7 +33,7 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     root = copy.deepcopy(nn.ModuleDict({"m": _shell(module)}), memo=dict(fakes))["m"]
     with mode:
         inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device)).with_batch(batch)
-    values = _Values(module, root)
+    values = _Values(module, root, mode)
     with mode, torch.no_grad():
         values.run(*bound_arguments(module, inputs))
 
@@ -87,19 +92,40 @@ class NodeError(Exception):
 class _Values(fx.Interpreter):
     """Runs the graph on a root whose tensors are fake, and keeps what each node returned."""
 
-    def __init__(self, module: fx.GraphModule, root: nn.Module) -> None:
+    def __init__(self, module: fx.GraphModule, root: nn.Module, mode: FakeTensorMode) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self.mode = mode
         self.extra_traceback = False
         self.root = root
         self.submodules = dict(root.named_modules())
 
     def run_node(self, n: fx.Node) -> Any:
         try:
-            value = super().run_node(n)
+            try:
+                value = super().run_node(n)
+            except DynamicOutputShapeException:  # its shape is in the values of what it is given
+                value = self._constant(n)
         except Exception as error:
             raise NodeError(n, error) from error
         n.meta["val"] = value
         return value
+
+    def _constant(self, n: fx.Node) -> Any:
+        """The value of a node that depends on no input, computed for real."""
+        with unset_fake_temporarily():
+            value = self._real(n)
+        return pytree.tree_map_only(Tensor, self.mode.from_tensor, value)
+
+    def _real(self, n: fx.Node) -> Any:
+        known = n.meta.get("val")
+        if known is not None and not any(isinstance(v, Tensor) for v in pytree.tree_leaves(known)):
+            return known  # a size, a device
+        if n.op == "get_attr":
+            return super().fetch_attr(str(n.target))
+        if n.op == "placeholder":
+            raise ValueError("a shape depends on the values of an input")
+        args, kwargs = fx.map_arg((n.args, n.kwargs), self._real)
+        return getattr(super(), n.op)(n.target, args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
         value: Any = self.root

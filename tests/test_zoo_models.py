@@ -18,6 +18,8 @@ from fxprune.zoo import check, table
 from fxprune.zoo.result import EXCLUDED
 
 TABLE = Path(__file__).with_name("zoo.csv")
+# A list of images, packed into sequences whose lengths it reads from the values of a mask.
+OPEN = ["zoo_models:vit_pytorch_na_vit"]
 # Parts of models that are listed themselves.
 PARTS = {"cct.TransformerClassifier", "cct_3d.TransformerClassifier"}
 # Those with a factory of their own.
@@ -62,7 +64,6 @@ def test_torch_export_itself_refuses(name: str) -> None:
         "hf_hiera",  # queries pooled by a maximum
         "hf_segformer",  # any image size
         "vit_pytorch_simple_vit_fft",
-        "vit_pytorch_na_vit",  # a list of images
         "torchvision_lraspp_mobilenet_v3_large_backbone",
     ],
 )
@@ -76,4 +77,4 @@ def test_the_table_holds_every_model() -> None:
     rows = table.read(TABLE)
     specs = [*model_specs.expand("torchvision:*"), *model_specs.expand("zoo_models:*")]
     assert [s for s in specs if s not in rows] == []
-    assert [r.model for r in rows.values() if not r.passed and r.outcome != EXCLUDED] == []
+    assert [r.model for r in rows.values() if not r.passed and r.outcome != EXCLUDED] == OPEN

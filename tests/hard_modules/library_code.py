@@ -218,3 +218,13 @@ class ListOfInputs(nn.Module):
     def forward(self, xs: list[Tensor]) -> Tensor:
         first, *rest = xs
         return self.head(self.fc1(first) + sum(self.fc2(x) for x in rest))
+
+
+@case(block__fc1__weight=(20, 12), block__fc2__weight=(12, 20))
+class ShapeFromValues(TwoLayers):
+    """How many of each is a tensor, but a constant one."""
+
+    def between(self, x: Tensor) -> Tensor:
+        counts = torch.tensor([4, 5], device=x.device)
+        group = torch.arange(2, device=x.device).repeat_interleave(counts)
+        return x * (1 + group[:, None])
