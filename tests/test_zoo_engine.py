@@ -226,3 +226,9 @@ def test_the_coverage_summary_names_what_was_not_served() -> None:
         "2 ops met in 2 models, served by 2 rules (table 1, function 1)",
         "no rule served LSTM: 1 models, timm:b",
     ]
+
+
+def test_the_readme_shows_the_committed_table() -> None:
+    here = Path(__file__).parent
+    expected = table.summary(table.read(here / "zoo.csv").values())
+    assert expected in (here.parent / "README.md").read_text(encoding="utf-8"), "run `make zoo`"
