@@ -235,6 +235,26 @@ def test_a_layer_whose_weight_is_read_elsewhere_is_not_lifted() -> None:
     assert_same(run(module, x), run(randomise(WeightRead()), x))
 
 
+class TwoStrides(nn.Module):
+    """One layer's weights, in two convolutions that are not the same layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv1d(x, self.conv.weight, self.conv.bias)
+        return F.conv1d(x, self.conv.weight, self.conv.bias, stride=2)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_calls_with_other_options_are_not_one_layer(capture: str) -> None:
+    model, x = randomise(TwoStrides().eval()), torch.randn(2, 6, 5)
+    module = fxprune.trace(model, x, capture=capture)
+    assert layers(module) == []
+    assert_same(run(module, x), run(model, x))
+
+
 class Shared(nn.Module):
     """One layer, called twice."""
 

@@ -11,5 +11,7 @@ EXPLAINED = {
     "grid_sample: whole[2]": f"{_NO_LOSS} (the rows that are asked for are the rows of the result)",
     "grid_sample: whole[3]": f"{_NO_LOSS} (the columns that are asked for are the columns of the result)",
     "split_with_sizes: target": "it is always called with a list of sizes, which is rewritten in place",
+    "passes/canonicalise.py: canonicalise: without module.graph.lint()": "it only checks",
+    "passes/lift_modules.py: _lift: without module.graph.erase_node(node)": "dead code goes at the end",
     "cuda: rule": "needs a GPU to be called",
 }
