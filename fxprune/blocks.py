@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["in_blocks", "taken"]
 
-BLOCK = 1 << 18  # elements
+BLOCK = 1 << 15  # elements: small enough that what is freed leaves no holes that nothing fits into
 
 
 def in_blocks(t: Tensor) -> Iterable[Tensor]:
