@@ -313,7 +313,7 @@ def contraction_cases(case: Cases) -> None:
     case("conv2d", lambda x, w: F.conv2d(x, w, None, 1, 0, 2, 2), (6, 5, 5), (8, 3, 2, 2))
     case("conv1d", lambda x, w, b: F.conv1d(x, w, b, groups=3), (2, 12, 5), (6, 4, 3), (6,))
     case("conv3d", lambda x, w, b: F.conv3d(x, w, b, groups=3), (1, 12, 3, 4, 3), (6, 4, 2, 2, 2), (6,))
-    case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (2, 4, 3, 4, 3), (6, 4, 2, 2, 2))
+    case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (5, 4, 3, 4, 3), (6, 4, 2, 2, 2))
     case("conv_transpose1d", F.conv_transpose1d, (2, 6, 5), (6, 8, 3), (8,))
     case(
         "conv_transpose2d",
@@ -648,7 +648,7 @@ def deep_cases(case: Cases) -> None:
     case("clamp_min", lambda a: a.clamp_min(0.1), deep)
     case("dropout", lambda a: F.dropout(a, 0.5, False), deep)
     case("prelu", F.prelu, deep, (4,))
-    for name in ["mean", "nanmean", "std", "var"]:
+    for name in ["mean", "nanmean", "std", "var", "std_mean", "var_mean"]:
         run = getattr(torch, name)
         case(name, lambda a, run=run: run(a, -1, keepdim=True), deep, statistic=True)
     for name in ["sum", "logsumexp", "amax", "prod"]:
@@ -656,6 +656,7 @@ def deep_cases(case: Cases) -> None:
         case(name, lambda a, run=run: run(a, -1, keepdim=True), deep)
     case("norm", lambda a: a.norm(dim=-1, keepdim=True), deep)
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), deep)
+    case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=-1, keepdim=True), deep)
     case("normalize", lambda a: F.normalize(a, dim=-1), deep)
     case("softmax", lambda a: a.softmax(-1), deep)
     case("layer_norm", lambda a: F.layer_norm(a, (8,)), deep, statistic=True)
@@ -687,6 +688,9 @@ def deep_cases(case: Cases) -> None:
     case("expand_as", lambda a, b: a.expand_as(b), (2, 4, 1, 6, 8), deep)
     case("flatten", lambda a: a.flatten(3), deep)
     case("reshape", lambda a: a.reshape(2, 4, 5, 6, 2, 4), deep)
+    case("view", lambda a: a.view(2, 4, 5, 6, 2, 4), deep)
+    case("view", lambda a: a.view(5, 2, 3, 2, 4), (5, 6, 8))
+    case("unsqueeze", lambda a: a.unsqueeze(2), deep)
     case("permute", lambda a: a.permute(0, 2, 1, 4, 3), deep)
     case("transpose", lambda a: a.transpose(1, 2), deep)
     case("repeat_interleave", lambda a: a.repeat_interleave(2, dim=-1), deep)
@@ -696,6 +700,7 @@ def source_cases(case: Cases) -> None:
     """Tensors made from sizes alone."""
     for name in ("zeros", "ones"):
         case(name, lambda a, name=name: a + getattr(torch, name)(4, 6), (4, 6), captures=EXPORT)
+    case("zeros", lambda a: a + torch.zeros(2, 4, 5, 6, 8), (2, 4, 5, 6, 8), captures=EXPORT)
     for name in ("empty", "rand", "randn"):
         case(name, lambda a, name=name: a + getattr(torch, name)(4, 6), (4, 6), values=False, captures=EXPORT)
     case("full", lambda a: a + torch.full((a.size(0), a.size(1)), 2.0), (4, 6))
