@@ -313,7 +313,7 @@ def contraction_cases(case: Cases) -> None:
     case("conv2d", lambda x, w: F.conv2d(x, w, None, 1, 0, 2, 2), (6, 5, 5), (8, 3, 2, 2))
     case("conv1d", lambda x, w, b: F.conv1d(x, w, b, groups=3), (2, 12, 5), (6, 4, 3), (6,))
     case("conv3d", lambda x, w, b: F.conv3d(x, w, b, groups=3), (1, 12, 3, 4, 3), (6, 4, 2, 2, 2), (6,))
-    case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (1, 4, 3, 4, 3), (6, 4, 2, 2, 2))
+    case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (5, 4, 3, 4, 3), (6, 4, 2, 2, 2))
     case("conv_transpose1d", F.conv_transpose1d, (2, 6, 5), (6, 8, 3), (8,))
     case(
         "conv_transpose2d",
@@ -635,10 +635,74 @@ def reshaping_cases(case: Cases) -> None:
     case("meshgrid", lambda a, b: torch.meshgrid([a, b], indexing="xy"), (4,), (6,))
 
 
+def deep_cases(case: Cases) -> None:
+    """Tensors of five dimensions: what passes through passes through in each of them."""
+    deep = (2, 4, 5, 6, 8)
+    for name in ["clone", "neg", "relu", "sigmoid", "logical_not"]:
+        case(name, getattr(torch, name), deep)
+    for name in ["gelu", "silu", "hardswish", "mish", "elu", "softplus", "leaky_relu", "tanh"]:
+        case(name, getattr(F, name), deep)
+    for name in ["sqrt", "rsqrt", "log", "logit"]:
+        case(name, getattr(torch, name), unit(*deep))
+    for name in ["sub", "mul", "div", "maximum", "pow"]:
+        case(name, getattr(torch, name), unit(*deep), deep)
+    case("clamp", lambda a: a.clamp(-1, 1), deep)
+    case("clamp_min", lambda a: a.clamp_min(0.1), deep)
+    case("dropout", lambda a: F.dropout(a, 0.5, False), deep)
+    case("prelu", F.prelu, deep, (4,))
+    for name in ["mean", "nanmean", "std", "var", "std_mean", "var_mean"]:
+        run = getattr(torch, name)
+        case(name, lambda a, run=run: run(a, -1, keepdim=True), deep, statistic=True)
+    for name in ["sum", "logsumexp", "amax", "prod"]:
+        run = getattr(torch, name)
+        case(name, lambda a, run=run: run(a, -1, keepdim=True), deep)
+    case("norm", lambda a: a.norm(dim=-1, keepdim=True), deep)
+    case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), deep)
+    case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=-1, keepdim=True), deep)
+    case("normalize", lambda a: F.normalize(a, dim=-1), deep)
+    case("softmax", lambda a: a.softmax(-1), deep)
+    case("layer_norm", lambda a: F.layer_norm(a, (8,)), deep, statistic=True)
+    case("rms_norm", lambda a: F.rms_norm(a, (8,)), deep, statistic=True)
+    case("group_norm", lambda a: F.group_norm(a, 2), deep, statistic=True)
+    case("batch_norm", lambda a, m, v: F.batch_norm(a, m, v), deep, (4,), unit(4))
+    case("instance_norm", lambda a: F.instance_norm(a), deep, statistic=True)
+    case("cat", lambda a, b: torch.cat((a, b), 1), deep, deep)
+    case("stack", lambda a, b: torch.stack((a, b), 2), deep, deep)
+    case("split", lambda a: a.split(4, -1), deep)
+    case("split_with_sizes", lambda a: torch.split_with_sizes(a, [2, 6], -1), deep)
+    case("chunk", lambda a: a.chunk(2, -1), deep)
+    case("unbind", lambda a: a.unbind(1), deep)
+    case("select", lambda a: a.select(1, 2), deep)
+    case("select_scatter", lambda a, b: torch.select_scatter(a, b, 1, 2), deep, (2, 5, 6, 8))
+    case("slice", lambda a: aten.slice.Tensor(a, 1, 1, 3), deep)
+    case("slice", lambda a: aten.slice.Tensor(a, 4, 1, 8, 2), deep)
+    case("slice_scatter", lambda a, b: torch.slice_scatter(a, b, 4, 2, 6), deep, (2, 4, 5, 6, 4))
+    case("narrow", lambda a: a.narrow(4, 2, 4), deep)
+    case("tensor_split", lambda a: a.tensor_split((3,), dim=-1), deep)
+    case("unflatten", lambda a: a.unflatten(-1, (2, 4)), (2, 4, 5, 8))
+    case("unflatten", lambda a: a.unflatten(-1, (2, 4)), deep)
+    case("getitem", lambda a: a[:, 1:3], deep)
+    case("getitem", lambda a: a[:, 0::2, :, 1::2, None], deep)
+    case("getattr", lambda a: a.mT, deep)
+    case("mT", lambda a: aten.mT.default(a), deep)
+    case("squeeze", lambda a: a.squeeze(1), (2, 1, 4, 5, 6))
+    case("expand", lambda a: a.expand(-1, 3, -1, -1, -1), (2, 1, 4, 5, 6))
+    case("expand_as", lambda a, b: a.expand_as(b), (2, 4, 1, 6, 8), deep)
+    case("flatten", lambda a: a.flatten(3), deep)
+    case("reshape", lambda a: a.reshape(2, 4, 5, 6, 2, 4), deep)
+    case("view", lambda a: a.view(2, 4, 5, 6, 2, 4), deep)
+    case("view", lambda a: a.view(5, 2, 3, 2, 4), (5, 6, 8))
+    case("unsqueeze", lambda a: a.unsqueeze(2), deep)
+    case("permute", lambda a: a.permute(0, 2, 1, 4, 3), deep)
+    case("transpose", lambda a: a.transpose(1, 2), deep)
+    case("repeat_interleave", lambda a: a.repeat_interleave(2, dim=-1), deep)
+
+
 def source_cases(case: Cases) -> None:
     """Tensors made from sizes alone."""
     for name in ("zeros", "ones"):
         case(name, lambda a, name=name: a + getattr(torch, name)(4, 6), (4, 6), captures=EXPORT)
+    case("zeros", lambda a: a + torch.zeros(2, 4, 5, 6, 8), (2, 4, 5, 6, 8), captures=EXPORT)
     for name in ("empty", "rand", "randn"):
         case(name, lambda a, name=name: a + getattr(torch, name)(4, 6), (4, 6), values=False, captures=EXPORT)
     case("full", lambda a: a + torch.full((a.size(0), a.size(1)), 2.0), (4, 6))
@@ -722,6 +786,7 @@ def all_cases() -> list[Case]:
         reduction_cases,
         normalisation_cases,
         reshaping_cases,
+        deep_cases,
         source_cases,
         spatial_cases,
     ):

@@ -13,5 +13,6 @@ EXPLAINED = {
     "split_with_sizes: target": "it is always called with a list of sizes, which is rewritten in place",
     "passes/canonicalise.py: canonicalise: without module.graph.lint()": "it only checks",
     "passes/lift_modules.py: _lift: without module.graph.erase_node(node)": "dead code goes at the end",
+    "rules/modules.py: Embedding.num_embeddings stays": "the words are whole, so that it never changes",
     "cuda: rule": "needs a GPU to be called",
 }
