@@ -5,6 +5,7 @@
 """
 
 from fxprune.analysis import Analysis, Group, Site
+from fxprune.budget import Latency
 from fxprune.capture import trace
 from fxprune.certify import Certificate
 from fxprune.errors import FxpruneError
@@ -22,6 +23,7 @@ __all__ = [
     "FxpruneError",
     "Group",
     "Kept",
+    "Latency",
     "Plan",
     "RuleSet",
     "Site",
