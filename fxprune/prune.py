@@ -52,6 +52,7 @@ def prune(
     steps: int = 1,
     between: Between | None = None,
     outputs: str = "keep",
+    split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
@@ -91,6 +92,8 @@ def prune(
         steps: prune in so many steps, each scored anew.
         between: called between steps as `between(pruned, step)`; train `pruned` in place.
         outputs: "keep" the model's outputs whole, or "prune" those that are features.
+        split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
+            queries and keys.
         capture: "auto", "symbolic" or "export", see `trace`.
         strict: raise MissingRuleError where an op has no rule, rather than keep its axes whole.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
@@ -113,6 +116,7 @@ def prune(
         example_inputs=example_inputs,
         example_kwargs=example_kwargs,
         outputs=outputs,
+        split_qkv=split_qkv,
         capture=capture,
         strict=strict,
         rules=rules,
@@ -127,7 +131,7 @@ def prune(
 
     rewrite = partial(_rewrite, model, analysis)
     if steps > 1:
-        again = partial(analyze, outputs=outputs, capture=capture, rules=rules)
+        again = partial(analyze, outputs=outputs, split_qkv=split_qkv, capture=capture, rules=rules)
         return in_steps(model, analysis, groups, judge, budget, rewrite, again, steps, between)
     return fit(model, analysis, groups, judge(analysis, groups), budget, rewrite)
 
@@ -147,6 +151,7 @@ def analyze(
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
     outputs: str = "keep",
+    split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
@@ -162,7 +167,7 @@ def analyze(
     """
     _check_options("auto", outputs, 1)
     example = example_of(model, example_inputs, example_kwargs)
-    captured = trace(model, example.args, example.kwargs, capture=capture)
+    captured = trace(model, example.args, example.kwargs, capture=capture, split_qkv=split_qkv)
     captured.meta["example"] = example
     inference = infer(captured, rules, prune_outputs=outputs == "prune")
     analysis = Analysis(captured, inference, _names_in_graph(model, captured, inference))
@@ -174,7 +179,7 @@ def analyze(
 def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
     """Prune a model of the same architecture by an existing plan.
 
-    `options`: `example_inputs`, `example_kwargs`, `outputs`, `capture`, `rules` as of `prune`.
+    `options`: `example_inputs`, `example_kwargs`, `outputs`, `split_qkv`, `capture`, `rules` as of `prune`.
 
     Raises:
         PlanError: the plan is for another model; names the group that does not fit.
@@ -215,6 +220,7 @@ def verify(
         example_inputs=example.args,
         example_kwargs=example.kwargs,
         outputs=record["outputs"],
+        split_qkv=record["split_qkv"],
         capture=record["capture"],
         rules=rules,
     )
@@ -229,6 +235,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
         "plan": selection.plan(analysis, model.state_dict()),
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
+        "split_qkv": analysis.module.meta["split_qkv"],
         "dynamic": not any("batch size" in note for note in analysis.notes),
         "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
     }
