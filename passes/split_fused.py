@@ -135,8 +135,8 @@ def _shape(node: Any) -> list[int]:
     return [int(size) for size in node.meta["val"].shape]
 
 
-def _argument(node: fx.Node, position: int, name: str, default: int) -> int:
-    return int(_args(node)[position] if len(_args(node)) > position else node.kwargs.get(name, default))
+def _argument(node: Any, position: int, name: str, default: int) -> int:
+    return int(node.args[position] if len(node.args) > position else node.kwargs.get(name, default))
 
 
 def _args(node: fx.Node) -> Any:
