@@ -20,7 +20,7 @@ from fxprune.plan import plan_of
 from fxprune.prune import analyze, prune_analyzed
 from fxprune.selection import Selection
 from fxprune.zoo.coverage import OpUse, ops_met
-from fxprune.zoo.randomise import randomise, uninitialised
+from fxprune.zoo.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
 
 __all__ = ["check"]
@@ -29,6 +29,8 @@ __all__ = ["check"]
 NUMERIC_LIMIT = 310e6
 # Where one image costs more, the certificate takes the smallest image that the model accepts.
 AFFORDABLE_MACS = 1e9
+# And where even that is too much, a single image.
+SINGLE_IMAGE_MACS = 8e9
 SMALLER_IMAGES = (64, 96, 128, 160, 192, 224, 256)
 # Dimensions that are whole by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
@@ -61,6 +63,10 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
         _check_shapes(model, pruned)
     else:
         certificate, note = _certificate(model, pruned, analysis, dense_macs)
+        if not certificate.exact and fit_batch_norms(model, _example(model, pruned)):
+            pruned = prune_analyzed(model, analysis, ratio)
+            certificate, note = _certificate(model, pruned, analysis, dense_macs)
+            note = "; ".join(filter(None, (note, "batch norms fitted to noise")))
         outcome = CERTIFIED if certificate.exact else FAILED
     return Result(
         spec,
@@ -96,14 +102,16 @@ def _model(spec: str) -> nn.Module:
 def _certificate(
     model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float
 ) -> tuple[Certificate, str]:
-    """In float64, at a batch size other than the traced one; then once with a single image."""
+    """In float64, at a batch size other than the traced one; and run at a third one."""
     record = pruned.meta["fxprune"]
     example, note = seeded_noise(record["example"], model), ""
     if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
         example, note = _smallest(model, pruned, example)
     if record["dynamic"]:
-        _ = outputs_of(pruned, example.with_batch(1))
-        example = example.with_batch(3)
+        few, many = (3, 1) if macs > SINGLE_IMAGE_MACS and not note else (1, 3)
+        _ = outputs_of(pruned, example.with_batch(few))
+        example = example.with_batch(many)
+        note = note or ("certified with one image" if many == 1 else "")
     selection = Selection.from_plan(analysis, plan_of(pruned))
     return certify(model, pruned, analysis, selection, example), note
 
@@ -131,9 +139,13 @@ def _check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
 
 def _macs(model: nn.Module, pruned: fx.GraphModule) -> float:
     """Multiply-accumulates of one image."""
+    return macs_of(model, _example(model, pruned, 1))
+
+
+def _example(model: nn.Module, pruned: fx.GraphModule, batch: int = 4) -> Example:
     record = pruned.meta["fxprune"]
-    example = record["example"].with_batch(1 if record["dynamic"] else None)
-    return macs_of(model, example if on_meta(model) else seeded_noise(example, model))
+    example = record["example"].with_batch(batch if record["dynamic"] else None)
+    return example if on_meta(model) else seeded_noise(example, model)
 
 
 def _whole_share(analysis: Analysis) -> float:
