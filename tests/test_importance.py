@@ -73,10 +73,21 @@ def test_exact_is_the_divergence_of_the_pruned_model(setting: Setting) -> None:
 def test_kl_is_its_second_order(setting: Setting) -> None:
     """Masks a hair below one: the divergence is the estimate times the square of the hair."""
     groups = [g for g in setting.groups if g.inside is None]
-    estimate = kl(setting.analysis, groups, [setting.images], draws=400, progress=False)
+    estimate = kl(setting.analysis, groups, [setting.images], draws=400, measured=0, progress=False)
     for group in groups:
         exact = second_order(setting, group, element=group.size - 1)
         assert estimate[group][-1] == pytest.approx(exact, rel=0.35, abs=1e-12), group
+
+
+def test_residual_widths_are_measured_where_it_matters(setting: Setting) -> None:
+    """Measured on every sample the estimate is the exact divergence; measured on one it is of its size."""
+    residual = [g for g in setting.groups if g.role == "embed"]
+    exact = kl_exact(setting.analysis, residual, [setting.images], progress=False)
+    whole = kl(setting.analysis, residual, [setting.images], measured=100, progress=False)
+    part = kl(setting.analysis, residual, [setting.images], measured=1, progress=False)
+    for group in residual:
+        np.testing.assert_allclose(whole[group], exact[group], rtol=1e-4, atol=1e-9)
+        assert 0.2 < part[group].sum() / exact[group].sum() < 5
 
 
 def second_order(setting: Setting, group: fxprune.Group, element: int, hair: float = 1e-3) -> float:

@@ -28,7 +28,7 @@ from fxprune.importance.predictions import LogProbabilities, predictions_of
 from fxprune.importance.scores import Scores, shape_of
 from fxprune.importance.soft_masks import SoftMasked
 
-__all__ = ["kl_exact"]
+__all__ = ["divergences", "kl_exact"]
 
 
 def kl_exact(
@@ -50,7 +50,30 @@ def kl_exact(
         resume: a file in which every finished group and batch is kept; a run that was interrupted goes
             on from it.  It belongs to one model and one data set.
     """
-    batches = batches_of(data, analysis, "kl-exact")
+    return divergences(
+        analysis,
+        groups,
+        batches_of(data, analysis, "kl-exact"),
+        log_probabilities=log_probabilities,
+        elements=elements,
+        at_once=at_once,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def divergences(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    batches: list[Batch],
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    elements: dict[Group, Sequence[int]] | None = None,
+    at_once: int = 32,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Scores:
+    """`kl_exact` on batches that are calls of the captured model already."""
     runner = _Suffix(analysis, groups)
     shared = runner.without_batch()
     wanted = {g: list((elements or {}).get(g, range(int(np.prod(shape_of(g)))))) for g in groups}
