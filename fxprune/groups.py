@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -170,7 +170,29 @@ def _nesting(analysis: Analysis) -> _Nesting:
         for i, a in enumerate(live):
             nesting.outer[a] |= set(live[:i])
             nesting.inner[a] |= set(live[i + 1 :])
+    for read, written in _mapped(analysis):  # a weight that was flattened: two widths, not one
+        for a, b in ((read, written), (written, read)):
+            nesting.outer[a].discard(b)
+            nesting.inner[a].discard(b)
     return nesting
+
+
+def _mapped(analysis: Analysis) -> Iterator[tuple[Atom, Atom]]:
+    """Pairs of which one op sums over the first and brings in the second from the same operand."""
+    for node, step in analysis.inference.steps.items():
+        summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.sums))
+        result = _atoms_of_all(analysis, (axis for axes in analysis.axes[node] for axis in axes))
+        operands = [
+            _atoms_of_all(analysis, (axis for axes in analysis.axes.get(n, []) for axis in axes))
+            for n in node.all_input_nodes
+        ]
+        for i, weight in enumerate(operands):
+            for other in operands[:i] + operands[i + 1 :]:
+                yield from itertools.product(weight & summed & other, (weight & result) - other)
+
+
+def _atoms_of_all(analysis: Analysis, axes: Iterable[Axis]) -> set[Atom]:
+    return {a for axis in axes for a in analysis._atoms(axis)}
 
 
 def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:

@@ -76,6 +76,30 @@ def test_a_multiplier_of_channels_is_no_head_dim(attention: str) -> None:
     assert fxprune.verify(model, pruned) < 1e-8
 
 
+class Experts(nn.Module):
+    """A convolution whose weight is mixed of four for every image, as flat rows (CondConv)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(16, 4, 1)
+        self.route = nn.Linear(12, 4)
+        self.experts = nn.Parameter(torch.zeros(4, 16 * 12 * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        b, c, h, w = x.shape
+        weight = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(b * 16, c, 3, 3)
+        x = nn.functional.conv2d(x.reshape(1, b * c, h, w), weight, padding=1, groups=b)
+        return self.head(x.view(b, 16, h, w).relu()).mean((2, 3))
+
+
+def test_both_widths_of_a_flattened_weight_shrink() -> None:
+    model = randomise(Experts().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=images(2, 8))
+    assert widths(pruned)["experts"] == (4, 8 * 6 * 9)
+    assert fxprune.verify(model, pruned) < 1e-8
+
+
 def assert_attention(pruned: nn.Module, heads: int, head_dim: int) -> None:
     assert widths(pruned)[f"{QKV}.weight"] == (3 * heads * head_dim, 24)
     assert widths(pruned)[f"{PROJ}.weight"] == (24, heads * head_dim)
