@@ -13,6 +13,7 @@ from fxprune.passes.pack_varargs import pack_varargs
 from fxprune.passes.propagate_values import propagate_values
 from fxprune.passes.remove_noise import remove_noise
 from fxprune.passes.split_fused import split_fused
+from fxprune.passes.stop_gradients import stop_gradients
 from fxprune.passes.sums_to_means import sums_to_means
 
 __all__ = ["canonicalise"]
@@ -30,6 +31,7 @@ def canonicalise(
     remove_noise(module)
     batch = None if fixed_batch else PRIME_BATCH
     propagate_values(module, example, batch)
+    stop_gradients(module)
     pack_varargs(module)
     if split_qkv and split_fused(module):
         propagate_values(module, example, batch)

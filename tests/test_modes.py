@@ -195,3 +195,30 @@ def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(capt
     assert any("follows eval mode" in note for note in analysis.notes)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
     assert_same(run(same, x), run(model, x), 1e-6)
+
+
+class Halved(nn.Module):
+    """One of two branches, and what is made of sizes, under `torch.no_grad()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped, self.live, self.head = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = self.stopped(x).relu()
+            half = fixed.shape[-1] // 2
+            left, right = fixed.split(half, -1)
+            swapped = torch.cat([right, left], -1)
+            pieces = fixed.chunk(2, -1)
+        return self.head(self.live(x) * swapped + torch.cat([pieces[1] * 2.0, pieces[0]], -1))
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None:
+    model, x = randomise(Halved()), torch.randn(3, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    pruned(x).sum().backward()
+    moved = {name.partition(".")[0] for name, p in pruned.named_parameters() if p.grad is not None}
+    assert moved == {"live", "head"}
+    assert fxprune.verify(model, pruned) < 1e-8

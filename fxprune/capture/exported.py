@@ -15,6 +15,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -242,9 +243,21 @@ def _inlined(
         if n.op == "placeholder":
             continue
         if n.op == "output":
-            return pytree.tree_map(lambda v: inner.get(v, v) if isinstance(v, fx.Node) else v, n.args[0])
+            stops = "set_grad" in str(node.target) and node.args[0] is False
+            back = partial(_result, graph, inner, stops)
+            return pytree.tree_map_only(fx.Node, back, n.args[0])
         _copy_node(graph, n, inner, body, model)  # type: ignore[arg-type]
     raise AssertionError("a graph without an output")
+
+
+def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: fx.Node) -> fx.Node:
+    """What an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
+    value = inner[node]
+    if not stops:
+        return value
+    stopped = graph.call_function(_aten.detach.default, (value,))
+    stopped.meta = dict(value.meta)
+    return stopped
 
 
 def _adopt(model: nn.Module, source: nn.Module, name: str) -> bool:

@@ -53,6 +53,8 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["where"] = _users_line()
         node.meta["module"] = next(reversed(self.module_stack), "")
+        if not torch.is_grad_enabled():
+            node.meta["no_grad"] = True
         return node
 
 
@@ -99,7 +101,7 @@ def _absent_arguments(model: nn.Module, example: Example) -> dict[str, Any]:
 
 def _trace(model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], training: bool) -> fx.Graph:
     set_mode(model, training)
-    with torch.no_grad(), _nothing_wrapped(), _length_of_proxies():
+    with torch.enable_grad(), _nothing_wrapped(), _length_of_proxies():
         graph = Tracer(leaves).trace(model, concrete_args=dict(absent))
     _drop_inputs(graph, keep=len([n for n in graph.nodes if n.op == "placeholder"]) - len(absent))
     return graph
