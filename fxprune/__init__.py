@@ -11,6 +11,8 @@ from fxprune.errors import FxpruneError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, apply, prune, verify
 from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
+from fxprune.saved.load import load
+from fxprune.saved.save import save
 
 __version__ = "0.1.0"
 
@@ -27,8 +29,10 @@ __all__ = [
     "Site",
     "analyze",
     "apply",
+    "load",
     "plan_of",
     "prune",
+    "save",
     "trace",
     "verify",
 ]

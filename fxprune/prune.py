@@ -20,6 +20,7 @@ from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
 from fxprune.pruned_module import PrunedModule
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved.origin import origin_of
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
 
@@ -201,6 +202,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "dynamic": not any("batch size" in note for note in analysis.notes),
         "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
+        "origin": origin_of(model, analysis.module),
     }
     return pruned
 
