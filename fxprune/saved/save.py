@@ -98,7 +98,7 @@ def _found_out(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | No
         return origin["build"]  # it was loaded by this recipe
     first = record["example"]["args"][:1]
     shape = first[0].get("shape") if first and isinstance(first[0], dict) else None
-    problems = {}
+    problems: dict[str, str] = {}
     for recipe in recipes.candidates(origin, shape):
         for device in ("meta", "cpu"):
             why = _why_not({**recipe, "on": device}, record, rules)
