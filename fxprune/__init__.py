@@ -10,6 +10,8 @@ from fxprune.certify import Certificate
 from fxprune.errors import FxpruneError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, apply, prune, verify
+from fxprune.reports.explain import explain
+from fxprune.reports.report import Report, report
 from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
 from fxprune.saved.load import load
 from fxprune.saved.save import save
@@ -25,13 +27,16 @@ __all__ = [
     "Group",
     "Kept",
     "Plan",
+    "Report",
     "RuleSet",
     "Site",
     "analyze",
     "apply",
+    "explain",
     "load",
     "plan_of",
     "prune",
+    "report",
     "save",
     "trace",
     "verify",
