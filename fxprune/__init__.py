@@ -5,6 +5,7 @@
 """
 
 from fxprune.analysis import Analysis, Group, Site
+from fxprune.budget import Latency
 from fxprune.capture import trace
 from fxprune.certify import Certificate
 from fxprune.errors import FxpruneError
@@ -26,6 +27,7 @@ __all__ = [
     "FxpruneError",
     "Group",
     "Kept",
+    "Latency",
     "Plan",
     "Report",
     "RuleSet",

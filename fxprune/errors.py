@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BudgetError",
     "CaptureError",
     "CertificateError",
     "DataError",
@@ -47,6 +48,10 @@ class MissingRuleError(FxpruneError):
 
 class NothingPrunableError(FxpruneError):
     """Every group of the model is frozen or excluded."""
+
+
+class BudgetError(FxpruneError, ValueError):
+    """A share of parameters, MACs or time can't be removed; the message says the nearest that can."""
 
 
 class PatternError(FxpruneError, ValueError):

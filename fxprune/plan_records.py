@@ -37,6 +37,8 @@ def written(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
     }
+    if removed := getattr(plan, "removed", ()):  # branches
+        record["removed"] = list(removed)
     if weights:
         numbers: dict[str, int] = {}
         record["weights"] = {
@@ -62,7 +64,11 @@ def read(record: Any) -> Plan:
         kept = {n: tuple(None if d is None else torch.tensor(d) for d in dims) for n, dims in weights.items()}
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
-    return Plan(groups, kept)  # type: ignore[arg-type]
+    removed = record.get("removed", [])
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise PlanError("removed branches must be a list of names")
+    rest: dict[str, Any] = {"removed": tuple(removed)} if removed else {}
+    return Plan(groups, kept, **rest)  # type: ignore[arg-type]
 
 
 def _written_group(kept: Kept) -> dict[str, Any]:

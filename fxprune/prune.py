@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import Analysis
+from fxprune.analysis import Analysis, Group
+from fxprune.budget import Budget, Latency
+from fxprune.budget.fit import fit
 from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.errors import OptionError
-from fxprune.importance import Importance, magnitude, score
+from fxprune.importance import Importance, Scores, magnitude, score
 from fxprune.infer import Inference, infer
+from fxprune.iterate import Between, in_steps
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
 from fxprune.pruned_module import PrunedModule
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved.origin import origin_of
-from fxprune.select import candidates, select
+from fxprune.select import candidates
 from fxprune.selection import Selection
 
 __all__ = ["analyze", "apply", "prune", "verify"]
@@ -41,8 +45,15 @@ def prune(
     example_kwargs: dict[str, Any] | None = None,
     exclude: str | Sequence[str] = (),
     attention: str = "auto",
+    target: str | Latency = "channels",
+    scope: str = "uniform",
+    ratios: Mapping[str, float] | None = None,
+    floor: int | float = 1,
     round_to: int = 1,
+    steps: int = 1,
+    between: Between | None = None,
     outputs: str = "keep",
+    split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
@@ -55,8 +66,8 @@ def prune(
 
     Args:
         model: any traceable model, in any mode, dtype and device; it is not changed.
-        ratio: the fraction of channels removed along every prunable axis, 0 <= ratio < 1 (about
-            `1 - (1 - ratio)**2` of the parameters go).
+        ratio: the fraction removed, 0 <= ratio < 1; of channels along every prunable axis (about
+            `1 - (1 - ratio)**2` of the parameters go), or of what `target` says.
         data: a small proxy set, any iterable of batches: inputs, `(inputs, labels)`, or a mapping of
             keyword arguments.  Labels are not needed, but for "taylor".
         importance: what decides which channels go: "kl" (the KL divergence that removing a channel
@@ -71,8 +82,19 @@ def prune(
             does what is coupled with it.
         attention: remove whole "heads", "head_dim" inside each head, or "auto": heads where the ratio
             leaves a whole number of them, else head dims.
+        target: what `ratio` is a fraction of: "channels", "params" or "macs" (within 1 %, counted on the
+            result), or "latency" (within 10 %, timed on the result; `fxprune.Latency(batch=8, threads=1)`).
+        scope: "uniform" removes the same share everywhere; "global" ranks all channels together, each by
+            its importance for what removing it saves; "isomorphic" ranks groups of one role and shape.
+        ratios: pattern -> fraction of channels, for groups by name or by the modules that they lie in;
+            the rest meets the target.
+        floor: what every group keeps at least: a number of elements, or a share such as 0.1.
         round_to: keep widths that are multiples of this.
+        steps: prune in so many steps, each scored anew.
+        between: called between steps as `between(pruned, step)`; train `pruned` in place.
         outputs: "keep" the model's outputs whole, or "prune" those that are features.
+        split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
+            queries and keys.
         capture: "auto", "symbolic" or "export", see `trace`.
         strict: raise MissingRuleError where an op has no rule, rather than keep its axes whole.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
@@ -88,28 +110,40 @@ def prune(
         >>> pruned = fxprune.prune(timm.create_model("deit_small_patch16_224"), ratio=0.5)
         >>> assert fxprune.verify(model, pruned) < 1e-8
     """
-    _check_options(ratio, attention, round_to, outputs)
+    _check_options(attention, outputs, steps)
+    budget = Budget(ratio, target, scope, ratios or {}, floor, round_to)
     analysis = analyze(
         model,
         example_inputs=example_inputs,
         example_kwargs=example_kwargs,
         outputs=outputs,
+        split_qkv=split_qkv,
         capture=capture,
         strict=strict,
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    groups = candidates(analysis, patterns, attention, ratio)
-    scores = score(analysis, groups, importance, data, **(importance_options or {}))
-    selection = select(analysis, groups, scores, ratio, round_to)
-    return _rewrite(model, analysis, selection)
+    groups = candidates(analysis, patterns, attention, budget)
+    samples = list(data) if isinstance(data, Iterator) else data  # every step looks at them again
+
+    def judge(analysis: Analysis, groups: Sequence[Group]) -> Scores:
+        options = importance_options or {}
+        return score(analysis, groups, importance, samples, relative=scope == "global", **options)
+
+    rewrite = partial(_rewrite, model, analysis)
+    if steps > 1:
+        again = partial(analyze, outputs=outputs, split_qkv=split_qkv, capture=capture, rules=rules)
+        return in_steps(model, analysis, groups, judge, budget, rewrite, again, steps, between)
+    return fit(model, analysis, groups, judge(analysis, groups), budget, rewrite)
 
 
 def prune_analyzed(model: nn.Module, analysis: Analysis, ratio: float, **options: Any) -> fx.GraphModule:
     """The second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
-    groups = candidates(analysis, [], options.get("attention", "auto"), ratio)
-    selection = select(analysis, groups, magnitude(analysis, groups), ratio, options.get("round_to", 1))
-    return _rewrite(model, analysis, selection)
+    budget = Budget(ratio, round_to=options.get("round_to", 1))
+    groups = candidates(analysis, [], options.get("attention", "auto"), budget)
+    return fit(
+        model, analysis, groups, magnitude(analysis, groups), budget, partial(_rewrite, model, analysis)
+    )
 
 
 def analyze(
@@ -118,6 +152,7 @@ def analyze(
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
     outputs: str = "keep",
+    split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
@@ -131,9 +166,9 @@ def analyze(
         >>> print(analysis)
         >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
     """
-    _check_options(0.0, "auto", 1, outputs)
+    _check_options("auto", outputs, 1)
     example = example_of(model, example_inputs, example_kwargs)
-    captured = trace(model, example.args, example.kwargs, capture=capture)
+    captured = trace(model, example.args, example.kwargs, capture=capture, split_qkv=split_qkv)
     captured.meta["example"] = example
     inference = infer(captured, rules, prune_outputs=outputs == "prune")
     analysis = Analysis(captured, inference, _names_in_graph(model, captured, inference))
@@ -145,7 +180,7 @@ def analyze(
 def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
     """Prune a model of the same architecture by an existing plan.
 
-    `options`: `example_inputs`, `example_kwargs`, `outputs`, `capture`, `rules` as of `prune`.
+    `options`: `example_inputs`, `example_kwargs`, `outputs`, `split_qkv`, `capture`, `rules` as of `prune`.
 
     Raises:
         PlanError: the plan is for another model; names the group that does not fit.
@@ -186,6 +221,7 @@ def verify(
         example_inputs=example.args,
         example_kwargs=example.kwargs,
         outputs=record["outputs"],
+        split_qkv=record["split_qkv"],
         capture=record["capture"],
         rules=rules,
     )
@@ -200,6 +236,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
         "plan": selection.plan(analysis, model.state_dict()),
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
+        "split_qkv": analysis.module.meta["split_qkv"],
         "dynamic": not any("batch size" in note for note in analysis.notes),
         "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
         "origin": origin_of(model, analysis.module),
@@ -221,13 +258,11 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
-def _check_options(ratio: float, attention: str, round_to: int, outputs: str) -> None:
+def _check_options(attention: str, outputs: str, steps: int) -> None:
     """Refuse what makes no sense before any work is done."""
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise OptionError(f"ratio={ratio!r}: the fraction of channels to remove must be in [0, 1)")
     if attention not in ATTENTION:
         raise OptionError(f"attention={attention!r}: one of {', '.join(map(repr, ATTENTION))}")
     if outputs not in OUTPUTS:
         raise OptionError(f"outputs={outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise OptionError(f"round_to={round_to!r}: a whole number of at least 1")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise OptionError(f"steps={steps!r}: a whole number of at least 1")

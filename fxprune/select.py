@@ -1,34 +1,37 @@
-"""Which groups shrink, to how many elements, and which those are."""
+"""Which groups shrink, and which of their elements stay."""
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import numpy as np
 import torch
 
 from fxprune.analysis import Analysis, Group
-from fxprune.axes import Product
-from fxprune.errors import NothingPrunableError, PatternError
+from fxprune.budget.request import Budget
+from fxprune.errors import NothingPrunableError
 from fxprune.importance import Scores
-from fxprune.selection import Selection, rounded
+from fxprune.patterns import groups_touching
+from fxprune.selection import Selection
 
 __all__ = ["candidates", "select"]
 
 
-def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio: float) -> list[Group]:
+def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budget: Budget) -> list[Group]:
     """The groups to shrink: of each product (heads x head_dim) one factor, so that its width shrinks once.
+
+    "auto" takes heads only where the ratio alone says how many stay, and they are a whole number.
 
     Raises:
         PatternError: a pattern of `exclude` matches no module.
         NothingPrunableError: nothing is left to shrink.
     """
-    excluded = _excluded(analysis, exclude)
+    excluded = groups_touching(analysis, exclude)
+    own = budget.overrides(analysis)
     free = [g for g in analysis.prunable if g not in excluded]
-    if not free and ratio > 0:
+    if not free and budget.ratio > 0:
         reasons = sorted({g.frozen.text for g in analysis.groups if g.frozen})
         raise NothingPrunableError(
             f"nothing can shrink: {len(analysis.prunable)} of {len(analysis.groups)} groups are prunable, "
@@ -39,11 +42,14 @@ def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio
     products.add_edges_from((g, p) for g in free for p in (*g.outer, *g.inner) if p not in excluded)
     chosen: set[Group] = set()
     for members in nx.connected_components(products):
-        chosen |= _one_factor(analysis, members, attention, ratio)
+        ratios = {g: own.get(g, budget.ratio if budget.plain else None) for g in members}
+        chosen |= _one_factor(analysis, members, attention, ratios)
     return [g for g in free if g in chosen]
 
 
-def _one_factor(analysis: Analysis, members: set[Group], attention: str, ratio: float) -> set[Group]:
+def _one_factor(
+    analysis: Analysis, members: set[Group], attention: str, ratios: Mapping[Group, float | None]
+) -> set[Group]:
     """Of coupled products: their outermost factors (whole heads) or their innermost ones (head dims).
 
     The choice is between factors of about the same weights.  A depthwise multiplier inside a residual width
@@ -53,7 +59,7 @@ def _one_factor(analysis: Analysis, members: set[Group], attention: str, ratio: 
         return members
     outer = {g for g in members if not members & {*g.outer}}
     inner = {g for g in members if not members & {*g.inner}}
-    whole = all(_is_whole(g.size * (1 - ratio)) for g in outer)
+    whole = all(_leaves_a_whole_number(g.size, ratios[g]) for g in outer)
     if attention == "heads" or (attention == "auto" and whole):
         return outer
     if _carried(analysis, outer) > 2 * _carried(analysis, inner):
@@ -67,65 +73,24 @@ def _carried(analysis: Analysis, groups: set[Group]) -> int:
     return sum(math.prod(axis.size for axis in analysis.weights[name]) for name in weights)
 
 
-def _is_whole(count: float) -> bool:
+def _leaves_a_whole_number(size: int, ratio: float | None) -> bool:
+    count = 0.0 if ratio is None else size * (1 - ratio)
     return count >= 1 - 1e-9 and math.isclose(count, round(count), abs_tol=1e-9)
 
 
-def _excluded(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
-    """Groups with a weight in a module that matches, or in a child of one."""
-    paths = _module_paths(analysis)
-    hit: set[str] = set()
-    for pattern in patterns:
-        matched = set(fnmatch.filter(paths, pattern))
-        if not matched:
-            raise PatternError(
-                f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
-            )
-        hit |= matched
-    return {g for g in analysis.groups if any(_is_within(site.name, hit) for site in g.sites)}
+def select(analysis: Analysis, scores: Scores, counts: Mapping[Group, int]) -> Selection:
+    """Keep the highest-scored of each group, as many as `counts` says; ties keep the first.
 
-
-def _module_paths(analysis: Analysis) -> list[str]:
-    paths: dict[str, None] = {}
-    for name in analysis.weights:
-        parts = name.split(".")[:-1]
-        for i in range(1, len(parts) + 1):
-            paths[".".join(parts[:i])] = None
-    return list(paths)
-
-
-def _some(paths: Iterable[str]) -> str:
-    return ", ".join(repr(p) for p in list(paths)[:3])
-
-
-def _is_within(name: str, modules: set[str]) -> bool:
-    parts = name.split(".")[:-1]
-    return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))
-
-
-def select(
-    analysis: Analysis, groups: Sequence[Group], scores: Scores, ratio: float, round_to: int
-) -> Selection:
-    """Keep the highest-scored `1 - ratio` of each group; ties keep the first."""
+    What has a score of -inf is gone already, and is never kept.
+    """
     kept = {}
-    for group in groups:
-        count = rounded(group.size * (1 - ratio), group.size, _multiple(analysis, group, round_to))
-        if count < group.size:
-            kept[group] = torch.from_numpy(_best(scores[group], count))
+    for group, count in counts.items():
+        left = min(count, int(np.isfinite(scores[group]).sum(-1).min()))
+        if left < group.size:
+            kept[group] = torch.from_numpy(_best(scores[group], left))
     return Selection.of(analysis, kept)
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
     return np.sort(order, axis=-1)
-
-
-def _multiple(analysis: Analysis, group: Group, round_to: int) -> int:
-    """What the count must be a multiple of, so that the widths that it is a factor of are of `round_to`."""
-    others = [
-        axis.size // group.size
-        for site in group.sites
-        for axis in [analysis.axis(site)]
-        if isinstance(axis, Product) or axis is group.atom
-    ]
-    return round_to // math.gcd(round_to, math.gcd(*others)) if others else round_to

@@ -126,9 +126,3 @@ class Selection:
 
 def _indices(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(np.nonzero(mask)[-1].reshape(*mask.shape[:-1], -1))
-
-
-def rounded(count: float, size: int, multiple: int) -> int:
-    """Half up, at least one, to a multiple (upwards) as far as there are elements."""
-    n = max(1, math.floor(count + 0.5))
-    return min(size, -(-n // multiple) * multiple)

@@ -12,20 +12,27 @@ from fxprune.passes.lift_modules import lift_modules
 from fxprune.passes.pack_varargs import pack_varargs
 from fxprune.passes.propagate_values import propagate_values
 from fxprune.passes.remove_noise import remove_noise
+from fxprune.passes.split_fused import split_fused
 from fxprune.passes.sums_to_means import sums_to_means
 
 __all__ = ["canonicalise"]
 
 
-def canonicalise(module: fx.GraphModule, source: nn.Module, example: Example) -> fx.GraphModule:
+def canonicalise(
+    module: fx.GraphModule, source: nn.Module, example: Example, *, split_qkv: bool = False
+) -> fx.GraphModule:
     """Make explicit what depends on a size without saying so, before anything shrinks.
 
-    `source` is the (copied) model that `module` was captured from.
+    `source` is the (copied) model that `module` was captured from.  With `split_qkv`, projections that
+    hold queries, keys and values are cut apart, so that each may keep a width of its own.
     """
     fixed_batch = any("batch size" in note for note in module.meta["notes"])
     remove_noise(module)
-    propagate_values(module, example, batch=None if fixed_batch else PRIME_BATCH)
+    batch = None if fixed_batch else PRIME_BATCH
+    propagate_values(module, example, batch)
     pack_varargs(module)
+    if split_qkv and split_fused(module):
+        propagate_values(module, example, batch)
     follow_input(module)
     explicit_scale(module)
     explicit_squeeze(module)

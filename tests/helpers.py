@@ -55,14 +55,15 @@ def small_torchvision_vit(**options: Any) -> nn.Module:
 class ConvNet(nn.Module):
     """A residual block with a depthwise convolution, batch norms, dropout as a module and as a function."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, dropout: float = 0.0, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
-        self.widen = nn.Sequential(nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-        self.mix = nn.Sequential(nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.BatchNorm2d(32))
-        self.narrow = nn.Conv2d(32, 16, 1)
+        wide = 2 * width
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width))
+        self.widen = nn.Sequential(nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(wide, wide, 3, 1, 1, groups=wide), nn.BatchNorm2d(wide))
+        self.narrow = nn.Conv2d(wide, width, 1)
         self.dropout, self.drop = dropout, nn.Dropout(dropout)
-        self.head = nn.Linear(16, 10)
+        self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(self.stem(x), self.dropout, self.training)

@@ -13,6 +13,8 @@ from helpers import CAPTURES, assert_same, images, mlp, randomise, run, small_co
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.budget import Budget
+from fxprune.budget.schedules import Uniform
 from fxprune.capture.exported import capture_exported
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import structural_copy
@@ -501,8 +503,10 @@ class Attention(nn.Module):
 def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[fxprune.Analysis, Selection]:
     """An analysis and a magnitude selection on it."""
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
-    groups = candidates(analysis, [], "head_dim", ratio)
-    return analysis, select(analysis, groups, magnitude(analysis, groups), ratio, 1)
+    budget = Budget(ratio)
+    groups = candidates(analysis, [], "head_dim", budget)
+    counts = Uniform(analysis, groups, budget).counts(ratio)
+    return analysis, select(analysis, magnitude(analysis, groups), counts)
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

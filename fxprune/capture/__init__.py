@@ -28,6 +28,7 @@ def trace(
     example_kwargs: dict[str, Any] | None = None,
     *,
     capture: str = "auto",
+    split_qkv: bool = False,
 ) -> fx.GraphModule:
     """Capture a model as a canonical, module-level FX graph that shares the model's tensors.
 
@@ -37,6 +38,7 @@ def trace(
             its input shape.
         example_kwargs: keyword arguments of the example call.
         capture: "symbolic", "export", or "auto": the first, and the second where the first fails.
+        split_qkv: cut projections that hold queries, keys and values apart.
 
     Returns:
         A GraphModule in eval mode; `.meta["capture"]` says how it was captured, `.meta["notes"]` what
@@ -57,7 +59,7 @@ def trace(
     failures: list[Exception] = []
     for way in ("symbolic", "export") if capture == "auto" else (capture,):
         try:
-            return _captured(model, example, way)
+            return _captured(model, example, way, split_qkv)
         except ExampleInputError:
             raise
         except Exception as error:  # whatever user code raises while it is traced
@@ -65,7 +67,7 @@ def trace(
     raise _why_not(model, example, failures)
 
 
-def _captured(model: nn.Module, example: Example, way: str) -> fx.GraphModule:
+def _captured(model: nn.Module, example: Example, way: str, split_qkv: bool) -> fx.GraphModule:
     copy = structural_copy(model)
     open_modules(copy)
     if way == "symbolic":
@@ -74,8 +76,8 @@ def _captured(model: nn.Module, example: Example, way: str) -> fx.GraphModule:
         captured, notes = capture_exported(copy, example.args, example.kwargs)
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
         notes.append("forward hooks of the model's own library are traced with it, and are not in the result")
-    captured.meta.update(capture=way, notes=notes)
-    return canonicalise(captured, copy, example)
+    captured.meta.update(capture=way, notes=notes, split_qkv=split_qkv)
+    return canonicalise(captured, copy, example, split_qkv=split_qkv)
 
 
 def refuse_unsupported(model: nn.Module) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fxprune.analysis import Analysis, Group
 from fxprune.errors import OptionError
 from fxprune.importance.baselines import activation, random, taylor
@@ -25,6 +27,7 @@ WITH_DATA: dict[str, Callable[..., Scores]] = {
     "kl": kl,
     "kl-exact": kl_exact,
 }
+COMPARABLE = {"kl", "kl-exact", "taylor"}
 CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
 
 
@@ -33,6 +36,7 @@ def score(
     groups: Sequence[Group],
     importance: Importance | None = None,
     data: Iterable[Any] | None = None,
+    relative: bool = False,
     **options: Any,
 ) -> Scores:
     """One number per element of each group; the lowest go first.
@@ -41,6 +45,8 @@ def score(
         importance: a name of `CRITERIA`, a function (analysis, groups) -> scores, or None: "kl" where
             there is data, else "magnitude".
         data: batches of inputs, for the criteria that look at what the model does.
+        relative: make groups comparable: divide each group's scores by their mean, unless the criterion
+            measures the same quantity everywhere ("kl", "kl-exact", "taylor", your own).
         options: of the criterion: `log_probabilities`, `draws`, `resume`, `seed`, ...
 
     Raises:
@@ -62,4 +68,9 @@ def score(
         if "keyword argument" not in str(error):
             raise
         raise OptionError(f"importance={chosen!r}: {error}") from error
-    return check_scores(scores, list(groups))
+    scores = check_scores(scores, list(groups))
+    return _by_mean(scores) if relative and chosen not in COMPARABLE else scores
+
+
+def _by_mean(scores: Scores) -> Scores:
+    return {group: values / max(float(np.abs(values).mean()), 1e-30) for group, values in scores.items()}

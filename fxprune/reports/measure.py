@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
-from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.capture.modes import structural_copy
+from fxprune.measure import without_fused_layers
 from fxprune.passes.propagate_values import bound_arguments
 
 __all__ = ["example_for", "latencies", "macs_by_node"]
@@ -31,7 +30,7 @@ def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:
     module = _without_gradients(module)
     counter = FlopCounterMode(display=False)
     interpreter = _Counting(module, counter)
-    with torch.no_grad(), counter, _countable_kernels():
+    with torch.no_grad(), without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
         interpreter.run(*bound_arguments(module, example))
     return interpreter.macs
 
@@ -57,18 +56,6 @@ def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
             owner._parameters[name] = p if p is None else nn.Parameter(p.detach(), requires_grad=False)
     assert isinstance(copied, fx.GraphModule)
     return copied.eval()
-
-
-@contextlib.contextmanager
-def _countable_kernels() -> Iterator[None]:
-    """Fused attention is not in the counter's book on every device: its plain form is."""
-    fused = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fused)
 
 
 def latencies(

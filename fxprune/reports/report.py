@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
+import inspect
 import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fxprune import measure
 from fxprune.analysis import Analysis, Group
 from fxprune.capture.inputs import example_of, seeded_noise
 from fxprune.errors import OptionError
@@ -164,16 +165,12 @@ def report(
     if example_inputs is not None or example_kwargs is not None:
         example = example_of(model, example_inputs, example_kwargs)
     recorded = seeded_noise(record["example"], model)
+    options = {name: record[name] for name in inspect.signature(analyze).parameters if name in record}
     analysis = analyze(
-        model,
-        example_inputs=recorded.args,
-        example_kwargs=recorded.kwargs,
-        outputs=record["outputs"],
-        capture=record["capture"],
-        rules=rules,
+        model, example_inputs=recorded.args, example_kwargs=recorded.kwargs, rules=rules, **options
     )
     macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
-    with _threads(threads):
+    with measure._threads(threads):
         seconds = latencies([model, pruned], example, runs=runs) if latency else None
     error = None
     if certificate:
@@ -184,7 +181,7 @@ def report(
     return Report(
         model=type(model).__name__,
         groups=[_figures(analysis, groups[name], kept, pruned, macs) for name, kept in plan.groups.items()],
-        parameters=(_size(model), _size(pruned)),
+        parameters=(measure.parameters_of(model), measure.parameters_of(pruned)),
         macs=(sum(macs[0].values()), sum(macs[1].values())),
         heads=_heads(analysis, plan.groups),
         batch=example.batch or 1,
@@ -230,20 +227,6 @@ def _heads(analysis: Analysis, kept: dict[str, Kept]) -> tuple[int, int]:
     """Attention heads of all layers: what stands outside a head dim."""
     found = [group for group in analysis.groups if group.role == "heads"]
     return sum(g.size for g in found), sum(kept[g.name].count if g.name in kept else g.size for g in found)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- figures and tables as text

@@ -17,7 +17,7 @@ def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
     same = [(input.axes[-1], i)]
     if bias is not None:
         same.append((o, bias.axes[0]))
-    return Flow((*input.axes[:-1], o), same, sums=[i])
+    return Flow((*input.axes[:-1], o), same, sums=[i], macs=[(*input.axes, o)])
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
@@ -28,7 +28,8 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
     batch, same = broadcast([left[:-2], right[:-2]])
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
-    return Flow((*batch, *rows, *columns), [*same, (left[-1], inner)], sums=[inner])
+    out = (*batch, *rows, *columns)
+    return Flow(out, [*same, (left[-1], inner)], sums=[inner], macs=[(*out, inner)])
 
 
 @rule("addmm", "baddbmm")
@@ -36,7 +37,7 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
-    return Flow(out, [*product.same, *same], sums=product.sums)
+    return Flow(out, [*product.same, *same], sums=product.sums, macs=product.macs)
 
 
 @rule("einsum")
@@ -63,7 +64,8 @@ def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
             elif axis != ONE:
                 same.append((known, axis))
     sums = [axis for letter, axis in named.items() if letter not in output]
-    return Flow(tuple(named[letter] for letter in output), same, sums=sums)
+    macs = [tuple(named.values())] if len(operands) > 1 else []
+    return Flow(tuple(named[letter] for letter in output), same, sums=sums, macs=macs)
 
 
 def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
@@ -110,7 +112,8 @@ def conv_axes(
     if bias is not None:
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i])
+    macs = [(*batch, out, *pixels, i, *kernel)]
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -135,7 +138,8 @@ def conv_transpose_axes(
     if bias is not None:
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i])
+    macs = [(*input.axes, o, *kernel)]
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
 
 
 def _pixels(
@@ -201,4 +205,5 @@ def attention_axes(
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
     whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
-    return Flow((*batch, n, e), same, whole, sums=[d])
+    macs = [(*batch, n, m, d), (*batch, n, m, e)]
+    return Flow((*batch, n, e), same, whole, sums=[d], macs=macs)

@@ -54,6 +54,7 @@ class Flow:
         index is spelled by a `Bound`.
     target: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
     sums: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
+    macs: for each product that the op takes, the axes that its multiplications run over.
     selected: the call is made at full size, and what is kept selected from its result.
     """
 
@@ -63,6 +64,7 @@ class Flow:
     sizes: dict[str, Any] = field(default_factory=dict)
     target: Callable[..., Any] | None = None
     sums: list[Axis] = field(default_factory=list)
+    macs: list[Axes] = field(default_factory=list)
     selected: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import fx
 from fxprune import plan_records
 from fxprune.errors import FileError
 from fxprune.plan import plan_of
+from fxprune.prune import analyze
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import recipe as recipes
 from fxprune.saved.examples import example_record
@@ -61,7 +63,7 @@ def save(
         "made_by": versions(facts["origin"]["class"]),
         "build": None,
         "origin": facts["origin"],
-        "options": {"capture": facts["capture"], "outputs": facts["outputs"]},
+        "options": {name: facts[name] for name in inspect.signature(analyze).parameters if name in facts},
         "example": example_record(facts["example"]),
         "plan": plan_records.written(plan, weights=False),
         "graph": graph_digest(pruned),

@@ -9,21 +9,18 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
-from torch.backends import mha
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import model_specs
 from fxprune.analysis import Analysis
 from fxprune.axes import atoms_of
 from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.certify import Certificate, certify
+from fxprune.measure import macs_of, on_meta, outputs_of, parameters_of
 from fxprune.plan import plan_of
 from fxprune.prune import analyze, prune_analyzed
 from fxprune.selection import Selection
 from fxprune.zoo.coverage import OpUse, ops_met
-from fxprune.zoo.randomise import randomise, uninitialised
+from fxprune.zoo.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
 
 __all__ = ["check"]
@@ -32,6 +29,8 @@ __all__ = ["check"]
 NUMERIC_LIMIT = 310e6
 # Where one image costs more, the certificate takes the smallest image that the model accepts.
 AFFORDABLE_MACS = 1e9
+# And where even that is too much, a single image.
+SINGLE_IMAGE_MACS = 8e9
 SMALLER_IMAGES = (64, 96, 128, 160, 192, 224, 256)
 # Dimensions that are whole by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
@@ -49,7 +48,7 @@ def check(spec: str, ratio: float = 0.5) -> Result:
         return _checked(spec, model, ratio)
     except Exception as error:  # the row names whatever went wrong
         note = _first_line(type(error).__name__, error)
-        return Result(spec, FAILED, params=_count(model) / 1e6, note=note, ops=_ops_of_failed(model))
+        return Result(spec, FAILED, params=parameters_of(model) / 1e6, note=note, ops=_ops_of_failed(model))
 
 
 def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
@@ -60,18 +59,22 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
 
     dense_macs, macs = _macs(model, pruned), _macs(pruned, pruned)
     outcome, certificate, note = SHAPES, None, ""
-    if _on_meta(model):
+    if on_meta(model):
         _check_shapes(model, pruned)
     else:
         certificate, note = _certificate(model, pruned, analysis, dense_macs)
+        if not certificate.exact and fit_batch_norms(model, _example(model, pruned)):
+            pruned = prune_analyzed(model, analysis, ratio)
+            certificate, note = _certificate(model, pruned, analysis, dense_macs)
+            note = "; ".join(filter(None, (note, "batch norms fitted to noise")))
         outcome = CERTIFIED if certificate.exact else FAILED
     return Result(
         spec,
         outcome,
         capture=analysis.capture,
         seconds=seconds,
-        params=_count(model) / 1e6,
-        params_left=_count(pruned) / _count(model),
+        params=parameters_of(model) / 1e6,
+        params_left=parameters_of(pruned) / parameters_of(model),
         macs_left=macs / dense_macs,
         certificate=certificate,
         whole=_whole_share(analysis),
@@ -88,25 +91,27 @@ def _model(spec: str) -> nn.Module:
             outline = model_specs.build(spec)
     except Exception:  # its constructor computes with values
         outline = None
-    if outline is not None and _count(outline) > NUMERIC_LIMIT:
+    if outline is not None and parameters_of(outline) > NUMERIC_LIMIT:
         return outline.requires_grad_(False)
     # torch's flop counter trips over parameters that ask for gradients where none are recorded.
     with uninitialised():
         model = model_specs.build(spec).requires_grad_(False)
-    return model.to("meta") if _count(model) > NUMERIC_LIMIT else randomise(model)
+    return model.to("meta") if parameters_of(model) > NUMERIC_LIMIT else randomise(model)
 
 
 def _certificate(
     model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float
 ) -> tuple[Certificate, str]:
-    """In float64, at a batch size other than the traced one; then once with a single image."""
+    """In float64, at a batch size other than the traced one; and run at a third one."""
     record = pruned.meta["fxprune"]
     example, note = seeded_noise(record["example"], model), ""
     if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
         example, note = _smallest(model, pruned, example)
     if record["dynamic"]:
-        _ = _outputs(pruned, example.with_batch(1))
-        example = example.with_batch(3)
+        few, many = (3, 1) if macs > SINGLE_IMAGE_MACS and not note else (1, 3)
+        _ = outputs_of(pruned, example.with_batch(few))
+        example = example.with_batch(many)
+        note = note or ("certified with one image" if many == 1 else "")
     selection = Selection.from_plan(analysis, plan_of(pruned))
     return certify(model, pruned, analysis, selection, example), note
 
@@ -117,7 +122,7 @@ def _smallest(model: nn.Module, pruned: fx.GraphModule, example: Example) -> tup
     for size in (s for s in SMALLER_IMAGES if s < recorded):
         smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
         try:
-            shapes = [[t.shape for t in _outputs(m, smaller)] for m in (model, pruned)]
+            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (model, pruned)]
         except Exception:  # this size is too small for its windows, or other than its positions
             continue
         if shapes[0] == shapes[1]:
@@ -127,33 +132,20 @@ def _smallest(model: nn.Module, pruned: fx.GraphModule, example: Example) -> tup
 
 def _check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
     example = pruned.meta["fxprune"]["example"].with_batch(3)
-    wanted, got = ([tuple(t.shape) for t in _outputs(m, example)] for m in (model, pruned))
+    wanted, got = ([tuple(t.shape) for t in outputs_of(m, example)] for m in (model, pruned))
     if wanted != got:
         raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")
 
 
-def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    with torch.no_grad():
-        out = model(*example.args, **example.kwargs)
-    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-
-
 def _macs(model: nn.Module, pruned: fx.GraphModule) -> float:
-    """Multiply-accumulates of one image, by torch's own counter."""
+    """Multiply-accumulates of one image."""
+    return macs_of(model, _example(model, pruned, 1))
+
+
+def _example(model: nn.Module, pruned: fx.GraphModule, batch: int = 4) -> Example:
     record = pruned.meta["fxprune"]
-    example = record["example"].with_batch(1 if record["dynamic"] else None)
-    if not _on_meta(model):
-        example = seeded_noise(example, model)
-    counter = FlopCounterMode(display=False)
-    # Neither the fused attention kernels of the meta device nor fused encoder layers are in its book.
-    fused = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            _outputs(model, example)
-    finally:
-        mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() / 2
+    example = record["example"].with_batch(batch if record["dynamic"] else None)
+    return example if on_meta(model) else seeded_noise(example, model)
 
 
 def _whole_share(analysis: Analysis) -> float:
@@ -193,20 +185,12 @@ def _parameters(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
     return analysis.module.named_parameters()
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def _ops_of_failed(model: nn.Module) -> tuple[OpUse, ...]:
     """What it calls, if it can be captured at all: an op without a rule may be why it failed."""
     try:
         return ops_met(analyze(model))
     except Exception:  # the row already names what went wrong
         return ()
-
-
-def _on_meta(module: nn.Module) -> bool:
-    return any(p.device.type == "meta" for p in module.parameters())
 
 
 def _first_line(what: str, error: Exception) -> str:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["randomise", "uninitialised"]
+from fxprune.capture.inputs import Example
+
+__all__ = ["fit_batch_norms", "randomise", "uninitialised"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,3 +55,20 @@ def randomise(model: Model, seed: int = 0) -> Model:
                 change = noise(buffer, 0.2).to(buffer)  # no sign is lost: some are variances
                 buffer.copy_(torch.where(buffer == 0, change, buffer * change.exp()))
     return model
+
+
+def fit_batch_norms(model: nn.Module, example: Example) -> bool:
+    """Give every batch norm the statistics of what reaches it, so that deep signals neither fade nor grow.
+
+    Where random weights let activations grow to 1e9, rounding alone breaks a certificate.  False if the
+    model has no batch norm.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(*example.args, **example.kwargs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+    return bool(norms)

@@ -1,0 +1,64 @@
+"""What a choice of counts costs, read off the axes: no model is built, nothing runs.
+
+A weight has as many elements as the product of its axes' sizes; a contraction takes as many
+multiply-accumulates as the product of the sizes of the axes that it runs over (`Flow.macs`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from fxprune.analysis import Analysis, Group
+from fxprune.axes import Atom, Axis, Product, atoms_of
+from fxprune.importance.soft_masks import batch_size_of
+from fxprune.rules.registry import Axes
+
+__all__ = ["Cost", "Counts", "cost_of", "saving_of"]
+
+# How many elements each group keeps; groups that are not listed are whole.
+Counts = Mapping[Group, int]
+Cost = Callable[[Counts], float]
+
+
+def cost_of(analysis: Analysis, measure: str) -> Cost:
+    """Parameters, or multiply-accumulates of one image (which stand for time as well)."""
+    terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
+    batch = batch_size_of(analysis)
+    one_image = {a: 1 for term in terms for axis in term for a in atoms_of(axis) if _counts(a, batch)}
+
+    def cost(counts: Counts) -> float:
+        sizes = one_image | {group.atom: count for group, count in counts.items()}
+        return float(sum(math.prod(_size(axis, sizes) for axis in term) for term in terms))
+
+    return cost
+
+
+def saving_of(group: Group, cost: Cost) -> float:
+    """What removing one element of an otherwise whole model saves."""
+    return cost({}) - cost({group: group.size - 1})
+
+
+def _counts(a: Atom, batch: int) -> bool:
+    return bool(a.fixed) and a.size == batch
+
+
+def _size(axis: Axis, sizes: Mapping[Atom, int]) -> int:
+    if isinstance(axis, Atom):
+        return sizes.get(axis, axis.size)
+    parts = [_size(part, sizes) for part in axis.parts]
+    return math.prod(parts) if isinstance(axis, Product) else sum(parts)
+
+
+def _parameters(analysis: Analysis) -> Iterable[Axes]:
+    for name, _ in analysis.module.named_parameters():
+        if name in analysis.weights:
+            yield analysis.weights[name]
+
+
+def _contractions(analysis: Analysis) -> Iterable[Axes]:
+    """The axes that each product of the graph runs over."""
+    resolve = analysis.inference.solver.resolve
+    for step in analysis.inference.steps.values():
+        for axes in step.flow.macs:
+            yield tuple(map(resolve, axes))

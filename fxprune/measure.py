@@ -1,0 +1,99 @@
+"""What a model costs, measured: parameters, multiply-accumulates, and time beside another model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.capture.inputs import Example
+
+__all__ = ["latency_ratio", "macs_of", "on_meta", "outputs_of", "parameters_of", "twin_of"]
+
+
+def parameters_of(module: nn.Module) -> int:
+    """The number of parameters; a shared one counts once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def macs_of(module: nn.Module, example: Example) -> float:
+    """Multiply-accumulates of one call, by torch's own flop counter."""
+    counter = FlopCounterMode(display=False)
+    # Neither the fused attention kernels of the meta device nor fused encoder layers are in its book.
+    with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+        outputs_of(module, example)
+    return counter.get_total_flops() / 2
+
+
+def twin_of(module: nn.Module) -> nn.Module:
+    """The module in eval mode: a copy that shares all tensors, so that the module's own mode stays."""
+    shared = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared).eval()
+
+
+def outputs_of(module: nn.Module, example: Example) -> list[Tensor]:
+    """All tensors that a call returns, without gradients."""
+    with torch.no_grad():
+        out = module(*example.args, **example.kwargs)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def on_meta(module: nn.Module) -> bool:
+    """Has the model shapes only, no values?"""
+    return any(p.device.type == "meta" for p in module.parameters())
+
+
+def latency_ratio(
+    first: nn.Module, second: nn.Module, example: Example, *, threads: int | None = None, rounds: int = 9
+) -> float:
+    """The time of `second` over that of `first`: the median of runs that take turns.
+
+    Turns cancel what slows the whole machine; the first run of each is not counted.
+    """
+    with _threads(threads):
+        for module in (first, second):
+            _seconds(module, example)
+        ratios = []
+        for _ in range(rounds):
+            before = _seconds(first, example)
+            ratios.append(_seconds(second, example) / before)
+    return statistics.median(ratios)
+
+
+def _seconds(module: nn.Module, example: Example) -> float:
+    start = time.perf_counter()
+    out = outputs_of(module, example)
+    if any(t.is_cuda for t in out):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def without_fused_layers() -> Iterator[None]:
+    """nn.TransformerEncoderLayer layer by layer, as it is written."""
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(fused)
