@@ -20,7 +20,7 @@ from fxprune.saved.hub import local_folder
 from fxprune.saved.replay import replayed, versions
 from fxprune.saved.tensors import assign
 
-__all__ = ["load"]
+__all__ = ["load", "original_of"]
 
 
 def load(
@@ -51,7 +51,7 @@ def load(
     """
     path = local_folder(folder)
     record = read_record(path)
-    original = _original(record, model)
+    original = original_of(record, model, without_values=True)
     try:
         pruned = replayed(original, record, rules)
     except FxpruneError as error:
@@ -63,7 +63,14 @@ def load(
     return pruned
 
 
-def _original(record: Mapping[str, Any], model: nn.Module | str | None) -> nn.Module:
+def original_of(
+    record: Mapping[str, Any], model: nn.Module | str | None = None, *, without_values: bool = False
+) -> nn.Module:
+    """The original that a record speaks of, or the model given, with any weights, or none where none will do.
+
+    Raises:
+        FileError: the record does not say how to build it, or names code.
+    """
     recipe = record["build"]
     if isinstance(model, str):
         return model_specs.build(model)
@@ -79,7 +86,7 @@ def _original(record: Mapping[str, Any], model: nn.Module | str | None) -> nn.Mo
             f"the original is built by {recipe['from']} with {recipe['options']}, which is code and is not "
             f"run because a file says so: pass model={recipe['from']!r}, or the model itself"
         )
-    return recipes.rebuild(recipe, recipe["on"])
+    return recipes.rebuild(recipe, recipe["on"] if without_values else "cpu")
 
 
 def _whence(record: Mapping[str, Any], model: nn.Module | str | None) -> str:
