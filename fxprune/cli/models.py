@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fxprune import model_specs
-from fxprune.errors import FileError, OptionError
+from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
 from fxprune.saved.folder import RECORD
 from fxprune.saved.hub import HUB
 
@@ -46,13 +47,27 @@ def made(
     where = device_of(device)
     if pretrained and checkpoint:
         raise click.UsageError("--pretrained and --checkpoint: one of them")
-    model = model_specs.build(spec, pretrained=pretrained)
+    model = _built(spec, pretrained)
     if checkpoint:
         _load_checkpoint(model, checkpoint)
     options: dict[str, Any] = {"capture": capture}
     if input_size is not None:
         options["example_inputs"] = _images(input_size).to(where)
     return Made(model.to(where), options)
+
+
+def _built(spec: str, pretrained: bool) -> nn.Module:
+    """Whatever a library says of a name that it can't build becomes one kind of error."""
+    try:
+        return model_specs.build(spec, pretrained=pretrained)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        library, _, name = spec.partition(":")
+        known = model_specs.LISTS.get(library, list)()
+        near = difflib.get_close_matches(name, known, n=3)
+        close = f"; close are {', '.join(f'{library}:{n}' for n in near)}" if near else ""
+        raise ModelSpecError(f"{spec} can't be built: {error}{close}") from error
 
 
 def is_saved(name: str) -> bool:
