@@ -14,6 +14,7 @@ from helpers import CAPTURES, assert_same, images, randomise, run, small_vit
 from torch import fx, nn
 
 import fxprune
+from fxprune import plan_records
 from fxprune.errors import PlanError
 
 
@@ -165,3 +166,11 @@ def test_an_empty_plan_prints_and_round_trips(model: nn.Module, tmp_path: Path) 
     assert str(plan).split() == ["group", "size", "kept"]
     plan.save(tmp_path / "plan.json")
     assert fxprune.Plan.load(tmp_path / "plan.json").groups == {}
+
+
+def test_bits_beyond_the_last_element() -> None:
+    groups = {"hidden": {"size": 12, "kept": "//A="}}
+    assert plan_records.read({"format": "fxprune-plan-2", "groups": groups}).groups["hidden"].count == 12
+    groups["hidden"]["kept"] = "//g="
+    with pytest.raises(PlanError, match=r"hidden.*0\.\.11"):
+        plan_records.read({"format": "fxprune-plan-2", "groups": groups})

@@ -214,12 +214,11 @@ def _figures(
 
 
 def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
-    """Does a call return the group's axis, or take it in?"""
+    """Does a call take the group's axis in, as a value or by a weight?"""
     own = analysis._operands.get(node, [])
-    return (
-        analysis._carries(node, group.atom)
-        or any(arg in analysis.axes and analysis._carries(arg, group.atom) for arg in node.all_input_nodes)
-        or any(group.atom in analysis._atoms(analysis.weights[s.name][s.dim]) for s in own)
+    values = [arg for arg in node.all_input_nodes if arg in analysis.axes]
+    return any(analysis._carries(arg, group.atom) for arg in values) or any(
+        group.atom in analysis._atoms(analysis.weights[site.name][site.dim]) for site in own
     )
 
 
