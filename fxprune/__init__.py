@@ -11,7 +11,11 @@ from fxprune.certify import Certificate
 from fxprune.errors import FxpruneError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, apply, prune, verify
+from fxprune.reports.explain import explain
+from fxprune.reports.report import Report, report
 from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
+from fxprune.saved.load import load
+from fxprune.saved.save import save
 
 __version__ = "0.1.0"
 
@@ -25,12 +29,17 @@ __all__ = [
     "Kept",
     "Latency",
     "Plan",
+    "Report",
     "RuleSet",
     "Site",
     "analyze",
     "apply",
+    "explain",
+    "load",
     "plan_of",
     "prune",
+    "report",
+    "save",
     "trace",
     "verify",
 ]

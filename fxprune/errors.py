@@ -8,6 +8,7 @@ __all__ = [
     "CertificateError",
     "DataError",
     "ExampleInputError",
+    "FileError",
     "FxpruneError",
     "MissingRuleError",
     "ModelSpecError",
@@ -59,6 +60,10 @@ class PatternError(FxpruneError, ValueError):
 
 class PlanError(FxpruneError):
     """A plan does not belong to this model, or a module carries no plan."""
+
+
+class FileError(FxpruneError):
+    """A folder is not what `fxprune.save` wrote (missing, truncated, edited), or can't be rebuilt."""
 
 
 class RewriteError(FxpruneError):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import LongTensor, fx
 
+from fxprune import plan_records
 from fxprune.errors import PlanError
 from fxprune.files import write_whole
 
@@ -54,54 +53,24 @@ class Plan:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON; the file appears whole or not at all."""
-        record = {
-            "format": "fxprune-plan-1",
-            "groups": {n: {"size": k.size, "kept": k.indices.tolist()} for n, k in self.groups.items()},
-            "weights": {
-                n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()
-            },
-        }
-        write_whole(path, json.dumps(record))
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Kept indices stand as bits in base64, each list once: `fxprune.plan_records` has the format.
+        """
+        write_whole(path, json.dumps(plan_records.written(self)))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
         """Read a plan that `save` wrote.  Raises PlanError for anything else."""
         try:
             with open(path) as file:
-                record = json.load(file)
-            if record["format"] != "fxprune-plan-1":
-                raise PlanError(f"{path} is of format {record['format']!r}, not fxprune-plan-1")
-            groups = {n: _kept(n, k["size"], k["kept"]) for n, k in record["groups"].items()}
-            kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
-        except (
-            json.JSONDecodeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            UnicodeDecodeError,
-        ) as error:
+                return plan_records.read(json.load(file))
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+        except OSError as error:
+            raise PlanError(f"{path} can't be read: {error}") from error
+        except ValueError as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
-        return Plan(groups, kept)
-
-
-def _kept(name: str, size: Any, values: Any) -> Kept:
-    """A group's record as data, if it is one: increasing whole numbers within the group."""
-    rows = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
-    for row in rows:
-        if not isinstance(row, list) or not all(type(v) is int for v in row):
-            raise PlanError(f"{name}: kept indices must be a list of whole numbers")
-        if not row or row[0] < 0 or row[-1] >= size:
-            raise PlanError(f"{name}: kept indices must be within 0..{size - 1}, and at least one")
-        if any(b <= a for a, b in itertools.pairwise(row)):
-            raise PlanError(f"{name}: kept indices must increase")
-    if len({len(row) for row in rows}) > 1:
-        raise PlanError(f"{name}: every head must keep the same number")
-    return Kept(size, torch.tensor(values))
-
-
-def _indices(values: Any) -> Any:
-    return None if values is None else torch.tensor(values)
 
 
 def plan_of(pruned: fx.GraphModule) -> Plan:

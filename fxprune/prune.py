@@ -24,6 +24,7 @@ from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
 from fxprune.pruned_module import PrunedModule
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved.origin import origin_of
 from fxprune.select import candidates
 from fxprune.selection import Selection
 
@@ -238,6 +239,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
         "split_qkv": analysis.module.meta["split_qkv"],
         "dynamic": not any("batch size" in note for note in analysis.notes),
         "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
+        "origin": origin_of(model, analysis.module),
     }
     return pruned
 

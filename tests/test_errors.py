@@ -370,3 +370,29 @@ def test_an_edited_size_in_a_plan_file(saved: Path, size: Any) -> None:
     saved.write_text(json.dumps(record))
     with pytest.raises(errors.PlanError):
         fxprune.apply(mlp(), fxprune.Plan.load(saved), example_inputs=VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("bits", "says"),
+    [
+        ("", "0..15"),  # none of them
+        ("AAA=", "at least one"),
+        ("gAAA", "0..15"),  # a byte too many
+        ("gA==", "0..15"),  # a byte too few
+        ("no base64!", ""),
+    ],
+)
+def test_edited_bits_in_a_plan_file(saved: Path, bits: str, says: str) -> None:
+    record = json.loads(saved.read_text())
+    (group,) = record["groups"]
+    record["groups"][group]["kept"] = bits
+    saved.write_text(json.dumps(record))
+    with pytest.raises(errors.PlanError) as raised:
+        fxprune.Plan.load(saved)
+    assert says in str(raised.value)
+    assert "plan.json" in str(raised.value)
+
+
+def test_a_plan_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(errors.PlanError, match=r"plan\.json"):
+        fxprune.Plan.load(tmp_path / "plan.json")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers import CAPTURES, assert_same, images, randomise, run, small_vit
 from torch import fx, nn
 
 import fxprune
+from fxprune import plan_records
 from fxprune.errors import PlanError
 
 
@@ -52,11 +55,35 @@ def test_a_plan_is_plain_json(pruned: fx.GraphModule, tmp_path: Path) -> None:
     plan = fxprune.plan_of(pruned)
     plan.save(tmp_path / "plan.json")
     record = json.loads((tmp_path / "plan.json").read_text())
-    assert record["format"] == "fxprune-plan-1"
+    assert record["format"] == "fxprune-plan-2"
     assert record["groups"]["embed"]["size"] == 48
-    assert record["groups"]["embed"]["kept"] == plan.groups["embed"].indices.tolist()
-    weight = record["weights"]["patch_embed.proj.weight"]
-    assert weight == [plan.groups["embed"].indices.tolist(), None, None, None]
+    assert positions(record["groups"]["embed"]["kept"]) == plan.groups["embed"].indices.tolist()
+    choice, *others = record["weights"]["patch_embed.proj.weight"]
+    assert positions(record["indices"][choice]) == plan.groups["embed"].indices.tolist()
+    assert others == [None, None, None]
+
+
+def positions(bits: str) -> list[int]:
+    """The format as it is documented: base64, the first element in the highest bit."""
+    flags = "".join(f"{byte:08b}" for byte in base64.b64decode(bits))
+    return [i for i, flag in enumerate(flags) if flag == "1"]
+
+
+def test_a_plan_is_read_in_the_first_format_too(pruned: fx.GraphModule, tmp_path: Path) -> None:
+    plan = fxprune.plan_of(pruned)
+    weights = {n: [None if d is None else d.tolist() for d in dims] for n, dims in plan.kept.items()}
+    groups = {n: {"size": k.size, "kept": k.indices.tolist()} for n, k in plan.groups.items()}
+    record = {"format": "fxprune-plan-1", "groups": groups, "weights": weights}
+    (tmp_path / "plan.json").write_text(json.dumps(record))
+    assert_equal_plans(fxprune.Plan.load(tmp_path / "plan.json"), plan)
+
+
+def test_a_plan_is_small_beside_the_weights(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224")
+    pruned = fxprune.prune(model, 0.5, attention="head_dim")
+    fxprune.plan_of(pruned).save(tmp_path / "plan.json")
+    weights = sum(t.numel() * t.element_size() for t in pruned.state_dict().values())
+    assert (tmp_path / "plan.json").stat().st_size < weights / 100
 
 
 def test_saving_replaces_the_file_whole_and_leaves_nothing_beside_it(
@@ -139,3 +166,11 @@ def test_an_empty_plan_prints_and_round_trips(model: nn.Module, tmp_path: Path) 
     assert str(plan).split() == ["group", "size", "kept"]
     plan.save(tmp_path / "plan.json")
     assert fxprune.Plan.load(tmp_path / "plan.json").groups == {}
+
+
+def test_bits_beyond_the_last_element() -> None:
+    groups = {"hidden": {"size": 12, "kept": "//A="}}
+    assert plan_records.read({"format": "fxprune-plan-2", "groups": groups}).groups["hidden"].count == 12
+    groups["hidden"]["kept"] = "//g="
+    with pytest.raises(PlanError, match=r"hidden.*0\.\.11"):
+        plan_records.read({"format": "fxprune-plan-2", "groups": groups})

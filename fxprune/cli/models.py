@@ -1,0 +1,109 @@
+"""Models as the command line names them: a spec with its weights, or a saved folder."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fxprune import model_specs
+from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
+from fxprune.saved.folder import RECORD
+from fxprune.saved.hub import HUB
+
+__all__ = ["Made", "device_of", "is_saved", "made"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model on its device, and the keyword arguments for `analyze` that belong to it."""
+
+    model: nn.Module
+    options: dict[str, Any]
+
+
+def made(
+    spec: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    input_size: str | None = None,
+    capture: str = "auto",
+    device: str = "cpu",
+) -> Made:
+    """The model that a spec names, with the weights asked for.
+
+    Raises:
+        ModelSpecError: there is no such model.
+        FileError: the checkpoint does not fit it.
+    """
+    where = device_of(device)
+    if pretrained and checkpoint:
+        raise click.UsageError("--pretrained and --checkpoint: one of them")
+    model = _built(spec, pretrained)
+    if checkpoint:
+        _load_checkpoint(model, checkpoint)
+    options: dict[str, Any] = {"capture": capture}
+    if input_size is not None:
+        options["example_inputs"] = _images(input_size).to(where)
+    return Made(model.to(where), options)
+
+
+def _built(spec: str, pretrained: bool) -> nn.Module:
+    """Whatever a library says of a name that it can't build becomes one kind of error."""
+    try:
+        return model_specs.build(spec, pretrained=pretrained)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        library, _, name = spec.partition(":")
+        known = model_specs.LISTS.get(library, list)()
+        near = difflib.get_close_matches(name, known, n=3)
+        close = f"; close are {', '.join(f'{library}:{n}' for n in near)}" if near else ""
+        raise ModelSpecError(f"{spec} can't be built: {error}{close}") from error
+
+
+def is_saved(name: str) -> bool:
+    """Is this a folder that `save` wrote, here or on the Hub (and no spec)?"""
+    return name.startswith(HUB) or (Path(name) / RECORD).exists()
+
+
+def device_of(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise OptionError(f"--device {name}: there is no such device here ({first})") from error
+    return device
+
+
+def _load_checkpoint(model: nn.Module, path: str) -> None:
+    """Weights of a safetensors file, all of them under the model's own names."""
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except SafetensorError as error:
+        raise FileError(
+            f"{path} is no safetensors file ({error}); pickled checkpoints are not read"
+        ) from error
+    except RuntimeError as error:
+        raise FileError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _images(size: str) -> Tensor:
+    try:
+        shape = [int(part) for part in size.replace("x", ",").split(",")]
+    except ValueError:
+        shape = []
+    if len(shape) != 3 or min(shape) < 1:
+        raise click.BadParameter(
+            f"{size!r}: write channels,height,width such as 3,224,224", param_hint="--input-size"
+        )
+    return torch.zeros(2, *shape)

@@ -1,0 +1,1 @@
+"""What was found and what was done, in words and figures."""

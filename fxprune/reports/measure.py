@@ -1,0 +1,98 @@
+"""Figures of two models beside each other: multiply-accumulates, and seconds, taking turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.capture.inputs import Example, seeded_noise
+from fxprune.capture.modes import structural_copy
+from fxprune.measure import without_fused_layers
+from fxprune.passes.propagate_values import bound_arguments
+
+__all__ = ["example_for", "latencies", "macs_by_node"]
+
+
+def example_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
+    """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
+    record = pruned.meta["fxprune"]
+    return seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+
+
+def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:
+    """Multiply-accumulates of each call of a graph, by torch's own counter."""
+    module = _without_gradients(module)
+    counter = FlopCounterMode(display=False)
+    interpreter = _Counting(module, counter)
+    with torch.no_grad(), without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+        interpreter.run(*bound_arguments(module, example))
+    return interpreter.macs
+
+
+class _Counting(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module)
+        self.counter = counter
+        self.macs: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        before = self.counter.get_total_flops()
+        value = super().run_node(n)
+        self.macs[n.name] = (self.counter.get_total_flops() - before) / 2
+        return value
+
+
+def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
+    """The same tensors in a module whose parameters ask for no gradient, which the counter can't stand."""
+    copied = structural_copy(module)
+    for owner in copied.modules():
+        for name, p in owner._parameters.items():
+            owner._parameters[name] = p if p is None else nn.Parameter(p.detach(), requires_grad=False)
+    assert isinstance(copied, fx.GraphModule)
+    return copied.eval()
+
+
+def latencies(
+    models: Sequence[nn.Module],
+    example: Example,
+    *,
+    runs: int = 11,
+    warmup: int = 2,
+    progress: Callable[[int], object] = lambda run: None,
+) -> list[float]:
+    """Median seconds of a call of each model in eval mode, on the same input, taking turns."""
+    modes = [{m: m.training for m in model.modules()} for model in models]
+    taken: list[list[float]] = [[] for _ in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.inference_mode():
+            for run in range(warmup + runs):
+                for model, seconds in zip(models, taken, strict=True):
+                    seconds.append(_timed(model, example))
+                progress(run)
+    finally:
+        for mode in modes:
+            for module, training in mode.items():
+                module.training = training
+    return [statistics.median(seconds[warmup:]) for seconds in taken]
+
+
+def _timed(model: nn.Module, example: Example) -> float:
+    _synchronise(example)
+    start = time.perf_counter()
+    model(*example.args, **example.kwargs)
+    _synchronise(example)
+    return time.perf_counter() - start
+
+
+def _synchronise(example: Example) -> None:
+    devices = {a.device.type for a in example.args if isinstance(a, torch.Tensor)}
+    if "cuda" in devices:
+        torch.cuda.synchronize()

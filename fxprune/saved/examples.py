@@ -1,0 +1,51 @@
+"""An example call as JSON: shapes and types of tensors, plain values as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.capture.inputs import Example
+from fxprune.errors import FileError
+
+__all__ = ["example_from", "example_record"]
+
+
+def example_record(example: Example) -> dict[str, Any]:
+    """Raises FileError for an argument that is neither a tensor nor plain data."""
+    return {
+        "args": [_written(a) for a in example.args],
+        "kwargs": {k: _written(v) for k, v in example.kwargs.items()},
+    }
+
+
+def example_from(record: dict[str, Any], device: str) -> Example:
+    """The same call with zeros."""
+    args = tuple(_read(a, device) for a in record["args"])
+    return Example(args, {k: _read(v, device) for k, v in record["kwargs"].items()})
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_written(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": {str(k): _written(v) for k, v in value.items()}}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    raise FileError(f"the example call has an argument of type {type(value).__name__}, which can't be saved")
+
+
+def _read(value: Any, device: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "shape" in value:
+        return torch.zeros(value["shape"], dtype=getattr(torch, value["dtype"]), device=device)
+    ((kind, items),) = value.items()
+    if kind == "dict":
+        return {k: _read(v, device) for k, v in items.items()}
+    found = [_read(v, device) for v in items]
+    return tuple(found) if kind == "tuple" else found

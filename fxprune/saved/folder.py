@@ -1,0 +1,142 @@
+"""The folder on disk: `model.safetensors` and `fxprune.json`, which always fit each other.
+
+Two files can't be replaced in one step.  The record names its weights by digest, and the order is:
+
+    1  the new weights appear whole, as PENDING (their digest is in the name)
+    2  the record is replaced                      from here on the folder is the new one
+    3  PENDING is renamed to model.safetensors
+
+A kill before 2 leaves the old pair; a kill between 2 and 3 a record whose weights are still PENDING, which
+is where `read_tensors` looks first.  One process at a time may write a folder; any number may read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fxprune.errors import FileError
+from fxprune.files import TEMPORARY, write_whole
+from fxprune.saved.fingerprint import json_digest
+
+__all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
+
+FORMAT = "fxprune-1"
+RECORD = "fxprune.json"
+WEIGHTS = "model.safetensors"
+PENDING = ".fxprune-{}.safetensors"
+
+
+def write_folder(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Make the folder hold this record and these tensors, or leave it as it was.
+
+    Raises:
+        FileError: the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pending, weights = _write_pending(folder, tensors)
+        whole: dict[str, Any] = {"format": FORMAT, **record, "weights": weights}
+        text = json.dumps({**whole, "digest": json_digest(whole)}, indent=1)
+        write_whole(folder / RECORD, text)
+        os.replace(pending, folder / WEIGHTS)
+        _flush(folder)
+        _tidy(folder)
+    except OSError as error:
+        raise FileError(f"{folder} can't be written: {error}") from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record, if it is whole and unedited.  Raises FileError for anything else."""
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileError(f"{folder} holds no {RECORD}: it was not written by fxprune.save") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is no whole record: {error}") from error
+    if not isinstance(record, dict) or "format" not in record:
+        raise FileError(f"{path} is no record of fxprune.save")
+    if record["format"] != FORMAT:
+        raise FileError(f"{path} is of format {record['format']!r}; this version of fxprune reads {FORMAT}")
+    if record.pop("digest", None) != json_digest(record):
+        raise FileError(f"{path} was edited since it was saved: its digest does not fit")
+    return record
+
+
+def read_tensors(folder: Path, record: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
+    """The tensors that a record was saved with, by name.  Raises FileError if they are not those."""
+    wanted = record["weights"]
+    path = folder / PENDING.format(wanted["sha256"][:16])
+    if not path.exists():
+        path = folder / WEIGHTS
+    try:
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            what = "truncated" if size < wanted["bytes"] else "not the file that was saved"
+            raise FileError(f"{path} is {what}: it has {size} bytes, and should have {wanted['bytes']}")
+        if _sha256(path) != wanted["sha256"]:
+            raise FileError(f"{path} was changed since it was saved: its digest does not fit {RECORD}")
+        return safetensors.torch.load_file(path, device=str(device))
+    except FileNotFoundError:
+        raise FileError(f"{folder} holds no {WEIGHTS}") from None
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path} can't be read: {error}") from error
+
+
+def _write_pending(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, dict[str, Any]]:
+    handle, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY, suffix=".tmp")
+    os.close(handle)
+    try:
+        safetensors.torch.save_file(dict(tensors), name, metadata={"format": "pt"})
+        os.chmod(name, 0o666 & ~_umask())
+        _flush(name)
+        weights: dict[str, Any] = {"bytes": os.path.getsize(name), "sha256": _sha256(Path(name))}
+        pending = folder / PENDING.format(weights["sha256"][:16])
+        os.replace(name, pending)
+        _flush(folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    return pending, weights
+
+
+def _umask() -> int:
+    """A temporary file is its owner's alone; what takes its place should be as readable as any other."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what earlier, interrupted writes left."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

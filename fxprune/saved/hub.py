@@ -1,0 +1,46 @@
+"""Where a saved model lies: a folder here, or a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fxprune.errors import FileError
+from fxprune.saved.folder import RECORD, WEIGHTS
+
+__all__ = ["HUB", "local_folder"]
+
+HUB = "hf-hub:"
+
+
+def local_folder(source: str | os.PathLike[str]) -> Path:
+    """A folder as it is; `hf-hub:owner/name[@revision]` as the folder that it is downloaded to.
+
+    Raises:
+        FileError: there is no such folder or repository.
+    """
+    text = os.fspath(source)
+    if text.startswith(HUB):
+        return _snapshot(text.removeprefix(HUB))
+    folder = Path(text)
+    if not folder.is_dir():
+        raise FileError(f"there is no folder {text}; for a repository of the Hub write {HUB}owner/name")
+    return folder
+
+
+def _snapshot(name: str) -> Path:
+    """Fetch the two files that `fxprune.save` writes, unless the cache has them."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise FileError(
+            f"{HUB}{name} needs the package huggingface_hub: pip install huggingface_hub"
+        ) from error
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[RECORD, WEIGHTS])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FileError(f"{HUB}{name} can't be fetched: {first}") from error
+    return Path(folder)

@@ -1,0 +1,121 @@
+"""`fxprune.load`: a folder to a pruned model, without running anything that the folder names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune import model_specs
+from fxprune.errors import FileError, FxpruneError
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved import recipe as recipes
+from fxprune.saved.fingerprint import graph_digest
+from fxprune.saved.folder import read_record, read_tensors
+from fxprune.saved.hub import local_folder
+from fxprune.saved.replay import replayed, versions
+from fxprune.saved.tensors import assign
+
+__all__ = ["load", "original_of"]
+
+
+def load(
+    folder: str | os.PathLike[str],
+    model: nn.Module | str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    rules: RuleSet = DEFAULT_RULES,
+) -> fx.GraphModule:
+    """Read a pruned model that `save` wrote.  No code of the folder is run or imported.
+
+    Args:
+        folder: the folder, or `hf-hub:owner/name[@revision]`.
+        model: the original's architecture, with any weights, for one that the folder can't say how to
+            build; or a spec such as `package.module:factory`, which *is* imported, since you name it.
+        device: where the weights go.
+        rules: those that it was pruned with.
+
+    Returns:
+        The pruned model with its weights, constants, modes and plan as they were saved.
+
+    Raises:
+        FileError: the folder is missing, truncated, edited, or of another model; or `model` is needed.
+
+    Example:
+        >>> pruned = fxprune.load("deit-half")
+        >>> fxprune.verify(timm.create_model("deit_small_patch16_224", pretrained=True), pruned)
+    """
+    path = local_folder(folder)
+    record = read_record(path)
+    original = original_of(record, model, without_values=True)
+    try:
+        pruned = replayed(original, record, rules)
+    except FxpruneError as error:
+        raise FileError(f"{path}: the plan does not fit {_whence(record, model)}: {error}") from error
+    _compare(pruned, record, _whence(record, model))
+    assign(pruned, read_tensors(path, record, device), set(record["frozen"]))
+    _set_modes(pruned, record["modes"])
+    pruned.meta["fxprune"]["origin"] = {"config": None, **record["origin"], "build": record["build"]}
+    return pruned
+
+
+def original_of(
+    record: Mapping[str, Any], model: nn.Module | str | None = None, *, without_values: bool = False
+) -> nn.Module:
+    """The original that a record speaks of, or the model given, with any weights, or none where none will do.
+
+    Raises:
+        FileError: the record does not say how to build it, or names code.
+    """
+    recipe = record["build"]
+    if isinstance(model, str):
+        return model_specs.build(model)
+    if model is not None:
+        return model
+    if recipe is None:
+        raise FileError(
+            f"the folder does not say how to build its {record['origin']['class']}: pass model=, the "
+            f"original's architecture with any weights"
+        )
+    if not recipes.is_safe(recipe):
+        raise FileError(
+            f"the original is built by {recipe['from']} with {recipe['options']}, which is code and is not "
+            f"run because a file says so: pass model={recipe['from']!r}, or the model itself"
+        )
+    return recipes.rebuild(recipe, recipe["on"] if without_values else "cpu")
+
+
+def _whence(record: Mapping[str, Any], model: nn.Module | str | None) -> str:
+    if model is not None:
+        return f"the model given ({model if isinstance(model, str) else type(model).__name__})"
+    return str(record["build"]["from"])
+
+
+def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> None:
+    """The replayed graph must be the saved one; other versions of a library may spell it otherwise."""
+    if graph_digest(pruned) == record["graph"]:
+        return
+    then, now = record["made_by"], versions(record["origin"]["class"])
+    changed = [
+        f"{name} {then.get(name)} -> {version}" for name, version in now.items() if then.get(name) != version
+    ]
+    if not changed:
+        raise FileError(
+            f"{whence} has the right weights, but computes something else with them than the model that "
+            f"was saved (another option of its constructor?)"
+        )
+    warnings.warn(
+        f"the graph differs from the saved one, and so do versions ({', '.join(changed)}): compare the "
+        f"loaded model with the original by fxprune.verify",
+        stacklevel=3,
+    )
+
+
+def _set_modes(pruned: nn.Module, modes: Mapping[str, Any]) -> None:
+    others = set(modes["others"])
+    for path, module in pruned.named_modules():
+        module.training = modes["training"] != (path in others)

@@ -1,0 +1,56 @@
+"""From a record and an original to the pruned model again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune import plan_records
+from fxprune.errors import FileError
+from fxprune.prune import apply
+from fxprune.pruned_module import PrunedModule
+from fxprune.rules.registry import RuleSet
+from fxprune.saved.examples import example_from
+from fxprune.saved.fingerprint import layout_digest
+from fxprune.saved.origin import in_dtypes
+
+__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "replayed", "versions"]
+
+OTHER_LAYOUT = "makes weights of other names or shapes"
+OTHER_FUNCTION = "computes something else with its weights"
+
+
+def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> PrunedModule:
+    """The plan applied to an original, in the precision that the original was pruned in."""
+    origin = record["origin"]
+    if layout_digest(model.state_dict()) != origin["layout"]:
+        raise FileError(f"it is not the architecture that was pruned, a {origin['class']}: it {OTHER_LAYOUT}")
+    model = in_dtypes(model, origin["dtypes"])
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    example = example_from(record["example"], str(device))
+    pruned = apply(
+        model,
+        plan_records.read(record["plan"]),
+        example_inputs=example.args,
+        example_kwargs=example.kwargs,
+        rules=rules,
+        **record["options"],
+    )
+    assert isinstance(pruned, PrunedModule)
+    return pruned
+
+
+def versions(kind: str) -> dict[str, str]:
+    """Of fxprune, torch and the library that the original's class comes from."""
+    names = dict.fromkeys(("fxprune", "torch", kind.partition(".")[0]))
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # the user's own module; fxprune from a checkout
+            continue
+    return found

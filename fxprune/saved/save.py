@@ -1,0 +1,135 @@
+"""`fxprune.save`: a pruned model to a folder, with a tried way to build its original."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from fxprune import plan_records
+from fxprune.errors import FileError
+from fxprune.plan import plan_of
+from fxprune.prune import analyze
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved import recipe as recipes
+from fxprune.saved.examples import example_record
+from fxprune.saved.fingerprint import graph_digest, layout_digest
+from fxprune.saved.folder import write_folder
+from fxprune.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, versions
+from fxprune.saved.tensors import named_tensors
+
+__all__ = ["save"]
+
+
+def save(
+    pruned: fx.GraphModule,
+    folder: str | os.PathLike[str],
+    *,
+    build: str | None = None,
+    build_options: Mapping[str, Any] | None = None,
+    rules: RuleSet = DEFAULT_RULES,
+) -> None:
+    """Write a pruned model to a folder: `model.safetensors` and `fxprune.json`.
+
+    A kill at any moment leaves the folder as it was or as it will be.  The folder may be uploaded as it
+    is (`huggingface_hub.upload_folder`).
+
+    Args:
+        pruned: what `prune`, `apply` or `load` returned, trained since or not, on any device.
+        folder: made where there is none; a model saved there before is replaced.
+        build: how the original is built: `timm:NAME`, `torchvision:NAME`, `hf:MODEL_TYPE`, or
+            `package.module:factory`, which `load` only shows and never runs.  By default it is found
+            out for models of timm, torchvision and transformers, and tried before it is written.
+        build_options: plain keyword arguments of that factory.
+        rules: those that it was pruned with.
+
+    Raises:
+        FileError: the folder can't be written, `build` makes another model, or there are no values.
+        PlanError: `pruned` was not made by fxprune.
+
+    Example:
+        >>> fxprune.save(fxprune.prune(model, 0.5), "deit-half")
+        >>> pruned = fxprune.load("deit-half")
+    """
+    plan = plan_of(pruned)
+    tensors = named_tensors(pruned)
+    facts = pruned.meta["fxprune"]
+    record: dict[str, Any] = {
+        "made_by": versions(facts["origin"]["class"]),
+        "build": None,
+        "origin": facts["origin"],
+        "options": {name: facts[name] for name in inspect.signature(analyze).parameters if name in facts},
+        "example": example_record(facts["example"]),
+        "plan": plan_records.written(plan, weights=False),
+        "graph": graph_digest(pruned),
+        "modes": _modes(pruned),
+        "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
+    }
+    if build is not None:
+        record["build"] = _as_told(recipes.recipe_of(build, build_options), record, rules)
+    elif build_options is not None:
+        raise FileError("build_options are those of build=, which is missing")
+    else:
+        record["build"] = _found_out(record, rules)
+    record["origin"] = {k: v for k, v in facts["origin"].items() if k != "config"}
+    write_folder(Path(folder), record, tensors)
+
+
+def _as_told(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
+    """The user's recipe, tried if it is one that `load` follows."""
+    if not recipes.is_safe(recipe):
+        return recipe
+    problem = ""
+    for device in ("meta", "cpu"):
+        recipe = {**recipe, "on": device}
+        problem = _why_not(recipe, record, rules)
+        if not problem:
+            return recipe
+    raise FileError(f"build={recipe['from']!r} with {recipe['options']} {problem}")
+
+
+def _found_out(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
+    """A recipe that does build the original, or None with a warning."""
+    origin = record["origin"]
+    if origin.get("build"):
+        return origin["build"]  # it was loaded by this recipe
+    first = record["example"]["args"][:1]
+    shape = first[0].get("shape") if first and isinstance(first[0], dict) else None
+    problems: dict[str, str] = {}
+    for recipe in recipes.candidates(origin, shape):
+        for device in ("meta", "cpu"):
+            why = _why_not({**recipe, "on": device}, record, rules)
+            if not why:
+                return {**recipe, "on": device}
+            problems.setdefault(why, f"is not what {recipe['from']} makes: it {why}")
+            if why == OTHER_LAYOUT:
+                break
+    nearest = problems.get(OTHER_FUNCTION) or next(iter(problems.values()), "is of no library known here")
+    warnings.warn(
+        f"{origin['class']} {nearest}; load() will need model=, or save with build= to say how it is built",
+        stacklevel=3,
+    )
+    return None
+
+
+def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSet) -> str:
+    """Why a recipe does not lead back to the graph that is saved; nothing if it does."""
+    try:
+        model = recipes.rebuild(recipe, recipe["on"])
+        if layout_digest(model.state_dict()) != record["origin"]["layout"]:
+            return OTHER_LAYOUT
+        pruned = replayed(model, record, rules)
+    except Exception as error:  # whatever a library's constructor or the capture of its model raises
+        return f"fails: {type(error).__name__}: {error}"
+    return "" if graph_digest(pruned) == record["graph"] else OTHER_FUNCTION
+
+
+def _modes(pruned: fx.GraphModule) -> dict[str, Any]:
+    """Train or eval, and the modules that are in the other mode."""
+    modes = {path: m.training for path, m in pruned.named_modules()}
+    return {"training": modes[""], "others": [path for path, mode in modes.items() if mode != modes[""]]}

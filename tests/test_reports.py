@@ -1,0 +1,204 @@
+"""Reports and explanations: right figures, in every form, and words that name what is coupled."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from helpers import images, mlp, parameter_count, run, small_conv, small_hf_vit, small_swin, small_vit
+from torch import fx, nn
+
+import fxprune
+from fxprune.errors import OptionError, PlanError
+
+VECTORS = torch.randn(3, 6)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return small_vit()
+
+
+@pytest.fixture(scope="module")
+def pruned(model: nn.Module) -> fx.GraphModule:
+    return fxprune.prune(model, 0.5, example_inputs=images())
+
+
+@pytest.fixture(scope="module")
+def report(model: nn.Module, pruned: fx.GraphModule) -> fxprune.Report:
+    return fxprune.report(model, pruned)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_totals(model: nn.Module, pruned: fx.GraphModule, report: fxprune.Report) -> None:
+    assert report.parameters == (parameter_count(model), parameter_count(pruned))
+    assert report.heads == (8, 4)  # two blocks
+    assert report.latency is None
+    assert report.certificate is None
+    assert report.batch == 1
+
+
+def test_macs_are_those_of_the_layers(report: fxprune.Report) -> None:
+    def vit(embed: int, heads: int, hidden: int, tokens: int = 17, head_dim: int = 12) -> int:
+        """A patch embedding, two blocks, a head of ten classes; counted by hand."""
+        attention = embed * 4 * heads * head_dim * tokens + 2 * tokens * tokens * heads * head_dim
+        return 16 * 3 * 64 * embed + 2 * (attention + 2 * tokens * embed * hidden) + embed * 10
+
+    assert report.macs == (vit(48, 4, 192), vit(24, 2, 96))
+
+
+def test_figures_of_a_group(report: fxprune.Report) -> None:
+    groups = {group.name: group for group in report.groups}
+    hidden = groups["blocks.0.mlp.hidden"]
+    assert hidden.width == (192, 96)
+    assert hidden.parameters == (2 * 48 * 192 + 192, 2 * 24 * 96 + 96)
+    assert hidden.macs == (17 * 2 * 48 * 192, 17 * 2 * 24 * 96)
+    heads = groups["blocks.1.attn.heads"]
+    assert heads.role == "heads"
+    assert heads.parameters == (4 * 48 * 48 + 144, 4 * 24 * 24 + 72)
+
+
+@pytest.mark.parametrize("make", [small_conv, small_swin, small_hf_vit])
+def test_macs_are_those_that_the_models_themselves_need(make: Any) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make().requires_grad_(False)
+    pruned = fxprune.prune(model, 0.5, example_inputs=images())
+    wanted = []
+    for module in (model, pruned):
+        with FlopCounterMode(display=False) as counter:
+            run(module, images(1))
+        wanted.append(counter.get_total_flops() / 2)
+    assert fxprune.report(model, pruned).macs == tuple(wanted)
+
+
+def test_a_larger_batch_costs_more(model: nn.Module, pruned: fx.GraphModule, report: Any) -> None:
+    larger = fxprune.report(model, pruned, batch=4)
+    assert larger.macs == tuple(4 * macs for macs in report.macs)
+    given = fxprune.report(model, pruned, example_inputs=images(4))
+    assert (given.macs, given.batch) == (larger.macs, 4)
+
+
+def test_latency_and_certificate() -> None:
+    model = mlp(hidden=4096)
+    pruned = fxprune.prune(model, 0.9, example_inputs=VECTORS)
+    threads = torch.get_num_threads()
+    report = fxprune.report(model, pruned, latency=True, certificate=True, batch=256, threads=1, runs=5)
+    assert report.latency is not None and 0 < report.latency[1] < report.latency[0]
+    assert report.certificate is not None and report.certificate < 1e-8
+    assert (report.batch, report.threads) == (256, 1)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_report_changes_nothing(model: nn.Module) -> None:
+    pruned = fxprune.prune(model, 0.5, example_inputs=images()).train()
+    pruned.get_submodule("blocks.0.mlp.fc1").eval()
+    before = {n: (p.clone(), p.requires_grad) for n, p in pruned.named_parameters()}
+    modes = [m.training for m in pruned.modules()]
+    fxprune.report(model, pruned, latency=True, runs=1)
+    assert [m.training for m in pruned.modules()] == modes
+    for name, p in pruned.named_parameters():
+        assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
+
+
+# ---------------------------------------------------------------- forms
+
+
+def test_json(report: fxprune.Report) -> None:
+    record = json.loads(report.to_json())
+    assert record["parameters"] == list(report.parameters)
+    assert [g["name"] for g in record["groups"]] == [g.name for g in report.groups]
+
+
+def test_markdown(report: fxprune.Report) -> None:
+    lines = report.to_markdown().splitlines()
+    assert "| blocks.0.mlp.hidden | 192 -> 96 | 18.6k -> 4704 | 313k -> 78.3k |" in lines
+    assert "| parameters | 67.3k | 19.8k | 0.29 |" in lines
+    assert {line.count("|") for line in lines if line.startswith("|")} == {5}
+
+
+def test_html(report: fxprune.Report) -> None:
+    page = report._repr_html_()
+    assert "<td>blocks.0.mlp.hidden</td><td>192 -&gt; 96</td>" in page
+    assert page.count("<tr>") == page.count("</tr>") == len(report.groups) + 5
+
+
+def test_a_table_on_a_terminal(report: fxprune.Report) -> None:
+    text = str(report)
+    assert "blocks.0.mlp.hidden" in text
+    assert "192 -> 96" in text
+    assert "\x1b" not in text  # no colours where it is no terminal
+
+
+@pytest.mark.parametrize(("format", "start"), [("json", "{"), ("markdown", "**"), ("table", "Vision")])
+def test_the_form_asked_for(model: nn.Module, pruned: fx.GraphModule, format: str, start: str) -> None:
+    assert str(fxprune.report(model, pruned, format=format)).startswith(start)
+
+
+def test_a_form_that_there_is_none_of(model: nn.Module, pruned: fx.GraphModule) -> None:
+    with pytest.raises(OptionError, match=r"format='pdf'.*'markdown'"):
+        fxprune.report(model, pruned, format="pdf")
+
+
+def test_a_report_on_what_was_not_pruned(model: nn.Module) -> None:
+    with pytest.raises(PlanError, match="carries no plan"):
+        fxprune.report(model, fx.symbolic_trace(mlp()))
+
+
+# ---------------------------------------------------------------- explanations
+
+
+@pytest.fixture(scope="module")
+def analysis(model: nn.Module) -> fxprune.Analysis:
+    return fxprune.analyze(model, example_inputs=images())
+
+
+def test_explain_a_module(analysis: fxprune.Analysis) -> None:
+    found = fxprune.explain(analysis, "blocks.1.attn.qkv")
+    assert found.weights["blocks.1.attn.qkv.weight"] == ("(3 heads head_dim)", "embed")
+    assert found.weights["blocks.1.attn.qkv.bias"] == ("(3 heads head_dim)",)
+    text = str(found)
+    assert "3 must stay whole: taken apart element by element at unbind_1 (attention.py:" in text
+    assert "heads may shrink: 4 elements, group blocks.1.attn.heads" in text
+    assert "each of blocks.1.attn.heads keeps a choice of its own" in text
+    assert "blocks.1.attn.qkv.weight[0] with blocks.1.attn.proj.weight[1]: blocks_1_attn_qkv (" in text
+    assert "scaled_dot_product_attention_1 (attention.py:" in text
+    assert "embed may shrink: 48 elements, group embed\n  coupled with 26 other dimensions" in text
+
+
+def test_explain_a_weight_and_one_of_its_dimensions(analysis: fxprune.Analysis) -> None:
+    whole = fxprune.explain(analysis, "head.weight")
+    assert [g.role for g in whole.groups] == ["output", "embed"]
+    assert "output must stay whole: reaches the output" in str(whole)
+    assert [g.role for g in fxprune.explain(analysis, "head.weight[1]").groups] == ["embed"]
+
+
+def test_explain_a_group(analysis: fxprune.Analysis) -> None:
+    found = fxprune.explain(analysis, "blocks.0.mlp.hidden")
+    assert [g.name for g in found.groups] == ["blocks.0.mlp.hidden"]
+    assert list(found.weights) == [f"blocks.0.mlp.{n}" for n in ("fc1.bias", "fc1.weight", "fc2.weight")]
+    assert "blocks_0_mlp_fc1 (mlp.py:" in str(found)
+
+
+def test_explain_a_model_by_itself() -> None:
+    text = str(fxprune.explain(mlp(), "0", example_inputs=VECTORS))
+    assert "0.weight [16, 6]: hidden 6" in text
+    assert "6 must stay whole: input" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("blocks.1.attn.qvk", "'blocks.1.attn.qkv'"),
+        ("blocks.1.mlp.hiden", "'blocks.1.mlp.hidden'"),
+        ("nothing of the kind", "close are"),
+        ("blocks.0.mlp.act", "without weights"),
+    ],
+)
+def test_explain_what_there_is_none_of(analysis: fxprune.Analysis, name: str, says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        fxprune.explain(analysis, name)
