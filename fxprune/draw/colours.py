@@ -12,9 +12,9 @@ __all__ = ["GREY", "colours"]
 
 GREY = "#8a93a3"  # what stays whole
 
-HUES = {"embed": 215, "heads": 22, "head_dim": 160, "hidden": 280}
+HUES = {"embed": 215, "heads": 26, "head_dim": 160, "hidden": 280}
 OTHER_HUE = 335
-SPREAD = 44  # degrees of hue between the first and the last group of a role
+SPREAD = 36  # degrees of hue between the first and the last group of a role
 
 
 def colours(groups: Iterable[Group]) -> dict[Group, str]:
@@ -33,5 +33,5 @@ def colours(groups: Iterable[Group]) -> dict[Group, str]:
 
 
 def _hex(hue: float, lightness: float) -> str:
-    rgb = colorsys.hls_to_rgb(hue % 360 / 360, lightness, 0.72)
+    rgb = colorsys.hls_to_rgb(hue % 360 / 360, lightness, 0.6)
     return "#" + "".join(f"{round(255 * c):02x}" for c in rgb)

@@ -28,7 +28,7 @@ __all__ = ["Scene", "scene_of"]
 class Scene:
     """An analysis with words, colours, and the size of every axis before and after pruning.
 
-    before, after: sizes by group name, where they differ from the analysed ones.
+    before, after: sizes by atom, where they differ from the analysed ones.
     gone: groups of which one element is left: that is no axis any more, and only their sites are known.
     """
 
@@ -37,8 +37,8 @@ class Scene:
         analysis: Analysis,
         title: str,
         *,
-        before: dict[str, int] | None = None,
-        after: dict[str, int] | None = None,
+        before: dict[Atom, int] | None = None,
+        after: dict[Atom, int] | None = None,
         gone: list[Group] | None = None,
     ) -> None:
         self.analysis, self.title = analysis, title
@@ -46,8 +46,7 @@ class Scene:
         self.groups = [*(gone or ()), *analysis.groups]
         self.words = Words(analysis)
         self._colours = colours(self.groups)
-        self._before = {g.atom: (before or {})[g.name] for g in self.groups if g.name in (before or {})}
-        self._after = {g.atom: (after or {})[g.name] for g in self.groups if g.name in (after or {})}
+        self._before, self._after = before or {}, after or {}
         self._gone: dict[Site, int] = {}
         for group in gone or ():
             for site in group.sites:
@@ -122,11 +121,11 @@ def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | Non
     if pruned is None:
         return Scene(analysis, title)
     plan = pruned if isinstance(pruned, Plan) else plan_of(pruned)
-    sizes = {group.name: group.size for group in analysis.groups}
+    groups = {group.name: group for group in analysis.groups}
     for name, kept in plan.groups.items():
-        if sizes.get(name) != kept.size:
+        if name not in groups or groups[name].size != kept.size:
             raise PlanError(f"the plan is for another model: this one has no {name!r} of {kept.size}")
-    return Scene(analysis, title, after={name: kept.count for name, kept in plan.groups.items()})
+    return Scene(analysis, title, after={groups[n].atom: kept.count for n, kept in plan.groups.items()})
 
 
 def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
@@ -134,16 +133,20 @@ def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
     analysis = _analysis_of_pruned(pruned, rules)
     plan = plan_of(pruned)
     sites: dict[str, list[Site]] = pruned.meta["fxprune"]["sites"]
-    by_sites = {tuple(group.sites): group for group in analysis.groups if group.frozen is None}
-    gone = []
+    free = {(frozenset(g.sites), g.size): g for g in analysis.groups if g.frozen is None}
+    gone, before = [], {}
     for name, where in sites.items():
-        group = by_sites.get(tuple(where))
+        kept = plan.groups[name]
+        group = free.pop((frozenset(where), kept.count), None)
         if group is None:
             role = name.rpartition(".")[2].rstrip("0123456789")
-            gone.append(Group(name, role, Atom(plan.groups[name].count), where, None))
-        else:  # what a group is called depends on the others, and some may be gone
-            group.name = name
-    before = {name: kept.size for name, kept in plan.groups.items()}
+            group = Group(name, role, Atom(kept.count), where, None)
+            gone.append(group)
+        group.name = name  # what a group is called depends on the others, and some may be gone
+        before[group.atom] = kept.size
+    for group in free.values():
+        if group.name in sites:
+            group.name += "_whole"
     return Scene(analysis, type(pruned).__name__, before=before, gone=gone)
 
 

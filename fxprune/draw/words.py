@@ -75,7 +75,7 @@ class Words:
 
     def pieces(self, axes: Sequence[Axis]) -> list[Word]:
         """A tensor's label, cut where it changes from one group to another."""
-        label = _Label(self)
+        label = _Label(self, axes)
         out: list[Word] = []
         for i, axis in enumerate(axes):
             out += [Word(" ")] * (i > 0) + label.of(axis)
@@ -86,6 +86,11 @@ class Words:
         group = self.analysis.by_atom.get(atom)
         return group if group and (group.frozen is None or group.role == "output") else None
 
+    def is_pixels(self, axis: Axis) -> bool:
+        """Rows or columns of an image, whole or cut into windows."""
+        reasons = [self.analysis.inference.solver.frozen(a) for a in atoms_of(axis)]
+        return bool(reasons) and all(r is not None and r.text == "pixels" for r in reasons)
+
     def is_batch(self, axis: Axis) -> bool:
         return axis in self._batch
 
@@ -93,10 +98,11 @@ class Words:
 class _Label:
     """One tensor's label in the making: two groups of one role are told apart by a number."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, axes: Sequence[Axis]) -> None:
         self.words = words
         self.names: dict[Group, str] = {}
-        self.pixels = iter("hw")
+        plane = list(filter(words.is_pixels, axes))
+        self.plane = dict(zip(plane, "hw", strict=True)) if len(plane) == len({*plane}) == 2 else {}
 
     def of(self, axis: Axis) -> list[Word]:
         if self.words.is_batch(axis):
@@ -116,12 +122,8 @@ class _Label:
         return [*out, Word(")" if product else "]")]
 
     def _whole(self, axis: Axis) -> Word:
-        if not isinstance(axis, Atom) and axis.size > 1:
-            return Word("n", axis=axis)
-        reason = isinstance(axis, Atom) and self.words.analysis.inference.solver.frozen(axis)
-        if reason and reason.text == "pixels":
-            return Word(next(self.pixels, str(axis.size)), axis=axis)
-        return Word(str(axis.size), axis=axis)
+        composite = not isinstance(axis, Atom) and axis.size > 1
+        return Word(self.plane.get(axis) or ("n" if composite else str(axis.size)), axis=axis)
 
     def _name(self, group: Group) -> str:
         if group not in self.names:
