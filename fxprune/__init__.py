@@ -7,6 +7,7 @@
 from fxprune.analysis import Analysis, Group, Site
 from fxprune.capture import trace
 from fxprune.certify import Certificate
+from fxprune.draw import draw
 from fxprune.errors import FxpruneError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, apply, prune, verify
@@ -27,6 +28,7 @@ __all__ = [
     "Site",
     "analyze",
     "apply",
+    "draw",
     "plan_of",
     "prune",
     "trace",

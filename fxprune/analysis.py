@@ -157,9 +157,18 @@ class Analysis:
             rows.append((group.name, str(group.size), group.role, str(len(group.sites)), frozen))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)) for row in rows]
-        shrink = len(self.prunable)
-        lines.append(f"{len(self.groups)} groups, {shrink} can shrink ({self.capture} capture)")
+        lines.append(self._summary)
         return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        """The same table for a notebook, with the colours that pictures use."""
+        from fxprune.draw.table import groups_table
+
+        return groups_table(self.groups, self._summary)
+
+    @property
+    def _summary(self) -> str:
+        return f"{len(self.groups)} groups, {len(self.prunable)} can shrink ({self.capture} capture)"
 
 
 def _short(reason: Reason | None) -> str:

@@ -48,6 +48,7 @@ from fxprune.axes import Axis, atoms_of
 from fxprune.draw import glue
 from fxprune.draw.colours import GREY
 from fxprune.draw.scene import Scene
+from fxprune.draw.scope import chosen_rows
 from fxprune.draw.tree import Row, Tree, opened_at_first
 from fxprune.draw.words import Word
 from fxprune.groups import Group
@@ -62,17 +63,20 @@ MONO = "'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
 INK, SOFT, PAPER = "#1b2330", "#7b8494", "#fbfbfa"
 
 
-def html_page(scene: Scene) -> str:
-    """The whole page as one string."""
-    return file_html(_Page(scene).layout(), INLINE, title=f"{scene.title} - fxprune")
+def html_page(scene: Scene, patterns: list[str]) -> str:
+    """The whole page as one string; modules that match a pattern are open at first."""
+    return file_html(_Page(scene, patterns).layout(), INLINE, title=f"{scene.title} - fxprune")
 
 
 class _Page:
     """Data sources, a plot for each part of the picture, and the callbacks between them."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, patterns: list[str]) -> None:
         self.scene = scene
         self.tree = Tree.of(scene.analysis)
+        self.opened = opened_at_first(self.tree)
+        for chosen in chosen_rows(self.tree, patterns):
+            self.opened |= {r.index for r in (chosen, *self.tree.above(chosen), *self.tree.below(chosen))}
         self.listed = sorted(scene.groups, key=lambda g: g.frozen is not None)
         self.number = {group: i for i, group in enumerate(self.listed)}
         # Everything, and of it what is seen: filled in the browser.
@@ -90,13 +94,13 @@ class _Page:
     # ------------------------------------------------------------ data
 
     def _rows(self) -> dict[str, list[Any]]:
-        tree, opened = self.tree, opened_at_first(self.tree)
+        tree, opened = self.tree, self.opened
         inner = {r.parent for r in tree.rows}
         return {
             "index": [r.index for r in tree.rows],
             "parent": [-1 if r.parent is None else r.parent for r in tree.rows],
             "frame": [r.kind == "module" for r in tree.rows],
-            "name": [_name(tree, r) for r in tree.rows],
+            "name": [tree.name(r) for r in tree.rows],
             "path": [r.path for r in tree.rows],
             "what": [r.what for r in tree.rows],
             "where": [r.where for r in tree.rows],
@@ -136,7 +140,12 @@ class _Page:
     def _wires(self) -> dict[str, list[Any]]:
         out: dict[str, list[Any]] = {"from": [], "to": [], "groups": [], "color": []}
         for source, target, node in self.tree.wires:
-            axes = {a for value in self.scene.analysis.axes.get(node, []) for axis in value for a in atoms_of(axis)}
+            axes = {
+                a
+                for value in self.scene.analysis.axes.get(node, [])
+                for axis in value
+                for a in atoms_of(axis)
+            }
             groups = [g for g in map(self.scene.words.group, axes) if g]
             out["from"].append(source)
             out["to"].append(target)
@@ -229,7 +238,11 @@ class _Page:
 
     def layout(self) -> Model:
         plot, overview = self._plot(), self._overview()
-        table, search, status = self._table(), self._search(), Div(text="", styles=_text(12, SOFT), name="status")
+        table, search, status = (
+            self._table(),
+            self._search(),
+            Div(text="", styles=_text(12, SOFT), name="status"),
+        )
         height = Spinner(value=30, visible=False)  # rows that fit into the window
         parts: dict[str, Any] = {
             "all_rows": self.all_rows,
@@ -260,14 +273,18 @@ class _Page:
         overview.add_tools(_range_tool(plot))
         buttons = [self._opener("Open all", True, layout), self._opener("Close all", False, layout)]
         bar = row(search, *buttons, status, height, sizing_mode="stretch_width", spacing=8, styles=_bar())
-        side = column(self._heading(), table, width=418, sizing_mode="stretch_height", styles={"padding": "0 14px"})
+        side = column(
+            self._heading(), table, width=418, sizing_mode="stretch_height", styles={"padding": "0 14px"}
+        )
         picture = row(plot, overview, sizing_mode="stretch_both")
         main = column(bar, picture, sizing_mode="stretch_both")
         page = row(side, main, sizing_mode="stretch_both", stylesheets=[_sheet(":host{background:#fff}")])
         return page
 
     def _plot(self) -> figure:
-        plot = _bare(x_range=Range1d(0, 1000), y_range=Range1d(-30, 0), sizing_mode="stretch_both", name="plot")
+        plot = _bare(
+            x_range=Range1d(0, 1000), y_range=Range1d(-30, 0), sizing_mode="stretch_both", name="plot"
+        )
         plot.background_fill_color = PAPER
         mono = {"text_font": value(MONO), "text_font_size": "12px", "text_baseline": "middle"}
         sans = {"text_font": value(SANS), "text_font_size": "12.5px", "text_baseline": "middle"}
@@ -275,13 +292,24 @@ class _Page:
         frames = Quad(left="left", right=end, top="top", bottom="bottom", fill_color=INK, fill_alpha=0.014)
         frames.update(line_color=INK, line_alpha=0.08)
         plot.add_glyph(self.rows, frames)
-        band = Rect(x=end / 2, width=end, y="y", height=0.94, fill_color="color", fill_alpha=0.13, line_color=None)
+        band = Rect(
+            x=end / 2, width=end, y="y", height=0.94, fill_color="color", fill_alpha=0.13, line_color=None
+        )
         lit = plot.add_glyph(self.marks, band, name="lit")
         edge = Rect(x=2, width=4, y="y", height=0.94, fill_color="color", line_color=None)
         plot.add_glyph(self.marks, edge)
         count = Text(x=10, y="y", text="text", text_color="color", **sans | {"text_font_size": "11px"})
         plot.add_glyph(self.marks, count)
-        bend = {"x0": WIRE_X, "y0": "y0", "x1": WIRE_X, "y1": "y1", "cx0": "bend", "cy0": "y0", "cx1": "bend", "cy1": "y1"}
+        bend = {
+            "x0": WIRE_X,
+            "y0": "y0",
+            "x1": WIRE_X,
+            "y1": "y1",
+            "cx0": "bend",
+            "cy0": "y0",
+            "cx1": "bend",
+            "cy1": "y1",
+        }
         plot.add_glyph(self.wires, Bezier(**bend, line_color="color", line_width=1.7, line_alpha="alpha"))
         dots = Scatter(x=WIRE_X, y="y", size=7, marker="shape", fill_color="fill", line_color="#4a5568")
         dots.update(fill_alpha="dot_alpha", line_alpha="dot_alpha")
@@ -291,7 +319,10 @@ class _Page:
             self.rows,
             Text(x="x", y="y", x_offset=14, text="name", text_color="color", text_font_style="style", **sans),
         )
-        plot.add_glyph(self.rows, Text(x=WHAT_X, y="y", text="what", text_color=SOFT, **sans | {"text_font_size": "11.5px"}))
+        plot.add_glyph(
+            self.rows,
+            Text(x=WHAT_X, y="y", text="what", text_color=SOFT, **sans | {"text_font_size": "11.5px"}),
+        )
         small = mono | {"text_font_size": "11px"}
         plot.add_glyph(self.rows, Text(x=SIZES_X, y="y", text="size", text_color=SOFT, **small))
         self.counts = Text(x=1000, y="y", text="count", text_color=INK, text_align="right", **small)
@@ -318,7 +349,8 @@ class _Page:
         blocks.update(line_color=None)
         strip.add_glyph(self.rows, blocks)
         strip.add_glyph(
-            self.rows, Rect(x=0.5, y="y", width=0.5, height=0.12, fill_color=INK, fill_alpha=0.12, line_color=None)
+            self.rows,
+            Rect(x=0.5, y="y", width=0.5, height=0.12, fill_color=INK, fill_alpha=0.12, line_color=None),
         )
         tick = Scatter(x=0.5, y="y", marker="dash", size=26, line_color="color", line_width=2.5)
         strip.add_glyph(self.marks, tick)
@@ -408,8 +440,10 @@ def _range_tool(plot: figure) -> RangeTool:
 
 def _tip(title: str, line: str) -> str:
     return (
-        f'<div style="font:600 12.5px {SANS};color:{INK}">{title}</div>'.replace('"', "&quot;").replace("&quot;", '"')
-        + f"<div style=\"font:12px sans-serif;color:{SOFT};white-space:pre-line;max-width:420px\">{line}</div>"
+        f'<div style="font:600 12.5px {SANS};color:{INK}">{title}</div>'.replace('"', "&quot;").replace(
+            "&quot;", '"'
+        )
+        + f'<div style="font:12px sans-serif;color:{SOFT};white-space:pre-line;max-width:420px">{line}</div>'
     )
 
 
@@ -428,13 +462,6 @@ def _sheet(css: str) -> InlineStyleSheet:
 def _of_layer(tree: Tree, line: Row) -> bool:
     """A weight that stands under its layer: no wire ends there."""
     return line.kind == "weight" and line.node is None
-
-
-def _name(tree: Tree, line: Row) -> str:
-    """`blocks.0` for a block: a number says little alone."""
-    if line.name.isdigit() and line.parent is not None:
-        return f"{tree.rows[line.parent].name}.{line.name}"
-    return line.name
 
 
 def _reason(group: Group) -> str:

@@ -55,8 +55,11 @@ class Tree:
     def of(analysis: Analysis) -> Tree:
         return _Growing(analysis).grown()
 
-    def children(self, row: Row) -> list[Row]:
-        return [r for r in self.rows[row.index + 1 :] if r.parent == row.index]
+    def name(self, row: Row) -> str:
+        """`blocks.0` for a block: a number says little alone."""
+        if row.name.isdigit() and row.parent is not None:
+            return f"{self.rows[row.parent].name}.{row.name}"
+        return row.name
 
     def below(self, row: Row) -> Iterator[Row]:
         """All rows inside a row: they follow it directly."""
@@ -218,7 +221,11 @@ class _Growing:
 
     def _is_pick(self, node: fx.Node) -> bool:
         """One of several values: `unbind(x)[0]`."""
-        return bool(self.analysis.axes.get(node)) and node not in self.analysis.inference.steps and _getitem(node)
+        return (
+            bool(self.analysis.axes.get(node))
+            and node not in self.analysis.inference.steps
+            and _getitem(node)
+        )
 
     def _op(self, node: fx.Node) -> str:
         step = self.analysis.inference.steps.get(node)
