@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis import Analysis
+from fxprune.draw.extra import drawing_library
 from fxprune.draw.scene import Scene, scene_of
 from fxprune.errors import OptionError
 from fxprune.files import write_whole
@@ -86,6 +87,7 @@ def _drawn(scene: Scene, suffix: str, view: str, patterns: list[str]) -> bytes:
         chart = coupling_map if view == "coupling" else kept_bars
         return chart(scene, suffix, patterns)
     if suffix == ".html":
+        drawing_library("bokeh")
         from fxprune.draw.html import html_page
 
         return html_page(scene, patterns).encode()

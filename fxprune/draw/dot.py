@@ -1,4 +1,4 @@
-"""The static picture of a graph: graphviz lays it out, words keep their groups' colours, frames are modules."""
+"""The static picture of a graph: graphviz lays it out, words keep their colours, frames are modules."""
 
 from __future__ import annotations
 
@@ -103,16 +103,17 @@ class _Drawing:
         if row.kind == "layer":
             weights = [r for r in self.tree.below(row) if r.kind == "weight"]
         for weight in weights:
+            axes = self._coloured(self.scene.words.pieces(weight.axes)) or "1"
             name = "&#160;" if weight is row else escape(weight.name)
             cells = (
                 f'<font color="{SOFT}" point-size="11">{name}</font>',
-                f'<font face="{MONO}" point-size="11">{self._coloured(self.scene.words.pieces(weight.axes)) or "1"}</font>',
+                f'<font face="{MONO}" point-size="11">{axes}</font>',
                 f'<font color="{SOFT}" point-size="10">{self._shape(weight) or "scalar"}</font>',
             )
             lines.append("<tr>" + "".join(f'<td align="left">{cell}</td>' for cell in cells) + "</tr>")
         border = "#5c6675" if row.kind in ("layer", "module") else "#b4bcc8"
-        head = f'<table border="1" cellborder="0" cellspacing="0" cellpadding="3" color="{border}" bgcolor="white" style="rounded">'
-        return f"<{head}{''.join(lines)}</table>>"
+        style = f'border="1" cellborder="0" cellspacing="0" cellpadding="3" color="{border}"'
+        return f'<<table {style} bgcolor="white" style="rounded">{"".join(lines)}</table>>'
 
     def _shape(self, weight: Row) -> str:
         before, after = self.scene.shape(weight.path)

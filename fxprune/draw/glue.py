@@ -76,8 +76,8 @@ wires.data = {
   alpha: kept.map((k) => (none ? 0.55 : carries(k) ? 0.95 : 0.2)),
   color: kept.map((k) => (carries(k) ? color : w.color[k])),
 }
-status.text = none
-  ? `${seen.length} rows` : `<b style="color:${color}">${groups.data.name[picked]}</b> ${groups.data.told[picked]}`
+const told = () => `<b style="color:${color}">${groups.data.name[picked]}</b> ${groups.data.told[picked]}`
+status.text = none ? `${seen.length} rows` : told()
 
 const low = -Math.max(seen.length, height.value) - 1
 plot.y_range.bounds = [low, 0]
