@@ -6,7 +6,7 @@ derives from it what is seen; the others change the state and call it.
 
 from __future__ import annotations
 
-__all__ = ["FIT", "LAYOUT", "OPEN_ALL", "PICK_GROUP", "TOGGLE_ROW"]
+__all__ = ["CLICK", "FIT", "LAYOUT", "OPEN_ALL"]
 
 LAYOUT = """
 const r = all_rows.data, n = r.parent.length, query = search.value_input.trim().toLowerCase()
@@ -95,17 +95,17 @@ plot.x_range.setv({ start: 0, end: plot.inner_width })
 layout.execute(plot)
 """
 
-TOGGLE_ROW = """
-for (const i of rows.inspected.indices) {
-  const row = rows.data.index[i]
+# A click on a word selects its group or lets it go, one on a name opens or closes the row.
+CLICK = """
+const [hit] = cb_data.source.inspected.indices
+if (cb_data.source === words) {
+  const group = words.data.group[hit]
+  if (group >= 0) groups.selected.indices = groups.selected.indices[0] === group ? [] : [group]
+} else {
+  const row = rows.data.index[hit]
   all_rows.data.open[row] = !all_rows.data.open[row]
+  layout.execute(rows)
 }
-layout.execute(rows)
-"""
-
-PICK_GROUP = """
-const group = words.data.group[words.inspected.indices[0]]
-if (group >= 0) groups.selected.indices = groups.selected.indices[0] === group ? [] : [group]
 """
 
 OPEN_ALL = """

@@ -222,14 +222,11 @@ class _Page:
         return button
 
     def _make_clickable(self, plot: figure, layout: CustomJS) -> None:
-        rows = {"rows": self.rows, "all_rows": self.all_rows, "layout": layout}
-        words = {"words": self.words, "groups": self.groups}
-        for target, args, code in (
-            (self.hits, rows, glue.TOGGLE_ROW),
-            (self.labels, words, glue.PICK_GROUP),
-        ):
-            callback = CustomJS(args=args, code=code)
-            plot.add_tools(TapTool(renderers=[target], behavior="inspect", callback=callback))
+        # One tool for both: of several that listen to a tap, Bokeh lets one be active.
+        sources = {name: getattr(self, name) for name in ("rows", "all_rows", "words", "groups")}
+        callback = CustomJS(args=sources | {"layout": layout}, code=glue.CLICK)
+        targets = [self.hits, self.labels]
+        plot.add_tools(TapTool(renderers=targets, behavior="inspect", callback=callback))
 
 
 def _source(name: str, data: dict[str, list[Any]]) -> ColumnDataSource:
@@ -245,7 +242,6 @@ def _bare(across: Range1d, **options: Any) -> figure:
     plot = figure(tools="", toolbar_location=None, x_range=across, y_range=Range1d(-30, 0), **options)
     plot.update(min_border=0, outline_line_color=None)
     plot.axis.visible = plot.grid.visible = False
-    plot.stylesheets = [InlineStyleSheet(css=":host { --highlight-color: transparent }")]  # no focus ring
     return plot
 
 
