@@ -138,13 +138,15 @@ class Columns:
         if self.scene.words.is_batch(word.axis):
             return "b", "the batch: any size"
         reasons = (self.scene.analysis.inference.solver.frozen(a) for a in atoms_of(word.axis))
-        why = dict.fromkeys(str(reason) for reason in reasons if reason)
+        why = dict.fromkeys(reason.brief for reason in reasons if reason)
         return f"{word.text} = {word.axis.size}", f"whole: {'; '.join(why) or 'of size 1'}"
 
     def _told(self, group: Group) -> str:
         """`12 → 6, 3 sites, heads`, or why it is whole."""
         count = f"{len(group.sites)} site{'s' * (len(group.sites) != 1)}"
-        return f"{self._size(group)}, {count}, {f'whole: {group.frozen}' if group.frozen else group.role}"
+        return (
+            f"{self._size(group)}, {count}, {f'whole: {group.frozen.brief}' if group.frozen else group.role}"
+        )
 
     def _size(self, group: Group) -> str:
         return _change(str(self.scene.before(group.atom)), str(self.scene.after(group.atom)))
