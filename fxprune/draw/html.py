@@ -49,10 +49,10 @@ from fxprune.draw.scene import Scene
 __all__ = ["html_page"]
 
 ROW_HEIGHT = 21  # px
-WIRE_X, NAME_X, INDENT, WHAT_X, WORDS_X, SIZES_X = 96, 110, 15, 354, 508, 748  # px from the left
+WIRE_X, NAME_X, INDENT, WHAT_X, WORDS_X, SIZES_X = 94, 108, 15, 358, 514, 750  # px from the left
 LETTER = 7.25  # px, of the monospaced words
 FAR = 5000  # px, beyond the right edge of any window
-SIDE = 372  # px, of the list of groups
+SIDE = 396  # px, of the list of groups
 PAPER, RULE = "#fbfbfa", "#e8eaee"
 SANS = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 MONO = "'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
