@@ -8,6 +8,7 @@ from fxprune.analysis import Analysis, Group, Site
 from fxprune.budget import Latency
 from fxprune.capture import trace
 from fxprune.certify import Certificate
+from fxprune.draw import draw
 from fxprune.errors import FxpruneError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, apply, prune, verify
@@ -34,6 +35,7 @@ __all__ = [
     "Site",
     "analyze",
     "apply",
+    "draw",
     "explain",
     "load",
     "plan_of",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import defaultdict
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from fxprune.axes import Atom, Axis, Reason, atoms_of
+from fxprune.axes import Atom, Axis, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.groups import Group, Site, build_groups
 from fxprune.infer import Inference
@@ -153,20 +152,22 @@ class Analysis:
     def __str__(self) -> str:
         rows = [("group", "size", "role", "sites", "")]
         for group in self.groups:
-            frozen = f"whole: {_short(group.frozen)}" if group.frozen else ""
+            frozen = f"whole: {group.frozen.brief}" if group.frozen else ""
             rows.append((group.name, str(group.size), group.role, str(len(group.sites)), frozen))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)) for row in rows]
-        shrink = len(self.prunable)
-        lines.append(f"{len(self.groups)} groups, {shrink} can shrink ({self.capture} capture)")
+        lines.append(self._summary)
         return "\n".join(line.rstrip() for line in lines)
 
+    def _repr_html_(self) -> str:
+        """The same table for a notebook, with the colours that pictures use."""
+        from fxprune.draw.table import groups_table
 
-def _short(reason: Reason | None) -> str:
-    if reason is None:
-        return ""
-    where = reason.where and f"{os.path.basename(reason.where)}"
-    return str(Reason(reason.text, reason.node, where))
+        return groups_table(self.groups, self._summary)
+
+    @property
+    def _summary(self) -> str:
+        return f"{len(self.groups)} groups, {len(self.prunable)} can shrink ({self.capture} capture)"
 
 
 def _label(node: Any) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +41,11 @@ class Reason:
     def __str__(self) -> str:
         at = f" at {self.node}" if self.node else ""
         return f"{self.text}{at}" + (f" ({self.where})" if self.where else "")
+
+    @property
+    def brief(self) -> str:
+        """The same, with the source file's name only."""
+        return str(replace(self, where=self.where and os.path.basename(self.where)))
 
 
 @dataclass(eq=False, frozen=True)

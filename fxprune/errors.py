@@ -7,6 +7,7 @@ __all__ = [
     "CaptureError",
     "CertificateError",
     "DataError",
+    "DrawError",
     "ExampleInputError",
     "FileError",
     "FxpruneError",
@@ -84,3 +85,7 @@ class DataError(FxpruneError, ValueError):
 
 class ScoreError(FxpruneError, ValueError):
     """An importance gave scores that rank nothing: missing, of another shape, NaN or infinite."""
+
+
+class DrawError(FxpruneError):
+    """A picture can't be drawn: a package of the extra `[draw]`, or graphviz's `dot`, is missing."""

@@ -234,6 +234,7 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
     refuse_broken(pruned, analysis.module.meta["example"])
     pruned.meta["fxprune"] |= {
         "plan": selection.plan(analysis, model.state_dict()),
+        "sites": {g.name: g.sites for g in analysis.groups if g.atom in selection.masks},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "split_qkv": analysis.module.meta["split_qkv"],

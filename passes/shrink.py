@@ -52,7 +52,7 @@ def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     new_of: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied = new.node_copy(node, lambda n: new_of[n])
-        copied.meta = {k: v for k, v in node.meta.items() if k == "where"}
+        copied.meta = {k: v for k, v in node.meta.items() if k in ("where", "module")}
         new_of[node] = copied
     return new, new_of
 

@@ -173,7 +173,7 @@ def test_explain_a_module(analysis: fxprune.Analysis) -> None:
 def test_explain_a_weight_and_one_of_its_dimensions(analysis: fxprune.Analysis) -> None:
     whole = fxprune.explain(analysis, "head.weight")
     assert [g.role for g in whole.groups] == ["output", "embed"]
-    assert "output must stay whole: reaches the output" in str(whole)
+    assert "out must stay whole: reaches the output" in str(whole)
     assert [g.role for g in fxprune.explain(analysis, "head.weight[1]").groups] == ["embed"]
 
 

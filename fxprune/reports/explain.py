@@ -15,7 +15,7 @@ from fxprune.analysis import Analysis, Group, Site
 from fxprune.axes import atoms_of
 from fxprune.errors import OptionError
 from fxprune.prune import analyze
-from fxprune.reports.words import axis_word
+from fxprune.words import Words
 
 __all__ = ["Explanation", "explain"]
 
@@ -62,7 +62,7 @@ def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanati
     sites = _sites(analysis, name)
     weights = dict.fromkeys(site.name for site in sites)
     words = {
-        w: tuple(axis_word(analysis, axis) for axis in analysis.weights[analysis.names.get(w, w)])
+        w: tuple(Words(analysis).axis(axis) for axis in analysis.weights[analysis.names.get(w, w)])
         for w in weights
     }
     axes = [analysis.axis(site) for site in sites]
@@ -101,7 +101,7 @@ def _sites(analysis: Analysis, name: str) -> list[Site]:
 
 def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
     """A paragraph on one group, as seen from some of its sites."""
-    word = axis_word(analysis, group.atom)
+    word = Words(analysis).axis(group.atom)
     if group.frozen is not None:
         where = os.path.basename(group.frozen.where or "")
         return [f"{word} must stay whole: {replace(group.frozen, where=where)}"]
