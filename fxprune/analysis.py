@@ -9,12 +9,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import networkx as nx
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.groups import Group, Site, build_groups
-from fxprune.infer import Inference
+from fxprune.infer import Inference, infer
+from fxprune.passes.remove_branches import Removal
 from fxprune.rules.registry import Axes
 
 __all__ = ["Analysis", "Group", "Site"]
@@ -26,8 +27,17 @@ class Analysis:
     `str()` is a table; `to_networkx()` the dependency graph; `why(a, b)` the chain between two sites.
     """
 
-    def __init__(self, module: fx.GraphModule, inference: Inference, names: dict[str, str]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inference: Inference,
+        names: dict[str, str],
+        captured: fx.GraphModule | None = None,
+        removal: Removal | None = None,
+    ) -> None:
         self.module = module
+        self.captured = captured or module  # what the model itself computes
+        self.removal = removal  # the branches that `module` lacks
         self.inference = inference
         self.names = names  # every name that the model has for a tensor -> the name in the graph
         solver = inference.solver
@@ -47,6 +57,18 @@ class Analysis:
     def notes(self) -> list[str]:
         """What the capture could not keep, in words."""
         return self.module.meta["notes"]
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The names of the residual branches that were left out."""
+        return tuple(branch.name for branch in self.removal.branches) if self.removal else ()
+
+    def on(self, module: fx.GraphModule, removal: Removal | None = None) -> Analysis:
+        """The analysis of a graph that a pass made of this one's; both share their tensors."""
+        inference = infer(module, self.inference.rules, prune_outputs=self.inference.prune_outputs)
+        tensors = dict(named_tensors(self.module))
+        names = {name: tensors[used] for name, used in self.names.items()}
+        return Analysis(module, inference, names_in_graph(names, module, inference), self.captured, removal)
 
     @property
     def prunable(self) -> list[Group]:
@@ -160,6 +182,23 @@ class Analysis:
         shrink = len(self.prunable)
         lines.append(f"{len(self.groups)} groups, {shrink} can shrink ({self.capture} capture)")
         return "\n".join(line.rstrip() for line in lines)
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under each of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def names_in_graph(
+    tensors: dict[str, Tensor], captured: fx.GraphModule, inference: Inference
+) -> dict[str, str]:
+    """Every name that a model has for a tensor -> the name under which the graph uses it."""
+    used: dict[int, str] = {}
+    for name, tensor in named_tensors(captured):
+        if name in inference.weights:
+            used.setdefault(id(tensor), name)
+    return {name: used[id(tensor)] for name, tensor in tensors.items() if id(tensor) in used}
 
 
 def _short(reason: Reason | None) -> str:

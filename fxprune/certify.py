@@ -1,8 +1,9 @@
 """The certificate: the pruned model against the masked original, in float64.
 
-The masked original is the captured graph at full size in which, after every node, removed channels are
-set to zero, and every statistic (mean, variance) over a shrinking axis counts kept channels only.  It
-knows nothing of slicing, reshape constants or module attributes: what the rewrite gets wrong shows.
+The masked original is the captured graph at full size and depth in which every removed branch adds zero,
+removed channels are set to zero after every node, and every statistic (mean, variance) over a shrinking
+axis counts kept channels only.  It knows nothing of slicing, reshape constants or module attributes: what
+the rewrite gets wrong shows.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def certify(
     """Run both on the same input and compare every output."""
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
-    _check_capture(model, analysis.module, example)
+    _check_capture(model, analysis.captured, example)
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad(), _default_float64():
         with _same_draws(model):
@@ -208,13 +209,23 @@ class _Masked(Float64Interpreter):
     """The captured original under masks."""
 
     def __init__(self, analysis: Analysis, selection: Selection, batch: int | None) -> None:
-        super().__init__(_double(analysis.module))
+        removal = analysis.removal
+        whole = analysis.module if removal is None else removal.whole
+        super().__init__(_double(whole))
         self.analysis, self.selection, self.batch = analysis, selection, batch
-        self.mirror = dict(zip(self.graph.nodes, analysis.module.graph.nodes, strict=True))
+        analysed = {n: n for n in whole.graph.nodes} if removal is None else removal.twins
+        # A node of a removed branch has no counterpart that was analysed.
+        self.mirror = {n: analysed.get(w) for n, w in zip(self.graph.nodes, whole.graph.nodes, strict=True)}
+        own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))
+        self.removed = {own[b.add]: own[b.result] for b in removal.branches} if removal else {}
         self.masks: dict[Any, Tensor | None] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         node = self.mirror[n]
+        if n in self.removed:
+            self.env[self.removed[n]] = torch.zeros_like(self.env[self.removed[n]])
+        if n in self.removed or node is None:
+            return super().run_node(n)
         step = self.analysis.inference.steps.get(node)
         statistic = self._statistic(node, step) if step else None
         value = statistic() if statistic else super().run_node(n)
@@ -244,9 +255,12 @@ class _Masked(Float64Interpreter):
         return value
 
     def _twin(self, node: fx.Node) -> fx.Node:
+        """One that holds its value: a stream is the same before and after a branch that adds zero."""
         if not hasattr(self, "_twins"):
-            self._twins = {old: new for new, old in self.mirror.items()}
-        return self._twins[node]
+            self._twins: dict[Any, list[fx.Node]] = {}
+            for new, old in self.mirror.items():
+                self._twins.setdefault(old, []).append(new)
+        return next(twin for twin in self._twins[node] if twin in self.env)
 
     def _apply(self, t: Tensor, axes: Any) -> Tensor:
         mask = self._mask(axes)

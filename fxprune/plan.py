@@ -1,4 +1,7 @@
-"""A plan: which elements of every group are kept.  Pure data, applied by rewriting."""
+"""A plan: which elements of every group are kept, and which branches are removed.
+
+Pure data, applied by rewriting.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,22 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept indices, by group and by weight.
+    """Kept indices, by group and by weight, and removed branches.
 
     groups: group name -> `Kept`, for the groups that shrink.
     kept: name in the original's `state_dict` -> one sorted int64 index tensor (None: whole) per
-        dimension; a name that is absent is whole.
+        dimension; a name that is absent is whole (or was removed with its branch).
+    removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
     """
 
     groups: dict[str, Kept]
     kept: dict[str, tuple[LongTensor | None, ...]] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
         rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
+        rows += [(name, "branch", "none") for name in self.removed]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows
@@ -61,6 +67,7 @@ class Plan:
             "weights": {
                 n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()
             },
+            "removed": list(self.removed),
         }
         write_whole(path, json.dumps(record))
 
@@ -74,6 +81,7 @@ class Plan:
                 raise PlanError(f"{path} is of format {record['format']!r}, not fxprune-plan-1")
             groups = {n: _kept(n, k["size"], k["kept"]) for n, k in record["groups"].items()}
             kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
+            removed = _branches(record.get("removed", []))
         except (
             json.JSONDecodeError,
             KeyError,
@@ -82,7 +90,7 @@ class Plan:
             UnicodeDecodeError,
         ) as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
-        return Plan(groups, kept)
+        return Plan(groups, kept, removed)
 
 
 def _kept(name: str, size: Any, values: Any) -> Kept:
@@ -98,6 +106,12 @@ def _kept(name: str, size: Any, values: Any) -> Kept:
     if len({len(row) for row in rows}) > 1:
         raise PlanError(f"{name}: every head must keep the same number")
     return Kept(size, torch.tensor(values))
+
+
+def _branches(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise PlanError("removed branches must be a list of names")
+    return tuple(values)
 
 
 def _indices(values: Any) -> Any:

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxprune.analysis import Analysis
+from fxprune.analysis import Analysis, named_tensors, names_in_graph
 from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
+from fxprune.depth import as_planned, check_depth, shallower
 from fxprune.errors import OptionError
 from fxprune.importance import Importance, magnitude, score
-from fxprune.infer import Inference, infer
+from fxprune.infer import infer
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
@@ -40,6 +41,8 @@ def prune(
     example_kwargs: dict[str, Any] | None = None,
     exclude: str | Sequence[str] = (),
     attention: str = "auto",
+    depth: float = 0.0,
+    unit: str = "branch",
     round_to: int = 1,
     outputs: str = "keep",
     capture: str = "auto",
@@ -48,9 +51,10 @@ def prune(
 ) -> fx.GraphModule:
     """Remove a fraction of every prunable channel dimension of a vision model.
 
-    The result computes exactly what the model would with the removed channels set to zero and every
-    norm taken over the kept ones; tokens and their layout stay whole.  Follows the structure of
-    "A Unified Pruning Framework for Vision Transformers" (https://arxiv.org/abs/2111.15127).
+    The result computes exactly what the model would with the removed channels and branches set to
+    zero and every norm taken over the kept ones; tokens and their layout stay whole.  Follows the
+    structure of "A Unified Pruning Framework for Vision Transformers"
+    (https://arxiv.org/abs/2111.15127).
 
     Args:
         model: any traceable model, in any mode, dtype and device; it is not changed.
@@ -70,6 +74,10 @@ def prune(
             does what is coupled with it.
         attention: remove whole "heads", "head_dim" inside each head, or "auto": heads where the ratio
             leaves a whole number of them, else head dims.
+        depth: the fraction of residual branches to remove whole, 0 <= depth < 1, before any channel:
+            those whose absence changes the predictions on `data` least, see `fxprune.depth`.
+        unit: what `depth` counts: a "branch" (an attention, an FFN) or a "block", two adjacent branches
+            (an attention and its FFN, or an FFN and the next attention).
         round_to: keep widths that are multiples of this.
         outputs: "keep" the model's outputs whole, or "prune" those that are features.
         capture: "auto", "symbolic" or "export", see `trace`.
@@ -88,6 +96,7 @@ def prune(
         >>> assert fxprune.verify(model, pruned) < 1e-8
     """
     _check_options(ratio, attention, round_to, outputs)
+    check_depth(depth, unit)
     analysis = analyze(
         model,
         example_inputs=example_inputs,
@@ -98,6 +107,7 @@ def prune(
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    analysis = shallower(analysis, depth, unit, data, patterns, importance_options)
     groups = candidates(analysis, patterns, attention, ratio)
     scores = score(analysis, groups, importance, data, **(importance_options or {}))
     selection = select(analysis, groups, scores, ratio, round_to)
@@ -135,7 +145,7 @@ def analyze(
     captured = trace(model, example.args, example.kwargs, capture=capture)
     captured.meta["example"] = example
     inference = infer(captured, rules, prune_outputs=outputs == "prune")
-    analysis = Analysis(captured, inference, _names_in_graph(model, captured, inference))
+    analysis = Analysis(captured, inference, names_in_graph(dict(named_tensors(model)), captured, inference))
     if strict:
         analysis.refuse_missing_rules()
     return analysis
@@ -149,7 +159,7 @@ def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
     Raises:
         PlanError: the plan is for another model; names the group that does not fit.
     """
-    analysis = analyze(model, **options)
+    analysis = as_planned(analyze(model, **options), plan)
     return _rewrite(model, analysis, Selection.from_plan(analysis, plan))
 
 
@@ -188,6 +198,7 @@ def verify(
         capture=record["capture"],
         rules=rules,
     )
+    analysis = as_planned(analysis, plan)
     return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)
 
 
@@ -203,20 +214,6 @@ def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> Prun
         "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
     }
     return pruned
-
-
-def _names_in_graph(model: nn.Module, captured: fx.GraphModule, inference: Inference) -> dict[str, str]:
-    """Every name that the model has for a tensor -> the name under which the graph uses it."""
-    used: dict[int, str] = {}
-    for name, tensor in _tensors(captured):
-        if name in inference.weights:
-            used.setdefault(id(tensor), name)
-    return {name: used[id(tensor)] for name, tensor in _tensors(model) if id(tensor) in used}
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    parameters = module.named_parameters(remove_duplicate=False)
-    return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 def _check_options(ratio: float, attention: str, round_to: int, outputs: str) -> None:

@@ -16,7 +16,7 @@ from fxprune.errors import NothingPrunableError, PatternError
 from fxprune.importance import Scores
 from fxprune.selection import Selection, rounded
 
-__all__ = ["candidates", "select"]
+__all__ = ["candidates", "excluded_modules", "is_within", "select"]
 
 
 def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio: float) -> list[Group]:
@@ -73,6 +73,12 @@ def _is_whole(count: float) -> bool:
 
 def _excluded(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
     """Groups with a weight in a module that matches, or in a child of one."""
+    hit = excluded_modules(analysis, patterns)
+    return {g for g in analysis.groups if any(is_within(site.name, hit) for site in g.sites)}
+
+
+def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
+    """The modules that a pattern matches.  Raises PatternError where one matches none."""
     paths = _module_paths(analysis)
     hit: set[str] = set()
     for pattern in patterns:
@@ -82,7 +88,7 @@ def _excluded(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
                 f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
             )
         hit |= matched
-    return {g for g in analysis.groups if any(_is_within(site.name, hit) for site in g.sites)}
+    return hit
 
 
 def _module_paths(analysis: Analysis) -> list[str]:
@@ -98,7 +104,8 @@ def _some(paths: Iterable[str]) -> str:
     return ", ".join(repr(p) for p in list(paths)[:3])
 
 
-def _is_within(name: str, modules: set[str]) -> bool:
+def is_within(name: str, modules: set[str]) -> bool:
+    """Does a weight lie in one of the modules, or in a child of one?"""
     parts = name.split(".")[:-1]
     return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))
 

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxprune.calls import op_name
 
-__all__ = ["hidden_writes"]
+__all__ = ["hidden_writes", "writes_in_place"]
 
 _VIEWS = {
     *("getitem", "view", "reshape", "permute", "transpose", "expand", "unbind", "chunk", "split", "select"),
@@ -25,10 +25,11 @@ def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     where the tensor written to, or one that it is a view of, is read again afterwards.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    return [n for n in graph.nodes if _writes(n, root) and (not n.users or _read_later(n, order))]
+    return [n for n in graph.nodes if writes_in_place(n, root) and (not n.users or _read_later(n, order))]
 
 
-def _writes(node: fx.Node, root: nn.Module) -> bool:
+def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Does the node change the tensor that it is given?"""
     if node.op == "call_module":
         return bool(getattr(_submodule(root, str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
