@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxprune.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["Branch", "find_branches", "pairs"]
+__all__ = ["Branch", "find_branches", "is_value", "pairs"]
 
 
 @dataclass(eq=False)
@@ -78,12 +78,12 @@ def _follow_input(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose value (not merely whose size) depends on the model's inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (_is_value(node) and not found.isdisjoint(node.all_input_nodes)):
+        if node.op == "placeholder" or (is_value(node) and not found.isdisjoint(node.all_input_nodes)):
             found.add(node)
     return found
 
 
-def _is_value(node: fx.Node) -> bool:
+def is_value(node: fx.Node) -> bool:
     """Tensors, and tuples of them; sizes, shapes, dtypes and devices are none."""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
@@ -194,7 +194,7 @@ def _chain(branches: list[Branch], module: fx.GraphModule) -> None:
     for branch in branches:
         node = branch.source
         while node not in ends:
-            values = [n for n in node.all_input_nodes if _is_value(n)]
+            values = [n for n in node.all_input_nodes if is_value(n)]
             mixes = any(_ndim(module, name) > 1 for name in _weights_of(node, module))
             if len(values) != 1 or mixes:
                 break

@@ -29,7 +29,7 @@ from fxprune.masked import MASKED
 from fxprune.passes.propagate_values import bound_arguments
 from fxprune.selection import Selection
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "certify", "same_function"]
 
 
 class Certificate(float):
@@ -70,6 +70,19 @@ def certify(
     return Certificate(
         max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)
     )
+
+
+def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
+    """The largest relative error between a rewritten graph and a module's own code, in float64."""
+    example = example.map(lambda t: t.double() if t.is_floating_point() else t)
+    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    eager = copy.deepcopy(stock).to(device).double().eval()
+    with torch.no_grad(), _default_float64():
+        with _same_draws(pruned):
+            wanted = _floats(eager(*example.args, **example.kwargs))
+        with _same_draws(pruned):
+            got = _floats(Float64Interpreter(_double(pruned)).run(*_positional(pruned, example)))
+    return max((_error(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
 
 
 def _error(wanted: Tensor, got: Tensor) -> float:

@@ -16,6 +16,7 @@ __all__ = [
     "PlanError",
     "RewriteError",
     "ScoreError",
+    "SiblingError",
     "UnsupportedModuleError",
 ]
 
@@ -74,3 +75,7 @@ class DataError(FxpruneError, ValueError):
 
 class ScoreError(FxpruneError, ValueError):
     """An importance gave scores that rank nothing: missing, of another shape, NaN or infinite."""
+
+
+class SiblingError(FxpruneError, ValueError):
+    """A model can't get the shape of a smaller one: says which dimension or part stands in the way."""

@@ -43,12 +43,17 @@ class Plan:
     groups: group name -> `Kept`, for the groups that shrink.
     kept: name in the original's `state_dict` -> one sorted int64 index tensor (None: whole) per
         dimension; a name that is absent is whole (or was removed with its branch).
+    renamed: name in the original's `state_dict` -> name in the result's, where they differ (`like=`).
+    scales: node -> the constant that it multiplies by in the result, where it was another one; the
+        ratio is folded into the weights that bring its query (`like=`): these are no plain slices.
     removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
     """
 
     groups: dict[str, Kept]
     kept: dict[str, tuple[LongTensor | None, ...]] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
@@ -68,6 +73,8 @@ class Plan:
                 n: [None if i is None else i.tolist() for i in dims] for n, dims in self.kept.items()
             },
             "removed": list(self.removed),
+            "renamed": self.renamed,
+            "scales": self.scales,
         }
         write_whole(path, json.dumps(record))
 
@@ -82,6 +89,8 @@ class Plan:
             groups = {n: _kept(n, k["size"], k["kept"]) for n, k in record["groups"].items()}
             kept = {n: tuple(map(_indices, dims)) for n, dims in record["weights"].items()}
             removed = _branches(record.get("removed", []))
+            renamed = _named(record.get("renamed", {}), str)
+            scales = _named(record.get("scales", {}), float)
         except (
             json.JSONDecodeError,
             KeyError,
@@ -90,7 +99,7 @@ class Plan:
             UnicodeDecodeError,
         ) as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
-        return Plan(groups, kept, removed)
+        return Plan(groups, kept, removed, renamed, scales)
 
 
 def _kept(name: str, size: Any, values: Any) -> Kept:
@@ -112,6 +121,12 @@ def _branches(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise PlanError("removed branches must be a list of names")
     return tuple(values)
+
+
+def _named(values: Any, kind: type) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(v, kind) for v in values.values()):
+        raise PlanError(f"renamed tensors and scales must be given as {kind.__name__} by name")
+    return values
 
 
 def _indices(values: Any) -> Any:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from fxprune.analysis import Analysis, named_tensors, names_in_graph
+from fxprune.branches import Branch
 from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
-from fxprune.depth import as_planned, check_depth, shallower
-from fxprune.errors import OptionError
+from fxprune.depth import as_planned, branch_scores, check_depth, shallower
+from fxprune.errors import ExampleInputError, OptionError, SiblingError
 from fxprune.importance import Importance, magnitude, score
 from fxprune.infer import infer
+from fxprune.passes.fold_scale import fold_scales
 from fxprune.passes.propagate_values import refuse_broken
+from fxprune.passes.rename import rename
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
 from fxprune.pruned_module import PrunedModule
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
+from fxprune.sibling import check_loads, example_for, shaped_like
 
 __all__ = ["analyze", "apply", "prune", "verify"]
 
@@ -43,6 +49,7 @@ def prune(
     attention: str = "auto",
     depth: float = 0.0,
     unit: str = "branch",
+    like: nn.Module | None = None,
     round_to: int = 1,
     outputs: str = "keep",
     capture: str = "auto",
@@ -78,6 +85,10 @@ def prune(
             those whose absence changes the predictions on `data` least, see `fxprune.depth`.
         unit: what `depth` counts: a "branch" (an attention, an FFN) or a "block", two adjacent branches
             (an attention and its FFN, or an FFN and the next attention).
+        like: a smaller model of the same architecture, which decides widths, heads and depth in place of
+            `ratio` and `depth`: it loads the result's `state_dict()` with strict=True, and computes the
+            same.  Where its attention scales differ (another head dim), the ratio is folded into the
+            query projections, the one exception to "every weight is an index-select".
         round_to: keep widths that are multiples of this.
         outputs: "keep" the model's outputs whole, or "prune" those that are features.
         capture: "auto", "symbolic" or "export", see `trace`.
@@ -107,6 +118,8 @@ def prune(
         rules=rules,
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    if like is not None:
+        return _prune_like(model, analysis, like, patterns, importance, data, importance_options or {})
     analysis = shallower(analysis, depth, unit, data, patterns, importance_options)
     groups = candidates(analysis, patterns, attention, ratio)
     scores = score(analysis, groups, importance, data, **(importance_options or {}))
@@ -160,7 +173,7 @@ def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
         PlanError: the plan is for another model; names the group that does not fit.
     """
     analysis = as_planned(analyze(model, **options), plan)
-    return _rewrite(model, analysis, Selection.from_plan(analysis, plan))
+    return _rewrite(model, analysis, Selection.from_plan(analysis, plan), plan.renamed, plan.scales)
 
 
 def verify(
@@ -202,16 +215,60 @@ def verify(
     return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)
 
 
-def _rewrite(model: nn.Module, analysis: Analysis, selection: Selection) -> PrunedModule:
+def _prune_like(
+    model: nn.Module,
+    analysis: Analysis,
+    like: nn.Module,
+    exclude: Sequence[str],
+    importance: Importance | None,
+    data: Iterable[Any] | None,
+    options: dict[str, Any],
+) -> PrunedModule:
+    """Widths, heads, depth and names of a smaller model."""
+    example = example_for(like, analysis)
+    outputs = "prune" if analysis.inference.prune_outputs else "keep"
+    try:
+        small = analyze(
+            like,
+            example_inputs=example.args,
+            example_kwargs=example.kwargs,
+            outputs=outputs,
+            capture=analysis.capture,
+            rules=analysis.inference.rules,
+        )
+    except ExampleInputError as error:
+        raise SiblingError(f"like= must take what the model takes: {error}") from error
+
+    def of_branches(branches: Sequence[Branch]) -> np.ndarray:
+        return branch_scores(analysis, [(b,) for b in branches], data, options)
+
+    sibling = shaped_like(analysis, small, of_branches, exclude)
+    scores = score(sibling.analysis, sibling.groups, importance, data, **options)
+    pruned = _rewrite(model, sibling.analysis, sibling.select(scores), sibling.renamed, sibling.scales)
+    check_loads(pruned, like)
+    return pruned
+
+
+def _rewrite(
+    model: nn.Module,
+    analysis: Analysis,
+    selection: Selection,
+    renamed: dict[str, str] | None = None,
+    scales: dict[str, float] | None = None,
+) -> PrunedModule:
     """Slice the weights, write the new sizes, and attach the record."""
+    example = analysis.module.meta["example"]
     pruned = shrink(analysis, selection, model)
-    refuse_broken(pruned, analysis.module.meta["example"])
+    refuse_broken(pruned, example)
+    fold_scales(pruned, scales or {}, example)
+    pruned = rename(pruned, renamed) if renamed else pruned
+    plan = selection.plan(analysis, model.state_dict())
     pruned.meta["fxprune"] |= {
-        "plan": selection.plan(analysis, model.state_dict()),
+        "plan": replace(plan, renamed=renamed or {}, scales=scales or {}),
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "dynamic": not any("batch size" in note for note in analysis.notes),
-        "example": analysis.module.meta["example"].map(lambda t: torch.empty_like(t, device="meta")),
+        "example": example.map(lambda t: torch.empty_like(t, device="meta")),
     }
     return pruned
 

@@ -16,7 +16,7 @@ from fxprune.errors import NothingPrunableError, PatternError
 from fxprune.importance import Scores
 from fxprune.selection import Selection, rounded
 
-__all__ = ["candidates", "excluded_modules", "is_within", "select"]
+__all__ = ["best_of", "candidates", "excluded_modules", "is_within", "select"]
 
 
 def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, ratio: float) -> list[Group]:
@@ -118,11 +118,12 @@ def select(
     for group in groups:
         count = rounded(group.size * (1 - ratio), group.size, _multiple(analysis, group, round_to))
         if count < group.size:
-            kept[group] = torch.from_numpy(_best(scores[group], count))
+            kept[group] = torch.from_numpy(best_of(scores[group], count))
     return Selection.of(analysis, kept)
 
 
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
+def best_of(scores: np.ndarray, count: int) -> np.ndarray:
+    """The positions of the highest scores along the last dimension, sorted; ties keep the first."""
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
     return np.sort(order, axis=-1)
 

@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from fxprune.calls import op_name
 
-__all__ = ["hidden_writes", "writes_in_place"]
+__all__ = ["VIEWS", "hidden_writes", "writes_in_place"]
 
-_VIEWS = {
+# Ops that return (part of) the tensor they are given, laid out otherwise.
+VIEWS = {
     *("getitem", "view", "reshape", "permute", "transpose", "expand", "unbind", "chunk", "split", "select"),
     *("slice", "narrow", "squeeze", "unsqueeze", "flatten", "unflatten", "t", "detach", "alias", "view_as"),
     *("split_with_sizes", "movedim", "swapaxes", "diagonal", "unfold", "_unsafe_view", "getattr"),
@@ -53,7 +54,7 @@ def _read_later(write: fx.Node, order: dict[fx.Node, int]) -> bool:
             return True
         if target.op == "get_attr":
             return True  # the model's own tensor
-        if op_name(target.target) not in _VIEWS or not target.args:
+        if op_name(target.target) not in VIEWS or not target.args:
             return False
         target = target.args[0]
     return False
