@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxprune.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["Branch", "find_branches", "is_value", "pairs"]
+__all__ = ["Branch", "find_branches", "is_value", "nodes_after_input", "pairs"]
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> lis
         Branch('blocks.0.attn', nodes=13)
     """
     found: list[Branch] = []
-    follows_input = _follow_input(module.graph)
+    follows_input = nodes_after_input(module.graph)
     for node in module.graph.nodes:
         found.extend(_branch_at(node, module, rules, follows_input))
     branches = _without_nested(found)
@@ -74,7 +74,7 @@ def pairs(branches: list[Branch]) -> list[tuple[Branch, Branch]]:
 # ---------------------------------------------------------------- which additions
 
 
-def _follow_input(graph: fx.Graph) -> set[fx.Node]:
+def nodes_after_input(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose value (not merely whose size) depends on the model's inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:

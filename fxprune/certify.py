@@ -61,7 +61,7 @@ def certify(
         with _same_draws(model):
             wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
         with _same_draws(model):
-            got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
+            got = Float64Interpreter(_unrounded(_double(pruned), model)).run(*_positional(pruned, example))
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
@@ -172,6 +172,27 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
         **module.__dict__,
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
     }
+    return twin
+
+
+def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """A float64 twin of a pruned module, with scales folded into its weights in float64 too.
+
+    The module's own weights hold the folded products as rounded to their dtype; those that are off by
+    no more than that are taken for what they stand for.
+    """
+    record = twin.meta["fxprune"]
+    original = model.state_dict()
+    old_of = {new: old for old, new in record["plan"].renamed.items()}
+    for name, (rows, ratio) in record.get("folded", {}).items():
+        old = old_of.get(name, name)
+        kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
+        exact = _compact(original[old], kept).double()
+        exact[rows.to(exact.device)] *= ratio
+        path, _, leaf = name.rpartition(".")
+        stored = getattr(twin.get_submodule(path), leaf)
+        if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
+            stored.data = exact
     return twin
 
 

@@ -260,11 +260,12 @@ def _rewrite(
     example = analysis.module.meta["example"]
     pruned = shrink(analysis, selection, model)
     refuse_broken(pruned, example)
-    fold_scales(pruned, scales or {}, example)
+    folded = fold_scales(pruned, scales or {}, example)
     pruned = rename(pruned, renamed) if renamed else pruned
     plan = selection.plan(analysis, model.state_dict())
     pruned.meta["fxprune"] |= {
         "plan": replace(plan, renamed=renamed or {}, scales=scales or {}),
+        "folded": {(renamed or {}).get(name, name): fold for name, fold in folded.items()},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "dynamic": not any("batch size" in note for note in analysis.notes),

@@ -6,7 +6,7 @@ in the stock model, and its query projection takes up the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,11 +40,13 @@ def constant_of(call: Call) -> float | None:
     return float(scale) if isinstance(scale, (int, float)) and not isinstance(scale, bool) else None
 
 
-def fold_scales(module: fx.GraphModule, scales: Mapping[str, float], example: Example) -> dict[str, float]:
+def fold_scales(
+    module: fx.GraphModule, scales: Mapping[str, float], example: Example
+) -> dict[str, tuple[Tensor, float]]:
     """Contract: the same function; the constants are those of `scales`, by the names of their nodes.
 
     Changes the module's graph and the rows of its weights that the factor comes from: the query's.
-    Returns the factor by which those rows of each weight were multiplied.
+    Returns, for each of these weights, the rows and what they were multiplied by.
 
     Raises:
         RewriteError: the factor does not come straight from a weight.
@@ -52,7 +54,7 @@ def fold_scales(module: fx.GraphModule, scales: Mapping[str, float], example: Ex
     if not scales:
         return {}
     propagate_values(module, example)
-    folded: dict[str, float] = {}
+    folded: dict[str, tuple[Tensor, float]] = {}
     for node in list(module.graph.nodes):
         if node.name in scales:
             call = call_of(node, module, DEFAULT_RULES)
@@ -60,8 +62,7 @@ def fold_scales(module: fx.GraphModule, scales: Mapping[str, float], example: Ex
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
             ratio = new / old if call.op in _QUOTIENTS else old / new
-            for name in _fold(module, _factor(call, module), ratio):
-                folded[name] = ratio
+            folded |= _fold(module, _factor(call, module), ratio)
             _write(node, call, new)
     for node in module.graph.nodes:
         del node.meta["val"]
@@ -85,8 +86,9 @@ def _write(node: fx.Node, call: Call, new: float) -> None:
         node.update_arg(1, new)
 
 
-def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> Iterator[str]:
-    """Scale the rows of the weights that the factor is made of; yields the weights' names."""
+def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tuple[Tensor, float]]:
+    """Scale the rows of the weights that the factor is made of."""
+    folded = {}
     path, call = _origin(module, factor)
     rows = _rows(path, _BRINGS[_op(call)])
     rule = DEFAULT_RULES.get(call.op)
@@ -104,7 +106,8 @@ def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> Iterator[str
         tensor: Tensor = getattr(module.get_submodule(owner), leaf)
         with torch.no_grad():
             tensor[rows.to(tensor.device)] *= ratio
-        yield name
+        folded[name] = rows, ratio
+    return folded
 
 
 def _origin(module: fx.GraphModule, factor: fx.Node) -> tuple[list[fx.Node], Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,14 @@ def inputs(make: Make, batch: int = 2) -> Tensor:
     return images(batch, 224 if make is small_torchvision_vit else 32).double()
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize("name", PAIRS)
+BOTH = {"heads and head dims", "all", "swin widths", "pvt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "capture"), [(n, c) for n in PAIRS for c in ("auto", *CAPTURES) if (c == "auto") != (n in BOTH)]
+)
 def test_the_stock_model_loads_the_result_and_computes_the_same(name: str, capture: str) -> None:
     make, large_options, small_options = PAIRS[name]
-    if make is small_hf_vit and capture == "symbolic":
-        pytest.skip("only torch.export traces it")
     large, small = stock(make, **large_options), stock(make, seed=3, **small_options)
     before = {k: v.clone() for k, v in (*large.state_dict().items(), *small.state_dict().items())}
     pruned = fxprune.prune(large, like=small, example_inputs=inputs(make), capture=capture)
@@ -113,8 +116,9 @@ def assert_slices_but_for_scales(large: nn.Module, pruned: fx.GraphModule) -> No
             expected = expected if indices is None else expected.index_select(dim, indices)
         if not torch.equal(tensor, expected):
             scaled.add(new)
-            ratios = (tensor / expected).unique()
-            assert all((ratios - r).abs().min() < 1e-12 for r in (1.0, ratios[ratios != 1][0].item()))
+            ratios = tensor / expected
+            other = ratios[ratios != 1][0]
+            assert torch.minimum((ratios - 1).abs(), (ratios - other).abs()).max() < 1e-12
     assert bool(scaled) == bool(plan.scales)
 
 
@@ -178,6 +182,19 @@ def test_the_scale_is_folded_into_the_query_alone() -> None:
     assert torch.equal(ratio[24:], torch.ones(48).double())
 
 
+def test_rounding_a_folded_scale_is_no_error_but_a_wrong_one_is() -> None:
+    """float32 weights hold the folded products to seven digits: the certificate sees past that."""
+    large, small = stock(small_vit).float(), stock(small_vit, seed=3, embed_dim=24, num_heads=4).float()
+    with torch.no_grad():
+        for block in large.blocks:
+            block.attn.qkv.weight *= 2
+    pruned = fxprune.prune(large, like=small, example_inputs=images())
+    assert fxprune.verify(large, pruned) < 1e-8
+    with torch.no_grad():
+        pruned.state_dict()["blocks.1.attn.qkv.weight"][:24] *= 1 + 1e-4
+    assert fxprune.verify(large, pruned) > 1e-8
+
+
 # ---------------------------------------------------------------- the result is a model as any other
 
 
@@ -204,7 +221,7 @@ def test_the_result_trains_copies_and_pickles(pair: tuple[nn.Module, nn.Module, 
 
 
 def test_the_plan_is_data(pair: tuple[nn.Module, nn.Module, fx.GraphModule], tmp_path: Path) -> None:
-    large, small, pruned = pair
+    large, _, pruned = pair
     fxprune.plan_of(pruned).save(tmp_path / "plan.json")
     plan = fxprune.Plan.load(tmp_path / "plan.json")
     assert (plan.renamed, plan.scales) == (fxprune.plan_of(pruned).renamed, fxprune.plan_of(pruned).scales)
@@ -226,11 +243,11 @@ def test_the_plan_is_data(pair: tuple[nn.Module, nn.Module, fx.GraphModule], tmp
         ({}, {"num_classes": 7}, r"head\.\w+ \(head\.weight\[0\]\) has 10 .* and 7 .* reaches the output"),
         ({}, {"depth": 3}, "the model has 4 removable branches, the smaller one 6"),
         ({}, {"init_values": 0.1}, r"where the model has .* the smaller one has"),
-        ({}, {"qkv_bias": False}, "does not take the result.*qkv.bias|has no|computes"),
-        ({}, {"patch_size": 16}, r"conv2d \(8, 8\).*conv2d \(16, 16\)"),
+        ({}, {"qkv_bias": False}, "linear weight bias.* the smaller one has .*linear weight,"),
+        ({}, {"patch_size": 16}, r"conv2d weight bias \(8, 8\).*conv2d weight bias \(16, 16\)"),
         ({}, {"img_size": 64}, "like= must take what the model takes"),
         ({}, {"act_layer": nn.ReLU}, "where the model has .* the smaller one has"),
-        ({}, {"norm_layer": lambda n: nn.LayerNorm(n, eps=1e-3)}, "constants .* no pruning changes them"),
+        ({}, {"norm_layer": partial(nn.LayerNorm, eps=1e-3)}, "constants .* no pruning changes them"),
     ],
 )
 def test_an_impossible_target_says_why(large: dict, small: dict, message: str) -> None:

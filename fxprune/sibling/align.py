@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 
 from fxprune.analysis import Analysis
-from fxprune.branches import Branch, find_branches, is_value
+from fxprune.branches import Branch, find_branches, is_value, nodes_after_input
 from fxprune.calls import Weight, call_of
 from fxprune.capture.writes import VIEWS
 from fxprune.errors import SiblingError
@@ -69,28 +69,37 @@ def _parts(analysis: Analysis) -> list[_Part]:
     branches = find_branches(analysis.module, analysis.inference.rules)
     within = {node for b in branches for node in b.nodes}
     ends = {b.add: b for b in branches}
+    computed = nodes_after_input(analysis.module.graph)
+    kinds = {
+        n: _kind(n, analysis) for n in analysis.module.graph.nodes if n.op == "get_attr" or n in computed
+    }
     parts = []
     for node in analysis.module.graph.nodes:
         if node in ends:
-            told = [(kind, n) for n in ends[node].nodes if (kind := _kind(n, analysis))]
-            parts.append(_Part(tuple(k for k, _ in told), tuple(n for _, n in told), ends[node]))
-        elif node not in within and (kind := _kind(node, analysis)) and kind[0] not in _LAYOUT:
-            parts.append(_Part((kind,), (node,)))
+            nodes = tuple(n for n in ends[node].nodes if kinds.get(n))
+            parts.append(_Part(tuple(kinds[n] for n in nodes), nodes, ends[node]))
+        elif node not in within and kinds.get(node) and kinds[node][0] not in _LAYOUT:
+            parts.append(_Part((kinds[node],), (node,)))
     return parts
 
 
 def _kind(node: fx.Node, analysis: Analysis) -> tuple[object, ...]:
-    """The op, and what no width changes of its kernel; empty for sizes and for what acts in training only."""
+    """The op, its weights, and the size of its kernel: what no width changes.
+
+    Empty for sizes, for constants (one block may compute what several share), and for dropouts.
+    """
+    if node.op == "get_attr":
+        known = str(node.target) in analysis.names
+        return ("weight", node.meta["val"].ndim) if known else ()
     if not is_value(node) or node.op in ("placeholder", "output"):
         return ()
-    if node.op == "get_attr":
-        return ("weight", node.meta["val"].ndim)
     call = call_of(node, analysis.module, analysis.inference.rules)
     op = call.op.removeprefix("aten.")
     if op in _TRAINING:
         return ()
-    weights = [analysis.module.get_parameter(a.name) for a in call.args if isinstance(a, Weight)]
-    return (op, *(tuple(w.shape[2:]) for w in weights if op.startswith("conv")))
+    weights = [a.name for a in call.args if isinstance(a, Weight)]
+    kernel = [tuple(analysis.module.get_parameter(w).shape[2:]) for w in weights[:1] if op.startswith("conv")]
+    return (op, *(w.rpartition(".")[2] for w in weights), *kernel)
 
 
 def _cheapest(ours: list[_Part], theirs: list[_Part], costs: dict[Branch, float]) -> dict[int, int]:
@@ -118,7 +127,7 @@ def _cheapest(ours: list[_Part], theirs: list[_Part], costs: dict[Branch, float]
 
 def _no_match(ours: list[_Part], theirs: list[_Part], best: np.ndarray) -> SiblingError:
     """Say where the furthest attempt ended."""
-    i, j = max(zip(*np.nonzero(np.isfinite(best)), strict=True), key=lambda at: (at[0] + at[1], at[1]))
+    i, j = max(zip(*np.nonzero(np.isfinite(best)), strict=True), key=lambda at: (at[1], -at[0]))
     here = f"{ours[i].name} ({_words(ours[i])})" if i < len(ours) else "nothing more"
     there = f"{theirs[j].name} ({_words(theirs[j])})" if j < len(theirs) else "nothing more"
     kept = sum(part.branch is not None for part in ours), sum(part.branch is not None for part in theirs)
