@@ -34,10 +34,12 @@ class Analysis:
         names: dict[str, str],
         captured: fx.GraphModule | None = None,
         removal: Removal | None = None,
+        regrouped: dict[str, int] | None = None,
     ) -> None:
         self.module = module
         self.captured = captured or module  # what the model itself computes
         self.removal = removal  # the branches that `module` lacks
+        self.regrouped = regrouped or {}  # groups of heads -> how many they were merged to
         self.inference = inference
         self.names = names  # every name that the model has for a tensor -> the name in the graph
         solver = inference.solver
@@ -63,12 +65,19 @@ class Analysis:
         """The names of the residual branches that were left out."""
         return tuple(branch.name for branch in self.removal.branches) if self.removal else ()
 
-    def on(self, module: fx.GraphModule, removal: Removal | None = None) -> Analysis:
+    def on(
+        self,
+        module: fx.GraphModule,
+        *,
+        removal: Removal | None = None,
+        regrouped: dict[str, int] | None = None,
+    ) -> Analysis:
         """The analysis of a graph that a pass made of this one's; both share their tensors."""
         inference = infer(module, self.inference.rules, prune_outputs=self.inference.prune_outputs)
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
-        return Analysis(module, inference, names_in_graph(names, module, inference), self.captured, removal)
+        used = names_in_graph(names, module, inference)
+        return Analysis(module, inference, used, self.captured, removal, regrouped or self.regrouped)
 
     @property
     def prunable(self) -> list[Group]:

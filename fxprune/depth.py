@@ -12,6 +12,7 @@ from fxprune.analysis import Analysis
 from fxprune.branches import Branch, find_branches, pairs
 from fxprune.errors import NothingPrunableError, OptionError, PlanError, ScoreError
 from fxprune.importance.branches import branch_divergences, branch_shares
+from fxprune.merge import merged_by_name
 from fxprune.passes.remove_branches import remove_branches
 from fxprune.plan import Plan
 from fxprune.select import excluded_modules, is_within
@@ -92,7 +93,7 @@ def without_branches(analysis: Analysis, branches: Sequence[Branch]) -> Analysis
     if not branches:
         return analysis
     removal = remove_branches(analysis.module, branches)
-    return analysis.on(removal.module, removal)
+    return analysis.on(removal.module, removal=removal)
 
 
 def as_planned(analysis: Analysis, plan: Plan) -> Analysis:
@@ -101,6 +102,7 @@ def as_planned(analysis: Analysis, plan: Plan) -> Analysis:
     Raises:
         PlanError: the model has no branch of a name that the plan removes.
     """
+    analysis = merged_by_name(analysis, plan.regrouped)
     if not plan.removed:
         return analysis
     known = {b.name: b for b in find_branches(analysis.module, analysis.inference.rules)}

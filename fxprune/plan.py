@@ -46,6 +46,8 @@ class Plan:
     renamed: name in the original's `state_dict` -> name in the result's, where they differ (`like=`).
     scales: node -> the constant that it multiplies by in the result, where it was another one; the
         ratio is folded into the weights that bring its query (`like=`): these are no plain slices.
+    regrouped: group of heads -> how many wider ones they were merged to first (`attention="merge"`); the
+        groups are then those of the merged model.
     removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
     """
 
@@ -54,11 +56,13 @@ class Plan:
     removed: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    regrouped: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
         rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
         rows += [(name, "branch", "none") for name in self.removed]
+        rows += [(name, "merged", str(count)) for name, count in self.regrouped.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows
@@ -75,6 +79,7 @@ class Plan:
             "removed": list(self.removed),
             "renamed": self.renamed,
             "scales": self.scales,
+            "regrouped": self.regrouped,
         }
         write_whole(path, json.dumps(record))
 
@@ -91,6 +96,7 @@ class Plan:
             removed = _branches(record.get("removed", []))
             renamed = _named(record.get("renamed", {}), str)
             scales = _named(record.get("scales", {}), float)
+            regrouped = _named(record.get("regrouped", {}), int)
         except (
             json.JSONDecodeError,
             KeyError,
@@ -99,7 +105,7 @@ class Plan:
             UnicodeDecodeError,
         ) as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
-        return Plan(groups, kept, removed, renamed, scales)
+        return Plan(groups, kept, removed, renamed, scales, regrouped)
 
 
 def _kept(name: str, size: Any, values: Any) -> Kept:
@@ -125,7 +131,7 @@ def _branches(values: Any) -> tuple[str, ...]:
 
 def _named(values: Any, kind: type) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(v, kind) for v in values.values()):
-        raise PlanError(f"renamed tensors and scales must be given as {kind.__name__} by name")
+        raise PlanError(f"renamed, scales and regrouped must be of {kind.__name__} by name")
     return values
 
 

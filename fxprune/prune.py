@@ -19,6 +19,7 @@ from fxprune.depth import as_planned, branch_scores, check_depth, shallower
 from fxprune.errors import ExampleInputError, OptionError, SiblingError
 from fxprune.importance import Importance, magnitude, score
 from fxprune.infer import infer
+from fxprune.merge import merged_for_ratio
 from fxprune.passes.fold_scale import fold_scales
 from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.rename import rename
@@ -32,7 +33,7 @@ from fxprune.sibling import check_loads, example_for, shaped_like
 
 __all__ = ["analyze", "apply", "prune", "verify"]
 
-ATTENTION = ("auto", "heads", "head_dim")
+ATTENTION = ("auto", "heads", "head_dim", "merge")
 OUTPUTS = ("keep", "prune")
 
 
@@ -80,7 +81,9 @@ def prune(
         exclude: module names or patterns (`"blocks.0.*"`); every weight in them stays whole, and so
             does what is coupled with it.
         attention: remove whole "heads", "head_dim" inside each head, or "auto": heads where the ratio
-            leaves a whole number of them, else head dims.
+            leaves a whole number of them, else head dims.  "merge" is the paper's regrouping: consecutive
+            heads become one, then its channels are pruned back to the old head dim (12 heads of 64 to 3
+            of 256 to 3 of 64): exact with regard to the model with its heads merged, see `fxprune.merge`.
         depth: the fraction of residual branches to remove whole, 0 <= depth < 1, before any channel:
             those whose absence changes the predictions on `data` least, see `fxprune.depth`.
         unit: what `depth` counts: a "branch" (an attention, an FFN) or a "block", two adjacent branches
@@ -119,7 +122,10 @@ def prune(
     )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     if like is not None:
-        return _prune_like(model, analysis, like, patterns, importance, data, importance_options or {})
+        merge, options = attention == "merge", importance_options or {}
+        return _prune_like(model, analysis, like, merge, patterns, importance, data, options)
+    if attention == "merge":
+        analysis, attention = merged_for_ratio(analysis, ratio, patterns), "head_dim"
     analysis = shallower(analysis, depth, unit, data, patterns, importance_options)
     groups = candidates(analysis, patterns, attention, ratio)
     scores = score(analysis, groups, importance, data, **(importance_options or {}))
@@ -219,6 +225,7 @@ def _prune_like(
     model: nn.Module,
     analysis: Analysis,
     like: nn.Module,
+    merge: bool,
     exclude: Sequence[str],
     importance: Importance | None,
     data: Iterable[Any] | None,
@@ -242,7 +249,7 @@ def _prune_like(
     def of_branches(branches: Sequence[Branch]) -> np.ndarray:
         return branch_scores(analysis, [(b,) for b in branches], data, options)
 
-    sibling = shaped_like(analysis, small, of_branches, exclude)
+    sibling = shaped_like(analysis, small, of_branches, exclude, merge=merge)
     scores = score(sibling.analysis, sibling.groups, importance, data, **options)
     pruned = _rewrite(model, sibling.analysis, sibling.select(scores), sibling.renamed, sibling.scales)
     check_loads(pruned, like)
@@ -264,7 +271,7 @@ def _rewrite(
     pruned = rename(pruned, renamed) if renamed else pruned
     plan = selection.plan(analysis, model.state_dict())
     pruned.meta["fxprune"] |= {
-        "plan": replace(plan, renamed=renamed or {}, scales=scales or {}),
+        "plan": replace(plan, renamed=renamed or {}, scales=scales or {}, regrouped=analysis.regrouped),
         "folded": {(renamed or {}).get(name, name): fold for name, fold in folded.items()},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from fxprune.analysis import Analysis
+from fxprune.branches import find_branches
 from fxprune.calls import call_of
 from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.certify import same_function
@@ -17,6 +18,7 @@ from fxprune.depth import without_branches
 from fxprune.errors import SiblingError
 from fxprune.groups import Group
 from fxprune.importance import Scores
+from fxprune.merge import mergeable, merged
 from fxprune.passes.fold_scale import constant_of
 from fxprune.select import best_of, excluded_modules, is_within
 from fxprune.selection import Selection
@@ -53,17 +55,25 @@ class Sibling:
         return Selection.of(self.analysis, kept)
 
 
-def shaped_like(model: Analysis, small: Analysis, score: Scorer, exclude: Sequence[str] = ()) -> Sibling:
+def shaped_like(
+    model: Analysis, small: Analysis, score: Scorer, exclude: Sequence[str] = (), *, merge: bool = False
+) -> Sibling:
     """Work out how a model becomes one that its smaller sibling's code can run.
 
     The parts of both graphs are matched in order; of several ways to drop branches the one with the
-    least sum of `score(branches)` is taken.  Sizes are read off the sibling's shapes.
+    least sum of `score(branches)` is taken.  Sizes are read off the sibling's shapes.  With `merge`,
+    heads are merged to as many as the sibling has, where that divides them.
 
     Raises:
         SiblingError: the sibling is not the same architecture, or larger somewhere.
     """
     removed = align(model, small, score).removed
     shallow = without_branches(model, removed)
+    if merge:
+        pairs = align(shallow, small, score).pairs
+        model = _merged(model, target_sizes(shallow, small, pairs))
+        own = {b.name: b for b in find_branches(model.module, model.inference.rules)}
+        shallow = without_branches(model, [own[b.name] for b in removed])
     pairs = align(shallow, small, score).pairs
     sizes = target_sizes(shallow, small, pairs)
     modules = excluded_modules(model, exclude)
@@ -72,6 +82,13 @@ def shaped_like(model: Analysis, small: Analysis, score: Scorer, exclude: Sequen
         if held and size < group.size:
             raise SiblingError(f"like=: {group.name} must shrink to {size}, but exclude= keeps {held} whole")
     return Sibling(shallow, sizes, _renamed(shallow, small, pairs), _scales(shallow, small, pairs))
+
+
+def _merged(model: Analysis, sizes: Mapping[Group, int]) -> Analysis:
+    """The model with the heads that a shallower one is to have; groups are told by their sites."""
+    wanted = {site: size for group, size in sizes.items() if group.role == "heads" for site in group.sites}
+    counts = {g: wanted[g.sites[0]] for g in mergeable(model) if g.sites[0] in wanted}
+    return merged(model, {group: count for group, count in counts.items() if group.size % count == 0})
 
 
 def example_for(small: nn.Module, analysis: Analysis) -> Example:
