@@ -8,12 +8,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import networkx as nx
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxprune.axes import Atom, Axis, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.groups import Group, Site, build_groups
-from fxprune.infer import Inference
+from fxprune.infer import Inference, infer
+from fxprune.passes.remove_branches import Removal
 from fxprune.rules.registry import Axes
 
 __all__ = ["Analysis", "Group", "Site"]
@@ -25,8 +26,19 @@ class Analysis:
     `str()` is a table; `to_networkx()` the dependency graph; `why(a, b)` the chain between two sites.
     """
 
-    def __init__(self, module: fx.GraphModule, inference: Inference, names: dict[str, str]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inference: Inference,
+        names: dict[str, str],
+        captured: fx.GraphModule | None = None,
+        removal: Removal | None = None,
+        regrouped: dict[str, int] | None = None,
+    ) -> None:
         self.module = module
+        self.captured = captured or module  # what the model itself computes
+        self.removal = removal  # the branches that `module` lacks
+        self.regrouped = regrouped or {}  # groups of heads -> how many they were merged to
         self.inference = inference
         self.names = names  # every name that the model has for a tensor -> the name in the graph
         solver = inference.solver
@@ -46,6 +58,25 @@ class Analysis:
     def notes(self) -> list[str]:
         """What the capture could not keep, in words."""
         return self.module.meta["notes"]
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The names of the residual branches that were left out."""
+        return tuple(branch.name for branch in self.removal.branches) if self.removal else ()
+
+    def on(
+        self,
+        module: fx.GraphModule,
+        *,
+        removal: Removal | None = None,
+        regrouped: dict[str, int] | None = None,
+    ) -> Analysis:
+        """The analysis of a graph that a pass made of this one's; both share their tensors."""
+        inference = infer(module, self.inference.rules, prune_outputs=self.inference.prune_outputs)
+        tensors = dict(named_tensors(self.module))
+        names = {name: tensors[used] for name, used in self.names.items()}
+        used = names_in_graph(names, module, inference)
+        return Analysis(module, inference, used, self.captured, removal, regrouped or self.regrouped)
 
     @property
     def prunable(self) -> list[Group]:
@@ -168,6 +199,23 @@ class Analysis:
     @property
     def _summary(self) -> str:
         return f"{len(self.groups)} groups, {len(self.prunable)} can shrink ({self.capture} capture)"
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under each of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def names_in_graph(
+    tensors: dict[str, Tensor], captured: fx.GraphModule, inference: Inference
+) -> dict[str, str]:
+    """Every name that a model has for a tensor -> the name under which the graph uses it."""
+    used: dict[int, str] = {}
+    for name, tensor in named_tensors(captured):
+        if name in inference.weights:
+            used.setdefault(id(tensor), name)
+    return {name: used[id(tensor)] for name, tensor in tensors.items() if id(tensor) in used}
 
 
 def _label(node: Any) -> str:

@@ -1,8 +1,9 @@
 """The certificate: the pruned model against the masked original, in float64.
 
-The masked original is the captured graph at full size in which, after every node, removed channels are
-set to zero, and every statistic (mean, variance) over a shrinking axis counts kept channels only.  It
-knows nothing of slicing, reshape constants or module attributes: what the rewrite gets wrong shows.
+The masked original is the captured graph at full size and depth in which every removed branch adds zero,
+removed channels are set to zero after every node, and every statistic (mean, variance) over a shrinking
+axis counts kept channels only.  It knows nothing of slicing, reshape constants or module attributes: what
+the rewrite gets wrong shows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fxprune.masked import MASKED
 from fxprune.passes.propagate_values import bound_arguments
 from fxprune.selection import Selection
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "certify", "same_function"]
 
 
 class Certificate(float):
@@ -54,13 +55,13 @@ def certify(
     """Run both on the same input and compare every output."""
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
-    _check_capture(model, analysis.module, example)
+    _check_capture(model, analysis.captured, example)
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
     with torch.no_grad(), _default_float64():
         with _same_draws(model):
             wanted = _Masked(analysis, selection, example.batch).run(*_positional(analysis.module, example))
         with _same_draws(model):
-            got = Float64Interpreter(_double(pruned)).run(*_positional(pruned, example))
+            got = Float64Interpreter(_unrounded(_double(pruned), model)).run(*_positional(pruned, example))
     pairs = zip(_floats(wanted), _floats(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
@@ -69,6 +70,19 @@ def certify(
     return Certificate(
         max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)
     )
+
+
+def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
+    """The largest relative error between a rewritten graph and a module's own code, in float64."""
+    example = example.map(lambda t: t.double() if t.is_floating_point() else t)
+    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    eager = copy.deepcopy(stock).to(device).double().eval()
+    with torch.no_grad(), _default_float64():
+        with _same_draws(pruned):
+            wanted = _floats(eager(*example.args, **example.kwargs))
+        with _same_draws(pruned):
+            got = _floats(Float64Interpreter(_double(pruned)).run(*_positional(pruned, example)))
+    return max((_error(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
 
 
 def _error(wanted: Tensor, got: Tensor) -> float:
@@ -161,6 +175,27 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
     return twin
 
 
+def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """A float64 twin of a pruned module, with scales folded into its weights in float64 too.
+
+    The module's own weights hold the folded products as rounded to their dtype; those that are off by
+    no more than that are taken for what they stand for.
+    """
+    record = twin.meta["fxprune"]
+    original = model.state_dict()
+    old_of = {new: old for old, new in record["plan"].renamed.items()}
+    for name, (rows, ratio) in record.get("folded", {}).items():
+        old = old_of.get(name, name)
+        kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
+        exact = _compact(original[old], kept).double()
+        exact[rows.to(exact.device)] *= ratio
+        path, _, leaf = name.rpartition(".")
+        stored = getattr(twin.get_submodule(path), leaf)
+        if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
+            stored.data = exact
+    return twin
+
+
 @contextlib.contextmanager
 def _same_draws(model: nn.Module) -> Iterator[None]:
     """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
@@ -208,13 +243,23 @@ class _Masked(Float64Interpreter):
     """The captured original under masks."""
 
     def __init__(self, analysis: Analysis, selection: Selection, batch: int | None) -> None:
-        super().__init__(_double(analysis.module))
+        removal = analysis.removal
+        whole = analysis.module if removal is None else removal.whole
+        super().__init__(_double(whole))
         self.analysis, self.selection, self.batch = analysis, selection, batch
-        self.mirror = dict(zip(self.graph.nodes, analysis.module.graph.nodes, strict=True))
+        analysed = {n: n for n in whole.graph.nodes} if removal is None else removal.twins
+        # A node of a removed branch has no counterpart that was analysed.
+        self.mirror = {n: analysed.get(w) for n, w in zip(self.graph.nodes, whole.graph.nodes, strict=True)}
+        own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))
+        self.removed = {own[b.add]: own[b.result] for b in removal.branches} if removal else {}
         self.masks: dict[Any, Tensor | None] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         node = self.mirror[n]
+        if n in self.removed:
+            self.env[self.removed[n]] = torch.zeros_like(self.env[self.removed[n]])
+        if n in self.removed or node is None:
+            return super().run_node(n)
         step = self.analysis.inference.steps.get(node)
         statistic = self._statistic(node, step) if step else None
         value = statistic() if statistic else super().run_node(n)
@@ -244,9 +289,12 @@ class _Masked(Float64Interpreter):
         return value
 
     def _twin(self, node: fx.Node) -> fx.Node:
+        """One that holds its value: a stream is the same before and after a branch that adds zero."""
         if not hasattr(self, "_twins"):
-            self._twins = {old: new for new, old in self.mirror.items()}
-        return self._twins[node]
+            self._twins: dict[Any, list[fx.Node]] = {}
+            for new, old in self.mirror.items():
+                self._twins.setdefault(old, []).append(new)
+        return next(twin for twin in self._twins[node] if twin in self.env)
 
     def _apply(self, t: Tensor, axes: Any) -> Tensor:
         mask = self._mask(axes)

@@ -19,6 +19,7 @@ __all__ = [
     "PlanError",
     "RewriteError",
     "ScoreError",
+    "SiblingError",
     "UnsupportedModuleError",
 ]
 
@@ -89,3 +90,7 @@ class ScoreError(FxpruneError, ValueError):
 
 class DrawError(FxpruneError):
     """A picture can't be drawn: a package of the extra `[draw]`, or graphviz's `dot`, is missing."""
+
+
+class SiblingError(FxpruneError, ValueError):
+    """A model can't get the shape of a smaller one: says which dimension or part stands in the way."""

@@ -28,6 +28,7 @@ class Inference:
     """What inference found: axes for each value and each weight, and how each call came about."""
 
     solver: Solver
+    rules: RuleSet
     prune_outputs: bool = False
     values: dict[fx.Node, Any] = field(default_factory=dict)  # node -> nest of axes
     weights: dict[str, Axes] = field(default_factory=dict)  # state name -> axes, for names in use
@@ -50,7 +51,7 @@ def infer(module: fx.GraphModule, rules: RuleSet, *, prune_outputs: bool = False
 class _Walk:
     def __init__(self, module: fx.GraphModule, rules: RuleSet, prune_outputs: bool) -> None:
         self.module, self.rules, self.prune_outputs = module, rules, prune_outputs
-        self.found = Inference(Solver(), prune_outputs)
+        self.found = Inference(Solver(), rules, prune_outputs)
         self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
 
     def run(self) -> Inference:

@@ -8,11 +8,17 @@ from collections.abc import Iterable, Sequence
 from fxprune.analysis import Analysis, Group
 from fxprune.errors import PatternError
 
-__all__ = ["groups_touching", "groups_within"]
+__all__ = ["excluded_modules", "groups_touching", "groups_within", "is_within"]
 
 
 def groups_touching(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
     """Groups with a weight in a module that matches, or in a child of one."""
+    hit = excluded_modules(analysis, patterns)
+    return {g for g in analysis.groups if any(is_within(site.name, hit) for site in g.sites)}
+
+
+def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
+    """The modules that a pattern matches.  Raises PatternError where one matches none."""
     paths = _module_paths(analysis)
     hit: set[str] = set()
     for pattern in patterns:
@@ -22,7 +28,7 @@ def groups_touching(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
                 f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
             )
         hit |= matched
-    return {g for g in analysis.groups if any(_is_within(site.name, hit) for site in g.sites)}
+    return hit
 
 
 def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
@@ -31,7 +37,7 @@ def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
     found = [
         g
         for g in analysis.prunable
-        if fnmatch.fnmatchcase(g.name, pattern) or all(_is_within(site.name, hit) for site in g.sites)
+        if fnmatch.fnmatchcase(g.name, pattern) or all(is_within(site.name, hit) for site in g.sites)
     ]
     if not found:
         names = [g.name for g in analysis.prunable]
@@ -54,6 +60,7 @@ def _some(paths: Iterable[str]) -> str:
     return ", ".join(repr(p) for p in list(paths)[:3])
 
 
-def _is_within(name: str, modules: set[str]) -> bool:
+def is_within(name: str, modules: set[str]) -> bool:
+    """Does a weight lie in one of the modules, or in a child of one?"""
     parts = name.split(".")[:-1]
     return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))

@@ -1,4 +1,7 @@
-"""A plan: which elements of every group are kept.  Pure data, applied by rewriting."""
+"""A plan: which elements of every group are kept, and which branches are removed.
+
+Pure data, applied by rewriting.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +37,31 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept indices, by group and by weight.
+    """Kept indices, by group and by weight, and removed branches.
 
     groups: group name -> `Kept`, for the groups that shrink.
     kept: name in the original's `state_dict` -> one sorted int64 index tensor (None: whole) per
-        dimension; a name that is absent is whole.
+        dimension; a name that is absent is whole (or was removed with its branch).
+    renamed: name in the original's `state_dict` -> name in the result's, where they differ (`like=`).
+    scales: node -> the constant that it multiplies by in the result, where it was another one; the
+        ratio is folded into the weights that bring its query (`like=`): these are no plain slices.
+    regrouped: group of heads -> how many wider ones they were merged to first (`attention="merge"`); the
+        groups are then those of the merged model.
+    removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
     """
 
     groups: dict[str, Kept]
     kept: dict[str, tuple[LongTensor | None, ...]] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    regrouped: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
         rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
+        rows += [(name, "branch", "none") for name in self.removed]
+        rows += [(name, "merged", str(count)) for name, count in self.regrouped.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows

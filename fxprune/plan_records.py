@@ -7,7 +7,8 @@
 
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
-since many share a choice, or null for a whole one.  A plain list of indices is read as well as BITS.
+since many share a choice, or null for a whole one.  "removed", "renamed", "scales" and "regrouped" stand as
+in `Plan`, and are absent where they are empty.  A plain list of indices is read as well as BITS.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["read", "written"]
 
 FORMAT = "fxprune-plan-2"
+NAMED = {"renamed": str, "scales": float, "regrouped": int}
 OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
 
 
@@ -37,8 +39,9 @@ def written(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
     }
-    if removed := getattr(plan, "removed", ()):  # branches
-        record["removed"] = list(removed)
+    extras = {"removed": list(plan.removed), "renamed": plan.renamed, "scales": plan.scales}
+    extras["regrouped"] = plan.regrouped
+    record |= {name: value for name, value in extras.items() if value}
     if weights:
         numbers: dict[str, int] = {}
         record["weights"] = {
@@ -67,8 +70,15 @@ def read(record: Any) -> Plan:
     removed = record.get("removed", [])
     if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
         raise PlanError("removed branches must be a list of names")
-    rest: dict[str, Any] = {"removed": tuple(removed)} if removed else {}
-    return Plan(groups, kept, **rest)  # type: ignore[arg-type]
+    named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
+    return Plan(groups, kept, removed=tuple(removed), **named)  # type: ignore[arg-type]
+
+
+def _named(record: dict[str, Any], field: str, kind: type) -> dict[str, Any]:
+    values = record.get(field, {})
+    if not isinstance(values, dict) or not all(type(v) is kind for v in values.values()):
+        raise PlanError(f"{field} must be of {kind.__name__} by name")
+    return values
 
 
 def _written_group(kept: Kept) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fxprune.importance import Scores
 from fxprune.patterns import groups_touching
 from fxprune.selection import Selection
 
-__all__ = ["candidates", "select"]
+__all__ = ["best_of", "candidates", "select"]
 
 
 def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budget: Budget) -> list[Group]:
@@ -87,10 +87,11 @@ def select(analysis: Analysis, scores: Scores, counts: Mapping[Group, int]) -> S
     for group, count in counts.items():
         left = min(count, int(np.isfinite(scores[group]).sum(-1).min()))
         if left < group.size:
-            kept[group] = torch.from_numpy(_best(scores[group], left))
+            kept[group] = torch.from_numpy(best_of(scores[group], left))
     return Selection.of(analysis, kept)
 
 
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
+def best_of(scores: np.ndarray, count: int) -> np.ndarray:
+    """The positions of the highest scores along the last dimension, sorted; ties keep the first."""
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
     return np.sort(order, axis=-1)

@@ -121,7 +121,7 @@ class Selection:
             dims = [self.positions(axis) for axis in analysis.weights.get(used or "", ())]
             if any(d is not None for d in dims):
                 kept[name] = tuple(None if d is None else torch.from_numpy(d) for d in dims)
-        return Plan(groups, kept)  # type: ignore[arg-type]
+        return Plan(groups, kept, analysis.removed)  # type: ignore[arg-type]
 
 
 def _indices(mask: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ from fxprune.rules.modules import native
 from fxprune.rules.registry import Bound
 from fxprune.selection import Selection
 
-__all__ = ["shrink"]
+__all__ = ["copied", "respell", "shrink"]
 
 
 def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> PrunedModule:
@@ -30,11 +30,11 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     Contract: every tensor is an index-select of the original's, under all of its names; shared tensors
     stay shared; the analysed graph and the original are not changed.  Needs the analysis's own graph.
     """
-    graph, new_of = _copied(analysis.module.graph)
+    graph, new_of = copied(analysis.module.graph)
     pin_sizes(graph, new_of, analysis, selection)
     root = _Slicer(analysis, selection, original).root(graph)
     for node, step in analysis.inference.steps.items():
-        _respell(new_of[node], step, analysis, selection, root)
+        respell(new_of[node], step, analysis, selection, root)
         if step.flow.selected:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)
     _describe(root)
@@ -47,7 +47,7 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     return pruned
 
 
-def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     new = fx.Graph()
     new_of: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -67,7 +67,7 @@ def _ties(pruned: nn.Module, analysis: Analysis, original: nn.Module) -> dict[st
 # ---------------------------------------------------------------- sizes that calls spell
 
 
-def _respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
+def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
     """Write the new size of each axis wherever the call spells one as an integer."""
     resolve = analysis.inference.solver.resolve
     for argument, spelled in step.flow.sizes.items():

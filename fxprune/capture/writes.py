@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from fxprune.calls import op_name
 
-__all__ = ["hidden_writes"]
+__all__ = ["VIEWS", "hidden_writes", "writes_in_place"]
 
-_VIEWS = {
+# Ops that return (part of) the tensor they are given, laid out otherwise.
+VIEWS = {
     *("getitem", "view", "reshape", "permute", "transpose", "expand", "unbind", "chunk", "split", "select"),
     *("slice", "narrow", "squeeze", "unsqueeze", "flatten", "unflatten", "t", "detach", "alias", "view_as"),
     *("split_with_sizes", "movedim", "swapaxes", "diagonal", "unfold", "_unsafe_view", "getattr"),
@@ -25,10 +26,11 @@ def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     where the tensor written to, or one that it is a view of, is read again afterwards.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    return [n for n in graph.nodes if _writes(n, root) and (not n.users or _read_later(n, order))]
+    return [n for n in graph.nodes if writes_in_place(n, root) and (not n.users or _read_later(n, order))]
 
 
-def _writes(node: fx.Node, root: nn.Module) -> bool:
+def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Does the node change the tensor that it is given?"""
     if node.op == "call_module":
         return bool(getattr(_submodule(root, str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
@@ -52,7 +54,7 @@ def _read_later(write: fx.Node, order: dict[fx.Node, int]) -> bool:
             return True
         if target.op == "get_attr":
             return True  # the model's own tensor
-        if op_name(target.target) not in _VIEWS or not target.args:
+        if op_name(target.target) not in VIEWS or not target.args:
             return False
         target = target.args[0]
     return False

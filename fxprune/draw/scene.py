@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import Analysis
+from fxprune.analysis import Analysis, named_tensors, names_in_graph
 from fxprune.axes import Atom, Axis, Product
 from fxprune.capture.inputs import PRIME_BATCH
 from fxprune.draw.colours import GREY, colours
@@ -18,7 +18,7 @@ from fxprune.groups import Group, Site
 from fxprune.infer import infer
 from fxprune.passes.propagate_values import propagate_values
 from fxprune.plan import Plan, plan_of
-from fxprune.prune import _names_in_graph, analyze
+from fxprune.prune import analyze
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.words import Words
 
@@ -161,7 +161,7 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     example = record["example"].map(lambda t: torch.empty_like(t, device=device))
     propagate_values(module, example, PRIME_BATCH if record["dynamic"] else None)
     inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
-    return Analysis(module, inference, _names_in_graph(pruned, module, inference))
+    return Analysis(module, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))
 
 
 def _size(axis: Axis, known: dict[Atom, int]) -> int:
