@@ -118,7 +118,7 @@ class _Label:
         out = [Word("(" if product else "[")]
         for i, part in enumerate(_merged(axis.parts, self.words) if product else axis.parts):
             between = [Word(" " if product else " | ")] if i else []
-            out += between + (self.of(part) if not isinstance(part, Product) or known else [])
+            out += between + self.of(part)
         return [*out, Word(")" if product else "]")]
 
     def _whole(self, axis: Axis) -> Word:

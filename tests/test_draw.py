@@ -1,5 +1,6 @@
 """Pictures without a browser: words, the tree, static files, charts, the notebook table, and errors."""
 
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -147,6 +148,17 @@ def test_drawing_leaves_the_pruned_model_as_it_was(tmp_path: Path) -> None:
     fxprune.draw(pruned, tmp_path / "x.html")
     assert pruned.code == code
     assert [dict(node.meta) for node in pruned.graph.nodes] == notes
+
+
+@needs_dot
+def test_a_pickled_model_keeps_its_modules_whole(tmp_path: Path) -> None:
+    """Its nodes have forgotten where they stood; what stands around them still says it."""
+    pruned = fxprune.prune(small_vit(), 0.5, example_inputs=images())
+    again = pickle.loads(pickle.dumps(pruned))
+    trees = [Tree.of(scene_of(model).analysis) for model in (pruned, again)]
+    modules = [[row.path for row in tree.rows if row.kind == "module"] for tree in trees]
+    assert modules[0] == modules[1]
+    fxprune.draw(again, tmp_path / "block.svg", modules="blocks.0")
 
 
 # ---------------------------------------------------------------- files

@@ -77,9 +77,8 @@ class _Drawing:
         for i, inside in inner.items():
             row = self.tree.rows[i]
             with dot.subgraph(name=f"cluster_{i}") as cluster:  # type: ignore[attr-defined]
-                label = (
-                    f'<<b>{escape(row.path)}</b>&#160;&#160;<font color="{SOFT}">{escape(row.what)}</font>>'
-                )
+                what = f'&#160;&#160;<font color="{SOFT}">{escape(row.what)}</font>' if row.what else ""
+                label = f"<<b>{escape(row.path)}</b>{what}>"
                 cluster.attr(label=label, labeljust="l", fontsize="12", fontcolor=INK)
                 cluster.attr(style="rounded,filled", color="#c9cfd9", fillcolor="#00000008", margin="12")
                 self._fill(cluster, i, inside)

@@ -6,6 +6,7 @@ one value out of several are left out: wires pass through them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class _Growing:
         self.row_of: dict[fx.Node, int] = {}
         self.through: dict[fx.Node, list[fx.Node]] = {}  # a node without a row -> where its value is from
         self.classes = _classes(analysis.module)
+        self.homes = _homes(analysis.module.graph)
         self.placed: set[str] = set()
 
     def grown(self) -> Tree:
@@ -155,15 +157,16 @@ class _Growing:
 
     def _call(self, node: fx.Node) -> None:
         layer = node.op == "call_module"
-        path = str(node.target) if layer else node.meta.get("module") or ""
-        parts = path.split(".") if path else []
-        self._enter(parts[:-1] if layer else parts)
+        self._enter(self.homes[node])
         for source in node.all_input_nodes:
             if source.op == "get_attr" and source not in self.row_of:
                 self._constant(source)
         where = node.meta.get("where") or ""
         if layer:
-            row = self._add("layer", parts[-1], path, self.classes.get(path, ""), node, where=where)
+            path = str(node.target)
+            row = self._add(
+                "layer", path.rpartition(".")[2], path, self.classes.get(path, ""), node, where=where
+            )
             self._weights(row, path)
         else:
             row = self._add("op", self._op(node), node.name, os.path.basename(where), node, where=where)
@@ -249,6 +252,31 @@ class _Growing:
         row = Row(index, holder, depth, kind, name, path or name, what, node, where=where)
         self.tree.rows.append(row)
         return row
+
+
+def _homes(graph: fx.Graph) -> dict[fx.Node, list[str]]:
+    """The module that each call stands in, as a path.
+
+    A graph that was pickled has lost what its nodes noted: then, what the calls around have in common.
+    """
+    known: dict[fx.Node, list[str]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            known[node] = str(node.target).split(".")[:-1]
+        elif "module" in node.meta:
+            known[node] = node.meta["module"].split(".") if node.meta["module"] else []
+    after: dict[fx.Node, list[str]] = {}
+    here: list[str] = []
+    for node in reversed(graph.nodes):
+        here = after[node] = known.get(node, here)
+    homes: dict[fx.Node, list[str]] = {}
+    here = []
+    for node in graph.nodes:
+        pairs = zip(here, after[node], strict=False)
+        shared = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        homes[node] = known.get(node, shared)
+        here = known.get(node, here)
+    return homes
 
 
 def _classes(module: fx.GraphModule) -> dict[str, str]:
