@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
@@ -17,6 +17,7 @@ from fxprune.groups import Group, Site, build_groups
 from fxprune.infer import Inference, infer
 from fxprune.passes.remove_branches import Removal
 from fxprune.rules.registry import Axes
+from fxprune.tensors import named_tensors
 
 __all__ = ["Analysis", "Group", "Site"]
 
@@ -191,12 +192,6 @@ class Analysis:
         shrink = len(self.prunable)
         lines.append(f"{len(self.groups)} groups, {shrink} can shrink ({self.capture} capture)")
         return "\n".join(line.rstrip() for line in lines)
-
-
-def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under each of its names."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 def names_in_graph(

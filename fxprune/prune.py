@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, named_tensors, names_in_graph
+from fxprune.analysis import Analysis, names_in_graph
 from fxprune.branches import Branch
 from fxprune.capture import example_of, trace
 from fxprune.capture.inputs import seeded_noise
@@ -30,6 +30,7 @@ from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
 from fxprune.sibling import check_loads, example_for, shaped_like
+from fxprune.tensors import named_tensors
 
 __all__ = ["analyze", "apply", "prune", "verify"]
 
