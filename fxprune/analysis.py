@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.axes import Atom, Axis, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
@@ -16,6 +16,7 @@ from fxprune.groups import Group, Site, build_groups
 from fxprune.infer import Inference, infer
 from fxprune.passes.remove_branches import Removal
 from fxprune.rules.registry import Axes
+from fxprune.tensors import named_tensors
 
 __all__ = ["Analysis", "Group", "Site"]
 
@@ -199,12 +200,6 @@ class Analysis:
     @property
     def _summary(self) -> str:
         return f"{len(self.groups)} groups, {len(self.prunable)} can shrink ({self.capture} capture)"
-
-
-def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under each of its names."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 def names_in_graph(

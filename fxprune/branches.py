@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxprune.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.tensors import named_tensors
 
 __all__ = ["Branch", "find_branches", "is_value", "nodes_after_input", "pairs"]
 
@@ -150,23 +151,23 @@ def _without_nested(found: list[Branch]) -> list[Branch]:
 
 def _name(branches: list[Branch], module: fx.GraphModule) -> None:
     """The module with the most weights of those that lie in the branch whole; of several, the innermost."""
-    used = {node: _weights_of(node, module) for node in module.graph.nodes}
-    users: dict[str, set[fx.Node]] = {}
+    tensors = dict(named_tensors(module))
+    used = {node: [n for n in _weights_of(node, module) if n in tensors] for node in module.graph.nodes}
+    users: dict[int, set[fx.Node]] = {}  # by tensor: it may have several names
     for node, own in used.items():
         for name in own:
-            users.setdefault(name, set()).add(node)
-    sizes = {name: t.numel() for name, t in (*module.named_parameters(), *module.named_buffers())}
+            users.setdefault(id(tensors[name]), set()).add(node)
     below: dict[str, list[str]] = {}
-    for name in users:
+    for name in dict.fromkeys(n for own in used.values() for n in own):
         for path in _paths(name):
             below.setdefault(path, []).append(name)
     taken: dict[str, int] = {}
     for branch in branches:
         nodes = set(branch.nodes)
-        names = tuple(dict.fromkeys(n for node in branch.nodes for n in used[node] if users[n] <= nodes))
-        branch.weights = names
+        every = dict.fromkeys(n for node in branch.nodes for n in used[node])
+        branch.weights = names = tuple(n for n in every if users[id(tensors[n])] <= nodes)
         whole = [p for n in names for p in _paths(n) if all(w in names for w in below[p])]
-        weight = {p: sum(sizes.get(w, 0) for w in below[p]) for p in dict.fromkeys(whole)}
+        weight = {p: sum(tensors[w].numel() for w in below[p]) for p in dict.fromkeys(whole)}
         branch.name = max(weight, key=lambda p: (weight[p], len(p)), default=branch.add.name)
         taken[branch.name] = taken.get(branch.name, 0) + 1
         if taken[branch.name] > 1:

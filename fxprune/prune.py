@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, Group, named_tensors, names_in_graph
+from fxprune.analysis import Analysis, Group, names_in_graph
 from fxprune.branches import Branch
 from fxprune.budget import Budget, Latency
 from fxprune.budget.fit import fit
@@ -35,6 +35,7 @@ from fxprune.saved.origin import origin_of
 from fxprune.select import candidates
 from fxprune.selection import Selection
 from fxprune.sibling import check_loads, example_for, shaped_like
+from fxprune.tensors import named_tensors
 
 __all__ = ["analyze", "apply", "prune", "verify"]
 

@@ -56,7 +56,8 @@ def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
     """What stands right inside the heads in every weight that carries either; empty if either stands
     alone somewhere (a bias per head, a norm per head dim): such weights can't be regrouped."""
     resolved = [axis for axes in analysis.weights.values() for axis in axes]
-    inside = {b for axis in resolved for a, b in _neighbours(axis) if a is heads.atom and b is not None}
+    live = {group.atom for group in analysis.prunable}
+    inside = {b for axis in resolved for a, b in _neighbours(axis) if a is heads.atom and b in live}
     for axis in resolved:
         together = [(a, b) for a, b in _neighbours(axis) if a is heads.atom and b in inside]
         atoms = [a for a in atoms_of(axis) if a is heads.atom or a in inside]

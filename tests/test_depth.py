@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from exactness import assert_slices, certificate
+from exactness import assert_runs, assert_slices, certificate
 from helpers import (
     CAPTURES,
     assert_same,
@@ -21,6 +22,9 @@ from helpers import (
     small_torchvision_vit,
     small_vit,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_networks import Network, networks
 from timm.models.convnext import ConvNeXt
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, fx, nn
@@ -30,6 +34,7 @@ from fxprune.branches import find_branches, pairs
 from fxprune.depth import _least, without_branches
 from fxprune.errors import NothingPrunableError, OptionError, PlanError
 from fxprune.importance.branches import branch_divergences
+from fxprune.merge import mergeable, merged
 from fxprune.passes.remove_branches import remove_branches
 from fxprune.prune import prune_analyzed
 
@@ -386,3 +391,33 @@ def test_bad_options_are_named(options: dict, error: type[Exception], message: s
 def test_a_plan_for_other_branches_is_refused() -> None:
     with pytest.raises(PlanError, match=r"no residual branch 'blocks\.7\.mlp'"):
         fxprune.apply(small_vit(), fxprune.Plan({}, removed=("blocks.7.mlp",)), example_inputs=images())
+
+
+# ---------------------------------------------------------------- random networks
+
+
+@settings(
+    max_examples=int(os.environ.get("FXPRUNE_NETWORKS", "100")) // 4,
+    deadline=None,
+    derandomize="FXPRUNE_NETWORKS" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    network=networks(), every=st.sampled_from([1, 2]), ratio=st.sampled_from([0.0, 0.5]), merge=st.booleans()
+)
+def test_a_random_network_loses_branches_and_heads(
+    network: Network, every: int, ratio: float, merge: bool
+) -> None:
+    model, x = network.build().eval(), network.images()
+    analysis = fxprune.analyze(model, example_inputs=x, capture="symbolic")
+    if merge:
+        analysis = merged(analysis, dict.fromkeys(mergeable(analysis), 1))
+    branches = find_branches(analysis.module)[::every]
+    shallow = without_branches(analysis, branches)
+    if ratio and not shallow.prunable:
+        return
+    pruned = prune_analyzed(model, shallow, ratio)
+    assert certificate(model, pruned, shallow) < 1e-8
+    assert_slices(model, pruned)
+    assert_runs(pruned, 5)
+    assert {name for branch in branches for name in branch.weights}.isdisjoint(pruned.state_dict())

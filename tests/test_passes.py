@@ -29,7 +29,7 @@ from fxprune.passes.pack_varargs import pack_varargs
 from fxprune.passes.pin_sizes import pin_sizes
 from fxprune.passes.propagate_values import propagate_values
 from fxprune.passes.remove_noise import remove_noise
-from fxprune.passes.shrink import _copied
+from fxprune.passes.shrink import copied
 from fxprune.passes.sums_to_means import sums_to_means
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
@@ -514,7 +514,7 @@ def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[f
 def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
     analysis, selection = selected(model, x, capture, ratio)
-    graph, new_of = _copied(analysis.module.graph)
+    graph, new_of = copied(analysis.module.graph)
     before = str(graph)
     pin_sizes(graph, new_of, analysis, selection)
     graph.lint()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, named_tensors, names_in_graph
+from fxprune.analysis import Analysis, names_in_graph
 from fxprune.axes import Atom, Axis, Product
 from fxprune.capture.inputs import PRIME_BATCH
 from fxprune.draw.colours import GREY, colours
@@ -20,6 +20,7 @@ from fxprune.passes.propagate_values import propagate_values
 from fxprune.plan import Plan, plan_of
 from fxprune.prune import analyze
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.tensors import named_tensors
 from fxprune.words import Words
 
 __all__ = ["Scene", "scene_of"]

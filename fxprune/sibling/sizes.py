@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis import Analysis, named_tensors
+from fxprune.analysis import Analysis
 from fxprune.axes import Atom, Axis, Sum, atoms_of
 from fxprune.errors import SiblingError
 from fxprune.groups import Group
 from fxprune.sibling.names import tensor_names
+from fxprune.tensors import named_tensors
 
 __all__ = ["target_sizes"]
 
