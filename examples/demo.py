@@ -59,7 +59,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--ratio", type=float, default=0.5, help="fraction of channels to remove (default: 0.5)"
     )
-    parser.add_argument("--picture", default="outputs/demo.html", help="drawn here (default: outputs/demo.html)")
+    parser.add_argument(
+        "--picture", default="outputs/demo.html", help="drawn here (default: outputs/demo.html)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of split and weights (default: 0)")
     return parser.parse_args()
 
