@@ -134,6 +134,7 @@ class Additions(nn.Module):
         x = x + self.where  # a constant
         x = self.left(x) + self.right(x)  # neither is computed from the other
         x = x + self.wide(self.stem(other))  # from elsewhere
+        x = x + self.left(x) * self.stem(other)  # in part
         x = x + self.row(x)  # stretches
         branch = self.shared(x)
         x = x + branch  # the branch is used again below
