@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import fx
+
 from fxprune.axes import Atom, Axis, Product, Reason, Sum, atoms_of
 from fxprune.rules.registry import Axes
 
@@ -178,17 +180,15 @@ def _nesting(analysis: Analysis) -> _Nesting:
 
 
 def _mapped(analysis: Analysis) -> Iterator[tuple[Atom, Atom]]:
-    """Pairs of which one op sums over the first and brings in the second from the same operand."""
+    """What a computed weight takes in, with what it brings out: atoms of two widths."""
     for node, step in analysis.inference.steps.items():
+        weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.sums else None
+        if not isinstance(weight, fx.Node):
+            continue
+        carried = _atoms_of_all(analysis, (axis for axes in analysis.axes.get(weight, []) for axis in axes))
         summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.sums))
         result = _atoms_of_all(analysis, (axis for axes in analysis.axes[node] for axis in axes))
-        operands = [
-            _atoms_of_all(analysis, (axis for axes in analysis.axes.get(n, []) for axis in axes))
-            for n in node.all_input_nodes
-        ]
-        for i, weight in enumerate(operands):
-            for other in operands[:i] + operands[i + 1 :]:
-                yield from itertools.product(weight & summed & other, (weight & result) - other)
+        yield from itertools.product(carried & summed, (carried & result) - summed)
 
 
 def _atoms_of_all(analysis: Analysis, axes: Iterable[Axis]) -> set[Atom]:

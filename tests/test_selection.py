@@ -310,3 +310,24 @@ def test_excluding_an_attention_keeps_heads_and_head_dims() -> None:
 def test_ratio_zero_with_an_exclude_pattern_removes_nothing() -> None:
     model = small_vit(depth=1)
     assert fxprune.plan_of(pruned_vit(model, 0.0, exclude="blocks.0")).groups == {}
+
+
+class Shared(nn.Module):
+    """Heads whose queries go through one map for all heads: still one width, of which one factor goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.mix, self.head = nn.Linear(24, 72), nn.Parameter(torch.zeros(6, 6)), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = ((q @ self.mix) @ k.transpose(-2, -1)).softmax(-1)
+        return self.head((attention @ v).transpose(1, 2).reshape(*x.shape[:2], 24))
+
+
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
+def test_a_map_that_heads_share_does_not_part_heads_from_head_dims(attention: str) -> None:
+    model = randomise(Shared().eval())
+    pruned = fxprune.prune(model, 0.5, attention=attention, example_inputs=torch.zeros(2, 5, 24))
+    assert widths(pruned)["head.weight"] == (4, 12)
+    assert fxprune.verify(model, pruned) < 1e-8
