@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, Group, names_in_graph
+from fxprune.analysis import Analysis, Group, Site, names_in_graph
 from fxprune.branches import Branch
 from fxprune.budget import Budget, Latency
 from fxprune.budget.fit import fit
@@ -307,14 +307,19 @@ def _rewrite(
     refuse_broken(pruned, example)
     folded = fold_scales(pruned, scales or {}, example)
     pruned = rename(pruned, renamed) if renamed else pruned
-    plan = selection.plan(analysis, model.state_dict())
+    plan, new = selection.plan(analysis, model.state_dict()), renamed or {}
+    sites = {
+        group.name: [Site(new.get(site.name, site.name), site.dim) for site in group.sites]
+        for group in analysis.groups
+        if group.atom in selection.masks
+    }
     pruned.meta["fxprune"] |= {
-        "plan": replace(plan, renamed=renamed or {}, scales=scales or {}, regrouped=analysis.regrouped),
-        "folded": {(renamed or {}).get(name, name): fold for name, fold in folded.items()},
+        "plan": replace(plan, renamed=new, scales=scales or {}, regrouped=analysis.regrouped),
+        "folded": {new.get(name, name): fold for name, fold in folded.items()},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
         "split_qkv": analysis.module.meta["split_qkv"],
-        "sites": {g.name: g.sites for g in analysis.groups if g.atom in selection.masks},
+        "sites": sites,
         "dynamic": not any("batch size" in note for note in analysis.notes),
         "origin": origin_of(model, analysis.module),
         "example": example.map(lambda t: torch.empty_like(t, device="meta")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 from fxprune.analysis import Analysis, names_in_graph
 from fxprune.axes import Atom, Axis, Product
 from fxprune.capture.inputs import PRIME_BATCH
+from fxprune.depth import as_planned
 from fxprune.draw.colours import GREY, colours
 from fxprune.errors import OptionError, PlanError
 from fxprune.groups import Group, Site
@@ -107,8 +109,8 @@ def scene_of(
         what,
         example_inputs=example_inputs,
         example_kwargs=example_kwargs,
-        outputs=pruned.meta["fxprune"]["outputs"] if _carries_plan(pruned) else "keep",  # type: ignore[union-attr]
         rules=rules,
+        **_options_of(pruned),
     )
     return _planned(analysis, type(what).__name__, pruned)
 
@@ -117,11 +119,20 @@ def _carries_plan(module: Any) -> bool:
     return isinstance(getattr(module, "meta", {}).get("fxprune", {}).get("plan"), Plan)
 
 
+def _options_of(pruned: Any) -> dict[str, Any]:
+    """How the original was analysed when it was pruned."""
+    if not _carries_plan(pruned):
+        return {}
+    record = pruned.meta["fxprune"]
+    return {name: record[name] for name in inspect.signature(analyze).parameters if name in record}
+
+
 def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:
-    """The original's analysis, with a plan's sizes after."""
+    """The original's analysis (without removed branches, with heads merged), with a plan's sizes after."""
     if pruned is None:
         return Scene(analysis, title)
     plan = pruned if isinstance(pruned, Plan) else plan_of(pruned)
+    analysis = as_planned(analysis, plan)
     groups = {group.name: group for group in analysis.groups}
     for name, kept in plan.groups.items():
         if name not in groups or groups[name].size != kept.size:

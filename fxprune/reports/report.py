@@ -18,8 +18,9 @@ from torch import fx, nn
 from fxprune import measure
 from fxprune.analysis import Analysis, Group
 from fxprune.capture.inputs import example_of, seeded_noise
+from fxprune.depth import as_planned
 from fxprune.errors import OptionError
-from fxprune.plan import Kept, plan_of
+from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, verify
 from fxprune.reports.measure import example_for, latencies, macs_by_node
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -177,13 +178,14 @@ def report(
         error = float(
             verify(model, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules)
         )
-    groups = {group.name: group for group in analysis.groups}
+    planned = as_planned(analysis, plan)  # without the removed branches, with heads merged
+    groups = {group.name: group for group in planned.groups}
     return Report(
         model=type(model).__name__,
-        groups=[_figures(analysis, groups[name], kept, pruned, macs) for name, kept in plan.groups.items()],
+        groups=[_figures(planned, groups[name], plan, pruned, macs) for name in plan.groups],
         parameters=(measure.parameters_of(model), measure.parameters_of(pruned)),
         macs=(sum(macs[0].values()), sum(macs[1].values())),
-        heads=_heads(analysis, plan.groups),
+        heads=(_heads(analysis, {}), _heads(planned, plan.groups)),
         batch=example.batch or 1,
         threads=threads or torch.get_num_threads(),
         latency=(seconds[0], seconds[1]) if seconds else None,
@@ -195,20 +197,21 @@ def report(
 def _figures(
     analysis: Analysis,
     group: Group,
-    kept: Kept,
+    plan: Plan,
     pruned: nn.Module,
     macs: tuple[dict[str, float], dict[str, float]],
 ) -> GroupFigures:
     dense = dict(analysis.module.named_parameters(remove_duplicate=False))
     left = dict(pruned.named_parameters(remove_duplicate=False))
     weights = {analysis.names.get(site.name, site.name) for site in group.sites}
-    learned = [name for name in weights if name in dense and name in left]
+    found = {name: plan.renamed.get(name, name) for name in weights if name in dense}
+    learned = {name: own for name, own in found.items() if own in left}
     calls = [node.name for node in analysis.axes if macs[0].get(node.name) and _uses(analysis, node, group)]
     return GroupFigures(
         group.name,
         group.role,
-        (group.size, kept.count),
-        (sum(dense[n].numel() for n in learned), sum(left[n].numel() for n in learned)),
+        (group.size, plan.groups[group.name].count),
+        (sum(dense[n].numel() for n in learned), sum(left[n].numel() for n in learned.values())),
         (sum(macs[0][n] for n in calls), sum(macs[1].get(n, 0) for n in calls)),
     )
 
@@ -222,10 +225,10 @@ def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
     )
 
 
-def _heads(analysis: Analysis, kept: dict[str, Kept]) -> tuple[int, int]:
+def _heads(analysis: Analysis, kept: dict[str, Kept]) -> int:
     """Attention heads of all layers: what stands outside a head dim."""
     found = [group for group in analysis.groups if group.role == "heads"]
-    return sum(g.size for g in found), sum(kept[g.name].count if g.name in kept else g.size for g in found)
+    return sum(kept[g.name].count if g.name in kept else g.size for g in found)
 
 
 # ---------------------------------------------------------------- figures and tables as text
