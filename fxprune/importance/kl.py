@@ -47,7 +47,7 @@ def kl(
     Args:
         draws: targets drawn per sample; each costs one backward pass.  By default 2, and more for few
             samples (512 in all): the rank correlation with the exact divergence grows with their number.
-        measured: samples on which residual widths are measured.  By default one in 32, at least 4; 0
+        measured: samples on which residual widths are measured.  By default one in 40, at least 4; 0
             for none.
     """
     batches = batches_of(data, analysis, "kl")
@@ -88,7 +88,7 @@ def kl(
 def _measured(analysis: Analysis, samples: int) -> int:
     """How many samples to measure by default; none where the batch size is fixed."""
     fixed = any("batch size" in note for note in analysis.notes)
-    return 0 if fixed else min(samples, max(4, samples // 32))
+    return 0 if fixed else min(samples, max(4, samples // 40))
 
 
 def _with_measured(
