@@ -181,10 +181,12 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     The module's own weights hold the folded products as rounded to their dtype; those that are off by
     no more than that are taken for what they stand for.
     """
-    record = twin.meta["fxprune"]
+    record = twin.meta.get("fxprune", {})
+    if not record.get("folded"):
+        return twin
     original = model.state_dict()
     old_of = {new: old for old, new in record["plan"].renamed.items()}
-    for name, (rows, ratio) in record.get("folded", {}).items():
+    for name, (rows, ratio) in record["folded"].items():
         old = old_of.get(name, name)
         kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
         exact = _compact(original[old], kept).double()
