@@ -27,12 +27,33 @@ def parameters_of(module: nn.Module) -> int:
 
 
 def macs_of(module: nn.Module, example: Example) -> float:
-    """Multiply-accumulates of one call, by torch's own flop counter."""
+    """Multiply-accumulates of one call, by torch's own flop counter.
+
+    Shapes alone decide: they run on the meta device, and values only where the model reads some.
+    """
+    try:
+        return _counted(_outline(module), example.map(lambda t: t.to("meta")))
+    except Exception:  # whatever a model does with values, it says so when it really runs
+        return _counted(module, example)
+
+
+def _counted(module: nn.Module, example: Example) -> float:
     counter = FlopCounterMode(display=False)
     # Neither the fused attention kernels of the meta device nor fused encoder layers are in its book.
     with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
         outputs_of(module, example)
     return counter.get_total_flops() / 2
+
+
+def _outline(module: nn.Module) -> nn.Module:
+    """The module without values: a copy on the meta device, which takes no memory."""
+    tensors = list(itertools.chain(module.parameters(), module.buffers()))
+    return copy.deepcopy(module, {id(t): _on_meta(t) for t in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
 def twin_of(module: nn.Module) -> nn.Module:

@@ -19,9 +19,10 @@ from helpers import (
     small_torchvision_vit,
     small_vit,
 )
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.capture.modes import module_path
 
 SEEDS = (1, 2)
 
@@ -222,3 +223,10 @@ def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None
     moved = {name.partition(".")[0] for name, p in pruned.named_parameters() if p.grad is not None}
     assert moved == {"live", "head"}
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+def test_the_second_call_of_a_module_belongs_to_the_module() -> None:
+    """Parts that torch.export hands to its other tracer name it `inner@1`."""
+    node = fx.Graph().placeholder("x")
+    node.meta["nn_module_stack"] = {"": ("", nn.Module), "inner@1": ("blocks.0.inner@1", nn.Module)}
+    assert module_path(node) == "blocks.0.inner"
