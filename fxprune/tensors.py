@@ -1,13 +1,27 @@
-"""A module's tensors by name."""
+"""A module's tensors by name, and those of what it returns."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from torch import Tensor, nn
 
-__all__ = ["named_tensors"]
+__all__ = ["floats_of", "named_tensors"]
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer under each of its names."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def floats_of(value: Any) -> list[Tensor]:
+    """Every floating-point tensor of a nest of tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if dataclasses.is_dataclass(value) and not isinstance(value, dict):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in floats_of(v)] if isinstance(value, (list, tuple)) else []

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.certify import _floats
 from fxprune.errors import DataError
+from fxprune.tensors import floats_of
 
 __all__ = ["LogProbabilities", "Prediction", "predictions_of"]
 
@@ -74,7 +74,7 @@ def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities |
     if log_probabilities is not None:
         return Prediction(_checked(log_probabilities(output), size), None)
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    tensors = [logits] if isinstance(logits, Tensor) else _floats(output)
+    tensors = [logits] if isinstance(logits, Tensor) else floats_of(output)
     if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
         return Prediction(_single(tensors[0]).log_softmax(-1).unsqueeze(1), None)
     return Prediction(None, torch.cat([_single(t).reshape(size, -1) for t in tensors], 1))

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from fxprune.analysis import Analysis, Group
 from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_sizes
 from fxprune.calls import Weight
+from fxprune.certify.masked_statistics import MASKED
 from fxprune.infer import Step
-from fxprune.masked import MASKED
 from fxprune.rules.registry import Axes
 
 __all__ = ["Masks", "SoftMasked", "batch_size_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fxprune.masked import MASKED
+from fxprune.certify.masked_statistics import MASKED
 from fxprune.rules.modules import NATIVE
 
 
@@ -16,7 +16,7 @@ class MaskedMutant:
     op: str
 
     def __str__(self) -> str:
-        return f"masked.py: {self.op} over all elements"
+        return f"masked_statistics.py: {self.op} over all elements"
 
     def apply(self) -> None:
         del MASKED[self.op]
