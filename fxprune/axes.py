@@ -283,8 +283,18 @@ class Solver:
             self.freeze(b, Reason("it would have to contain itself"))
             return
         self._bound[a] = b
-        if why is not None:
+        if a.fixed is not None:
+            self._fix(b, a.fixed)
+        elif why is not None:
             self.freeze(b, why)
+
+    def _fix(self, axis: Axis, why: str) -> None:
+        """What equals a fixed axis, or is a part of it, is as if born fixed."""
+        for a in set(atoms_of(axis)):
+            if a.fixed is None:
+                twin = self._bound[a] = Atom(a.size, why)
+                if a in self._frozen:
+                    self._frozen[twin] = self._frozen[a]
 
     def _freeze_both(self, a: Iterable[Axis], b: Iterable[Axis], reason: Reason) -> None:
         for axis in (*a, *b):

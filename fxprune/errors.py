@@ -11,6 +11,7 @@ __all__ = [
     "ExampleInputError",
     "FileError",
     "FxpruneError",
+    "InputSizeError",
     "MissingRuleError",
     "ModelSpecError",
     "NothingPrunableError",
@@ -38,6 +39,10 @@ class CaptureError(FxpruneError):
 
 class ExampleInputError(FxpruneError):
     """The shape of the model's input is unknown, or the model rejects the inputs given."""
+
+
+class InputSizeError(FxpruneError, ValueError):
+    """A pruned model gets an input for which the original's code takes a branch that was not captured."""
 
 
 class UnsupportedModuleError(FxpruneError):

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.inputs import Example
 from fxprune.errors import ExampleInputError, RewriteError
 
-__all__ = ["NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
+__all__ = ["FakeRun", "NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
 
 
 def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
@@ -28,14 +28,9 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     Raises:
         NodeError: the graph rejects the example; names the node and the user's line.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in _state(module)}
-    root = copy.deepcopy(nn.ModuleDict({"m": _shell(module)}), memo=dict(fakes))["m"]
-    with mode:
-        inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device)).with_batch(batch)
-    values = _Values(module, root, mode)
-    with mode, torch.no_grad():
-        values.run(*bound_arguments(module, inputs))
+    run = FakeRun.of(module, module.graph, example, batch)
+    for node in module.graph.nodes:
+        node.meta["val"] = run.value(node)
 
 
 def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
@@ -51,11 +46,7 @@ def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
         del node.meta["val"]
 
 
-def _state(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _shell(module: fx.GraphModule) -> nn.Module:
+def _shell(module: nn.Module) -> nn.Module:
     """The tree of modules without the graph: cheap to copy."""
     shell = nn.Module()
     shell._modules, shell._parameters, shell._buffers = (
@@ -68,13 +59,18 @@ def _shell(module: fx.GraphModule) -> nn.Module:
 
 def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
     """The example's arguments in the order of the graph's placeholders."""
-    names = [n for n in module.graph.nodes if n.op == "placeholder"]
-    values = list(example.args)
-    for node in names[len(values) :]:
-        if str(node.target) in example.kwargs:
-            values.append(example.kwargs[str(node.target)])
+    return list(_bound(module.graph, example).values())
+
+
+def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+    for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
+        if i < len(example.args):
+            values[node] = example.args[i]
+        elif str(node.target) in example.kwargs:
+            values[node] = example.kwargs[str(node.target)]
         elif node.args:
-            values.append(node.args[0])
+            values[node] = node.args[0]
         else:
             raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
     return values
@@ -89,26 +85,50 @@ class NodeError(Exception):
         super().__init__(f"{node.name}{where}: {type(error).__name__}: {first}")
 
 
-class _Values(fx.Interpreter):
-    """Runs the graph on a root whose tensors are fake, and keeps what each node returned."""
+class FakeRun(fx.Interpreter):
+    """The values of a graph's nodes on a root whose tensors are fake; the graph may still grow."""
 
-    def __init__(self, module: fx.GraphModule, root: nn.Module, mode: FakeTensorMode) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.mode = mode
+    def __init__(
+        self, root: nn.Module, source: nn.Module, graph: fx.Graph, mode: FakeTensorMode, inputs: Example
+    ) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self.source, self.mode, self.inputs = source, mode, inputs
         self.extra_traceback = False
         self.root = root
         self.submodules = dict(root.named_modules())
+        self.last: fx.Node | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> FakeRun:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        tensors = [*module.parameters(), *module.buffers()]
+        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
+        root = copy.deepcopy(nn.ModuleDict({"m": _shell(module)}), memo=dict(fakes))["m"]
+        with mode:
+            inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
+            inputs = inputs.with_batch(batch)
+        return cls(root, module, graph, mode, inputs)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives, after all that stand before it.
+
+        Raises:
+            NodeError: a node rejects what it is given.
+        """
+        with self.mode, torch.no_grad():
+            while node not in self.env:
+                self.last = self.last.next if self.last else next(iter(self.graph.nodes))
+                self.env[self.last] = self.run_node(self.last)
+        return self.env[node]
 
     def run_node(self, n: fx.Node) -> Any:
         try:
             try:
-                value = super().run_node(n)
+                return _bound(self.graph, self.inputs)[n] if n.op == "placeholder" else super().run_node(n)
             except DynamicOutputShapeException:  # its shape is in the values of what it is given
-                value = self._constant(n)
+                return self._constant(n)
         except Exception as error:
             raise NodeError(n, error) from error
-        n.meta["val"] = value
-        return value
 
     def _constant(self, n: fx.Node) -> Any:
         """The value of a node that depends on no input, computed for real."""
@@ -117,18 +137,24 @@ class _Values(fx.Interpreter):
         return pytree.tree_map_only(Tensor, self.mode.from_tensor, value)
 
     def _real(self, n: fx.Node) -> Any:
-        known = n.meta.get("val")
+        known = self.env.get(n)
         if known is not None and not any(isinstance(v, Tensor) for v in pytree.tree_leaves(known)):
             return known  # a size, a device
         if n.op == "get_attr":
-            return super().fetch_attr(str(n.target))
+            return _attribute(self.source, str(n.target))
         if n.op == "placeholder":
             raise ValueError("a shape depends on the values of an input")
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._real)
         return getattr(super(), n.op)(n.target, args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
-        value: Any = self.root
-        for part in target.split("."):
-            value = getattr(value, part)
-        return value
+        path, _, name = target.rpartition(".")
+        owner = self.submodules[path]
+        if not hasattr(owner, name):  # a constant that tracing met since
+            setattr(owner, name, self.mode.from_tensor(_attribute(self.source, target)))
+        return getattr(owner, name)
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)

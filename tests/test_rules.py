@@ -369,6 +369,15 @@ def contraction_cases(case: Cases) -> None:
     )
 
 
+def assigned(index: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        a = a.clone()
+        a[index] = b
+        return a
+
+    return run
+
+
 def joining_cases(case: Cases) -> None:
     """Concatenations and pieces."""
     for name in ("cat", "concat", "concatenate"):
@@ -401,6 +410,9 @@ def joining_cases(case: Cases) -> None:
     case("slice_scatter", lambda a, b: torch.slice_scatter(a, b, 1, 2, 5), (4, 6), (4, 3))
     case("slice_scatter", lambda a, b: torch.slice_scatter(a, b, 1, 0, 6, 2), (4, 6), (4, 3))
     case("select_scatter", lambda a, b: torch.select_scatter(a, b, 1, 2), (4, 6), (4,))
+    case("written", assigned((slice(None), slice(2, 5))), (4, 6), (4, 3))
+    case("written", assigned((Ellipsis, slice(None, 2))), (2, 4, 6), (4, 2))
+    case("written", assigned((slice(None), 0)), (4, 6), (4,))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
     for index in (

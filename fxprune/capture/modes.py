@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.decisions import holds
 from fxprune.rules.modules import follows_mode, native, reads_mode
 
 __all__ = ["ModeValue", "follow_modes", "merge_modes", "module_path", "set_mode", "structural_copy"]
@@ -81,7 +82,9 @@ def _branches_on_mode(module: nn.Module) -> bool:
 def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> bool:
     """Make `eval_graph` follow the mode.  False, and nothing done, if more than constants differ."""
     for graph in (eval_graph, train_graph):
-        graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        graph.eliminate_dead_code(
+            is_impure_node=lambda n: n.op in ("placeholder", "output") or n.target is holds
+        )
         _spell_defaults(graph)
     pairs = list(zip(eval_graph.nodes, train_graph.nodes, strict=False))
     if len(eval_graph.nodes) != len(train_graph.nodes):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -13,9 +13,11 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
-from fxprune.capture.writes import hidden_writes
+from fxprune.capture.proxies import answering_proxies
+from fxprune.capture.writes import hidden_writes, value_of_write
 from fxprune.rules.modules import follows_mode, native
 
 __all__ = ["capture_symbolic"]
@@ -28,9 +30,9 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: frozenset[int]) -> None:
+    def __init__(self, leaves: frozenset[int], example: Example) -> None:
         super().__init__(autowrap_functions=())
-        self._leaves = leaves
+        self._leaves, self._example = leaves, example
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._leaves
@@ -48,6 +50,34 @@ class Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+    @functools.cached_property
+    def decisions(self) -> Decisions:
+        return Decisions(self.root, self.graph, self._example)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.decisions.value(obj))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """A shape has as many sizes as the example's."""
+        value = self.decisions.structure(obj)
+        if not isinstance(value, (tuple, list)):
+            return super().iter(obj)
+        return (obj[i] for i in range(len(value)))
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> fx.Proxy:
+        """A method that writes in place becomes a value, which its tensor stands for from here on."""
+        name = value_of_write(target) if kind == "call_method" else None
+        if name is None or args[0].node.op == "get_attr":
+            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+
+    def write(self, proxy: fx.Proxy, value: fx.Proxy) -> fx.Proxy:
+        value.node.meta["written"] = proxy.node
+        proxy.node = value.node
+        return proxy
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -82,9 +112,9 @@ def _users_line() -> str | None:
 def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[str]]:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
     leaves, absent = _leaves(model), _absent_arguments(model, example)
-    graph = _trace(model, leaves, absent, training=False)
+    graph = _trace(model, leaves, absent, example, training=False)
     _refuse_writes(graph, model)
-    notes = follow_modes(graph, lambda: _trace(model, leaves, absent, training=True), model)
+    notes = follow_modes(graph, lambda: _trace(model, leaves, absent, example, training=True), model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
@@ -99,10 +129,12 @@ def _absent_arguments(model: nn.Module, example: Example) -> dict[str, Any]:
     }
 
 
-def _trace(model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], training: bool) -> fx.Graph:
+def _trace(
+    model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], example: Example, training: bool
+) -> fx.Graph:
     set_mode(model, training)
-    with torch.enable_grad(), _nothing_wrapped(), _length_of_proxies():
-        graph = Tracer(leaves).trace(model, concrete_args=dict(absent))
+    with torch.enable_grad(), _nothing_wrapped(), answering_proxies():
+        graph = Tracer(leaves, example).trace(model, concrete_args=dict(absent))
     _drop_inputs(graph, keep=len([n for n in graph.nodes if n.op == "placeholder"]) - len(absent))
     return graph
 
@@ -115,23 +147,6 @@ def _drop_inputs(graph: fx.Graph, keep: int) -> None:
                 graph.erase_node(check)
             graph.erase_node(user)
         graph.erase_node(placeholder)
-
-
-@contextlib.contextmanager
-def _length_of_proxies() -> Iterator[None]:
-    """Let `len(x)` be a node of the graph; a Python loop over it still fails, and goes to torch.export."""
-    plain = builtins.len
-
-    def length(x: Any) -> Any:
-        if isinstance(x, fx.Proxy):
-            return x.tracer.create_proxy("call_function", plain, (x,), {})
-        return plain(x)
-
-    builtins.len = length
-    try:
-        yield
-    finally:
-        builtins.len = plain
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:

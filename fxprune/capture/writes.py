@@ -1,15 +1,15 @@
-"""Writes in place: which of them act through memory, where no axis and no dead-code elimination sees them."""
+"""Writes in place: as values, and which of them act through memory, where no axis sees them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.calls import op_name
 
-__all__ = ["VIEWS", "hidden_writes", "writes_in_place"]
+__all__ = ["VIEWS", "hidden_writes", "value_of_write", "writes_in_place", "written"]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
 VIEWS = {
@@ -19,14 +19,35 @@ VIEWS = {
 }
 
 
+def written(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x[index] = value` as a value."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+def value_of_write(method: str) -> str | None:
+    """`add` for `add_`: the method that returns what the other writes."""
+    name = method[:-1] if method.endswith("_") and not method.endswith("__") else ""
+    return name if callable(getattr(Tensor, name, None)) and name not in VIEWS else None
+
+
 def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     """The writes whose effect reaches further than their own result.
 
     `x = x.relu_()` is a value by another name.  A write is hidden where nobody reads its result, or
-    where the tensor written to, or one that it is a view of, is read again afterwards.
+    where the tensor written to, or one that shares its memory, is read again afterwards.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    return [n for n in graph.nodes if writes_in_place(n, root) and (not n.users or _read_later(n, order))]
+    hidden = []
+    for node in graph.nodes:
+        target = node.meta.get("written")
+        if target is not None:
+            if _read_later(node, target, order):
+                hidden.append(node)
+        elif writes_in_place(node, root) and (not node.users or _read_later(node, node.args[:1], order)):
+            hidden.append(node)
+    return hidden
 
 
 def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
@@ -47,14 +68,24 @@ def _submodule(root: nn.Module, path: str) -> Any:
     return root.get_submodule(path)
 
 
-def _read_later(write: fx.Node, order: dict[fx.Node, int]) -> bool:
-    target = write.args[0] if write.args else None
-    while isinstance(target, fx.Node):
-        if any(order[user] > order[write] for user in target.users):
-            return True
-        if target.op == "get_attr":
-            return True  # the model's own tensor
-        if op_name(target.target) not in VIEWS or not target.args:
-            return False
-        target = target.args[0]
-    return False
+def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
+    """Is anything that shares the target's memory read after the write?"""
+    if isinstance(target, tuple):
+        target = target[0] if target else None
+    if not isinstance(target, fx.Node):
+        return False
+    base = target
+    while _is_view(base) and base.args and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    if base.op == "get_attr":
+        return True  # the model's own tensor
+    same_memory, front = {base}, [base]
+    while front:
+        views = [n for n in front.pop().users if _is_view(n) and n not in same_memory]
+        same_memory.update(views)
+        front += views
+    return any(order[user] > order[write] for alias in same_memory for user in alias.users)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and op_name(node.target) in VIEWS

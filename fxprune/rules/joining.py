@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
-from fxprune.rules.elementwise import broadcast
+from fxprune.rules.elementwise import broadcast, tensors_in
 from fxprune.rules.registry import Axes, Bound, Flow, Typed, at, dims_of, rule
 
 
@@ -252,6 +252,14 @@ def getitem_axes(input: Any, index: Any) -> Flow:
     n = len(index) if isinstance(index, tuple) else 1
     flow.sizes = {"index": tuple(spelled[:n]) if isinstance(index, tuple) else spelled[0]}
     return flow
+
+
+@rule("written")
+def written_axes(x: Typed, index: Any, value: Any) -> Flow:
+    """x[index] = value: the part written to and what is written there are the same."""
+    part = getitem_axes(x, index)
+    _, fits = broadcast([part.out, *(t.axes for t in tensors_in(value))])
+    return Flow(x.axes, same=[*part.same, *fits], whole=part.whole, sizes=part.sizes)
 
 
 def _dims_used(entry: Any) -> int:

@@ -96,7 +96,7 @@ class ReshapedByTheResidualsShape(FusedAttention):
         return self.proj(out.transpose(1, 2).reshape(b, n, c))
 
 
-@case(block__q__weight=(12, 12), block__proj__weight=(12, 12), captures=only("export"))
+@case(block__q__weight=(12, 12), block__proj__weight=(12, 12))
 class ReshapedByStarredShape(Attention):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (p(x).view(*x.shape[:-1], HEADS, -1).transpose(1, 2) for p in (self.q, self.k, self.v))

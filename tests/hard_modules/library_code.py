@@ -165,7 +165,7 @@ class NoGradInside(TwoLayers):
         return x * gate
 
 
-@case(captures=only("export"), block__fc1__weight=(20, 12), block__fc2__weight=(12, 20))
+@case(block__fc1__weight=(20, 12), block__fc2__weight=(12, 20))
 class RandomMasking(TwoLayers):
     """A masked autoencoder's: tokens are dropped at random in eval mode too."""
 
@@ -203,7 +203,6 @@ class SinesByNumber(TwoLayers):
 @case(
     alone,
     inputs=([torch.randn(2, 5), torch.randn(2, 4)],),
-    captures=only("export"),
     fc1__weight=(12, 5),
     head__weight=(7, 12),
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hard_modules.case import CLASSES, DIM, EMBED, HEADS, TOKENS, alone, case, only, tokens
+from hard_modules.case import CLASSES, DIM, EMBED, HEADS, TOKENS, alone, case, tokens
 from hard_modules.layouts import Attention, FusedAttention, heads_first, heads_last
 
 # ---------------------------------------------------------------- several widths
@@ -285,7 +285,7 @@ class SelfAttentionSequenceFirst(Packed):
         return self.attn(query=x, key=x, value=x)[0].transpose(0, 1)
 
 
-@case(captures=only("export"), **PACKED)
+@case(**PACKED)
 class SelfAttentionMasked(Packed):
     def __init__(self) -> None:
         super().__init__(batch_first=True)

@@ -270,7 +270,7 @@ class ActivatedInPlaceByAModule(Mlp):
         return x
 
 
-@case(captures=only("export"), **HALVED)
+@case(**HALVED)
 class AddedInPlace(Mlp):
     """Both names are the tensor after the write."""
 
@@ -289,7 +289,7 @@ class WrittenThroughAView(Mlp):
         return x * half.mean(-1, keepdim=True)
 
 
-@case(captures=only("export"), **HALVED)
+@case(**HALVED)
 class AssignedBySlice(Mlp):
     def hidden(self, x: Tensor) -> Tensor:
         x = x.clone()

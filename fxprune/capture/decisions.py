@@ -1,0 +1,95 @@
+"""Branches on sizes: symbolic tracing follows the one that the example takes, and the graph checks it.
+
+`if H % window: x = F.pad(..)` asks for the truth of a node.  Sizes are known for the example, so the answer
+is; a `holds` node keeps it true of every later input.  What depends on the batch or on values has no answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.fx import _symbolic_trace
+from torch.fx.node import has_side_effect
+
+from fxprune.capture.inputs import PRIME_BATCH, Example
+from fxprune.errors import InputSizeError
+from fxprune.passes.propagate_values import FakeRun, NodeError
+
+__all__ = ["Decisions", "holds"]
+
+
+@has_side_effect
+def holds(value: Any, expected: Any, where: str) -> None:
+    """Refuse an input for which the traced model's code would have gone another way."""
+    if value != expected:
+        raise InputSizeError(
+            f"at {where} the model's code takes another way for this input size than for the example that it "
+            f"was captured with: prune it with example_inputs= of this size"
+        )
+
+
+class Decisions:
+    """What the nodes of a graph that is being traced give for the example."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, example: Example) -> None:
+        self._run = FakeRun.of(root, graph, example, PRIME_BATCH)
+
+    def value(self, proxy: fx.Proxy) -> Any:
+        """The number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
+
+        Raises:
+            TraceError: it depends on the batch size or on a tensor's values.
+        """
+        value = self.structure(proxy)
+        if isinstance(value, (Tensor, torch.SymBool)):
+            raise fx.proxy.TraceError("it depends on the values of a tensor")
+        sizes = [v for v in self._scalars_behind(proxy.node) if type(v) in (int, float)]
+        if any(size and size % PRIME_BATCH == 0 for size in sizes):
+            raise fx.proxy.TraceError("it depends on the batch size")
+        if sizes:  # not a question about a dtype or a device
+            where = proxy.node.meta.get("where") or proxy.node.name
+            proxy.tracer.create_proxy("call_function", holds, (proxy, value, where), {})
+        return value
+
+    def structure(self, proxy: fx.Proxy) -> Any:
+        """What is behind a proxy; its size, if it is a tuple, is the same for every input."""
+        try:
+            with _plain_modules():
+                return self._run.value(proxy.node)
+        except NodeError as error:
+            if isinstance(error.__cause__, DataDependentOutputException):
+                raise fx.proxy.TraceError("it depends on the values of a tensor") from error
+            raise
+
+    def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
+        """The numbers that a number is computed from, back to the tensors whose sizes they are."""
+        seen, front = {node}, [node]
+        while front:
+            at = front.pop()
+            value = self._run.env[at]
+            if isinstance(value, Tensor):
+                continue
+            yield from value if isinstance(value, (tuple, list)) else (value,)
+            if at.target is operator.getitem:  # one size of a shape: the others do not matter
+                continue
+            new = [n for n in at.all_input_nodes if n not in seen]
+            seen.update(new)
+            front += new
+
+
+@contextlib.contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Modules run as they do outside of tracing."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__ = _symbolic_trace._orig_module_call  # type: ignore[method-assign]
+    nn.Module.__getattr__ = _symbolic_trace._orig_module_getattr  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]

@@ -1,0 +1,90 @@
+"""What Python asks of a proxy that torch.fx leaves without an answer, answered while a model is traced."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.proxy import Attribute
+
+from fxprune.capture.writes import written
+
+__all__ = ["answering_proxies"]
+
+# These take sizes one by one, and know no proxies among them.
+FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
+
+
+@contextlib.contextmanager
+def answering_proxies() -> Iterator[None]:
+    """`len(x)`, `int(n)`, `float(n)`, `f(*x.shape)`, `x[i] = y`, `x.device.type`, `torch.zeros(n, m)`."""
+    with contextlib.ExitStack() as patches:
+
+        def patch(owner: Any, name: str, value: Any) -> None:
+            if name in vars(owner):
+                patches.callback(setattr, owner, name, getattr(owner, name))
+            else:
+                patches.callback(delattr, owner, name)
+            setattr(owner, name, value)
+
+        patch(builtins, "len", _or_node(builtins.len))
+        for name in FACTORIES:
+            patch(torch, name, _or_node(getattr(torch, name)))
+        patch(fx.Proxy, "__int__", _number(int))
+        patch(fx.Proxy, "__float__", _number(float))
+        patch(fx.Proxy, "__len__", _length)
+        patch(fx.Proxy, "__setitem__", _set_item)
+        patch(Attribute, "__getattr__", _of_attribute)
+        yield
+
+
+def _or_node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A node of the graph, called with a proxy.  (A loop over a `len` still fails: torch.export takes it.)"""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
+        return (
+            tracer.create_proxy("call_function", function, args, kwargs)
+            if tracer
+            else function(*args, **kwargs)
+        )
+
+    return call
+
+
+def _number(kind: type) -> Callable[[fx.Proxy], Any]:
+    """The example's number, which the graph checks."""
+
+    def convert(x: fx.Proxy) -> Any:
+        tracer: Any = x.tracer
+        return tracer.decisions.value(tracer.create_proxy("call_function", kind, (x,), {}))
+
+    return convert
+
+
+def _length(x: fx.Proxy) -> int:
+    """`f(*x.shape)` asks how many there are."""
+    tracer: Any = x.tracer
+    value = tracer.decisions.structure(x)
+    if isinstance(value, (tuple, list)):
+        return builtins.len(value)
+    raise TypeError("how long a tensor is may depend on the input")
+
+
+def _set_item(x: fx.Proxy, index: Any, value: Any) -> None:
+    tracer: Any = x.tracer
+    if x.node.op == "get_attr":
+        raise NotImplementedError("a weight is written to")
+    tracer.write(x, tracer.create_proxy("call_function", written, (x, index, value), {}))
+
+
+def _of_attribute(x: Attribute, name: str) -> Any:
+    """The type of a device is a word that other code compares and looks up."""
+    if name == "type" and x.attr == "device":
+        tracer: Any = x.tracer
+        return tracer.decisions.structure(x).type
+    return Attribute(x, name)

@@ -1,0 +1,177 @@
+"""Code that branches on sizes: captured symbolically, checked by the result, dynamic in the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import groups_of
+from helpers import randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import CaptureError, InputSizeError
+
+
+class Body(nn.Module):
+    """Two convolutions and a head around what the code in question does to a map of 16 channels."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.between(self.conv1(x)).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def padded(x: Tensor) -> Tensor:
+    h, w = x.shape[-2:]
+    down, right = (4 - h % 4) % 4, (4 - w % 4) % 4
+    if down > 0 or right > 0:
+        x = F.pad(x, (0, right, 0, down))
+    return x
+
+
+def windowed(x: Tensor) -> Tensor:
+    x = padded(x).permute(0, 2, 3, 1)
+    b, h, w, c = x.shape
+    x = x.view(b, h // 4, 4, w // 4, 4, c).transpose(2, 3).reshape(-1, 16, c)
+    x = x - x.amax(1, keepdim=True)
+    x = x.view(b, h // 4, w // 4, 4, 4, c).transpose(2, 3).reshape(b, h, w, c)
+    return x.permute(0, 3, 1, 2)
+
+
+def squared(x: Tensor) -> Tensor:
+    side = int((x.shape[2] * x.shape[3]) ** 0.5)
+    return x.flatten(2).unflatten(2, (side, side))
+
+
+def starred(x: Tensor) -> Tensor:
+    return x.flatten(2).reshape(*x.shape[:2], -1, *[s // 2 for s in x.shape[2:]]).amax(2)
+
+
+def masked(x: Tensor) -> Tensor:
+    mask = torch.ones(1, 1, x.shape[2], x.shape[3], device=x.device)
+    mask[..., :2, 1:] = 0.25
+    return x * mask
+
+
+def written_and_read(x: Tensor) -> Tensor:
+    x = x.tanh()
+    x[:, :, :2] = x[:, :, 2:4] * 2
+    x.mul_(3)
+    return x + x[:, :, :1]
+
+
+def by_device(x: Tensor) -> Tensor:
+    return x * {"cpu": 2, "cuda": 2}[x.device.type] if x.dtype != torch.int64 else x
+
+
+KINDS = [padded, windowed, squared, starred, masked, written_and_read, by_device]
+
+
+def built(between: Callable[[Tensor], Tensor]) -> nn.Module:
+    return randomise(Body(between)).eval()
+
+
+@pytest.mark.parametrize("between", KINDS, ids=lambda f: f.__name__)
+def test_symbolic_exact_and_dynamic(between: Callable[[Tensor], Tensor]) -> None:
+    model, example = built(between), torch.zeros(2, 3, 16, 16)
+    analysis = fxprune.analyze(model, example_inputs=example)
+    assert analysis.capture == "symbolic"
+    pruned = fxprune.prune(model, 0.5, example_inputs=example)
+    assert pruned.conv1.out_channels == 8
+    for shape in ((1, 3, 16, 16), (3, 3, 16, 16), (2, 3, 24, 24)):
+        if between is squared and shape[-1] != 16:
+            continue
+        x = torch.randn(shape, dtype=torch.float64)
+        assert fxprune.verify(model, pruned, example_inputs=x.float()) < 1e-12
+
+
+@pytest.mark.parametrize("between", KINDS, ids=lambda f: f.__name__)
+def test_the_same_groups_as_by_export(between: Callable[[Tensor], Tensor]) -> None:
+    model, example = built(between), torch.zeros(2, 3, 16, 16)
+    analyses = (fxprune.analyze(model, example_inputs=example, capture=way) for way in ("symbolic", "export"))
+    symbolic, export = (groups_of(analysis, model) for analysis in analyses)
+    assert symbolic == export
+
+
+@pytest.mark.parametrize(("traced", "given"), [(16, 18), (18, 16)])
+def test_another_branch_is_refused(traced: int, given: int) -> None:
+    """Never the wrong branch in silence."""
+    model = built(padded)
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.zeros(2, 3, traced, traced))
+    with pytest.raises(InputSizeError, match=r"test_decisions.py:\d+ .*example_inputs= of this size"):
+        pruned(torch.zeros(2, 3, given, given))
+    other = fxprune.prune(model, 0.5, example_inputs=torch.zeros(2, 3, given, given))
+    assert fxprune.verify(model, other, example_inputs=torch.randn(2, 3, given, given)) < 1e-12
+
+
+def test_a_number_is_refused_when_it_changes() -> None:
+    pruned = fxprune.prune(built(squared), 0.5, example_inputs=torch.zeros(2, 3, 16, 16))
+    with pytest.raises(InputSizeError):
+        pruned(torch.zeros(2, 3, 20, 20))
+
+
+def test_a_branch_on_the_batch_is_not_decided() -> None:
+    """torch.export takes it, and says that the batch is fixed where it is."""
+
+    def between(x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] % 2 else x
+
+    with pytest.raises(CaptureError, match="depends on the batch size"):
+        fxprune.trace(built(between), torch.zeros(2, 3, 16, 16), capture="symbolic")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [lambda x: x.sum() > 0, lambda x: bool((x > 0).any()), lambda x: int(x.amax()) > 1],
+    ids=["greater", "any", "int"],
+)
+def test_a_branch_on_values_is_not_decided(condition: Callable[[Tensor], bool]) -> None:
+    def between(x: Tensor) -> Tensor:
+        return x * 2 if condition(x) else x
+
+    with pytest.raises(CaptureError, match="depends on the values"):
+        fxprune.trace(built(between), torch.zeros(2, 3, 16, 16), capture="symbolic")
+
+
+def through_a_view(x: Tensor) -> Tensor:
+    first = x.tanh()
+    first[:, :, 0].mul_(3)
+    return first
+
+
+def seen_in_a_view(x: Tensor) -> Tensor:
+    x = x.tanh()
+    row = x[:, :, :1]
+    x[:, :, 0] = 2
+    return x * row
+
+
+def seen_in_the_whole(x: Tensor) -> Tensor:
+    x = x.tanh()
+    row = x[:, :, :2]
+    row[:, :, 0] = 2
+    return x * row.amax()
+
+
+@pytest.mark.parametrize("between", [through_a_view, seen_in_a_view, seen_in_the_whole])
+def test_writes_through_memory_go_to_export(between: Callable[[Tensor], Tensor]) -> None:
+    model, example = built(between), torch.zeros(2, 3, 16, 16)
+    with pytest.raises(CaptureError, match="writes in place"):
+        fxprune.trace(model, example, capture="symbolic")
+    pruned = fxprune.prune(model, 0.5, example_inputs=example)
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(2, 3, 16, 16)) < 1e-12
+
+
+def test_tracing_leaves_python_as_it_was() -> None:
+    before = [len, torch.zeros, *(vars(torch.fx.Proxy).get(n) for n in ("__int__", "__len__", "__setitem__"))]
+    fxprune.trace(built(starred), torch.zeros(2, 3, 16, 16))
+    after = [len, torch.zeros, *(vars(torch.fx.Proxy).get(n) for n in ("__int__", "__len__", "__setitem__"))]
+    assert before == after
