@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.decisions import holds
 from fxprune.errors import CaptureError, InputSizeError
+from fxprune.saved.fingerprint import graph_digest
 
 
 class Body(nn.Module):
@@ -175,3 +180,31 @@ def test_tracing_leaves_python_as_it_was() -> None:
     fxprune.trace(built(starred), torch.zeros(2, 3, 16, 16))
     after = [len, torch.zeros, *(vars(torch.fx.Proxy).get(n) for n in ("__int__", "__len__", "__setitem__"))]
     assert before == after
+
+
+@pytest.mark.parametrize("between", [windowed, written_and_read])
+def test_the_result_is_an_ordinary_module(between: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    model, example = built(between), torch.randn(2, 3, 16, 16)
+    pruned = fxprune.prune(model, 0.5, example_inputs=example)
+    wanted = pruned(example)
+    twins = [
+        copy.deepcopy(pruned),
+        pickle.loads(pickle.dumps(pruned)),
+        torch.compile(pruned, backend="aot_eager", fullgraph=True),
+        torch.export.export(pruned, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}]).module(),
+    ]
+    fxprune.save(pruned, tmp_path / "saved", build="package.module:factory")
+    twins.append(fxprune.load(tmp_path / "saved", model=built(between)))
+    for twin in twins:
+        torch.testing.assert_close(twin(example), wanted)
+
+
+def test_the_digest_of_a_graph_knows_no_paths() -> None:
+    """A folder saved on one machine loads on another, where the library's code lies elsewhere."""
+    graph = fxprune.prune(built(padded), 0.5, example_inputs=torch.zeros(2, 3, 16, 16))
+    digest = graph_digest(graph)
+    for node in graph.graph.nodes:
+        if node.target is holds:
+            node.kwargs = {"where": "/elsewhere.py:1"}
+    assert graph_digest(graph) == digest
+    assert any(node.target is holds for node in graph.graph.nodes)

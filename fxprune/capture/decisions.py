@@ -18,6 +18,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.node import has_side_effect
 
 from fxprune.capture.inputs import PRIME_BATCH, Example
+from fxprune.capture.one_node import one_node
 from fxprune.errors import InputSizeError
 from fxprune.passes.propagate_values import FakeRun, NodeError
 
@@ -25,7 +26,8 @@ __all__ = ["Decisions", "holds"]
 
 
 @has_side_effect
-def holds(value: Any, expected: Any, where: str) -> None:
+@one_node
+def holds(value: Any, expected: Any, *, where: str) -> None:
     """Refuse an input for which the traced model's code would have gone another way."""
     if value != expected:
         raise InputSizeError(
@@ -54,7 +56,7 @@ class Decisions:
             raise fx.proxy.TraceError("it depends on the batch size")
         if sizes:  # not a question about a dtype or a device
             where = proxy.node.meta.get("where") or proxy.node.name
-            proxy.tracer.create_proxy("call_function", holds, (proxy, value, where), {})
+            proxy.tracer.create_proxy("call_function", holds, (proxy, value), {"where": where})
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:

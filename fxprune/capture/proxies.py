@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from fxprune.capture.one_node import one_node
 from fxprune.capture.writes import written
 
 __all__ = ["answering_proxies"]
@@ -31,29 +32,16 @@ def answering_proxies() -> Iterator[None]:
                 patches.callback(delattr, owner, name)
             setattr(owner, name, value)
 
-        patch(builtins, "len", _or_node(builtins.len))
+        # A loop over a `len` still fails: torch.export takes it.
+        patch(builtins, "len", one_node(builtins.len))
         for name in FACTORIES:
-            patch(torch, name, _or_node(getattr(torch, name)))
+            patch(torch, name, one_node(getattr(torch, name)))
         patch(fx.Proxy, "__int__", _number(int))
         patch(fx.Proxy, "__float__", _number(float))
         patch(fx.Proxy, "__len__", _length)
         patch(fx.Proxy, "__setitem__", _set_item)
         patch(Attribute, "__getattr__", _of_attribute)
         yield
-
-
-def _or_node(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A node of the graph, called with a proxy.  (A loop over a `len` still fails: torch.export takes it.)"""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        tracer = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
-        return (
-            tracer.create_proxy("call_function", function, args, kwargs)
-            if tracer
-            else function(*args, **kwargs)
-        )
-
-    return call
 
 
 def _number(kind: type) -> Callable[[fx.Proxy], Any]:

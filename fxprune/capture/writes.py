@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.calls import op_name
+from fxprune.capture.one_node import one_node
 
 __all__ = ["VIEWS", "hidden_writes", "value_of_write", "writes_in_place", "written"]
 
@@ -19,6 +20,7 @@ VIEWS = {
 }
 
 
+@one_node
 def written(x: Tensor, index: Any, value: Any) -> Tensor:
     """`x[index] = value` as a value."""
     x = x.clone()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.decisions import holds
+
 __all__ = ["graph_digest", "json_digest", "layout_digest"]
 
 _SIMPLE = (bool, int, float, str, type(None))
@@ -29,12 +31,17 @@ def graph_digest(module: fx.GraphModule) -> str:
     """
     number = {node: i for i, node in enumerate(module.graph.nodes)}
     lines = [
-        [n.op, _spelled(n.target, number), _spelled(n.args, number), _spelled(n.kwargs, number)]
+        [n.op, _spelled(n.target, number), _spelled(n.args, number), _spelled(_computed(n), number)]
         for n in module.graph.nodes
     ]
     called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     layers = {path: _settings(module.get_submodule(path), number) for path in sorted(called)}
     return json_digest([lines, layers])
+
+
+def _computed(node: fx.Node) -> dict[str, Any]:
+    """The arguments by name without those that are only words: a path on this machine."""
+    return {} if node.target is holds else node.kwargs
 
 
 def json_digest(value: Any) -> str:

@@ -17,7 +17,7 @@ from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.measure import macs_of, on_meta, outputs_of, parameters_of
 from fxprune.plan import plan_of
-from fxprune.prune import analyze, prune_analyzed
+from fxprune.prune import analyze, prune_analyzed, verify
 from fxprune.selection import Selection
 from fxprune.zoo.coverage import OpUse, ops_met
 from fxprune.zoo.randomise import fit_batch_norms, randomise, uninitialised
@@ -112,6 +112,8 @@ def _certificate(
         _ = outputs_of(pruned, example.with_batch(few))
         example = example.with_batch(many)
         note = note or ("certified with one image" if many == 1 else "")
+    if "certified at" in note:  # axes of that image size
+        return verify(model, pruned, example_inputs=example.args, example_kwargs=example.kwargs), note
     selection = Selection.from_plan(analysis, plan_of(pruned))
     return certify(model, pruned, analysis, selection, example), note
 
