@@ -29,9 +29,9 @@ __all__ = ["check"]
 NUMERIC_LIMIT = 310e6
 # Where one image costs more, the certificate takes the smallest image that the model accepts.
 AFFORDABLE_MACS = 1e9
-# And where even that is too much, a single image.
+# And where even that is too much, it is built anew for smaller images, or runs a single one.
 SINGLE_IMAGE_MACS = 8e9
-SMALLER_IMAGES = (64, 96, 128, 160, 192, 224, 256)
+SMALLER_IMAGES = (56, 64, 96, 112, 128, 160, 192, 224, 256)
 # Dimensions that are whole by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
 
@@ -62,7 +62,11 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
     if on_meta(model):
         _check_shapes(model, pruned)
     else:
-        certificate, note = _certificate(model, pruned, analysis, dense_macs)
+        small = _built_smaller(spec) if dense_macs > SINGLE_IMAGE_MACS else None
+        if small is not None:
+            certificate, note = _certificate_of_twin(*small, analysis.capture, ratio)
+        else:
+            certificate, note = _certificate(model, pruned, analysis, dense_macs)
         if not certificate.exact and fit_batch_norms(model, _example(model, pruned)):
             pruned = prune_analyzed(model, analysis, ratio)
             certificate, note = _certificate(model, pruned, analysis, dense_macs)
@@ -97,6 +101,28 @@ def _model(spec: str) -> nn.Module:
     with uninitialised():
         model = model_specs.build(spec).requires_grad_(False)
     return model.to("meta") if parameters_of(model) > NUMERIC_LIMIT else randomise(model)
+
+
+def _built_smaller(spec: str) -> tuple[nn.Module, int] | None:
+    """The same architecture for the smallest images that it can be built for, and their size."""
+    for size in SMALLER_IMAGES:
+        try:
+            with torch.device("meta"):
+                model = model_specs.build(spec, img_size=size)
+                outputs_of(model, Example((torch.empty(1, 3, size, size),)))
+            with uninitialised():
+                return randomise(model_specs.build(spec, img_size=size).requires_grad_(False)), size
+        except Exception:  # it takes no img_size, or not this one
+            continue
+    return None
+
+
+def _certificate_of_twin(twin: nn.Module, size: int, capture: str, ratio: float) -> tuple[Certificate, str]:
+    """Where a model can be built for smaller images: that one, pruned in the same way."""
+    analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
+    return _certificate(twin, prune_analyzed(twin, analysis, ratio), analysis, 0)[
+        0
+    ], f"certified as built for {size} x {size}"
 
 
 def _certificate(
