@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxprune.calls import call_of
+from fxprune.capture.decisions import holds
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.tensors import named_tensors
 
@@ -49,9 +50,9 @@ def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> lis
         Branch('blocks.0.attn', nodes=13)
     """
     found: list[Branch] = []
-    follows_input = nodes_after_input(module.graph)
+    follows_input, checks = nodes_after_input(module.graph), _checks(module.graph)
     for node in module.graph.nodes:
-        found.extend(_branch_at(node, module, rules, follows_input))
+        found.extend(_branch_at(node, module, rules, follows_input, checks))
     branches = _without_nested(found)
     _name(branches, module)
     _chain(branches, module)
@@ -93,13 +94,17 @@ def is_value(node: fx.Node) -> bool:
 
 
 def _branch_at(
-    node: fx.Node, module: fx.GraphModule, rules: RuleSet, follows_input: set[fx.Node]
+    node: fx.Node,
+    module: fx.GraphModule,
+    rules: RuleSet,
+    follows_input: set[fx.Node],
+    checks: list[fx.Node],
 ) -> Iterator[Branch]:
     operands = _addition(node, module, rules)
     for source, result in (operands, operands[::-1]) if operands else ():
         if source is result or result not in follows_input:
             continue
-        nodes = _only_for(node, source, result)
+        nodes = _only_for(node, source, result, checks)
         # What merely reads a size or a device follows no input.
         taken = {n for inner in nodes if inner in follows_input for n in inner.all_input_nodes} - {*nodes}
         if nodes and taken & follows_input == {source}:
@@ -120,20 +125,33 @@ def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx
     return a, b
 
 
-def _only_for(add: fx.Node, source: fx.Node, result: fx.Node) -> list[fx.Node]:
+def _checks(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that only say whether an input's size is one that was captured, and what they alone need."""
+    found: dict[fx.Node, None] = {}
+    for node in reversed(graph.nodes):
+        alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
+        if node.target is holds or (alone and node.op != "placeholder"):
+            found[node] = None
+    return list(found)[::-1]
+
+
+def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: list[fx.Node]) -> list[fx.Node]:
     """The nodes that nothing but this operand of the addition needs, in order; empty if others use it."""
     found: set[fx.Node] = set()
-    order: list[fx.Node] = []
+    ignored = set(checks)
+    if {*result.users} - ignored != {add}:
+        return []
     node = result
     while node.op != "root":
-        wanted = node is result or (node.users and found.issuperset(node.users))
+        users = {*node.users} - ignored
+        wanted = node is result or (users and found >= users)
         if wanted and node is not source and node.op != "placeholder":
-            if node is result and set(node.users) != {add}:
-                return []
             found.add(node)
-            order.append(node)
         node = node.prev
-    return order[::-1]
+    for check in checks:  # checks of what is in the branch go with it
+        if not found.isdisjoint(check.all_input_nodes):
+            found.add(check)
+    return [n for n in add.graph.nodes if n in found]
 
 
 def _without_nested(found: list[Branch]) -> list[Branch]:

@@ -35,7 +35,7 @@ def small_swin(**options: Any) -> nn.Module:
 
 
 def small_hf_vit(**options: Any) -> nn.Module:
-    """Hugging Face's ViT on 32 x 32 images; only torch.export can trace it."""
+    """Hugging Face's ViT on 32 x 32 images."""
     from transformers import ViTConfig, ViTForImageClassification
 
     usual = {"image_size": 32, "patch_size": 8, "num_labels": 10, "hidden_size": 48}

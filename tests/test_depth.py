@@ -75,7 +75,6 @@ EXPECTED = {
     "hf": ["vit.layers.0.attention", "vit.layers.0.mlp"],
     "conv": ["widen"],
 }
-EXPORT_ONLY = {"hf"}
 
 
 def example(name: str) -> Tensor:
@@ -95,8 +94,6 @@ class Setting:
 @pytest.fixture(scope="module", params=[(m, c) for m in MODELS for c in CAPTURES], ids="-".join)
 def setting(request: pytest.FixtureRequest) -> Setting:
     name, capture = request.param
-    if name in EXPORT_ONLY and capture == "symbolic":
-        pytest.skip("only torch.export traces it")
     return Setting(name, capture)
 
 

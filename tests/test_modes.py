@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     CAPTURES,
     assert_same,
@@ -19,10 +20,9 @@ from helpers import (
     small_torchvision_vit,
     small_vit,
 )
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture.modes import module_path
 
 SEEDS = (1, 2)
 
@@ -225,8 +225,32 @@ def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-def test_the_second_call_of_a_module_belongs_to_the_module() -> None:
-    """Parts that torch.export hands to its other tracer name it `inner@1`."""
-    node = fx.Graph().placeholder("x")
-    node.meta["nn_module_stack"] = {"": ("", nn.Module), "inner@1": ("blocks.0.inner@1", nn.Module)}
-    assert module_path(node) == "blocks.0.inner"
+class Dropping(nn.Module):
+    """Not a layer, and it branches on the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), 0.5, self.training)
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(5, 8), Dropping(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.inner(self.stem(x)).relu()))
+
+
+@both_captures
+def test_a_module_that_is_called_twice_follows_the_mode_twice(capture: str) -> None:
+    """Tracing calls the second call `inner@1`, which is no module."""
+    x = torch.randn(2, 5)
+    pruned = fxprune.prune(randomise(CalledTwice()), 0.5, example_inputs=x, capture=capture)
+    drops = [n.meta["module"] for n in pruned.graph.nodes if "dropout" in str(n.target)]
+    assert drops == ["inner", "inner"]
+    torch.testing.assert_close(pruned.eval()(x), pruned(x))
+    assert not torch.equal(pruned.train()(x), pruned(x))

@@ -7,7 +7,6 @@ constants (`dropout_p=0.1` here, `0.0` there), the constant becomes a `ModeValue
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,4 +144,4 @@ def module_path(node: fx.Node) -> str:
     """The module whose code made an exported node."""
     stack = node.meta.get("nn_module_stack") or {}
     path, _ = next(reversed(stack.values()), ("", None))
-    return re.sub(r"@\d+", "", path)  # the second call of a module has a mark
+    return path

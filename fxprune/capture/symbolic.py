@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +42,27 @@ class Tracer(fx.Tracer):
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
         return super().trace(root, concrete_args)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """An input for each argument of the example; the others have their defaults, as in the example.
+
+        The base class looks through decorators, and calls what it finds behind them.
+        """
+        names = list(inspect.signature(self.root.forward).parameters)
+        names = [names[i] if i < len(names) else f"input_{i}" for i in range(len(self._example.args))]
+        args = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        kwargs = {name: self.create_proxy("placeholder", name, (), {}) for name in self._example.kwargs}
+        return lambda root: root_fn(root, *args, **kwargs), [self.root]
+
+    def create_arg(self, a: Any) -> Any:
+        """A model's own output class is called in the graph, even where it is a dict, too."""
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
+            fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
+            return self.create_node("call_function", type(a), (), fields)
+        return super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """The base class searches all names at each access, which is quadratic in depth."""
@@ -82,7 +104,7 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["where"] = _users_line()
-        node.meta["module"] = next(reversed(self.module_stack), "")
+        node.meta["module"], _ = next(reversed(self.module_stack.values()), ("", None))
         if not torch.is_grad_enabled():
             node.meta["no_grad"] = True
         return node
@@ -111,42 +133,18 @@ def _users_line() -> str | None:
 
 def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[str]]:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
-    leaves, absent = _leaves(model), _absent_arguments(model, example)
-    graph = _trace(model, leaves, absent, example, training=False)
+    leaves = _leaves(model)
+    graph = _trace(model, leaves, example, training=False)
     _refuse_writes(graph, model)
-    notes = follow_modes(graph, lambda: _trace(model, leaves, absent, example, training=True), model)
+    notes = follow_modes(graph, lambda: _trace(model, leaves, example, training=True), model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
 
-def _absent_arguments(model: nn.Module, example: Example) -> dict[str, Any]:
-    """Optional arguments that the example leaves out, with their defaults: code branches on them."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    return {
-        p.name: p.default
-        for p in parameters[len(example.args) :]
-        if p.default is not p.empty and p.name not in example.kwargs
-    }
-
-
-def _trace(
-    model: nn.Module, leaves: frozenset[int], absent: dict[str, Any], example: Example, training: bool
-) -> fx.Graph:
+def _trace(model: nn.Module, leaves: frozenset[int], example: Example, training: bool) -> fx.Graph:
     set_mode(model, training)
     with torch.enable_grad(), _nothing_wrapped(), answering_proxies():
-        graph = Tracer(leaves, example).trace(model, concrete_args=dict(absent))
-    _drop_inputs(graph, keep=len([n for n in graph.nodes if n.op == "placeholder"]) - len(absent))
-    return graph
-
-
-def _drop_inputs(graph: fx.Graph, keep: int) -> None:
-    """Remove the inputs of absent arguments, which only checks of their values read."""
-    for placeholder in [n for n in graph.nodes if n.op == "placeholder"][keep:]:
-        for user in list(placeholder.users):
-            for check in list(user.users):
-                graph.erase_node(check)
-            graph.erase_node(user)
-        graph.erase_node(placeholder)
+        return Tracer(leaves, example).trace(model)
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:

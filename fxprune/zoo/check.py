@@ -107,11 +107,13 @@ def _built_smaller(spec: str) -> tuple[nn.Module, int] | None:
     """The same architecture for the smallest images that it can be built for, and their size."""
     for size in SMALLER_IMAGES:
         try:
-            with torch.device("meta"):
-                model = model_specs.build(spec, img_size=size)
-                outputs_of(model, Example((torch.empty(1, 3, size, size),)))
+            with torch.device("meta"):  # quick to find out
+                image = torch.empty(1, 3, size, size)
+                outputs_of(model_specs.build(spec, img_size=size), Example((image,)))
             with uninitialised():
-                return randomise(model_specs.build(spec, img_size=size).requires_grad_(False)), size
+                model = model_specs.build(spec, img_size=size).requires_grad_(False)
+            outputs_of(model, Example((torch.zeros_like(image, device="cpu"),)))
+            return randomise(model), size
         except Exception:  # it takes no img_size, or not this one
             continue
     return None
