@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.saved.fingerprint import layout_digest
 
-__all__ = ["ATTENTIONS", "in_dtypes", "leads_elsewhere", "origin_of", "scrubbed"]
+__all__ = ["in_dtypes", "leads_elsewhere", "origin_of", "scrubbed"]
 
 
 def origin_of(model: nn.Module, captured: fx.GraphModule) -> dict[str, Any]:

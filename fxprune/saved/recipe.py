@@ -16,7 +16,7 @@ from torch import nn
 
 from fxprune import model_specs
 from fxprune.errors import FileError, FxpruneError
-from fxprune.saved.origin import ATTENTIONS, scrubbed
+from fxprune.saved.origin import scrubbed
 
 __all__ = ["candidates", "is_safe", "rebuild", "recipe_of"]
 
@@ -127,7 +127,7 @@ def _from_config(recipe: Mapping[str, Any]) -> nn.Module:
     transformers = model_specs._library("transformers")
     record = scrubbed(recipe["config"])
     attention = record.pop("attention", None)
-    if attention in ATTENTIONS:
+    if attention == "eager":  # the other is the default; asked for, it is asked of every part, too
         record["attn_implementation"] = attention
     kind = record.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
