@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -130,6 +130,14 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
         return
     for part in axis.parts:
         yield from atoms_of(part)
+
+
+def size_of(axis: Axis, sizes: Mapping[Atom, int]) -> int:
+    """The number of elements of an axis, some of whose atoms have other sizes than their own."""
+    if isinstance(axis, Atom):
+        return sizes.get(axis, axis.size)
+    parts = [size_of(part, sizes) for part in axis.parts]
+    return math.prod(parts) if isinstance(axis, Product) else sum(parts)
 
 
 def with_sizes(axis: Axis, sizes: dict[int, int]) -> Axis:

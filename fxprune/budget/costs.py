@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from fxprune.analysis import Analysis, Group
-from fxprune.axes import Atom, Axis, Product, atoms_of
-from fxprune.importance.soft_masks import batch_size_of
+from fxprune.axes import atoms_of, size_of
+from fxprune.importance.soft_masks import batch_size_of, is_batch
 from fxprune.rules.registry import Axes
 
 __all__ = ["Cost", "Counts", "cost_of", "saving_of"]
@@ -25,11 +25,11 @@ def cost_of(analysis: Analysis, measure: str) -> Cost:
     """Parameters, or multiply-accumulates of one image (which stand for time as well)."""
     terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
     batch = batch_size_of(analysis)
-    one_image = {a: 1 for term in terms for axis in term for a in atoms_of(axis) if _counts(a, batch)}
+    one_image = {a: 1 for term in terms for axis in term for a in atoms_of(axis) if is_batch(a, batch)}
 
     def cost(counts: Counts) -> float:
         sizes = one_image | {group.atom: count for group, count in counts.items()}
-        return float(sum(math.prod(_size(axis, sizes) for axis in term) for term in terms))
+        return float(sum(math.prod(size_of(axis, sizes) for axis in term) for term in terms))
 
     return cost
 
@@ -37,17 +37,6 @@ def cost_of(analysis: Analysis, measure: str) -> Cost:
 def saving_of(group: Group, cost: Cost) -> float:
     """What removing one element of an otherwise whole model saves."""
     return cost({}) - cost({group: group.size - 1})
-
-
-def _counts(a: Atom, batch: int) -> bool:
-    return bool(a.fixed) and a.size == batch
-
-
-def _size(axis: Axis, sizes: Mapping[Atom, int]) -> int:
-    if isinstance(axis, Atom):
-        return sizes.get(axis, axis.size)
-    parts = [_size(part, sizes) for part in axis.parts]
-    return math.prod(parts) if isinstance(axis, Product) else sum(parts)
 
 
 def _parameters(analysis: Analysis) -> Iterable[Axes]:

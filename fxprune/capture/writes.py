@@ -41,21 +41,21 @@ def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     where the tensor written to, or one that shares its memory, is read again afterwards.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    hidden = []
-    for node in graph.nodes:
-        target = node.meta.get("written")
-        if target is not None:
-            if _read_later(node, target, order):
-                hidden.append(node)
-        elif writes_in_place(node, root) and (not node.users or _read_later(node, node.args[:1], order)):
-            hidden.append(node)
-    return hidden
+
+    def is_hidden(node: fx.Node) -> bool:
+        if "written" in node.meta:
+            return _read_later(node, node.meta["written"], order)
+        if not writes_in_place(node, root):
+            return False
+        return not node.users or _read_later(node, node.args[0] if node.args else None, order)
+
+    return list(filter(is_hidden, graph.nodes))
 
 
 def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     """Does the node change the tensor that it is given?"""
     if node.op == "call_module":
-        return bool(getattr(_submodule(root, str(node.target)), "inplace", False))
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
     if isinstance(node.target, torch._ops.OpOverload):
@@ -66,14 +66,8 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     return in_place or name in {"iadd", "isub", "imul", "itruediv"} or node.kwargs.get("inplace") is True
 
 
-def _submodule(root: nn.Module, path: str) -> Any:
-    return root.get_submodule(path)
-
-
 def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
     """Is anything that shares the target's memory read after the write?"""
-    if isinstance(target, tuple):
-        target = target[0] if target else None
     if not isinstance(target, fx.Node):
         return False
     base = target

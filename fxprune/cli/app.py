@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import sys
 import warnings
@@ -19,7 +18,6 @@ from fxprune.cli.errors import FAILED, ended
 from fxprune.cli.images import batches_from
 from fxprune.cli.models import Made, device_of, is_saved, made
 from fxprune.cli.options import building, measuring, talking
-from fxprune.errors import OptionError
 from fxprune.saved.folder import read_record
 from fxprune.saved.hub import local_folder
 from fxprune.saved.load import original_of
@@ -104,7 +102,6 @@ def prune(
         if data is not None:
             step(f"reading images of {data}")
             options["data"] = batches_from(data, dense.model, dense.options, images, 16)
-        _refuse_unknown(options)
         step("pruning")
         pruned = fxprune.prune(dense.model, ratio, **dense.options, **options)
         step(f"writing {out}")
@@ -194,14 +191,11 @@ def draw(
     **options: Any,
 ) -> None:
     """Draw MODEL (or a saved folder) into FILE: .html, .svg or .png."""
-    picture = getattr(fxprune, "draw", None)
-    if picture is None:
-        raise OptionError("this version of fxprune draws no pictures")
     with _speaking(quiet) as step:
         step(f"drawing {model}")
         what = fxprune.load(model) if is_saved(model) else _analysis(model, quiet, options)
-        extra = {k: v for k, v in {"view": view, "modules": list(modules)}.items() if v}
-        picture(what, file, **extra)
+        extra: dict[str, Any] = {k: v for k, v in {"view": view, "modules": list(modules)}.items() if v}
+        fxprune.draw(what, file, **extra)
     if as_json:
         click.echo(json.dumps({"file": file}))
 
@@ -333,13 +327,6 @@ def _analysis(model: str, quiet: bool, options: dict[str, Any]) -> fxprune.Analy
         dense: Made = made(model, **options)
         step("analysing")
         return fxprune.analyze(dense.model, **dense.options)
-
-
-def _refuse_unknown(options: dict[str, Any]) -> None:
-    known = inspect.signature(fxprune.prune).parameters
-    for name in options:
-        if name not in known:
-            raise OptionError(f"this version of fxprune.prune has no option {name}=")
 
 
 def _exact(error: float) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis import Analysis, names_in_graph
-from fxprune.axes import Atom, Axis, Product
+from fxprune.axes import Atom, Axis, size_of
 from fxprune.capture.inputs import PRIME_BATCH
 from fxprune.depth import as_planned
 from fxprune.draw.colours import GREY, colours
@@ -57,11 +57,11 @@ class Scene:
 
     def before(self, axis: Axis) -> int:
         """The size of an axis in the original."""
-        return _size(axis, self._before)
+        return size_of(axis, self._before)
 
     def after(self, axis: Axis) -> int:
         """The size of an axis in the pruned model."""
-        return _size(axis, self._after)
+        return size_of(axis, self._after)
 
     def shape(self, weight: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape of a weight in the original and in the pruned model."""
@@ -174,10 +174,3 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     propagate_values(module, example, PRIME_BATCH if record["dynamic"] else None)
     inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
     return Analysis(module, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))
-
-
-def _size(axis: Axis, known: dict[Atom, int]) -> int:
-    if isinstance(axis, Atom):
-        return known.get(axis, axis.size)
-    parts = [_size(part, known) for part in axis.parts]
-    return math.prod(parts) if isinstance(axis, Product) else sum(parts)

@@ -23,7 +23,7 @@ from fxprune.certify.masked_statistics import MASKED
 from fxprune.infer import Step
 from fxprune.rules.registry import Axes
 
-__all__ = ["Masks", "SoftMasked", "batch_size_of"]
+__all__ = ["Masks", "SoftMasked", "batch_size_of", "is_batch"]
 
 # For each group [b, size], or [b, heads, size] where each head may keep other elements.
 Masks = dict[Group, Tensor]
@@ -139,13 +139,18 @@ class SoftMasked(fx.Interpreter):
         return any(map(self._has_batch, use.axes))
 
     def _has_batch(self, axis: Axis) -> bool:
-        return any(a.fixed and a.size == self.batch for a in atoms_of(axis))
+        return any(is_batch(a, self.batch) for a in atoms_of(axis))
 
 
 def batch_size_of(analysis: Analysis) -> int:
     """The stand-in for the batch size in the analysis's axes."""
     first = next(n for n in analysis.module.graph.nodes if n.op == "placeholder")
     return analysis.axes[first][0][0].size
+
+
+def is_batch(a: Atom, batch: int) -> bool:
+    """Does an atom count samples, `batch` being the stand-in for their number?"""
+    return a.fixed is not None and a.size == batch
 
 
 def _name(step: Step) -> str:
@@ -215,5 +220,5 @@ def _coordinates(axis: Axis, batch: int, size: int) -> dict[Atom, np.ndarray]:
     out = {}
     for a, index in places.items():
         known = names.get(a, a)
-        out[_batch_atom(batch) if known.fixed and known.size == batch else known] = index
+        out[_batch_atom(batch) if is_batch(known, batch) else known] = index
     return out
