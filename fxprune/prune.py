@@ -16,7 +16,6 @@ from fxprune.branches import Branch
 from fxprune.budget import Budget, Latency
 from fxprune.budget.fit import fit
 from fxprune.capture import example_of, trace
-from fxprune.capture.inputs import seeded_noise
 from fxprune.certify import Certificate, certify
 from fxprune.depth import as_planned, branch_scores, check_depth, shallower
 from fxprune.errors import ExampleInputError, OptionError, SiblingError
@@ -29,7 +28,7 @@ from fxprune.passes.propagate_values import refuse_broken
 from fxprune.passes.rename import rename
 from fxprune.passes.shrink import shrink
 from fxprune.plan import Plan, plan_of
-from fxprune.pruned_module import PrunedModule
+from fxprune.pruned_module import PrunedModule, analysis_options, noise_for
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved.origin import origin_of
 from fxprune.select import candidates
@@ -241,19 +240,16 @@ def verify(
         >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
     """
     plan = plan_of(pruned)
-    record = pruned.meta["fxprune"]
     if example_inputs is None and example_kwargs is None:
-        example = seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+        example = noise_for(pruned, model, batch)
     else:
         example = example_of(model, example_inputs, example_kwargs)
     analysis = analyze(
         model,
         example_inputs=example.args,
         example_kwargs=example.kwargs,
-        outputs=record["outputs"],
-        split_qkv=record["split_qkv"],
-        capture=record["capture"],
         rules=rules,
+        **analysis_options(pruned),
     )
     analysis = as_planned(analysis, plan)
     return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)

@@ -10,7 +10,11 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["PrunedModule", "holder"]
+from fxprune.capture.inputs import Example, seeded_noise
+
+__all__ = ["PrunedModule", "analysis_options", "holder", "noise_for"]
+
+ANALYSED = ("outputs", "split_qkv", "capture")  # how the original was analysed, as options of `analyze`
 
 
 class PrunedModule(fx.GraphModule):
@@ -41,6 +45,17 @@ class PrunedModule(fx.GraphModule):
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         rebuild, arguments, *_ = super().__reduce__()
         return _unpickled, (rebuild, arguments, self.meta, self.modes)
+
+
+def analysis_options(pruned: fx.GraphModule) -> dict[str, Any]:
+    """The options of `analyze` that the original was analysed with when it was pruned."""
+    return {name: pruned.meta["fxprune"][name] for name in ANALYSED}
+
+
+def noise_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
+    """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
+    record = pruned.meta["fxprune"]
+    return seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
 
 
 def _unpickled(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -21,6 +20,7 @@ from fxprune.infer import infer
 from fxprune.passes.propagate_values import propagate_values
 from fxprune.plan import Plan, plan_of
 from fxprune.prune import analyze
+from fxprune.pruned_module import analysis_options
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.tensors import named_tensors
 from fxprune.words import Words
@@ -104,27 +104,19 @@ def scene_of(
             f"draw takes a model, an Analysis or a pruned model; this is a {type(what).__name__}"
         )
     if pruned is None and _carries_plan(what):
-        return _of_pruned(what, rules)  # type: ignore[arg-type]
+        return _of_pruned(what, rules)
     analysis = analyze(
         what,
         example_inputs=example_inputs,
         example_kwargs=example_kwargs,
         rules=rules,
-        **_options_of(pruned),
+        **(analysis_options(pruned) if _carries_plan(pruned) else {}),
     )
     return _planned(analysis, type(what).__name__, pruned)
 
 
-def _carries_plan(module: Any) -> bool:
+def _carries_plan(module: Any) -> TypeGuard[fx.GraphModule]:
     return isinstance(getattr(module, "meta", {}).get("fxprune", {}).get("plan"), Plan)
-
-
-def _options_of(pruned: Any) -> dict[str, Any]:
-    """How the original was analysed when it was pruned."""
-    if not _carries_plan(pruned):
-        return {}
-    record = pruned.meta["fxprune"]
-    return {name: record[name] for name in inspect.signature(analyze).parameters if name in record}
 
 
 def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:

@@ -11,18 +11,12 @@ from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.capture.inputs import Example, seeded_noise
+from fxprune.capture.inputs import Example
 from fxprune.capture.modes import structural_copy
 from fxprune.measure import without_fused_layers
 from fxprune.passes.propagate_values import bound_arguments
 
-__all__ = ["example_for", "latencies", "macs_by_node"]
-
-
-def example_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
-    """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
-    record = pruned.meta["fxprune"]
-    return seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+__all__ = ["latencies", "macs_by_node"]
 
 
 def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:

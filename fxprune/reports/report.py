@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import io
 import json
 import math
@@ -22,7 +21,8 @@ from fxprune.depth import as_planned
 from fxprune.errors import OptionError
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, verify
-from fxprune.reports.measure import example_for, latencies, macs_by_node
+from fxprune.pruned_module import analysis_options, noise_for
+from fxprune.reports.measure import latencies, macs_by_node
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["GroupFigures", "Report", "report"]
@@ -162,13 +162,16 @@ def report(
     if format not in FORMATS:
         raise OptionError(f"format={format!r}: one of {', '.join(map(repr, FORMATS))}")
     plan, record = plan_of(pruned), pruned.meta["fxprune"]
-    example = example_for(pruned, model, batch)
+    example = noise_for(pruned, model, batch)
     if example_inputs is not None or example_kwargs is not None:
         example = example_of(model, example_inputs, example_kwargs)
     recorded = seeded_noise(record["example"], model)
-    options = {name: record[name] for name in inspect.signature(analyze).parameters if name in record}
     analysis = analyze(
-        model, example_inputs=recorded.args, example_kwargs=recorded.kwargs, rules=rules, **options
+        model,
+        example_inputs=recorded.args,
+        example_kwargs=recorded.kwargs,
+        rules=rules,
+        **analysis_options(pruned),
     )
     macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
     with measure._threads(threads):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import fx
 from fxprune import plan_records
 from fxprune.errors import FileError
 from fxprune.plan import plan_of
-from fxprune.prune import analyze
+from fxprune.pruned_module import analysis_options
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import recipe as recipes
 from fxprune.saved.examples import example_record
@@ -63,7 +62,7 @@ def save(
         "made_by": versions(facts["origin"]["class"]),
         "build": None,
         "origin": facts["origin"],
-        "options": {name: facts[name] for name in inspect.signature(analyze).parameters if name in facts},
+        "options": analysis_options(pruned),
         "example": example_record(facts["example"]),
         "plan": plan_records.written(plan, weights=False),
         "graph": graph_digest(pruned),
