@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
 )
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Example
 from fxprune.errors import ExampleInputError, RewriteError
+from fxprune.passes.quick_shapes import quick_shape
 
 __all__ = ["FakeRun", "NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
 
@@ -44,17 +45,6 @@ def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
         ) from error
     for node in pruned.graph.nodes:
         del node.meta["val"]
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """The tree of modules without the graph: cheap to copy."""
-    shell = nn.Module()
-    shell._modules, shell._parameters, shell._buffers = (
-        module._modules,
-        module._parameters,
-        module._buffers,
-    )
-    return shell
 
 
 def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
@@ -101,9 +91,7 @@ class FakeRun(fx.Interpreter):
     @classmethod
     def of(cls, module: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> FakeRun:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        tensors = [*module.parameters(), *module.buffers()]
-        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
-        root = copy.deepcopy(nn.ModuleDict({"m": _shell(module)}), memo=dict(fakes))["m"]
+        root = _with_fakes(module, mode)
         with mode:
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
             inputs = inputs.with_batch(batch)
@@ -130,6 +118,18 @@ class FakeRun(fx.Interpreter):
         except Exception as error:
             raise NodeError(n, error) from error
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = quick_shape(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = quick_shape(self.submodules[target], args, kwargs)
+        return super().call_module(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+
+    def _outline(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        with unset_fake_temporarily():
+            return FakeTensor(self.mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+
     def _constant(self, n: fx.Node) -> Any:
         """The value of a node that depends on no input, computed for real."""
         with unset_fake_temporarily():
@@ -153,6 +153,27 @@ class FakeRun(fx.Interpreter):
         if not hasattr(owner, name):  # a constant that tracing met since
             setattr(owner, name, self.mode.from_tensor(_attribute(self.source, target)))
         return getattr(owner, name)
+
+
+def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The same tree of modules with fake tensors; all else is shared."""
+    fakes = {id(t): _fake(t, mode) for t in (*root.parameters(), *root.buffers())}
+    twins = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
+    for module in root.modules():
+        twins[id(module)].__dict__ |= module.__dict__ | {
+            "_parameters": {name: fakes.get(id(t)) for name, t in module._parameters.items()},
+            "_buffers": {name: fakes.get(id(t)) for name, t in module._buffers.items()},
+            "_modules": {name: twins.get(id(m)) for name, m in module._modules.items()},
+        }
+    return twins[id(root)]
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """As mode.from_tensor, without what only views, subclasses and symbolic sizes need."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return mode.from_tensor(tensor, static_shapes=True)
+    outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, outline, tensor.device)
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dis
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from fxprune.capture.writes import written
 
 __all__ = ["answering_proxies"]
 
+UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 # These take sizes one by one, and know no proxies among them.
 FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
 
@@ -39,6 +42,7 @@ def answering_proxies() -> Iterator[None]:
         patch(fx.Proxy, "__int__", _number(int))
         patch(fx.Proxy, "__float__", _number(float))
         patch(fx.Proxy, "__len__", _length)
+        patch(fx.Proxy, "__iter__", _unpacked)
         patch(fx.Proxy, "__setitem__", _set_item)
         patch(Attribute, "__getattr__", _of_attribute)
         yield
@@ -61,6 +65,13 @@ def _length(x: fx.Proxy) -> int:
     if isinstance(value, (tuple, list)):
         return builtins.len(value)
     raise TypeError("how long a tensor is may depend on the input")
+
+
+def _unpacked(x: fx.Proxy) -> Iterator[Any]:
+    """`q, k, v = x` says how many; the base class decodes the caller's whole code to find it out."""
+    caller = sys._getframe(1)
+    op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
+    return (x[i] for i in range(count)) if op == UNPACK else x.tracer.iter(x)  # type: ignore[index]
 
 
 def _set_item(x: fx.Proxy, index: Any, value: Any) -> None:
