@@ -55,7 +55,7 @@ def analysis_options(pruned: fx.GraphModule) -> dict[str, Any]:
 def noise_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
     """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
     record = pruned.meta["fxprune"]
-    return seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+    return seeded_noise(record["example"].with_batch(batch if record["dynamic"] else None), model)
 
 
 def _unpickled(

@@ -12,11 +12,10 @@ from fxprune.budget.request import Budget, Latency
 from fxprune.budget.schedules import Pooled, Schedule, Uniform, isomorphic, rounded
 from fxprune.budget.schedules import multiple_of as multiple
 from fxprune.budget.search import nearest
-from fxprune.capture.inputs import Example, seeded_noise
 from fxprune.errors import BudgetError
 from fxprune.importance import Scores
 from fxprune.measure import latency_ratio, macs_of, on_meta, parameters_of, twin_of
-from fxprune.pruned_module import PrunedModule
+from fxprune.pruned_module import PrunedModule, noise_for
 from fxprune.select import select
 from fxprune.selection import Selection
 
@@ -56,10 +55,8 @@ def fit(
 
     if budget.measure == "channels":
         return build(schedule.counts(budget.ratio))
-    cost = _with(given, cost_of(analysis, budget.measure))
-    return _approach(
-        schedule, cost, cost_of(analysis, budget.measure)({}), budget, build, _measure(model, budget)
-    )
+    cost = cost_of(analysis, budget.measure)
+    return _approach(schedule, _with(given, cost), cost({}), budget, build, _measure(model, budget))
 
 
 def _schedule(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Budget) -> Schedule:
@@ -121,7 +118,7 @@ def _measure(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float
         whole: list[float] = []  # counted once, when the example is known
 
         def counted(pruned: PrunedModule) -> float:
-            example = _inputs(model, pruned, 1)
+            example = noise_for(pruned, model, 1)
             if not whole:
                 whole.append(macs_of(dense, example))
             return macs_of(twin_of(pruned), example) / whole[0]
@@ -132,13 +129,7 @@ def _measure(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float
         raise BudgetError("target='latency': a model on the meta device takes no time; use target='macs'")
 
     def timed(pruned: PrunedModule) -> float:
-        example = _inputs(model, pruned, how.batch)
+        example = noise_for(pruned, model, how.batch)
         return latency_ratio(dense, twin_of(pruned), example, threads=how.threads, rounds=how.rounds)
 
     return timed
-
-
-def _inputs(model: nn.Module, pruned: PrunedModule, batch: int) -> Example:
-    record = pruned.meta["fxprune"]
-    example = record["example"].with_batch(batch if record["dynamic"] else None)
-    return example if on_meta(model) else seeded_noise(example, model)

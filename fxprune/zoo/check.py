@@ -8,18 +8,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune import model_specs
 from fxprune.analysis import Analysis
 from fxprune.axes import atoms_of
-from fxprune.capture.inputs import Example, seeded_noise
-from fxprune.certify import Certificate, certify
-from fxprune.measure import macs_of, on_meta, outputs_of, parameters_of
-from fxprune.plan import plan_of
-from fxprune.prune import analyze, prune_analyzed, verify
-from fxprune.selection import Selection
+from fxprune.measure import macs_of, on_meta, parameters_of
+from fxprune.prune import analyze, prune_analyzed
+from fxprune.pruned_module import noise_for
 from fxprune.zoo.coverage import OpUse, ops_met
+from fxprune.zoo.exactness import check_shapes, exactness, exactness_built_smaller
 from fxprune.zoo.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
 
@@ -27,11 +25,6 @@ __all__ = ["check"]
 
 # Beyond this a model is pruned on the meta device, and only its shapes are checked.
 NUMERIC_LIMIT = 310e6
-# Where one image costs more, the certificate takes the smallest image that the model accepts.
-AFFORDABLE_MACS = 1e9
-# And where even that is too much, it is built anew for smaller images, or runs a single one.
-SINGLE_IMAGE_MACS = 8e9
-SMALLER_IMAGES = (56, 64, 96, 112, 128, 160, 192, 224, 256)
 # Dimensions that are whole by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
 
@@ -57,21 +50,18 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
     pruned = prune_analyzed(model, analysis, ratio)
     seconds = time.process_time() - start
 
-    dense_macs, macs = _macs(model, pruned), _macs(pruned, pruned)
-    outcome, certificate, note = SHAPES, None, ""
+    dense_macs, macs = (macs_of(m, noise_for(pruned, model, 1)) for m in (model, pruned))
     if on_meta(model):
-        _check_shapes(model, pruned)
+        check_shapes(model, pruned)
+        outcome, found = SHAPES, None
     else:
-        small = _built_smaller(spec) if dense_macs > SINGLE_IMAGE_MACS else None
-        if small is not None:
-            certificate, note = _certificate_of_twin(*small, analysis.capture, ratio)
-        else:
-            certificate, note = _certificate(model, pruned, analysis, dense_macs)
-        if not certificate.exact and fit_batch_norms(model, _example(model, pruned)):
+        found = exactness_built_smaller(spec, dense_macs, analysis.capture, ratio)
+        found = found or exactness(model, pruned, analysis, dense_macs)
+        if not found.certificate.exact and fit_batch_norms(model, noise_for(pruned, model, 4)):
             pruned = prune_analyzed(model, analysis, ratio)
-            certificate, note = _certificate(model, pruned, analysis, dense_macs)
-            note = "; ".join(filter(None, (note, "batch norms fitted to noise")))
-        outcome = CERTIFIED if certificate.exact else FAILED
+            found = exactness(model, pruned, analysis, dense_macs)
+            found = found._replace(note=_joined(found.note, "batch norms fitted to noise"))
+        outcome = CERTIFIED if found.certificate.exact else FAILED
     return Result(
         spec,
         outcome,
@@ -80,10 +70,10 @@ def _checked(spec: str, model: nn.Module, ratio: float) -> Result:
         params=parameters_of(model) / 1e6,
         params_left=parameters_of(pruned) / parameters_of(model),
         macs_left=macs / dense_macs,
-        certificate=certificate,
+        certificate=found.certificate if found else None,
         whole=_whole_share(analysis),
         reasons=_reasons(analysis),
-        note="; ".join(filter(None, (note, *_missing(analysis), *analysis.notes))),
+        note=_joined(found.note if found else "", *_missing(analysis), *analysis.notes),
         ops=ops_met(analysis),
     )
 
@@ -101,81 +91,6 @@ def _model(spec: str) -> nn.Module:
     with uninitialised():
         model = model_specs.build(spec).requires_grad_(False)
     return model.to("meta") if parameters_of(model) > NUMERIC_LIMIT else randomise(model)
-
-
-def _built_smaller(spec: str) -> tuple[nn.Module, int] | None:
-    """The same architecture for the smallest images that it can be built for, and their size."""
-    for size in SMALLER_IMAGES:
-        try:
-            with torch.device("meta"):  # quick to find out
-                image = torch.empty(1, 3, size, size)
-                outputs_of(model_specs.build(spec, img_size=size), Example((image,)))
-            with uninitialised():
-                model = model_specs.build(spec, img_size=size).requires_grad_(False)
-            outputs_of(model, Example((torch.zeros_like(image, device="cpu"),)))
-            return randomise(model), size
-        except Exception:  # it takes no img_size, or not this one
-            continue
-    return None
-
-
-def _certificate_of_twin(twin: nn.Module, size: int, capture: str, ratio: float) -> tuple[Certificate, str]:
-    """Where a model can be built for smaller images: that one, pruned in the same way."""
-    analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
-    return _certificate(twin, prune_analyzed(twin, analysis, ratio), analysis, 0)[
-        0
-    ], f"certified as built for {size} x {size}"
-
-
-def _certificate(
-    model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float
-) -> tuple[Certificate, str]:
-    """In float64, at a batch size other than the traced one; and run at a third one."""
-    record = pruned.meta["fxprune"]
-    example, note = seeded_noise(record["example"], model), ""
-    if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
-        example, note = _smallest(model, pruned, example)
-    if record["dynamic"]:
-        few, many = (3, 1) if macs > SINGLE_IMAGE_MACS and not note else (1, 3)
-        _ = outputs_of(pruned, example.with_batch(few))
-        example = example.with_batch(many)
-        note = note or ("certified with one image" if many == 1 else "")
-    if "certified at" in note:  # axes of that image size
-        return verify(model, pruned, example_inputs=example.args, example_kwargs=example.kwargs), note
-    selection = Selection.from_plan(analysis, plan_of(pruned))
-    return certify(model, pruned, analysis, selection, example), note
-
-
-def _smallest(model: nn.Module, pruned: fx.GraphModule, example: Example) -> tuple[Example, str]:
-    """The smallest square images that both take, and what to say of it."""
-    recorded = max(t.shape[-1] for t in example.args if isinstance(t, Tensor))
-    for size in (s for s in SMALLER_IMAGES if s < recorded):
-        smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
-        try:
-            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (model, pruned)]
-        except Exception:  # this size is too small for its windows, or other than its positions
-            continue
-        if shapes[0] == shapes[1]:
-            return smaller, f"certified at {size} x {size}"
-    return example, ""
-
-
-def _check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
-    example = pruned.meta["fxprune"]["example"].with_batch(3)
-    wanted, got = ([tuple(t.shape) for t in outputs_of(m, example)] for m in (model, pruned))
-    if wanted != got:
-        raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")
-
-
-def _macs(model: nn.Module, pruned: fx.GraphModule) -> float:
-    """Multiply-accumulates of one image."""
-    return macs_of(model, _example(model, pruned, 1))
-
-
-def _example(model: nn.Module, pruned: fx.GraphModule, batch: int = 4) -> Example:
-    record = pruned.meta["fxprune"]
-    example = record["example"].with_batch(batch if record["dynamic"] else None)
-    return example if on_meta(model) else seeded_noise(example, model)
 
 
 def _whole_share(analysis: Analysis) -> float:
@@ -221,6 +136,10 @@ def _ops_of_failed(model: nn.Module) -> tuple[OpUse, ...]:
         return ops_met(analyze(model))
     except Exception:  # the row already names what went wrong
         return ()
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _first_line(what: str, error: Exception) -> str:

@@ -1,0 +1,108 @@
+"""Is a pruned model of the zoo exact?  At the smallest cost that still says so: small images, few of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune import model_specs
+from fxprune.analysis import Analysis
+from fxprune.capture.inputs import Example, seeded_noise
+from fxprune.certify import Certificate, certify
+from fxprune.measure import outputs_of
+from fxprune.plan import plan_of
+from fxprune.prune import analyze, prune_analyzed, verify
+from fxprune.selection import Selection
+from fxprune.zoo.randomise import randomise, uninitialised
+
+__all__ = ["Exactness", "check_shapes", "exactness", "exactness_built_smaller"]
+
+# Where one image costs more, the smallest images are taken that the model accepts.
+AFFORDABLE_MACS = 1e9
+# And where even that is too much, it is built anew for smaller images, or runs a single one.
+SINGLE_IMAGE_MACS = 8e9
+SMALLER_IMAGES = (56, 64, 96, 112, 128, 160, 192, 224, 256)
+
+
+class Exactness(NamedTuple):
+    """A certificate, and what it was made with where that is not the model's own example."""
+
+    certificate: Certificate
+    note: str = ""
+
+
+def exactness(model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float) -> Exactness:
+    """In float64, at a batch size other than the traced one; and run at a third one."""
+    smaller = None
+    if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
+        smaller = _smallest(model, pruned)
+    example = smaller or _noise(model, pruned)
+    note = f"certified at {_size(smaller)} x {_size(smaller)}" if smaller else ""
+    if pruned.meta["fxprune"]["dynamic"]:
+        few, many = (1, 3) if smaller or macs <= SINGLE_IMAGE_MACS else (3, 1)
+        _ = outputs_of(pruned, example.with_batch(few))
+        example = example.with_batch(many)
+        note = note or ("certified with one image" if many == 1 else "")
+    if smaller:  # the axes of that image size
+        found = verify(model, pruned, example_inputs=example.args, example_kwargs=example.kwargs)
+    else:
+        found = certify(model, pruned, analysis, Selection.from_plan(analysis, plan_of(pruned)), example)
+    return Exactness(found, note)
+
+
+def exactness_built_smaller(spec: str, macs: float, capture: str, ratio: float) -> Exactness | None:
+    """Of the same architecture built for smaller images and pruned in the same way, where that is needed."""
+    if macs <= SINGLE_IMAGE_MACS:
+        return None
+    for size in SMALLER_IMAGES:
+        twin = _built_for(spec, size)
+        if twin is not None:
+            analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
+            found, _ = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0)
+            return Exactness(found, f"certified as built for {size} x {size}")
+    return None
+
+
+def check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
+    """Raise ValueError where the outputs have other shapes; all that can be told on the meta device."""
+    example = pruned.meta["fxprune"]["example"].with_batch(3)
+    wanted, got = ([tuple(t.shape) for t in outputs_of(m, example)] for m in (model, pruned))
+    if wanted != got:
+        raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")
+
+
+def _built_for(spec: str, size: int) -> nn.Module | None:
+    image = torch.zeros(1, 3, size, size)
+    try:
+        with torch.device("meta"):  # quick to find out
+            outputs_of(model_specs.build(spec, img_size=size), Example((image.to("meta"),)))
+        with uninitialised():
+            model = model_specs.build(spec, img_size=size).requires_grad_(False)
+        outputs_of(model, Example((image,)))
+    except Exception:  # it takes no img_size, or not this one
+        return None
+    return randomise(model)
+
+
+def _noise(model: nn.Module, pruned: fx.GraphModule) -> Example:
+    return seeded_noise(pruned.meta["fxprune"]["example"], model)
+
+
+def _size(example: Example) -> int:
+    return max(t.shape[-1] for t in example.args if isinstance(t, Tensor))
+
+
+def _smallest(model: nn.Module, pruned: fx.GraphModule) -> Example | None:
+    """The smallest square images that both take."""
+    example = _noise(model, pruned)
+    for size in (s for s in SMALLER_IMAGES if s < _size(example)):
+        smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
+        try:
+            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (model, pruned)]
+        except Exception:  # this size is too small for its windows, or other than its positions
+            continue
+        if shapes[0] == shapes[1]:
+            return smaller
+    return None
