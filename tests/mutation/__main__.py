@@ -30,6 +30,7 @@ from fxprune import DEFAULT_RULES
 TESTS = [
     "test_rules.py",
     "test_passes.py",
+    "test_quick_shapes.py",
     "test_layers.py",
     "test_hard_cases.py::test_shrinks_what_should",
     "test_selection.py",
