@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxprune.calls import call_of
 from fxprune.capture.decisions import holds
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.tensors import named_tensors
+from fxprune.tensors import named_tensors, tensor_at
 
 __all__ = ["Branch", "find_branches", "is_value", "nodes_after_input", "pairs"]
 
@@ -98,7 +98,7 @@ def _branch_at(
     module: fx.GraphModule,
     rules: RuleSet,
     follows_input: set[fx.Node],
-    checks: list[fx.Node],
+    checks: dict[fx.Node, None],
 ) -> Iterator[Branch]:
     operands = _addition(node, module, rules)
     for source, result in (operands, operands[::-1]) if operands else ():
@@ -125,25 +125,24 @@ def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx
     return a, b
 
 
-def _checks(graph: fx.Graph) -> list[fx.Node]:
+def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
     """Nodes that only say whether an input's size is one that was captured, and what they alone need."""
     found: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
         if node.target is holds or (alone and node.op != "placeholder"):
             found[node] = None
-    return list(found)[::-1]
+    return dict(reversed(found.items()))
 
 
-def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: list[fx.Node]) -> list[fx.Node]:
+def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: dict[fx.Node, None]) -> list[fx.Node]:
     """The nodes that nothing but this operand of the addition needs, in order; empty if others use it."""
     found: set[fx.Node] = set()
-    ignored = set(checks)
-    if {*result.users} - ignored != {add}:
+    if result.users.keys() - checks.keys() != {add}:
         return []
     node = result
     while node.op != "root":
-        users = {*node.users} - ignored
+        users = node.users.keys() - checks.keys()
         wanted = node is result or (users and found >= users)
         if wanted and node is not source and node.op != "placeholder":
             found.add(node)
@@ -225,5 +224,4 @@ def _chain(branches: list[Branch], module: fx.GraphModule) -> None:
 
 
 def _ndim(module: fx.GraphModule, name: str) -> int:
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf).ndim
+    return tensor_at(module, name).ndim

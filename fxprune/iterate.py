@@ -20,6 +20,7 @@ from fxprune.budget.fit import Rewrite, fit
 from fxprune.importance import Scores
 from fxprune.plan import Plan, plan_of
 from fxprune.pruned_module import PrunedModule
+from fxprune.tensors import device_of
 
 __all__ = ["Between", "in_steps"]
 
@@ -66,7 +67,7 @@ def _scores_of_the_rest(
 ) -> Scores:
     """What the smaller model says of the elements that it still has; those that went have -inf."""
     plan = plan_of(pruned)
-    example = pruned.meta["fxprune"]["example"].map(lambda t: torch.zeros_like(t, device=_device(pruned)))
+    example = pruned.meta["fxprune"]["example"].map(lambda t: torch.zeros_like(t, device=device_of(pruned)))
     smaller = analyze(pruned, example_inputs=example.args, example_kwargs=example.kwargs)
     twins = {group: twin for group in groups if (twin := _twin(analysis, group, smaller)) is not None}
     found = judge(smaller, list(dict.fromkeys(twins.values())))
@@ -93,10 +94,6 @@ def _twin(analysis: Analysis, group: Group, smaller: Analysis) -> Group | None:
             twin = smaller.by_atom.get(theirs[own.index(group.atom)])
             return twin if twin is not None and twin.frozen is None else None
     return None
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _carry_over(trained: PrunedModule, smaller: PrunedModule) -> None:

@@ -18,7 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.inputs import Example
 
-__all__ = ["latency_ratio", "macs_of", "on_meta", "outputs_of", "parameters_of", "twin_of"]
+__all__ = [
+    "counting",
+    "latency_ratio",
+    "macs_of",
+    "on_meta",
+    "outputs_of",
+    "parameters_of",
+    "seconds_of",
+    "threads_of",
+    "twin_of",
+    "without_fused_layers",
+]
 
 
 def parameters_of(module: nn.Module) -> int:
@@ -38,11 +49,17 @@ def macs_of(module: nn.Module, example: Example) -> float:
 
 
 def _counted(module: nn.Module, example: Example) -> float:
-    counter = FlopCounterMode(display=False)
-    # Neither the fused attention kernels of the meta device nor fused encoder layers are in its book.
-    with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+    with counting() as counter:
         outputs_of(module, example)
     return counter.get_total_flops() / 2
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Torch's counter, on ops that are in its book: neither fused attention nor fused encoder layers are."""
+    counter = FlopCounterMode(display=False)
+    with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
 
 
 def _outline(module: nn.Module) -> nn.Module:
@@ -81,26 +98,33 @@ def latency_ratio(
 
     Turns cancel what slows the whole machine; the first run of each is not counted.
     """
-    with _threads(threads):
+    with threads_of(threads):
         for module in (first, second):
-            _seconds(module, example)
+            seconds_of(module, example)
         ratios = []
         for _ in range(rounds):
-            before = _seconds(first, example)
-            ratios.append(_seconds(second, example) / before)
+            before = seconds_of(first, example)
+            ratios.append(seconds_of(second, example) / before)
     return statistics.median(ratios)
 
 
-def _seconds(module: nn.Module, example: Example) -> float:
+def seconds_of(module: nn.Module, example: Example) -> float:
+    """The time of one call, without gradients."""
+    _synchronise(example)
     start = time.perf_counter()
-    out = outputs_of(module, example)
-    if any(t.is_cuda for t in out):
-        torch.cuda.synchronize()
+    outputs_of(module, example)
+    _synchronise(example)
     return time.perf_counter() - start
 
 
+def _synchronise(example: Example) -> None:
+    if any(isinstance(a, Tensor) and a.is_cuda for a in pytree.tree_leaves((example.args, example.kwargs))):
+        torch.cuda.synchronize()
+
+
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_of(count: int | None) -> Iterator[None]:
+    """So many threads for torch meanwhile; None: as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,19 +1,32 @@
-"""A module's tensors by name, and those of what it returns."""
+"""A module's tensors by name, where they are, and those of what it returns."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["floats_of", "named_tensors"]
+__all__ = ["device_of", "floats_of", "named_tensors", "tensor_at"]
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer under each of its names."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """The tensor of a dotted name: a parameter, a buffer, or a plain attribute."""
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """That of the weights; the CPU for a module without any."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def floats_of(value: Any) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.inputs import Example
 from fxprune.errors import ExampleInputError, RewriteError
 from fxprune.passes.quick_shapes import quick_shape
+from fxprune.tensors import tensor_at
 
 __all__ = ["FakeRun", "NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
 
@@ -141,7 +142,7 @@ class FakeRun(fx.Interpreter):
         if known is not None and not any(isinstance(v, Tensor) for v in pytree.tree_leaves(known)):
             return known  # a size, a device
         if n.op == "get_attr":
-            return _attribute(self.source, str(n.target))
+            return tensor_at(self.source, str(n.target))
         if n.op == "placeholder":
             raise ValueError("a shape depends on the values of an input")
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._real)
@@ -151,7 +152,7 @@ class FakeRun(fx.Interpreter):
         path, _, name = target.rpartition(".")
         owner = self.submodules[path]
         if not hasattr(owner, name):  # a constant that tracing met since
-            setattr(owner, name, self.mode.from_tensor(_attribute(self.source, target)))
+            setattr(owner, name, self.mode.from_tensor(tensor_at(self.source, target)))
         return getattr(owner, name)
 
 
@@ -176,6 +177,3 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return FakeTensor(mode, outline, tensor.device)
 
 
-def _attribute(module: nn.Module, name: str) -> Any:
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)

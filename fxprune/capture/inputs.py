@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExampleInputError
+from fxprune.tensors import device_of
 
 __all__ = ["Example", "example_of", "seeded_noise"]
 
@@ -88,7 +89,7 @@ def _on_device(example: Example, model: nn.Module) -> Example:
 
 def seeded_noise(shapes: Example, model: nn.Module) -> Example:
     """Normal noise of the recorded shapes (zeros for whole numbers), on the model's device."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     generator = torch.Generator().manual_seed(0)
 
     def noise(t: Tensor) -> Tensor:

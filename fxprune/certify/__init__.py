@@ -25,7 +25,7 @@ from fxprune.certify.masked_original import MaskedOriginal
 from fxprune.errors import CertificateError
 from fxprune.passes.propagate_values import bound_arguments
 from fxprune.selection import Selection
-from fxprune.tensors import floats_of
+from fxprune.tensors import device_of, floats_of, tensor_at
 
 __all__ = ["Certificate", "certify", "same_function"]
 
@@ -73,7 +73,7 @@ def certify(
 def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
     """The largest relative error between a rewritten graph and a module's own code, in float64."""
     example = example.map(lambda t: t.double() if t.is_floating_point() else t)
-    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    device = device_of(pruned)
     eager = copy.deepcopy(stock).to(device).double().eval()
     with torch.no_grad(), default_float64():
         with _same_draws(pruned):
@@ -161,8 +161,7 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
         exact = _compact(original[old], kept).double()
         exact[rows.to(exact.device)] *= ratio
-        path, _, leaf = name.rpartition(".")
-        stored = getattr(twin.get_submodule(path), leaf)
+        stored = tensor_at(twin, name)
         if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
             stored.data = exact
     return twin

@@ -22,7 +22,7 @@ from fxprune.plan import Plan, plan_of
 from fxprune.prune import analyze
 from fxprune.pruned_module import analysis_options
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.tensors import named_tensors
+from fxprune.tensors import device_of, named_tensors
 from fxprune.words import Words
 
 __all__ = ["Scene", "scene_of"]
@@ -161,8 +161,7 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     graph.output(graph.graph_copy(pruned.graph, {}))
     module = fx.GraphModule(pruned, graph, type(pruned).__name__)
     module.meta |= {"capture": record["capture"], "notes": [], "example": record["example"]}
-    device = next((p.device for p in pruned.parameters()), None)
-    example = record["example"].map(lambda t: torch.empty_like(t, device=device))
+    example = record["example"].map(lambda t: torch.empty_like(t, device=device_of(pruned)))
     propagate_values(module, example, PRIME_BATCH if record["dynamic"] else None)
     inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
     return Analysis(module, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))

@@ -14,6 +14,7 @@ from fxprune.analysis import Analysis
 from fxprune.capture.inputs import Example
 from fxprune.errors import DataError, ExampleInputError
 from fxprune.passes.propagate_values import bound_arguments
+from fxprune.tensors import device_of
 
 __all__ = ["Batch", "batches_of"]
 
@@ -46,7 +47,7 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     """
     if data is None:
         raise DataError(f"importance={criterion!r} needs data=, an iterable of batches of model inputs")
-    device = next((p.device for p in analysis.module.parameters()), torch.device("cpu"))
+    device = device_of(analysis.module)
     found = [_batch(item, i, analysis, device) for i, item in enumerate(_iterate(data))]
     if not found:
         raise DataError("data= holds no batch")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import structural_copy
-from fxprune.measure import without_fused_layers
+from fxprune.measure import counting, seconds_of
 from fxprune.passes.propagate_values import bound_arguments
 
 __all__ = ["latencies", "macs_by_node"]
@@ -22,9 +20,8 @@ __all__ = ["latencies", "macs_by_node"]
 def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:
     """Multiply-accumulates of each call of a graph, by torch's own counter."""
     module = _without_gradients(module)
-    counter = FlopCounterMode(display=False)
-    interpreter = _Counting(module, counter)
-    with torch.no_grad(), without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), counting() as counter:
+        interpreter = _Counting(module, counter)
         interpreter.run(*bound_arguments(module, example))
     return interpreter.macs
 
@@ -69,24 +66,10 @@ def latencies(
         with torch.inference_mode():
             for run in range(warmup + runs):
                 for model, seconds in zip(models, taken, strict=True):
-                    seconds.append(_timed(model, example))
+                    seconds.append(seconds_of(model, example))
                 progress(run)
     finally:
         for mode in modes:
             for module, training in mode.items():
                 module.training = training
     return [statistics.median(seconds[warmup:]) for seconds in taken]
-
-
-def _timed(model: nn.Module, example: Example) -> float:
-    _synchronise(example)
-    start = time.perf_counter()
-    model(*example.args, **example.kwargs)
-    _synchronise(example)
-    return time.perf_counter() - start
-
-
-def _synchronise(example: Example) -> None:
-    devices = {a.device.type for a in example.args if isinstance(a, torch.Tensor)}
-    if "cuda" in devices:
-        torch.cuda.synchronize()

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune import measure
 from fxprune.analysis import Analysis, Group
 from fxprune.capture.inputs import example_of, seeded_noise
 from fxprune.depth import as_planned
 from fxprune.errors import OptionError
+from fxprune.measure import parameters_of, threads_of
 from fxprune.plan import Kept, Plan, plan_of
 from fxprune.prune import analyze, verify
 from fxprune.pruned_module import analysis_options, noise_for
@@ -174,7 +174,7 @@ def report(
         **analysis_options(pruned),
     )
     macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
-    with measure._threads(threads):
+    with threads_of(threads):
         seconds = latencies([model, pruned], example, runs=runs) if latency else None
     error = None
     if certificate:
@@ -186,7 +186,7 @@ def report(
     return Report(
         model=type(model).__name__,
         groups=[_figures(planned, groups[name], plan, pruned, macs) for name in plan.groups],
-        parameters=(measure.parameters_of(model), measure.parameters_of(pruned)),
+        parameters=(parameters_of(model), parameters_of(pruned)),
         macs=(sum(macs[0].values()), sum(macs[1].values())),
         heads=(_heads(analysis, {}), _heads(planned, plan.groups)),
         batch=example.batch or 1,
