@@ -175,5 +175,3 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
         return mode.from_tensor(tensor, static_shapes=True)
     outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return FakeTensor(mode, outline, tensor.device)
-
-

@@ -1,13 +1,15 @@
-"""Shapes of the layers that networks are mostly made of: torch takes milliseconds for each on fake tensors.
+"""Shapes of what networks are mostly made of: torch takes up to ten milliseconds for each on fake tensors.
 
 None where anything is out of the ordinary: torch then gives the answer, or the error.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,16 +19,12 @@ Shape = tuple[int, ...] | None
 
 
 def quick_shape(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shape:
-    """The shape of what a module or a function gives; dtype and device are those of the first argument."""
-    if not args or not _plain(args[0]):
+    """The shape of what a module or a function gives; contiguous, with the first argument's dtype and device."""
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     if type(layer) in _MODULES:
         return _MODULES[type(layer)](layer, *args, **kwargs)
     return _FUNCTIONS[layer](*args, **kwargs) if layer in _FUNCTIONS else None
-
-
-def _plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_contiguous()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape:
@@ -35,10 +33,35 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape:
     return (*x.shape[:-1], len(weight)) if fits and x.dtype == weight.dtype else None
 
 
+def _matmul(x: Tensor, y: Any) -> Shape:
+    """`... m k, ... k n -> ... m n`"""
+    if not isinstance(y, Tensor) or min(x.ndim, y.ndim) < 2 or x.shape[:-2] != y.shape[:-2]:
+        return None
+    fits = x.shape[-1] == y.shape[-2] and x.dtype == y.dtype
+    return (*x.shape[:-1], y.shape[-1]) if fits else None
+
+
+def _conv2d(m: nn.Conv2d, x: Tensor) -> Shape:
+    """`b (g i) h w, o i y x -> b o h' w'`"""
+    weight, padding = m.weight, m.padding
+    if isinstance(padding, str) or m.padding_mode != "zeros" or not _contiguous(x, weight):
+        return None
+    fits = x.ndim == 4 and x.shape[1] == weight.shape[1] * m.groups and len(weight) % m.groups == 0
+    fits = fits and (m.bias is None or m.bias.shape == weight.shape[:1])
+    if not fits or x.dtype != weight.dtype:
+        return None
+    spans = [d * (k - 1) for d, k in zip(m.dilation, weight.shape[2:], strict=True)]
+    sizes = [
+        (n + 2 * p - span - 1) // s + 1
+        for n, p, span, s in zip(x.shape[2:], padding, spans, m.stride, strict=True)
+    ]
+    return (x.shape[0], len(weight), *sizes) if min(sizes) > 0 else None
+
+
 def _batch_norm(x: Tensor, *channels: Any, **named: Any) -> Shape:
     """`b c ..., c -> b c ...`"""
-    fits = all(t.shape == x.shape[1:2] for t in (*channels, *named.values()) if isinstance(t, Tensor))
-    return tuple(x.shape) if fits else None
+    tensors = [t for t in (*channels, *named.values()) if isinstance(t, Tensor)]
+    return _same(x) if all(t.shape == x.shape[1:2] for t in tensors) else None
 
 
 def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *weights: Any, **named: Any) -> Shape:
@@ -50,14 +73,29 @@ def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *weights: Any, **nam
     return tuple(x.shape) if fits else None
 
 
+def _same(x: Tensor, **_: Any) -> Shape:
+    """`... -> ...`"""
+    return tuple(x.shape) if _contiguous(x) else None
+
+
+def _contiguous(*tensors: Tensor) -> bool:
+    return all(t.is_contiguous() for t in tensors)
+
+
 _FUNCTIONS: dict[Any, Callable[..., Shape]] = {
     F.linear: _linear,
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
+    F.gelu: _same,
 }
 _MODULES: dict[type[nn.Module], Callable[..., Shape]] = {
     nn.Linear: lambda m, x: _linear(x, m.weight, m.bias),
+    nn.Conv2d: _conv2d,
     nn.BatchNorm1d: lambda m, x: _batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias),
     nn.BatchNorm2d: lambda m, x: _batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias),
     nn.LayerNorm: lambda m, x: _layer_norm(x, m.normalized_shape, m.weight, m.bias),
 }
+_ACTIVATIONS = (nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid)
+_MODULES |= dict.fromkeys(_ACTIVATIONS, lambda m, x: _same(x))
