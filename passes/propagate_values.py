@@ -124,6 +124,8 @@ class FakeRun(fx.Interpreter):
         return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target not in self.submodules:  # tracing made it
+            self.submodules[target] = self.source.get_submodule(target)
         shape = quick_shape(self.submodules[target], args, kwargs)
         return super().call_module(target, args, kwargs) if shape is None else self._outline(shape, args[0])
 

@@ -15,6 +15,7 @@ from fxprune.axes import Axis
 from fxprune.blocks import taken
 from fxprune.calls import canonical_keyword
 from fxprune.infer import Step
+from fxprune.passes.hide_forwards import hide_forwards
 from fxprune.passes.pin_sizes import is_static, pin_sizes, rescaled
 from fxprune.pruned_module import PrunedModule, holder
 from fxprune.rules.modules import native
@@ -38,6 +39,7 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
         if step.flow.selected:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)
     _describe(root)
+    hide_forwards(graph, root)
     graph.lint()
     pruned = PrunedModule(root, graph, type(original).__name__)
     pruned.training = original.training

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.autograd_functions import opened_functions
 from fxprune.capture.modes import follow_modes, module_path, set_mode
 from fxprune.capture.writes import hidden_writes
 from fxprune.rules.modules import follows_mode
@@ -53,8 +54,11 @@ def capture_exported(
         if follows_mode(module):
             module.forward = _keeper(path)
     notes: list[str] = []
-    graph = _export(model, args, kwargs, notes, training=False)
-    notes += follow_modes(graph, lambda: _export(model, args, kwargs, [], training=True), model)
+    functions: dict[str, None] = {}
+    with opened_functions(functions):
+        graph = _export(model, args, kwargs, notes, training=False)
+        notes += follow_modes(graph, lambda: _export(model, args, kwargs, [], training=True), model)
+    notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "keeps", False):

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.one_node import one_node
 from fxprune.capture.writes import written
 
@@ -30,7 +31,7 @@ def answering_proxies() -> Iterator[None]:
 
         def patch(owner: Any, name: str, value: Any) -> None:
             if name in vars(owner):
-                patches.callback(setattr, owner, name, getattr(owner, name))
+                patches.callback(setattr, owner, name, vars(owner)[name])
             else:
                 patches.callback(delattr, owner, name)
             setattr(owner, name, value)
@@ -45,6 +46,8 @@ def answering_proxies() -> Iterator[None]:
         patch(fx.Proxy, "__iter__", _unpacked)
         patch(fx.Proxy, "__setitem__", _set_item)
         patch(Attribute, "__getattr__", _of_attribute)
+        function = torch.autograd.Function
+        patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
         yield
 
 

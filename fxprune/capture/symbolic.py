@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
@@ -33,7 +34,8 @@ class Tracer(fx.Tracer):
 
     def __init__(self, leaves: frozenset[int], example: Example) -> None:
         super().__init__(autowrap_functions=())
-        self._leaves, self._example = leaves, example
+        self._leaves, self._example, self._adopted = leaves, example, 0
+        self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._leaves
@@ -101,11 +103,28 @@ class Tracer(fx.Tracer):
         proxy.node = value.node
         return proxy
 
+    def adopt(self, module: nn.Module) -> str:
+        """Give the root a module that its code does not name; the n-th in every trace has the same name."""
+        name = f"_traced_{self._adopted}"
+        self._adopted += 1
+        self.root.add_module(name, module)
+        return name
+
+    @contextlib.contextmanager
+    def within_function(self) -> Iterator[None]:
+        """An autograd function's forward never records gradients; what matters is whether its caller does."""
+        before, enabled = self.grad_enabled, self.grad_enabled()
+        self.grad_enabled = lambda: enabled
+        try:
+            yield
+        finally:
+            self.grad_enabled = before
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["where"] = _users_line()
         node.meta["module"], _ = next(reversed(self.module_stack.values()), ("", None))
-        if not torch.is_grad_enabled():
+        if not self.grad_enabled():
             node.meta["no_grad"] = True
         return node
 
@@ -137,6 +156,7 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     graph = _trace(model, leaves, example, training=False)
     _refuse_writes(graph, model)
     notes = follow_modes(graph, lambda: _trace(model, leaves, example, training=True), model)
+    notes += keep_elementwise_functions(graph, model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 

@@ -72,6 +72,12 @@ def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
     return Flow(input.axes)
 
 
+@rule("AutogradFunction")
+def autograd_function_axes(*args: Any, like: Typed) -> Flow:
+    """..., like=... n -> ... n (`like` is the same value)"""
+    return Flow(like.axes)
+
+
 @rule("prelu")
 def prelu_axes(input: Typed, weight: Typed) -> Flow:
     """b c ..., c -> b c ..."""

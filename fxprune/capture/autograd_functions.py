@@ -1,0 +1,130 @@
+"""Autograd functions: the graph shows what they compute, and calls them for their own derivative.
+
+`y = Round.apply(x)` becomes `like = x.round(); y = AutogradFunction(Round)(x, like=like)`.  Axes follow
+`like`; the call is what runs, and what a pruned model keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.autograd.function import _SingleLevelFunction
+
+from fxprune.calls import call_of
+from fxprune.rules.elementwise import elementwise_axes
+from fxprune.rules.registry import DEFAULT_RULES
+
+__all__ = ["AutogradFunction", "keep_elementwise_functions", "opened_functions", "traced_apply"]
+
+
+class AutogradFunction(nn.Module):
+    """Calls a function with a derivative of its own."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, like: Any = None) -> Any:
+        return self.function.apply(*args)
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
+
+
+def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`Function.apply`, which given a proxy traces through the forward and leaves a call in the graph."""
+
+    def traced(function: Any, *args: Any) -> Any:
+        tracer: Any = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
+        if tracer is None:
+            return apply.__get__(None, function)(*args)
+        with tracer.within_function():
+            like = _forward(function, *args)
+        if not isinstance(like, fx.Proxy):
+            return like
+        try:
+            tracer.create_arg(args)
+        except NotImplementedError:  # it is given what no graph can hold: a function, as checkpoints are
+            like.node.meta["opened"] = function.__name__
+            return like
+        name = tracer.adopt(AutogradFunction(function))
+        return tracer.create_proxy("call_module", name, args, {"like": like})
+
+    return traced
+
+
+def _forward(function: Any, *args: Any) -> Any:
+    """The forward alone, which `apply` would run without gradients."""
+    if function.setup_context is not _SingleLevelFunction.setup_context:
+        return function.forward(*args)
+    ignored = {name: lambda *a, **k: None for name in dir(torch.autograd.function.FunctionCtx)}
+    ignored = {name: f for name, f in ignored.items() if not name.startswith("__")}
+    return function.forward(types.SimpleNamespace(**ignored, needs_input_grad=(True,) * len(args)), *args)
+
+
+@contextlib.contextmanager
+def opened_functions(names: dict[str, None]) -> Iterator[None]:
+    """Meanwhile functions are nothing but their forwards.  Collects the names of those that are applied."""
+    apply = vars(torch.autograd.Function)["apply"]
+
+    def opened(function: Any, *args: Any) -> Any:
+        names[function.__name__] = None
+        with _without_no_grad():
+            return _forward(function, *args)
+
+    torch.autograd.Function.apply = classmethod(opened)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply
+
+
+@contextlib.contextmanager
+def _without_no_grad() -> Iterator[None]:
+    """A forward never records gradients: its own `no_grad` (a checkpoint has one) says nothing."""
+    enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
+    nothing: Any = lambda *args: None  # noqa: E731
+    torch.no_grad.__enter__ = torch.no_grad.__exit__ = nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+def keep_elementwise_functions(graph: fx.Graph, root: nn.Module) -> list[str]:
+    """Leave the calls of elementwise functions; others become what they compute.  Returns notes on those.
+
+    A slice of an elementwise function's result is its result on the slices, whatever its code looks like.
+    """
+    lost = {node.meta["opened"]: None for node in graph.nodes if "opened" in node.meta}
+    for node in list(graph.nodes):
+        if node.op != "call_module" or "like" not in node.kwargs:
+            continue
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, AutogradFunction) and not _is_elementwise(node, root):
+            lost[module.function.__name__] = None
+            node.replace_all_uses_with(node.kwargs["like"])
+            graph.erase_node(node)
+    return [
+        f"the derivative of {name} is that of its forward, as for what is not elementwise" for name in lost
+    ]
+
+
+def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
+    given, front = set(node.all_input_nodes) - {node.kwargs["like"]}, [node.kwargs["like"]]
+    while front:
+        inner = front.pop()
+        if inner in given:
+            continue
+        if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
+            return False
+        rule = DEFAULT_RULES.get(call_of(inner, root, DEFAULT_RULES).op)
+        if rule is None or rule.function is not elementwise_axes:
+            return False
+        front += inner.all_input_nodes
+    return True
