@@ -69,18 +69,23 @@ def source_mutants(file: str) -> Iterator[SourceMutant]:
     for function in _functions(tree):
         body, name = function.body, function.name
         if not _only_raises(body):
-            function.body = [ast.copy_location(ast.Pass(), body[-1])]
+            function.body = [_unreached(body)]
             code = _compiled(tree, path, function)
             lines = range(body[0].lineno, (body[-1].end_lineno or 0) + 1)
             yield SourceMutant(file, name, lines, "does nothing", code)
             function.body = body
         for block, i in list(_writes(function)):
             statement = block[i]
-            block[i] = ast.copy_location(ast.Pass(), statement)
+            block[i] = _unreached([statement])
             said = " ".join((ast.get_source_segment(text, statement) or "").split())
             lines = range(statement.lineno, (statement.end_lineno or 0) + 1)
             yield SourceMutant(file, name, lines, f"without {said}", _compiled(tree, path, function))
             block[i] = statement
+
+
+def _unreached(body: list[ast.stmt]) -> ast.stmt:
+    """Left out, and still seen by the compiler: the names that it needs, and whether it yields, stay."""
+    return ast.copy_location(ast.If(ast.copy_location(ast.Constant(False), body[0]), body, []), body[0])
 
 
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
