@@ -706,6 +706,12 @@ def deep_cases(case: Cases) -> None:
     case("view", lambda a: a.view(5, 2, 3, 2, 4), (5, 6, 8))
     case("unsqueeze", lambda a: a.unsqueeze(2), deep)
     case("permute", lambda a: a.permute(0, 2, 1, 4, 3), deep)
+    case("permute", lambda a: a.permute(0, 3, 5, 1, 4, 2), (2, 4, 3, 6, 2, 5))
+    case("contiguous", lambda a: (a * 1).contiguous(), deep)
+    case("detach", lambda a: a.detach(), deep)
+    case("linear", F.linear, deep, (3, 8))
+    case("max", lambda a: a.max(1), deep)
+    case("tile", lambda a: a.tile(3), (2, 4, 6))
     case("transpose", lambda a: a.transpose(1, 2), deep)
     case("repeat_interleave", lambda a: a.repeat_interleave(2, dim=-1), deep)
 

@@ -5,6 +5,10 @@ _NO_LOSS = "dropping it loses nothing: it only keeps more whole than it must"
 EXPLAINED = {
     "any: whole[0]": f"{_NO_LOSS} (a False adds nothing to any)",
     "cumsum: whole[0]": f"{_NO_LOSS} (a zero adds nothing to a running sum)",
+    **dict.fromkeys(
+        ["arange: out[-1]", "linspace: out[-1]", "logspace: out[-1]", "range: out[-1]"],
+        "dropping it changes nothing: its axis is a new one as it is",
+    ),
     "broadcast_to: thaw[0]": f"{_NO_LOSS} (fewer copies would be written into the size)",
     "expand: thaw[0]": f"{_NO_LOSS} (fewer copies would be written into the size)",
     "expand: thaw[1]": f"{_NO_LOSS} (fewer copies would be written into the size)",
