@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -124,7 +125,7 @@ def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
         if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
             return False
         rule = DEFAULT_RULES.get(call_of(inner, root, DEFAULT_RULES).op)
-        if rule is None or rule.function is not elementwise_axes:
+        if rule is None or inspect.unwrap(rule.function) is not elementwise_axes:
             return False
         front += inner.all_input_nodes
     return True
