@@ -30,7 +30,7 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     Raises:
         NodeError: the graph rejects the example; names the node and the user's line.
     """
-    run = FakeRun.of(module, module.graph, example, batch)
+    run = FakeRun(module, module.graph, example, batch)
     for node in module.graph.nodes:
         node.meta["val"] = run.value(node)
 
@@ -60,8 +60,6 @@ def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:
             values[node] = example.args[i]
         elif str(node.target) in example.kwargs:
             values[node] = example.kwargs[str(node.target)]
-        elif node.args:
-            values[node] = node.args[0]
         else:
             raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
     return values
@@ -79,24 +77,17 @@ class NodeError(Exception):
 class FakeRun(fx.Interpreter):
     """The values of a graph's nodes on a root whose tensors are fake; the graph may still grow."""
 
-    def __init__(
-        self, root: nn.Module, source: nn.Module, graph: fx.Graph, mode: FakeTensorMode, inputs: Example
-    ) -> None:
+    def __init__(self, source: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        root = _with_fakes(source, self.mode)
         super().__init__(root, garbage_collect_values=False, graph=graph)
-        self.source, self.mode, self.inputs = source, mode, inputs
         self.extra_traceback = False
-        self.root = root
         self.submodules = dict(root.named_modules())
-        self.last: fx.Node | None = None
-
-    @classmethod
-    def of(cls, module: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> FakeRun:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        root = _with_fakes(module, mode)
-        with mode:
+        self.source = source
+        with self.mode:
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
-            inputs = inputs.with_batch(batch)
-        return cls(root, module, graph, mode, inputs)
+            self.inputs = inputs.with_batch(batch)
+        self.last: fx.Node | None = None
 
     def value(self, node: fx.Node) -> Any:
         """What a node gives, after all that stand before it.

@@ -40,7 +40,7 @@ class Decisions:
     """What the nodes of a graph that is being traced give for the example."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, example: Example) -> None:
-        self._run = FakeRun.of(root, graph, example, PRIME_BATCH)
+        self._run = FakeRun(root, graph, example, PRIME_BATCH)
 
     def value(self, proxy: fx.Proxy) -> Any:
         """The number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
