@@ -17,6 +17,7 @@ from typing import Any
 
 import facts
 import pytest
+from _pytest.tmpdir import tmppath_result_key
 from source import loaded
 
 from fxprune.rules.modules import NATIVE, native
@@ -112,6 +113,7 @@ def _is_red(item: Any, following: Any) -> bool:
         if hasattr(value, "cache_clear"):  # what an earlier run left there knows of no mutant
             value.cache_clear()
     item._initrequest()
+    item.stash.setdefault(tmppath_result_key, {})  # what `tmp_path` reads of a report
     state = item.session._setupstate
     try:  # pytest's own protocol, without its report: writing down a traceback takes longer than a test
         state.setup(item)
