@@ -77,7 +77,54 @@ def by_device(x: Tensor) -> Tensor:
     return x * {"cpu": 2, "cuda": 2}[x.device.type] if x.dtype != torch.int64 else x
 
 
+def through_a_view(x: Tensor) -> Tensor:
+    first = x.tanh()
+    first[:, :, 0].mul_(3)
+    return first
+
+
+def through_a_view_of_a_view(x: Tensor) -> Tensor:
+    x = x.tanh()
+    x[:, :, 1:][..., 0, :].copy_(x[:, :, 1] * 2)
+    x[:, :, 0][:, :, 1:] = 5
+    return x
+
+
+def seen_in_the_whole(x: Tensor) -> Tensor:
+    x = x.tanh()
+    row = x[:, :, :2]
+    row[:, :, 0] = 2
+    return x * row.amax((2, 3), keepdim=True)
+
+
+def emptied(x: Tensor) -> Tensor:
+    x = x.tanh()
+    x[:, :, ::2].zero_()
+    y = x[:, :, 1:4] + 0
+    y.fill_(3)
+    return x + y.mean((2, 3), keepdim=True) + torch.empty_like(x).copy_(x.cos())
+
+
+class Remembering(nn.Module):
+    """Makes a table for an image size once, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+        self.register_buffer("rows", torch.zeros(1, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows.shape[2] != x.shape[2]:
+            rows = torch.zeros(1, 1, x.shape[2], 1)
+            rows[:, :, :, 0] = torch.arange(8.0).repeat(2)
+            self.rows = rows.to(device=x.device, dtype=x.dtype)
+        if self.table is None:
+            self.table = x.new_ones(x.shape[2:]).cumsum(0)
+        return x * self.rows + self.table + torch.tensor(0.25)
+
+
 KINDS = [padded, windowed, squared, starred, masked, written_and_read, by_device]
+KINDS += [through_a_view, through_a_view_of_a_view, seen_in_the_whole, emptied]
 
 
 def built(between: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -146,12 +193,6 @@ def test_a_branch_on_values_is_not_decided(condition: Callable[[Tensor], bool]) 
         fxprune.trace(built(between), torch.zeros(2, 3, 16, 16), capture="symbolic")
 
 
-def through_a_view(x: Tensor) -> Tensor:
-    first = x.tanh()
-    first[:, :, 0].mul_(3)
-    return first
-
-
 def seen_in_a_view(x: Tensor) -> Tensor:
     x = x.tanh()
     row = x[:, :, :1]
@@ -159,20 +200,46 @@ def seen_in_a_view(x: Tensor) -> Tensor:
     return x * row
 
 
-def seen_in_the_whole(x: Tensor) -> Tensor:
+def seen_in_another_view(x: Tensor) -> Tensor:
     x = x.tanh()
-    row = x[:, :, :2]
-    row[:, :, 0] = 2
-    return x * row.amax()
+    row, rest = x[:, :, 0], x[:, :, :2]
+    row.zero_()
+    return x * rest.amax()
 
 
-@pytest.mark.parametrize("between", [through_a_view, seen_in_a_view, seen_in_the_whole])
+def seen_in_another_layout(x: Tensor) -> Tensor:
+    x = x.tanh()
+    x.transpose(2, 3).mul_(3)
+    return x
+
+
+def only_a_copy(x: Tensor) -> Tensor:
+    x = x.tanh()
+    picked = x[:, :, [0, 2]]
+    picked.zero_()
+    return x + picked.mean()
+
+
+@pytest.mark.parametrize(
+    "between", [seen_in_a_view, seen_in_another_view, seen_in_another_layout, only_a_copy]
+)
 def test_writes_through_memory_go_to_export(between: Callable[[Tensor], Tensor]) -> None:
     model, example = built(between), torch.zeros(2, 3, 16, 16)
     with pytest.raises(CaptureError, match="writes in place"):
         fxprune.trace(model, example, capture="symbolic")
     pruned = fxprune.prune(model, 0.5, example_inputs=example)
     assert fxprune.verify(model, pruned, example_inputs=torch.randn(2, 3, 16, 16)) < 1e-12
+
+
+def test_what_a_model_keeps_between_calls_is_made_in_each() -> None:
+    model, x = randomise(Body(Remembering())), torch.randn(2, 3, 16, 16)
+    model.eval()
+    for _ in range(2):
+        analysis = fxprune.analyze(model, example_inputs=x)
+        assert (analysis.capture, analysis.notes) == ("symbolic", [])
+    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-12
+    assert model.between.table is None
 
 
 def test_tracing_leaves_python_as_it_was() -> None:

@@ -79,8 +79,6 @@ def _unpacked(x: fx.Proxy) -> Iterator[Any]:
 
 def _set_item(x: fx.Proxy, index: Any, value: Any) -> None:
     tracer: Any = x.tracer
-    if x.node.op == "get_attr":
-        raise NotImplementedError("a weight is written to")
     tracer.write(x, tracer.create_proxy("call_function", written, (x, index, value), {}))
 
 

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,7 @@ from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.capture.proxies import answering_proxies
-from fxprune.capture.writes import hidden_writes, value_of_write
+from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
 from fxprune.rules.modules import follows_mode, native
 
 __all__ = ["capture_symbolic"]
@@ -35,6 +37,8 @@ class Tracer(fx.Tracer):
     def __init__(self, leaves: frozenset[int], example: Example) -> None:
         super().__init__(autowrap_functions=())
         self._leaves, self._example, self._adopted = leaves, example, 0
+        # Identity, not equality: `==` of proxies is a node of the graph.
+        self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -64,7 +68,19 @@ class Tracer(fx.Tracer):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
             return self.create_node("call_function", type(a), (), fields)
+        if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
+            self._recognise(a)
         return super().create_arg(a)
+
+    def _recognise(self, constant: torch.Tensor) -> None:
+        """A tensor that the code makes anew in every trace has the same name in each."""
+        for i in itertools.count():
+            name = f"_tensor_constant{i}"
+            known = getattr(self.root, name, None)
+            if known is None:
+                return
+            if _equal(known, constant):
+                self.tensor_attrs.setdefault(constant, name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """The base class searches all names at each access, which is quadratic in depth."""
@@ -93,14 +109,28 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
     ) -> fx.Proxy:
         """A method that writes in place becomes a value, which its tensor stands for from here on."""
-        name = value_of_write(target) if kind == "call_method" else None
-        if name is None or args[0].node.op == "get_attr":
-            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+        if kind == "call_method" and args[0].node.op != "get_attr":
+            if target in FILLS:
+                value = next(iter((*args[1:], *kwargs.values())), 0)
+                filled = self.create_proxy("call_function", written, (args[0], ..., value), {})
+                return self.write(args[0], filled)
+            name = value_of_write(target)
+            if name is not None:
+                return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):
+            self._part_of[made] = args
+        return made
 
     def write(self, proxy: fx.Proxy, value: fx.Proxy) -> fx.Proxy:
+        """`proxy` stands for `value` from here on, and so it is in what it is a part of (`x[i]` of `x`)."""
+        if proxy.node.op == "get_attr":
+            raise NotImplementedError("a weight is written to")
         value.node.meta["written"] = proxy.node
         proxy.node = value.node
+        whole, index = self._part_of.get(proxy, (None, None))
+        if whole is not None and isinstance(self.decisions.structure(whole), torch.Tensor):
+            self.write(whole, self.create_proxy("call_function", written, (whole, index, value), {}))
         return proxy
 
     def adopt(self, module: nn.Module) -> str:
@@ -127,6 +157,12 @@ class Tracer(fx.Tracer):
         if not self.grad_enabled():
             node.meta["no_grad"] = True
         return node
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """On the meta device shapes are all there is."""
+    alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    return alike and (a.device.type == "meta" or torch.equal(a, b))
 
 
 def _leaves(model: nn.Module) -> frozenset[int]:
@@ -163,8 +199,23 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
 
 def _trace(model: nn.Module, leaves: frozenset[int], example: Example, training: bool) -> fx.Graph:
     set_mode(model, training)
-    with torch.enable_grad(), _nothing_wrapped(), answering_proxies():
+    with torch.enable_grad(), _nothing_wrapped(), answering_proxies(), _proxies_forgotten(model):
         return Tracer(leaves, example).trace(model)
+
+
+@contextlib.contextmanager
+def _proxies_forgotten(model: nn.Module) -> Iterator[None]:
+    """What the model's code keeps for its next call (a table of positions) is not that of the trace."""
+    before = [(kept, dict(kept)) for m in model.modules() for kept in (m.__dict__, m._buffers)]
+    try:
+        yield
+    finally:
+        for kept, was in before:
+            for name in [name for name, value in kept.items() if isinstance(value, fx.Proxy)]:
+                if name in was:
+                    kept[name] = was[name]
+                else:
+                    del kept[name]
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:

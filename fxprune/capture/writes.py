@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxprune.calls import op_name
 from fxprune.capture.one_node import one_node
 
-__all__ = ["VIEWS", "hidden_writes", "value_of_write", "writes_in_place", "written"]
+__all__ = ["FILLS", "VIEWS", "hidden_writes", "shares_memory", "value_of_write", "writes_in_place", "written"]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
 VIEWS = {
@@ -20,12 +20,22 @@ VIEWS = {
 }
 
 
+# Methods that write without reading: `x[...] = 0`, `x[...] = y`.
+FILLS = {"zero_", "fill_", "copy_"}
+
+
 @one_node
 def written(x: Tensor, index: Any, value: Any) -> Tensor:
     """`x[index] = value` as a value."""
     x = x.clone()
     x[index] = value
     return x
+
+
+def shares_memory(index: Any) -> bool:
+    """Is `x[index]` a view of x, whatever x is?  Lists and tensors copy what they pick."""
+    entries = index if isinstance(index, tuple) else (index,)
+    return all(e is None or e is ... or type(e) in (int, slice) for e in entries)
 
 
 def value_of_write(method: str) -> str | None:
@@ -80,7 +90,15 @@ def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
         views = [n for n in front.pop().users if _is_view(n) and n not in same_memory]
         same_memory.update(views)
         front += views
-    return any(order[user] > order[write] for alias in same_memory for user in alias.users)
+    later = (user for alias in same_memory for user in alias.users if order[user] > order[write])
+    return not all(_passes_on(user, write) for user in later)
+
+
+def _passes_on(node: fx.Node, write: fx.Node) -> bool:
+    """Does the node put what was written to a view into what it is a view of?"""
+    if node.target is not written or not isinstance(node.args[2], fx.Node):
+        return False
+    return node.args[2] is write or _passes_on(node.args[2], write)
 
 
 def _is_view(node: fx.Node) -> bool:
