@@ -298,6 +298,7 @@ MAPS: dict[str, type[nn.Module]] = {
 }
 
 
+SHUFFLES = ("shuffled", "library shuffle")  # in two groups
 JOINING = ("branches", "up and down")  # their norms are over the map's channels and others
 
 

@@ -11,7 +11,7 @@ from helpers import randomise
 from torch import Tensor, nn
 
 from random_networks.blocks import Block
-from random_networks.maps import JOINING
+from random_networks.maps import JOINING, SHUFFLES
 from random_networks.norms import token_norm
 from random_networks.spec import Brief
 from random_networks.stages import IMAGE, SIDE, Stem, Transition
@@ -46,9 +46,13 @@ class Network(Brief):
 
     @property
     def embedding_shrinks(self) -> bool:
-        """Not where it is returned, or where groups of a norm straddle its concatenation with others."""
+        """Not where it is returned, or where groups of a norm straddle its concatenation with others.
+
+        Nor where a shuffle has one channel to a group.
+        """
+        single = self.embed == 2 and any(b.kind == "map" and b.map in SHUFFLES for b in self.blocks)
         straddled = any(b.kind == "map" and b.map in JOINING and b.map_norm == "group" for b in self.blocks)
-        return self.output != "features" and not straddled
+        return self.output != "features" and not straddled and not single
 
 
 class Vit(nn.Module):
