@@ -27,11 +27,13 @@ from tables import MaskedMutant, WidthMutant, table_mutants
 
 from fxprune import DEFAULT_RULES
 
+# What goes backward tells nothing: torch refuses to in a fork.
 TESTS = [
     "test_rules.py",
     "test_passes.py",
     "test_quick_shapes.py",
-    "test_autograd_functions.py",
+    "test_autograd_functions.py::test_half_of_it_is_exact",
+    "test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
     "test_merge.py",
     "test_modes.py",
     "test_split_qkv.py",
