@@ -497,7 +497,7 @@ class Attention(nn.Module):
         attention = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         out = attention.softmax(-1) @ v
         out = out.transpose(1, 2).reshape(B, N, C)
-        return self.head(x + self.proj(out) / math.sqrt(C))
+        return self.head(x + torch.mul(self.proj(out), other=C**-0.5))
 
 
 def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[fxprune.Analysis, Selection]:

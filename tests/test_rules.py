@@ -728,6 +728,7 @@ def source_cases(case: Cases) -> None:
     case("new_ones", lambda a: a + a.new_ones((4, 6)), (4, 6))
     case("new_empty", lambda a: a + a.new_empty(4, 6), (4, 6), values=False)
     case("new_full", lambda a: a + a.new_full((4, 6), 2.0), (4, 6))
+    case("zeros", lambda a: a + torch.zeros(a.shape[0], a.shape[1]), (4, 6))
     case("arange", lambda a: a + torch.arange(a.shape[1]), (4, 6))
     case("arange", lambda a: a + torch.arange(6.0), (4, 6), captures=EXPORT)
     case("linspace", lambda a: a + torch.linspace(0, 1, a.shape[1]), (4, 6))
