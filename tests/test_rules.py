@@ -229,6 +229,7 @@ def elementwise_cases(case: Cases) -> None:
     for name in ["alias", "lift_fresh_copy"]:
         case(name, lambda a, name=name: getattr(aten, name).default(a), (4, 6))
     case("identity", StillIdentity(), (4, 6))
+    case("AutogradFunction", lambda a, b: Scaled.apply(a, b), (4, 6), (6,))
     case("zeros_like", torch.zeros_like, (4, 6))
     case("ones_like", torch.ones_like, (4, 6), captures=BOTH)
     case("full_like", lambda a: torch.full_like(a, 2.0), (4, 6))
@@ -244,6 +245,14 @@ def elementwise_cases(case: Cases) -> None:
     case("_to_copy", lambda a: aten._to_copy.default(a, dtype=torch.float32), (4, 6))
     case("prelu", F.prelu, (2, 6, 3), (6,), captures=BOTH)
     case("prelu", F.prelu, (2, 6, 3), (1,))
+
+
+class Scaled(torch.autograd.Function):
+    """Elementwise, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a * b.sigmoid()
 
 
 class StillIdentity(nn.Identity):

@@ -48,11 +48,13 @@ class Network(Brief):
     def embedding_shrinks(self) -> bool:
         """Not where it is returned, or where groups of a norm straddle its concatenation with others.
 
-        Nor where a shuffle has one channel to a group.
+        Nor where a shuffle has one channel to a group, or where it is the outer factor of a wider map: of
+        3 x 2 channels the 2 are halved.
         """
         single = self.embed == 2 and any(b.kind == "map" and b.map in SHUFFLES for b in self.blocks)
+        outer = self.transition == "depthwise" and self.embed % 2 == 1
         straddled = any(b.kind == "map" and b.map in JOINING and b.map_norm == "group" for b in self.blocks)
-        return self.output != "features" and not straddled and not single
+        return self.output != "features" and not (straddled or single or outer)
 
 
 class Vit(nn.Module):
