@@ -262,7 +262,7 @@ class ZerosLikeKeyBias(ConcatenatedBias):
         return self.attend(x, torch.cat([self.q_bias, zeros, self.v_bias]))
 
 
-@case(block__qkv__weight=(36, 12), block__qkv__bias=(36,), captures=only("export"))
+@case(block__qkv__weight=(36, 12), block__qkv__bias=(36,))
 class BiasZeroedInPlace(FusedAttention):
     """`bias[a:b].zero_()` on a copy of a bias, as Swin v2 in torchvision does."""
 

@@ -280,7 +280,7 @@ class AddedInPlace(Mlp):
         return self.fc2(x) + self.fc2(y).tanh()
 
 
-@case(captures=only("export"), **HALVED)
+@case(**HALVED)
 class WrittenThroughAView(Mlp):
     """What is written to a slice shows in the whole."""
 
