@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.rules.modules import follows_mode, native
+from fxprune.rules.modules import native
 from fxprune.rules.registry import DEFAULT_RULES, Rule, RuleSet
+from fxprune.rules.training_mode import follows_mode
 
 __all__ = ["Call", "Weight", "call_of", "op_name"]
 

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxprune.calls import op_name
+from fxprune.rules.training_mode import forward_reads_mode
 
 __all__ = ["lift_modules"]
 
 _BATCH_NORM = "input weight bias running_mean running_var training momentum eps"
+_DEFAULTS = dict(stride=1, padding=0, dilation=1, groups=1, training=False, momentum=0.1, eps=1e-5)
 _CONV = "input weight bias stride padding dilation groups"
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -34,23 +36,25 @@ def lift_modules(module: fx.GraphModule, source: nn.Module) -> None:
             calls[path].append((node, arguments))
     for path, sites in calls.items():
         if _all_uses_are(path, sites, module) and len({_options(a) for _, a in sites}) == 1:
-            _lift(module, path, sites, source.get_submodule(path))
+            _lift(module, path, sites, source)
     module.graph.eliminate_dead_code()
 
 
 def _lift(
-    module: fx.GraphModule, path: str, sites: list[tuple[fx.Node, dict[str, Any]]], owner: nn.Module
+    module: fx.GraphModule, path: str, sites: list[tuple[fx.Node, dict[str, Any]]], source: nn.Module
 ) -> None:
-    node, arguments = sites[0]
-    layer = _layer(op_name(node.target), arguments, owner, node)
+    (node, arguments), owner = sites[0], source.get_submodule(path)
+    if op_name(node.target) == "batch_norm" and not _follows_mode(node, arguments, owner, source):
+        return
+    layer = _layer(op_name(node.target), arguments, owner)
     if layer is None:
         return
     layer._modules = dict(module.get_submodule(path)._modules)  # an activation that lives in a norm
     module.set_submodule(path, layer)
     for node, _ in sites:
-        source = node.args[0] if node.args else node.kwargs["input"]
+        given = _arguments(node) or {}  # once more: the layer before may have been lifted since
         with module.graph.inserting_before(node):
-            call = module.graph.call_module(path, (source,))
+            call = module.graph.call_module(path, (given["input"],))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
@@ -64,7 +68,7 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     if names is None:
         return None
     given = dict(zip(names.split(), node.args, strict=False)) | node.kwargs
-    return {name: given.get(name) for name in names.split()}
+    return {name: given.get(name, _DEFAULTS.get(name)) for name in names.split()}
 
 
 def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
@@ -93,7 +97,15 @@ def _options(arguments: dict[str, Any]) -> str:
     return str({k: v for k, v in arguments.items() if k not in ("input", *_TENSORS)})
 
 
-def _layer(op: str, a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module | None:
+def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, source: nn.Module) -> bool:
+    """Is this the eval mode of a batch norm that has two?  (One that is always frozen stays a function.)"""
+    if arguments["training"] is not False or arguments["running_mean"] is None:
+        return False
+    caller = source.get_submodule(node.meta.get("module") or "")
+    return isinstance(owner, nn.modules.batchnorm._NormBase) and forward_reads_mode(caller)
+
+
+def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
     """A native layer that computes this call, around the owner's own tensors."""
     weight: Any = getattr(owner, "weight", None)
     layer: Any
@@ -101,29 +113,26 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Mo
         if op == "linear":
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=a["bias"] is not None)
         elif op in ("conv1d", "conv2d", "conv3d"):
-            groups, n = a["groups"] or 1, int(op[4])
+            n = int(op[4])
             layer = getattr(nn, f"Conv{n}d")(
-                weight.shape[1] * groups,
+                weight.shape[1] * a["groups"],
                 weight.shape[0],
                 weight.shape[2:],
-                stride=_tuple(a["stride"], 1, n),
-                padding=a["padding"] if isinstance(a["padding"], str) else _tuple(a["padding"], 0, n),
-                dilation=_tuple(a["dilation"], 1, n),
-                groups=groups,
+                stride=_tuple(a["stride"], n),
+                padding=a["padding"] if isinstance(a["padding"], str) else _tuple(a["padding"], n),
+                dilation=_tuple(a["dilation"], n),
+                groups=a["groups"],
                 bias=a["bias"] is not None,
             )
         elif op == "layer_norm":
-            layer = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"] or 1e-5)
+            layer = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"])
             layer.elementwise_affine = weight is not None
         elif op == "group_norm":
-            channels = node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
-            layer = nn.GroupNorm(a["num_groups"], channels, eps=a["eps"] or 1e-5)
+            layer = nn.GroupNorm(a["num_groups"], a["input"].meta["val"].shape[1], eps=a["eps"])
         elif op == "batch_norm":
-            layer = _batch_norm(a, owner, node)
+            layer = _batch_norm(a, owner)
         else:
             return None
-    if layer is None:
-        return None
     absent = {name: None for name in layer._parameters}
     layer._parameters = {**absent, **owner._parameters}
     layer._buffers = dict(owner._buffers)
@@ -132,19 +141,14 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Mo
     return layer
 
 
-def _batch_norm(a: dict[str, Any], owner: nn.Module, node: fx.Node) -> nn.Module | None:
-    if a["training"] is not False or a["running_mean"] is None:
-        return None  # it does not follow the mode: left as the function that it is
-    ndim = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+def _batch_norm(a: dict[str, Any], owner: nn.Module) -> nn.Module:
+    ndim, features = a["input"].meta["val"].ndim, a["running_mean"].meta["val"].shape[0]
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
     momentum = getattr(owner, "momentum", a["momentum"])
-    features = a["running_mean"].meta["val"].shape[0]
     return cls(features, eps=a["eps"], momentum=momentum, affine=a["weight"] is not None)
 
 
-def _tuple(value: Any, default: int, n: int) -> tuple[int, ...]:
-    if value is None:
-        return (default,) * n
+def _tuple(value: Any, n: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * n
     return tuple(value) if len(value) == n else tuple(value) * n

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -255,3 +256,42 @@ def test_a_module_that_is_called_twice_follows_the_mode_twice(capture: str) -> N
     assert drops == ["inner", "inner"]
     torch.testing.assert_close(pruned.eval()(x), pruned(x))
     assert not torch.equal(pruned.train()(x), pruned(x))
+
+
+def drop(x: Tensor, module: nn.Module) -> Tensor:
+    return F.dropout(x, 0.5, module.training)
+
+
+class InHelper(Dropping):
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(self.fc(x), self)
+
+
+class InComprehension(Dropping):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(F.dropout(self.fc(y), 0.5, self.training) for y in (x, x.relu()))
+
+
+class InProperty(Dropping):
+    @property
+    def rate(self) -> float:
+        return 0.5 if self.training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), self.rate)
+
+
+class Decorated(Dropping):
+    @functools.wraps(Dropping.forward)
+    def forward(self, *args: Tensor) -> Tensor:
+        return Dropping.forward(self, *args)
+
+
+@both_captures
+@pytest.mark.parametrize("kind", [Dropping, InHelper, InComprehension, InProperty, Decorated])
+def test_the_mode_is_followed_wherever_it_is_read(kind: Callable[[], nn.Module], capture: str) -> None:
+    model, x = randomise(nn.Sequential(kind(), nn.Linear(8, 4))), torch.randn(3, 8)
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    for training in (True, False):
+        wanted = run(model.train(training), x, seed=1)
+        assert_same(run(same.train(training), x, seed=1), wanted, 1e-6)

@@ -26,7 +26,7 @@ from fxprune.passes.follow_input import follow_input
 from fxprune.passes.lift_modules import lift_modules
 from fxprune.passes.pack_varargs import pack_varargs
 from fxprune.passes.pin_sizes import pin_sizes
-from fxprune.passes.propagate_values import propagate_values
+from fxprune.passes.propagate_values import NodeError, propagate_values
 from fxprune.passes.remove_noise import remove_noise
 from fxprune.passes.shrink import copied
 from fxprune.passes.sums_to_means import sums_to_means
@@ -157,6 +157,24 @@ def test_values_are_propagated_without_a_change() -> None:
     assert shapes == [(5, 16), (5, 16), (5, 4)]
 
 
+def test_values_of_an_example_by_name() -> None:
+    module = fx.symbolic_trace(Scaled())
+    propagate_values(module, Example((torch.randn(2, 6),), {"scale": torch.randn(2, 1)}))
+    assert [tuple(n.meta["val"].shape) for n in module.graph.nodes][1:3] == [(2, 1), (2, 6)]
+    with pytest.raises(NodeError, match="no value for the model's input 'scale'"):
+        propagate_values(module, Example((torch.randn(2, 6),)))
+
+
+def test_a_node_that_does_not_run_is_named() -> None:
+    with pytest.raises(NodeError, match=r"^mul: \w+Error: .*\[2, 5\]"):
+        propagate_values(fx.symbolic_trace(Scaled()), Example((torch.randn(2, 6), torch.randn(2, 5))))
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale
+
+
 # ---------------------------------------------------------------- lift_modules
 
 
@@ -272,6 +290,132 @@ def test_a_layer_called_twice_is_lifted_once() -> None:
     module = fxprune.trace(randomise(Shared()), x, capture="export")
     assert layers(module) == ["Linear", "Linear"]
     assert [name for name, _ in module.named_parameters()] == ["fc.weight", "fc.bias"]
+
+
+class Spelled(nn.Module):
+    """A layer's function, called on its weights with the options given."""
+
+    def __init__(self, layer: nn.Module, function: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__()
+        self.layer, self.function, self.options = layer, function, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = {**self.layer._parameters, **self.layer._buffers}
+        tensors.pop("num_batches_tracked", None)
+        return self.function(input=x, **tensors, **self.options)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize(
+    ("layer", "function", "options", "shape"),
+    [
+        (nn.LayerNorm(6), F.layer_norm, dict(normalized_shape=(6,)), (2, 3, 6)),
+        (nn.LayerNorm(6), F.layer_norm, dict(normalized_shape=(6,), eps=0.0), (2, 3, 6)),
+        (nn.GroupNorm(2, 6), F.group_norm, dict(num_groups=2), (2, 6, 5)),
+        (nn.GroupNorm(2, 6), F.group_norm, dict(num_groups=2, eps=0.0), (2, 6, 5)),
+        (nn.Conv1d(6, 4, 3), F.conv1d, dict(), (2, 6, 5)),
+        (nn.Conv2d(6, 4, (3, 1), groups=2), F.conv2d, dict(groups=2, padding=(1, 0)), (2, 6, 5, 5)),
+        (nn.Linear(6, 4), F.linear, dict(), (2, 6)),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
+)
+def test_a_lifted_call_keeps_its_options_and_its_defaults(
+    layer: nn.Module, function: Callable[..., Tensor], options: Any, shape: tuple[int, ...], capture: str
+) -> None:
+    model, x = randomise(Spelled(layer, function, **options).eval()), torch.randn(shape) * 1e-3
+    module = fxprune.trace(model, x, capture=capture)
+    assert layers(module) == [type(layer).__name__]
+    assert_same(run(module, x), run(model, x), tolerance=0)
+
+
+class HalfNorm(nn.Module):
+    """A layer norm with a shift alone, and a statistic that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("weight", None)
+        self.bias = nn.Parameter(torch.ones(6))
+        self.register_buffer("mean", torch.ones(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (6,), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_lifted_norm_may_have_a_shift_alone(capture: str) -> None:
+    model, x = nn.Sequential(HalfNorm()), torch.randn(2, 6)
+    del model[0].mean
+    module = fxprune.trace(model, x, capture=capture)
+    assert layers(module) == ["LayerNorm"]
+    assert not module.get_submodule("0").elementwise_affine
+    assert_same(run(module, x), run(model, x), tolerance=0)
+
+
+def test_a_layer_with_a_tensor_that_the_call_does_not_take_is_not_lifted() -> None:
+    model, x = nn.Sequential(HalfNorm()), torch.randn(2, 6)
+    assert layers(fxprune.trace(model, x)) == []
+
+
+class FrozenNorm(nn.Module):
+    """A batch norm that is always in eval mode, its statistics not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+        self.register_buffer("running_mean", torch.randn(6), persistent=False)
+        self.register_buffer("running_var", torch.rand(6) + 0.5, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """The same, as a kind of BatchNorm2d."""
+
+    forward = FrozenNorm.forward
+
+
+class OwnBatchNorm(nn.BatchNorm2d):
+    """One that follows the mode, and a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        mean = self.running_mean
+        del self.running_mean
+        self.register_buffer("running_mean", mean, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps
+        )
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [
+        (FrozenNorm, []),
+        (lambda: FrozenBatchNorm(6), []),
+        (lambda: NormWithDropout().train(False), ["BatchNorm2d", "Dropout"]),
+        (OwnBatchNorm, ["BatchNorm2d"]),
+    ],
+    ids=["frozen", "frozen subclass", "extended", "own"],
+)
+def test_a_batch_norm_is_lifted_if_it_follows_the_mode(
+    norm: Callable[[], nn.Module], kind: list[str], capture: str
+) -> None:
+    model, x = randomise(nn.Sequential(nn.Conv2d(3, 6, 1), norm()).eval()), images()
+    module = fxprune.trace(model, x, capture=capture)
+    assert layers(module) == ["Conv2d", *kind]
+    assert {*module.state_dict()} | {"1.num_batches_tracked"} == {
+        *model.state_dict(),
+        "1.num_batches_tracked",
+    }
+    for training in (False, True):
+        assert_same(run(module.train(training), x), run(model.train(training), x), tolerance=1e-6)
 
 
 # ---------------------------------------------------------------- explicit_scale
@@ -520,6 +664,15 @@ def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
     if ratio == 0:
         assert str(graph) == before
     assert_same(run(fx.GraphModule(analysis.module, graph), x), run(model, x), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_no_arithmetic_on_pinned_sizes_is_left(capture: str) -> None:
+    model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert not {*targets(pruned)} & {"floordiv", "pow", "truediv"}
+    reads = [n for n in pruned.graph.nodes if n.target in (getattr, "size", torch.ops.aten.sym_size.int)]
+    assert all(node.users for node in reads)
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

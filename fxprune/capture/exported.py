@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.autograd_functions import opened_functions
 from fxprune.capture.modes import follow_modes, module_path, set_mode
 from fxprune.capture.writes import hidden_writes
-from fxprune.rules.modules import follows_mode
+from fxprune.rules.training_mode import follows_mode
 
 __all__ = ["capture_exported"]
 

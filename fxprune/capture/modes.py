@@ -14,7 +14,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.decisions import holds
-from fxprune.rules.modules import follows_mode, native, reads_mode
+from fxprune.rules.modules import native
+from fxprune.rules.training_mode import follows_mode, reads_mode
 
 __all__ = ["ModeValue", "follow_modes", "merge_modes", "module_path", "set_mode", "structural_copy"]
 

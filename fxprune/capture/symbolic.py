@@ -22,7 +22,8 @@ from fxprune.capture.inputs import Example
 from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.capture.proxies import answering_proxies
 from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
-from fxprune.rules.modules import follows_mode, native
+from fxprune.rules.modules import native
+from fxprune.rules.training_mode import follows_mode
 
 __all__ = ["capture_symbolic"]
 

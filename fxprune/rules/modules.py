@@ -6,15 +6,13 @@ input, then `self.weight`, `self.bias`.  `widths` says what else must be kept in
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-__all__ = ["NATIVE", "Native", "follows_mode", "native", "reads_mode"]
+__all__ = ["NATIVE", "Native", "native"]
 
 
 @dataclass(frozen=True)
@@ -136,43 +134,3 @@ def native(module: nn.Module) -> Native | None:
         if cls in NATIVE:
             return NATIVE[cls] if type(module).forward is cls.forward else None
     return None
-
-
-def reads_mode(module: nn.Module) -> bool:
-    """Does any method of the module's class look at `self.training`?"""
-    classes = (cls for cls in type(module).__mro__ if cls not in (nn.Module, object))
-    return any(_reads_training(member) for cls in classes for member in vars(cls).values())
-
-
-def _reads_training(member: Any) -> bool:
-    if not isinstance(member, types.FunctionType) or member.__name__ in {"train", "__init__"}:
-        return False
-    return "training" in member.__code__.co_names
-
-
-def follows_mode(module: nn.Module) -> bool:
-    """Is this dropout by another name: no state, no children, random in training, nothing in eval?
-
-    Such a module stays a module call, so that the result's own `.train()` switches it.
-    """
-    if getattr(module.__dict__.get("forward"), "keeps", False):
-        return True
-    if any(True for _ in module.children()) or module._parameters or module._buffers:
-        return False
-    if isinstance(module, (nn.Dropout, nn.modules.dropout._DropoutNd)):
-        return True
-    if type(module).forward is nn.Module.forward or not reads_mode(module):
-        return False
-    return _is_identity_in_eval(module)
-
-
-def _is_identity_in_eval(module: nn.Module) -> bool:
-    probe = torch.zeros(2, 3, 4, 4, device="meta")
-    was = module.training
-    module.training = False
-    try:
-        return module(probe) is probe
-    except Exception:  # it takes something else than one feature map: not a dropout
-        return False
-    finally:
-        module.training = was

@@ -1,0 +1,101 @@
+"""Whose code depends on the mode: what looks at `self.training` when it is called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["follows_mode", "forward_reads_mode", "reads_mode"]
+
+
+def reads_mode(module: nn.Module) -> bool:
+    """Does any code of the module's class look at `training`, whether it is called or not?"""
+    classes = (cls for cls in type(module).__mro__ if cls not in (nn.Module, object))
+    return any(_reads_training(function) for cls in classes for function in _methods(cls))
+
+
+def forward_reads_mode(module: nn.Module) -> bool:
+    """Does `forward`, or a method that it calls, look at `training`?  (What it overrides may well.)"""
+    mro = type(module).__mro__
+    queue, seen = [(mro, "forward")], set()
+    while queue:
+        classes, name = queue.pop()
+        owner = next((cls for cls in classes if name in vars(cls) and cls not in (nn.Module, object)), None)
+        if owner is None or (owner, name) in seen:
+            continue
+        seen.add((owner, name))
+        for function in _functions(vars(owner)[name]):
+            if _reads_training(function):
+                return True
+            named = set(_names(function.__code__))
+            queue += [(mro, other) for other in named]
+            if "super" in named:
+                queue += [(classes[classes.index(owner) + 1 :], other) for other in named]
+    return False
+
+
+def follows_mode(module: nn.Module) -> bool:
+    """Is this dropout by another name: no state, no children, random in training, nothing in eval?
+
+    Such a module stays a module call, so that the result's own `.train()` switches it.
+    """
+    if getattr(module.__dict__.get("forward"), "keeps", False):
+        return True
+    if any(True for _ in module.children()) or module._parameters or module._buffers:
+        return False
+    if isinstance(module, (nn.Dropout, nn.modules.dropout._DropoutNd)):
+        return True
+    if type(module).forward is nn.Module.forward or not reads_mode(module):
+        return False
+    return _is_identity_in_eval(module)
+
+
+def _is_identity_in_eval(module: nn.Module) -> bool:
+    probe = torch.zeros(2, 3, 4, 4, device="meta")
+    was = module.training
+    module.training = False
+    try:
+        return module(probe) is probe
+    except Exception:  # it takes something else than one feature map: not a dropout
+        return False
+    finally:
+        module.training = was
+
+
+def _methods(cls: type) -> Iterator[types.FunctionType]:
+    for name, member in vars(cls).items():
+        if name not in ("train", "__init__"):
+            yield from _functions(member)
+
+
+def _functions(member: Any) -> Iterator[types.FunctionType]:
+    """The functions behind a method, a property or a decorated one of these."""
+    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    plain = inspect.unwrap(member) if callable(member) else member
+    if isinstance(plain, types.FunctionType):
+        yield plain
+
+
+@functools.cache
+def _reads_training(function: types.FunctionType) -> bool:
+    """The function, or a helper beside it that it calls."""
+    named = set(_names(function.__code__))
+    helpers = (function.__globals__.get(name) for name in named)
+    others = (
+        h for h in helpers if isinstance(h, types.FunctionType) and not h.__module__.startswith("torch")
+    )
+    return "training" in named or any("training" in _names(helper.__code__) for helper in others)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """What the code refers to, comprehensions and closures included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
