@@ -3,10 +3,12 @@
 import copy
 import math
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import timm
@@ -701,3 +703,25 @@ def test_the_image_size_stays_dynamic_where_the_model_allows_it() -> None:
     assert run(pruned, x).shape == (2, 1000)
     assert math.isfinite(run(pruned, x).sum().item())
     assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+
+
+class WithState(nn.Sequential):
+    """What can't be copied, and an output that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"scores": super().forward(x), "count": x.shape[0], "name": "scores", "none": None}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_model_may_hold_a_lock_and_return_numbers(capture: str) -> None:
+    model, x = randomise(WithState()), torch.randn(3, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_submodule("0").weight.shape == (8, 6)
+    assert fxprune.verify(model, pruned) < 1e-8
+    scores = pruned(x).pop("scores")
+    assert scores.shape == (3, 4)
+    assert pruned(x) == {"scores": ANY, "count": 3, "name": "scores", "none": None}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from helpers import CAPTURES, images, mlp, small_vit
 from torch import Tensor, fx, nn
 
@@ -169,6 +171,35 @@ def test_a_parametrised_weight() -> None:
     assert "remove_parametrizations" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("apply", "undo"),
+    [
+        (nn.utils.weight_norm, "nn.utils.remove_weight_norm"),
+        (nn.utils.spectral_norm, "nn.utils.remove_spectral_norm"),
+        (lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5), "nn.utils.prune.remove"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_a_hook_computes(apply: Callable[[nn.Module], object], undo: str) -> None:
+    model = mlp()
+    apply(model[0])
+    with pytest.raises(errors.UnsupportedModuleError, match=rf"^0 has its weight from .*{undo} on it first"):
+        fxprune.prune(model, 0.5, example_inputs=VECTORS)
+
+
+def test_a_lazy_layer() -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 4))
+    with pytest.raises(errors.UnsupportedModuleError, match=r"^0 is a lazy layer .* call the model once"):
+        fxprune.prune(model, 0.5, example_inputs=VECTORS)
+
+
+def test_torchscript() -> None:
+    with pytest.raises(
+        errors.UnsupportedModuleError, match=r"is TorchScript.*: prune the module that it was"
+    ):
+        fxprune.prune(torch.jit.trace(mlp(), VECTORS), 0.5, example_inputs=VECTORS)
+
+
 def test_a_parametrised_weight_can_be_made_plain() -> None:
     model = mlp()
     nn.utils.parametrizations.weight_norm(model[0])
@@ -218,14 +249,6 @@ def test_a_hook_of_the_models_own_library_is_part_of_its_code(
 
     monkeypatch.setattr(doubled, "__module__", "script")
     with pytest.raises(errors.UnsupportedModuleError, match="1 carries a forward hook"):
-        fxprune.prune(model, 0.5, example_inputs=VECTORS)
-
-
-def test_old_style_weight_norm_is_a_hook_too() -> None:
-    model = mlp()
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(model[0])
-    with pytest.raises(errors.UnsupportedModuleError, match="0 carries a forward pre hook"):
         fxprune.prune(model, 0.5, example_inputs=VECTORS)
 
 

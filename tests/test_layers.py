@@ -42,6 +42,7 @@ def cases() -> list[tuple[nn.Module, int, int, Widths]]:
             (transposed(16, 24, 2, 2, groups=4), n, 24, widths | {"groups": 2}),
             (getattr(nn, f"BatchNorm{n}d")(16), n, 16, norm),
             (getattr(nn, f"BatchNorm{n}d")(16, affine=False), n, 16, norm),
+            (nn.SyncBatchNorm(16), n, 16, norm),
             (getattr(nn, f"InstanceNorm{n}d")(16, affine=True), n, 16, norm),
             (getattr(nn, f"InstanceNorm{n}d")(16, track_running_stats=True), n, 16, norm),
         ]

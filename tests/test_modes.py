@@ -24,6 +24,7 @@ from helpers import (
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.modes import FOLLOWS_EVAL
 
 SEEDS = (1, 2)
 
@@ -295,3 +296,57 @@ def test_the_mode_is_followed_wherever_it_is_read(kind: Callable[[], nn.Module],
     for training in (True, False):
         wanted = run(model.train(training), x, seed=1)
         assert_same(run(same.train(training), x, seed=1), wanted, 1e-6)
+
+
+class Centring(Dropping):
+    """Keeps a running mean of its own, in one mode or in both; spelled in one of three ways."""
+
+    def __init__(self, spelled: str, always: bool) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(8))
+        self.spelled, self.always = spelled, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.training or self.always:
+            with torch.no_grad():
+                self._follow(x.mean(0))
+        return F.dropout(x - self.centre, 0.5, self.training)
+
+    def _follow(self, mean: Tensor) -> None:
+        if self.spelled == "method":
+            self.centre.mul_(0.5).add_(mean)
+        elif self.spelled == "operator":
+            self.centre += mean
+        else:
+            self.centre = 0.5 * self.centre + mean
+
+
+SPELLINGS = pytest.mark.parametrize("spelled", ["method", "operator", "assignment"])
+
+
+@both_captures
+@SPELLINGS
+def test_what_only_train_mode_keeps_is_left_out_and_said(spelled: str, capture: str) -> None:
+    model, x = nn.Sequential(Centring(spelled, always=False), nn.Linear(8, 4)).eval(), torch.randn(3, 8)
+    analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
+    said = ["train mode writes to 0.centre: the result does not", FOLLOWS_EVAL]
+    assert any(note in said for note in analysis.notes)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    if (spelled, capture) == ("method", "symbolic"):  # all else follows the mode
+        assert not torch.equal(pruned.train()(x), pruned(x))
+
+
+@SPELLINGS
+def test_what_every_call_keeps_is_kept(spelled: str) -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(8, 8), Centring(spelled, always=True), nn.Linear(8, 4)),
+        torch.randn(3, 8),
+    )
+    pruned = fxprune.prune(model.eval(), 0.5, example_inputs=x)
+    assert pruned.get_buffer("1.centre").shape == (4,)
+    first, second = run(pruned, x), run(pruned, x)
+    assert not torch.equal(first, second)
+    assert pruned.get_buffer("1.centre").any()
+    assert not model[1].centre.any()

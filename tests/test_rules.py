@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.ops
 from helpers import tensors_of
 from torch import Tensor, fx, nn
 
@@ -185,6 +186,7 @@ def elementwise_cases(case: Cases) -> None:
     ]:
         case(name, getattr(F, name), (4, 6))
     for name in [
+        "rrelu",
         "hardswish",
         "hardsigmoid",
         "softplus",
@@ -323,6 +325,20 @@ def contraction_cases(case: Cases) -> None:
     case("conv1d", lambda x, w, b: F.conv1d(x, w, b, groups=3), (2, 12, 5), (6, 4, 3), (6,))
     case("conv3d", lambda x, w, b: F.conv3d(x, w, b, groups=3), (1, 12, 3, 4, 3), (6, 4, 2, 2, 2), (6,))
     case("conv3d", lambda x, w: F.conv3d(x, w, padding=(1, 0, 1)), (5, 4, 3, 4, 3), (6, 4, 2, 2, 2))
+    deform = torchvision.ops.deform_conv2d
+    for groups, places in [(1, 1), (3, 1), (1, 3), (2, 4)]:
+        shifts, shares = (2, 8 * places, 4, 4), (2, 4 * places, 4, 4)
+        kernel = (6, 12 // groups, 2, 2)
+        case("deform_conv2d", lambda x, o, w: deform(x, o, w), (2, 12, 5, 5), shifts, kernel, captures=BOTH)
+        case(
+            "deform_conv2d",
+            lambda x, o, w, b, m: deform(x, o, w, b, mask=m),
+            (2, 12, 5, 5),
+            shifts,
+            kernel,
+            (6,),
+            shares,
+        )
     case("conv_transpose1d", F.conv_transpose1d, (2, 6, 5), (6, 8, 3), (8,))
     case(
         "conv_transpose2d",

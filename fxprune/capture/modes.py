@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.decisions import holds
+from fxprune.capture.writes import state_of, written_state
 from fxprune.rules.modules import native
 from fxprune.rules.training_mode import follows_mode, reads_mode
 
@@ -36,8 +37,23 @@ class ModeValue(nn.Module):
 
 def structural_copy(model: nn.Module) -> nn.Module:
     """The model's modules and Python state copied, its tensors shared: safe to trace and to edit."""
-    shared = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
-    return copy.deepcopy(model, memo=dict(shared))
+    shared: dict[int, Any] = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
+    try:
+        return copy.deepcopy(model, memo=dict(shared))
+    except TypeError:  # a lock, an open file: what can't be copied is shared as well
+        state = [value for m in model.modules() for value in m.__dict__.values()]
+        shared |= {id(value): value for value in state if not _can_be_copied(value, shared)}
+        return copy.deepcopy(model, memo=dict(shared))
+
+
+def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:
+    if isinstance(value, dict) and any(isinstance(v, nn.Module) for v in value.values()):
+        return True  # its submodules, of which each has its turn
+    try:
+        copy.deepcopy(value, memo=dict(shared))
+    except TypeError:
+        return False
+    return True
 
 
 def _tensors(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
@@ -70,7 +86,14 @@ def follow_modes(graph: fx.Graph, trace_training: Callable[[], fx.Graph], root: 
         training = trace_training()
     except Exception:  # the model's train mode may do what can't be captured; its eval mode was
         return [FOLLOWS_EVAL]
-    return [] if merge_modes(graph, training, root) else [FOLLOWS_EVAL]
+    notes = _writes_left_out(graph, training, root)
+    return notes if merge_modes(graph, training, root) else [*notes, FOLLOWS_EVAL]
+
+
+def _writes_left_out(graph: fx.Graph, training: fx.Graph, root: nn.Module) -> list[str]:
+    """A result that follows eval mode does not keep what a model counts or averages while it trains."""
+    names = written_state(training, root) - written_state(graph, root)
+    return [f"train mode writes to {', '.join(sorted(names))}: the result does not"] if names else []
 
 
 def _branches_on_mode(module: nn.Module) -> bool:
@@ -81,10 +104,13 @@ def _branches_on_mode(module: nn.Module) -> bool:
 
 def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> bool:
     """Make `eval_graph` follow the mode.  False, and nothing done, if more than constants differ."""
+    kept = written_state(eval_graph, root)
+
+    def is_impure(node: fx.Node) -> bool:
+        return node.op in ("placeholder", "output") or node.target is holds or state_of(node, root) in kept
+
     for graph in (eval_graph, train_graph):
-        graph.eliminate_dead_code(
-            is_impure_node=lambda n: n.op in ("placeholder", "output") or n.target is holds
-        )
+        graph.eliminate_dead_code(is_impure_node=is_impure)
         _spell_defaults(graph)
     pairs = list(zip(eval_graph.nodes, train_graph.nodes, strict=False))
     if len(eval_graph.nodes) != len(train_graph.nodes):

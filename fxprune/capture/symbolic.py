@@ -27,6 +27,7 @@ from fxprune.rules.training_mode import follows_mode
 
 __all__ = ["capture_symbolic"]
 
+_ASSIGNED = torch.ops.aten.copy_.default
 _NOT_THE_USERS = ("/torch/", "/fxprune/capture/")
 
 
@@ -48,7 +49,17 @@ class Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
-        return super().trace(root, concrete_args)
+        graph = super().trace(root, concrete_args)
+        self._show_assigned(root, graph)
+        return graph
+
+    def _show_assigned(self, root: nn.Module, graph: fx.Graph) -> None:
+        """`self.mean = ..` on a buffer: what Python did in between is a write at the end."""
+        output = next(reversed(graph.nodes))
+        for name, value in root.named_buffers(remove_duplicate=False):
+            if isinstance(value, fx.Proxy) and name in self._tensor_names.values():
+                with graph.inserting_before(output):
+                    self.create_node("call_function", _ASSIGNED, (graph.get_attr(name), value.node), {})
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -222,7 +233,8 @@ def _proxies_forgotten(model: nn.Module) -> Iterator[None]:
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
     """`bias[a:b].zero_()` acts through memory: torch.export turns such writes into values."""
     for node in hidden_writes(graph, model):
-        raise NotImplementedError(f"{node.name} at {node.meta.get('where')} writes in place")
+        if node.target is not _ASSIGNED:
+            raise NotImplementedError(f"{node.name} at {node.meta.get('where')} writes in place")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,10 @@ from torch import Tensor, fx, nn
 from fxprune.calls import op_name
 from fxprune.capture.one_node import one_node
 
-__all__ = ["FILLS", "VIEWS", "hidden_writes", "shares_memory", "value_of_write", "writes_in_place", "written"]
+__all__ = [
+    *("FILLS", "VIEWS", "hidden_writes", "shares_memory", "state_of", "value_of_write"),
+    *("writes_in_place", "written", "written_state"),
+]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
 VIEWS = {
@@ -76,13 +79,31 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     return in_place or name in {"iadd", "isub", "imul", "itruediv"} or node.kwargs.get("inplace") is True
 
 
+def written_state(graph: fx.Graph, root: nn.Module) -> set[str]:
+    """The names of the model's own tensors that the graph changes."""
+    return {name for node in graph.nodes if (name := state_of(node, root)) is not None}
+
+
+def state_of(node: fx.Node, root: nn.Module) -> str | None:
+    """The name of the model's own tensor that this node writes to, itself or a view of it."""
+    if not writes_in_place(node, root):
+        return None
+    base = _base(node.args[0]) if node.args else None
+    return str(base.target) if isinstance(base, fx.Node) and base.op == "get_attr" else None
+
+
+def _base(tensor: Any) -> Any:
+    """The tensor whose memory this one is, or is a part of."""
+    while isinstance(tensor, fx.Node) and _is_view(tensor) and tensor.args:
+        tensor = tensor.args[0]
+    return tensor
+
+
 def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
     """Is anything that shares the target's memory read after the write?"""
-    if not isinstance(target, fx.Node):
+    base = _base(target)
+    if not isinstance(base, fx.Node):
         return False
-    base = target
-    while _is_view(base) and base.args and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
     if base.op == "get_attr":
         return True  # the model's own tensor
     same_memory, front = {base}, [base]

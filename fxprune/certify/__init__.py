@@ -97,8 +97,8 @@ def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> 
     """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
     kept = []
     for node in _leaves(output.args[0]):
-        value = node.meta.get("val")
-        for t, axes in zip(pytree.tree_leaves(value), analysis.axes[node], strict=True):
+        tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+        for t, axes in zip(tensors, analysis.axes[node], strict=True):
             if t.is_floating_point():
                 kept.append([selection.positions(axis) for axis in axes])
     return kept

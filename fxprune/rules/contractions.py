@@ -116,6 +116,39 @@ def conv_axes(
     return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
 
 
+@rule("deform_conv2d", "torchvision.deform_conv2d")
+def deform_conv_axes(
+    input: Typed,
+    weight: Typed,
+    offset: Typed,
+    mask: Typed,
+    bias: Typed,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    offset_groups: int,
+    use_mask: bool,
+    *,
+    result: Typed,
+) -> Flow:
+    """b (g i) h w, (g o) i kh kw, b (n 2 kh kw) h' w', b .., (g o) -> b (g o) h' w', (g i) = (n c)"""
+    b, channels, h, w = input.axes
+    out, i, *kernel = weight.axes
+    g, n = atom(groups), atom(offset_groups)
+    o, c = atom(out.size // groups), atom(channels.size // offset_groups)
+    same = [(channels, Product.of((g, i))), (out, Product.of((g, o))), (out, bias.axes[0])]
+    same += [(channels, Product.of((n, c))), (b, offset.axes[0]), (b, mask.axes[0])]
+    whole = [(k, "kernel") for k in kernel] + [(axis, "pixels") for axis in (h, w)]
+    whole += [(axis, "places to look at") for axis in (*offset.axes[1:], *mask.axes[1:], n)]
+    pixels = [fixed(size, "pixels") for size in result.shape[-2:]]
+    macs = [(b, out, *pixels, i, *kernel)]
+    return Flow((b, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
+
+
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose_axes(
     input: Typed,

@@ -59,7 +59,7 @@ elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "lea
 elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")
 elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "_threshold")
 elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
-elementwise("feature_dropout", "bernoulli")
+elementwise("feature_dropout", "bernoulli", "rrelu")
 # the same numbers, held otherwise
 elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
 elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")

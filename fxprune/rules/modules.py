@@ -78,6 +78,7 @@ for _n in (1, 2, 3):
     _native(f"ConstantPad{_n}d ZeroPad{_n}d", "pad", "padding")
     _native(f"ReflectionPad{_n}d ReplicationPad{_n}d CircularPad{_n}d", "reflection_pad", "padding")
     _native(f"Dropout{_n}d", f"dropout{_n}d")
+NATIVE[nn.SyncBatchNorm] = NATIVE[nn.BatchNorm2d]
 NATIVE[nn.modules.linear.NonDynamicallyQuantizableLinear] = NATIVE[nn.Linear]
 
 _native("LayerNorm", "layer_norm", "normalized_shape weight bias eps")
@@ -118,6 +119,7 @@ _native("ELU", "elu")
 _native("CELU", "celu")
 _native("SELU", "selu")
 _native("LeakyReLU", "leaky_relu")
+_native("RReLU", "rrelu")
 _native("Sigmoid", "sigmoid")
 _native("LogSigmoid", "logsigmoid")
 _native("Tanh", "tanh")
