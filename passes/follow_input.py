@@ -12,7 +12,8 @@ def follow_input(module: fx.GraphModule) -> None:
     """Contract: the same values on the device and in the dtype of the capture; needs `meta["val"]`.
 
     A graph that says `arange(.., device="cpu")` or `x.to(torch.float32)` where the model said
-    `device=x.device`, `x.to(weight.dtype)` would break under `.to(device)` and `.to(dtype)`.
+    `device=x.device`, `x.to(weight.dtype)` would break under `.to(device)` and `.to(dtype)`.  A dtype that
+    the model's code spells (`meta["literal_dtype"]`) stays.
     """
     inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
     tensors = [n for n in inputs if isinstance(n.meta.get("val"), Tensor)]
@@ -28,8 +29,9 @@ def follow_input(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        node.args = tuple(_follow(a, device, dtype) for a in node.args)
-        node.kwargs = {k: _follow(v, device, dtype) for k, v in node.kwargs.items()}
+        read = None if node.meta.get("literal_dtype") else dtype
+        node.args = tuple(_follow(a, device, read) for a in node.args)
+        node.kwargs = {k: _follow(v, device, read) for k, v in node.kwargs.items()}
 
 
 class _Followed:

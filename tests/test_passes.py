@@ -620,6 +620,31 @@ def test_a_graph_reads_device_and_dtype_of_its_input() -> None:
     assert not [a for a in constants if isinstance(a, (torch.device, torch.dtype))]
 
 
+class Upcast(nn.Module):
+    """A statistic in float32 whatever the model's dtype is, and one in the dtype of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x.to(next(self.parameters()).dtype))
+        scale = x.to(torch.float32).pow(2).mean(-1, keepdim=True).rsqrt()
+        return (x * scale).to(x.dtype).softmax(-1, dtype=torch.float32)
+
+
+def test_a_dtype_that_the_model_spells_stays() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), Upcast()), torch.randn(2, 3, 6)
+    with torch.no_grad():
+        model[0].weight.mul_(300)  # its square is more than a float16 holds
+    same = fxprune.prune(model, 0.0, example_inputs=x)
+    for other in (torch.float16, torch.float64, torch.float32):
+        wanted = model.to(other)(x.to(other))
+        got = same.to(other)(x.to(other))
+        assert got.dtype == wanted.dtype == torch.float32
+        assert_same(got, wanted, tolerance=0)
+
+
 # ---------------------------------------------------------------- pin_sizes
 
 

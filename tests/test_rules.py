@@ -131,8 +131,17 @@ def elementwise_cases(case: Cases) -> None:
     case("xlogy", torch.xlogy, (4, 6), unit(4, 6))
     for name in ["and_", "or_", "xor"]:
         case(name, getattr(operator, name), flags(4, 6), flags(6, seed=8))
-    for name in ["bitwise_and", "bitwise_or", "logical_and", "logical_or", "logical_xor"]:
+    for name in ["bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor"]:
         case(name, getattr(torch, name), flags(4, 6), flags(4, 6, seed=8))
+    for name in ["__and__", "__or__", "__xor__"]:
+        case(name, getattr(aten, name).Tensor, flags(4, 6), flags(4, 6, seed=8))
+    for name in ["copysign", "hypot", "isclose", "arctan2", "logaddexp", "float_power"]:
+        case(name, getattr(torch, name), unit(4, 6), unit(6))
+    for name in ["negative", "absolute", "sgn", "fix", "isposinf", "isneginf", "signbit", "sinc"]:
+        case(name, getattr(torch, name), (4, 6))
+    for name in ["asinh", "atanh", "arcsin", "arccos", "arctan", "erfinv"]:
+        case(name, getattr(torch, name), unit(4, 6))
+    case("acosh", torch.acosh, unit(4, 6) + 1)
     for name in ["logical_not", "bitwise_not"]:
         case(name, getattr(torch, name), flags(4, 6))
     case("invert", operator.invert, flags(4, 6))
@@ -339,6 +348,17 @@ def contraction_cases(case: Cases) -> None:
             (6,),
             shares,
         )
+    case(
+        "torchvision.deform_conv2d",
+        lambda x, w, o, m, b: torch.ops.torchvision.deform_conv2d.default(
+            x, w, o, m, b, 1, 1, 0, 0, 1, 1, 3, 1, True
+        ),
+        (2, 12, 5, 5),
+        (6, 4, 2, 2),
+        (2, 8, 4, 4),
+        (2, 4, 4, 4),
+        (6,),
+    )
     case("conv_transpose1d", F.conv_transpose1d, (2, 6, 5), (6, 8, 3), (8,))
     case(
         "conv_transpose2d",

@@ -35,9 +35,15 @@ class ModeValue(nn.Module):
         return f"train={self.train_value}, eval={self.eval_value}"
 
 
-def structural_copy(model: nn.Module) -> nn.Module:
-    """The model's modules and Python state copied, its tensors shared: safe to trace and to edit."""
-    shared: dict[int, Any] = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
+def structural_copy(
+    model: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor] = lambda t: t
+) -> nn.Module:
+    """The model's modules and Python state copied, its tensors shared: safe to trace and to edit.
+
+    `tensor` gives what stands for a tensor in the copy.
+    """
+    held = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
+    shared: dict[int, Any] = {key: tensor(t) for key, t in held.items()}
     try:
         return copy.deepcopy(model, memo=dict(shared))
     except TypeError:  # a lock, an open file: what can't be copied is shared as well

@@ -19,6 +19,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
+from fxprune.capture.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.capture.proxies import answering_proxies
 from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
@@ -202,6 +203,7 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
     leaves = _leaves(model)
     graph = _trace(model, leaves, example, training=False)
+    mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
     _refuse_writes(graph, model)
     notes = follow_modes(graph, lambda: _trace(model, leaves, example, training=True), model)
     notes += keep_elementwise_functions(graph, model)

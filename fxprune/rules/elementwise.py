@@ -50,9 +50,12 @@ elementwise("addcdiv", "lerp", "maximum", "minimum", "fmax", "fmin", "where", "c
 elementwise("clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite")
 elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "invert")
 elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor", "subtract", "multiply", "divide")
+elementwise("bitwise_xor", "__and__", "__or__", "__xor__", "float_power", "copysign", "hypot", "isclose")
+elementwise("negative", "absolute", "sgn", "fix", "isposinf", "isneginf", "signbit")
 # transcendental
 elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "sin")
 elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "floor")
+elementwise("asinh", "acosh", "atanh", "arcsin", "arccos", "arctan", "arctan2", "sinc", "erfinv", "logaddexp")
 elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
 # activations
 elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "sigmoid")
