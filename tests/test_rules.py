@@ -458,6 +458,8 @@ def joining_cases(case: Cases) -> None:
     case("written", assigned((slice(None), slice(2, 5))), (4, 6), (4, 3))
     case("written", assigned((Ellipsis, slice(None, 2))), (2, 4, 6), (4, 2))
     case("written", assigned((slice(None), 0)), (4, 6), (4,))
+    case("written", assigned((slice(None), torch.tensor([4, 0, 1]))), (4, 6), (4, 3))
+    case("written", lambda a, i, b: assigned((slice(None), i))(a, b), (4, 6), torch.arange(3), (4, 3))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
     for index in (
@@ -494,6 +496,30 @@ def joining_cases(case: Cases) -> None:
     case("gather", lambda a, i: a.gather(1, i), (4, 7, 6), indices(4, 7, 6, below=7), captures=BOTH)
     case("gather", lambda a, i: torch.gather(a, dim=1, index=i), (4, 7, 6), indices(4, 3, 6, below=7))
     case("gather", lambda a, i: a.gather(1, i), (4, 7, 6), indices(2, 3, 6, below=7))
+    some, more = indices(4, 3, 6, below=7), (4, 3, 6)
+    case("scatter", lambda a, i: a.scatter(1, i, 2.0), (4, 7, 6), some, captures=BOTH)
+    case("scatter", lambda a, i: torch.scatter(a, 1, i, value=2.0), (4, 7, 6), some)
+    for short in (some, indices(2, 3, 6, below=7), indices(4, 2, 5, below=7)):
+        case("scatter_add", lambda a, i, b: a.scatter_add(1, i, b), (4, 7, 6), short, more, captures=BOTH)
+    case("scatter_add", lambda a, i, b: torch.scatter_add(a, 2, i, b), (4, 3, 8), some, more)
+    case("scatter", lambda a, i, b: a.clone().scatter_(1, i[:, :1], b), (4, 7, 6), some, more)
+    case("scatter_reduce", lambda a, i, b: a.scatter_reduce(1, i, b, "amax"), (4, 7, 6), some, more)
+    case(
+        "scatter_reduce",
+        lambda a, i, b: torch.scatter_reduce(a, 1, i, b, reduce="mean"),
+        (4, 7, 6),
+        some,
+        more,
+    )
+    rows = indices(3, below=7)
+    case("index_add", lambda a, i, b: a.index_add(1, i, b), (4, 7, 6), rows, more, captures=BOTH)
+    case("index_add", lambda a, i, b: torch.index_add(a, -2, i, b, alpha=2), (4, 7, 6), rows, more)
+    case("index_copy", lambda a, i, b: a.index_copy(1, i, b), (4, 7, 6), torch.arange(3), more)
+    case("index_fill", lambda a, i: a.index_fill(1, i, 2.0), (4, 7, 6), rows, captures=BOTH)
+    case(
+        "index_put", lambda a, i, b: aten.index_put.default(a, [None, i], b), (4, 7, 6), torch.arange(3), more
+    )
+    case("index_put", lambda a, i, b: aten.index_put.default(a, [i], b, True), (7, 6), rows, (6,))
     case("roll", lambda a: torch.roll(a, (1, 2), (1, 2)), (4, 5, 6, 3), captures=BOTH)
     case("roll", lambda a: a.roll(1, dims=-1), (4, 6))
     case("roll", lambda a: a.roll(1), (4, 6), whole=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
 from fxprune.capture.autograd_functions import traced_apply
@@ -78,8 +78,15 @@ def _unpacked(x: fx.Proxy) -> Iterator[Any]:
 
 
 def _set_item(x: fx.Proxy, index: Any, value: Any) -> None:
+    """`x[index] = value`; where the index is a mask, it acts on each element alike."""
     tracer: Any = x.tracer
-    tracer.write(x, tracer.create_proxy("call_function", written, (x, index, value), {}))
+    mask = tracer.decisions.structure(index) if isinstance(index, fx.Proxy) else None
+    if isinstance(mask, Tensor) and mask.dtype is torch.bool and isinstance(value, (bool, int, float)):
+        for _ in range(tracer.decisions.structure(x).ndim - mask.ndim):
+            index = index.unsqueeze(-1)
+        tracer.write(x, x.masked_fill(index, value))
+    else:
+        tracer.write(x, tracer.create_proxy("call_function", written, (x, index, value), {}))
 
 
 def _of_attribute(x: Attribute, name: str) -> Any:

@@ -259,7 +259,13 @@ def written_axes(x: Typed, index: Any, value: Any) -> Flow:
     """x[index] = value: the part written to and what is written there are the same."""
     part = getitem_axes(x, index)
     _, fits = broadcast([part.out, *(t.axes for t in tensors_in(value))])
-    return Flow(x.axes, same=[*part.same, *fits], whole=part.whole, sizes=part.sizes)
+    whole = [*part.whole, *_places(index)]
+    return Flow(x.axes, same=[*part.same, *fits], whole=whole, sizes=part.sizes)
+
+
+def _places(index: Any) -> list[tuple[Axis, str]]:
+    """What is not written to all of them keeps other values there."""
+    return [(axis, "written to") for tensor in tensors_in(index) for axis in tensor.axes]
 
 
 def _dims_used(entry: Any) -> int:
@@ -293,15 +299,67 @@ def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
     return Flow(out, whole=[(input.axes[d], "looked up by index")])
 
 
+@rule("index_add", "index_copy")
+def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: Any = 1) -> Flow:
+    """b v c, n, b n c -> b v c, v and n whole"""
+    d = at(dim, input.ndim)
+    same = [pair for i, pair in enumerate(zip(input.axes, source.axes, strict=True)) if i != d]
+    whole = [(axis, "looked up by index") for axis in (input.axes[d], source.axes[d], *index.axes)]
+    return Flow(input.axes, same, whole)
+
+
+@rule("index_fill")
+def index_fill_axes(input: Typed, dim: int, index: Typed, value: Any) -> Flow:
+    """b v c, n -> b v c, v whole"""
+    d = at(dim, input.ndim)
+    return Flow(input.axes, whole=[(axis, "looked up by index") for axis in (input.axes[d], *index.axes)])
+
+
+@rule("index_put")
+def index_put_axes(
+    input: Typed, indices: Sequence[Typed | None], values: Typed, accumulate: bool = False
+) -> Flow:
+    """v c, n, n c -> v c, v whole"""
+    flow = index_axes(input, indices)
+    _, fits = broadcast([flow.out, values.axes])
+    return Flow(input.axes, [*flow.same, *fits], [*flow.whole, *_places(indices)])
+
+
 @rule("gather")
 def gather_axes(input: Typed, dim: int, index: Typed, *, sparse_grad: bool = False) -> Flow:
     """b n c, b m c -> b m c, n whole (and where the index is shorter than the input, both)"""
     d = at(dim, input.ndim)
-    pairs = [p for i, p in enumerate(zip(input.axes, index.axes, strict=True)) if i != d]
-    same = [(a, b) for a, b in pairs if a.size == b.size]
+    same, whole = _element_by_element(input.axes, index.axes, d)
+    return Flow(index.axes, same, [*whole, (input.axes[d], "looked up by index")])
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter_axes(
+    input: Typed,
+    dim: int,
+    index: Typed,
+    src: Any = None,
+    reduce: str | None = None,
+    *,
+    value: Any = None,
+    include_self: bool = True,
+) -> Flow:
+    """b n c, b m c, b m c -> b n c, n and m whole (and where one is shorter than another, both)"""
+    d = at(dim, input.ndim)
+    same, whole = _element_by_element(input.axes, index.axes, d)
+    if isinstance(src, Typed):
+        more, odd = _element_by_element(src.axes, index.axes, d)
+        same, whole = [*same, *more], [*whole, *odd, (src.axes[d], "looked up by index")]
+    return Flow(input.axes, same, [*whole, *((t.axes[d], "looked up by index") for t in (input, index))])
+
+
+def _element_by_element(
+    axes: Axes, index: Axes, d: int
+) -> tuple[list[tuple[Axis, Axis]], list[tuple[Axis, str]]]:
+    """What an index that is a tensor of the same dimensions says of all but the one that it looks up."""
+    pairs = [pair for i, pair in enumerate(zip(axes, index, strict=True)) if i != d]
     odd = [axis for pair in pairs if pair[0].size != pair[1].size for axis in pair]
-    whole = [(axis, "looked up by index") for axis in (input.axes[d], *odd)]
-    return Flow(index.axes, same, whole)
+    return [p for p in pairs if p[0].size == p[1].size], [(axis, "looked up by index") for axis in odd]
 
 
 @rule("roll")

@@ -28,6 +28,19 @@ class GluByChunk(Gate):
 
 
 @case(**GATED)
+class MaskedWrites(Gate):
+    """`x[x < 0] = 0`, and some tokens cleared whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.fc1(x).chunk(2, dim=-1)
+        a = a.clone()
+        a[a < 0] = 0
+        b = b * 2
+        b[b.mean(-1) > 0] = 1.0
+        return self.fc2(a * b)
+
+
+@case(**GATED)
 class GluByOp(Gate):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.glu(self.fc1(x), dim=-1))
