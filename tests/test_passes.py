@@ -586,6 +586,29 @@ def test_packed_sizes_stay() -> None:
     assert str(applied(pack_varargs, module, x).graph) == before
 
 
+# ---------------------------------------------------------------- stop_gradients
+
+
+class Stopped(nn.Module):
+    """One branch under `torch.no_grad()`, the other not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed, self.live = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = self.fixed(x)
+        return self.live(x) * fixed
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_what_has_no_gradient_is_detached(capture: str) -> None:
+    module = fxprune.trace(Stopped(), torch.randn(2, 6), capture=capture)
+    detached = [str(n.args[0]) for n in module.graph.nodes if "detach" in str(n.target)]
+    assert detached == ["fixed"]
+
+
 # ---------------------------------------------------------------- follow_input
 
 
