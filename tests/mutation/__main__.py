@@ -48,6 +48,7 @@ SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p
 SOURCES += ["selection.py", *sorted(f"certify/{p.name}" for p in (ROOT / "certify").glob("*.py"))]
 KINDS = ["rules", "passes", "tables"]
 MOST = 100  # tests for one mutant: of what every test reaches, more would tell no more
+DEEPEST = 30  # those that reach most lines of its file: there the pass has work to do
 
 
 def main() -> int:
@@ -91,14 +92,17 @@ class Check:
 
         Of very many others, some: all that a certificate of any model runs through.
         """
-        word = f"[{mutant.op}" if isinstance(mutant, RuleMutant) else "test_passes"
-        own = [t for t in tests if word in t]
         file = getattr(mutant, "path", None)
 
-        def worth(test: str) -> float:
-            seen = session.seen[test]
-            return (1 + sum(path == file for path, _ in seen.lines)) / (0.01 + seen.seconds)
+        def depth(test: str) -> int:
+            return sum(path == file for path, _ in session.seen[test].lines)
 
+        def worth(test: str) -> float:
+            return (1 + depth(test)) / (0.01 + session.seen[test].seconds)
+
+        word = f"[{mutant.op}" if isinstance(mutant, RuleMutant) else "test_passes"
+        own = [t for t in tests if word in t]
+        own += sorted({*tests} - {*own}, key=depth, reverse=True)[:DEEPEST]
         others = sorted({*tests} - {*own})
         others = random.Random(0).sample(others, min(len(others), MOST))
         return [t for some in (own, others) for t in sorted(some, key=worth, reverse=True)]
