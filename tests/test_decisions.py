@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import groups_of
-from helpers import randomise
+from helpers import assert_same, randomise, run
 from torch import Tensor, nn
 
 import fxprune
@@ -168,6 +168,25 @@ def test_a_number_is_refused_when_it_changes() -> None:
     pruned = fxprune.prune(built(squared), 0.5, example_inputs=torch.zeros(2, 3, 16, 16))
     with pytest.raises(InputSizeError):
         pruned(torch.zeros(2, 3, 20, 20))
+
+
+def checked(x: Tensor) -> Tensor:
+    """What every batch size answers alike; a check that compilers know; the limits of a dtype."""
+    y = x.flatten(1).view(x.shape)
+    if y.size() != (x.shape[0], x.shape[1], *x.shape[2:]):
+        raise ValueError("no such size")
+    torch._check(y.shape[0] * 2 == x.shape[0] + y.shape[0], lambda: "no such batch")
+    condition = y.shape[1] == 16
+    assert not callable(condition)
+    return y.clamp(max=torch.finfo(x.dtype).max)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_every_batch_size_answers_alike_is_decided(batch: int) -> None:
+    model = built(checked)
+    same = fxprune.prune(model, 0.0, example_inputs=torch.zeros(2, 3, 16, 16), capture="symbolic")
+    x = torch.randn(batch, 3, 20, 20)
+    assert_same(run(same, x), run(model, x))
 
 
 def test_a_branch_on_the_batch_is_not_decided() -> None:

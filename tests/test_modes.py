@@ -180,9 +180,9 @@ def test_a_part_that_the_model_keeps_in_eval_mode_stays_there(capture: str) -> N
 class Branches(nn.Module):
     """Train mode runs other code, not only other constants."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 6) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.fc1, self.fc2 = nn.Linear(width, 16), nn.Linear(16, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -257,6 +257,32 @@ def test_a_module_that_is_called_twice_follows_the_mode_twice(capture: str) -> N
     assert drops == ["inner", "inner"]
     torch.testing.assert_close(pruned.eval()(x), pruned(x))
     assert not torch.equal(pruned.train()(x), pruned(x))
+
+
+class Layerdrop(nn.Module):
+    """Train mode decides by chance which code runs: no graph of it can be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.rand([]) < 0.5:
+            return x
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("other", [Layerdrop, lambda: Branches(8)])
+def test_one_part_that_runs_other_code_does_not_keep_the_rest_from_following(
+    other: Callable[[], nn.Module],
+) -> None:
+    model, x = randomise(nn.Sequential(Dropping(), other(), nn.Linear(8, 4))), torch.randn(3, 8)
+    analysis = fxprune.analyze(model, example_inputs=x, capture="symbolic")
+    assert analysis.notes == [f"{FOLLOWS_EVAL} in {type(model[1]).__name__}"]
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture="symbolic")
+    model.train()[1].eval()
+    assert_same(run(same.train(), x, seed=1), run(model, x, seed=1), 1e-6)
+    assert_same(run(same.eval(), x), run(model.eval(), x), 1e-6)
 
 
 def drop(x: Tensor, module: nn.Module) -> Tensor:
@@ -350,3 +376,22 @@ def test_what_every_call_keeps_is_kept(spelled: str) -> None:
     assert not torch.equal(first, second)
     assert pruned.get_buffer("1.centre").any()
     assert not model[1].centre.any()
+
+
+class Noisy(nn.Module):
+    """Draws numbers in every call, in either mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.fc(x) * torch.rand(1) + torch.randn([1, 1]))
+
+
+@both_captures
+def test_numbers_are_drawn_in_every_call(capture: str) -> None:
+    model, x = randomise(Noisy()), torch.randn(3, 8)
+    same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    for seed in SEEDS:
+        assert_same(run(same, x, seed=seed), run(model, x, seed=seed), 1e-6)

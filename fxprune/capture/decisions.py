@@ -1,12 +1,14 @@
 """Branches on sizes: symbolic tracing follows the one that the example takes, and the graph checks it.
 
 `if H % window: x = F.pad(..)` asks for the truth of a node.  Sizes are known for the example, so the answer
-is; a `holds` node keeps it true of every later input.  What depends on the batch or on values has no answer.
+is; a `holds` node keeps it true of every later input.  What depends on values has no answer, nor what another
+batch size would answer otherwise (`y.shape == x.shape` of one batch, but not `len(x) > 8`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +25,8 @@ from fxprune.errors import InputSizeError
 from fxprune.passes.propagate_values import FakeRun, NodeError
 
 __all__ = ["Decisions", "holds"]
+
+OTHER_BATCHES = (1, PRIME_BATCH + 1)  # odd and even, one and many
 
 
 @has_side_effect
@@ -41,6 +45,7 @@ class Decisions:
 
     def __init__(self, root: nn.Module, graph: fx.Graph, example: Example) -> None:
         self._run = FakeRun(root, graph, example, PRIME_BATCH)
+        self._other_runs = lambda: [FakeRun(root, graph, example, n) for n in OTHER_BATCHES]
 
     def value(self, proxy: fx.Proxy) -> Any:
         """The number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
@@ -52,7 +57,8 @@ class Decisions:
         if isinstance(value, (Tensor, torch.SymBool)):
             raise fx.proxy.TraceError("it depends on the values of a tensor")
         sizes = [v for v in self._scalars_behind(proxy.node) if type(v) in (int, float)]
-        if any(size and size % PRIME_BATCH == 0 for size in sizes):
+        of_batch = any(size and size % PRIME_BATCH == 0 for size in sizes)
+        if of_batch and any(self._behind(proxy, run) != value for run in self._others):
             raise fx.proxy.TraceError("it depends on the batch size")
         if sizes:  # not a question about a dtype or a device
             where = proxy.node.meta.get("where") or proxy.node.name
@@ -61,13 +67,20 @@ class Decisions:
 
     def structure(self, proxy: fx.Proxy) -> Any:
         """What is behind a proxy; its size, if it is a tuple, is the same for every input."""
+        return self._behind(proxy, self._run)
+
+    def _behind(self, proxy: fx.Proxy, run: FakeRun) -> Any:
         try:
             with _plain_modules():
-                return self._run.value(proxy.node)
+                return run.value(proxy.node)
         except NodeError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
                 raise fx.proxy.TraceError("it depends on the values of a tensor") from error
             raise
+
+    @functools.cached_property
+    def _others(self) -> list[FakeRun]:
+        return self._other_runs()
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
         """The numbers that a number is computed from, back to the tensors whose sizes they are."""

@@ -14,7 +14,7 @@ import logging
 import operator
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.autograd_functions import opened_functions
-from fxprune.capture.modes import follow_modes, module_path, set_mode
+from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.capture.writes import hidden_writes
 from fxprune.rules.training_mode import follows_mode
 
@@ -57,7 +57,11 @@ def capture_exported(
     functions: dict[str, None] = {}
     with opened_functions(functions):
         graph = _export(model, args, kwargs, notes, training=False)
-        notes += follow_modes(graph, lambda: _export(model, args, kwargs, [], training=True), model)
+
+        def trace_training(classes: Collection[type]) -> fx.Graph:
+            return _export(model, args, kwargs, [], training=True, only=classes)
+
+        notes += follow_modes(graph, trace_training, model)
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
     set_mode(model, False)
     for module in model.modules():
@@ -90,8 +94,9 @@ def _export(
     kwargs: dict[str, Any],
     notes: list[str],
     training: bool,
+    only: Collection[type] | None = None,
 ) -> fx.Graph:
-    set_mode(model, training)
+    set_mode(model, training, only)
     program = _with_dynamic_batch(model, args, kwargs, notes)
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
@@ -220,7 +225,7 @@ def _copy_node(
         return
     else:
         new = graph.node_copy(node, lambda n: copied[n])
-    new.meta = {"where": where, "module": module_path(node)}
+    new.meta = {"where": where, "module": _module_path(node)}
     copied[node] = new
 
 
@@ -319,3 +324,10 @@ def _users_line(trace: str | None) -> str | None:
             file, number = line[6:].split('", line ')
             return f"{file}:{number.split(',')[0]}"
     return None
+
+
+def _module_path(node: fx.Node) -> str:
+    """The module whose code made an exported node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, _ = next(reversed(stack.values()), ("", None))
+    return path

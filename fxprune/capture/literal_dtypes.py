@@ -5,6 +5,7 @@ In a captured graph both are constants.  Captured once more from a copy in anoth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,10 +38,15 @@ def mark_literal_dtypes(graph: fx.Graph, model: nn.Module, example: Example, tra
         blank = torch.empty_like(t, dtype=other)
         return nn.Parameter(blank, t.requires_grad) if isinstance(t, nn.Parameter) else blank
 
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         twin = trace(structural_copy(model, cast), example.map(cast))
     except Exception:  # whatever user code raises on a dtype that it does not know
         return
+    finally:
+        log.setLevel(level)
     if [n.op for n in twin.nodes] != [n.op for n in graph.nodes]:
         return
     for node, same in zip(graph.nodes, twin.nodes, strict=True):

@@ -21,11 +21,13 @@ __all__ = ["answering_proxies"]
 
 UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 # These take sizes one by one, and know no proxies among them.
-FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
+FACTORIES = ("empty", "ones", "zeros")
+# Drawn anew in every call of the result, not once while it is traced.
+RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
 
 @contextlib.contextmanager
-def answering_proxies() -> Iterator[None]:
+def answering_proxies(tracer: fx.Tracer) -> Iterator[None]:
     """`len(x)`, `int(n)`, `float(n)`, `f(*x.shape)`, `x[i] = y`, `x.device.type`, `torch.zeros(n, m)`."""
     with contextlib.ExitStack() as patches:
 
@@ -38,8 +40,13 @@ def answering_proxies() -> Iterator[None]:
 
         # A loop over a `len` still fails: torch.export takes it.
         patch(builtins, "len", one_node(builtins.len))
+        patch(builtins, "callable", lambda x, of=builtins.callable: type(x) is not fx.Proxy and of(x))
         for name in FACTORIES:
             patch(torch, name, one_node(getattr(torch, name)))
+        for name in RANDOM:
+            patch(torch, name, _always_a_node(getattr(torch, name), tracer))
+        patch(torch, "finfo", _limits(torch.finfo))
+        patch(torch, "_check_with", _unless_traced(torch._check_with))  # torch._check calls it
         patch(fx.Proxy, "__int__", _number(int))
         patch(fx.Proxy, "__float__", _number(float))
         patch(fx.Proxy, "__len__", _length)
@@ -49,6 +56,35 @@ def answering_proxies() -> Iterator[None]:
         function = torch.autograd.Function
         patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
         yield
+
+
+def _always_a_node(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _unless_traced(check: Callable[..., None]) -> Callable[..., None]:
+    """Asserts are not in a result."""
+
+    def checked(error: Any, cond: Any, *message: Any) -> None:
+        if not isinstance(cond, fx.Proxy):
+            check(error, cond, *message)
+
+    return checked
+
+
+def _limits(of: Callable[..., Any]) -> Callable[..., Any]:
+    """Of the dtype that the example has."""
+
+    def limits(dtype: Any = None) -> Any:
+        if isinstance(dtype, fx.Proxy):
+            tracer: Any = dtype.tracer
+            dtype = tracer.decisions.structure(dtype)
+        return of() if dtype is None else of(dtype)
+
+    return limits
 
 
 def _number(kind: type) -> Callable[[fx.Proxy], Any]:

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -50,17 +50,29 @@ class Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
-        graph = super().trace(root, concrete_args)
+        try:
+            graph = super().trace(root, concrete_args)
+        except Exception as error:
+            error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
+            raise
         self._show_assigned(root, graph)
         return graph
 
     def _show_assigned(self, root: nn.Module, graph: fx.Graph) -> None:
-        """`self.mean = ..` on a buffer: what Python did in between is a write at the end."""
+        """`self.mean = ..` on a buffer: what Python did in between is a write at the end.
+
+        A buffer that is not saved is a table for the next call: each call of the result makes its own.
+        """
         output = next(reversed(graph.nodes))
-        for name, value in root.named_buffers(remove_duplicate=False):
-            if isinstance(value, fx.Proxy) and name in self._tensor_names.values():
-                with graph.inserting_before(output):
-                    self.create_node("call_function", _ASSIGNED, (graph.get_attr(name), value.node), {})
+        known = set(self._tensor_names.values())
+        for path, module in root.named_modules():
+            for name, value in module._buffers.items():
+                target = f"{path}.{name}".lstrip(".")
+                saved = target in known and name not in module._non_persistent_buffers_set
+                if saved and isinstance(value, fx.Proxy):
+                    with graph.inserting_before(output):
+                        buffer = graph.get_attr(target)
+                        self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -163,10 +175,14 @@ class Tracer(fx.Tracer):
         finally:
             self.grad_enabled = before
 
+    def _innermost(self) -> tuple[str, Any]:
+        """The path and the class of the module whose code runs."""
+        return next(reversed(self.module_stack.values()), ("", None))
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["where"] = _users_line()
-        node.meta["module"], _ = next(reversed(self.module_stack.values()), ("", None))
+        node.meta["module"], _ = self._innermost()
         if not self.grad_enabled():
             node.meta["no_grad"] = True
         return node
@@ -205,16 +221,27 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     graph = _trace(model, leaves, example, training=False)
     mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
     _refuse_writes(graph, model)
-    notes = follow_modes(graph, lambda: _trace(model, leaves, example, training=True), model)
+
+    def trace_training(classes: Collection[type]) -> fx.Graph:
+        return _trace(model, leaves, example, training=True, only=classes)
+
+    notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
     set_mode(model, False)
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
 
-def _trace(model: nn.Module, leaves: frozenset[int], example: Example, training: bool) -> fx.Graph:
-    set_mode(model, training)
-    with torch.enable_grad(), _nothing_wrapped(), answering_proxies(), _proxies_forgotten(model):
-        return Tracer(leaves, example).trace(model)
+def _trace(
+    model: nn.Module,
+    leaves: frozenset[int],
+    example: Example,
+    training: bool,
+    only: Collection[type] | None = None,
+) -> fx.Graph:
+    set_mode(model, training, only)
+    tracer = Tracer(leaves, example)
+    with torch.enable_grad(), _nothing_wrapped(), answering_proxies(tracer), _proxies_forgotten(model):
+        return tracer.trace(model)
 
 
 @contextlib.contextmanager
