@@ -82,7 +82,6 @@ class FakeRun(fx.Interpreter):
         root = _with_fakes(source, self.mode)
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
-        self.submodules = dict(root.named_modules())
         self.source = source
         with self.mode:
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))

@@ -22,7 +22,7 @@ from helpers import (
     small_vit,
     widths,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import OptionError, PlanError
@@ -53,6 +53,33 @@ def test_merging_is_telling_the_model_of_fewer_heads(heads: int, capture: str) -
     assert (run(merged, x) - run(model, x)).abs().max() > 1e-3
     assert widths(merged) == widths(model)
     assert fxprune.verify(model, merged) < 1e-8
+
+
+class ReadsSizes(nn.Module):
+    """An attention that computes its head dim from the width that it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(6, 16), nn.Linear(16, 48)
+        self.proj, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        out = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(x + self.proj(out.transpose(1, 2).reshape(b, n, c)))
+
+
+@both_captures
+def test_merging_a_model_that_reads_its_sizes(capture: str) -> None:
+    model, x = randomise(ReadsSizes().eval()), torch.randn(2, 3, 6)
+    merged = fxprune.apply(model, fxprune.Plan({}, regrouped={"heads": 2}), example_inputs=x, capture=capture)
+    assert widths(merged) == widths(model)
+    assert fxprune.verify(model, merged) < 1e-8
+    assert (run(merged, x) - run(model, x)).abs().max() > 1e-3
+    pruned = fxprune.prune(model, 0.5, attention="merge", example_inputs=x, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
 
 
 @both_captures

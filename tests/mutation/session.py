@@ -17,6 +17,7 @@ from typing import Any
 
 import facts
 import pytest
+from _pytest.skipping import evaluate_skip_marks
 from _pytest.tmpdir import tmppath_result_key
 from source import loaded
 
@@ -46,11 +47,13 @@ class Session:
         self.items: dict[str, Any] = {}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self.items = {item.nodeid: item for item in session.items}
-        self._run_as_is([item for item in session.items if item.nodeid not in self.seen])
-        self.seen = {test: seen for test, seen in self.seen.items() if test in self.items}
-        if self.notes:
-            self.notes.write_bytes(pickle.dumps(self.seen))
+        self.items = {item.nodeid: item for item in session.items if not evaluate_skip_marks(item)}
+        try:
+            self._run_as_is([item for test, item in self.items.items() if test not in self.seen])
+        finally:
+            self.seen = {test: seen for test, seen in self.seen.items() if test in self.items}
+            if self.notes:
+                self.notes.write_bytes(pickle.dumps(self.seen))
         loaded()
         gc.collect()
         gc.freeze()  # so that forks share what stands here
