@@ -58,8 +58,8 @@ def capture_exported(
     with opened_functions(functions):
         graph = _export(model, args, kwargs, notes, training=False)
 
-        def trace_training(classes: Collection[type]) -> fx.Graph:
-            return _export(model, args, kwargs, [], training=True, only=classes)
+        def trace_training(but: Collection[type]) -> fx.Graph:
+            return _export(model, args, kwargs, [], training=True, but=but)
 
         notes += follow_modes(graph, trace_training, model)
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
@@ -94,9 +94,9 @@ def _export(
     kwargs: dict[str, Any],
     notes: list[str],
     training: bool,
-    only: Collection[type] | None = None,
+    but: Collection[type] = (),
 ) -> fx.Graph:
-    set_mode(model, training, only)
+    set_mode(model, training, but)
     program = _with_dynamic_batch(model, args, kwargs, notes)
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values

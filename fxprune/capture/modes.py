@@ -58,15 +58,14 @@ def _tensors(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
             yield from _tensors(item, depth - 1)
 
 
-def set_mode(model: nn.Module, training: bool, only: Collection[type] | None = None) -> None:
+def set_mode(model: nn.Module, training: bool, but: Collection[type] = ()) -> None:
     """Switch modes through the modules' own `train`; batch norms stay in eval, a layer of their own.
 
-    `only`: the classes of the modules that may go to train mode; all by default.
+    `but`: classes of modules that stay in eval mode as well.
     """
     model.train(training)
     for module in model.modules():
-        held = only is not None and type(module) not in only
-        if held or isinstance(module, nn.modules.batchnorm._NormBase):
+        if type(module) in but or isinstance(module, nn.modules.batchnorm._NormBase):
             module.training = False
 
 
@@ -78,17 +77,17 @@ Trace = Callable[[Collection[type]], fx.Graph]
 def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> list[str]:
     """Make a graph that was captured in eval mode follow the mode.  Returns notes on what it can't.
 
-    `trace_training` captures the model with the modules of some classes in train mode.  Where one of them
-    runs other code in train mode, its class keeps to eval mode, and the others are tried again.
+    `trace_training` captures the model in train mode, but for the modules of some classes.  Where one runs
+    other code in train mode, its class keeps to eval mode, and the others are tried again.
     """
     follow = list(dict.fromkeys(type(m) for m in root.modules() if _branches_on_mode(m)))
     if not follow:
         return []
-    apart: list[str] = []
+    apart: list[type] = []
     left_out: set[str] = set()
     while follow:
         try:
-            training = trace_training(follow)
+            training = trace_training(apart)
         except Exception as error:  # train mode may do what can't be captured; eval mode was
             where = [error.module_path] if hasattr(error, "module_path") else []
         else:
@@ -99,8 +98,8 @@ def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> lis
                 break
         cause = next(filter(None, (_nearest(path, follow, root) for path in where)), None)
         follow = [cls for cls in follow if cause not in (cls, None)]
-        apart += [cause.__name__] if cause else []
-    there = f" in {', '.join(sorted(apart))}" if follow else ""
+        apart += [cause] if cause else []
+    there = f" in {', '.join(sorted(cls.__name__ for cls in apart))}" if follow else ""
     notes = [FOLLOWS_EVAL + there] if apart or not follow else []
     if left_out:
         notes.insert(0, f"train mode writes to {', '.join(sorted(left_out))}: the result does not")

@@ -222,8 +222,8 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
     _refuse_writes(graph, model)
 
-    def trace_training(classes: Collection[type]) -> fx.Graph:
-        return _trace(model, leaves, example, training=True, only=classes)
+    def trace_training(but: Collection[type]) -> fx.Graph:
+        return _trace(model, leaves, example, training=True, but=but)
 
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
@@ -236,9 +236,9 @@ def _trace(
     leaves: frozenset[int],
     example: Example,
     training: bool,
-    only: Collection[type] | None = None,
+    but: Collection[type] = (),
 ) -> fx.Graph:
-    set_mode(model, training, only)
+    set_mode(model, training, but)
     tracer = Tracer(leaves, example)
     with torch.enable_grad(), _nothing_wrapped(), answering_proxies(tracer), _proxies_forgotten(model):
         return tracer.trace(model)
