@@ -143,8 +143,9 @@ class FakeRun(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         path, _, name = target.rpartition(".")
         owner = self.submodules[path]
-        if not hasattr(owner, name):  # a constant that tracing met since
-            setattr(owner, name, self.mode.from_tensor(tensor_at(self.source, target)))
+        if not hasattr(owner, name):  # a constant, or a function, that tracing met since
+            met = tensor_at(self.source, target)
+            setattr(owner, name, self.mode.from_tensor(met) if isinstance(met, Tensor) else met)
         return getattr(owner, name)
 
 

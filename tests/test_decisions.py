@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,29 @@ def test_what_every_batch_size_answers_alike_is_decided(batch: int) -> None:
     same = fxprune.prune(model, 0.0, example_inputs=torch.zeros(2, 3, 16, 16), capture="symbolic")
     x = torch.randn(batch, 3, 20, 20)
     assert_same(run(same, x), run(model, x))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+def met_between_two_questions(x: Tensor) -> Tensor:
+    """A function and a constant that were not there when the first question was asked."""
+    x = padded(x)
+    x = Doubled.apply(x) + torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(x.shape[-1] // 4)
+    return padded(x[..., :-1])
+
+
+def test_what_is_met_after_a_question_is_known_at_the_next() -> None:
+    model, x = built(met_between_two_questions), torch.randn(2, 3, 16, 16)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture="symbolic")
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-12
 
 
 def test_a_branch_on_the_batch_is_not_decided() -> None:

@@ -134,7 +134,7 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
     ) -> fx.Proxy:
         """A method that writes in place becomes a value, which its tensor stands for from here on."""
-        if kind == "call_method" and args[0].node.op != "get_attr":
+        if kind == "call_method" and isinstance(args[0], fx.Proxy) and args[0].node.op != "get_attr":
             if target in FILLS:
                 value = next(iter((*args[1:], *kwargs.values())), 0)
                 filled = self.create_proxy("call_function", written, (args[0], ..., value), {})

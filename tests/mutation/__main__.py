@@ -41,6 +41,7 @@ TESTS = [
     "test_depth.py",
     "test_contract.py",
     "test_errors.py",
+    "test_decisions.py",
     "test_layers.py",
     "test_hard_cases.py::test_shrinks_what_should",
     "test_selection.py",

@@ -17,7 +17,6 @@ EXPLAINED = {
     "split_with_sizes: target": "it is always called with a list of sizes, which is rewritten in place",
     "passes/canonicalise.py: canonicalise: without module.graph.lint()": "it only checks",
     "passes/lift_modules.py: _lift: without module.graph.erase_node(node)": "dead code goes at the end",
-    "passes/quick_shapes.py: quick_shape: does nothing": "torch finds the same shapes, in more time",
     "passes/propagate_values.py: __init__: without self.extra_traceback = False": "only the text of an error",
     "passes/regroup_heads.py: __init__: without super().__init__({}, {})": "what it sets is never asked for",
     "passes/shrink.py: shrink: without graph.lint()": "it only checks",
