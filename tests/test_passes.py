@@ -28,6 +28,7 @@ from fxprune.passes.pack_varargs import pack_varargs
 from fxprune.passes.pin_sizes import pin_sizes
 from fxprune.passes.propagate_values import NodeError, propagate_values
 from fxprune.passes.remove_noise import remove_noise
+from fxprune.passes.rename import rename
 from fxprune.passes.shrink import copied
 from fxprune.passes.sums_to_means import sums_to_means
 from fxprune.select import candidates, select
@@ -736,3 +737,33 @@ def test_sizes_read_at_run_time_prune_exactly(attention: str, capture: str) -> N
         assert run(pruned, torch.randn(batch, 4, 6)).shape == (batch, 4, 5)
     if capture == "symbolic":  # and the number of tokens is the input's
         assert run(pruned, torch.randn(2, 7, 6)).shape == (2, 7, 5)
+
+
+# ---------------------------------------------------------------- rename
+
+
+class Named(nn.Module):
+    """A layer, an activation, a table that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)
+        self.register_buffer("table", torch.rand(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x) + self.table))
+
+
+def test_renaming_keeps_what_is_not_saved_and_the_modes() -> None:
+    model, x = randomise(Named()).train(), torch.randn(2, 6)
+    model.act.eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    names = {"fc1": "stem", "fc2": "act"}  # where the activation stands
+    tensors = {f"{old}.{t}": f"{new}.{t}" for old, new in names.items() for t in ("weight", "bias")}
+    renamed = rename(pruned, tensors | {"table": "places"})
+    assert {*renamed.state_dict()} == {*tensors.values()}
+    assert [name for name, _ in renamed.named_buffers()] == ["places"]
+    assert isinstance(renamed.get_submodule("act_"), nn.Dropout)
+    modes = {name: m.training for name, m in renamed.named_modules()}
+    assert modes == {"": True, "stem": True, "act": True, "act_": False}
+    assert_same(renamed(x), pruned(x), tolerance=0)
