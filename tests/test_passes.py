@@ -739,6 +739,15 @@ def test_sizes_read_at_run_time_prune_exactly(attention: str, capture: str) -> N
         assert run(pruned, torch.randn(2, 7, 6)).shape == (2, 7, 5)
 
 
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_result_knows_the_lines_that_it_comes_from(capture: str) -> None:
+    model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    lines = [str(n.meta.get("where")) for n in pruned.graph.nodes if n.op == "call_module"]
+    assert len(lines) == 4
+    assert all(line.startswith(__file__) for line in lines)
+
+
 # ---------------------------------------------------------------- rename
 
 

@@ -676,6 +676,7 @@ def reshaping_cases(case: Cases) -> None:
     case("flatten", lambda a: torch.flatten(a, start_dim=-3, end_dim=-2), (2, 4, 6, 5))
     case("flatten", lambda a: a.flatten(), (4, 6))
     case("ravel", torch.ravel, (4, 6))
+    case("unflatten", lambda a: torch.unflatten(a, dim=1, sizes=(-1, 4)), (3, 8))
     case("unflatten", lambda a: a.unflatten(1, (3, 4)), (4, 12), captures=BOTH)
     case("unflatten", lambda a: a.unflatten(-1, (3, -1)), (4, 12))
     case("permute", lambda a: a.permute(2, 0, 1), (4, 6, 5), captures=BOTH)

@@ -17,9 +17,19 @@ EXPLAINED = {
     "split_with_sizes: target": "it is always called with a list of sizes, which is rewritten in place",
     "passes/canonicalise.py: canonicalise: without module.graph.lint()": "it only checks",
     "passes/lift_modules.py: _lift: without module.graph.erase_node(node)": "dead code goes at the end",
+    "scatter_add: whole[3]": "said twice, beside the input and beside the source",
     "passes/propagate_values.py: __init__: without self.extra_traceback = False": "only the text of an error",
     "passes/regroup_heads.py: __init__: without super().__init__({}, {})": "what it sets is never asked for",
     "passes/shrink.py: shrink: without graph.lint()": "it only checks",
+    **dict.fromkeys(
+        [
+            "passes/remove_noise.py: remove_noise: without module.graph.eliminate_dead_code()",
+            "passes/remove_noise.py: remove_noise: without module.graph.erase_node(node)",
+            "passes/split_fused.py: split_fused: without module.graph.eliminate_dead_code()",
+            "passes/sums_to_means.py: sums_to_means: without module.graph.erase_node(node)",
+        ],
+        "dead code goes at the end",
+    ),
     "rules/modules.py: Embedding.num_embeddings stays": "the words are whole, so that it never changes",
     "cuda: rule": "needs a GPU to be called",
 }
