@@ -215,15 +215,12 @@ class _Slicer:
     def root(self, graph: fx.Graph) -> nn.Module:
         source = self.analysis.module
         root = nn.Module()
-        used: set[str] = set()
-        for node in graph.nodes:
-            if node.op == "call_module" and str(node.target) not in used:
-                path = str(node.target)
-                used.add(path)
+        held = ((n.op, str(n.target)) for n in graph.nodes if n.op in ("call_module", "get_attr"))
+        for op, path in dict.fromkeys(held):
+            if op == "call_module":
                 _place(root, path, self._leaf(source.get_submodule(path), path))
-            elif node.op == "get_attr" and str(node.target) not in used:
-                used.add(str(node.target))
-                self._place_tensor(root, str(node.target), source)
+            else:
+                self._place_tensor(root, path, source)
         return root
 
     def _leaf(self, module: nn.Module, path: str) -> nn.Module:
