@@ -248,6 +248,9 @@ def test_what_writes_into_the_sum_does_not_write_into_the_stream() -> None:
     pruned = fxprune.apply(model, fxprune.Plan({}, removed=("branch",)), example_inputs=x)
     assert fxprune.verify(model, pruned) < 1e-8
     assert_same(run(pruned, x), run(zeroed(model, "branch"), x), 1e-12)
+    traced = fxprune.trace(model, x)
+    shorter = remove_branches(traced, find_branches(traced)).module
+    assert [n.name for n in shorter.graph.nodes if "val" not in n.meta] == []  # later steps need it
 
 
 # ---------------------------------------------------------------- which branches go

@@ -214,7 +214,9 @@ class Halved(nn.Module):
             left, right = fixed.split(half, -1)
             swapped = torch.cat([right, left], -1)
             pieces = fixed.chunk(2, -1)
-        return self.head(self.live(x) * swapped + torch.cat([pieces[1] * 2.0, pieces[0]], -1))
+            listed = fixed.chunk(2, -1)
+        apart = torch.cat([part + 1.0 for part in listed], -1)  # taken out of the list outside
+        return self.head(self.live(x) * swapped + torch.cat([pieces[1] * 2.0, pieces[0]], -1) + apart)
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
@@ -222,6 +224,16 @@ def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None
     model, x = randomise(Halved()), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
     assert "detach" in pruned.code
+    assert pruned(x).requires_grad
+    pruned.live.requires_grad_(False)
+    pruned.head.requires_grad_(False)
+    assert not pruned(x).requires_grad
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_gradients_pass_to_all_the_rest(capture: str) -> None:
+    model, x = randomise(Halved()), torch.randn(3, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
     pruned(x).sum().backward()
     moved = {name.partition(".")[0] for name, p in pruned.named_parameters() if p.grad is not None}
     assert moved == {"live", "head"}

@@ -29,7 +29,7 @@ from fxprune.passes.pin_sizes import pin_sizes
 from fxprune.passes.propagate_values import NodeError, propagate_values
 from fxprune.passes.remove_noise import remove_noise
 from fxprune.passes.rename import rename
-from fxprune.passes.shrink import copied
+from fxprune.passes.shrink import copied, shrink
 from fxprune.passes.sums_to_means import sums_to_means
 from fxprune.select import candidates, select
 from fxprune.selection import Selection
@@ -746,6 +746,33 @@ def test_the_result_knows_the_lines_that_it_comes_from(capture: str) -> None:
     lines = [str(n.meta.get("where")) for n in pruned.graph.nodes if n.op == "call_module"]
     assert len(lines) == 4
     assert all(line.startswith(__file__) for line in lines)
+
+
+# ---------------------------------------------------------------- shrink
+
+
+class NormWithAct(nn.BatchNorm2d):
+    """An activation with weights lives in a norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_analysed_graph_may_be_shrunk_again(capture: str) -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), NormWithAct(8), nn.Conv2d(8, 4, 3)).eval())
+    x = images(2)
+    analysis, selection = selected(model, x, capture, 0.5)
+    held = {name: id(m) for name, m in analysis.module.named_modules(remove_duplicate=False)}
+    first, second = (shrink(analysis, selection, model) for _ in range(2))
+    assert {name: id(m) for name, m in analysis.module.named_modules(remove_duplicate=False)} == held
+    assert not {*map(id, first.modules())} & {*map(id, second.modules()), *held.values()}
+    assert_same(run(first, x), run(second, x), 0)
+    assert_same(run(analysis.module, x), run(model, x), 1e-5)
 
 
 # ---------------------------------------------------------------- rename

@@ -66,10 +66,15 @@ class Stacked(nn.Module):
         return self.head(self.takes(self.maps(x).reshape(x.shape[0], 5, 3, 12)))
 
 
+def _second_and_first(t: Tensor) -> tuple[Tensor, Tensor]:
+    return t[1].relu(), t[0]
+
+
 @pytest.mark.parametrize(
     ("takes", "apart"),
     [
         (lambda t: t.select(2, 0) + t.select(2, 2), True),
+        (lambda t: torch.sub(*_second_and_first(t.permute(2, 0, 1, 3))), True),
         (lambda t: t.permute(2, 0, 1, 3)[1].relu() - t.permute(2, 0, 1, 3)[0], False),  # two permutes
         (lambda t: t.transpose(0, 2).unbind(0)[1].transpose(0, 1), True),
         (lambda t: t.sum(2), False),

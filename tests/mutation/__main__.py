@@ -40,6 +40,7 @@ TESTS = [
     "test_sibling.py",
     "test_depth.py",
     "test_contract.py",
+    "test_certificate.py",
     "test_errors.py",
     "test_decisions.py",
     "test_layers.py",
