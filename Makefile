@@ -12,7 +12,7 @@ SOURCES = fxprune passes tests examples
 
 # One thread per worker: more would fight over the cores.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 # Every model that we know of into tests/zoo.csv, from where it was left off; hours on two cores.
 # make zoo FILTER='timm:*deit*' checks one family, AGAIN=--again also what passed before.
