@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,10 +286,50 @@ def test_what_a_model_keeps_between_calls_is_made_in_each() -> None:
 
 
 def test_tracing_leaves_python_as_it_was() -> None:
-    before = [len, torch.zeros, *(vars(torch.fx.Proxy).get(n) for n in ("__int__", "__len__", "__setitem__"))]
+    before = [isinstance, callable, len, torch.zeros, torch.rand, torch.finfo]
     fxprune.trace(built(starred), torch.zeros(2, 3, 16, 16))
-    after = [len, torch.zeros, *(vars(torch.fx.Proxy).get(n) for n in ("__int__", "__len__", "__setitem__"))]
-    assert before == after
+    assert before == [isinstance, callable, len, torch.zeros, torch.rand, torch.finfo]
+
+
+class Asks(nn.Module):
+    """One way for what is so, another for what is not."""
+
+    def __init__(self, question: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.question, self.yes, self.no = question, nn.Linear(6, 8), nn.Linear(6, 8)
+        self.register_buffer("shift", torch.randn(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.yes(x) if self.question(self, x) else self.no(x)
+        return self.head(x.relu() + self.shift)
+
+
+QUESTIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "a tensor": lambda m, x: isinstance(x, Tensor),
+    "is_tensor": lambda m, x: torch.is_tensor(x.abs()),
+    "a parameter": lambda m, x: isinstance(m.head.weight, nn.Parameter) and isinstance(m.shift, Tensor),
+    "no parameter": lambda m, x: isinstance(x, nn.Parameter) or isinstance(m.shift, nn.Parameter),
+    "a sequence": lambda m, x: isinstance(x, (list, tuple, Sequence)),
+    "parts": lambda m, x: isinstance(x.chunk(2, -1), tuple) and isinstance(x.chunk(2, -1)[0], Tensor),
+    "a number": lambda m, x: isinstance(x.shape[-1], int) and not isinstance(x.ndim, Tensor),
+    "a shape": lambda m, x: isinstance(x.shape, torch.Size),
+    "a dtype": lambda m, x: isinstance(x.dtype, torch.dtype),
+    "an attribute": lambda m, x: hasattr(x, "tensors"),
+    "an attribute's default": lambda m, x: getattr(x, "mask", None) is None,
+    "callable": lambda m, x: callable(x),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_what_a_value_is_is_known(question: Callable[[Any, Any], bool]) -> None:
+    model, x = randomise(Asks(question)).eval(), torch.randn(3, 6)
+    taken, other = ("yes", "no") if question(model, x) else ("no", "yes")
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture="symbolic")
+    names = {name.partition(".")[0] for name, _ in pruned.named_parameters()}
+    assert taken in names
+    assert other not in names
+    assert fxprune.verify(model, pruned) < 1e-8
 
 
 @pytest.mark.parametrize("between", [windowed, written_and_read])

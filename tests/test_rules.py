@@ -258,6 +258,27 @@ def elementwise_cases(case: Cases) -> None:
     case("prelu", F.prelu, (2, 6, 3), (1,))
 
 
+def deep_elementwise_cases(case: Cases) -> None:
+    """Every elementwise call once more, in as many dimensions as windows of images have."""
+    flat = Cases()
+    elementwise_cases(flat)
+    for known in flat.all:
+        if all(len(shape_of(operand)) <= 2 for operand in known.operands):
+            deep = [deepened(o) if shape_of(o) == (4, 6) else o for o in known.operands]
+            case(known.op, known.run, *deep, values=known.values)
+
+
+def shape_of(operand: Operand) -> tuple[int, ...]:
+    return tuple(operand.shape) if isinstance(operand, Tensor) else operand
+
+
+def deepened(operand: Operand) -> Operand:
+    prefix = (2, 3, 2, 3)
+    if isinstance(operand, Tensor):
+        return operand.expand(*prefix, *operand.shape).clone()
+    return (*prefix, *operand)
+
+
 class Scaled(torch.autograd.Function):
     """Elementwise, with a derivative of its own."""
 
@@ -460,6 +481,7 @@ def joining_cases(case: Cases) -> None:
     case("written", assigned((slice(None), 0)), (4, 6), (4,))
     case("written", assigned((slice(None), torch.tensor([4, 0, 1]))), (4, 6), (4, 3))
     case("written", lambda a, i, b: assigned((slice(None), i))(a, b), (4, 6), torch.arange(3), (4, 3))
+    case("written", assigned((Ellipsis, slice(2, 5))), (2, 3, 2, 4, 6), (2, 3, 2, 4, 3))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
     for index in (
@@ -491,6 +513,7 @@ def joining_cases(case: Cases) -> None:
     case("getitem", lambda a, i, j: a[i, :, j], (4, 6, 5), indices(3, below=4), indices(3, below=5))
     case("getitem", lambda a, i, j: a[:, i, j], (4, 6, 5), indices(3, below=6), indices(2, 1, below=5))
     case("aten.index", lambda a, i: aten.index.Tensor(a, [None, i]), (4, 7, 6), indices(5, below=7))
+    case("aten.index", lambda a, i: aten.index.Tensor(a, [None, i]), (4, 7, 6, 2, 3), indices(5, below=7))
     case("_unsafe_index", lambda a, i: aten._unsafe_index.Tensor(a, [i]), (7, 6), indices(5, below=7))
     case("index_select", lambda a, i: a.index_select(1, i), (4, 7), indices(5, below=7), captures=BOTH)
     case("gather", lambda a, i: a.gather(1, i), (4, 7, 6), indices(4, 7, 6, below=7), captures=BOTH)
@@ -785,6 +808,7 @@ def deep_cases(case: Cases) -> None:
     case("max", lambda a: a.max(1), deep)
     case("tile", lambda a: a.tile(3), (2, 4, 6))
     case("transpose", lambda a: a.transpose(1, 2), deep)
+    case("transpose", lambda a: a.transpose(2, 4), (2, 4, 3, 6, 2, 5))
     case("repeat_interleave", lambda a: a.repeat_interleave(2, dim=-1), deep)
 
 
@@ -872,6 +896,7 @@ def all_cases() -> list[Case]:
     cases = Cases()
     for family in (
         elementwise_cases,
+        deep_elementwise_cases,
         contraction_cases,
         joining_cases,
         reduction_cases,

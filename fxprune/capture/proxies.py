@@ -1,133 +1,93 @@
-"""What Python asks of a proxy that torch.fx leaves without an answer, answered while a model is traced."""
+"""What stands for a value while a model is traced: it answers what Python asks and torch.fx does not."""
 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import dis
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.proxy import Attribute
+from torch.fx.proxy import Attribute, TraceError
 
-from fxprune.capture.autograd_functions import traced_apply
-from fxprune.capture.one_node import one_node
 from fxprune.capture.writes import written
+from fxprune.passes.propagate_values import NodeError
 
-__all__ = ["answering_proxies"]
+if TYPE_CHECKING:
+    from fxprune.capture.symbolic import Tracer
+
+__all__ = ["TracedAttribute", "TracedValue"]
 
 UNPACK = dis.opmap["UNPACK_SEQUENCE"]
-# These take sizes one by one, and know no proxies among them.
-FACTORIES = ("empty", "ones", "zeros")
-# Drawn anew in every call of the result, not once while it is traced.
-RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
 
-@contextlib.contextmanager
-def answering_proxies(tracer: fx.Tracer) -> Iterator[None]:
-    """`len(x)`, `int(n)`, `float(n)`, `f(*x.shape)`, `x[i] = y`, `x.device.type`, `torch.zeros(n, m)`."""
-    with contextlib.ExitStack() as patches:
+class TracedValue(fx.Proxy):
+    """A proxy that knows what it is for the example."""
 
-        def patch(owner: Any, name: str, value: Any) -> None:
-            if name in vars(owner):
-                patches.callback(setattr, owner, name, vars(owner)[name])
-            else:
-                patches.callback(delattr, owner, name)
-            setattr(owner, name, value)
+    tracer: Tracer
 
-        # A loop over a `len` still fails: torch.export takes it.
-        patch(builtins, "len", one_node(builtins.len))
-        patch(builtins, "callable", lambda x, of=builtins.callable: type(x) is not fx.Proxy and of(x))
-        for name in FACTORIES:
-            patch(torch, name, one_node(getattr(torch, name)))
-        for name in RANDOM:
-            patch(torch, name, _always_a_node(getattr(torch, name), tracer))
-        patch(torch, "finfo", _limits(torch.finfo))
-        patch(torch, "_check_with", _unless_traced(torch._check_with))  # torch._check calls it
-        patch(fx.Proxy, "__int__", _number(int))
-        patch(fx.Proxy, "__float__", _number(float))
-        patch(fx.Proxy, "__len__", _length)
-        patch(fx.Proxy, "__iter__", _unpacked)
-        patch(fx.Proxy, "__setitem__", _set_item)
-        patch(Attribute, "__getattr__", _of_attribute)
-        function = torch.autograd.Function
-        patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
-        yield
+    def is_instance(self, classes: Any) -> bool:
+        """Whether what it stands for is one.  (An answer by `__class__` would deceive torch's C code too.)"""
+        held = self.tracer.tensors.get(self.node.target) if self.node.op == "get_attr" else None
+        return isinstance(self.value() if held is None else held, classes)
 
+    def __getattr__(self, name: str) -> TracedAttribute:
+        """`hasattr(x, "mask")` asks whether there is one; the base class has all."""
+        if not hasattr(Tensor, name):
+            value = self.value()
+            if value is not self and not hasattr(value, name):
+                raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+        return TracedAttribute(self, name)
 
-def _always_a_node(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return tracer.create_proxy("call_function", function, args, kwargs)
+    def __int__(self) -> int:
+        """The example's number, which the graph checks."""
+        return self._number(int)
 
-    return call
+    def __float__(self) -> float:
+        return self._number(float)
 
+    def __len__(self) -> int:
+        """`f(*x.shape)` asks how many there are."""
+        value = self.tracer.decisions.structure(self)
+        if isinstance(value, (tuple, list)):
+            return builtins.len(value)
+        raise TypeError("how long a tensor is may depend on the input")
 
-def _unless_traced(check: Callable[..., None]) -> Callable[..., None]:
-    """Asserts are not in a result."""
+    def __iter__(self) -> Iterator[Any]:
+        """`q, k, v = x` says how many; the base class decodes the caller's whole code to find it out."""
+        caller = sys._getframe(1)
+        op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
+        return (self[i] for i in range(count)) if op == UNPACK else self.tracer.iter(self)  # type: ignore[index]
 
-    def checked(error: Any, cond: Any, *message: Any) -> None:
-        if not isinstance(cond, fx.Proxy):
-            check(error, cond, *message)
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """`x[index] = value`; where the index is a mask, it acts on each element alike."""
+        tracer = self.tracer
+        mask = tracer.decisions.structure(index) if isinstance(index, fx.Proxy) else None
+        if isinstance(mask, Tensor) and mask.dtype is torch.bool and isinstance(value, (bool, int, float)):
+            for _ in range(tracer.decisions.structure(self).ndim - mask.ndim):
+                index = index.unsqueeze(-1)
+            tracer.write(self, self.masked_fill(index, value))
+        else:
+            tracer.write(self, tracer.create_proxy("call_function", written, (self, index, value), {}))
 
-    return checked
+    def _number(self, kind: type) -> Any:
+        return self.tracer.decisions.value(self.tracer.create_proxy("call_function", kind, (self,), {}))
 
-
-def _limits(of: Callable[..., Any]) -> Callable[..., Any]:
-    """Of the dtype that the example has."""
-
-    def limits(dtype: Any = None) -> Any:
-        if isinstance(dtype, fx.Proxy):
-            tracer: Any = dtype.tracer
-            dtype = tracer.decisions.structure(dtype)
-        return of() if dtype is None else of(dtype)
-
-    return limits
-
-
-def _number(kind: type) -> Callable[[fx.Proxy], Any]:
-    """The example's number, which the graph checks."""
-
-    def convert(x: fx.Proxy) -> Any:
-        tracer: Any = x.tracer
-        return tracer.decisions.value(tracer.create_proxy("call_function", kind, (x,), {}))
-
-    return convert
+    def value(self) -> Any:
+        """What it is for the example; the proxy itself where that can't tell."""
+        try:
+            return self.tracer.decisions.structure(self)
+        except (NodeError, TraceError):
+            return self
 
 
-def _length(x: fx.Proxy) -> int:
-    """`f(*x.shape)` asks how many there are."""
-    tracer: Any = x.tracer
-    value = tracer.decisions.structure(x)
-    if isinstance(value, (tuple, list)):
-        return builtins.len(value)
-    raise TypeError("how long a tensor is may depend on the input")
+class TracedAttribute(TracedValue, Attribute):
+    """`x.shape`, a node once it is used as a value; `x.view(..)` is a node of its own."""
 
-
-def _unpacked(x: fx.Proxy) -> Iterator[Any]:
-    """`q, k, v = x` says how many; the base class decodes the caller's whole code to find it out."""
-    caller = sys._getframe(1)
-    op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
-    return (x[i] for i in range(count)) if op == UNPACK else x.tracer.iter(x)  # type: ignore[index]
-
-
-def _set_item(x: fx.Proxy, index: Any, value: Any) -> None:
-    """`x[index] = value`; where the index is a mask, it acts on each element alike."""
-    tracer: Any = x.tracer
-    mask = tracer.decisions.structure(index) if isinstance(index, fx.Proxy) else None
-    if isinstance(mask, Tensor) and mask.dtype is torch.bool and isinstance(value, (bool, int, float)):
-        for _ in range(tracer.decisions.structure(x).ndim - mask.ndim):
-            index = index.unsqueeze(-1)
-        tracer.write(x, x.masked_fill(index, value))
-    else:
-        tracer.write(x, tracer.create_proxy("call_function", written, (x, index, value), {}))
-
-
-def _of_attribute(x: Attribute, name: str) -> Any:
-    """The type of a device is a word that other code compares and looks up."""
-    if name == "type" and x.attr == "device":
-        tracer: Any = x.tracer
-        return tracer.decisions.structure(x).type
-    return Attribute(x, name)
+    def __getattr__(self, name: str) -> Any:
+        """The type of a device is a word that other code compares and looks up."""
+        if name == "type" and self.attr == "device":
+            return self.tracer.decisions.structure(self).type
+        return super().__getattr__(name)

@@ -21,7 +21,8 @@ from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.modes import follow_modes, set_mode
-from fxprune.capture.proxies import answering_proxies
+from fxprune.capture.patches import taking_proxies
+from fxprune.capture.proxies import TracedValue
 from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
 from fxprune.rules.modules import native
 from fxprune.rules.training_mode import follows_mode
@@ -44,11 +45,15 @@ class Tracer(fx.Tracer):
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedValue(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._leaves
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         tensors = [*root.named_parameters(), *root.named_buffers()]
+        self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
         try:
             graph = super().trace(root, concrete_args)
@@ -89,6 +94,8 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """A model's own output class is called in the graph, even where it is a dict, too."""
+        if isinstance(a, fx.Proxy):  # the base class would ask whether it is a tensor
+            return a.node
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
@@ -240,7 +247,7 @@ def _trace(
 ) -> fx.Graph:
     set_mode(model, training, but)
     tracer = Tracer(leaves, example)
-    with torch.enable_grad(), _nothing_wrapped(), answering_proxies(tracer), _proxies_forgotten(model):
+    with torch.enable_grad(), _nothing_wrapped(), taking_proxies(tracer), _proxies_forgotten(model):
         return tracer.trace(model)
 
 
