@@ -103,8 +103,9 @@ class Check:
         def worth(test: str) -> float:
             return (1 + depth(test)) / (0.01 + session.seen[test].seconds)
 
-        word = f"[{mutant.op}" if isinstance(mutant, RuleMutant) else "test_passes"
-        own = [t for t in tests if word in t]
+        words = [f"[{mutant.op}"] if isinstance(mutant, RuleMutant) else ["test_passes"]
+        words += [f"test_{Path(file).stem}"] if file else []
+        own = [t for t in tests if any(word in t for word in words)]
         own += sorted({*tests} - {*own}, key=depth, reverse=True)[:DEEPEST]
         others = sorted({*tests} - {*own})
         others = random.Random(0).sample(others, min(len(others), MOST))
