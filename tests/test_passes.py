@@ -803,3 +803,4 @@ def test_renaming_keeps_what_is_not_saved_and_the_modes() -> None:
     modes = {name: m.training for name, m in renamed.named_modules()}
     assert modes == {"": True, "stem": True, "act": True, "act_": False}
     assert_same(renamed(x), pruned(x), tolerance=0)
+    assert not any(m.training for m in rename(pruned.eval(), tensors | {"table": "places"}).modules())
