@@ -177,6 +177,7 @@ def checked(x: Tensor) -> Tensor:
     if y.size() != (x.shape[0], x.shape[1], *x.shape[2:]):
         raise ValueError("no such size")
     torch._check(y.shape[0] * 2 == x.shape[0] + y.shape[0], lambda: "no such batch")
+    torch._check_tensor_all(x == x, lambda: "not a number")
     condition = y.shape[1] == 16
     assert not callable(condition)
     return y.clamp(max=torch.finfo(x.dtype).max)

@@ -19,6 +19,8 @@ __all__ = ["taking_proxies"]
 
 # These take sizes one by one, and know no proxies among them.
 FACTORIES = ("empty", "ones", "zeros")
+# What torch._check and its kind call.
+CHECKS = ("_check_with", "_check_tensor_all_with")
 # Their own code tells proxies from tensors.
 _KNOW_PROXIES = ("/torch/fx/", "/torch/nn/parameter.py", "/torch/nn/modules/module.py", "/fxprune/")
 # Drawn anew in every call of the result, not once while it is traced.
@@ -46,7 +48,8 @@ def taking_proxies(tracer: fx.Tracer) -> Iterator[None]:
         for name in RANDOM:
             patch(torch, name, _always_a_node(getattr(torch, name), tracer))
         patch(torch, "finfo", _limits(torch.finfo))
-        patch(torch, "_check_with", _unless_traced(torch._check_with))  # torch._check calls it
+        for name in CHECKS:
+            patch(torch, name, _unless_traced(getattr(torch, name)))
         function = torch.autograd.Function
         patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
         yield

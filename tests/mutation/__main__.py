@@ -103,7 +103,11 @@ class Check:
         def worth(test: str) -> float:
             return (1 + depth(test)) / (0.01 + session.seen[test].seconds)
 
-        words = [f"[{mutant.op}"] if isinstance(mutant, RuleMutant) else ["test_passes"]
+        words = (
+            [f"[{mutant.op}"]
+            if isinstance(mutant, RuleMutant)
+            else ["test_passes", "test_autograd_functions"]
+        )
         words += [f"test_{Path(file).stem}"] if file else []
         own = [t for t in tests if any(word in t for word in words)]
         own += sorted({*tests} - {*own}, key=depth, reverse=True)[:DEEPEST]
