@@ -67,7 +67,6 @@ def _unpickled(
     plain = rebuild(*arguments)
     module = PrunedModule(plain, plain.graph, type(plain).__name__)
     module.meta = meta
-    module.training = modes[""]
     module.restore(meta["fxprune"]["ties"], modes)
     return module
 

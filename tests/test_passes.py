@@ -746,6 +746,7 @@ def test_the_result_knows_the_lines_that_it_comes_from(capture: str) -> None:
     lines = [str(n.meta.get("where")) for n in pruned.graph.nodes if n.op == "call_module"]
     assert len(lines) == 4
     assert all(line.startswith(__file__) for line in lines)
+    assert {key for n in pruned.graph.nodes for key in n.meta} == {"where", "module"}  # old shapes are gone
 
 
 # ---------------------------------------------------------------- shrink
