@@ -49,6 +49,7 @@ TESTS = [
 ]
 SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
 SOURCES += ["selection.py", *sorted(f"certify/{p.name}" for p in (ROOT / "certify").glob("*.py"))]
+OWN = {"passes": ("test_passes", "test_autograd_functions"), "certify": ("test_certificate",)}
 KINDS = ["rules", "passes", "tables"]
 MOST = 100  # tests for one mutant: of what every test reaches, more would tell no more
 DEEPEST = 30  # those that reach most lines of its file: there the pass has work to do
@@ -103,12 +104,9 @@ class Check:
         def worth(test: str) -> float:
             return (1 + depth(test)) / (0.01 + session.seen[test].seconds)
 
-        words = (
-            [f"[{mutant.op}"]
-            if isinstance(mutant, RuleMutant)
-            else ["test_passes", "test_autograd_functions"]
-        )
-        words += [f"test_{Path(file).stem}"] if file else []
+        words = [f"[{mutant.op}"] if isinstance(mutant, RuleMutant) else []
+        if file:
+            words += [f"test_{Path(file).stem}", *OWN.get(Path(file).parts[0], ())]
         own = [t for t in tests if any(word in t for word in words)]
         own += sorted({*tests} - {*own}, key=depth, reverse=True)[:DEEPEST]
         others = sorted({*tests} - {*own})
