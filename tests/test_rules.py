@@ -480,6 +480,7 @@ def joining_cases(case: Cases) -> None:
     case("written", assigned((Ellipsis, slice(None, 2))), (2, 4, 6), (4, 2))
     case("written", assigned((slice(None), 0)), (4, 6), (4,))
     case("written", assigned((slice(None), torch.tensor([4, 0, 1]))), (4, 6), (4, 3))
+    case("written", assigned((slice(None), [4, 0, 1])), (4, 6), (4, 3))
     case("written", lambda a, i, b: assigned((slice(None), i))(a, b), (4, 6), torch.arange(3), (4, 3))
     case("written", assigned((Ellipsis, slice(2, 5))), (2, 3, 2, 4, 6), (2, 3, 2, 4, 3))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
@@ -641,6 +642,12 @@ def normalisation_cases(case: Cases) -> None:
         "aten.batch_norm",
         lambda a, m, v, w, b: aten.batch_norm.default(a, w, b, m, v, False, 0.1, 1e-5, False),
         *stats,
+    )
+    case(
+        "aten.batch_norm",
+        lambda a, m, v, w, b: aten.batch_norm.default(a, w, b, m, v, False, 0.1, 1e-5, False),
+        (2, 6, 5, 3),
+        *stats[1:],
     )
     case(
         "instance_norm",
