@@ -21,7 +21,7 @@ from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.modes import follow_modes, set_mode
-from fxprune.capture.patches import taking_proxies
+from fxprune.capture.patched_functions import taking_proxies
 from fxprune.capture.proxies import TracedValue
 from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
 from fxprune.rules.modules import native
