@@ -14,6 +14,7 @@ from fxprune.capture.inputs import Example, example_of
 from fxprune.capture.modes import structural_copy
 from fxprune.capture.opened import open_modules
 from fxprune.capture.symbolic import capture_symbolic
+from fxprune.capture.users_code import is_users
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, UnsupportedModuleError
 from fxprune.passes.canonicalise import canonicalise
 from fxprune.rules.modules import native
@@ -144,7 +145,7 @@ def _located(way: str, error: Exception) -> Exception:
     frame, where = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "/fxprune/" not in file and not file.startswith("<"):
+        if is_users(file):
             where = f" at {file}:{frame.tb_lineno}"
         frame = frame.tb_next
     text = str(error).strip().splitlines() or [""]

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.autograd_functions import opened_functions
 from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.capture.users_code import is_users
 from fxprune.capture.writes import hidden_writes
 from fxprune.rules.training_mode import follows_mode
 
@@ -319,9 +320,8 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
 def _users_line(trace: str | None) -> str | None:
     """The innermost line of a recorded stack that is the model's own."""
     for line in reversed((trace or "").splitlines()):
-        line = line.strip()
-        if line.startswith('File "') and "/torch/" not in line and "/fxprune/" not in line:
-            file, number = line[6:].split('", line ')
+        file, found, number = line.strip().removeprefix('File "').partition('", line ')
+        if found and is_users(file):
             return f"{file}:{number.split(',')[0]}"
     return None
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.one_node import one_node
 from fxprune.capture.proxies import TracedAttribute, TracedValue
+from fxprune.capture.users_code import PACKAGE
 
 __all__ = ["taking_proxies"]
 
@@ -21,8 +22,8 @@ __all__ = ["taking_proxies"]
 FACTORIES = ("empty", "ones", "zeros")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
-# Their own code tells proxies from tensors.
-_KNOW_PROXIES = ("/torch/fx/", "/torch/nn/parameter.py", "/torch/nn/modules/module.py", "/fxprune/")
+# Their own code tells proxies from tensors: torch.fx, two files of torch.nn, this package.
+OURS = (f"{fx.__path__[0]}/", nn.parameter.__file__, nn.modules.module.__file__, PACKAGE)
 # Drawn anew in every call of the result, not once while it is traced.
 RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
@@ -63,8 +64,7 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
             return True
         if type(x) not in (TracedValue, TracedAttribute):
             return False
-        file = sys._getframe(1).f_code.co_filename
-        return not any(part in file for part in _KNOW_PROXIES) and x.is_instance(classes)
+        return not sys._getframe(1).f_code.co_filename.startswith(OURS) and x.is_instance(classes)
 
     return check
 

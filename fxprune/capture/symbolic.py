@@ -23,6 +23,7 @@ from fxprune.capture.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.modes import follow_modes, set_mode
 from fxprune.capture.patched_functions import taking_proxies
 from fxprune.capture.proxies import TracedValue
+from fxprune.capture.users_code import is_users
 from fxprune.capture.writes import FILLS, hidden_writes, shares_memory, value_of_write, written
 from fxprune.rules.modules import native
 from fxprune.rules.training_mode import follows_mode
@@ -30,7 +31,6 @@ from fxprune.rules.training_mode import follows_mode
 __all__ = ["capture_symbolic"]
 
 _ASSIGNED = torch.ops.aten.copy_.default
-_NOT_THE_USERS = ("/torch/", "/fxprune/capture/")
 
 
 class Tracer(fx.Tracer):
@@ -216,7 +216,7 @@ def _users_line() -> str | None:
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not any(part in file for part in _NOT_THE_USERS) and not file.startswith("<"):
+        if is_users(file):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None
