@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.one_node import one_node
 from fxprune.capture.proxies import TracedAttribute, TracedValue
-from fxprune.capture.users_code import PACKAGE
+from fxprune.capture.users_code import is_users
 
 __all__ = ["taking_proxies"]
 
@@ -22,8 +22,6 @@ __all__ = ["taking_proxies"]
 FACTORIES = ("empty", "ones", "zeros")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
-# Their own code tells proxies from tensors: torch.fx, two files of torch.nn, this package.
-OURS = (f"{fx.__path__[0]}/", nn.parameter.__file__, nn.modules.module.__file__, PACKAGE)
 # Drawn anew in every call of the result, not once while it is traced.
 RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
@@ -57,14 +55,15 @@ def taking_proxies(tracer: fx.Tracer) -> Iterator[None]:
 
 
 def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    """`isinstance(x, Tensor)` in a model's code asks what x stands for."""
+    """`isinstance(x, Tensor)` in a model's code asks what x stands for; torch's own tells proxies apart."""
 
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
             return True
         if type(x) not in (TracedValue, TracedAttribute):
             return False
-        return not sys._getframe(1).f_code.co_filename.startswith(OURS) and x.is_instance(classes)
+        file = sys._getframe(1).f_code.co_filename  # torch.is_tensor stands in torch's first file
+        return (is_users(file) or file == torch.__file__) and x.is_instance(classes)
 
     return check
 

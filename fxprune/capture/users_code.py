@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PACKAGE", "is_users"]
+__all__ = ["is_users"]
 
 # Folders, not words of a path: a model may live in a folder that is named as we are.
-PACKAGE = f"{Path(__file__).parents[1]}/"
-_TORCH = f"{torch.__path__[0]}/"
+_OURS = f"{Path(__file__).parents[1]}/"
+_TORCHS = f"{torch.__path__[0]}/"
 
 
 def is_users(file: str) -> bool:
     """Is it neither torch's, nor ours, nor code made on the way (`<eval_with_key>`)?"""
-    return not file.startswith((_TORCH, PACKAGE, "<"))
+    return not file.startswith((_TORCHS, _OURS, "<"))

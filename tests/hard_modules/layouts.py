@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hard_modules.case import CLASSES, DIM, EMBED, HEADS, case, only
+from hard_modules.case import CLASSES, DIM, EMBED, HEADS, case
 
 # ---------------------------------------------------------------- scales and shapes
 
@@ -219,7 +219,7 @@ class LeViTLayout(LeViT):
         return self.proj(F.hardswish(out.transpose(1, 2).reshape(b, n, HEADS * 6)))
 
 
-@case(block__qkv__weight=(36, 12), block__proj__weight=(12, 12), captures=only("export"))
+@case(block__qkv__weight=(36, 12), block__proj__weight=(12, 12))
 class QkvByEinops(FusedAttention):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=HEADS)
