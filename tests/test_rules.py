@@ -482,7 +482,7 @@ def joining_cases(case: Cases) -> None:
     case("written", assigned((slice(None), torch.tensor([4, 0, 1]))), (4, 6), (4, 3))
     case("written", assigned((slice(None), [4, 0, 1])), (4, 6), (4, 3))
     case("written", lambda a, i, b: assigned((slice(None), i))(a, b), (4, 6), torch.arange(3), (4, 3))
-    case("written", assigned((Ellipsis, slice(2, 5))), (2, 3, 2, 4, 6), (2, 3, 2, 4, 3))
+    case("written", assigned((Ellipsis, slice(2, 5))), (4, 5, 3, 4, 6), (4, 5, 3, 4, 3))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
     for index in (
