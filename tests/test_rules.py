@@ -638,17 +638,13 @@ def normalisation_cases(case: Cases) -> None:
         statistic=True,
     )
     case("batch_norm", lambda a: F.batch_norm(a, None, None, training=True), (4, 6), statistic=True)
-    case(
-        "aten.batch_norm",
-        lambda a, m, v, w, b: aten.batch_norm.default(a, w, b, m, v, False, 0.1, 1e-5, False),
-        *stats,
-    )
-    case(
-        "aten.batch_norm",
-        lambda a, m, v, w, b: aten.batch_norm.default(a, w, b, m, v, False, 0.1, 1e-5, False),
-        (2, 6, 5, 3),
-        *stats[1:],
-    )
+    for shape in (stats[0], (2, 6, 5, 3)):
+        case(
+            "aten.batch_norm",
+            lambda a, m, v, w, b: aten.batch_norm.default(a, w, b, m, v, False, 0.1, 1e-5, False),
+            shape,
+            *stats[1:],
+        )
     case(
         "instance_norm",
         lambda a, w, b: F.instance_norm(a, weight=w, bias=b),

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.one_node import one_node
-from fxprune.capture.proxies import TracedAttribute, TracedValue
+from fxprune.capture.proxies import TracedValue, stands_for
 from fxprune.capture.users_code import is_users
 
 __all__ = ["taking_proxies"]
@@ -32,10 +32,7 @@ def taking_proxies(tracer: fx.Tracer) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
 
         def patch(owner: Any, name: str, value: Any) -> None:
-            if name in vars(owner):
-                patches.callback(setattr, owner, name, vars(owner)[name])
-            else:
-                patches.callback(delattr, owner, name)
+            patches.callback(setattr, owner, name, vars(owner)[name])
             setattr(owner, name, value)
 
         patch(builtins, "isinstance", _instance_check(builtins.isinstance))
@@ -60,10 +57,10 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
             return True
-        if type(x) not in (TracedValue, TracedAttribute):
+        if not is_instance(x, TracedValue):
             return False
         file = sys._getframe(1).f_code.co_filename  # torch.is_tensor stands in torch's first file
-        return (is_users(file) or file == torch.__file__) and x.is_instance(classes)
+        return (is_users(file) or file == torch.__file__) and stands_for(x, classes)
 
     return check
 

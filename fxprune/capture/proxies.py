@@ -18,35 +18,33 @@ from fxprune.passes.propagate_values import NodeError
 if TYPE_CHECKING:
     from fxprune.capture.symbolic import Tracer
 
-__all__ = ["TracedAttribute", "TracedValue"]
+__all__ = ["TracedValue", "stands_for"]
 
 UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
 class TracedValue(fx.Proxy):
-    """A proxy that knows what it is for the example."""
+    """A proxy that knows what it is for the example.
+
+    It has no method of a plain name: `x.value` is the model's.
+    """
 
     tracer: Tracer
-
-    def is_instance(self, classes: Any) -> bool:
-        """Whether what it stands for is one.  (An answer by `__class__` would deceive torch's C code too.)"""
-        held = self.tracer.tensors.get(self.node.target) if self.node.op == "get_attr" else None
-        return isinstance(self.value() if held is None else held, classes)
 
     def __getattr__(self, name: str) -> TracedAttribute:
         """`hasattr(x, "mask")` asks whether there is one; the base class has all."""
         if not hasattr(Tensor, name):
-            value = self.value()
+            value = _for_example(self)
             if value is not self and not hasattr(value, name):
                 raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         return TracedAttribute(self, name)
 
     def __int__(self) -> int:
         """The example's number, which the graph checks."""
-        return self._number(int)
+        return _number(self, int)
 
     def __float__(self) -> float:
-        return self._number(float)
+        return _number(self, float)
 
     def __len__(self) -> int:
         """`f(*x.shape)` asks how many there are."""
@@ -72,16 +70,6 @@ class TracedValue(fx.Proxy):
         else:
             tracer.write(self, tracer.create_proxy("call_function", written, (self, index, value), {}))
 
-    def _number(self, kind: type) -> Any:
-        return self.tracer.decisions.value(self.tracer.create_proxy("call_function", kind, (self,), {}))
-
-    def value(self) -> Any:
-        """What it is for the example; the proxy itself where that can't tell."""
-        try:
-            return self.tracer.decisions.structure(self)
-        except (NodeError, TraceError):
-            return self
-
 
 class TracedAttribute(TracedValue, Attribute):
     """`x.shape`, a node once it is used as a value; `x.view(..)` is a node of its own."""
@@ -91,3 +79,21 @@ class TracedAttribute(TracedValue, Attribute):
         if name == "type" and self.attr == "device":
             return self.tracer.decisions.structure(self).type
         return super().__getattr__(name)
+
+
+def stands_for(x: TracedValue, classes: Any) -> bool:
+    """Is what x stands for an instance?  (An answer by `__class__` would deceive torch's C code too.)"""
+    held = x.tracer.tensors.get(x.node.target) if x.node.op == "get_attr" else None
+    return isinstance(_for_example(x) if held is None else held, classes)
+
+
+def _for_example(x: TracedValue) -> Any:
+    """What it is for the example; the proxy itself where that can't tell."""
+    try:
+        return x.tracer.decisions.structure(x)
+    except (NodeError, TraceError):
+        return x
+
+
+def _number(x: TracedValue, kind: type) -> Any:
+    return x.tracer.decisions.value(x.tracer.create_proxy("call_function", kind, (x,), {}))

@@ -94,8 +94,6 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """A model's own output class is called in the graph, even where it is a dict, too."""
-        if isinstance(a, fx.Proxy):  # the base class would ask whether it is a tensor
-            return a.node
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
