@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import groups_of
-from helpers import assert_same, randomise, run
+from helpers import assert_same, mlp, randomise, run
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture.decisions import holds
+from fxprune.capture.decisions import Decisions, holds
+from fxprune.capture.users_code import is_users
 from fxprune.errors import CaptureError, InputSizeError
 from fxprune.saved.fingerprint import graph_digest
 
@@ -284,6 +286,30 @@ def test_what_a_model_keeps_between_calls_is_made_in_each() -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=x)
     assert fxprune.verify(model, pruned, example_inputs=x) < 1e-12
     assert model.between.table is None
+
+
+def test_nothing_is_worked_out_that_the_model_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch and Python's own library ask of every argument what it is: what a proxy says is enough."""
+    asked = []
+    monkeypatch.setattr(Decisions, "structure", lambda self, proxy: asked.append(proxy))
+    fxprune.analyze(mlp(), example_inputs=torch.zeros(2, 6), capture="symbolic")
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("file", "users"),
+    [
+        (torch.nn.functional.__file__, False),
+        (fxprune.__file__, False),
+        (dataclasses.__file__, False),
+        ("<string>", False),
+        (__file__, True),
+        (f"{Path(dataclasses.__file__).parent}/site-packages/library/vit.py", True),
+        ("/home/user/fxprune/vit.py", True),
+    ],
+)
+def test_whose_code_a_file_is(file: str, users: bool) -> None:
+    assert is_users(file) == users
 
 
 def test_tracing_leaves_python_as_it_was() -> None:

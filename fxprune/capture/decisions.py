@@ -70,6 +70,8 @@ class Decisions:
         return self._behind(proxy, self._run)
 
     def _behind(self, proxy: fx.Proxy, run: FakeRun) -> Any:
+        if proxy.node in run.env:
+            return run.env[proxy.node]
         try:
             with _plain_modules():
                 return run.value(proxy.node)

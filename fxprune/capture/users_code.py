@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -11,8 +12,11 @@ __all__ = ["is_users"]
 # Folders, not words of a path: a model may live in a folder that is named as we are.
 _OURS = f"{Path(__file__).parents[1]}/"
 _TORCHS = f"{torch.__path__[0]}/"
+_PYTHONS = f"{sysconfig.get_path('stdlib')}/"
 
 
 def is_users(file: str) -> bool:
-    """Is it neither torch's, nor ours, nor code made on the way (`<eval_with_key>`)?"""
-    return not file.startswith((_TORCHS, _OURS, "<"))
+    """Is it neither torch's, nor Python's, nor ours, nor code made on the way (`<eval_with_key>`)?"""
+    if file.startswith((_TORCHS, _OURS, "<")):
+        return False
+    return not file.startswith(_PYTHONS) or "-packages/" in file  # which may stand in Python's folder
