@@ -99,7 +99,7 @@ def quick(seconds: float) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("spec", quick(0.5))
+@pytest.mark.parametrize("spec", quick(0.35))
 def test_every_family(spec: str, tmp_path: Path) -> None:
     pruned = fxprune.prune(randomise(model_specs.build(spec)))
     loaded = there_and_back(pruned, tmp_path / "saved")
@@ -114,7 +114,7 @@ def other_libraries() -> list[Any]:
     rows = [row for spec, row in TABLE.items() if spec.startswith("zoo_models:") and row.passed]
     return [
         pytest.param(
-            row.model, marks=[] if (row.seconds or 9) < 0.5 and (row.params or 9) < 5 else [pytest.mark.slow]
+            row.model, marks=[] if (row.seconds or 9) < 0.3 and (row.params or 9) < 3 else [pytest.mark.slow]
         )
         for row in rows
         if (row.params or 99) < 50

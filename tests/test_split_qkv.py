@@ -14,9 +14,13 @@ import fxprune
 both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 
-@both_captures
 @pytest.mark.parametrize(
-    ("make", "qkv"), [(small_vit, "blocks.1.attn.qkv"), (small_swin, "layers.0.blocks.0.attn.qkv")]
+    ("make", "qkv", "capture"),
+    [
+        (small_vit, "blocks.1.attn.qkv", "symbolic"),
+        (small_vit, "blocks.1.attn.qkv", "export"),
+        (small_swin, "layers.0.blocks.0.attn.qkv", "symbolic"),
+    ],
 )
 def test_queries_and_values_shrink_by_their_own_ratios(
     make: Callable[[], nn.Module], qkv: str, capture: str

@@ -33,18 +33,21 @@ class Exactness(NamedTuple):
     note: str = ""
 
 
-def exactness(model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float) -> Exactness:
-    """In float64, at a batch size other than the traced one; and run at a third one."""
+def exactness(
+    model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float, brief: bool = False
+) -> Exactness:
+    """In float64, at a batch size other than the traced one; and, unless `brief`, run at a third one."""
     smaller = None
     if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
         smaller = _smallest(model, pruned)
     example = smaller or _noise(model, pruned)
     note = f"certified at {_size(smaller)} x {_size(smaller)}" if smaller else ""
     if pruned.meta["fxprune"]["dynamic"]:
-        few, many = (1, 3) if smaller or macs <= SINGLE_IMAGE_MACS else (3, 1)
-        _ = outputs_of(pruned, example.with_batch(few))
-        example = example.with_batch(many)
-        note = note or ("certified with one image" if many == 1 else "")
+        single = not smaller and macs > SINGLE_IMAGE_MACS
+        if not brief:
+            _ = outputs_of(pruned, example.with_batch(3 if single else 1))
+        example = example.with_batch(1 if single else 2 if brief else 3)
+        note = note or ("certified with one image" if single else "")
     if smaller:  # the axes of that image size
         found = verify(model, pruned, example_inputs=example.args, example_kwargs=example.kwargs)
     else:
@@ -52,7 +55,9 @@ def exactness(model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs
     return Exactness(found, note)
 
 
-def exactness_built_smaller(spec: str, macs: float, capture: str, ratio: float) -> Exactness | None:
+def exactness_built_smaller(
+    spec: str, macs: float, capture: str, ratio: float, brief: bool = False
+) -> Exactness | None:
     """Of the same architecture built for smaller images and pruned in the same way, where that is needed."""
     if macs <= SINGLE_IMAGE_MACS:
         return None
@@ -60,7 +65,7 @@ def exactness_built_smaller(spec: str, macs: float, capture: str, ratio: float) 
         twin = _built_for(spec, size)
         if twin is not None:
             analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
-            found, _ = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0)
+            found, _ = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0, brief)
             return Exactness(found, f"certified as built for {size} x {size}")
     return None
 
@@ -100,7 +105,7 @@ def _smallest(model: nn.Module, pruned: fx.GraphModule) -> Example | None:
     for size in (s for s in SMALLER_IMAGES if s < _size(example)):
         smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
         try:
-            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (model, pruned)]
+            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (pruned, model)]  # the quick one first
         except Exception:  # this size is too small for its windows, or other than its positions
             continue
         if shapes[0] == shapes[1]:
