@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import NamedTuple
 
 import torch
@@ -105,7 +107,8 @@ def _smallest(model: nn.Module, pruned: fx.GraphModule) -> Example | None:
     for size in (s for s in SMALLER_IMAGES if s < _size(example)):
         smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)
         try:
-            shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (pruned, model)]  # the quick one first
+            with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph's line where it raises
+                shapes = [[t.shape for t in outputs_of(m, smaller)] for m in (pruned, model)]
         except Exception:  # this size is too small for its windows, or other than its positions
             continue
         if shapes[0] == shapes[1]:
