@@ -11,10 +11,12 @@ Prints each mutant with the test that kills it, then the survivors.  A survivor 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="mutants whose name holds one of these")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what may turn red")
     parser.add_argument("--notes", help="a file that keeps what tests reach: they are not run as is again")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--quiet", action="store_true", help="print survivors alone")
     options = parser.parse_args()
-    check = Check(options.kinds or KINDS, options.only, options.quiet)
+    check = Check(options.kinds or KINDS, options.only, options.jobs, options.quiet)
     folder = Path(__file__).parents[1]
     arguments = [str(folder / test) for test in options.tests]
     arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
@@ -73,23 +76,31 @@ def main() -> int:
 
 
 class Check:
-    def __init__(self, kinds: list[str], only: list[str], quiet: bool) -> None:
-        self.kinds, self.only, self.quiet = kinds, only, quiet
+    def __init__(self, kinds: list[str], only: list[str], jobs: int, quiet: bool) -> None:
+        self.kinds, self.only, self.jobs, self.quiet = kinds, only, jobs, quiet
         self.count, self.survivors = 0, list[str]()
         self.start = time.monotonic()
 
     def run(self, session: Session) -> None:
         print(f"{len(session.items)} tests are green, {time.monotonic() - self.start:.0f} s", flush=True)
-        for mutant, tests in self._mutants(session):
-            if not any(word in str(mutant) for word in self.only):
-                continue
-            self.count += 1
-            killer = session.killer(mutant.apply, self._in_order(mutant, tests, session))
-            if killer is None:
-                self.survivors.append(str(mutant))
-            if killer is None or not self.quiet:
-                said = killer.rpartition("/")[2] if killer else f"SURVIVES {len(tests)} tests"
-                print(f"{str(mutant)[:110]:<110}  {said}", flush=True)
+        mutants = [
+            (mutant, tests)
+            for mutant, tests in self._mutants(session)
+            if any(word in str(mutant) for word in self.only)
+        ]
+
+        def killer(mutant: Any, tests: list[str]) -> str | None:
+            return session.killer(mutant.apply, self._in_order(mutant, tests, session))
+
+        with ThreadPoolExecutor(self.jobs) as threads:  # each waits for a fork
+            killers = threads.map(killer, *zip(*mutants, strict=True))
+            for (mutant, tests), killed_by in zip(mutants, killers, strict=True):
+                self.count += 1
+                if killed_by is None:
+                    self.survivors.append(str(mutant))
+                if killed_by is None or not self.quiet:
+                    said = killed_by.rpartition("/")[2] if killed_by else f"SURVIVES {len(tests)} tests"
+                    print(f"{str(mutant)[:110]:<110}  {said}", flush=True)
 
     def _in_order(self, mutant: Any, tests: list[str], session: Session) -> list[str]:
         """The op's or pass's own tests first, each time those that reach most in least time.
