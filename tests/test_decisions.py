@@ -303,6 +303,9 @@ def test_nothing_is_worked_out_that_the_model_does_not_ask(monkeypatch: pytest.M
         (fxprune.__file__, False),
         (dataclasses.__file__, False),
         ("<string>", False),
+        ("<eval_with_key>.3", False),
+        ("<stdin>", True),
+        ("<ipython-input-1-0>", True),
         (__file__, True),
         (f"{Path(dataclasses.__file__).parent}/site-packages/library/vit.py", True),
         ("/home/user/fxprune/vit.py", True),
@@ -345,6 +348,7 @@ QUESTIONS: dict[str, Callable[[Any, Any], bool]] = {
     "an attribute": lambda m, x: hasattr(x, "tensors"),
     "an attribute's default": lambda m, x: getattr(x, "mask", None) is None,
     "callable": lambda m, x: callable(x),
+    "typed in": eval("lambda m, x: isinstance(x, torch.Tensor)"),
 }
 
 

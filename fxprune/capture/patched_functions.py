@@ -59,8 +59,9 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
             return True
         if not is_instance(x, TracedValue):
             return False
-        file = sys._getframe(1).f_code.co_filename  # torch.is_tensor stands in torch's first file
-        return (is_users(file) or file == torch.__file__) and stands_for(x, classes)
+        file = sys._getframe(1).f_code.co_filename
+        theirs = is_users(file) or file in (torch.__file__, "<string>")  # torch.is_tensor, `python -c`
+        return theirs and stands_for(x, classes)
 
     return check
 

@@ -13,10 +13,11 @@ __all__ = ["is_users"]
 _OURS = f"{Path(__file__).parents[1]}/"
 _TORCHS = f"{torch.__path__[0]}/"
 _PYTHONS = f"{sysconfig.get_path('stdlib')}/"
+_MADE = ("<eval_with_key", "<frozen", "<string>")  # what is typed in is in `<stdin>` or `<ipython-input-1>`
 
 
 def is_users(file: str) -> bool:
-    """Is it neither torch's, nor Python's, nor ours, nor code made on the way (`<eval_with_key>`)?"""
-    if file.startswith((_TORCHS, _OURS, "<")):
+    """Is it neither torch's, nor Python's, nor ours, nor code made on the way?"""
+    if file.startswith((_TORCHS, _OURS, *_MADE)):
         return False
     return not file.startswith(_PYTHONS) or "-packages/" in file  # which may stand in Python's folder
