@@ -273,7 +273,7 @@ def shape_of(operand: Operand) -> tuple[int, ...]:
 
 
 def deepened(operand: Operand) -> Operand:
-    prefix = (2, 3, 2, 3)
+    prefix = (5, 7, 8, 9)  # all different: two masks of one size then keep different numbers of elements
     if isinstance(operand, Tensor):
         return operand.expand(*prefix, *operand.shape).clone()
     return (*prefix, *operand)
@@ -697,6 +697,7 @@ def reshaping_cases(case: Cases) -> None:
     case("_unsafe_view", lambda a: aten._unsafe_view.default(a, [4, 3, 4]), (4, 12))
     case("reshape_as", lambda a, b: a.reshape_as(b), (4, 12), (4, 3, 4))
     case("reshape_as", lambda a, b: a.reshape_as(b), (5, 24), (5, 4, 6))
+    case("reshape_as", lambda a, b: a.reshape_as(b), (5, 7, 24), (5, 7, 4, 6))
     case("view_as", lambda a, b: a.view_as(b), (24,), (4, 6))
     case("flatten", lambda a: a.flatten(1), (4, 6, 5), captures=BOTH)
     case("flatten", lambda a: torch.flatten(a, start_dim=-3, end_dim=-2), (2, 4, 6, 5))

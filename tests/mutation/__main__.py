@@ -107,17 +107,18 @@ class Check:
 
         Of very many others, some: all that a certificate of any model runs through.
         """
-        file = getattr(mutant, "path", None)
+        path = getattr(mutant, "path", None)
 
         def depth(test: str) -> int:
-            return sum(path == file for path, _ in session.seen[test].lines)
+            return sum(file == path for file, _ in session.seen[test].lines)
 
         def worth(test: str) -> float:
             return (1 + depth(test)) / (0.01 + session.seen[test].seconds)
 
         words = [f"[{mutant.op}"] if isinstance(mutant, RuleMutant) else ["test_layers"]
-        if file:
-            words += [f"test_{Path(file).stem}", *OWN.get(Path(file).parts[0], ())]
+        if isinstance(mutant, SourceMutant):
+            file = Path(mutant.file)
+            words += [f"test_{file.stem}", *OWN.get(file.parts[0], ())]
         own = [t for t in tests if any(word in t for word in words)]
         own += sorted({*tests} - {*own}, key=depth, reverse=True)[:DEEPEST]
         others = sorted({*tests} - {*own})
