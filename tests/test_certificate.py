@@ -90,3 +90,24 @@ def test_what_the_code_makes_is_double_too(capture: str) -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
     assert fxprune.verify(model, pruned) < 1e-8
     assert torch.get_default_dtype() is torch.float32
+
+
+class Phases(nn.Module):
+    """It returns complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_complex(self.body(x).unflatten(-1, (-1, 2)))
+
+
+@both_captures
+def test_complex_results_are_compared(capture: str) -> None:
+    model = randomise(Phases())
+    pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
+    assert fxprune.verify(model, pruned).exact
+    with torch.no_grad():
+        next(pruned.parameters()).mul_(2)
+    assert not fxprune.verify(model, pruned).exact

@@ -114,6 +114,26 @@ def test_every_criterion_scores_every_group(setting: Setting, criterion: str) ->
         assert np.ptp(scores[group]) > 0, group
 
 
+class Phases(nn.Module):
+    """Pairs of channels are complex numbers, and the weights that turn them are too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(4, 3)
+        self.turns = nn.Parameter(torch.tensor([1, 1j, 9j, 9], dtype=torch.cfloat))
+        nn.init.ones_(self.fc1.weight)
+        nn.init.ones_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2((torch.view_as_complex(self.fc1(x).unflatten(-1, (-1, 2))) * self.turns).abs())
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_imaginary_part_has_a_magnitude() -> None:
+    pruned = fxprune.prune(Phases(), 0.5, example_inputs=torch.randn(2, 6))
+    assert pruned.get_parameter("turns").tolist() == [9j, 9]
+
+
 # ---------------------------------------------------------------- through the public call
 
 

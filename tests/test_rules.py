@@ -13,6 +13,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,11 @@ def elementwise_cases(case: Cases) -> None:
     for name in ["asinh", "atanh", "arcsin", "arccos", "arctan", "erfinv"]:
         case(name, getattr(torch, name), unit(4, 6))
     case("acosh", torch.acosh, unit(4, 6) + 1)
+    for name in ["polar", "complex"]:
+        case(name, getattr(torch, name), unit(4, 6), (6,))
+    for name in ["conj", "conj_physical", "resolve_conj", "real", "imag", "angle"]:
+        case(name, lambda a, b, name=name: getattr(torch, name)(torch.complex(a, b)), (4, 6), (4, 6))
+    case("_conj", lambda a, b: aten._conj.default(torch.complex(a, b)), (4, 6), (4, 6))
     for name in ["logical_not", "bitwise_not"]:
         case(name, getattr(torch, name), flags(4, 6))
     case("invert", operator.invert, flags(4, 6))
@@ -246,6 +252,7 @@ def elementwise_cases(case: Cases) -> None:
     case("full_like", lambda a: torch.full_like(a, 2.0), (4, 6))
     case("empty_like", torch.empty_like, (4, 6), values=False)
     case("copy", lambda a, b: aten.copy.default(a, b), (4, 6), (6,))
+    case("copy", lambda a, b: aten.copy.default(a, b), (4, 6), (4, 6))
     case("zero", lambda a: aten.zero.default(a), (4, 6))
     case("fill", lambda a: aten.fill.Scalar(a, 2.0), (4, 6))
     case("to", lambda a: a.to(torch.float32), (4, 6), captures=BOTH)
@@ -725,6 +732,9 @@ def reshaping_cases(case: Cases) -> None:
     case("movedim", lambda a: a.movedim(1, -1), (4, 6, 5, 3), captures=BOTH)
     case("movedim", lambda a: torch.movedim(a, (0, 1), (2, 0)), (4, 6, 5, 3))
     case("moveaxis", lambda a: a.moveaxis(-1, 0), (4, 6, 5))
+    case("getattr", lambda a, b: torch.complex(a, b).imag, (4, 6), (4, 6))
+    case("view_as_complex", torch.view_as_complex, (4, 6, 2))
+    case("view_as_real", lambda a, b: torch.view_as_real(torch.complex(a, b)), (4, 6), (6,))
     case("unsqueeze", lambda a: a.unsqueeze(1), (4, 6), captures=BOTH)
     case("unsqueeze", lambda a: a.unsqueeze(-1), (4, 6))
     case("squeeze", lambda a: a.squeeze(1), (4, 1, 6), captures=BOTH)
@@ -839,6 +849,30 @@ def source_cases(case: Cases) -> None:
     case("one_hot", lambda i: F.one_hot(i, 7), indices(4, 5, below=7), captures=BOTH)
 
 
+def fourier_cases(case: Cases) -> None:
+    """What is transformed stays whole; what lies beside it shrinks."""
+    fft = torch.fft
+    for name in ["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"]:
+        function = getattr(fft, name)
+        case(f"fft_{name}", function, (4, 6))
+        case(f"fft_{name}", partial(function, n=5, dim=1, norm="ortho"), (4, 6, 5), captures=BOTH)
+    for name in ["fft2", "ifft2", "rfft2", "irfft2"]:
+        function = getattr(fft, name)
+        case(f"fft_{name}", function, (4, 6, 5))
+        case(f"fft_{name}", partial(function, dim=(1, 2)), (4, 6, 5, 7), captures=BOTH)
+        case(f"fft_{name}", partial(function, s=(4, 8), dim=(1, 3)), (4, 6, 5, 7))
+    for name in ["fftn", "ifftn", "rfftn", "irfftn"]:
+        function = getattr(fft, name)
+        case(f"fft_{name}", function, (4, 6), whole=True)
+        case(f"fft_{name}", partial(function, s=(4, 4, 4)), (4, 6, 5, 7))
+        case(f"fft_{name}", partial(function, dim=(0, 2)), (4, 6, 5, 7), captures=BOTH)
+    for name in ["fftshift", "ifftshift"]:
+        function = getattr(fft, name)
+        case(f"fft_{name}", function, (4, 6), whole=True)
+        case(f"fft_{name}", partial(function, dim=1), (4, 6, 5), captures=BOTH)
+        case(f"fft_{name}", partial(function, dim=(0, -1)), (4, 6, 5))
+
+
 def spatial_cases(case: Cases) -> None:
     """Channels pass through, pixels stay."""
     for n in (1, 2, 3):
@@ -909,6 +943,7 @@ def all_cases() -> list[Case]:
         deep_cases,
         source_cases,
         spatial_cases,
+        fourier_cases,
     ):
         family(cases)
     return cases.all

@@ -25,7 +25,7 @@ from fxprune.certify.masked_original import MaskedOriginal
 from fxprune.errors import CertificateError
 from fxprune.passes.propagate_values import bound_arguments
 from fxprune.selection import Selection
-from fxprune.tensors import device_of, floats_of, tensor_at
+from fxprune.tensors import device_of, floats_of, in_float64, is_float, tensor_at
 
 __all__ = ["Certificate", "certify", "same_function"]
 
@@ -54,7 +54,7 @@ def certify(
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
     _check_capture(model, analysis.captured, example)
-    example = example.map(lambda t: t.double() if t.is_floating_point() else t)
+    example = example.map(in_float64)
     with torch.no_grad(), default_float64():
         with _same_draws(model):
             wanted = MaskedOriginal(analysis, selection, example.batch).run_on(example)
@@ -72,9 +72,9 @@ def certify(
 
 def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
     """The largest relative error between a rewritten graph and a module's own code, in float64."""
-    example = example.map(lambda t: t.double() if t.is_floating_point() else t)
+    example = example.map(in_float64)
     device = device_of(pruned)
-    eager = copy.deepcopy(stock).to(device).double().eval()
+    eager = in_float64(copy.deepcopy(stock).to(device)).eval()
     with torch.no_grad(), default_float64():
         with _same_draws(pruned):
             wanted = floats_of(eager(*example.args, **example.kwargs))
@@ -99,7 +99,7 @@ def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> 
     for node in _leaves(output.args[0]):
         tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
         for t, axes in zip(tensors, analysis.axes[node], strict=True):
-            if t.is_floating_point():
+            if is_float(t):
                 kept.append([selection.positions(axis) for axis in axes])
     return kept
 
@@ -159,7 +159,7 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     for name, (rows, ratio) in record["folded"].items():
         old = old_of.get(name, name)
         kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
-        exact = _compact(original[old], kept).double()
+        exact = in_float64(_compact(original[old], kept))
         exact[rows.to(exact.device)] *= ratio
         stored = tensor_at(twin, name)
         if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):

@@ -1,4 +1,7 @@
-"""Float64 twins: a module's graph run with all that it holds and casts to in double precision."""
+"""Float64 twins: a module's graph run with all that it holds and casts to in double precision.
+
+Complex numbers are two floats: what is said of float64 here holds for complex128.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,18 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Example
 from fxprune.passes.propagate_values import bound_arguments
+from fxprune.tensors import in_float64
 
 __all__ = ["Float64Interpreter", "default_float64", "doubled"]
+
+_RAISED = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+_CASTS = {"cfloat": torch.complex128, **dict.fromkeys(["float", "half", "bfloat16"], torch.float64)}
 
 
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
@@ -23,7 +36,7 @@ def doubled(module: fx.GraphModule) -> fx.GraphModule:
     shell = nn.Module()
     shell._modules = module._modules
     shell._parameters, shell._buffers = module._parameters, module._buffers
-    shell = copy.deepcopy(shell).double().eval()
+    shell = in_float64(copy.deepcopy(shell)).eval()
     twin.__dict__ = {
         **module.__dict__,
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
@@ -42,10 +55,6 @@ def default_float64() -> Iterator[None]:
         torch.set_default_dtype(was)
 
 
-_LOW = (torch.float16, torch.bfloat16, torch.float32)
-_CASTS = {"float", "half", "bfloat16"}
-
-
 class Float64Interpreter(fx.Interpreter):
     """Runs a graph in float64, casts to a lower precision that its code makes included."""
 
@@ -59,12 +68,12 @@ class Float64Interpreter(fx.Interpreter):
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in _CASTS:
-            return args[0].double()
+            return args[0].to(_CASTS[target])
         return super().call_method(target, *_raised(args, kwargs))
 
 
 def _raised(args: Any, kwargs: Any) -> tuple[Any, Any]:
     def up(value: Any) -> Any:
-        return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
+        return _RAISED.get(value, value) if isinstance(value, torch.dtype) else value
 
     return pytree.tree_map(up, (args, kwargs))

@@ -27,6 +27,7 @@ from fxprune.importance.data import Batch, batches_of
 from fxprune.importance.predictions import LogProbabilities, predictions_of
 from fxprune.importance.scores import Scores, shape_of
 from fxprune.importance.soft_masks import SoftMasked
+from fxprune.tensors import in_float64
 
 __all__ = ["divergences", "kl_exact"]
 
@@ -230,7 +231,7 @@ def _fingerprint(analysis: Analysis, batches: list[Batch]) -> str:
     """A digest of the weights' sums and of the data: cheap, and different for different runs."""
     digest = hashlib.sha256()
     for name, p in analysis.module.named_parameters():
-        digest.update(f"{name} {tuple(p.shape)} {p.detach().double().sum().item()!r}".encode())
+        digest.update(f"{name} {tuple(p.shape)} {in_float64(p.detach()).sum().item()!r}".encode())
     for batch in batches:
         for t in batch.args:
             if isinstance(t, Tensor):

@@ -59,6 +59,8 @@ def _energies(weight: Tensor, dims: list[int]) -> list[np.ndarray]:
     """The sum of squares over all other dimensions, for each dim: float64 [n]."""
     sums = [np.zeros(weight.shape[dim]) for dim in dims]
     row = 0
+    if weight.is_complex():
+        weight = torch.view_as_real(weight)
     for block in in_blocks(weight) if dims else ():
         squares = (block if block.dtype == torch.float64 else block.float()).square()
         for dim, total in zip(dims, sums, strict=True):

@@ -3,6 +3,7 @@
 from fxprune.rules import (
     contractions,
     elementwise,
+    fourier,
     joining,
     normalisation,
     reductions,
@@ -19,6 +20,7 @@ __all__ = [
     "Typed",
     "contractions",
     "elementwise",
+    "fourier",
     "joining",
     "normalisation",
     "reductions",

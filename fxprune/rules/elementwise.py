@@ -57,6 +57,8 @@ elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rs
 elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "floor")
 elementwise("asinh", "acosh", "atanh", "arcsin", "arccos", "arctan", "arctan2", "sinc", "erfinv", "logaddexp")
 elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
+# complex numbers
+elementwise("polar", "complex", "conj", "_conj", "conj_physical", "resolve_conj", "real", "imag", "angle")
 # activations
 elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "sigmoid")
 elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")

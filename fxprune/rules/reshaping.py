@@ -122,7 +122,7 @@ def getattr_axes(input: Typed, name: str) -> Flow:
         return numpy_t_axes(input)
     if name in ("mT", "mH"):
         return t_axes(input)
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return Flow(input.axes)
     raise TypeError(f"the attribute {name!r} is not understood")
 
@@ -135,6 +135,18 @@ def movedim_axes(input: Typed, source: Any, destination: Any) -> Flow:
     for target, origin in sorted(zip(targets, sources, strict=True)):
         order.insert(target, origin)
     return Flow(tuple(input.axes[d] for d in order))
+
+
+@rule("view_as_complex")
+def view_as_complex_axes(input: Typed) -> Flow:
+    """... 2 -> ..."""
+    return Flow(input.axes[:-1], whole=[(input.axes[-1], "real and imaginary parts")])
+
+
+@rule("view_as_real")
+def view_as_real_axes(input: Typed) -> Flow:
+    """... -> ... 2"""
+    return Flow((*input.axes, fixed(2, "real and imaginary parts")))
 
 
 @rule("unsqueeze")

@@ -36,7 +36,8 @@ def randomise(model: Model, seed: int = 0) -> Model:
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor, scale: float) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32).mul_(scale)
+        dtype = torch.complex64 if like.is_complex() else torch.float32
+        return torch.randn(like.shape, generator=generator, dtype=dtype).mul_(scale)
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():

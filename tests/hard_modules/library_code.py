@@ -103,7 +103,7 @@ class FourierMixing(TwoLayers):
         return self.fc2(self.fc1(torch.fft.fft2(x).real).relu())
 
 
-@case(block__fc1__weight=(40, 12), block__fc2__weight=(12, 40))
+@case(block__fc1__weight=(20, 12), block__filter=(5, 20, 2), block__fc2__weight=(12, 20))
 class GlobalFilter(TwoLayers):
     """GFNet's: complex weights over the frequencies of the tokens."""
 
@@ -114,6 +114,20 @@ class GlobalFilter(TwoLayers):
     def between(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(self.filter)
         return torch.fft.irfft(spectrum, n=9, dim=1, norm="ortho")
+
+
+@case(block__fc1__weight=(20, 12), block__weights=(10, 10), block__fc2__weight=(12, 20))
+class ComplexWeights(TwoLayers):
+    """Channels in pairs are complex numbers, mixed by a complex matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(20, 20, dtype=torch.cfloat))
+        self.bias = nn.Parameter(torch.randn(20, dtype=torch.cfloat))
+
+    def between(self, x: Tensor) -> Tensor:
+        x = torch.view_as_complex(x.unflatten(-1, (-1, 2))) @ self.weights + self.bias
+        return torch.view_as_real(x).flatten(-2).relu()
 
 
 @case(block__fc1__weight=(40, 12), block__fc2__weight=(12, 40))

@@ -124,6 +124,16 @@ class RotaryByPairs(Rotary):
 
 
 @case(block__q__weight=(12, 12), block__proj__weight=(12, 12))
+class RotaryByComplexNumbers(Rotary):
+    """Llama's: a pair of channels is a complex number, and a position turns it."""
+
+    def rotate(self, x: Tensor) -> Tensor:
+        turns = torch.polar(torch.ones_like(self.angles), self.angles)
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns).flatten(3).type_as(x)
+
+
+@case(block__q__weight=(12, 12), block__proj__weight=(12, 12))
 class RotaryWithoutClassToken(Rotary):
     """EVA: the first token is not rotated, and its positions are cut from the table."""
 
