@@ -25,7 +25,7 @@ zoo: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2
 
-# Breaks each rule and pass in turn; a test must go red for each (three quarters of an hour).
+# Breaks each rule and pass in turn; a test must go red for each (half an hour).
 mutation: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/mutation
 

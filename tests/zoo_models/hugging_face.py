@@ -137,6 +137,14 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clip": ("CLIPConfig", "CLIPForImageClassification", _vision("CLIPVisionConfig", VIT)),
     "siglip_vision": ("SiglipVisionConfig", "SiglipVisionModel", VIT),
     "siglip": ("SiglipConfig", "SiglipForImageClassification", _vision("SiglipVisionConfig", VIT)),
+    # rotary positions by complex numbers
+    "llama4_vision": (
+        "Llama4VisionConfig",
+        "Llama4VisionModel",
+        VIT
+        | {"hidden_size": 64, "intermediate_size": 256, "vision_output_dim": 48}
+        | {"projector_input_dim": 48, "projector_output_dim": 48},
+    ),
     # windows
     "swin": ("SwinConfig", "SwinForImageClassification", WINDOWS | CLASSES),
     "swin_masked": ("SwinConfig", "SwinForMaskedImageModeling", WINDOWS | {"encoder_stride": 8}),
