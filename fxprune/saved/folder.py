@@ -88,7 +88,9 @@ def read_tensors(folder: Path, record: Mapping[str, Any], device: str | torch.de
             raise FileError(f"{path} is {what}: it has {size} bytes, and should have {wanted['bytes']}")
         if _sha256(path) != wanted["sha256"]:
             raise FileError(f"{path} was changed since it was saved: its digest does not fit {RECORD}")
-        return safetensors.torch.load_file(path, device=str(device))
+        tensors = safetensors.torch.load_file(path, device=str(device))
+        # A file's numbers lie anywhere in memory: on some processors unaligned ones round otherwise.
+        return {name: t.clone() if t.device.type == "cpu" else t for name, t in tensors.items()}
     except FileNotFoundError:
         raise FileError(f"{folder} holds no {WEIGHTS}") from None
     except (OSError, SafetensorError) as error:
