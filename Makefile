@@ -1,4 +1,4 @@
-# `make test` and `make demo` need only python3 (3.11 or newer, with venv) and make.
+# `make test` and `make demo` need only python3 (3.10 or newer, with venv) and make.
 # Tests of pictures use graphviz's dot and a Chromium where they are installed, and say so where they skip:
 # apt-get install graphviz chromium.
 # VENV=path uses that environment instead of .venv.
