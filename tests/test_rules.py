@@ -317,6 +317,11 @@ def contraction_cases(case: Cases) -> None:
     case("addmm", torch.addmm, (8,), (3, 6), (6, 8), captures=BOTH)
     case("addmm", lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2), (3, 8), (3, 6), (6, 8))
     case("baddbmm", torch.baddbmm, (4, 1, 8), (4, 3, 6), (4, 6, 8))
+    case("tensordot", torch.tensordot, (4, 6, 5), (6, 5, 7), captures=BOTH)
+    case("tensordot", lambda a, b: torch.tensordot(a, b, 1), (4, 7, 6), (6, 5, 8))
+    case("tensordot", lambda a, b: torch.tensordot(a, b, dims=([1, -1], [2, 0])), (4, 6, 5), (5, 7, 6))
+    case("tensordot", lambda a, b: torch.tensordot(a, b, dims=((0,), (1,))), (4, 6), (5, 4))
+    case("aten.tensordot", lambda a, b: aten.tensordot.default(a, b, [1, 2], [0, 1]), (4, 6, 5), (6, 5, 7))
     for equation, *shapes in (
         ("ij,jk->ik", (3, 6), (6, 8)),
         ("ij,jk", (3, 6), (6, 8)),
@@ -734,7 +739,9 @@ def reshaping_cases(case: Cases) -> None:
     case("moveaxis", lambda a: a.moveaxis(-1, 0), (4, 6, 5))
     case("getattr", lambda a, b: torch.complex(a, b).imag, (4, 6), (4, 6))
     case("view_as_complex", torch.view_as_complex, (4, 6, 2))
+    case("view_as_complex", torch.view_as_complex, (4, 5, 7, 6, 2))
     case("view_as_real", lambda a, b: torch.view_as_real(torch.complex(a, b)), (4, 6), (6,))
+    case("view_as_real", lambda a, b: torch.view_as_real(torch.complex(a, b)), (4, 5, 7, 6), (7, 6))
     case("unsqueeze", lambda a: a.unsqueeze(1), (4, 6), captures=BOTH)
     case("unsqueeze", lambda a: a.unsqueeze(-1), (4, 6))
     case("squeeze", lambda a: a.squeeze(1), (4, 1, 6), captures=BOTH)

@@ -1,4 +1,4 @@
-"""Library modules whose own class can't hold pruned heads, spelled out as plain, traceable code.
+"""The library's attention, which can't hold pruned heads, spelled out as plain, traceable code.
 
 The weights keep their names.  https://arxiv.org/abs/1706.03762
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["OPENED", "open_modules"]
+__all__ = ["OPENED", "OPENED_FUNCTIONS", "open_modules"]
 
 
 def multi_head_attention(
@@ -28,27 +28,85 @@ def multi_head_attention(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """b n embed, b m kdim, b m vdim -> b n embed (n b embed, ... unless batch_first)"""
-    if self.bias_k is not None or self.add_zero_attn:
-        raise NotImplementedError("bias_k and add_zero_attn are not understood")
-    if not self.batch_first:
+    swapped = not self.batch_first and query.dim() == 3
+    if swapped:
         query, key, value = _swap(query, key, value)
-    q, k, v = _projections(self, query, key, value)
-    q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-    mask = _merged_mask(attn_mask, key_padding_mask, self.num_heads, q)
-    dropout = self.dropout if self.training else 0.0
-    weights = None
-    if need_weights:
-        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-        weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-        weights = F.dropout(weights, dropout)
-        out = weights @ v
-        weights = weights.mean(dim=1) if average_attn_weights else weights
+    if self._qkv_same_embed_dim:
+        weight: Any = self.in_proj_weight
     else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None
-        )
-    out = self.out_proj(out.transpose(1, 2).flatten(-2))
-    return (out if self.batch_first else out.transpose(0, 1)), weights
+        weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+    q, k, v = _projections(query, key, value, weight, self.in_proj_bias)
+    out, weights = _attend(
+        q,
+        k,
+        v,
+        heads=(self.num_heads, self.head_dim),
+        learned=(self.bias_k, self.bias_v),
+        zeros=self.add_zero_attn,
+        mask=attn_mask,
+        padding=key_padding_mask,
+        is_causal=is_causal,
+        dropout=self.dropout if self.training else 0.0,
+        need_weights=need_weights,
+        average=average_attn_weights,
+    )
+    out = self.out_proj(out)
+    return (out.transpose(0, 1) if swapped else out), weights
+
+
+def multi_head_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """n b embed, m b kdim, m b vdim -> n b embed: the same as a function of its weights"""
+    if static_k is not None or static_v is not None:
+        raise NotImplementedError("static_k and static_v are not understood")
+    swapped = query.dim() == 3
+    if swapped:
+        query, key, value = _swap(query, key, value)
+    weight: Any = in_proj_weight
+    if use_separate_proj_weight:
+        weight = (q_proj_weight, k_proj_weight, v_proj_weight)
+    q, k, v = _projections(query, key, value, weight, in_proj_bias)
+    out, weights = _attend(
+        q,
+        k,
+        v,
+        heads=(num_heads, embed_dim_to_check // num_heads),
+        learned=(bias_k, bias_v),
+        zeros=add_zero_attn,
+        mask=attn_mask,
+        padding=key_padding_mask,
+        is_causal=is_causal,
+        dropout=dropout_p if training else 0.0,
+        need_weights=need_weights,
+        average=average_attn_weights,
+    )
+    out = F.linear(out, out_proj_weight, out_proj_bias)
+    return (out.transpose(0, 1) if swapped else out), weights
 
 
 def _swap(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,16 +116,52 @@ def _swap(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Te
     return q, k, (k if value is key else value.transpose(0, 1))
 
 
-def _projections(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Any:
-    bias = self.in_proj_bias
-    if self._qkv_same_embed_dim and query is key and key is value:
-        return F.linear(query, self.in_proj_weight, bias).chunk(3, dim=-1)
-    if self._qkv_same_embed_dim:
-        weights = self.in_proj_weight.chunk(3, dim=0)
-    else:
-        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+def _projections(query: Tensor, key: Tensor, value: Tensor, weight: Any, bias: Tensor | None) -> Any:
+    """b n embed, b m kdim, b m vdim -> b n (h d), b m (h d), b m (h d); `weight` is one or three."""
+    if not isinstance(weight, tuple) and query is key and key is value:
+        return F.linear(query, weight, bias).chunk(3, dim=-1)
+    weights = weight if isinstance(weight, tuple) else weight.chunk(3, dim=0)
     biases = (None, None, None) if bias is None else bias.chunk(3, dim=0)
     return [F.linear(x, weights[i], biases[i]) for i, x in enumerate((query, key, value))]
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: tuple[int, int],
+    learned: tuple[Tensor | None, Tensor | None],
+    zeros: bool,
+    mask: Tensor | None,
+    padding: Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    need_weights: bool,
+    average: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """b n (h d), b m (h d), b m (h d) -> b n (h d), and b n m or b h n m if the weights are needed
+
+    A learned key and value, each 1 1 (h d), and zeros may be attended to as well.
+    """
+    bias_k, bias_v = learned
+    if bias_k is not None and bias_v is not None:
+        k, v = (torch.cat([t, b.expand(t.shape[0], 1, -1)], 1) for t, b in ((k, bias_k), (v, bias_v)))
+    q, k, v = (t.unflatten(-1, heads).transpose(-3, -2) for t in (q, k, v))
+    if zeros:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    mask = _merged_mask(mask, padding, heads[0], q)
+    added = (bias_k is not None) + zeros
+    if mask is not None and added:
+        mask = F.pad(mask, (0, added))
+    if not need_weights:
+        causal = is_causal and mask is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return out.transpose(-3, -2).flatten(-2), None
+    scores = q @ k.transpose(-2, -1) * heads[1] ** -0.5
+    weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
+    out = (weights @ v).transpose(-3, -2).flatten(-2)
+    return out, (weights.mean(dim=-3) if average else weights)
 
 
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Tensor) -> Tensor | None:
@@ -77,7 +171,7 @@ def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Ten
         merged = merged.unflatten(0, (-1, heads))
     if padding is None:
         return merged
-    padded = _additive(padding, q)[:, None, None, :]
+    padded = _additive(padding, q)[..., None, None, :]
     return padded if merged is None else merged + padded
 
 
@@ -135,6 +229,9 @@ OPENED: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: multi_head_attention,
     nn.TransformerEncoderLayer: transformer_encoder_layer,
     nn.TransformerEncoder: transformer_encoder,
+}
+OPENED_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.multi_head_attention_forward: multi_head_attention_forward,
 }
 
 

@@ -21,6 +21,7 @@ from fxprune.capture.decisions import Decisions
 from fxprune.capture.inputs import Example
 from fxprune.capture.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.modes import follow_modes, set_mode
+from fxprune.capture.opened import OPENED_FUNCTIONS
 from fxprune.capture.patched_functions import taking_proxies
 from fxprune.capture.proxies import TracedValue
 from fxprune.capture.users_code import is_users
@@ -138,7 +139,10 @@ class Tracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
     ) -> fx.Proxy:
-        """A method that writes in place becomes a value, which its tensor stands for from here on."""
+        """A method that writes in place becomes a value, which its tensor stands for from here on.
+
+        A function that is opened runs its plain code.
+        """
         if kind == "call_method" and isinstance(args[0], fx.Proxy) and args[0].node.op != "get_attr":
             if target in FILLS:
                 value = next(iter((*args[1:], *kwargs.values())), 0)
@@ -147,6 +151,9 @@ class Tracer(fx.Tracer):
             name = value_of_write(target)
             if name is not None:
                 return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+        if kind == "call_function" and target in OPENED_FUNCTIONS:
+            opened: fx.Proxy = OPENED_FUNCTIONS[target](*args, **kwargs)
+            return opened
         made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):
             self._part_of[made] = args

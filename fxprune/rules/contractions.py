@@ -7,7 +7,7 @@ from typing import Any
 
 from fxprune.axes import ONE, Axis, Product, atom, fixed
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Flow, Typed, rule
+from fxprune.rules.registry import Flow, Typed, dims_of, rule
 
 
 @rule("linear")
@@ -38,6 +38,25 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
     return Flow(out, [*product.same, *same], sums=product.sums, macs=product.macs)
+
+
+@rule("tensordot")
+def tensordot_axes(a: Typed, b: Typed, dims: Any = 2) -> Flow:
+    """a i j, i j m -> a m (`dims`: how many, or which of each)"""
+    if isinstance(dims, int):
+        dims = (range(a.ndim - dims, a.ndim), range(dims))
+    left, right = dims_of(list(dims[0]), a.ndim), dims_of(list(dims[1]), b.ndim)
+    same = [(a.axes[i], b.axes[j]) for i, j in zip(left, right, strict=True)]
+    out = [axis for i, axis in enumerate(a.axes) if i not in left]
+    out += [axis for j, axis in enumerate(b.axes) if j not in right]
+    sums = [axis for axis, _ in same]
+    return Flow(tuple(out), same, sums=sums, macs=[(*out, *sums)])
+
+
+@rule("aten.tensordot")
+def aten_tensordot_axes(a: Typed, b: Typed, dims_self: Sequence[int], dims_other: Sequence[int]) -> Flow:
+    """The same with ATen's two lists."""
+    return tensordot_axes(a, b, (dims_self, dims_other))
 
 
 @rule("einsum")

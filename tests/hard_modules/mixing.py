@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hard_modules.case import CLASSES, DIM, EMBED, HEADS, TOKENS, alone, case, tokens
+from hard_modules.case import CLASSES, DIM, EMBED, HEADS, TOKENS, alone, case, only, tokens
 from hard_modules.layouts import Attention, FusedAttention, heads_first, heads_last
 
 # ---------------------------------------------------------------- several widths
@@ -294,6 +294,81 @@ class SelfAttentionMasked(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attn(x, x, x, attn_mask=self.mask, need_weights=False)[0]
+
+
+@case(**PACKED, block__attn__bias_k=(1, 1, 12))
+class SelfAttentionWithLearnedKey(Packed):
+    def __init__(self) -> None:
+        super().__init__(add_bias_kv=True)
+        mask = torch.ones(TOKENS, TOKENS).triu(1).bool()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return self.attn(x, x, x, attn_mask=self.mask)[0].transpose(0, 1)
+
+
+@case(**PACKED)
+class SelfAttentionToZeros(Packed):
+    def __init__(self) -> None:
+        super().__init__(batch_first=True, add_zero_attn=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, weights = self.attn(x, x, x, average_attn_weights=False)
+        return out + weights.sum((1, 3)).unsqueeze(-1)
+
+
+@case(**PACKED)
+class SelfAttentionOverTheBatch(Packed):
+    """Without a batch: all tokens of all samples meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        return self.attn(tokens, tokens, tokens, need_weights=False)[0].unflatten(0, (-1, TOKENS))
+
+
+@case(captures=only("symbolic"), **PACKED)
+class SelfAttentionByFunction(Packed):
+    """Under torch.export queries and values have one head dim: the function's own code ties them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, x = self.attn, x.transpose(0, 1)
+        packed = (a.in_proj_weight, a.in_proj_bias, None, None, False, 0.1)
+        output = (a.out_proj.weight, a.out_proj.bias)
+        sizes = (x.shape[-1], HEADS)
+        return F.multi_head_attention_forward(x, x, x, *sizes, *packed, *output, self.training)[0].transpose(
+            0, 1
+        )
+
+
+@case(block__q__weight=(12, 12), block__k__weight=(12, 12), block__proj__weight=(12, 12))
+class PooledByFunction(Attention):
+    """CLIP's: the mean token asks all of them, through layers of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        out, _ = F.multi_head_attention_forward(
+            query=x.mean(dim=0, keepdim=True),
+            key=x,
+            value=x,
+            embed_dim_to_check=x.shape[-1],
+            num_heads=HEADS,
+            in_proj_weight=None,
+            in_proj_bias=torch.cat([self.q.bias, self.k.bias, self.v.bias]),
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0,
+            out_proj_weight=self.proj.weight,
+            out_proj_bias=self.proj.bias,
+            training=self.training,
+            need_weights=False,
+            use_separate_proj_weight=True,
+            q_proj_weight=self.q.weight,
+            k_proj_weight=self.k.weight,
+            v_proj_weight=self.v.weight,
+        )
+        return out.transpose(0, 1).expand(-1, TOKENS, -1)
 
 
 @case(block__attn__in_proj_weight=(36, 12), block__context__weight=(12, 12))
