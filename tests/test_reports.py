@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import images, mlp, parameter_count, run, small_conv, small_hf_vit, small_swin, small_vit
+from helpers import (
+    counted_macs,
+    images,
+    mlp,
+    parameter_count,
+    small_conv,
+    small_hf_vit,
+    small_swin,
+    small_vit,
+)
 from torch import fx, nn
 
 import fxprune
@@ -64,16 +73,10 @@ def test_figures_of_a_group(report: fxprune.Report) -> None:
 
 @pytest.mark.parametrize("make", [small_conv, small_swin, small_hf_vit])
 def test_macs_are_those_that_the_models_themselves_need(make: Any) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     model = make().requires_grad_(False)
     pruned = fxprune.prune(model, 0.5, example_inputs=images())
-    wanted = []
-    for module in (model, pruned):
-        with FlopCounterMode(display=False) as counter:
-            run(module, images(1))
-        wanted.append(counter.get_total_flops() / 2)
-    assert fxprune.report(model, pruned).macs == tuple(wanted)
+    wanted = tuple(counted_macs(module, images(1)) for module in (model, pruned))
+    assert fxprune.report(model, pruned).macs == wanted
 
 
 def test_a_larger_batch_costs_more(model: nn.Module, pruned: fx.GraphModule, report: Any) -> None:
