@@ -33,9 +33,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.importance import magnitude
-from fxprune.importance.exact import kl_exact
-from fxprune.importance.kl import kl
+from fxprune.choose.importance.exact import kl_exact
+from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.score import magnitude
 
 # More threads wait for each other on a shared machine, and the medians stop meaning much.
 THREADS = 1

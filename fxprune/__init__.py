@@ -4,19 +4,21 @@
 >>> assert fxprune.verify(model, pruned) < 1e-8
 """
 
-from fxprune.analysis import Analysis, Group, Site
-from fxprune.budget import Latency
-from fxprune.capture import trace
-from fxprune.certify import Certificate
-from fxprune.draw import draw
+from fxprune.analysis.analysis import Analysis, Group, Site
+from fxprune.analysis.analyze import analyze
+from fxprune.capture.trace import trace
+from fxprune.certify.certificate import Certificate
+from fxprune.choose.budget import Latency
+from fxprune.compiler import prune, verify
 from fxprune.errors import FxpruneError
-from fxprune.plan import Kept, Plan, plan_of
-from fxprune.prune import analyze, apply, prune, verify
-from fxprune.reports.explain import explain
-from fxprune.reports.report import Report, report
+from fxprune.plan.plan import Kept, Plan, plan_of
+from fxprune.rewrite import apply
 from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
 from fxprune.saved.load import load
 from fxprune.saved.save import save
+from fxprune.show.pictures.draw import draw
+from fxprune.show.reports.explain import explain
+from fxprune.show.reports.report import Report, report
 
 __version__ = "0.1.0"
 

@@ -7,9 +7,9 @@ from helpers import tensors_of
 from torch import fx, nn
 
 import fxprune
-from fxprune.capture.inputs import seeded_noise
-from fxprune.certify import certify
-from fxprune.selection import Selection
+from fxprune.certify.certificate import certify
+from fxprune.graph.example import seeded_noise
+from fxprune.plan.selection import Selection
 
 TOLERANCE = 1e-8
 

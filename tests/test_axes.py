@@ -10,22 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fxprune.axes import (
-    ONE,
-    Atom,
-    Axis,
-    AxisError,
-    Product,
-    Reason,
-    Solver,
-    Sum,
-    atom,
-    atoms_of,
-    coordinates,
-    fixed,
-    refine,
-    with_sizes,
-)
+from fxprune.analysis.solver import AxisError, Reason, Solver
+from fxprune.axes import ONE, Atom, Axis, Product, Sum, atom, atoms_of, coordinates, fixed, refine, with_sizes
 
 WHY = Reason("a test asked", "node", "model.py:1")
 

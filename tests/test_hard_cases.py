@@ -28,7 +28,7 @@ from helpers import CAPTURES, randomise, widths
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.prune import prune_analyzed
+from fxprune.compiler import prune_analyzed
 
 CASE = {case.name: case for case in CASES}
 

@@ -29,7 +29,7 @@ from random_networks.spec import Brief
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.prune import prune_analyzed
+from fxprune.compiler import prune_analyzed
 
 NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "100"))
 

@@ -16,25 +16,12 @@ import torch
 from torch import fx, nn
 from torch.autograd.function import _SingleLevelFunction
 
-from fxprune.calls import call_of
+from fxprune.graph.own_nodes import AutogradFunction
+from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["AutogradFunction", "keep_elementwise_functions", "opened_functions", "traced_apply"]
-
-
-class AutogradFunction(nn.Module):
-    """Calls a function with a derivative of its own."""
-
-    def __init__(self, function: type[torch.autograd.Function]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any, like: Any = None) -> Any:
-        return self.function.apply(*args)
-
-    def extra_repr(self) -> str:
-        return self.function.__name__
+__all__ = ["keep_elementwise_functions", "opened_functions", "traced_apply"]
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.inputs import Example
-from fxprune.passes.propagate_values import bound_arguments
-from fxprune.tensors import in_float64
+from fxprune.graph.example import Example
+from fxprune.graph.tensors import in_float64
+from fxprune.graph.values import bound_arguments
 
 __all__ = ["Float64Interpreter", "default_float64", "doubled"]
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.analysis import Analysis
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.infer import Step
 from fxprune.axes import with_sizes
-from fxprune.calls import Weight
-from fxprune.capture.inputs import PRIME_BATCH
 from fxprune.certify.float64 import Float64Interpreter, doubled
-from fxprune.certify.masked_statistics import MASKED
-from fxprune.infer import Step
-from fxprune.selection import Selection
+from fxprune.graph.example import PRIME_BATCH
+from fxprune.plan.selection import Selection
+from fxprune.rules.calls import Weight
+from fxprune.rules.masked import MASKED
 
 __all__ = ["MaskedOriginal"]
 

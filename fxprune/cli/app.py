@@ -13,16 +13,16 @@ import click
 from rich.console import Console
 
 import fxprune
-from fxprune import model_specs
+from fxprune.certify.randomise import randomise
 from fxprune.cli.errors import FAILED, ended
 from fxprune.cli.images import batches_from
 from fxprune.cli.models import Made, device_of, is_saved, made
 from fxprune.cli.options import building, measuring, talking
+from fxprune.saved import model_specs
 from fxprune.saved.folder import read_record
 from fxprune.saved.hub import local_folder
 from fxprune.saved.load import original_of
 from fxprune.saved.replay import replayed
-from fxprune.zoo.randomise import randomise
 
 __all__ = ["app", "run"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture.inputs import example_of
+from fxprune.capture.example_of import example_of
 from fxprune.errors import DataError
 
 __all__ = ["batches_from"]

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fxprune import model_specs
 from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
+from fxprune.saved import model_specs
 from fxprune.saved.folder import RECORD
 from fxprune.saved.hub import HUB
 

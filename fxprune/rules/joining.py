@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
+from fxprune.graph.own_nodes import split_by_sizes
 from fxprune.rules.elementwise import broadcast, tensors_in
 from fxprune.rules.registry import Axes, Bound, Flow, Typed, at, dims_of, rule
 
@@ -59,11 +58,6 @@ def split_flow(input: Typed, sizes: Sequence[int], dim: int, argument: str) -> F
         sizes={argument: pieces},
         target=split_by_sizes,
     )
-
-
-def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """What every kind of split becomes once its parts have sizes of their own."""
-    return torch.split(x, list(sizes), dim)
 
 
 @rule("split", "split_with_sizes", "unsafe_split")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.capture.inputs import Example
 from fxprune.errors import FileError
+from fxprune.graph.example import Example
 
 __all__ = ["example_from", "example_record"]
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fxprune.errors import FileError
 from fxprune.files import TEMPORARY, write_whole
-from fxprune.saved.fingerprint import json_digest
+from fxprune.result.fingerprint import json_digest
 
 __all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
 

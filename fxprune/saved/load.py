@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune import model_specs
 from fxprune.errors import FileError, FxpruneError
+from fxprune.result.fingerprint import graph_digest
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved import model_specs
 from fxprune.saved import recipe as recipes
-from fxprune.saved.fingerprint import graph_digest
 from fxprune.saved.folder import read_record, read_tensors
 from fxprune.saved.hub import local_folder
 from fxprune.saved.replay import replayed, versions

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune import model_specs
 from fxprune.errors import FileError, FxpruneError
-from fxprune.saved.origin import scrubbed
+from fxprune.result.origin import scrubbed
+from fxprune.saved import model_specs
 
 __all__ = ["candidates", "is_safe", "rebuild", "recipe_of"]
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune import plan_records
 from fxprune.errors import FileError
-from fxprune.prune import apply
-from fxprune.pruned_module import PrunedModule
+from fxprune.plan.plan import plan_from
+from fxprune.result.fingerprint import layout_digest
+from fxprune.result.origin import in_dtypes
+from fxprune.result.pruned_module import PrunedModule
+from fxprune.rewrite import apply
 from fxprune.rules.registry import RuleSet
 from fxprune.saved.examples import example_from
-from fxprune.saved.fingerprint import layout_digest
-from fxprune.saved.origin import in_dtypes
 
 __all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "replayed", "versions"]
 
@@ -34,7 +34,7 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     example = example_from(record["example"], str(device))
     pruned = apply(
         model,
-        plan_records.read(record["plan"]),
+        plan_from(record["plan"]),
         example_inputs=example.args,
         example_kwargs=example.kwargs,
         rules=rules,

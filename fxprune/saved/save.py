@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import fx
 
-from fxprune import plan_records
 from fxprune.errors import FileError
-from fxprune.plan import plan_of
-from fxprune.pruned_module import analysis_options
+from fxprune.plan.plan import plan_of, record_of
+from fxprune.result.fingerprint import graph_digest, layout_digest
+from fxprune.result.pruned_module import analysis_options
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import recipe as recipes
 from fxprune.saved.examples import example_record
-from fxprune.saved.fingerprint import graph_digest, layout_digest
 from fxprune.saved.folder import write_folder
 from fxprune.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, versions
 from fxprune.saved.tensors import named_tensors
@@ -64,7 +63,7 @@ def save(
         "origin": facts["origin"],
         "options": analysis_options(pruned),
         "example": example_record(facts["example"]),
-        "plan": plan_records.written(plan, weights=False),
+        "plan": record_of(plan, weights=False),
         "graph": graph_digest(pruned),
         "modes": _modes(pruned),
         "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],

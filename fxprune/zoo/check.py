@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fxprune import model_specs
-from fxprune.analysis import Analysis
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.analyze import analyze
 from fxprune.axes import atoms_of
-from fxprune.measure import macs_of, on_meta, parameters_of
-from fxprune.prune import analyze, prune_analyzed
-from fxprune.pruned_module import noise_for
+from fxprune.certify.randomise import fit_batch_norms, randomise, uninitialised
+from fxprune.compiler import prune_analyzed
+from fxprune.result.measure import macs_of, on_meta, parameters_of
+from fxprune.result.pruned_module import noise_for
+from fxprune.saved import model_specs
 from fxprune.zoo.coverage import OpUse, ops_met
 from fxprune.zoo.exactness import check_shapes, exactness, exactness_built_smaller
-from fxprune.zoo.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
 
 __all__ = ["check"]

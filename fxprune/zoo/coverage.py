@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fxprune.analysis import Analysis
+from fxprune.analysis.analysis import Analysis
 from fxprune.files import write_whole
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Rule

@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import model_specs
-from fxprune.analysis import Analysis
-from fxprune.capture.inputs import Example, seeded_noise
-from fxprune.certify import Certificate, certify
-from fxprune.measure import outputs_of
-from fxprune.plan import plan_of
-from fxprune.prune import analyze, prune_analyzed, verify
-from fxprune.selection import Selection
-from fxprune.zoo.randomise import randomise, uninitialised
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.analyze import analyze
+from fxprune.certify.certificate import Certificate, certify
+from fxprune.certify.randomise import randomise, uninitialised
+from fxprune.compiler import prune_analyzed, verify
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.plan.plan import plan_of
+from fxprune.plan.selection import Selection
+from fxprune.result.measure import outputs_of
+from fxprune.saved import model_specs
 
 __all__ = ["Exactness", "check_shapes", "exactness", "exactness_built_smaller"]
 

@@ -31,23 +31,23 @@ from fxprune import DEFAULT_RULES
 
 # What goes backward tells nothing: torch refuses to in a fork.
 TESTS = [
-    "test_rules.py",
-    "test_passes.py",
-    "test_quick_shapes.py",
-    "test_autograd_functions.py::test_half_of_it_is_exact",
-    "test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
-    "test_merge.py",
-    "test_modes.py",
-    "test_split_qkv.py",
-    "test_sibling.py",
-    "test_depth.py",
+    "rules/test_rules.py",
+    "passes/test_passes.py",
+    "graph/test_quick_shapes.py",
+    "capture/test_autograd_functions.py::test_half_of_it_is_exact",
+    "capture/test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
+    "choose/test_merge.py",
+    "capture/test_modes.py",
+    "passes/test_split_qkv.py",
+    "choose/test_like.py",
+    "choose/test_depth.py",
     "test_contract.py",
-    "test_certificate.py",
+    "certify/test_certificate.py",
     "test_errors.py",
-    "test_decisions.py",
-    "test_layers.py",
+    "capture/test_decisions.py",
+    "rules/test_layers.py",
     "test_hard_cases.py::test_shrinks_what_should",
-    "test_selection.py",
+    "choose/test_selection.py",
 ]
 SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
 SOURCES += ["selection.py", *sorted(f"certify/{p.name}" for p in (ROOT / "certify").glob("*.py"))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fxprune.certify.masked_statistics import MASKED
+from fxprune.rules.masked import MASKED
 from fxprune.rules.modules import NATIVE
 
 

@@ -1,0 +1,50 @@
+"""Analyse: from a model to its groups of coupled dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis, names_in_graph
+from fxprune.analysis.infer import infer
+from fxprune.capture.trace import example_of, trace
+from fxprune.errors import OptionError
+from fxprune.graph.tensors import named_tensors
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+
+__all__ = ["analyze"]
+
+OUTPUTS = ("keep", "prune")
+
+
+def analyze(
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    outputs: str = "keep",
+    split_qkv: bool = False,
+    capture: str = "auto",
+    strict: bool = False,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Analysis:
+    """Find which dimensions of a model's weights are coupled, and which must stay whole and why.
+
+    Arguments as of `prune`.
+
+    Example:
+        >>> analysis = fxprune.analyze(timm.create_model("deit_tiny_patch16_224"))
+        >>> print(analysis)
+        >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
+    """
+    if outputs not in OUTPUTS:
+        raise OptionError(f"outputs={outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
+    example = example_of(model, example_inputs, example_kwargs)
+    captured = trace(model, example.args, example.kwargs, capture=capture, split_qkv=split_qkv)
+    captured.meta["example"] = example
+    inference = infer(captured, rules, prune_outputs=outputs == "prune")
+    analysis = Analysis(captured, inference, names_in_graph(dict(named_tensors(model)), captured, inference))
+    if strict:
+        analysis.refuse_missing_rules()
+    return analysis

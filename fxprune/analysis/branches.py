@@ -1,0 +1,243 @@
+"""Residual branches, found in the graph: an addition `x + f(x)` of which f(x) can be left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from fxprune.graph.own_nodes import holds
+from fxprune.graph.tensors import named_tensors, tensor_at
+from fxprune.rules.calls import call_of
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+
+__all__ = ["Branch", "Removal", "find_branches", "is_value", "nodes_after_input", "pairs"]
+
+
+@dataclass(eq=False)
+class Branch:
+    """One residual branch: `add = source + result`, where `result` is computed from `source`.
+
+    name: the module with most weights that lies in it whole, e.g. `blocks.3.attn`; else the addition's node.
+    nodes: what only the addition needs, in order: the branch, its constants, stochastic depth and all.
+    weights: the names of the tensors that only these nodes use.
+    follows: the branch before it on the same residual stream, if there is one.
+    """
+
+    name: str
+    add: fx.Node
+    source: fx.Node
+    result: fx.Node
+    nodes: tuple[fx.Node, ...]
+    weights: tuple[str, ...] = ()
+    follows: Branch | None = None
+
+    def __repr__(self) -> str:
+        return f"Branch({self.name!r}, nodes={len(self.nodes)})"
+
+
+def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> list[Branch]:
+    """Every branch of a canonical graph (with `meta["val"]`) that can be removed, in order.
+
+    An addition of two tensors of one shape is residual if all that one operand takes from the model's
+    inputs goes through the other, and if nothing but the addition needs it.  Of nested branches, one
+    that holds two or more others is a stage, not a branch; one that holds a single other takes it along.
+
+    Example:
+        >>> find_branches(fxprune.trace(timm.create_model("deit_tiny_patch16_224")))[0]
+        Branch('blocks.0.attn', nodes=13)
+    """
+    found: list[Branch] = []
+    follows_input, checks = nodes_after_input(module.graph), _checks(module.graph)
+    for node in module.graph.nodes:
+        found.extend(_branch_at(node, module, rules, follows_input, checks))
+    branches = _without_nested(found)
+    _name(branches, module)
+    _chain(branches, module)
+    return branches
+
+
+def pairs(branches: list[Branch]) -> list[tuple[Branch, Branch]]:
+    """Adjacent branches of one stream: attention and FFN, FFN and the next attention, and so on.
+
+    In the order of each stream: a pair shares a branch with the pairs next to it only.
+    """
+    after = {b.follows: b for b in branches if b.follows is not None}
+    found = []
+    for branch in (b for b in branches if b.follows is None):
+        while branch in after:
+            found.append((branch, after[branch]))
+            branch = after[branch]
+    return found
+
+
+# ---------------------------------------------------------------- which additions
+
+
+def nodes_after_input(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose value (not merely whose size) depends on the model's inputs."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or (is_value(node) and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def is_value(node: fx.Node) -> bool:
+    """Tensors, and tuples of them; sizes, shapes, dtypes and devices are none."""
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(v, Tensor) for v in value)
+    return isinstance(value, (Tensor, dict))
+
+
+def _branch_at(
+    node: fx.Node,
+    module: fx.GraphModule,
+    rules: RuleSet,
+    follows_input: set[fx.Node],
+    checks: dict[fx.Node, None],
+) -> Iterator[Branch]:
+    operands = _addition(node, module, rules)
+    for source, result in (operands, operands[::-1]) if operands else ():
+        if source is result or result not in follows_input:
+            continue
+        nodes = _only_for(node, source, result, checks)
+        # What merely reads a size or a device follows no input.
+        taken = {n for inner in nodes if inner in follows_input for n in inner.all_input_nodes} - {*nodes}
+        if nodes and taken & follows_input == {source}:
+            yield Branch("", node, source, result, tuple(nodes))
+            return
+
+
+def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx.Node, fx.Node] | None:
+    """The operands, if the node is a plain sum of two tensors of one shape."""
+    if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
+        return None
+    a, b = node.args
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    shapes = [v.shape if isinstance(v, Tensor) else None for v in (a.meta.get("val"), b.meta.get("val"))]
+    if shapes[0] is None or shapes[0] != shapes[1] or call_of(node, module, rules).op != "add":
+        return None
+    return a, b
+
+
+def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
+    """Nodes that only say whether an input's size is one that was captured, and what they alone need."""
+    found: dict[fx.Node, None] = {}
+    for node in reversed(graph.nodes):
+        alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
+        if node.target is holds or (alone and node.op != "placeholder"):
+            found[node] = None
+    return dict(reversed(found.items()))
+
+
+def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: dict[fx.Node, None]) -> list[fx.Node]:
+    """The nodes that nothing but this operand of the addition needs, in order; empty if others use it."""
+    found: set[fx.Node] = set()
+    if result.users.keys() - checks.keys() != {add}:
+        return []
+    node = result
+    while node.op != "root":
+        users = node.users.keys() - checks.keys()
+        wanted = node is result or (users and found >= users)
+        if wanted and node is not source and node.op != "placeholder":
+            found.add(node)
+        node = node.prev
+    for check in checks:  # checks of what is in the branch go with it
+        if not found.isdisjoint(check.all_input_nodes):
+            found.add(check)
+    return [n for n in add.graph.nodes if n in found]
+
+
+def _without_nested(found: list[Branch]) -> list[Branch]:
+    kept: list[Branch] = []
+    for branch in sorted(found, key=lambda b: len(b.nodes)):
+        own = set(branch.nodes)
+        inner = [b for b in kept if b.add in own]
+        if len(inner) < 2:
+            kept = [b for b in kept if b not in inner] + [branch]
+    return [b for b in found if b in kept]
+
+
+# ---------------------------------------------------------------- names and order
+
+
+def _name(branches: list[Branch], module: fx.GraphModule) -> None:
+    """The module with the most weights of those that lie in the branch whole; of several, the innermost."""
+    tensors = dict(named_tensors(module))
+    used = {node: [n for n in _weights_of(node, module) if n in tensors] for node in module.graph.nodes}
+    users: dict[int, set[fx.Node]] = {}  # by tensor: it may have several names
+    for node, own in used.items():
+        for name in own:
+            users.setdefault(id(tensors[name]), set()).add(node)
+    below: dict[str, list[str]] = {}
+    for name in dict.fromkeys(n for own in used.values() for n in own):
+        for path in _paths(name):
+            below.setdefault(path, []).append(name)
+    taken: dict[str, int] = {}
+    for branch in branches:
+        nodes = set(branch.nodes)
+        every = dict.fromkeys(n for node in branch.nodes for n in used[node])
+        branch.weights = names = tuple(n for n in every if users[id(tensors[n])] <= nodes)
+        whole = [p for n in names for p in _paths(n) if all(w in names for w in below[p])]
+        weight = {p: sum(tensors[w].numel() for w in below[p]) for p in dict.fromkeys(whole)}
+        branch.name = max(weight, key=lambda p: (weight[p], len(p)), default=branch.add.name)
+        taken[branch.name] = taken.get(branch.name, 0) + 1
+        if taken[branch.name] > 1:
+            branch.name += f"#{taken[branch.name]}"
+
+
+def _weights_of(node: fx.Node, module: fx.GraphModule) -> list[str]:
+    if node.op == "get_attr":
+        return [str(node.target)]
+    if node.op != "call_module":
+        return []
+    owner = module.get_submodule(str(node.target))
+    return [f"{node.target}.{name}" for name, _ in (*owner.named_parameters(), *owner.named_buffers())]
+
+
+def _paths(name: str) -> list[str]:
+    """The modules that a weight lies in, outermost first."""
+    return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
+
+
+def _chain(branches: list[Branch], module: fx.GraphModule) -> None:
+    """Walk back from each branch's source over what mixes no channels: layouts, norms, dropouts."""
+    ends = {b.add: b for b in branches}
+    followed: set[Branch] = set()
+    for branch in branches:
+        node = branch.source
+        while node not in ends:
+            values = [n for n in node.all_input_nodes if is_value(n)]
+            mixes = any(_ndim(module, name) > 1 for name in _weights_of(node, module))
+            if len(values) != 1 or mixes:
+                break
+            node = values[0]
+        before = ends.get(node)
+        if before is not None and before not in followed:  # where a stream forks, the first goes on
+            followed.add(before)
+            branch.follows = before
+
+
+def _ndim(module: fx.GraphModule, name: str) -> int:
+    return tensor_at(module, name).ndim
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What was left out of a graph, for those who need to know what it computes.
+
+    whole: the graph with the branches; it is not changed.
+    module: the graph without them.
+    twins: node of `whole` -> the node of `module` that has its value where the branches are zero.
+    branches: what was removed, as nodes of `whole`.
+    """
+
+    whole: fx.GraphModule
+    module: fx.GraphModule
+    twins: dict[fx.Node, fx.Node]
+    branches: tuple[Branch, ...]

@@ -1,0 +1,256 @@
+"""Axis inference: one walk over the graph, asking each op's rule how axes flow through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.solver import AxisError, Reason, Solver
+from fxprune.axes import atom, fixed
+from fxprune.rules.calls import Call, Weight, call_of
+from fxprune.rules.registry import Axes, Flow, Rule, RuleSet, Typed
+
+__all__ = ["Inference", "infer"]
+
+
+@dataclass
+class Step:
+    """One call of the graph, as its rule understood it."""
+
+    call: Call
+    rule: Rule | None
+    flow: Flow
+
+
+@dataclass
+class Inference:
+    """What inference found: axes for each value and each weight, and how each call came about."""
+
+    solver: Solver
+    rules: RuleSet
+    prune_outputs: bool = False
+    values: dict[fx.Node, Any] = field(default_factory=dict)  # node -> nest of axes
+    weights: dict[str, Axes] = field(default_factory=dict)  # state name -> axes, for names in use
+    steps: dict[fx.Node, Step] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)  # op without a rule -> nodes
+
+    def axes_of(self, node: fx.Node) -> list[Axes]:
+        """The axes of every tensor that a node returns, as far as they are known now."""
+        return [tuple(map(self.solver.resolve, t.axes)) for t in _tensors(self.values.get(node))]
+
+
+def infer(module: fx.GraphModule, rules: RuleSet, *, prune_outputs: bool = False) -> Inference:
+    """Walk a canonical graph (with `meta["val"]`) and unify what its ops couple.
+
+    What no rule understands is frozen, with the reason; nothing is guessed.
+    """
+    return _Walk(module, rules, prune_outputs).run()
+
+
+class _Walk:
+    def __init__(self, module: fx.GraphModule, rules: RuleSet, prune_outputs: bool) -> None:
+        self.module, self.rules, self.prune_outputs = module, rules, prune_outputs
+        self.found = Inference(Solver(), rules, prune_outputs)
+        self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
+
+    def run(self) -> Inference:
+        for node in self.module.graph.nodes:
+            self._visit(node)
+        return self.found
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._put(node, _map_tensors(node.meta["val"], lambda t: Typed(_whole(t, "input"))))
+        elif node.op == "get_attr":
+            self._put(node, self._weight(str(node.target)))
+        elif node.op == "output":
+            if not self.prune_outputs:
+                self._freeze_all(node.args, Reason("reaches the output", node.name))
+        else:
+            self._call(node)
+
+    def _call(self, node: fx.Node) -> None:
+        """Ask the rule, check what it says against the value, and only then believe it."""
+        value = node.meta.get("val")
+        if isinstance(node.target, type):  # an output's own class: what it holds is what it is given
+            self._put(node, self._argument([*node.args, *node.kwargs.values()]))
+            return
+        if not _fake_tensors(value):
+            self._put(node, None)
+            return
+        call = call_of(node, self.module, self.rules)
+        reason = Reason(call.op, node.name, node.meta.get("where"))
+        if call.op in ("getitem", "getattr") and self._from_container(node, call):
+            return
+        rule = self.rules.get(call.op)
+        if rule is None:
+            self.found.missing.setdefault(call.op, []).append(node.name)
+            self._give_up(node, call, Reason(f"{call.op} has no rule", node.name, reason.where))
+            return
+        try:
+            flow = self._ask(rule, call, value)
+            _check_shape(flow.out, value)
+            for a, b in flow.same:
+                self.found.solver.unify(a, b, reason)
+        except Exception as error:  # a rule that meets what it was not written for knows nothing of it
+            text = f"the rule of {call.op} does not cover this call ({error})"
+            self.found.missing.setdefault(call.op, []).append(node.name)
+            self._give_up(node, call, Reason(text, node.name, reason.where))
+            return
+        for axis, why in flow.whole:
+            self.found.solver.freeze(axis, Reason(why, node.name, reason.where))
+        self.found.steps[node] = Step(call, rule, flow)
+        self._put(node, _typed(flow.out, value))
+
+    def _ask(self, rule: Rule, call: Call, value: Any) -> Flow:
+        bound = {name: self._argument(arg) for name, arg in call.bind(rule).items()}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, parameter in rule.signature.parameters.items():
+            if name == "result":
+                kwargs[name] = _map_tensors(value, lambda t: Typed(_whole(t, "result")))
+            elif name not in bound:
+                continue
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                args.extend(bound[name])
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                kwargs.update(bound[name])
+            elif parameter.kind is parameter.KEYWORD_ONLY or len(args) < _position(rule, name):
+                kwargs[name] = bound[name]
+            else:
+                args.append(bound[name])
+        return rule.function(*args, **kwargs)
+
+    def _argument(self, value: Any) -> Any:
+        """An argument as a rule sees it: tensors typed, sizes as numbers."""
+        if isinstance(value, fx.Node):
+            known = self.found.values[value]
+            return self._resolved(known) if known is not None else value.meta.get("val")
+        if isinstance(value, Weight):
+            return self._resolved(self._weight(value.name))
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._argument, value))
+        if isinstance(value, dict):
+            return {k: self._argument(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self._argument, (value.start, value.stop, value.step)))
+        return value
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, Typed):
+            return Typed(tuple(map(self.found.solver.resolve, value.axes)))
+        if isinstance(value, (list, tuple)):
+            return [self._resolved(v) for v in value]
+        return value
+
+    def _weight(self, name: str) -> Typed:
+        """A parameter or buffer: fresh axes, once per tensor."""
+        tensor = _attribute(self.module, name)
+        axes = self._tensors.get(id(tensor))
+        if axes is None:
+            axes = self._tensors[id(tensor)] = tuple(atom(size) for size in tensor.shape)
+        self.found.weights[name] = axes
+        return Typed(axes)
+
+    def _from_container(self, node: fx.Node, call: Call) -> bool:
+        """x[0] of a tuple or dict of tensors, or a field by name, picks a value; it is no indexing."""
+        source, index = call.args[0], call.args[1]
+        known = self.found.values.get(source) if isinstance(source, fx.Node) else None
+        if known is None or isinstance(known, Typed):
+            return False
+        if call.op == "getattr":
+            index = _place_of(source.meta["val"], index)
+        self._put(node, known[self._argument(index)])
+        return True
+
+    def _give_up(self, node: fx.Node, call: Call, reason: Reason) -> None:
+        """An op that is not understood: all that goes in and comes out stays whole."""
+        self._freeze_all((call.args, call.kwargs), reason)
+        if node.op == "call_module":
+            path = str(node.target)
+            owner = self.module.get_submodule(path)
+            for name, _ in (*owner.named_parameters(), *owner.named_buffers()):
+                self._freeze_all(Weight(f"{path}.{name}"), reason)
+        value = node.meta.get("val")
+        self._put(node, _map_tensors(value, lambda t: Typed(_whole(t, reason.text))))
+
+    def _freeze_all(self, value: Any, reason: Reason) -> None:
+        for typed in _tensors(self._argument(value)):
+            for axis in typed.axes:
+                self.found.solver.freeze(axis, reason)
+
+    def _put(self, node: fx.Node, value: Any) -> None:
+        self.found.values[node] = value
+
+
+def _position(rule: Rule, name: str) -> int:
+    return list(rule.signature.parameters).index(name)
+
+
+def _whole(t: Tensor, why: str) -> Axes:
+    return tuple(fixed(size, why) for size in t.shape)
+
+
+def _place_of(fields: Any, name: str) -> int:
+    """Where a named tuple holds the field of that name."""
+    field = getattr(fields, name)
+    return next(i for i, value in enumerate(fields) if value is field)
+
+
+def _attribute(root: nn.Module, name: str) -> Tensor:
+    value: Any = root
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return [_map_tensors(v, function) for v in value]
+    if isinstance(value, dict):
+        return {k: _map_tensors(v, function) for k, v in value.items()}
+    return None
+
+
+def _tensors(value: Any) -> list[Typed]:
+    if isinstance(value, Typed):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in _tensors(v)]
+    return []
+
+
+def _fake_tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in _fake_tensors(v)]
+    return []
+
+
+def _typed(out: Any, value: Any) -> Any:
+    """A rule's result, shaped like the value: axes for a tensor, lists for several."""
+    if isinstance(value, Tensor):
+        return Typed(tuple(out))
+    return [_typed(o, v) for o, v in zip(out, value, strict=True)]
+
+
+def _check_shape(out: Any, value: Any) -> None:
+    """A rule that claims another shape than the op returns does not fit the call."""
+    if isinstance(value, Tensor):
+        claimed = tuple(axis.size for axis in out)
+        if claimed != tuple(value.shape):
+            raise AxisError(f"it claims {claimed}, the value has {tuple(value.shape)}")
+        return
+    if not isinstance(value, (list, tuple)) or len(out) != len(value):
+        raise AxisError("it claims another number of results")
+    for o, v in zip(out, value, strict=True):
+        _check_shape(o, v)

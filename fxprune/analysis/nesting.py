@@ -1,0 +1,146 @@
+"""Find which atoms stand outside and inside which others in the products of the weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
+from fxprune.rules.registry import Axes
+
+if TYPE_CHECKING:
+    from fxprune.analysis.analysis import Analysis
+
+__all__ = []
+
+
+@dataclass
+class _Nesting:
+    """Which atoms stand outside and inside which others in the products of the weights."""
+
+    outer: dict[Atom, set[Atom]]
+    inner: dict[Atom, set[Atom]]
+    nearest: dict[Atom, set[Atom | None]]
+
+    def head(self, a: Atom) -> Atom | None:
+        """The atom right outside this one at every site, if it is always the same."""
+        found = self.nearest.get(a, set())
+        return next(iter(found)) if len(found) == 1 else None
+
+
+def _nesting(analysis: Analysis) -> _Nesting:
+    nesting = _Nesting(defaultdict(set), defaultdict(set), defaultdict(set))
+    frozen = analysis.inference.solver.frozen
+
+    def walk(axis: Axis, outside: tuple[Atom, ...]) -> None:
+        if isinstance(axis, Atom):
+            if frozen(axis) is None:
+                nesting.outer[axis] |= set(outside)
+                nesting.nearest[axis].add(outside[-1] if outside else None)
+                for other in outside:
+                    nesting.inner[other].add(axis)
+            return
+        for part in axis.parts:
+            walk(part, outside)
+            if isinstance(axis, Product) and isinstance(part, Atom) and frozen(part) is None:
+                outside = (*outside, part)
+
+    for axes in analysis.weights.values():
+        for axis in axes:
+            walk(axis, ())
+    for several in _contracted_together(analysis):
+        live = [a for a in several if frozen(a) is None]
+        for i, a in enumerate(live):
+            nesting.outer[a] |= set(live[:i])
+            nesting.inner[a] |= set(live[i + 1 :])
+    for read, written in _mapped(analysis):  # a weight that was flattened: two widths, not one
+        for a, b in ((read, written), (written, read)):
+            nesting.outer[a].discard(b)
+            nesting.inner[a].discard(b)
+    return nesting
+
+
+def _mapped(analysis: Analysis) -> Iterator[tuple[Atom, Atom]]:
+    """What a computed weight takes in, with what it brings out: atoms of two widths."""
+    for node, step in analysis.inference.steps.items():
+        weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.sums else None
+        if not isinstance(weight, fx.Node):
+            continue
+        carried = _atoms_of_all(analysis, (axis for axes in analysis.axes.get(weight, []) for axis in axes))
+        summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.sums))
+        result = _atoms_of_all(analysis, (axis for axes in analysis.axes[node] for axis in axes))
+        yield from itertools.product(carried & summed, (carried & result) - summed)
+
+
+def _atoms_of_all(analysis: Analysis, axes: Iterable[Axis]) -> set[Atom]:
+    return {a for axis in axes for a in analysis._atoms(axis)}
+
+
+def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:
+    """Dimensions of one weight that one op sums over, or brings in, at once (`b n c, c h d -> b n h d`):
+    a product in all but layout, of which only one factor should shrink."""
+    for node, sites in analysis._operands.items():
+        result = {a for axes in analysis.axes[node] for axis in axes for a in analysis._atoms(axis)}
+        for _, own in itertools.groupby(sites, key=lambda site: site.name):
+            axes = [analysis.weights[site.name][site.dim] for site in own]
+            atoms = [axis for axis in axes if isinstance(axis, Atom)]
+            gone = [a for a in atoms if a not in result]
+            if gone:
+                yield gone
+                yield [a for a in atoms if a in result]
+
+
+@dataclass
+class _Carriers:
+    """For each atom, the weights' dimensions and the computed values that carry it."""
+
+    dims: dict[Atom, list[Axis]]
+    values: dict[Atom, list[Axes]]
+
+
+def _carriers(analysis: Analysis) -> _Carriers:
+    found = _Carriers(defaultdict(list), defaultdict(list))
+    for axis in {axis for axes in analysis.weights.values() for axis in axes}:
+        for a in analysis._atoms(axis):
+            found.dims[a].append(axis)
+    for axes in {axes for values in analysis.axes.values() for axes in values}:
+        for a in {a for axis in axes for a in analysis._atoms(axis)}:
+            found.values[a].append(axes)
+    return found
+
+
+def _only_inside(a: Atom, head: Atom | None, carriers: _Carriers) -> bool:
+    """Does every value that carries the atom carry the head outside it?
+
+    Only then may each head keep indices of its own: a norm's weight or a rotary table that carries the
+    head dim alone, a mixing of heads, or a (head_dim heads) layout ties all heads to the same choice.
+    """
+    if not all(_outside(head, a, axis) for axis in carriers.dims[a]):
+        return False
+    for axes in carriers.values[a]:
+        parts = [set(atoms_of(axis)) for axis in axes]
+        if not any(head in part for part in parts):
+            return False
+        mixed = (axis for axis, part in zip(axes, parts, strict=True) if a in part and head in part)
+        if not all(_outside(head, a, axis) for axis in mixed):
+            return False
+    return True
+
+
+def _outside(head: Atom | None, a: Atom, axis: Axis) -> bool:
+    """Does each occurrence of `a` in the axis have `head` outside it?"""
+    if isinstance(axis, Atom):
+        return axis is not a
+    if isinstance(axis, Sum):
+        return all(_outside(head, a, part) for part in axis.parts)
+    for part in axis.parts:
+        if part is head:
+            return True
+        if not _outside(head, a, part):
+            return False
+    return True

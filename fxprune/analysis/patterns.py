@@ -1,0 +1,66 @@
+"""Patterns over module names (`"blocks.0.*"`), and the groups that they reach."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.errors import PatternError
+
+__all__ = ["excluded_modules", "groups_touching", "groups_within", "is_within"]
+
+
+def groups_touching(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
+    """Groups with a weight in a module that matches, or in a child of one."""
+    hit = excluded_modules(analysis, patterns)
+    return {g for g in analysis.groups if any(is_within(site.name, hit) for site in g.sites)}
+
+
+def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
+    """The modules that a pattern matches.  Raises PatternError where one matches none."""
+    paths = _module_paths(analysis)
+    hit: set[str] = set()
+    for pattern in patterns:
+        matched = set(fnmatch.filter(paths, pattern))
+        if not matched:
+            raise PatternError(
+                f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
+            )
+        hit |= matched
+    return hit
+
+
+def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
+    """Groups whose name matches, or whose weights all lie in modules that match."""
+    hit = set(fnmatch.filter(_module_paths(analysis), pattern))
+    found = [
+        g
+        for g in analysis.prunable
+        if fnmatch.fnmatchcase(g.name, pattern) or all(is_within(site.name, hit) for site in g.sites)
+    ]
+    if not found:
+        names = [g.name for g in analysis.prunable]
+        raise PatternError(
+            f"ratios pattern {pattern!r} holds no prunable group; groups are named like {_some(names)}"
+        )
+    return found
+
+
+def _module_paths(analysis: Analysis) -> list[str]:
+    paths: dict[str, None] = {}
+    for name in analysis.weights:
+        parts = name.split(".")[:-1]
+        for i in range(1, len(parts) + 1):
+            paths[".".join(parts[:i])] = None
+    return list(paths)
+
+
+def _some(paths: Iterable[str]) -> str:
+    return ", ".join(repr(p) for p in list(paths)[:3])
+
+
+def is_within(name: str, modules: set[str]) -> bool:
+    """Does a weight lie in one of the modules, or in a child of one?"""
+    parts = name.split(".")[:-1]
+    return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))

@@ -1,0 +1,172 @@
+"""Solve for axes: a union-find whose classes may be bound to a product or a sum."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fxprune.axes import Atom, Axis, Product, Sum, atom, atoms_of, fixed, refine
+
+__all__ = ["AxisError", "Reason", "Solver"]
+
+
+class AxisError(Exception):
+    """Two axes that must be equal differ in size: the rule that said so does not fit the call."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an atom must stay whole: in words, and the node that made it so."""
+
+    text: str
+    node: str | None = None
+    where: str | None = None  # the user's source line, "file.py:12"
+
+    def __str__(self) -> str:
+        at = f" at {self.node}" if self.node else ""
+        return f"{self.text}{at}" + (f" ({self.where})" if self.where else "")
+
+    @property
+    def brief(self) -> str:
+        """The same, with the source file's name only."""
+        return str(replace(self, where=self.where and os.path.basename(self.where)))
+
+
+class Solver:
+    """What is known about atoms: a union-find whose classes may be bound to a product or sum."""
+
+    def __init__(self) -> None:
+        self._bound: dict[Atom, Axis] = {}
+        self._frozen: dict[Atom, Reason] = {}
+
+    def resolve(self, axis: Axis) -> Axis:
+        """The axis with everything known filled in."""
+        if isinstance(axis, Atom):
+            if axis not in self._bound:
+                return axis
+            known = self._bound[axis] = self.resolve(self._bound[axis])  # path compression
+            return known
+        parts = tuple(self.resolve(part) for part in axis.parts)
+        if parts == axis.parts:
+            return axis
+        return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
+
+    def frozen(self, a: Atom) -> Reason | None:
+        """Why the atom must stay whole, or None if it may shrink."""
+        return self._frozen.get(a) or (Reason(a.fixed) if a.fixed else None)
+
+    def freeze(self, axis: Axis, reason: Reason) -> None:
+        """Keep every atom of the axis whole; the first reason given is the one remembered."""
+        for a in atoms_of(self.resolve(axis)):
+            if self.frozen(a) is None:
+                self._frozen[a] = reason
+
+    def unify(self, a: Axis, b: Axis, reason: Reason) -> None:
+        """Make two axes equal.  `reason` is given to whatever has to be frozen on the way."""
+        a, b = self.resolve(a), self.resolve(b)
+        if a == b:
+            return
+        if a.size != b.size:
+            raise AxisError(f"{a} has {a.size} elements, {b} has {b.size}")
+        if isinstance(a, Atom) and isinstance(b, Atom) and b.serial > a.serial:
+            self._bind(b, a)  # the older atom stands for both
+        elif isinstance(a, Atom):
+            self._bind(a, b)
+        elif isinstance(b, Atom):
+            self._bind(b, a)
+        elif isinstance(a, Product) and isinstance(b, Product):
+            self._unify_products(a, b, reason)
+        elif isinstance(a, Sum) and isinstance(b, Sum):
+            self._unify_sums(a, b, reason)
+        elif isinstance(a, Product) and isinstance(b, Sum):
+            self._unify_product_with_sum(a, b, reason)
+        elif isinstance(a, Sum) and isinstance(b, Product):
+            self._unify_product_with_sum(b, a, reason)
+
+    def split(self, factor: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
+        """Factor an axis into a product of axes of the given sizes."""
+        if len(sizes) == 1:
+            return [factor]
+        pieces: list[Axis] = [Atom(size) for size in sizes]
+        self.unify(factor, Product.of(pieces), reason)
+        return pieces
+
+    def _bind(self, a: Atom, b: Axis) -> None:
+        why = self.frozen(a)
+        if a in atoms_of(b):  # a = Product(.., a, ..) has no finite solution but "whole"
+            self.freeze(b, Reason("it would have to contain itself"))
+            return
+        self._bound[a] = b
+        if a.fixed is not None:
+            self._fix(b, a.fixed)
+        elif why is not None:
+            self.freeze(b, why)
+
+    def _fix(self, axis: Axis, why: str) -> None:
+        """What equals a fixed axis, or is a part of it, is as if born fixed."""
+        for a in set(atoms_of(axis)):
+            if a.fixed is None:
+                twin = self._bound[a] = Atom(a.size, why)
+                if a in self._frozen:
+                    self._frozen[twin] = self._frozen[a]
+
+    def _freeze_both(self, a: Iterable[Axis], b: Iterable[Axis], reason: Reason) -> None:
+        for axis in (*a, *b):
+            self.freeze(axis, Reason("its factors do not line up", reason.node, reason.where))
+
+    def _unify_products(self, a: Product, b: Product, reason: Reason) -> None:
+        for seg in refine([p.size for p in a.parts], [p.size for p in b.parts]):
+            left, right = [a.parts[i] for i in seg.left], [b.parts[j] for j in seg.right]
+            if seg.left_pieces is None or seg.right_pieces is None:
+                self._freeze_both(left, right, reason)
+                continue
+            left = self._split_each(left, seg.left_pieces, reason)
+            right = self._split_each(right, seg.right_pieces, reason)
+            for x, y in zip(left, right, strict=True):
+                self.unify(x, y, reason)
+
+    def _split_each(self, factors: list[Axis], sizes: list[list[int]], reason: Reason) -> list[Axis]:
+        pieces = (self.split(f, s, reason) for f, s in zip(factors, sizes, strict=True))
+        return list(itertools.chain.from_iterable(pieces))
+
+    def _unify_sums(self, a: Sum, b: Sum, reason: Reason) -> None:
+        cuts = sorted({*_ends(a), *_ends(b)})
+        left, right = self._cut(a, cuts, reason), self._cut(b, cuts, reason)
+        for x, y in zip(left, right, strict=True):
+            self.unify(x, y, reason)
+
+    def _cut(self, axis: Sum, cuts: list[int], reason: Reason) -> list[Axis]:
+        """The axis as a list of parts that end at each of the cuts."""
+        out: list[Axis] = []
+        start = 0
+        for part in axis.parts:
+            inside = [start, *(c for c in cuts if start < c <= start + part.size)]
+            start += part.size
+            if len(inside) == 2:
+                out.append(part)
+                continue
+            pieces = [atom(b - a) for a, b in itertools.pairwise(inside)]
+            self.unify(part, Sum.of(pieces), reason)
+            out.extend(pieces)
+        return out
+
+    def _unify_product_with_sum(self, a: Product, b: Sum, reason: Reason) -> None:
+        """(n r) = [p1 | p2 | ..]: each part is whole rows of r, and the rows are counted: n is frozen."""
+        row = math.gcd(*(part.size for part in b.parts))
+        count = a.size // row
+        aligned = refine([p.size for p in a.parts], [count, row] if row > 1 else [count])
+        if row == 1 or any(seg.left_pieces is None for seg in aligned):
+            self._freeze_both([a], [b], reason)
+            return
+        why = f"it counts the parts of a concatenation of {len(b.parts)}"
+        rows = Atom(row)
+        self.unify(a, Product.of((fixed(count, why), rows)), reason)
+        for part in b.parts:
+            self.unify(part, Product.of((fixed(part.size // row, why), rows)), reason)
+
+
+def _ends(axis: Sum) -> Iterator[int]:
+    return itertools.accumulate(part.size for part in axis.parts)

@@ -1,0 +1,206 @@
+"""Bring an exported graph to the form of symbolic tracing's: own names, plain inputs and outputs."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import inspect
+import operator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.source_files import is_users
+
+__all__ = []
+
+
+_aten = torch.ops.aten
+
+
+def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.Graph:
+    """The exported graph with the original's names, inputs and nested outputs."""
+    source = program.module(check_guards=False)
+    graph = fx.Graph()
+    copied = _nested_inputs(graph, source.graph, program.call_spec.in_spec, model)
+    for node in source.graph.nodes:
+        if node in copied or (node.op == "call_module" and node.target == "_guards_fn"):
+            continue
+        if node.op == "output":
+            leaves = [copied.get(leaf, leaf) for leaf in node.args[0]]
+            spec = program.call_spec.out_spec
+            graph.output(_nested(graph, spec, iter(leaves)))
+            continue
+        if node.op == "get_attr" and not _adopt(model, source, str(node.target)):
+            continue  # the body of a region, inlined where it is called
+        _copy_node(graph, node, copied, source, model)
+    _forget_layout(graph)
+    return graph
+
+
+def _nested_inputs(
+    graph: fx.Graph, source: fx.Graph, spec: pytree.TreeSpec, model: nn.Module
+) -> dict[fx.Node, fx.Node]:
+    """Where an argument is a list or a dict of tensors: one input for each argument, taken apart.
+
+    Maps the placeholders that export makes of each tensor to what stands for it.
+    """
+    args, kwargs = spec.children()
+    names = [*list(inspect.signature(model.forward).parameters)[: args.num_children], *kwargs.context]
+    arguments = [*args.children(), *kwargs.children()]
+    if all(argument.is_leaf() for argument in arguments):
+        return {}
+    leaves = iter([n for n in source.nodes if n.op == "placeholder"])
+    inputs = [graph.placeholder(name) for name in names]
+    copied: dict[fx.Node, fx.Node] = {}
+
+    def take_apart(value: fx.Node, inside: pytree.TreeSpec) -> None:
+        if inside.is_leaf():
+            copied[next(leaves)] = value
+            return
+        keys = inside.context if inside.type is dict else range(inside.num_children)
+        for key, child in zip(keys, inside.children(), strict=True):
+            take_apart(graph.call_function(operator.getitem, (value, key)), child)
+
+    for value, argument in zip(inputs, arguments, strict=True):
+        take_apart(value, argument)
+    return copied
+
+
+def _forget_layout(graph: fx.Graph) -> None:
+    """Strides are no part of what a model computes, and differ between modes: views become reshapes."""
+    for node in list(graph.nodes):
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default
+        elif node.target is _aten.contiguous.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _copy_node(
+    graph: fx.Graph,
+    node: fx.Node,
+    copied: dict[fx.Node, fx.Node],
+    source: fx.GraphModule,
+    model: nn.Module,
+) -> None:
+    where = _users_line(node.meta.get("stack_trace"))
+    if node.target is torch.ops.fxprune.keep.default:
+        source_of, path = node.args
+        new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
+    elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+        copied[node] = _inlined(graph, node, copied, source, model)
+        return
+    elif node.target is operator.getitem and isinstance(copied[node.args[0]], (tuple, list)):  # type: ignore[index]
+        copied[node] = copied[node.args[0]][node.args[1]]  # type: ignore[index]  # of an inlined region
+        return
+    else:
+        new = graph.node_copy(node, lambda n: copied[n])
+    new.meta = {"where": where, "module": _module_path(node)}
+    copied[node] = new
+
+
+def _inlined(
+    graph: fx.Graph,
+    node: fx.Node,
+    copied: dict[fx.Node, fx.Node],
+    source: fx.GraphModule,
+    model: nn.Module,
+) -> Any:
+    """The body of a no-grad or autocast region in place of the call."""
+    body_at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    getter = node.args[body_at]
+    assert isinstance(getter, fx.Node)
+    body = source.get_submodule(str(getter.target))
+    inner = dict(
+        zip(
+            (n for n in body.graph.nodes if n.op == "placeholder"),  # type: ignore[union-attr]
+            (copied[a] for a in node.args[body_at + 1 :]),  # type: ignore[index]
+            strict=True,
+        )
+    )
+    for n in body.graph.nodes:  # type: ignore[union-attr]
+        if n.op == "placeholder":
+            continue
+        if n.op == "output":
+            stops = "set_grad" in str(node.target) and node.args[0] is False
+            back = partial(_result, graph, inner, stops)
+            return pytree.tree_map_only(fx.Node, back, n.args[0])
+        _copy_node(graph, n, inner, body, model)  # type: ignore[arg-type]
+    raise AssertionError("a graph without an output")
+
+
+def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: fx.Node) -> fx.Node:
+    """What an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
+    value = inner[node]
+    if not stops:
+        return value
+    stopped = graph.call_function(_aten.detach.default, (value,))
+    stopped.meta = dict(value.meta)
+    return stopped
+
+
+def _adopt(model: nn.Module, source: nn.Module, name: str) -> bool:
+    """Give the model a tensor constant that export found, as a buffer that is never saved."""
+    value: Any = source
+    for part in name.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        return False
+    *path, leaf = name.split(".")
+    holder = model
+    for part in path:
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        holder = getattr(holder, part)
+    if not hasattr(holder, leaf):
+        holder.register_buffer(leaf, value.detach(), persistent=False)
+    return True
+
+
+def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
+    """The output as the model nests it: literals for tuples, lists and dicts, else the class's own call."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_nested(graph, child, leaves) for child in spec.children()]
+    if spec.type is tuple:
+        return tuple(children)
+    if spec.type is list:
+        return children
+    if spec.type is dict:
+        return dict(zip(spec.context, children, strict=True))
+    if spec.type is collections.namedtuple:
+        return graph.call_function(spec.context, tuple(children))
+    if (
+        isinstance(spec.type, type)
+        and dataclasses.is_dataclass(spec.type)
+        and not issubclass(spec.type, dict)
+    ):
+        return graph.call_function(spec.type, (), dict(zip(spec.context[0], children, strict=True)))
+    keys = spec.context if isinstance(spec.context, (list, tuple)) else None
+    if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
+        return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))
+    if getattr(spec.type, "__module__", "") == "torch.return_types":
+        return graph.call_function(spec.type, (tuple(children),))
+    if isinstance(spec.type, type) and issubclass(spec.type, tuple):
+        return graph.call_function(spec.type, tuple(children))
+    raise NotImplementedError(f"an output of type {spec.type} is not understood")
+
+
+def _users_line(trace: str | None) -> str | None:
+    """The innermost line of a recorded stack that is the model's own."""
+    for line in reversed((trace or "").splitlines()):
+        file, found, number = line.strip().removeprefix('File "').partition('", line ')
+        if found and is_users(file):
+            return f"{file}:{number.split(',')[0]}"
+    return None
+
+
+def _module_path(node: fx.Node) -> str:
+    """The module whose code made an exported node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, _ = next(reversed(stack.values()), ("", None))
+    return path

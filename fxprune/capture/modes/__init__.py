@@ -1,0 +1,1 @@
+"""One graph that follows train and eval mode."""

@@ -1,0 +1,87 @@
+"""Two graphs of one model, captured in eval and in train mode, become one that follows the mode.
+
+Where they differ only in constants (`dropout_p=0.1` here, `0.0` there), the constant becomes a `ModeValue`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.graph.own_nodes import ModeValue, holds
+from fxprune.graph.writes import state_of, written_state
+
+__all__ = ["difference", "merge_modes"]
+
+
+def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> list[str]:
+    """The modules at work where the graphs first differ in more than constants; none if nowhere.
+
+    What both compute for nothing is dropped from them.
+    """
+    kept = written_state(eval_graph, root)
+
+    def is_impure(node: fx.Node) -> bool:
+        return node.op in ("placeholder", "output") or node.target is holds or state_of(node, root) in kept
+
+    for graph in (eval_graph, train_graph):
+        graph.eliminate_dead_code(is_impure_node=is_impure)
+        _spell_defaults(graph)
+    twin: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(eval_graph.nodes, train_graph.nodes, strict=False):
+        twin[b] = a
+        if not _aligned(a, b, twin):
+            return [str(n.meta.get("module") or "") for n in (b, a)]
+    return []  # both have come to their output
+
+
+def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> None:
+    """Make `eval_graph` follow the mode; only where there is no `difference`."""
+    switches: dict[Any, str] = {}
+    for node, other in list(zip(eval_graph.nodes, train_graph.nodes, strict=True)):
+        node.args, node.kwargs = _follow(
+            (node.args, node.kwargs), (other.args, other.kwargs), node, root, switches
+        )
+
+
+def _spell_defaults(graph: fx.Graph) -> None:
+    """ATen calls leave out trailing defaults, in one mode more of them than in the other."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            positional = [a for a in node.target._schema.arguments if not a.kwarg_only]
+            rest = positional[len(node.args) :]
+            if all(a.has_default_value() and a.name not in node.kwargs for a in rest):
+                node.args = (*node.args, *(a.default_value for a in rest))
+
+
+def _aligned(a: fx.Node, b: fx.Node, twin: dict[fx.Node, fx.Node]) -> bool:
+    return a.op == b.op and a.target == b.target and _same_shape((a.args, a.kwargs), (b.args, b.kwargs), twin)
+
+
+def _same_shape(a: Any, b: Any, twin: dict[fx.Node, fx.Node]) -> bool:
+    if isinstance(b, fx.Node):
+        return twin.get(b) is a
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same_shape(a[k], b[k], twin) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same_shape(x, y, twin) for x, y in zip(a, b, strict=True))
+    return not isinstance(a, fx.Node)
+
+
+def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
+    """`a`, with a call of a `ModeValue` of the module at hand wherever `b` holds another constant."""
+    if isinstance(a, dict):
+        return {k: _follow(a[k], b[k], node, root, switches) for k in a}
+    if isinstance(a, (list, tuple)):
+        return type(a)(_follow(x, y, node, root, switches) for x, y in zip(a, b, strict=True))
+    if isinstance(a, fx.Node) or (type(a) is type(b) and a == b) or not isinstance(a, (bool, int, float)):
+        return a
+    path = node.meta.get("module") or ""
+    if (path, a, b) not in switches:
+        switches[path, a, b] = f"{path}._mode_{len(switches)}".lstrip(".")
+        owner = root.get_submodule(path)
+        owner.add_module(switches[path, a, b].rpartition(".")[2], ModeValue(train=b, eval=a))
+    with node.graph.inserting_before(node):
+        return node.graph.call_module(switches[path, a, b])

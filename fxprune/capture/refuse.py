@@ -1,0 +1,73 @@
+"""Refuse what no graph of a model shows: parametrizations, hooks, TorchScript, lazy layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from fxprune.errors import UnsupportedModuleError
+from fxprune.rules.modules import native
+
+__all__ = ["refuse_unsupported"]
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Parametrizations and hooks compute what no graph of the model shows: refuse them by name.
+
+    A forward hook that the model's own library put on one of its modules is part of the library's code,
+    and is traced with it.
+    """
+    for path, module in model.named_modules():
+        name = path or type(model).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModuleError(
+                f"{name} is TorchScript, which holds no Python code to trace: prune the module that it was "
+                f"made from, and script or trace the result"
+            )
+        if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values())):
+            raise UnsupportedModuleError(
+                f"{name} is a lazy layer without weights yet: call the model once on an input first"
+            )
+        if parametrize.is_parametrized(module):
+            raise UnsupportedModuleError(
+                f"{name} has a parametrised weight ({', '.join(module.parametrizations)}): call "
+                f"torch.nn.utils.parametrize.remove_parametrizations on it first"
+            )
+        for kind in (
+            "_forward_pre_hooks",
+            "_forward_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        ):
+            hooks = getattr(module, kind, None) or {}
+            for hook in hooks.values():
+                _refuse_rewritten_weight(hook, name)
+            if not all("forward" in kind and _of_its_library(hook, module) for hook in hooks.values()):
+                raise UnsupportedModuleError(
+                    f"{name} carries a {kind.strip('_').replace('_', ' ')[:-1]}, which a rewritten graph "
+                    f"would lose: remove it first and register it on the result"
+                )
+
+
+def _refuse_rewritten_weight(hook: Any, name: str) -> None:
+    """torch.nn.utils.weight_norm and its like compute a weight anew before each call."""
+    package, _, kind = type(hook).__module__.rpartition(".")
+    if package == "torch.nn.utils":
+        undo = "prune.remove" if kind == "prune" else f"remove_{kind}"
+        raise UnsupportedModuleError(
+            f"{name} has its weight from torch.nn.utils.{kind}: call torch.nn.utils.{undo} on it first"
+        )
+
+
+def _of_its_library(hook: Any, module: nn.Module) -> bool:
+    """Did the package that the module's class comes from register this, on a module that tracing opens?"""
+    package = _package(type(module))
+    return package not in ("torch", "__main__") and package == _package(hook) and native(module) is None
+
+
+def _package(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "")).partition(".")[0]

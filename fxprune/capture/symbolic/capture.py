@@ -1,0 +1,95 @@
+"""Capture by symbolic tracing: fast, keeps modules, keeps the image size dynamic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+
+from fxprune.capture.autograd_functions import keep_elementwise_functions
+from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
+from fxprune.capture.symbolic.patches import taking_proxies
+from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
+from fxprune.graph.example import Example
+from fxprune.graph.training_mode import follows_mode
+from fxprune.graph.writes import hidden_writes
+from fxprune.rules.modules import native
+
+__all__ = ["capture_symbolic"]
+
+
+def _leaves(model: nn.Module) -> frozenset[int]:
+    """Decided before tracing starts: `follows_mode` calls modules."""
+
+    def is_leaf(m: nn.Module) -> bool:
+        library = type(m).__module__.startswith("torch.nn") and bool(m._parameters)
+        return "forward" not in m.__dict__ and (native(m) is not None or library or follows_mode(m))
+
+    return frozenset(id(m) for m in model.modules() if is_leaf(m))
+
+
+def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[str]]:
+    """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
+    leaves = _leaves(model)
+    graph = _trace(model, leaves, example, training=False)
+    mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
+    _refuse_writes(graph, model)
+
+    def trace_training(but: Collection[type]) -> fx.Graph:
+        return _trace(model, leaves, example, training=True, but=but)
+
+    notes = follow_modes(graph, trace_training, model)
+    notes += keep_elementwise_functions(graph, model)
+    set_mode(model, False)
+    return fx.GraphModule(model, graph, type(model).__name__), notes
+
+
+def _trace(
+    model: nn.Module,
+    leaves: frozenset[int],
+    example: Example,
+    training: bool,
+    but: Collection[type] = (),
+) -> fx.Graph:
+    set_mode(model, training, but)
+    tracer = Tracer(leaves, example)
+    with torch.enable_grad(), _nothing_wrapped(), taking_proxies(tracer), _proxies_forgotten(model):
+        return tracer.trace(model)
+
+
+@contextlib.contextmanager
+def _proxies_forgotten(model: nn.Module) -> Iterator[None]:
+    """What the model's code keeps for its next call (a table of positions) is not that of the trace."""
+    before = [(kept, dict(kept)) for m in model.modules() for kept in (m.__dict__, m._buffers)]
+    try:
+        yield
+    finally:
+        for kept, was in before:
+            for name in [name for name, value in kept.items() if isinstance(value, fx.Proxy)]:
+                if name in was:
+                    kept[name] = was[name]
+                else:
+                    del kept[name]
+
+
+def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
+    """`bias[a:b].zero_()` acts through memory: torch.export turns such writes into values."""
+    for node in hidden_writes(graph, model):
+        if node.target is not _ASSIGNED:
+            raise NotImplementedError(f"{node.name} at {node.meta.get('where')} writes in place")
+
+
+@contextlib.contextmanager
+def _nothing_wrapped() -> Iterator[None]:
+    """Trace through what libraries `torch.fx.wrap`: a wrapped function hides weights and sizes."""
+    wrapped = _symbolic_trace._wrapped_fns_to_patch
+    hidden = dict(wrapped)
+    wrapped.clear()
+    try:
+        yield
+    finally:
+        wrapped.update(hidden)

@@ -1,0 +1,99 @@
+"""Branches on sizes: symbolic tracing follows the one that the example takes, and the graph checks it.
+
+`if H % window: x = F.pad(..)` asks for the truth of a node.  Sizes are known for the example, so the answer
+is; a `holds` node keeps it true of every later input.  What depends on values has no answer, nor what another
+batch size would answer otherwise (`y.shape == x.shape` of one batch, but not `len(x) > 8`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.fx import _symbolic_trace
+
+from fxprune.graph.example import PRIME_BATCH, Example
+from fxprune.graph.own_nodes import holds
+from fxprune.graph.values import FakeRun, NodeError
+
+__all__ = ["Decisions"]
+
+OTHER_BATCHES = (1, PRIME_BATCH + 1)  # odd and even, one and many
+
+
+class Decisions:
+    """What the nodes of a graph that is being traced give for the example."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, example: Example) -> None:
+        self._run = FakeRun(root, graph, example, PRIME_BATCH)
+        self._other_runs = lambda: [FakeRun(root, graph, example, n) for n in OTHER_BATCHES]
+
+    def value(self, proxy: fx.Proxy) -> Any:
+        """The number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
+
+        Raises:
+            TraceError: it depends on the batch size or on a tensor's values.
+        """
+        value = self.structure(proxy)
+        if isinstance(value, (Tensor, torch.SymBool)):
+            raise fx.proxy.TraceError("it depends on the values of a tensor")
+        sizes = [v for v in self._scalars_behind(proxy.node) if type(v) in (int, float)]
+        of_batch = any(size and size % PRIME_BATCH == 0 for size in sizes)
+        if of_batch and any(self._behind(proxy, run) != value for run in self._others):
+            raise fx.proxy.TraceError("it depends on the batch size")
+        if sizes:  # not a question about a dtype or a device
+            where = proxy.node.meta.get("where") or proxy.node.name
+            proxy.tracer.create_proxy("call_function", holds, (proxy, value), {"where": where})
+        return value
+
+    def structure(self, proxy: fx.Proxy) -> Any:
+        """What is behind a proxy; its size, if it is a tuple, is the same for every input."""
+        return self._behind(proxy, self._run)
+
+    def _behind(self, proxy: fx.Proxy, run: FakeRun) -> Any:
+        if proxy.node in run.env:
+            return run.env[proxy.node]
+        try:
+            with _plain_modules():
+                return run.value(proxy.node)
+        except NodeError as error:
+            if isinstance(error.__cause__, DataDependentOutputException):
+                raise fx.proxy.TraceError("it depends on the values of a tensor") from error
+            raise
+
+    @functools.cached_property
+    def _others(self) -> list[FakeRun]:
+        return self._other_runs()
+
+    def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
+        """The numbers that a number is computed from, back to the tensors whose sizes they are."""
+        seen, front = {node}, [node]
+        while front:
+            at = front.pop()
+            value = self._run.env[at]
+            if isinstance(value, Tensor):
+                continue
+            yield from value if isinstance(value, (tuple, list)) else (value,)
+            if at.target is operator.getitem:  # one size of a shape: the others do not matter
+                continue
+            new = [n for n in at.all_input_nodes if n not in seen]
+            seen.update(new)
+            front += new
+
+
+@contextlib.contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Modules run as they do outside of tracing."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__ = _symbolic_trace._orig_module_call  # type: ignore[method-assign]
+    nn.Module.__getattr__ = _symbolic_trace._orig_module_getattr  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]

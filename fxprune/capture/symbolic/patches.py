@@ -1,0 +1,95 @@
+"""Functions that take no proxies, or would answer while they are traced, patched for that time."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.capture.autograd_functions import traced_apply
+from fxprune.capture.symbolic.proxies import TracedValue, stands_for
+from fxprune.graph.own_nodes import one_node
+from fxprune.graph.source_files import is_users
+
+__all__ = ["taking_proxies"]
+
+# These take sizes one by one, and know no proxies among them.
+FACTORIES = ("empty", "ones", "zeros")
+# What torch._check and its kind call.
+CHECKS = ("_check_with", "_check_tensor_all_with")
+# Drawn anew in every call of the result, not once while it is traced.
+RANDOM = ("normal", "rand", "randint", "randn", "randperm")
+
+
+@contextlib.contextmanager
+def taking_proxies(tracer: fx.Tracer) -> Iterator[None]:
+    """`isinstance(x, Tensor)`, `len(x)`, `callable(x)`, `torch.zeros(n, m)`, `torch.finfo(x.dtype)`."""
+    with contextlib.ExitStack() as patches:
+
+        def patch(owner: Any, name: str, value: Any) -> None:
+            patches.callback(setattr, owner, name, vars(owner)[name])
+            setattr(owner, name, value)
+
+        patch(builtins, "isinstance", _instance_check(builtins.isinstance))
+        # A loop over a `len` still fails: torch.export takes it.
+        patch(builtins, "len", one_node(builtins.len))
+        patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
+        for name in FACTORIES:
+            patch(torch, name, one_node(getattr(torch, name)))
+        for name in RANDOM:
+            patch(torch, name, _always_a_node(getattr(torch, name), tracer))
+        patch(torch, "finfo", _limits(torch.finfo))
+        for name in CHECKS:
+            patch(torch, name, _unless_traced(getattr(torch, name)))
+        function = torch.autograd.Function
+        patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
+        yield
+
+
+def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """`isinstance(x, Tensor)` in a model's code asks what x stands for; torch's own tells proxies apart."""
+
+    def check(x: Any, classes: Any) -> bool:
+        if is_instance(x, classes):
+            return True
+        if not is_instance(x, TracedValue):
+            return False
+        file = sys._getframe(1).f_code.co_filename
+        theirs = is_users(file) or file in (torch.__file__, "<string>")  # torch.is_tensor, `python -c`
+        return theirs and stands_for(x, classes)
+
+    return check
+
+
+def _always_a_node(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _unless_traced(check: Callable[..., None]) -> Callable[..., None]:
+    """Asserts are not in a result."""
+
+    def checked(error: Any, cond: Any, *message: Any) -> None:
+        if not isinstance(cond, fx.Proxy):
+            check(error, cond, *message)
+
+    return checked
+
+
+def _limits(of: Callable[..., Any]) -> Callable[..., Any]:
+    """Of the dtype that the example has."""
+
+    def limits(dtype: Any = None) -> Any:
+        if isinstance(dtype, fx.Proxy):
+            tracer: Any = dtype.tracer
+            dtype = tracer.decisions.structure(dtype)
+        return of() if dtype is None else of(dtype)
+
+    return limits

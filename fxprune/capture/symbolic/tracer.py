@@ -1,0 +1,212 @@
+"""Trace a model's code with values that answer what Python asks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.attention import OPENED_FUNCTIONS
+from fxprune.capture.symbolic.decisions import Decisions
+from fxprune.capture.symbolic.proxies import TracedValue
+from fxprune.graph.example import Example
+from fxprune.graph.own_nodes import written
+from fxprune.graph.source_files import is_users
+from fxprune.graph.writes import FILLS, shares_memory, value_of_write
+
+__all__ = ["Tracer"]
+
+
+_ASSIGNED = torch.ops.aten.copy_.default
+
+
+class Tracer(fx.Tracer):
+    """Leaves are the modules with an op of their own, and dropouts of any name; all else opens."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: frozenset[int], example: Example) -> None:
+        super().__init__(autowrap_functions=())
+        self._leaves, self._example, self._adopted = leaves, example, 0
+        # Identity, not equality: `==` of proxies is a node of the graph.
+        self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
+        self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedValue(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return id(m) in self._leaves
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        tensors = [*root.named_parameters(), *root.named_buffers()]
+        self.tensors: dict[Any, torch.Tensor] = dict(tensors)
+        self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
+        try:
+            graph = super().trace(root, concrete_args)
+        except Exception as error:
+            error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
+            raise
+        self._show_assigned(root, graph)
+        return graph
+
+    def _show_assigned(self, root: nn.Module, graph: fx.Graph) -> None:
+        """`self.mean = ..` on a buffer: what Python did in between is a write at the end.
+
+        A buffer that is not saved is a table for the next call: each call of the result makes its own.
+        """
+        output = next(reversed(graph.nodes))
+        known = set(self._tensor_names.values())
+        for path, module in root.named_modules():
+            for name, value in module._buffers.items():
+                target = f"{path}.{name}".lstrip(".")
+                saved = target in known and name not in module._non_persistent_buffers_set
+                if saved and isinstance(value, fx.Proxy):
+                    with graph.inserting_before(output):
+                        buffer = graph.get_attr(target)
+                        self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """An input for each argument of the example; the others have their defaults, as in the example.
+
+        The base class looks through decorators, and calls what it finds behind them.
+        """
+        names = list(inspect.signature(self.root.forward).parameters)
+        names = [names[i] if i < len(names) else f"input_{i}" for i in range(len(self._example.args))]
+        args = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        kwargs = {name: self.create_proxy("placeholder", name, (), {}) for name in self._example.kwargs}
+        return lambda root: root_fn(root, *args, **kwargs), [self.root]
+
+    def create_arg(self, a: Any) -> Any:
+        """A model's own output class is called in the graph, even where it is a dict, too."""
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
+            fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
+            return self.create_node("call_function", type(a), (), fields)
+        if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
+            self._recognise(a)
+        return super().create_arg(a)
+
+    def _recognise(self, constant: torch.Tensor) -> None:
+        """A tensor that the code makes anew in every trace has the same name in each."""
+        for i in itertools.count():
+            name = f"_tensor_constant{i}"
+            known = getattr(self.root, name, None)
+            if known is None:
+                return
+            if _equal(known, constant):
+                self.tensor_attrs.setdefault(constant, name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """The base class searches all names at each access, which is quadratic in depth."""
+        name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    @functools.cached_property
+    def decisions(self) -> Decisions:
+        return Decisions(self.root, self.graph, self._example)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.decisions.value(obj))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """A shape has as many sizes as the example's."""
+        value = self.decisions.structure(obj)
+        if not isinstance(value, (tuple, list)):
+            return super().iter(obj)
+        return (obj[i] for i in range(len(value)))
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> fx.Proxy:
+        """A method that writes in place becomes a value, which its tensor stands for from here on.
+
+        A function that is opened runs its plain code.
+        """
+        if kind == "call_method" and isinstance(args[0], fx.Proxy) and args[0].node.op != "get_attr":
+            if target in FILLS:
+                value = next(iter((*args[1:], *kwargs.values())), 0)
+                filled = self.create_proxy("call_function", written, (args[0], ..., value), {})
+                return self.write(args[0], filled)
+            name = value_of_write(target)
+            if name is not None:
+                return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+        if kind == "call_function" and target in OPENED_FUNCTIONS:
+            opened: fx.Proxy = OPENED_FUNCTIONS[target](*args, **kwargs)
+            return opened
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):
+            self._part_of[made] = args
+        return made
+
+    def write(self, proxy: fx.Proxy, value: fx.Proxy) -> fx.Proxy:
+        """`proxy` stands for `value` from here on, and so it is in what it is a part of (`x[i]` of `x`)."""
+        if proxy.node.op == "get_attr":
+            raise NotImplementedError("a weight is written to")
+        value.node.meta["written"] = proxy.node
+        proxy.node = value.node
+        whole, index = self._part_of.get(proxy, (None, None))
+        if whole is not None and isinstance(self.decisions.structure(whole), torch.Tensor):
+            self.write(whole, self.create_proxy("call_function", written, (whole, index, value), {}))
+        return proxy
+
+    def adopt(self, module: nn.Module) -> str:
+        """Give the root a module that its code does not name; the n-th in every trace has the same name."""
+        name = f"_traced_{self._adopted}"
+        self._adopted += 1
+        self.root.add_module(name, module)
+        return name
+
+    @contextlib.contextmanager
+    def within_function(self) -> Iterator[None]:
+        """An autograd function's forward never records gradients; what matters is whether its caller does."""
+        before, enabled = self.grad_enabled, self.grad_enabled()
+        self.grad_enabled = lambda: enabled
+        try:
+            yield
+        finally:
+            self.grad_enabled = before
+
+    def _innermost(self) -> tuple[str, Any]:
+        """The path and the class of the module whose code runs."""
+        return next(reversed(self.module_stack.values()), ("", None))
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["where"] = _users_line()
+        node.meta["module"], _ = self._innermost()
+        if not self.grad_enabled():
+            node.meta["no_grad"] = True
+        return node
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """On the meta device shapes are all there is."""
+    alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    return alike and (a.device.type == "meta" or torch.equal(a, b))
+
+
+def _users_line() -> str | None:
+    """The innermost line of the call stack that is the model's own."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_users(file):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

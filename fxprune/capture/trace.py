@@ -1,0 +1,117 @@
+"""Model -> module-level FX graph: symbolic where tracing sees the whole model, torch.export otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.attention import open_modules
+from fxprune.capture.example_of import example_of
+from fxprune.capture.exported.capture import capture_exported
+from fxprune.capture.refuse import refuse_unsupported
+from fxprune.capture.symbolic.capture import capture_symbolic
+from fxprune.errors import CaptureError, ExampleInputError, OptionError
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.example import Example
+from fxprune.graph.source_files import is_users
+from fxprune.passes.canonical.canonicalise import canonicalise
+
+__all__ = ["Example", "example_of", "trace"]
+
+CAPTURES = ("auto", "symbolic", "export")
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    capture: str = "auto",
+    split_qkv: bool = False,
+) -> fx.GraphModule:
+    """Capture a model as a canonical, module-level FX graph that shares the model's tensors.
+
+    Args:
+        model: any vision model; it is not changed.
+        example_inputs: a tensor or a tuple of positional arguments, where the model does not record
+            its input shape.
+        example_kwargs: keyword arguments of the example call.
+        capture: "symbolic", "export", or "auto": the first, and the second where the first fails.
+        split_qkv: cut projections that hold queries, keys and values apart.
+
+    Returns:
+        A GraphModule in eval mode; `.meta["capture"]` says how it was captured, `.meta["notes"]` what
+        the capture could not keep.  Each node's `meta["val"]` holds its (fake) value.
+
+    Raises:
+        CaptureError: neither way works; the message holds both reasons.
+        ExampleInputError: no input shape is known, or the model rejects the example.
+        UnsupportedModuleError: a parametrised weight or a hook.
+
+    Example:
+        >>> fxprune.trace(timm.create_model("deit_tiny_patch16_224")).print_readable()
+    """
+    if capture not in CAPTURES:
+        raise OptionError(f"capture={capture!r}: one of {', '.join(map(repr, CAPTURES))}")
+    refuse_unsupported(model)
+    example = example_of(model, example_inputs, example_kwargs)
+    failures: list[Exception] = []
+    for way in ("symbolic", "export") if capture == "auto" else (capture,):
+        try:
+            return _captured(model, example, way, split_qkv)
+        except ExampleInputError:
+            raise
+        except Exception as error:  # whatever user code raises while it is traced
+            failures.append(_located(way, error))
+    raise _why_not(model, example, failures)
+
+
+def _captured(model: nn.Module, example: Example, way: str, split_qkv: bool) -> fx.GraphModule:
+    copy = structural_copy(model)
+    open_modules(copy)
+    if way == "symbolic":
+        captured, notes = capture_symbolic(copy, example)
+    else:
+        captured, notes = capture_exported(copy, example.args, example.kwargs)
+    if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
+        notes.append("forward hooks of the model's own library are traced with it, and are not in the result")
+    captured.meta.update(capture=way, notes=notes, split_qkv=split_qkv)
+    return canonicalise(captured, copy, example, split_qkv=split_qkv)
+
+
+def _located(way: str, error: Exception) -> Exception:
+    """The reason a capture failed, with the last line of the user's code that it passed through."""
+    frame, where = error.__traceback__, ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if is_users(file):
+            where = f" at {file}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    text = str(error).strip().splitlines() or [""]
+    return CaptureError(f"{way}: {type(error).__name__}: {text[0]}{where}")
+
+
+def _why_not(model: nn.Module, example: Example, failures: list[Exception]) -> Exception:
+    """Was it the example that the model rejects, or the model that no capture takes?"""
+    shapes = [tuple(t.shape) for t in example.args if hasattr(t, "shape")]
+    rejected = _rejection(model, example)
+    if rejected is not None:
+        return ExampleInputError(
+            f"{type(model).__name__} rejects the example inputs {shapes}: {rejected}; pass "
+            f"example_inputs= that the model accepts"
+        )
+    reasons = "\n  ".join(map(str, failures))
+    return CaptureError(f"{type(model).__name__} can't be captured as a graph:\n  {reasons}")
+
+
+def _rejection(model: nn.Module, example: Example) -> str | None:
+    copy = structural_copy(model).eval()
+    try:
+        with torch.no_grad():
+            copy(*example.args, **example.kwargs)
+    except Exception as error:  # any error of the user's model is the answer
+        first = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {first[0]}"
+    return None

@@ -1,0 +1,1 @@
+"""Decide: score every channel and choose which stay."""

@@ -1,0 +1,53 @@
+"""What a choice of counts costs, read off the axes: no model is built, nothing runs.
+
+A weight has as many elements as the product of its axes' sizes; a contraction takes as many
+multiply-accumulates as the product of the sizes of the axes that it runs over (`Flow.macs`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.batch import batch_size_of, is_batch
+from fxprune.axes import atoms_of, size_of
+from fxprune.rules.registry import Axes
+
+__all__ = ["Cost", "Counts", "cost_of", "saving_of"]
+
+# How many elements each group keeps; groups that are not listed are whole.
+Counts = Mapping[Group, int]
+Cost = Callable[[Counts], float]
+
+
+def cost_of(analysis: Analysis, measure: str) -> Cost:
+    """Parameters, or multiply-accumulates of one image (which stand for time as well)."""
+    terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
+    batch = batch_size_of(analysis)
+    one_image = {a: 1 for term in terms for axis in term for a in atoms_of(axis) if is_batch(a, batch)}
+
+    def cost(counts: Counts) -> float:
+        sizes = one_image | {group.atom: count for group, count in counts.items()}
+        return float(sum(math.prod(size_of(axis, sizes) for axis in term) for term in terms))
+
+    return cost
+
+
+def saving_of(group: Group, cost: Cost) -> float:
+    """What removing one element of an otherwise whole model saves."""
+    return cost({}) - cost({group: group.size - 1})
+
+
+def _parameters(analysis: Analysis) -> Iterable[Axes]:
+    for name, _ in analysis.module.named_parameters():
+        if name in analysis.weights:
+            yield analysis.weights[name]
+
+
+def _contractions(analysis: Analysis) -> Iterable[Axes]:
+    """The axes that each product of the graph runs over."""
+    resolve = analysis.inference.solver.resolve
+    for step in analysis.inference.steps.values():
+        for axes in step.flow.macs:
+            yield tuple(map(resolve, axes))

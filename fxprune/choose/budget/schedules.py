@@ -1,0 +1,152 @@
+"""How groups divide a ratio: a schedule gives, for every level in [0, 1], each group's count.
+
+The level is the share of channels that goes.  A schedule never gives a group more at a higher level.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.axes import Product
+from fxprune.choose.budget.request import Budget
+from fxprune.choose.importance.scores import Scores
+
+__all__ = ["Pooled", "Schedule", "Uniform", "isomorphic", "multiple_of", "rounded"]
+
+
+class Schedule(ABC):
+    """A family of choices, from everything (level 0) to every group's floor (level 1)."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], budget: Budget) -> None:
+        self.multiple = {group: multiple_of(analysis, group, budget.round_to) for group in groups}
+        self.least = {group: budget.least(group) for group in groups}
+
+    @abstractmethod
+    def counts(self, level: float) -> dict[Group, int]:
+        """How many elements each group keeps."""
+
+    def moves(self, counts: Mapping[Group, int]) -> Iterator[tuple[Group, int]]:
+        """A step up or down of each group."""
+        for group, multiple in self.multiple.items():
+            down, up = (
+                (counts[group] - 1) // multiple * multiple,
+                counts[group] // multiple * multiple + multiple,
+            )
+            if down >= self.least[group]:
+                yield group, down
+            if counts[group] < group.size:
+                yield group, min(up, group.size)
+
+
+class Uniform(Schedule):
+    """Every group loses the same share."""
+
+    def counts(self, level: float) -> dict[Group, int]:
+        return {
+            group: rounded(max(self.least[group], group.size * (1 - level)), group.size, multiple)
+            for group, multiple in self.multiple.items()
+        }
+
+
+class Pooled(Schedule):
+    """Groups in one pool share a ranking: the elements that matter least for what they cost go first.
+
+    Where heads keep elements of their own, a step takes one from every head, each its least.
+
+    pool: groups with the same key rank together.
+    price: what removing one element of a group saves.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        groups: Sequence[Group],
+        budget: Budget,
+        scores: Scores,
+        pool: Callable[[Group], Hashable],
+        price: Callable[[Group], float],
+    ) -> None:
+        super().__init__(analysis, groups, budget)
+        self.sizes = {group: group.size for group in groups}
+        keyed = sorted(((repr(pool(group)), i, group) for i, group in enumerate(groups)), key=lambda k: k[:2])
+        self.pools = []
+        for _, members in groupby(keyed, key=lambda k: k[0]):
+            steps: list[_Removal] = []
+            total = 0
+            for _, _, group in members:
+                least, multiple = self.least[group], self.multiple[group]
+                steps += _removals(group, scores[group], least, multiple, price(group))
+                total += group.size
+            self.pools.append((total, sorted(steps, key=lambda step: step.worth)))
+
+    def counts(self, level: float) -> dict[Group, int]:
+        counts = dict(self.sizes)
+        for total, steps in self.pools:
+            goal, gone = level * total, 0
+            for step in steps:
+                if gone + step.elements / 2 > goal:
+                    break
+                gone += step.elements
+                counts[step.group] -= step.elements
+        return counts
+
+
+class _Removal:
+    """One step of a group: how many elements go at once, and what they are worth per cost."""
+
+    def __init__(self, group: Group, elements: int, worth: float) -> None:
+        self.group, self.elements, self.worth = group, elements, worth
+
+
+def _removals(
+    group: Group, scores: np.ndarray, least: int, multiple: int, price: float
+) -> Iterable[_Removal]:
+    """From whole to the floor, the least important first; worth never falls along the way."""
+    ascending = np.sort(np.atleast_2d(scores), axis=-1).sum(0)
+    worth, size = -math.inf, group.size
+    while size > least:
+        smaller = (size - 1) // multiple * multiple
+        if smaller < least:
+            return
+        gone = ascending[group.size - size : group.size - smaller]
+        worth = max(worth, float(gone.sum()) / (len(gone) * max(price, 1e-30)))
+        yield _Removal(group, size - smaller, worth)
+        size = smaller
+
+
+def isomorphic(analysis: Analysis) -> Callable[[Group], Hashable]:
+    """Groups of one role and shape rank together (Isomorphic Pruning, https://arxiv.org/abs/2407.04616)."""
+
+    def key(group: Group) -> Hashable:
+        heads = group.inside.size if group.inside else 1
+        shapes = sorted(
+            (tuple(axis.size for axis in analysis.weights[name]), site.dim)
+            for site in group.sites
+            for name in [analysis.names.get(site.name, site.name)]
+        )
+        return group.role, group.size, heads, tuple(shapes)
+
+    return key
+
+
+def rounded(count: float, size: int, multiple: int) -> int:
+    """Half up, at least one, to a multiple (upwards) as far as there are elements."""
+    n = max(1, math.floor(count + 0.5))
+    return min(size, -(-n // multiple) * multiple)
+
+
+def multiple_of(analysis: Analysis, group: Group, round_to: int) -> int:
+    """What the count must be a multiple of, so that the widths that it is a factor of are of `round_to`."""
+    others = [
+        axis.size // group.size
+        for site in group.sites
+        for axis in [analysis.axis(site)]
+        if isinstance(axis, Product) or axis is group.atom
+    ]
+    return round_to // math.gcd(round_to, math.gcd(*others)) if others else round_to

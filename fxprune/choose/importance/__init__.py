@@ -1,0 +1,1 @@
+"""Score: how much each element of each group matters."""

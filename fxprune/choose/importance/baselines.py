@@ -1,0 +1,103 @@
+"""Criteria to compare with: random, activation, Taylor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.kl import _ones
+from fxprune.choose.importance.predictions import predictions_of
+from fxprune.choose.importance.scores import Scores, shape_of
+from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.errors import DataError
+
+__all__ = ["activation", "random", "taylor"]
+
+
+def random(analysis: Analysis, groups: Sequence[Group], *, seed: int = 0) -> Scores:
+    """Uniform in [0, 1): what every other criterion should beat."""
+    generator = np.random.default_rng(seed)
+    return {group: generator.random(shape_of(group)) for group in groups}
+
+
+def activation(
+    analysis: Analysis, groups: Sequence[Group], data: Iterable[Any] | None, *, progress: bool = True
+) -> Scores:
+    """The root mean square of each channel where it is used, averaged over its uses."""
+    model = _Watching(analysis, groups)
+    for batch in tqdm(batches_of(data, analysis, "activation"), disable=None if progress else True):
+        with torch.no_grad():
+            model.forward(_ones(model, groups, batch.size), batch.size, *batch.args)
+    return {group: np.sqrt(model.energy[group] / max(1, model.seen[group])) for group in groups}
+
+
+class _Watching(SoftMasked):
+    """Adds up the squares of every operand that a mask would be applied to."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+        super().__init__(analysis, groups)
+        self.energy = {group: np.zeros(shape_of(group)) for group in groups}
+        self.seen = dict.fromkeys(groups, 0)
+
+    def run_node(self, n: fx.Node) -> Any:
+        for use in (*self.uses.get(n, ()), *self.statistics.get(n, ())):
+            operand = self.env[use.operand].detach()
+            mask = self.masks[use.group].detach().requires_grad_()
+            with torch.enable_grad():  # the transpose of spreading a mask is adding up along it
+                spread = (operand.square() * self._spread(use, mask)).sum()
+                (squares,) = torch.autograd.grad(spread, mask)
+            self.energy[use.group] += (
+                squares.sum(0).double().cpu().numpy() * squares.numel() / operand.numel()
+            )
+            self.seen[use.group] += len(squares)
+        return super(SoftMasked, self).run_node(n)
+
+
+def taylor(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Any] | None,
+    *,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    progress: bool = True,
+) -> Scores:
+    """First order: the mean size of the loss's derivative by each channel's mask, per sample.
+
+    "Importance Estimation for Neural Network Pruning" (https://arxiv.org/abs/1906.10771).  Needs labels:
+    cross-entropy of class scores, or `loss(output, labels)` -> a sum over samples.
+    """
+    model = SoftMasked(analysis, groups)
+    totals = {group: np.zeros(shape_of(group)) for group in groups}
+    count = 0
+    for i, batch in enumerate(tqdm(batches_of(data, analysis, "taylor"), disable=None if progress else True)):
+        if batch.labels is None:
+            raise DataError(
+                f"importance='taylor' needs labels: batch {i} of data= holds inputs only; give (inputs, "
+                f"labels), or use importance='kl', which needs none"
+            )
+        masks = _ones(model, groups, batch.size)
+        with torch.enable_grad():
+            output = model.forward(masks, batch.size, *batch.args)
+            value = loss(output, batch.labels) if loss else _cross_entropy(output, batch.labels, batch.size)
+            slopes = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
+        for group, slope in zip(masks, slopes, strict=True):
+            if slope is not None:
+                totals[group] += slope.abs().sum(0).double().cpu().numpy()
+        count += batch.size
+    return {group: total / count for group, total in totals.items()}
+
+
+def _cross_entropy(output: Any, labels: Any, size: int) -> Tensor:
+    prediction = predictions_of(output, size, None)
+    if prediction.classes is None or prediction.classes.shape[1] != 1:
+        raise DataError("importance='taylor': the outputs are no class scores [b, classes]; give loss=")
+    scores = prediction.classes[:, 0]
+    return F.nll_loss(scores, torch.as_tensor(labels, device=scores.device), reduction="sum")

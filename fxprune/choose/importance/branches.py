@@ -1,0 +1,111 @@
+"""How much each residual branch matters: what the model predicts without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.branches import Branch
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.graph.example import seeded_noise
+from fxprune.graph.values import bound_arguments
+from fxprune.graph.writes import writes_in_place
+
+__all__ = ["branch_divergences", "branch_shares"]
+
+Unit = tuple[Branch, ...]  # branches that go together
+
+
+def branch_divergences(
+    analysis: Analysis,
+    units: Sequence[Unit],
+    data: Iterable[Any] | None,
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """The KL divergence that leaving each unit out causes, averaged over the samples: float64 [units].
+
+    Measured, not estimated: one run of what lies after the branch for each batch, as in UP-ViTs
+    (https://arxiv.org/abs/2111.15127).  Features are compared by squared error, see `predictions_of`.
+    """
+    batches = batches_of(data, analysis, "depth")
+    runner = _WithoutBranches(analysis.module)
+    totals = np.zeros(len(units))
+    bar = tqdm(total=len(units) * len(batches), desc="branches", disable=None if progress else True)
+    with torch.no_grad(), bar:
+        for batch in batches:
+            reference = predictions_of(runner.whole(*batch.args), batch.size, log_probabilities)
+            for i, unit in enumerate(units):
+                without = predictions_of(runner.without(unit), batch.size, log_probabilities)
+                totals[i] += reference.divergence(without).clamp_min(0).double().sum().item()
+                bar.update()
+    return totals / sum(batch.size for batch in batches)
+
+
+def branch_shares(analysis: Analysis, units: Sequence[Unit]) -> np.ndarray:
+    """A stand-in where there is no data: how large each unit's branches are beside their stream, on noise.
+
+    The sum of |f(x)| / |x| for one sample of normal noise: it sees the weights' and layer scales' sizes,
+    and nothing of what the branch is good for.  A model without values keeps its first branches.
+    """
+    if any(p.device.type == "meta" for p in analysis.module.parameters()):
+        return -np.arange(len(units), dtype=float)
+    module = analysis.module
+    example = seeded_noise(module.meta["example"], module)
+    example = example if any("batch size" in note for note in analysis.notes) else example.with_batch(1)
+    runner = _WithoutBranches(module)
+    with torch.no_grad():
+        runner.whole(*bound_arguments(module, example))
+    return np.array([sum(_share(runner.kept, branch) for branch in unit) for unit in units])
+
+
+def _share(values: dict[fx.Node, Any], branch: Branch) -> float:
+    result, source = (values[n].double().norm().item() for n in (branch.result, branch.source))
+    return result / max(source, 1e-300)
+
+
+class _WithoutBranches(fx.Interpreter):
+    """Keeps every value of one whole run, and runs again only what lies after what is left out."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.kept: dict[fx.Node, Any] = {}
+
+    def whole(self, *args: Any) -> Any:
+        output = self.run(*args)
+        self.kept = dict(self.env)
+        return output
+
+    def without(self, unit: Unit) -> Any:
+        sources = {branch.add: branch.source for branch in unit}
+        self.env = dict(self.kept)
+        changed: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node in sources:
+                self.env[node] = self.env[sources[node]]
+            elif not changed.isdisjoint(node.all_input_nodes):
+                self.env[node] = self.run_node(node)
+            else:
+                continue
+            changed.add(node)
+        return self.env[next(n for n in reversed(self.graph.nodes) if n.op == "output")]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """What writes in place is given copies: the values before it are needed again."""
+        if not writes_in_place(n, self.module):
+            return super().run_node(n)
+        originals = {node: self.env[node] for node in n.all_input_nodes}
+        self.env.update({node: pytree.tree_map_only(Tensor, torch.clone, v) for node, v in originals.items()})
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(originals)

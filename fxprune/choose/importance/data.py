@@ -1,0 +1,109 @@
+"""A proxy set: whatever the user iterates over, as calls of the captured model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.errors import DataError, ExampleInputError
+from fxprune.graph.example import Example
+from fxprune.graph.tensors import device_of
+from fxprune.graph.values import bound_arguments
+
+__all__ = ["Batch", "batches_of"]
+
+LABELS = ("labels", "label", "targets", "target")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: the captured model's arguments in order, how many samples, and labels if there are any."""
+
+    args: list[Any]
+    size: int
+    labels: Any = None
+
+    def samples(self) -> Iterator[Batch]:
+        """The same samples one by one."""
+        for i in range(self.size):
+            yield Batch([_part(v, self.size, slice(i, i + 1)) for v in self.args], 1, self.labels)
+
+    def repeated(self, times: int) -> list[Any]:
+        """The arguments with all samples `times` over: [times * size, ...]."""
+        return [_repeated(v, self.size, times) for v in self.args]
+
+
+def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -> list[Batch]:
+    """Every batch of `data`: a tensor of inputs, `(inputs, labels)`, or a mapping of keyword arguments.
+
+    Raises:
+        DataError: there is no data, or a batch is nothing that the model takes.
+    """
+    if data is None:
+        raise DataError(f"importance={criterion!r} needs data=, an iterable of batches of model inputs")
+    device = device_of(analysis.module)
+    found = [_batch(item, i, analysis, device) for i, item in enumerate(_iterate(data))]
+    if not found:
+        raise DataError("data= holds no batch")
+    return found
+
+
+def _iterate(data: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, Tensor):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise DataError(f"data= must be an iterable of batches, not {type(data).__name__}")
+    return data
+
+
+def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch:
+    labels = None
+    if isinstance(item, Mapping):
+        labels = next((item[k] for k in LABELS if k in item), None)
+        example = Example((), {str(k): v for k, v in item.items() if k not in LABELS})
+    elif isinstance(item, (tuple, list)) and item:
+        example, labels = Example((item[0],)), item[1] if len(item) > 1 else None
+    else:
+        example = Example((item,))
+    example = example.map(lambda t: t.to(device))
+    try:
+        args = bound_arguments(analysis.module, example)
+    except ExampleInputError as error:
+        raise DataError(f"batch {i} of data=: {error}") from error
+    tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.ndim]
+    if not tensors:
+        raise DataError(f"batch {i} of data= holds no tensor, but {type(item).__name__}")
+    _check_against_capture(tensors[0], i, analysis)
+    return Batch(args, tensors[0].shape[0], labels)
+
+
+def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
+    """A graph of torch.export takes one image size only; say so before an op does."""
+    first = next(n for n in analysis.module.graph.nodes if n.op == "placeholder")
+    wanted = first.meta.get("val")
+    if not isinstance(wanted, Tensor):
+        return
+    fits = given.ndim == wanted.ndim
+    if analysis.capture == "export":
+        fits = fits and given.shape[1:] == wanted.shape[1:]
+    if not fits:
+        raise DataError(
+            f"batch {i} of data= has inputs of shape {tuple(given.shape)}; the captured model takes "
+            f"(batch, {', '.join(map(str, wanted.shape[1:]))})"
+        )
+
+
+def _part(value: Any, size: int, at: slice) -> Any:
+    batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
+    return value[at] if batched else value
+
+
+def _repeated(value: Any, size: int, times: int) -> Any:
+    batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
+    return value.repeat(times, *[1] * (value.ndim - 1)) if batched else value

@@ -1,0 +1,94 @@
+"""What a model's outputs say: log-probabilities of classes, or features compared by squared error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import DataError
+from fxprune.graph.tensors import floats_of
+
+__all__ = ["LogProbabilities", "Prediction", "predictions_of"]
+
+# From the model's output to log-probabilities [b, ..., classes].
+LogProbabilities = Callable[[Any], Tensor]
+
+
+class Prediction:
+    """A model's answer to a batch: a distribution, from which targets are drawn and told apart.
+
+    classes: log-probabilities [b, n, classes], n independent predictions per sample (pixels); or
+    features: [b, n], of which the squared error is taken, relative to their mean square.
+    """
+
+    def __init__(self, classes: Tensor | None, features: Tensor | None) -> None:
+        self.classes, self.features = classes, features
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """A scalar whose gradient, squared and averaged over draws, is the Fisher information.
+
+        With random signs s, (sum over y of s sqrt(p(y)) d log p(y))^2 is sum of p(y) (d log p(y))^2 in the
+        mean: every class takes part in every draw, where a drawn target of a confident model is always
+        the same.  Features count as the mean of a normal distribution: signs again.
+        """
+        if self.classes is not None:
+            weights = _signs(self.classes, generator) * (self.classes.detach() / 2).exp()
+            pixels = self.classes.shape[1:-1].numel()
+            return (weights * self.classes).sum() / pixels**0.5
+        assert self.features is not None
+        return (self.features * _signs(self.features, generator) / _scale(self.features)).sum()
+
+    def divergence(self, other: Prediction) -> Tensor:
+        """KL(self || other) of each sample, averaged over its predictions; or half the squared error: [b]."""
+        if self.classes is not None and other.classes is not None:
+            terms = self.classes.exp() * (self.classes - other.classes)
+            return terms.sum(-1).flatten(1).mean(1)
+        assert self.features is not None and other.features is not None
+        return ((self.features - other.features) / _scale(self.features)).square().sum(1) / 2
+
+    def repeated(self, times: int) -> Prediction:
+        def again(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.repeat(times, *[1] * (t.ndim - 1))
+
+        return Prediction(again(self.classes), again(self.features))
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
+
+
+def _scale(features: Tensor) -> Tensor:
+    """The length of each sample's features: [b, 1]."""
+    return features.detach().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities | None) -> Prediction:
+    """The outputs as a prediction.
+
+    By `log_probabilities(output)` if given.  Else one output [b, classes], or one called `logits`, is
+    taken for class scores; anything else (feature maps, several outputs) is compared by squared error.
+    """
+    if log_probabilities is not None:
+        return Prediction(_checked(log_probabilities(output), size), None)
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    tensors = [logits] if isinstance(logits, Tensor) else floats_of(output)
+    if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
+        return Prediction(_single(tensors[0]).log_softmax(-1).unsqueeze(1), None)
+    return Prediction(None, torch.cat([_single(t).reshape(size, -1) for t in tensors], 1))
+
+
+def _single(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _checked(values: Any, size: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.ndim < 2 or values.shape[0] != size:
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise DataError(f"log_probabilities= must return a tensor [{size}, ..., classes], not {shape}")
+    total = values.detach().exp().sum(-1)
+    if not torch.allclose(total, torch.ones_like(total), atol=1e-3):
+        raise DataError("log_probabilities= must return logarithms of probabilities that sum to 1")
+    return values.reshape(size, -1, values.shape[-1])

@@ -1,0 +1,214 @@
+"""The captured model with a weight on every channel of every group, another one for each sample.
+
+Removing a channel shows in two places only: where an op sums over it (a linear layer, a convolution, an
+attention product), and where a statistic is taken over it (a norm, a mean).  There, and nowhere else,
+each term is multiplied by its channel's mask.  At masks of 0 and 1 this is the pruned model; in between
+it is smooth, and its gradient says what a channel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.batch import batch_size_of, is_batch
+from fxprune.analysis.infer import Step
+from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_sizes
+from fxprune.rules.calls import Weight
+from fxprune.rules.masked import MASKED
+from fxprune.rules.registry import Axes
+
+__all__ = ["Masks", "SoftMasked"]
+
+# For each group [b, size], or [b, heads, size] where each head may keep other elements.
+Masks = dict[Group, Tensor]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A node that sums over a group's channels: the operand that carries them, and its axes."""
+
+    group: Group
+    operand: fx.Node
+    axes: Axes
+
+
+class SoftMasked(fx.Interpreter):
+    """Runs the captured model under masks.  `uses` says which nodes apply which groups' masks."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+        super().__init__(analysis.module)
+        self.analysis = analysis
+        self.batch = batch_size_of(analysis)
+        self.of_atom = {group.atom: group for group in groups}
+        self.uses: dict[fx.Node, list[Use]] = {}
+        self.statistics: dict[fx.Node, list[Use]] = {}
+        for node, step in analysis.inference.steps.items():
+            uses = list(self._uses(node))
+            if uses and _is_statistic(step):
+                self.statistics[node] = uses
+            elif uses:
+                self.uses[node] = uses
+        self._indices: dict[Any, _Index] = {}
+
+    def forward(self, masks: Masks, size: int, *args: Any) -> Any:
+        """The outputs for `size` samples; groups without a mask are whole."""
+        self.masks, self.size = masks, size
+        return self.run(*args)
+
+    def groups_at(self, node: fx.Node) -> list[Group]:
+        """The groups whose masks a node applies."""
+        return [use.group for use in (*self.uses.get(node, ()), *self.statistics.get(node, ()))]
+
+    def without_batch(self) -> set[Group]:
+        """Groups that are used where no sample is told from another (in an MLP over positions)."""
+        everything = [use for uses in (*self.uses.values(), *self.statistics.values()) for use in uses]
+        return {u.group for u in everything if not any(self._has_batch(axis) for axis in u.axes)}
+
+    # ------------------------------------------------------------ running
+
+    def run_node(self, n: fx.Node) -> Any:
+        if any(use.group in self.masks for use in self.statistics.get(n, ())):
+            return self._statistic(n)
+        whole: dict[fx.Node, Any] = {}
+        for use in self.uses.get(n, ()):
+            if use.group in self.masks:
+                whole.setdefault(use.operand, self.env[use.operand])
+                self.env[use.operand] = self.env[use.operand] * self._mask(use)
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(whole)
+
+    def _statistic(self, node: fx.Node) -> Any:
+        """A mean or norm over channels, each counted as much as its mask says."""
+        step = self.analysis.inference.steps[node]
+        assert step.rule is not None
+        function = STATISTICS[_name(step)]
+        masks = [self._mask(use) for use in self.statistics[node] if use.group in self.masks]
+        mask = masks[0]
+        for other in masks[1:]:
+            mask = mask * other
+        bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
+        return function(mask=mask.to(bound["input"]), **bound)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self.env[value]
+        if isinstance(value, Weight):
+            return self.fetch_attr(value.name)
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._value, value))
+        return value
+
+    def _mask(self, use: Use) -> Tensor:
+        """The group's mask as it lies along the operand: its shape, with 1 where nothing is masked."""
+        return self._spread(use, self.masks[use.group])
+
+    def _spread(self, use: Use, mask: Tensor) -> Tensor:
+        key = (use.axes, use.group, self.size)
+        if key not in self._indices:
+            self._indices[key] = _Index.of(use.axes, use.group, self.batch, self.size)
+        return self._indices[key].spread(mask)
+
+    # ------------------------------------------------------------ where masks apply
+
+    def _uses(self, node: fx.Node) -> list[Use]:
+        """The groups that a node sums over, each with the operand to mask."""
+        step, resolve = self.analysis.inference.steps[node], self.analysis.inference.solver.resolve
+        summed = {a for axis in step.flow.sums for a in atoms_of(resolve(axis))} & self.of_atom.keys()
+        found: dict[Atom, Use] = {}
+        for operand in node.all_input_nodes if summed else ():
+            for axes in self.analysis.axes.get(operand, [])[:1]:
+                for a in summed.intersection(a for axis in axes for a in atoms_of(axis)):
+                    use = Use(self.of_atom[a], operand, axes)
+                    if self._is_better(use, found.get(a)):
+                        found[a] = use
+        return list(found.values())
+
+    def _is_better(self, use: Use, than: Use | None) -> bool:
+        """Of two factors that are summed over together one is masked: rather one that has samples."""
+        return than is None or (self._samples(use) and not self._samples(than))
+
+    def _samples(self, use: Use) -> bool:
+        return any(map(self._has_batch, use.axes))
+
+    def _has_batch(self, axis: Axis) -> bool:
+        return any(is_batch(a, self.batch) for a in atoms_of(axis))
+
+
+def _name(step: Step) -> str:
+    return step.call.op.removeprefix("aten.")
+
+
+def _is_statistic(step: Step) -> bool:
+    source = step.call.args[0] if step.call.args else None
+    return _name(step) in STATISTICS and step.rule is not None and isinstance(source, fx.Node)
+
+
+def _normalize(
+    input: Tensor, mask: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, **_: Any
+) -> Tensor:
+    """F.normalize, each term of the norm counted as much as its mask says."""
+    norm = (mask * input.abs() ** p).sum(dim, keepdim=True) ** (1 / p)
+    return input / norm.clamp_min(eps)
+
+
+STATISTICS = {**MASKED, "normalize": _normalize}
+
+
+@dataclass(frozen=True)
+class _Index:
+    """How a mask [b, size] or [b, heads, size] spreads along the axes of an operand."""
+
+    sample: Tensor
+    head: Tensor | None
+    element: Tensor
+    involved: Tensor | None  # False where a position belongs to another part of a concatenation
+
+    @staticmethod
+    def of(axes: Axes, group: Group, batch: int, size: int) -> _Index:
+        head = group.inside.atom if group.inside is not None else None
+        wanted = {"sample": _batch_atom(batch), "head": head, "element": group.atom}
+        found: dict[str, Tensor] = {}
+        for dim, axis in enumerate(axes):
+            places = _coordinates(axis, batch, size)
+            for role, a in wanted.items():
+                if a in places:
+                    shape = [-1 if d == dim else 1 for d in range(len(axes))]
+                    found[role] = torch.from_numpy(places[a]).reshape(shape)
+        element = found["element"]
+        whole = bool((element >= 0).all())
+        sample = found.get("sample", torch.zeros([1] * len(axes), dtype=torch.long))
+        return _Index(sample, found.get("head"), element.clamp_min(0), None if whole else element >= 0)
+
+    def spread(self, mask: Tensor) -> Tensor:
+        places = (self.sample, self.element) if mask.ndim == 2 else (self.sample, self.head, self.element)
+        full = mask[tuple(p.to(mask.device) for p in places if p is not None)]
+        return full if self.involved is None else torch.where(self.involved.to(mask.device), full, 1.0)
+
+
+_BATCHES: dict[int, Atom] = {}
+
+
+def _batch_atom(batch: int) -> Atom:
+    """One atom to stand for every batch axis of a size."""
+    return _BATCHES.setdefault(batch, Atom(batch, None))
+
+
+def _coordinates(axis: Axis, batch: int, size: int) -> dict[Atom, np.ndarray]:
+    """As `axes.coordinates`, at the true batch size, with the batch under one name."""
+    true = with_sizes(axis, {batch: size})
+    names = dict(zip(atoms_of(true), atoms_of(axis), strict=False)) if size > 1 else {}
+    places = coordinates(true)
+    out = {}
+    for a, index in places.items():
+        known = names.get(a, a)
+        out[_batch_atom(batch) if is_batch(known, batch) else known] = index
+    return out

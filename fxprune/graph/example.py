@@ -1,0 +1,64 @@
+"""Example: the arguments of one call of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.tensors import device_of
+
+__all__ = ["PRIME_BATCH", "Example", "seeded_noise"]
+
+
+# A batch size that divides nothing: no reshape lines up with it by accident.
+PRIME_BATCH = 10007
+
+
+@dataclass(frozen=True)
+class Example:
+    """Positional and keyword arguments for one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def with_batch(self, n: int | None) -> Example:
+        """The same call with n samples; values repeat.  Tensors without a batch stay as they are."""
+        batch = self.batch
+        if n is None or batch is None:
+            return self
+        return self.map(lambda t: _resized(t, n) if t.ndim and t.shape[0] == batch else t)
+
+    @property
+    def batch(self) -> int | None:
+        """The common first dimension of the tensors."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim]
+        return sizes[0] if sizes else None
+
+    def map(self, function: Any) -> Example:
+        def only_tensors(value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else value
+
+        args, kwargs = pytree.tree_map(only_tensors, (self.args, self.kwargs))
+        return Example(args, kwargs)
+
+
+def _resized(t: Tensor, n: int) -> Tensor:
+    return t.repeat(-(-n // t.shape[0]), *[1] * (t.ndim - 1))[:n]
+
+
+def seeded_noise(shapes: Example, model: nn.Module) -> Example:
+    """Normal noise of the recorded shapes (zeros for whole numbers), on the model's device."""
+    device = device_of(model)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+        return torch.randn(t.shape, generator=generator).to(dtype=t.dtype, device=device)
+
+    return shapes.map(noise)

@@ -1,0 +1,67 @@
+"""A module's tensors by name, where they are, in what precision, and those of what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["device_of", "floats_of", "holder", "in_float64", "is_float", "named_tensors", "tensor_at"]
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under each of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """The tensor of a dotted name: a parameter, a buffer, or a plain attribute."""
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """That of the weights; the CPU for a module without any."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def is_float(t: Tensor) -> bool:
+    """Whether it holds real or complex numbers, rather than whole ones or truth values."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def floats_of(value: Any) -> list[Tensor]:
+    """Every tensor of real or complex numbers of a nest of tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        return [value] if is_float(value) else []
+    if dataclasses.is_dataclass(value) and not isinstance(value, dict):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in floats_of(v)] if isinstance(value, (list, tuple)) else []
+
+
+Raised = TypeVar("Raised", Tensor, nn.Module)
+
+
+def in_float64(value: Raised) -> Raised:
+    """A tensor in double precision, or a module (changed in place) all of whose tensors are."""
+    if isinstance(value, nn.Module):
+        return value._apply(in_float64)
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.double() if value.is_floating_point() else value
+
+
+def holder(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path, made of empty modules where there is none yet."""
+    here = root
+    for part in path.split(".") if path else ():
+        if part not in here._modules:
+            here.add_module(part, nn.Module())
+        here = here._modules[part]  # type: ignore[assignment]
+    return here

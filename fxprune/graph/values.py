@@ -1,0 +1,170 @@
+"""Give every node its value, computed on fake tensors: shapes and dtypes without memory or arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import ExampleInputError, RewriteError
+from fxprune.graph.example import Example
+from fxprune.graph.quick_shapes import quick_shape
+from fxprune.graph.tensors import tensor_at
+
+__all__ = ["FakeRun", "NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
+
+
+def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
+    """Set `node.meta["val"]` on each node, for a batch of another size if one is given.
+
+    Contract: the graph is not changed.
+
+    Raises:
+        NodeError: the graph rejects the example; names the node and the user's line.
+    """
+    run = FakeRun(module, module.graph, example, batch)
+    for node in module.graph.nodes:
+        node.meta["val"] = run.value(node)
+
+
+def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
+    """Raise RewriteError, naming the node, if a rewritten graph does not run on fake tensors."""
+    try:
+        propagate_values(pruned, example)
+    except NodeError as error:
+        raise RewriteError(
+            f"the rewritten graph does not run at {error}; this is a bug in a rule of fxprune: "
+            f"please report it, and exclude= the module meanwhile"
+        ) from error
+    for node in pruned.graph.nodes:
+        del node.meta["val"]
+
+
+def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
+    """The example's arguments in the order of the graph's placeholders."""
+    return list(_bound(module.graph, example).values())
+
+
+def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+    for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
+        if i < len(example.args):
+            values[node] = example.args[i]
+        elif str(node.target) in example.kwargs:
+            values[node] = example.kwargs[str(node.target)]
+        else:
+            raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
+    return values
+
+
+class NodeError(Exception):
+    """A node does not run: its name, the user's line, and why."""
+
+    def __init__(self, node: fx.Node, error: Exception) -> None:
+        where = f" ({node.meta['where']})" if node.meta.get("where") else ""
+        first = (str(error).strip().splitlines() or [""])[0]
+        super().__init__(f"{node.name}{where}: {type(error).__name__}: {first}")
+
+
+class FakeRun(fx.Interpreter):
+    """The values of a graph's nodes on a root whose tensors are fake; the graph may still grow."""
+
+    def __init__(self, source: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        root = _with_fakes(source, self.mode)
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+        self.source = source
+        with self.mode:
+            inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
+            self.inputs = inputs.with_batch(batch)
+        self.last: fx.Node | None = None
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives, after all that stand before it.
+
+        Raises:
+            NodeError: a node rejects what it is given.
+        """
+        with self.mode, torch.no_grad():
+            while node not in self.env:
+                self.last = self.last.next if self.last else next(iter(self.graph.nodes))
+                self.env[self.last] = self.run_node(self.last)
+        return self.env[node]
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            try:
+                return _bound(self.graph, self.inputs)[n] if n.op == "placeholder" else super().run_node(n)
+            except DynamicOutputShapeException:  # its shape is in the values of what it is given
+                return self._constant(n)
+        except Exception as error:
+            raise NodeError(n, error) from error
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = quick_shape(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target not in self.submodules:  # tracing made it
+            self.submodules[target] = self.source.get_submodule(target)
+        shape = quick_shape(self.submodules[target], args, kwargs)
+        return super().call_module(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+
+    def _outline(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        with unset_fake_temporarily():
+            return FakeTensor(self.mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+
+    def _constant(self, n: fx.Node) -> Any:
+        """The value of a node that depends on no input, computed for real."""
+        with unset_fake_temporarily():
+            value = self._real(n)
+        return pytree.tree_map_only(Tensor, self.mode.from_tensor, value)
+
+    def _real(self, n: fx.Node) -> Any:
+        known = self.env.get(n)
+        if known is not None and not any(isinstance(v, Tensor) for v in pytree.tree_leaves(known)):
+            return known  # a size, a device
+        if n.op == "get_attr":
+            return tensor_at(self.source, str(n.target))
+        if n.op == "placeholder":
+            raise ValueError("a shape depends on the values of an input")
+        args, kwargs = fx.map_arg((n.args, n.kwargs), self._real)
+        return getattr(super(), n.op)(n.target, args, kwargs)
+
+    def fetch_attr(self, target: str) -> Any:
+        path, _, name = target.rpartition(".")
+        owner = self.submodules[path]
+        if not hasattr(owner, name):  # a constant, or a function, that tracing met since
+            met = tensor_at(self.source, target)
+            setattr(owner, name, self.mode.from_tensor(met) if isinstance(met, Tensor) else met)
+        return getattr(owner, name)
+
+
+def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The same tree of modules with fake tensors; all else is shared."""
+    fakes = {id(t): _fake(t, mode) for t in (*root.parameters(), *root.buffers())}
+    twins = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
+    for module in root.modules():
+        twins[id(module)].__dict__ |= module.__dict__ | {
+            "_parameters": {name: fakes.get(id(t)) for name, t in module._parameters.items()},
+            "_buffers": {name: fakes.get(id(t)) for name, t in module._buffers.items()},
+            "_modules": {name: twins.get(id(m)) for name, m in module._modules.items()},
+        }
+    return twins[id(root)]
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """As mode.from_tensor, without what only views, subclasses and symbolic sizes need."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return mode.from_tensor(tensor, static_shapes=True)
+    outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, outline, tensor.device)

@@ -1,0 +1,1 @@
+"""Plans: which elements of every group are kept, as data."""

@@ -1,0 +1,206 @@
+"""A plan: which elements of every group are kept, and which branches are removed.
+
+Pure data, applied by rewriting.  As JSON it is small beside the weights that it is stored with:
+
+    {"format": "fxprune-plan-2",
+     "groups": {"blocks.0.attn.head_dim": {"size": 64, "heads": 6, "kept": BITS}, ...},
+     "indices": [BITS, ...],
+     "weights": {"blocks.0.attn.qkv.weight": [0, 3], ...}}
+
+BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
+("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
+since many share a choice, or null for a whole one.  "removed", "renamed", "scales" and "regrouped" stand as
+in `Plan`, and are absent where they are empty.  A plain list of indices is read as well as BITS.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import LongTensor, fx
+
+from fxprune.errors import PlanError
+from fxprune.files import write_whole
+from fxprune.plan.bits import flags_of, mask_bits, position_bits, positions_of
+
+__all__ = ["Kept", "Plan", "plan_from", "plan_of", "record_of"]
+
+
+FORMAT = "fxprune-plan-2"
+NAMED = {"renamed": str, "scales": float, "regrouped": int}
+OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one group.
+
+    size: elements before.
+    indices: sorted int64 [k]; or [heads, k] where each head keeps indices of its own.
+    """
+
+    size: int
+    indices: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        return self.indices.shape[-1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept indices, by group and by weight, and removed branches.
+
+    groups: group name -> `Kept`, for the groups that shrink.
+    kept: name in the original's `state_dict` -> one sorted int64 index tensor (None: whole) per
+        dimension; a name that is absent is whole (or was removed with its branch).
+    renamed: name in the original's `state_dict` -> name in the result's, where they differ (`like=`).
+    scales: node -> the constant that it multiplies by in the result, where it was another one; the
+        ratio is folded into the weights that bring its query (`like=`): these are no plain slices.
+    regrouped: group of heads -> how many wider ones they were merged to first (`attention="merge"`); the
+        groups are then those of the merged model.
+    removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
+    """
+
+    groups: dict[str, Kept]
+    kept: dict[str, tuple[LongTensor | None, ...]] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    regrouped: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [("group", "size", "kept")]
+        rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
+        rows += [(name, "branch", "none") for name in self.removed]
+        rows += [(name, "merged", str(count)) for name, count in self.regrouped.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Kept indices stand as bits in base64, each list once: the module's docstring has the format.
+        """
+        write_whole(path, json.dumps(record_of(self)))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.  Raises PlanError for anything else."""
+        try:
+            with open(path) as file:
+                return plan_from(json.load(file))
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+        except OSError as error:
+            raise PlanError(f"{path} can't be read: {error}") from error
+        except ValueError as error:
+            raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
+
+
+def plan_of(pruned: fx.GraphModule) -> Plan:
+    """The plan that a pruned model was made by.
+
+    Raises:
+        PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
+    """
+    record = getattr(pruned, "meta", {}).get("fxprune", {})
+    plan = record.get("plan")
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
+        )
+    return plan
+
+
+# ---------------------------------------------------------------- as JSON data
+
+
+def record_of(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
+    """A plan as JSON data; without `weights`, its groups only, of which the rest follows by replay."""
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
+    }
+    extras = {"removed": list(plan.removed), "renamed": plan.renamed, "scales": plan.scales}
+    extras["regrouped"] = plan.regrouped
+    record |= {name: value for name, value in extras.items() if value}
+    if weights:
+        numbers: dict[str, int] = {}
+        record["weights"] = {
+            name: [None if d is None else numbers.setdefault(position_bits(d), len(numbers)) for d in dims]
+            for name, dims in plan.kept.items()
+        }
+        record["indices"] = list(numbers)
+    return record
+
+
+def plan_from(record: Any) -> Plan:
+    """Raises PlanError for what is no plan, or names elements that a group does not have."""
+    try:
+        if record["format"] not in (FORMAT, OLD_FORMAT):
+            raise PlanError(f"it is of format {record['format']!r}, not {FORMAT}")
+        groups = {n: _read_group(n, **group) for n, group in record["groups"].items()}
+        weights = record.get("weights", {})
+        if record["format"] == FORMAT:
+            choices = [positions_of(bits) for bits in record.get("indices", [])]
+            weights = {n: [d if d is None else choices[d] for d in dims] for n, dims in weights.items()}
+        kept = {n: tuple(None if d is None else torch.tensor(d) for d in dims) for n, dims in weights.items()}
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
+    removed = record.get("removed", [])
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise PlanError("removed branches must be a list of names")
+    named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
+    return Plan(groups, kept, removed=tuple(removed), **named)  # type: ignore[arg-type]
+
+
+def _named(record: dict[str, Any], field: str, kind: type) -> dict[str, Any]:
+    values = record.get(field, {})
+    if not isinstance(values, dict) or not all(type(v) is kind for v in values.values()):
+        raise PlanError(f"{field} must be of {kind.__name__} by name")
+    return values
+
+
+def _written_group(kept: Kept) -> dict[str, Any]:
+    mask = np.zeros((*kept.indices.shape[:-1], kept.size), dtype=bool)
+    np.put_along_axis(mask, kept.indices.numpy(), True, axis=-1)
+    heads = {"heads": len(mask)} if mask.ndim == 2 else {}
+    return {"size": kept.size, **heads, "kept": mask_bits(mask.ravel())}
+
+
+def _read_group(name: str, size: Any, kept: Any, heads: Any = None) -> Kept:
+    """A group's record as data, if it is one: increasing whole numbers within the group."""
+    if type(size) is not int or size < 1 or not (heads is None or (type(heads) is int and heads > 0)):
+        raise PlanError(f"{name}: a size is a whole number of at least 1")
+    if isinstance(kept, str):
+        kept = _unpacked(name, kept, size, heads)
+    rows = kept if isinstance(kept, list) and kept and isinstance(kept[0], list) else [kept]
+    for row in rows:
+        if not isinstance(row, list) or not all(type(v) is int for v in row):
+            raise PlanError(f"{name}: kept indices must be a list of whole numbers")
+        if not row or row[0] < 0 or row[-1] >= size:
+            raise PlanError(f"{name}: kept indices must be within 0..{size - 1}, and at least one")
+        if any(b <= a for a, b in itertools.pairwise(row)):
+            raise PlanError(f"{name}: kept indices must increase")
+    if len({len(row) for row in rows}) > 1:
+        raise PlanError(f"{name}: every head must keep the same number")
+    return Kept(size, torch.tensor(kept))
+
+
+def _unpacked(name: str, bits: str, size: int, heads: int | None) -> list[Any]:
+    flat = flags_of(bits)
+    count = size * (heads or 1)
+    if len(flat) != -(-count // 8) * 8 or flat[count:].any():
+        raise PlanError(f"{name}: kept indices must be within 0..{size - 1}: there are {len(flat)} bits")
+    if heads is None:
+        return np.flatnonzero(flat).tolist()
+    return [np.flatnonzero(row).tolist() for row in flat[:count].reshape(heads, size)]

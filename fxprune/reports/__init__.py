@@ -1,1 +1,0 @@
-"""What was found and what was done, in words and figures."""

@@ -1,0 +1,1 @@
+"""The pruned module and its record."""

@@ -1,0 +1,144 @@
+"""What a model costs, measured: parameters, multiply-accumulates, and time beside another model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.graph.example import Example
+
+__all__ = [
+    "counting",
+    "latency_ratio",
+    "macs_of",
+    "on_meta",
+    "outputs_of",
+    "parameters_of",
+    "seconds_of",
+    "threads_of",
+    "twin_of",
+    "without_fused_layers",
+]
+
+
+def parameters_of(module: nn.Module) -> int:
+    """The number of parameters; a shared one counts once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def macs_of(module: nn.Module, example: Example) -> float:
+    """Multiply-accumulates of one call, by torch's own flop counter.
+
+    Shapes alone decide: they run on the meta device, and values only where the model reads some.
+    """
+    try:
+        return _counted(_outline(module), example.map(lambda t: t.to("meta")))
+    except Exception:  # whatever a model does with values, it says so when it really runs
+        return _counted(module, example)
+
+
+def _counted(module: nn.Module, example: Example) -> float:
+    with counting() as counter:
+        outputs_of(module, example)
+    return counter.get_total_flops() / 2
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Torch's counter, on ops that are in its book: neither fused attention nor fused encoder layers are."""
+    counter = FlopCounterMode(display=False)
+    with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+def _outline(module: nn.Module) -> nn.Module:
+    """The module without values: a copy on the meta device, which takes no memory."""
+    tensors = list(itertools.chain(module.parameters(), module.buffers()))
+    return copy.deepcopy(module, {id(t): _on_meta(t) for t in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def twin_of(module: nn.Module) -> nn.Module:
+    """The module in eval mode: a copy that shares all tensors, so that the module's own mode stays."""
+    shared = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared).eval()
+
+
+def outputs_of(module: nn.Module, example: Example) -> list[Tensor]:
+    """All tensors that a call returns, without gradients."""
+    with torch.no_grad():
+        out = module(*example.args, **example.kwargs)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def on_meta(module: nn.Module) -> bool:
+    """Has the model shapes only, no values?"""
+    return any(p.device.type == "meta" for p in module.parameters())
+
+
+def latency_ratio(
+    first: nn.Module, second: nn.Module, example: Example, *, threads: int | None = None, rounds: int = 9
+) -> float:
+    """The time of `second` over that of `first`: the median of runs that take turns.
+
+    Turns cancel what slows the whole machine; the first run of each is not counted.
+    """
+    with threads_of(threads):
+        for module in (first, second):
+            seconds_of(module, example)
+        ratios = []
+        for _ in range(rounds):
+            before = seconds_of(first, example)
+            ratios.append(seconds_of(second, example) / before)
+    return statistics.median(ratios)
+
+
+def seconds_of(module: nn.Module, example: Example) -> float:
+    """The time of one call, without gradients."""
+    _synchronise(example)
+    start = time.perf_counter()
+    outputs_of(module, example)
+    _synchronise(example)
+    return time.perf_counter() - start
+
+
+def _synchronise(example: Example) -> None:
+    if any(isinstance(a, Tensor) and a.is_cuda for a in pytree.tree_leaves((example.args, example.kwargs))):
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def threads_of(count: int | None) -> Iterator[None]:
+    """So many threads for torch meanwhile; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def without_fused_layers() -> Iterator[None]:
+    """nn.TransformerEncoderLayer layer by layer, as it is written."""
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(fused)

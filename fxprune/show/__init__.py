@@ -1,0 +1,1 @@
+"""Show: pictures and reports."""

@@ -1,0 +1,167 @@
+"""What is drawn: an analysis, with the sizes before and after where there is a plan."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.analysis import Analysis, names_in_graph
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.colours import GREY, colours
+from fxprune.analysis.groups import Group, Site
+from fxprune.analysis.infer import infer
+from fxprune.analysis.words import Words
+from fxprune.axes import Atom, Axis, size_of
+from fxprune.errors import OptionError, PlanError
+from fxprune.graph.example import PRIME_BATCH
+from fxprune.graph.tensors import device_of, named_tensors
+from fxprune.graph.values import propagate_values
+from fxprune.plan.plan import Plan, plan_of
+from fxprune.result.pruned_module import analysis_options
+from fxprune.rewrite import as_planned
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+
+__all__ = ["Scene", "scene_of"]
+
+
+class Scene:
+    """An analysis with words, colours, and the size of every axis before and after pruning.
+
+    before, after: sizes by atom, where they differ from the analysed ones.
+    gone: groups of which one element is left: that is no axis any more, and only their sites are known.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        title: str,
+        *,
+        before: dict[Atom, int] | None = None,
+        after: dict[Atom, int] | None = None,
+        gone: list[Group] | None = None,
+    ) -> None:
+        self.analysis, self.title = analysis, title
+        self.pruned = before is not None or after is not None
+        self.groups = [*(gone or ()), *analysis.groups]
+        self.words = Words(analysis)
+        self._colours = colours(self.groups)
+        self._before, self._after = before or {}, after or {}
+        self._gone: dict[Site, int] = {}
+        for group in gone or ():
+            for site in group.sites:
+                self._gone[site] = self._gone.get(site, 1) * self.before(group.atom)
+
+    def before(self, axis: Axis) -> int:
+        """The size of an axis in the original."""
+        return size_of(axis, self._before)
+
+    def after(self, axis: Axis) -> int:
+        """The size of an axis in the pruned model."""
+        return size_of(axis, self._after)
+
+    def shape(self, weight: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape of a weight in the original and in the pruned model."""
+        axes = self.analysis.weights[weight]
+        before = [self.before(a) * self._gone.get(Site(weight, d), 1) for d, a in enumerate(axes)]
+        return tuple(before), tuple(map(self.after, axes))
+
+    def colour(self, group: Group | None) -> str:
+        """`#rrggbb`; grey for what stays whole."""
+        return GREY if group is None else self._colours[group]
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, int]]:
+        """Elements of each parameter (buffers are left out) before and after, by the graph's name."""
+        names = {name for name, _ in self.analysis.module.named_parameters(remove_duplicate=False)}
+        found = {name: self.shape(name) for name in self.analysis.weights if name in names}
+        return {name: (math.prod(before), math.prod(after)) for name, (before, after) in found.items()}
+
+
+def scene_of(
+    what: nn.Module | Analysis,
+    pruned: fx.GraphModule | Plan | None = None,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Scene:
+    """Analyse what is to be drawn, if it is not analysed already.
+
+    A pruned model is drawn by itself (its plan holds the sizes before), or beside the original.
+
+    Raises:
+        OptionError: `what` is nothing that can be drawn.
+        PlanError: `pruned` belongs to another model.
+    """
+    if isinstance(what, Analysis):
+        return _planned(what, type(what.module).__name__, pruned)
+    if not isinstance(what, nn.Module):
+        raise OptionError(
+            f"draw takes a model, an Analysis or a pruned model; this is a {type(what).__name__}"
+        )
+    if pruned is None and _carries_plan(what):
+        return _of_pruned(what, rules)
+    analysis = analyze(
+        what,
+        example_inputs=example_inputs,
+        example_kwargs=example_kwargs,
+        rules=rules,
+        **(analysis_options(pruned) if _carries_plan(pruned) else {}),
+    )
+    return _planned(analysis, type(what).__name__, pruned)
+
+
+def _carries_plan(module: Any) -> TypeGuard[fx.GraphModule]:
+    return isinstance(getattr(module, "meta", {}).get("fxprune", {}).get("plan"), Plan)
+
+
+def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:
+    """The original's analysis (without removed branches, with heads merged), with a plan's sizes after."""
+    if pruned is None:
+        return Scene(analysis, title)
+    plan = pruned if isinstance(pruned, Plan) else plan_of(pruned)
+    analysis = as_planned(analysis, plan)
+    groups = {group.name: group for group in analysis.groups}
+    for name, kept in plan.groups.items():
+        if name not in groups or groups[name].size != kept.size:
+            raise PlanError(f"the plan is for another model: this one has no {name!r} of {kept.size}")
+    return Scene(analysis, title, after={groups[n].atom: kept.count for n, kept in plan.groups.items()})
+
+
+def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
+    """A pruned model alone: its own axes, named as in the plan."""
+    analysis = _analysis_of_pruned(pruned, rules)
+    plan = plan_of(pruned)
+    sites: dict[str, list[Site]] = pruned.meta["fxprune"]["sites"]
+    free = {(frozenset(g.sites), g.size): g for g in analysis.groups if g.frozen is None}
+    gone, before = [], {}
+    for name, where in sites.items():
+        kept = plan.groups[name]
+        group = free.pop((frozenset(where), kept.count), None)
+        if group is None:
+            role = name.rpartition(".")[2].rstrip("0123456789")
+            group = Group(name, role, Atom(kept.count), where, None)
+            gone.append(group)
+        group.name = name  # what a group is called depends on the others, and some may be gone
+        before[group.atom] = kept.size
+    for group in free.values():
+        if group.name in sites:
+            group.name += "_whole"
+    return Scene(analysis, type(pruned).__name__, before=before, gone=gone)
+
+
+def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
+    """Its graph is canonical already: only values and axes are missing.  The module is not changed."""
+    record = pruned.meta["fxprune"]
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(pruned.graph, {}))
+    module = fx.GraphModule(pruned, graph, type(pruned).__name__)
+    module.meta |= {"capture": record["capture"], "notes": [], "example": record["example"]}
+    example = record["example"].map(lambda t: torch.empty_like(t, device=device_of(pruned)))
+    propagate_values(module, example, PRIME_BATCH if record["dynamic"] else None)
+    inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
+    return Analysis(module, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))

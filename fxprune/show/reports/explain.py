@@ -1,0 +1,144 @@
+"""`fxprune.explain`: one module's, weight's or group's part in the whole, in words."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+from torch import fx, nn
+
+from fxprune.analysis.analysis import Analysis, Group, Site
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.words import Words
+from fxprune.axes import atoms_of
+from fxprune.errors import OptionError
+
+__all__ = ["Explanation", "explain"]
+
+MOST_WEIGHTS = 16
+MOST = 4  # of couplings to show, and of nodes on either end of a path
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The text, as `str()`; `weights` and `groups` are what it speaks of.
+
+    weights: name in the state -> one word per dimension, e.g. `("(3 heads head_dim)", "embed")`.
+    groups: all that these dimensions are made of.
+    """
+
+    text: str
+    weights: dict[str, tuple[str, ...]]
+    groups: list[Group]
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanation:
+    """What may shrink in a module, with what it is coupled and through what, and what is frozen and why.
+
+    Args:
+        model: a model, or what `analyze` returned for it.
+        name: of a module (`blocks.3.attn.qkv`), a weight (`blocks.3.attn.qkv.weight`), one dimension of it
+            (`blocks.3.attn.qkv.weight[0]`) or a group (`blocks.3.attn.heads`).
+        options: those of `analyze`, for a model.
+
+    Raises:
+        OptionError: nothing has that name; says which names are close.
+
+    Example:
+        >>> print(fxprune.explain(model, "blocks.3.attn.qkv"))
+        blocks.3.attn.qkv.weight [576, 192]: (3 heads head_dim) embed
+        ...
+    """
+    analysis = model if isinstance(model, Analysis) else analyze(model, **options)
+    sites = _sites(analysis, name)
+    weights = dict.fromkeys(site.name for site in sites)
+    words = {
+        w: tuple(Words(analysis).axis(axis) for axis in analysis.weights[analysis.names.get(w, w)])
+        for w in weights
+    }
+    axes = [analysis.axis(site) for site in sites]
+    groups = list(dict.fromkeys(analysis.by_atom[a] for axis in axes for a in atoms_of(axis)))
+    by_name = {group.name: group for group in groups}
+    if name in by_name and not any(w == name or w.startswith(f"{name}.") for w in weights):
+        groups = [by_name[name]]
+    lines = [f"{w} {_shape(analysis, w)}: {' '.join(words[w])}" for w in list(words)[:MOST_WEIGHTS]]
+    lines += [f"... and {len(words) - len(lines)} more weights"] if len(words) > len(lines) else []
+    paragraphs = dict.fromkeys("\n".join(_about(analysis, group, sites)) for group in groups)
+    return Explanation("\n\n".join(["\n".join(lines), *paragraphs]), words, groups)
+
+
+def _shape(analysis: Analysis, weight: str) -> str:
+    return str([axis.size for axis in analysis.weights[analysis.names.get(weight, weight)]])
+
+
+def _sites(analysis: Analysis, name: str) -> list[Site]:
+    """The dimensions that a name stands for."""
+    every = list(dict.fromkeys(site for group in analysis.groups for site in group.sites))
+    groups = {group.name: group for group in analysis.groups}
+    inside = [s for s in every if name in (str(s), s.name) or s.name.startswith(f"{name}.")]
+    if inside:
+        return sorted(inside)
+    if name in groups:
+        return sorted(groups[name].sites)
+    paths = {p for s in every for p in itertools.accumulate(s.name.split("."), "{}.{}".format)}
+    known = sorted({*groups, *paths, *map(str, every)})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+    if name in dict(analysis.module.named_modules()):
+        raise OptionError(f"{name!r} is a module without weights of more than one element to explain")
+    raise OptionError(
+        f"{name!r} is no module, weight or group of this model; close are {', '.join(map(repr, near))}"
+    )
+
+
+def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
+    """A paragraph on one group, as seen from some of its sites."""
+    word = Words(analysis).axis(group.atom)
+    if group.frozen is not None:
+        where = os.path.basename(group.frozen.where or "")
+        return [f"{word} must stay whole: {replace(group.frozen, where=where)}"]
+    heads = f"; each of {group.inside.name} keeps a choice of its own" if group.inside else ""
+    lines = [f"{word} may shrink: {group.size} elements, group {group.name}{heads}"]
+    start = next(site for site in group.sites if site in here)
+    others = [s for s in group.sites if s not in here] or [s for s in group.sites if s != start]
+    if not others:
+        return [*lines, "  coupled with no other weight"]
+    lines.append(f"  coupled with {len(others)} other dimension{'s' if len(others) > 1 else ''} of weights")
+    for first, *nodes, last in _nearest(analysis, group, start, others):
+        lines.append(f"  {first} with {last}: {_route(nodes)}")
+    lines.append(f"  all: {_some([str(site) for site in others], 2 * MOST)}")
+    return lines
+
+
+def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
+    """The shortest paths to the nearest modules: a site, the nodes between, a site."""
+    flow = analysis._flow_of(group.atom)
+    if str(start) not in flow:
+        return []
+    paths = nx.single_source_shortest_path(flow, str(start))
+    one_per_module = {site.name.rpartition(".")[0]: str(site) for site in reversed(others)}
+    return sorted((paths[site] for site in one_per_module.values() if site in paths), key=len)[:MOST]
+
+
+def _some(names: list[str], most: int) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _route(nodes: list[fx.Node]) -> str:
+    """Nodes with their source lines, the middle of a long path left out."""
+    steps = []
+    for node in nodes:
+        where = os.path.basename(node.meta.get("where") or "")
+        steps.append(f"{node} ({where})" if where else str(node))
+    if len(steps) > 2 * MOST:
+        steps = [*steps[:MOST], f"... {len(steps) - 2 * MOST} more ...", *steps[-MOST:]]
+    return " -> ".join(steps)

@@ -1,0 +1,75 @@
+"""Figures of two models beside each other: multiply-accumulates, and seconds, taking turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.example import Example
+from fxprune.graph.values import bound_arguments
+from fxprune.result.measure import counting, seconds_of
+
+__all__ = ["latencies", "macs_by_node"]
+
+
+def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:
+    """Multiply-accumulates of each call of a graph, by torch's own counter."""
+    module = _without_gradients(module)
+    with torch.no_grad(), counting() as counter:
+        interpreter = _Counting(module, counter)
+        interpreter.run(*bound_arguments(module, example))
+    return interpreter.macs
+
+
+class _Counting(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module)
+        self.counter = counter
+        self.macs: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        before = self.counter.get_total_flops()
+        value = super().run_node(n)
+        self.macs[n.name] = (self.counter.get_total_flops() - before) / 2
+        return value
+
+
+def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
+    """The same tensors in a module whose parameters ask for no gradient, which the counter can't stand."""
+    copied = structural_copy(module)
+    for owner in copied.modules():
+        for name, p in owner._parameters.items():
+            owner._parameters[name] = p if p is None else nn.Parameter(p.detach(), requires_grad=False)
+    assert isinstance(copied, fx.GraphModule)
+    return copied.eval()
+
+
+def latencies(
+    models: Sequence[nn.Module],
+    example: Example,
+    *,
+    runs: int = 11,
+    warmup: int = 2,
+    progress: Callable[[int], object] = lambda run: None,
+) -> list[float]:
+    """Median seconds of a call of each model in eval mode, on the same input, taking turns."""
+    modes = [{m: m.training for m in model.modules()} for model in models]
+    taken: list[list[float]] = [[] for _ in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.inference_mode():
+            for run in range(warmup + runs):
+                for model, seconds in zip(models, taken, strict=True):
+                    seconds.append(seconds_of(model, example))
+                progress(run)
+    finally:
+        for mode in modes:
+            for module, training in mode.items():
+                module.training = training
+    return [statistics.median(seconds[warmup:]) for seconds in taken]

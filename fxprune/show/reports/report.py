@@ -1,0 +1,285 @@
+"""`fxprune.report`: what pruning did, per group and in total, as a table, Markdown, HTML or JSON."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.analyze import analyze
+from fxprune.capture.example_of import example_of
+from fxprune.compiler import verify
+from fxprune.errors import OptionError
+from fxprune.graph.example import seeded_noise
+from fxprune.plan.plan import Kept, Plan, plan_of
+from fxprune.result.measure import parameters_of, threads_of
+from fxprune.result.pruned_module import analysis_options, noise_for
+from fxprune.rewrite import as_planned
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.show.reports.measure import latencies, macs_by_node
+
+__all__ = ["GroupFigures", "Report", "report"]
+
+FORMATS = ("table", "markdown", "json")
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """One group, before and after.
+
+    width: its elements.  parameters, macs: of all weights and calls that carry it; these overlap between
+    groups, as one weight carries several.
+    """
+
+    name: str
+    role: str
+    width: tuple[int, int]
+    parameters: tuple[int, int]
+    macs: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Before and after, as pairs.  `str()` is the table, or what `format` asked for.
+
+    groups: those that shrank.  macs: multiply-accumulates of one call with `batch` samples.
+    latency: median seconds of such a call with `threads` threads, or None where it was not measured.
+    certificate: the largest relative error, or None where it was not asked for.
+    """
+
+    model: str
+    groups: list[GroupFigures]
+    parameters: tuple[int, int]
+    macs: tuple[float, float]
+    heads: tuple[int, int]
+    batch: int
+    threads: int
+    latency: tuple[float, float] | None = None
+    certificate: float | None = None
+    format: str = "table"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: pairs are [before, after]."""
+        return {k: v for k, v in asdict(self).items() if k != "format"}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_markdown(self) -> str:
+        """A table of groups, then one of totals."""
+        return "\n\n".join(_markdown(*table) for table in self._tables())
+
+    def _repr_html_(self) -> str:
+        return "\n".join(_html(*table) for table in self._tables())
+
+    def __rich__(self) -> Any:
+        """For `rich.print`."""
+        from rich.console import Group as Stack
+        from rich.table import Table
+
+        stack = []
+        for title, head, rows in self._tables():
+            table = Table(title=title, title_justify="left", header_style="bold")
+            for i, column in enumerate(head):
+                table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+            for row in rows:
+                table.add_row(*row)
+            stack.append(table)
+        return Stack(*stack)
+
+    def __str__(self) -> str:
+        if self.format == "json":
+            return self.to_json()
+        return self.to_markdown() if self.format == "markdown" else _on_terminal(self)
+
+    def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        groups = [
+            [
+                g.name,
+                _pair(g.width, _count),
+                _pair(g.parameters, _count),
+                _pair(g.macs, _count),
+            ]
+            for g in self.groups
+        ]
+        total = [
+            ["parameters", *_row(self.parameters, _count)],
+            [f"MACs, batch {self.batch}", *_row(self.macs, _count)],
+        ]
+        if self.heads[0]:
+            total.append(["heads", *_row(self.heads, _count)])
+        if self.latency is not None:
+            label = f"latency, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+            total.append([label, *_row(self.latency, _seconds)])
+        if self.certificate is not None:
+            total.append(["largest relative error", "", f"{self.certificate:.1e}", ""])
+        return [
+            (self.model, ["group", "width", "its parameters", "its MACs"], groups),
+            ("In total", ["", "before", "after", "left"], total),
+        ]
+
+
+def report(
+    model: nn.Module,
+    pruned: fx.GraphModule,
+    *,
+    format: str = "table",
+    latency: bool = False,
+    certificate: bool = False,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    batch: int = 1,
+    threads: int | None = None,
+    runs: int = 11,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Report:
+    """What pruning did to a model, per group and in total.
+
+    Args:
+        model: the original; it is not changed.
+        pruned: what `prune` made of it.
+        format: what `str()` of the result gives: "table", "markdown" or "json".
+        latency: measure it: the median of `runs` calls of each, taking turns, `threads` threads.
+        certificate: verify the result in float64.
+        example_inputs, example_kwargs: the call to measure, instead of noise of the recorded shape.
+        batch: samples in that call.
+
+    Raises:
+        PlanError: `pruned` was not made by fxprune.
+        OptionError: a format that there is none of.
+
+    Example:
+        >>> print(fxprune.report(model, pruned, latency=True))
+        >>> Path("report.md").write_text(fxprune.report(model, pruned).to_markdown())
+    """
+    if format not in FORMATS:
+        raise OptionError(f"format={format!r}: one of {', '.join(map(repr, FORMATS))}")
+    plan, record = plan_of(pruned), pruned.meta["fxprune"]
+    example = noise_for(pruned, model, batch)
+    if example_inputs is not None or example_kwargs is not None:
+        example = example_of(model, example_inputs, example_kwargs)
+    recorded = seeded_noise(record["example"], model)
+    analysis = analyze(
+        model,
+        example_inputs=recorded.args,
+        example_kwargs=recorded.kwargs,
+        rules=rules,
+        **analysis_options(pruned),
+    )
+    macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
+    with threads_of(threads):
+        seconds = latencies([model, pruned], example, runs=runs) if latency else None
+    error = None
+    if certificate:
+        error = float(
+            verify(model, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules)
+        )
+    planned = as_planned(analysis, plan)  # without the removed branches, with heads merged
+    groups = {group.name: group for group in planned.groups}
+    return Report(
+        model=type(model).__name__,
+        groups=[_figures(planned, groups[name], plan, pruned, macs) for name in plan.groups],
+        parameters=(parameters_of(model), parameters_of(pruned)),
+        macs=(sum(macs[0].values()), sum(macs[1].values())),
+        heads=(_heads(analysis, {}), _heads(planned, plan.groups)),
+        batch=example.batch or 1,
+        threads=threads or torch.get_num_threads(),
+        latency=(seconds[0], seconds[1]) if seconds else None,
+        certificate=error,
+        format=format,
+    )
+
+
+def _figures(
+    analysis: Analysis,
+    group: Group,
+    plan: Plan,
+    pruned: nn.Module,
+    macs: tuple[dict[str, float], dict[str, float]],
+) -> GroupFigures:
+    dense = dict(analysis.module.named_parameters(remove_duplicate=False))
+    left = dict(pruned.named_parameters(remove_duplicate=False))
+    weights = {analysis.names.get(site.name, site.name) for site in group.sites}
+    found = {name: plan.renamed.get(name, name) for name in weights if name in dense}
+    learned = {name: own for name, own in found.items() if own in left}
+    calls = [node.name for node in analysis.axes if macs[0].get(node.name) and _uses(analysis, node, group)]
+    return GroupFigures(
+        group.name,
+        group.role,
+        (group.size, plan.groups[group.name].count),
+        (sum(dense[n].numel() for n in learned), sum(left[n].numel() for n in learned.values())),
+        (sum(macs[0][n] for n in calls), sum(macs[1].get(n, 0) for n in calls)),
+    )
+
+
+def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
+    """Does a call take the group's axis in, as a value or by a weight?"""
+    own = analysis._operands.get(node, [])
+    values = [arg for arg in node.all_input_nodes if arg in analysis.axes]
+    return any(analysis._carries(arg, group.atom) for arg in values) or any(
+        group.atom in analysis._atoms(analysis.weights[site.name][site.dim]) for site in own
+    )
+
+
+def _heads(analysis: Analysis, kept: dict[str, Kept]) -> int:
+    """Attention heads of all layers: what stands outside a head dim."""
+    found = [group for group in analysis.groups if group.role == "heads"]
+    return sum(kept[g.name].count if g.name in kept else g.size for g in found)
+
+
+# ---------------------------------------------------------------- figures and tables as text
+
+
+def _count(number: float) -> str:
+    """Three digits that count: 12.3M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= unit:
+            scaled = number / (1e3 if name == "k" else unit)
+            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{name}"
+    return f"{number:.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.3g} ms"
+
+
+def _pair(pair: tuple[float, float], text: Callable[[float], str]) -> str:
+    return f"{text(pair[0])} -> {text(pair[1])}"
+
+
+def _row(pair: tuple[float, float], text: Callable[[float], str]) -> list[str]:
+    return [text(pair[0]), text(pair[1]), f"{pair[1] / pair[0]:.2f}" if pair[0] else ""]
+
+
+def _on_terminal(shown: Report) -> str:
+    """Drawn by rich, in colour where it is printed on a terminal; Markdown where there is no rich."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return shown.to_markdown()
+    colour = sys.stdout.isatty()
+    console = Console(file=io.StringIO(), force_terminal=colour, width=None if colour else 120)
+    console.print(shown)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def _markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _html(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<table><caption>{html.escape(title)}</caption>{row(head, 'th')}{body}</table>"

@@ -1,0 +1,1 @@
+"""Passes that bring every capture to one form, before anything shrinks."""

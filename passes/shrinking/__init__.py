@@ -1,0 +1,1 @@
+"""Passes that shrink a graph and its weights."""

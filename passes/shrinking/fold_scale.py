@@ -1,0 +1,154 @@
+"""Write another constant into a product, and fold the ratio into the weights that bring the factor.
+
+`(x @ w) * 0.125` is `(x @ (0.5 * w)) * 0.25`: so an attention gets the scale that its new head dim has
+in the stock model, and its query projection takes up the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.errors import RewriteError
+from fxprune.graph.example import Example
+from fxprune.graph.values import propagate_values
+from fxprune.graph.writes import VIEWS
+from fxprune.rules.calls import Call, Weight, call_of
+from fxprune.rules.registry import DEFAULT_RULES
+
+__all__ = ["constant_of", "fold_scales"]
+
+_ATTENTION = "scaled_dot_product_attention"
+_PRODUCTS = ("mul", "multiply")
+_QUOTIENTS = ("div", "truediv", "divide", "true_divide")
+_MATMULS = ("matmul", "bmm", "baddbmm")
+_LAYOUT = VIEWS | {"contiguous", "clone"}
+_BRINGS = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
+
+
+def constant_of(call: Call) -> float | None:
+    """The constant that an attention or a product multiplies by (or divides by); None if there is none."""
+    if call.op.removeprefix("aten.") == _ATTENTION:
+        scale = call.kwargs.get("scale")
+    elif call.op in (*_PRODUCTS, *_QUOTIENTS) and len(call.args) == 2 and isinstance(call.args[0], fx.Node):
+        scale = call.args[1]
+    else:
+        return None
+    return float(scale) if isinstance(scale, (int, float)) and not isinstance(scale, bool) else None
+
+
+def fold_scales(
+    module: fx.GraphModule, scales: Mapping[str, float], example: Example
+) -> dict[str, tuple[Tensor, float]]:
+    """Contract: the same function; the constants are those of `scales`, by the names of their nodes.
+
+    Changes the module's graph and the rows of its weights that the factor comes from: the query's.
+    Returns, for each of these weights, the rows and what they were multiplied by.
+
+    Raises:
+        RewriteError: the factor does not come straight from a weight.
+    """
+    if not scales:
+        return {}
+    propagate_values(module, example)
+    folded: dict[str, tuple[Tensor, float]] = {}
+    for node in list(module.graph.nodes):
+        if node.name in scales:
+            call = call_of(node, module, DEFAULT_RULES)
+            old, new = constant_of(call), scales[node.name]
+            if old is None:
+                raise RewriteError(f"{node.name} multiplies by no constant")
+            ratio = new / old if call.op in _QUOTIENTS else old / new
+            folded |= _fold(module, _factor(call, module), ratio)
+            _write(node, call, new)
+    for node in module.graph.nodes:
+        del node.meta["val"]
+    module.recompile()
+    return folded
+
+
+def _factor(call: Call, module: fx.GraphModule) -> fx.Node:
+    """What is scaled; of a product of matrices, the left one: the query."""
+    x = call.args[0] if call.args else call.kwargs["query"]
+    inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
+    if inner is not None and inner.op in _MATMULS:
+        x = inner.args[0]
+    return x
+
+
+def _write(node: fx.Node, call: Call, new: float) -> None:
+    if "scale" in node.kwargs:
+        node.update_kwarg("scale", new)
+    else:
+        node.update_arg(1, new)
+
+
+def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tuple[Tensor, float]]:
+    """Scale the rows of the weights that the factor is made of."""
+    folded = {}
+    path, call = _origin(module, factor)
+    rows = _rows(path, _BRINGS[_op(call)])
+    rule = DEFAULT_RULES.get(call.op)
+    assert rule is not None
+    bound = call.bind(rule)
+    for weight in (bound.get("weight"), bound.get("bias")):
+        if weight is None and bound.get("weight") is not None:
+            continue  # no bias
+        name = _name(weight)
+        if name is None:
+            raise RewriteError(
+                f"the weights of {path[0].name} are computed: no factor can be folded into them"
+            )
+        owner, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+        with torch.no_grad():
+            tensor[rows.to(tensor.device)] *= ratio
+        folded[name] = rows, ratio
+    return folded
+
+
+def _origin(module: fx.GraphModule, factor: fx.Node) -> tuple[list[fx.Node], Call]:
+    """The layer that the factor comes from, and the nodes from there to it that only lay it out."""
+    path = [factor]
+    while path[-1].op.startswith("call"):
+        call = call_of(path[-1], module, DEFAULT_RULES)
+        if _op(call) in _BRINGS:
+            return path[::-1], call
+        if _op(call) not in _LAYOUT:
+            break
+        path.append(path[-1].all_input_nodes[0])
+    raise RewriteError(
+        f"{factor.name} is scaled, but comes from {path[-1].name}, which no factor can be folded into"
+    )
+
+
+def _op(call: Call) -> str:
+    return call.op.removeprefix("aten.")
+
+
+def _rows(path: list[fx.Node], dim: int) -> Tensor:
+    """Which features of the first node's result end up in the last one's: numbers are sent along."""
+    first = path[0].meta["val"]
+    numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
+    sent: dict[fx.Node, Any] = {path[0]: numbers.movedim(-1, dim)}
+
+    def value(node: fx.Node) -> Any:
+        return sent[node] if node in sent else node.meta["val"]
+
+    for node in path[1:]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_method":
+            sent[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            sent[node] = node.target(*args, **kwargs)
+    return sent[path[-1]].unique()
+
+
+def _name(weight: Any) -> str | None:
+    if isinstance(weight, Weight):
+        return weight.name
+    return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None

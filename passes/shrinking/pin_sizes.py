@@ -1,0 +1,146 @@
+"""Sizes that are read from tensors keep meaning the original's, whatever shrinks.
+
+`C = x.shape[-1]` becomes the number that it was, and so does all arithmetic on it: `C // num_heads`,
+`head_dim ** -0.5`.  After this pass every integer in the graph has its original value, and the integers
+that spell a shrinking axis are exactly those that rules declare.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.axes import Axis, Product, Sum, atoms_of
+from fxprune.graph.example import PRIME_BATCH
+from fxprune.graph.op_names import op_name
+from fxprune.plan.selection import Selection
+
+__all__ = ["is_static", "pin_sizes", "rescaled"]
+
+_ARITHMETIC = {
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.truediv,
+    operator.mod,
+    operator.pow,
+    operator.neg,
+    operator.getitem,
+    math.sqrt,
+    math.ceil,
+    math.floor,
+    torch.sym_sqrt if hasattr(torch, "sym_sqrt") else math.sqrt,
+    int,
+    float,
+}
+
+
+_ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
+
+
+def pin_sizes(
+    graph: fx.Graph, new_of: dict[fx.Node, fx.Node], analysis: Analysis, selection: Selection
+) -> None:
+    """Contract: the graph computes the same for unshrunk weights.  `new_of` maps analysed nodes to the
+    graph's own."""
+    pinned: dict[fx.Node, Any] = {}  # node of the new graph -> what stands for it
+    for old, node in new_of.items():
+        node.args = fx.map_arg(node.args, lambda n: pinned.get(n, n))
+        node.kwargs = fx.map_arg(node.kwargs, lambda n: pinned.get(n, n))
+        read = _read(old)
+        if read is not None:
+            value = _original(node, _axes_read(analysis, read), read[1], selection)
+            if value is not None:
+                pinned[node] = value
+        elif node.op == "call_function" and node.target in _ARITHMETIC and _is_constant(node):
+            pinned[node] = node.target(*node.args)  # type: ignore[operator]
+    for node in reversed(pinned):
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
+    """The tensor whose size this node reads, and the dimension (None: the whole shape)."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = op_name(node.target)
+    tensor = node.args[0] if node.args else None
+    if not isinstance(tensor, fx.Node) or not isinstance(tensor.meta.get("val"), torch.Tensor):
+        return None
+    if name == "getattr" and node.args[1] == "shape":
+        return tensor, None
+    if name == "len":
+        return tensor, 0
+    if name in ("numel", "nelement", "sym_numel"):
+        return tensor, _ALL
+    if name in ("size", "sym_size"):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return tensor, None if dim is None else int(dim)  # type: ignore[arg-type]
+    return None
+
+
+def _axes_read(analysis: Analysis, read: tuple[fx.Node, int | None]) -> tuple[Axis, ...]:
+    axes = analysis.axes[read[0]][0]
+    return (Product.of(axes),) if read[1] == _ALL else axes
+
+
+def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection: Selection) -> Any:
+    """What the read gave before anything shrank; None if it gives that still."""
+    if dim is not None:
+        dim = 0 if dim == _ALL else dim
+        return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
+    if not any(map(selection.shrinks, axes)):
+        return None
+    with node.graph.inserting_after(node):
+        sizes: list[Any] = []
+        for i, axis in enumerate(axes):
+            if is_static(axis):
+                sizes.append(axis.size)
+                continue
+            size = node.graph.call_function(operator.getitem, (node, i))
+            sizes.append(_restored(size, axis, selection) if selection.shrinks(axis) else size)
+    return tuple(sizes)
+
+
+def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
+    if is_static(axis):
+        return axis.size
+    with size.graph.inserting_after(size):
+        return rescaled(size.graph, size, axis, selection, forwards=False)
+
+
+def is_static(axis: Axis) -> bool:
+    """Is the size the same for every input?  (An axis born from the input's shape is fixed, and no width
+    is a multiple of the batch's stand-in.)"""
+    return axis.size != 1 and axis.size % PRIME_BATCH != 0 and all(a.fixed is None for a in atoms_of(axis))
+
+
+def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, forwards: bool) -> fx.Node:
+    """A computed size of an axis with frozen, input-dependent parts: from old to new, or back."""
+    if isinstance(axis, Sum):
+        lost = axis.size - selection.size(axis)
+        return graph.call_function(operator.sub if forwards else operator.add, (size, lost))
+    parts = axis.parts if isinstance(axis, Product) else (axis,)
+    live = Product.of(part for part in parts if selection.shrinks(part))
+    old, new = live.size, selection.size(live)
+    if not forwards:
+        old, new = new, old
+    quotient = graph.call_function(operator.floordiv, (size, old))
+    with graph.inserting_after(quotient):
+        return graph.call_function(operator.mul, (quotient, new))
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Are all arguments numbers, or a tuple of sizes and a place in it?"""
+    if node.kwargs or (node.all_input_nodes and not isinstance(node.args[0], tuple)):
+        return False
+    first = node.args[0]
+    if isinstance(first, tuple):
+        return node.target is operator.getitem and isinstance(node.args[1], (int, slice))
+    return all(isinstance(a, (int, float)) for a in node.args)

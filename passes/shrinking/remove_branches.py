@@ -1,0 +1,40 @@
+"""Leave residual branches out: `x + f(x)` becomes `x`.
+
+UP-ViTs removes blocks so (https://arxiv.org/abs/2111.15127).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from fxprune.analysis.branches import Branch, Removal
+from fxprune.graph.writes import writes_in_place
+
+__all__ = ["remove_branches"]
+
+
+def remove_branches(module: fx.GraphModule, branches: Sequence[Branch]) -> Removal:
+    """Contract: a new graph that computes what the old one does with every `branch.result` zero.
+
+    It shares the old one's tensors, and keeps the names and `meta` of its nodes.  Needs branches of
+    `find_branches` on this very graph.
+    """
+    sources = {branch.add: branch.source for branch in branches}
+    gone = {node for branch in branches for node in branch.nodes}
+    graph = fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node in sources:
+            twins[node] = source = twins[sources[node]]
+            if any(writes_in_place(user, module) for user in node.users):
+                # What writes into the sum must not write into the stream before it.
+                twins[node] = graph.call_function(torch.clone, (source,))
+                twins[node].meta = dict(node.meta)
+        elif node not in gone:
+            twins[node] = graph.node_copy(node, lambda n: twins[n])
+    shorter = fx.GraphModule(module, graph, type(module).__name__)
+    shorter.meta = dict(module.meta)
+    return Removal(module, shorter, twins, tuple(branches))

@@ -1,0 +1,121 @@
+"""Write the new size of each axis wherever a call spells one as an integer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.infer import Step
+from fxprune.axes import Axis
+from fxprune.graph.own_nodes import _getitem
+from fxprune.passes.shrinking.pin_sizes import is_static, rescaled
+from fxprune.plan.selection import Selection
+from fxprune.rules.calls import canonical_keyword
+from fxprune.rules.modules import native
+from fxprune.rules.registry import Bound
+
+__all__ = ["respell"]
+
+
+def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
+    """Write the new size of each axis wherever the call spells one as an integer."""
+    resolve = analysis.inference.solver.resolve
+    for argument, spelled in step.flow.sizes.items():
+        spelled = _map_axes(spelled, resolve)
+        if not _shrinks(spelled, selection):
+            continue
+        assert step.rule is not None
+        position = list(step.rule.signature.parameters).index(argument)
+        if node.op == "call_module":
+            _respell_attribute(root.get_submodule(str(node.target)), position - 1, spelled, selection)
+            continue
+        old = step.call.bind(step.rule).get(argument)
+        if old is None:
+            continue
+        if isinstance(spelled, list) and not isinstance(old, (list, tuple)):
+            _respell_split(node, step, argument, spelled, selection)
+            continue
+        current = node.args[position] if position < len(node.args) else _keyword(node, step, argument)
+        step.call.write(node, step.rule, argument, _new_value(current, spelled, selection, node))
+
+
+def _keyword(node: fx.Node, step: Step, argument: str) -> Any:
+    return next(v for k, v in node.kwargs.items() if canonical_keyword(k) == argument)
+
+
+def _respell_attribute(module: nn.Module, index: int, spelled: Any, selection: Selection) -> None:
+    entry = native(module)
+    assert entry is not None
+    name = entry.arguments[index]
+    old = getattr(module, name)
+    if isinstance(spelled, (list, tuple)):
+        value = tuple(selection.size(axis) if o != -1 else -1 for axis, o in zip(spelled, old, strict=True))
+        setattr(module, name, value)
+    else:
+        setattr(module, name, selection.size(spelled))
+
+
+def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], selection: Selection) -> None:
+    """chunk(2), split(64): one number stood for all parts.  Equal parts stay so, others are listed."""
+    sizes = [selection.size(part) for part in parts]
+    equal = len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0]
+    if equal and argument == "split_size":
+        assert step.rule is not None
+        step.call.write(node, step.rule, argument, sizes[0])
+    elif len(set(sizes)) > 1:
+        assert step.rule is not None and step.flow.target is not None
+        dim = step.call.bind(step.rule).get("dim", 0)
+        node.op, node.target = "call_function", step.flow.target
+        node.args, node.kwargs = (node.all_input_nodes[0], sizes, dim), {}
+
+
+def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) -> Any:
+    """An argument with the spelled sizes replaced; -1 and what no shrinking axis spells stay."""
+    if spelled is None or not _shrinks(spelled, selection):
+        return value
+    if isinstance(value, slice):
+        return slice(
+            _new_value(value.start, spelled.start, selection, node),
+            _new_value(value.stop, spelled.stop, selection, node),
+            value.step,
+        )
+    if isinstance(spelled, (list, tuple)):
+        if isinstance(value, fx.Node):
+            with node.graph.inserting_before(node):
+                value = [node.graph.call_function(_getitem, (value, i)) for i in range(len(spelled))]
+        pairs = zip(value, spelled, strict=True)
+        return type(value)(_new_value(v, s, selection, node) for v, s in pairs)
+    bound = isinstance(spelled, Bound)
+    axis = spelled.axis if bound else spelled
+    if isinstance(value, fx.Node) and (bound or not is_static(axis)):
+        with node.graph.inserting_before(node):
+            return rescaled(node.graph, value, axis, selection, forwards=True)
+    if isinstance(value, int) and value < 0:
+        return -selection.size(axis) if bound else -1
+    return selection.size(axis)
+
+
+def _map_axes(spelled: Any, function: Any) -> Any:
+    if spelled is None:
+        return None
+    if isinstance(spelled, Bound):
+        return Bound(function(spelled.axis))
+    if isinstance(spelled, slice):
+        return slice(_map_axes(spelled.start, function), _map_axes(spelled.stop, function))
+    if isinstance(spelled, (list, tuple)):
+        return type(spelled)(_map_axes(s, function) for s in spelled)
+    return function(spelled)
+
+
+def _shrinks(spelled: Any, selection: Selection) -> bool:
+    if spelled is None:
+        return False
+    if isinstance(spelled, Bound):
+        return selection.shrinks(spelled.axis)
+    if isinstance(spelled, slice):
+        return _shrinks(spelled.start, selection) or _shrinks(spelled.stop, selection)
+    if isinstance(spelled, (list, tuple)):
+        return any(_shrinks(s, selection) for s in spelled)
+    return selection.shrinks(spelled)

@@ -1,0 +1,130 @@
+"""An import goes down a floor or stays on its own; nowhere do imports run in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Lowest first.  What stands on one floor may know what is below it; two rooms of one floor may know each
+# other in one direction (the test of circles says so).
+FLOORS = (
+    ("errors", "files", "axes"),
+    ("graph",),
+    ("rules",),
+    ("passes.canonical", "capture"),
+    ("analysis",),
+    ("plan",),
+    ("result", "passes.shrinking"),
+    ("certify", "choose"),
+    ("rewrite",),
+    ("compiler", "show.pictures"),
+    ("saved", "show.reports", "zoo"),
+    ("",),  # fxprune/__init__.py
+    ("cli", "__main__"),
+)
+# Rooms that must not know each other, whatever their floors allow.
+WALLS = (
+    ("passes.canonical", "passes.shrinking"),
+    ("certify", "passes.shrinking"),
+    ("rules", "analysis.solver"),
+)
+MODULES = 12  # at most so many files at the top of fxprune/
+LINES = 300
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the package by its name below `fxprune`."""
+    found = {}
+    for folder, prefix in ((ROOT / "fxprune", ""), (ROOT / "passes", "passes.")):
+        for path in folder.rglob("*.py"):
+            if "passes" not in path.relative_to(folder).parts:
+                parts = path.relative_to(folder).with_suffix("").parts
+                found[(prefix + ".".join(parts)).removesuffix("__init__").removesuffix(".")] = path
+    return found
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports, inside functions as well, but for types only."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        node
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        for node in ast.walk(test)
+    }
+    known = sources()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names if node not in for_types else ():
+            if name.partition(".")[0] == "fxprune":
+                name = name.removeprefix("fxprune").removeprefix(".")
+                yield name if name in known else name.rpartition(".")[0]
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or (room != "" and name.startswith(f"{room}."))
+
+
+def floor_of(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if any(within(name, room) for room in rooms))
+
+
+def all_imports() -> Iterator[tuple[str, str]]:
+    for name, path in sources().items():
+        if name != "passes":  # the package itself only says how it is imported
+            yield from ((name, other) for other in imports_of(path) if other != name)
+
+
+def test_imports_go_down_or_stay() -> None:
+    upward = [f"{a} -> {b}" for a, b in all_imports() if floor_of(a) < floor_of(b)]
+    assert not upward, upward
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = nx.DiGraph(all_imports())
+    assert not (circles := [c for c in nx.strongly_connected_components(graph) if len(c) > 1]), circles
+
+
+def test_rooms_import_each_other_in_no_circle() -> None:
+    rooms = [room for floor in FLOORS for room in floor]
+
+    def room_of(name: str) -> str:
+        return next(room for room in rooms if within(name, room))
+
+    pairs = {(room_of(a), room_of(b)) for a, b in all_imports()}
+    graph = nx.DiGraph((a, b) for a, b in pairs if a != b)
+    assert not (circles := [c for c in nx.strongly_connected_components(graph) if len(c) > 1]), circles
+
+
+@pytest.mark.parametrize(("one", "other"), WALLS)
+def test_walls_stand(one: str, other: str) -> None:
+    through = [f"{a} -> {b}" for a, b in all_imports() if within(a, one) and within(b, other)]
+    through += [
+        f"{a} -> {b}"
+        for a, b in all_imports()
+        if one.startswith("passes") and within(a, other) and within(b, one)
+    ]
+    assert not through, through
+
+
+def test_the_top_is_small() -> None:
+    assert len(list((ROOT / "fxprune").glob("*.py"))) <= MODULES
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_a_long_file_says_why(name: str) -> None:
+    lines = sources()[name].read_text().splitlines()
+    assert len(lines) <= LINES or any("One file" in line for line in lines[:12]), (
+        f"{name}: {len(lines)} lines"
+    )
