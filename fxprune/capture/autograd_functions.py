@@ -40,7 +40,7 @@ def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError:  # it is given what no graph can hold: a function, as checkpoints are
             like.node.meta["opened"] = function.__name__
             return like
-        name = tracer.adopt(AutogradFunction(function))
+        name = tracer.add_helper_module(AutogradFunction(function))
         return tracer.create_proxy("call_module", name, args, {"like": like})
 
     return traced

@@ -45,7 +45,7 @@ def follows_mode(module: nn.Module) -> bool:
 
     Such a module stays a module call, so that the result's own `.train()` switches it.
     """
-    if getattr(module.__dict__.get("forward"), "keeps", False):
+    if getattr(module.__dict__.get("forward"), "dropout_marker", False):
         return True
     if any(True for _ in module.children()) or module._parameters or module._buffers:
         return False

@@ -29,13 +29,13 @@ from fxprune.graph.writes import hidden_writes
 __all__ = ["capture_exported"]
 
 
-@torch.library.custom_op("fxprune::keep", mutates_args=())
-def _keep(x: Tensor, path: str) -> Tensor:
-    """Stands for a module that follows the mode, while torch.export looks."""
+@torch.library.custom_op("fxprune::dropout_marker", mutates_args=())
+def _dropout_marker(x: Tensor, path: str) -> Tensor:
+    """Mark where a module that follows the mode is called, while torch.export looks."""
     return x.clone()
 
 
-@_keep.register_fake
+@_dropout_marker.register_fake
 def _(x: Tensor, path: str) -> Tensor:
     return torch.empty_like(x)
 
@@ -49,20 +49,20 @@ def capture_exported(
             model.eval()(*args, **kwargs)
     for path, module in model.named_modules():
         if follows_mode(module):
-            module.forward = _keeper(path)
+            module.forward = _marked_forward(path)
     notes: list[str] = []
     functions: dict[str, None] = {}
     with opened_functions(functions):
         graph = _export(model, args, kwargs, notes, training=False)
 
-        def trace_training(but: Collection[type]) -> fx.Graph:
-            return _export(model, args, kwargs, [], training=True, but=but)
+        def trace_training(keep_eval: Collection[type]) -> fx.Graph:
+            return _export(model, args, kwargs, [], training=True, keep_eval=keep_eval)
 
         notes += follow_modes(graph, trace_training, model)
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
     set_mode(model, False)
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "keeps", False):
+        if getattr(module.__dict__.get("forward"), "dropout_marker", False):
             del module.forward
     return fx.GraphModule(model, graph, type(model).__name__), notes
 
@@ -77,11 +77,11 @@ def _has_caches(model: nn.Module) -> bool:
     return any(isinstance(v, functools._lru_cache_wrapper) for f in files for v in vars(f).values())
 
 
-def _keeper(path: str) -> Callable[[Tensor], Tensor]:
+def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.ops.fxprune.keep(x, path)
+        return torch.ops.fxprune.dropout_marker(x, path)
 
-    forward.keeps = True  # type: ignore[attr-defined]
+    forward.dropout_marker = True  # type: ignore[attr-defined]
     return forward
 
 
@@ -91,9 +91,9 @@ def _export(
     kwargs: dict[str, Any],
     notes: list[str],
     training: bool,
-    but: Collection[type] = (),
+    keep_eval: Collection[type] = (),
 ) -> fx.Graph:
-    set_mode(model, training, but)
+    set_mode(model, training, keep_eval)
     program = _with_dynamic_batch(model, args, kwargs, notes)
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values

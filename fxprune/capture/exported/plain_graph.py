@@ -34,7 +34,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
             spec = program.call_spec.out_spec
             graph.output(_nested(graph, spec, iter(leaves)))
             continue
-        if node.op == "get_attr" and not _adopt(model, source, str(node.target)):
+        if node.op == "get_attr" and not _add_constant(model, source, str(node.target)):
             continue  # the body of a region, inlined where it is called
         _copy_node(graph, node, copied, source, model)
     _forget_layout(graph)
@@ -88,7 +88,7 @@ def _copy_node(
     model: nn.Module,
 ) -> None:
     where = _users_line(node.meta.get("stack_trace"))
-    if node.target is torch.ops.fxprune.keep.default:
+    if node.target is torch.ops.fxprune.dropout_marker.default:
         source_of, path = node.args
         new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
     elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -143,7 +143,7 @@ def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: f
     return stopped
 
 
-def _adopt(model: nn.Module, source: nn.Module, name: str) -> bool:
+def _add_constant(model: nn.Module, source: nn.Module, name: str) -> bool:
     """Give the model a tensor constant that export found, as a buffer that is never saved."""
     value: Any = source
     for part in name.split("."):

@@ -17,14 +17,14 @@ from fxprune.rules.modules import native
 __all__ = ["FOLLOWS_EVAL", "follow_modes", "set_mode"]
 
 
-def set_mode(model: nn.Module, training: bool, but: Collection[type] = ()) -> None:
+def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ()) -> None:
     """Switch modes through the modules' own `train`; batch norms stay in eval, a layer of their own.
 
-    `but`: classes of modules that stay in eval mode as well.
+    `keep_eval`: classes of modules that stay in eval mode as well.
     """
     model.train(training)
     for module in model.modules():
-        if type(module) in but or isinstance(module, nn.modules.batchnorm._NormBase):
+        if type(module) in keep_eval or isinstance(module, nn.modules.batchnorm._NormBase):
             module.training = False
 
 

@@ -12,7 +12,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
-from fxprune.capture.symbolic.patches import taking_proxies
+from fxprune.capture.symbolic.patches import patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
 from fxprune.graph.example import Example
 from fxprune.graph.training_mode import follows_mode
@@ -39,8 +39,8 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
     _refuse_writes(graph, model)
 
-    def trace_training(but: Collection[type]) -> fx.Graph:
-        return _trace(model, leaves, example, training=True, but=but)
+    def trace_training(keep_eval: Collection[type]) -> fx.Graph:
+        return _trace(model, leaves, example, training=True, keep_eval=keep_eval)
 
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
@@ -53,17 +53,17 @@ def _trace(
     leaves: frozenset[int],
     example: Example,
     training: bool,
-    but: Collection[type] = (),
+    keep_eval: Collection[type] = (),
 ) -> fx.Graph:
-    set_mode(model, training, but)
+    set_mode(model, training, keep_eval)
     tracer = Tracer(leaves, example)
-    with torch.enable_grad(), _nothing_wrapped(), taking_proxies(tracer), _proxies_forgotten(model):
+    with torch.enable_grad(), ignore_fx_wraps(), patched_for_tracing(tracer), restore_module_caches(model):
         return tracer.trace(model)
 
 
 @contextlib.contextmanager
-def _proxies_forgotten(model: nn.Module) -> Iterator[None]:
-    """What the model's code keeps for its next call (a table of positions) is not that of the trace."""
+def restore_module_caches(model: nn.Module) -> Iterator[None]:
+    """Restore what the model's code keeps for its next call (a table of positions) after the trace."""
     before = [(kept, dict(kept)) for m in model.modules() for kept in (m.__dict__, m._buffers)]
     try:
         yield
@@ -84,7 +84,7 @@ def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_wrapped() -> Iterator[None]:
+def ignore_fx_wraps() -> Iterator[None]:
     """Trace through what libraries `torch.fx.wrap`: a wrapped function hides weights and sizes."""
     wrapped = _symbolic_trace._wrapped_fns_to_patch
     hidden = dict(wrapped)

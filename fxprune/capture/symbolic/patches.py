@@ -16,7 +16,7 @@ from fxprune.capture.symbolic.proxies import TracedValue, stands_for
 from fxprune.graph.own_nodes import one_node
 from fxprune.graph.source_files import is_users
 
-__all__ = ["taking_proxies"]
+__all__ = ["patched_for_tracing"]
 
 # These take sizes one by one, and know no proxies among them.
 FACTORIES = ("empty", "ones", "zeros")
@@ -27,8 +27,8 @@ RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
 
 @contextlib.contextmanager
-def taking_proxies(tracer: fx.Tracer) -> Iterator[None]:
-    """`isinstance(x, Tensor)`, `len(x)`, `callable(x)`, `torch.zeros(n, m)`, `torch.finfo(x.dtype)`."""
+def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
+    """Patch what rejects proxies or answers for them: `isinstance`, `len`, `torch.zeros`, `torch.finfo`."""
     with contextlib.ExitStack() as patches:
 
         def patch(owner: Any, name: str, value: Any) -> None:

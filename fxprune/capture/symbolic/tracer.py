@@ -36,7 +36,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, leaves: frozenset[int], example: Example) -> None:
         super().__init__(autowrap_functions=())
-        self._leaves, self._example, self._adopted = leaves, example, 0
+        self._leaves, self._example, self._helpers = leaves, example, 0
         # Identity, not equality: `==` of proxies is a node of the graph.
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
@@ -165,10 +165,10 @@ class Tracer(fx.Tracer):
             self.write(whole, self.create_proxy("call_function", written, (whole, index, value), {}))
         return proxy
 
-    def adopt(self, module: nn.Module) -> str:
-        """Give the root a module that its code does not name; the n-th in every trace has the same name."""
-        name = f"_traced_{self._adopted}"
-        self._adopted += 1
+    def add_helper_module(self, module: nn.Module) -> str:
+        """Add to the root a module that its code does not name; the n-th of every trace has the same name."""
+        name = f"_traced_{self._helpers}"
+        self._helpers += 1
         self.root.add_module(name, module)
         return name
 
