@@ -1,4 +1,7 @@
-"""The commands.  Each builds what its arguments name, calls one public function, and prints."""
+"""The commands.  Each builds what its arguments name, calls one public function, and prints.
+
+One file, since the commands share their options and helpers, and are read side by side.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ops that join tensors along a dimension or take pieces of one: sums of axes."""
+"""Ops that join tensors along a dimension or take pieces of one: sums of axes.
+
+One file, since joining and taking apart undo each other.
+"""
 
 from __future__ import annotations
 
