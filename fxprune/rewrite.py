@@ -48,7 +48,7 @@ def _rewrite(
     scales: dict[str, float] | None = None,
 ) -> PrunedModule:
     """Slice the weights, write the new sizes, and attach the record."""
-    example = analysis.module.meta["example"]
+    example = analysis.captured.example
     pruned = shrink(analysis, selection, model)
     refuse_broken(pruned, example)
     folded = fold_scales(pruned, scales or {}, example)
@@ -64,9 +64,9 @@ def _rewrite(
         "folded": {new.get(name, name): fold for name, fold in folded.items()},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
-        "split_qkv": analysis.module.meta["split_qkv"],
+        "split_qkv": analysis.captured.split_qkv,
         "sites": sites,
-        "dynamic": not any("batch size" in note for note in analysis.notes),
+        "dynamic": not analysis.captured.fixed_batch,
         "origin": origin_of(model, analysis.module),
         "example": example.map(lambda t: torch.empty_like(t, device="meta")),
     }

@@ -15,6 +15,7 @@ from fxprune.analysis.groups import Group, Site, build_groups
 from fxprune.analysis.infer import Inference, infer
 from fxprune.axes import Atom, Axis, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
+from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import Axes
 
@@ -29,16 +30,17 @@ class Analysis:
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        captured: Captured,
         inference: Inference,
         names: dict[str, str],
-        captured: fx.GraphModule | None = None,
+        original: Captured | None = None,
         removal: Removal | None = None,
         regrouped: dict[str, int] | None = None,
     ) -> None:
-        self.module = module
-        self.captured = captured or module  # what the model itself computes
-        self.removal = removal  # the branches that `module` lacks
+        self.captured = captured  # the graph that is analysed
+        self.module = captured.module
+        self.original = original or captured  # what the model itself computes
+        self.removal = removal  # the branches that the graph lacks
         self.regrouped = regrouped or {}  # groups of heads -> how many they were merged to
         self.inference = inference
         self.names = names  # every name that the model has for a tensor -> the name in the graph
@@ -53,12 +55,12 @@ class Analysis:
     @property
     def capture(self) -> str:
         """ "symbolic" or "export"."""
-        return self.module.meta["capture"]
+        return self.captured.way
 
     @property
     def notes(self) -> list[str]:
         """What the capture could not keep, in words."""
-        return self.module.meta["notes"]
+        return list(self.captured.notes)
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -77,7 +79,8 @@ class Analysis:
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
         used = names_in_graph(names, module, inference)
-        return Analysis(module, inference, used, self.captured, removal, regrouped or self.regrouped)
+        captured = self.captured.on(module)
+        return Analysis(captured, inference, used, self.original, removal, regrouped or self.regrouped)
 
     @property
     def prunable(self) -> list[Group]:

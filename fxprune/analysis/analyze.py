@@ -8,7 +8,7 @@ from torch import nn
 
 from fxprune.analysis.analysis import Analysis, names_in_graph
 from fxprune.analysis.infer import infer
-from fxprune.capture.trace import example_of, trace
+from fxprune.capture.trace import capture_model, example_of
 from fxprune.errors import OptionError
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -41,10 +41,10 @@ def analyze(
     if outputs not in OUTPUTS:
         raise OptionError(f"outputs={outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
     example = example_of(model, example_inputs, example_kwargs)
-    captured = trace(model, example.args, example.kwargs, capture=capture, split_qkv=split_qkv)
-    captured.meta["example"] = example
-    inference = infer(captured, rules, prune_outputs=outputs == "prune")
-    analysis = Analysis(captured, inference, names_in_graph(dict(named_tensors(model)), captured, inference))
+    captured = capture_model(model, example, capture=capture, split_qkv=split_qkv)
+    inference = infer(captured.module, rules, prune_outputs=outputs == "prune")
+    names = names_in_graph(dict(named_tensors(model)), captured.module, inference)
+    analysis = Analysis(captured, inference, names)
     if strict:
         analysis.refuse_missing_rules()
     return analysis

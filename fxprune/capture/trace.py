@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +16,19 @@ from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.errors import CaptureError, ExampleInputError, OptionError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
+from fxprune.graph.facts import Captured, Way
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
 
-__all__ = ["Example", "example_of", "trace"]
+__all__ = ["Example", "capture_model", "example_of", "trace"]
 
-CAPTURES = ("auto", "symbolic", "export")
+WAYS: dict[str, tuple[Way, ...]] = {
+    "auto": ("symbolic", "export"),
+    "symbolic": ("symbolic",),
+    "export": ("export",),
+}
+
+HOOKS = "forward hooks of the model's own library are traced with it, and are not in the result"
 
 
 def trace(
@@ -53,12 +61,22 @@ def trace(
     Example:
         >>> fxprune.trace(timm.create_model("deit_tiny_patch16_224")).print_readable()
     """
-    if capture not in CAPTURES:
-        raise OptionError(f"capture={capture!r}: one of {', '.join(map(repr, CAPTURES))}")
-    refuse_unsupported(model)
     example = example_of(model, example_inputs, example_kwargs)
+    captured = capture_model(model, example, capture=capture, split_qkv=split_qkv)
+    captured.module.meta.update(capture=captured.way, notes=list(captured.notes))  # for users to read
+    return captured.module
+
+
+def capture_model(
+    model: nn.Module, example: Example, *, capture: str = "auto", split_qkv: bool = False
+) -> Captured:
+    """Capture a model as a canonical graph; arguments and errors as of `trace`."""
+    ways = WAYS.get(capture)
+    if ways is None:
+        raise OptionError(f"capture={capture!r}: one of {', '.join(map(repr, WAYS))}")
+    refuse_unsupported(model)
     failures: list[Exception] = []
-    for way in ("symbolic", "export") if capture == "auto" else (capture,):
+    for way in ways:
         try:
             return _captured(model, example, way, split_qkv)
         except ExampleInputError:
@@ -68,17 +86,13 @@ def trace(
     raise _why_not(model, example, failures)
 
 
-def _captured(model: nn.Module, example: Example, way: str, split_qkv: bool) -> fx.GraphModule:
+def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool) -> Captured:
     copy = structural_copy(model)
     open_modules(copy)
-    if way == "symbolic":
-        captured, notes = capture_symbolic(copy, example)
-    else:
-        captured, notes = capture_exported(copy, example.args, example.kwargs)
+    captured = (capture_symbolic if way == "symbolic" else capture_exported)(copy, example)
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
-        notes.append("forward hooks of the model's own library are traced with it, and are not in the result")
-    captured.meta.update(capture=way, notes=notes, split_qkv=split_qkv)
-    return canonicalise(captured, copy, example, split_qkv=split_qkv)
+        captured = replace(captured, notes=(*captured.notes, HOOKS))
+    return canonicalise(replace(captured, split_qkv=split_qkv), copy)
 
 
 def _located(way: str, error: Exception) -> Exception:

@@ -23,6 +23,7 @@ from fxprune.certify.masked_original import MaskedOriginal
 from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
+from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, floats_of, in_float64, is_float, tensor_at
 from fxprune.graph.values import bound_arguments
 from fxprune.plan.selection import Selection
@@ -53,7 +54,7 @@ def certify(
     """Run both on the same input and compare every output."""
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
-    _check_capture(model, analysis.captured, example)
+    _check_capture(model, analysis.original, example)
     example = example.map(in_float64)
     with torch.no_grad(), default_float64():
         with _same_draws(model):
@@ -126,21 +127,21 @@ def _compact(t: Tensor, kept: list[Any]) -> Tensor:
     return t
 
 
-def _check_capture(model: nn.Module, captured: fx.GraphModule, example: Example) -> None:
+def _check_capture(model: nn.Module, captured: Captured, example: Example) -> None:
     """A capture that took another branch than the model does would certify the wrong function."""
     eager = structural_copy(model).eval()
     with torch.no_grad():
         with _same_draws(model):
             wanted = floats_of(eager(*example.args, **example.kwargs))
         with _same_draws(model):
-            got = floats_of(captured(*bound_arguments(captured, example)))
+            got = floats_of(captured.module(*bound_arguments(captured.module, example)))
     if len(wanted) != len(got):
         raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
     for a, b in zip(wanted, got, strict=True):
         tolerance = 10 * torch.finfo(a.dtype).eps ** 0.5
         if a.shape != b.shape or (a - b).abs().max() > tolerance * a.abs().max().clamp_min(1e-30):
             raise CertificateError(
-                f"the {captured.meta['capture']} capture computes something else than the model itself: "
+                f"the {captured.way} capture computes something else than the model itself: "
                 f"prune it with the other one (capture='symbolic' or 'export')"
             )
 

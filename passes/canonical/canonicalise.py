@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 
-from fxprune.graph.example import PRIME_BATCH, Example
+from fxprune.graph.facts import Captured
 from fxprune.graph.values import propagate_values
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
@@ -19,21 +19,18 @@ from fxprune.passes.canonical.sums_to_means import sums_to_means
 __all__ = ["canonicalise"]
 
 
-def canonicalise(
-    module: fx.GraphModule, source: nn.Module, example: Example, *, split_qkv: bool = False
-) -> fx.GraphModule:
+def canonicalise(captured: Captured, source: nn.Module) -> Captured:
     """Make explicit what depends on a size without saying so, before anything shrinks.
 
-    `source` is the (copied) model that `module` was captured from.  With `split_qkv`, projections that
-    hold queries, keys and values are cut apart, so that each may keep a width of its own.
+    `source` is the (copied) model that the graph was captured from.  With `captured.split_qkv`,
+    projections that hold queries, keys and values are cut apart, so that each may keep its own width.
     """
-    fixed_batch = any("batch size" in note for note in module.meta["notes"])
+    module, example, batch = captured.module, captured.example, captured.stand_in_batch
     remove_noise(module)
-    batch = None if fixed_batch else PRIME_BATCH
     propagate_values(module, example, batch)
     stop_gradients(module)
     pack_varargs(module)
-    if split_qkv and split_fused(module):
+    if captured.split_qkv and split_fused(module):
         propagate_values(module, example, batch)
     follow_input(module)
     explicit_scale(module)
@@ -42,4 +39,4 @@ def canonicalise(
     lift_modules(module, source)
     module.graph.lint()
     module.recompile()
-    return module
+    return captured

@@ -15,7 +15,6 @@ from torch import fx
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.axes import Atom, Axis, Sum, atoms_of
 from fxprune.errors import RewriteError
-from fxprune.graph.example import PRIME_BATCH
 from fxprune.graph.values import NodeError, propagate_values
 from fxprune.passes.shrinking.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.respell import respell
@@ -41,12 +40,11 @@ def regroup_heads(analysis: Analysis, counts: Mapping[Group, int]) -> fx.GraphMo
     graph, new_of = copied(analysis.module.graph)
     pin_sizes(graph, new_of, analysis, resized)
     module = fx.GraphModule(analysis.module, graph, type(analysis.module).__name__)
-    module.meta = dict(analysis.module.meta)
     for node, step in analysis.inference.steps.items():
         respell(new_of[node], step, analysis, resized, module)
-    fixed_batch = any("batch size" in note for note in analysis.notes)
+    captured = analysis.captured
     try:
-        propagate_values(module, module.meta["example"], batch=None if fixed_batch else PRIME_BATCH)
+        propagate_values(module, captured.example, captured.stand_in_batch)
     except NodeError as error:
         raise RewriteError(f"the graph does not run with merged heads at {error}") from error
     module.recompile()

@@ -36,5 +36,4 @@ def remove_branches(module: fx.GraphModule, branches: Sequence[Branch]) -> Remov
         elif node not in gone:
             twins[node] = graph.node_copy(node, lambda n: twins[n])
     shorter = fx.GraphModule(module, graph, type(module).__name__)
-    shorter.meta = dict(module.meta)
     return Removal(module, shorter, twins, tuple(branches))

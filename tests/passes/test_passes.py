@@ -52,11 +52,7 @@ def captured(model: nn.Module, x: Tensor, capture: str) -> tuple[fx.GraphModule,
     source = structural_copy(model)
     open_modules(source)
     example = Example((x,))
-    module, _ = (
-        capture_symbolic(source, example)
-        if capture == "symbolic"
-        else capture_exported(source, example.args, example.kwargs)
-    )
+    module = (capture_symbolic if capture == "symbolic" else capture_exported)(source, example).module
     propagate_values(module, example)
     return module, source
 

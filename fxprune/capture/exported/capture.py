@@ -23,10 +23,14 @@ from fxprune.capture.exported.plain_graph import (
     _plain_graph,
 )
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.graph.example import Example
+from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.writes import hidden_writes
 
 __all__ = ["capture_exported"]
+
+FIXED_BATCH = "the model's code fixes the batch size: the result takes the example's only"
 
 
 @torch.library.custom_op("fxprune::dropout_marker", mutates_args=())
@@ -40,23 +44,21 @@ def _(x: Tensor, path: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def capture_exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[fx.GraphModule, list[str]]:
+def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
     if _has_caches(model):
         with torch.no_grad():
-            model.eval()(*args, **kwargs)
+            model.eval()(*example.args, **example.kwargs)
     for path, module in model.named_modules():
         if follows_mode(module):
             module.forward = _marked_forward(path)
-    notes: list[str] = []
     functions: dict[str, None] = {}
     with opened_functions(functions):
-        graph = _export(model, args, kwargs, notes, training=False)
+        graph, fixed_batch = _export(model, example, training=False)
+        notes = [FIXED_BATCH] if fixed_batch else []
 
         def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-            return _export(model, args, kwargs, [], training=True, keep_eval=keep_eval)
+            return _export(model, example, training=True, keep_eval=keep_eval)[0]
 
         notes += follow_modes(graph, trace_training, model)
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
@@ -64,7 +66,8 @@ def capture_exported(
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "dropout_marker", False):
             del module.forward
-    return fx.GraphModule(model, graph, type(model).__name__), notes
+    module = fx.GraphModule(model, graph, type(model).__name__)
+    return Captured(module, example, "export", fixed_batch, notes=tuple(notes))
 
 
 def _has_caches(model: nn.Module) -> bool:
@@ -86,24 +89,18 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
 
 
 def _export(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    notes: list[str],
-    training: bool,
-    keep_eval: Collection[type] = (),
-) -> fx.Graph:
+    model: nn.Module, example: Example, training: bool, keep_eval: Collection[type] = ()
+) -> tuple[fx.Graph, bool]:
+    """The graph in one mode, and whether it takes the example's batch size only."""
     set_mode(model, training, keep_eval)
-    program = _with_dynamic_batch(model, args, kwargs, notes)
+    program, fixed_batch = _with_dynamic_batch(model, example)
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
-    return _plain_graph(program, model)
+    return _plain_graph(program, model), fixed_batch
 
 
-def _with_dynamic_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str]
-) -> torch.export.ExportedProgram:
-    """Export with any batch size, or else with the example's, and say so."""
+def _with_dynamic_batch(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, bool]:
+    """Export with any batch size, or else with the example's (True), and say so."""
 
     def dynamic(value: Any) -> Any:
         batched = isinstance(value, Tensor) and value.ndim > 0
@@ -111,34 +108,28 @@ def _with_dynamic_batch(
 
     names = list(inspect.signature(model.forward).parameters)
     shapes = {
-        **dict(zip(names, pytree.tree_map(dynamic, args), strict=False)),
-        **pytree.tree_map(dynamic, kwargs),
+        **dict(zip(names, pytree.tree_map(dynamic, example.args), strict=False)),
+        **pytree.tree_map(dynamic, example.kwargs),
     }
     try:
-        return _quietly(model, args, kwargs, shapes)
+        return _quietly(model, example, shapes), False
     except Exception as error:
         try:
-            program = _quietly(model, args, kwargs, None)
+            program = _quietly(model, example, None)
         except Exception:
             raise error from None
-        notes.append("the model's code fixes the batch size: the result takes the example's only")
-        warnings.warn(f"{type(model).__name__}: {notes[-1]}", stacklevel=2)
-        return program
+        warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
+        return program, True
 
 
-def _quietly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.ExportedProgram:
     log = logging.getLogger("torch.export")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args, kwargs = pytree.tree_map(_fresh, (args, kwargs))
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            fresh = example.map(Tensor.clone)  # export marks what it is given
+            return torch.export.export(model, fresh.args, fresh.kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         log.setLevel(level)
-
-
-def _fresh(value: Any) -> Any:
-    """A tensor of its own for each export, which marks what it is given."""
-    return value.clone() if isinstance(value, Tensor) else value

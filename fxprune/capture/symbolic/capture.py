@@ -15,6 +15,7 @@ from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.symbolic.patches import patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
 from fxprune.graph.example import Example
+from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
@@ -32,7 +33,7 @@ def _leaves(model: nn.Module) -> frozenset[int]:
     return frozenset(id(m) for m in model.modules() if is_leaf(m))
 
 
-def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[str]]:
+def capture_symbolic(model: nn.Module, example: Example) -> Captured:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
     leaves = _leaves(model)
     graph = _trace(model, leaves, example, training=False)
@@ -45,7 +46,8 @@ def capture_symbolic(model: nn.Module, example: Example) -> tuple[fx.GraphModule
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
     set_mode(model, False)
-    return fx.GraphModule(model, graph, type(model).__name__), notes
+    module = fx.GraphModule(model, graph, type(model).__name__)
+    return Captured(module, example, "symbolic", notes=tuple(notes))
 
 
 def _trace(

@@ -60,8 +60,8 @@ def branch_shares(analysis: Analysis, units: Sequence[Unit]) -> np.ndarray:
     if any(p.device.type == "meta" for p in analysis.module.parameters()):
         return -np.arange(len(units), dtype=float)
     module = analysis.module
-    example = seeded_noise(module.meta["example"], module)
-    example = example if any("batch size" in note for note in analysis.notes) else example.with_batch(1)
+    example = seeded_noise(analysis.captured.example, module)
+    example = example if analysis.captured.fixed_batch else example.with_batch(1)
     runner = _WithoutBranches(module)
     with torch.no_grad():
         runner.whole(*bound_arguments(module, example))

@@ -87,8 +87,7 @@ def kl(
 
 def _measured(analysis: Analysis, samples: int) -> int:
     """How many samples to measure by default; none where the batch size is fixed."""
-    fixed = any("batch size" in note for note in analysis.notes)
-    return 0 if fixed else min(samples, max(4, samples // 40))
+    return 0 if analysis.captured.fixed_batch else min(samples, max(4, samples // 40))
 
 
 def _with_measured(

@@ -95,7 +95,7 @@ def _merged(model: Analysis, sizes: Mapping[Group, int]) -> Analysis:
 def example_for(small: nn.Module, analysis: Analysis) -> Example:
     """The model's own example in the dtype and on the device of another one."""
     like = next((p for p in small.parameters() if p.is_floating_point()), torch.zeros(()))
-    example: Example = analysis.module.meta["example"]
+    example = analysis.captured.example
     return example.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 
 

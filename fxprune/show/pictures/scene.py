@@ -17,7 +17,7 @@ from fxprune.analysis.infer import infer
 from fxprune.analysis.words import Words
 from fxprune.axes import Atom, Axis, size_of
 from fxprune.errors import OptionError, PlanError
-from fxprune.graph.example import PRIME_BATCH
+from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
 from fxprune.plan.plan import Plan, plan_of
@@ -160,8 +160,8 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     graph = fx.Graph()
     graph.output(graph.graph_copy(pruned.graph, {}))
     module = fx.GraphModule(pruned, graph, type(pruned).__name__)
-    module.meta |= {"capture": record["capture"], "notes": [], "example": record["example"]}
     example = record["example"].map(lambda t: torch.empty_like(t, device=device_of(pruned)))
-    propagate_values(module, example, PRIME_BATCH if record["dynamic"] else None)
+    captured = Captured(module, example, record["capture"], fixed_batch=not record["dynamic"])
+    propagate_values(module, example, captured.stand_in_batch)
     inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
-    return Analysis(module, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))
+    return Analysis(captured, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))

@@ -1,0 +1,43 @@
+"""What the stages hand to one another about a graph, as frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import fx
+
+from fxprune.graph.example import PRIME_BATCH, Example
+
+__all__ = ["Captured", "Way"]
+
+Way = Literal["symbolic", "export"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured graph and how it was captured: what `capture_model` returns and `Analysis` is built on.
+
+    module: the graph on the model's own tensors; once canonical, each node has its `meta["val"]`.
+    example: the arguments that it was captured with.
+    way: "symbolic" or "export".
+    fixed_batch: the graph runs for the example's batch size only.
+    split_qkv: projections that hold queries, keys and values are cut apart.
+    notes: what the capture could not keep, in words for people.
+    """
+
+    module: fx.GraphModule
+    example: Example
+    way: Way
+    fixed_batch: bool = False
+    split_qkv: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stand_in_batch(self) -> int | None:
+        """The batch size that values and axes are computed for; None: the example's own."""
+        return None if self.fixed_batch else PRIME_BATCH
+
+    def on(self, module: fx.GraphModule) -> Captured:
+        """The same facts of a graph that a pass made of this one."""
+        return replace(self, module=module)
