@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.autograd.function import _SingleLevelFunction
 
 from fxprune.graph.own_nodes import AutogradFunction
+from fxprune.graph.process_lock import this_thread_only
 from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import DEFAULT_RULES
@@ -59,8 +60,11 @@ def _forward(function: Any, *args: Any) -> Any:
 def opened_functions(names: dict[str, None]) -> Iterator[None]:
     """Meanwhile functions are nothing but their forwards.  Collects the names of those that are applied."""
     apply = vars(torch.autograd.Function)["apply"]
+    exporting_here = this_thread_only()
 
     def opened(function: Any, *args: Any) -> Any:
+        if not exporting_here():
+            return apply.__get__(None, function)(*args)
         if not function.__name__.startswith("GeneratedBackwardFor_"):  # a custom op: called in the graph
             names[function.__name__] = None
         with _without_no_grad():
@@ -77,8 +81,9 @@ def opened_functions(names: dict[str, None]) -> Iterator[None]:
 def _without_no_grad() -> Iterator[None]:
     """A forward never records gradients: its own `no_grad` (a checkpoint has one) says nothing."""
     enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
-    nothing: Any = lambda *args: None  # noqa: E731
-    torch.no_grad.__enter__ = torch.no_grad.__exit__ = nothing  # type: ignore[method-assign]
+    here = this_thread_only()
+    torch.no_grad.__enter__ = lambda self: None if here() else enter(self)  # type: ignore[method-assign]
+    torch.no_grad.__exit__ = lambda self, *e: None if here() else leave(self, *e)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from fxprune.errors import CaptureError, ExampleInputError, OptionError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
+from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
 
@@ -78,7 +79,8 @@ def capture_model(
     failures: list[Exception] = []
     for way in ways:
         try:
-            return _captured(model, example, way, split_qkv)
+            with PROCESS_LOCK:
+                return _captured(model, example, way, split_qkv)
         except ExampleInputError:
             raise
         except Exception as error:  # whatever user code raises while it is traced

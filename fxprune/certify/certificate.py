@@ -24,6 +24,7 @@ from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
+from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import device_of, floats_of, in_float64, is_float, tensor_at
 from fxprune.graph.values import bound_arguments
 from fxprune.plan.selection import Selection
@@ -172,7 +173,7 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 def _same_draws(model: nn.Module) -> Iterator[None]:
     """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
     devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
+    with PROCESS_LOCK, torch.random.fork_rng(devices=list(devices)):
         torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
         for device in devices:
             torch.cuda.default_generators[device.index or 0].manual_seed(0)

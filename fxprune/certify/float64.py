@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.example import Example
+from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import in_float64
 from fxprune.graph.values import bound_arguments
 
@@ -47,12 +48,13 @@ def doubled(module: fx.GraphModule) -> fx.GraphModule:
 @contextlib.contextmanager
 def default_float64() -> Iterator[None]:
     """For tensors that the model's code makes on the way (`torch.zeros(n)`)."""
-    was = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(was)
+    with PROCESS_LOCK:
+        was = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(was)
 
 
 class Float64Interpreter(fx.Interpreter):

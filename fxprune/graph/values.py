@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class FakeRun(fx.Interpreter):
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
         self.source = source
+        self.helpers: Mapping[str, nn.Module] = {}  # modules that tracing made, by name
         with self.mode:
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
             self.inputs = inputs.with_batch(batch)
@@ -115,7 +117,7 @@ class FakeRun(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target not in self.submodules:  # tracing made it
-            self.submodules[target] = self.source.get_submodule(target)
+            self.submodules[target] = self.helpers.get(target) or self.source.get_submodule(target)
         shape = quick_shape(self.submodules[target], args, kwargs)
         return super().call_module(target, args, kwargs) if shape is None else self._outline(shape, args[0])
 
@@ -141,6 +143,8 @@ class FakeRun(fx.Interpreter):
         return getattr(super(), n.op)(n.target, args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
+        if target in self.helpers:
+            return self.helpers[target]
         path, _, name = target.rpartition(".")
         owner = self.submodules[path]
         if not hasattr(owner, name):  # a constant, or a function, that tracing met since

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,8 +30,11 @@ OTHER_BATCHES = (1, PRIME_BATCH + 1)  # odd and even, one and many
 class Decisions:
     """What the nodes of a graph that is being traced give for the example."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, example: Example) -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, example: Example, helpers: Mapping[str, nn.Module]
+    ) -> None:
         self._run = FakeRun(root, graph, example, PRIME_BATCH)
+        self._helpers = helpers  # modules that the root lacks while it is traced
         self._other_runs = lambda: [FakeRun(root, graph, example, n) for n in OTHER_BATCHES]
 
     def value(self, proxy: fx.Proxy) -> Any:
@@ -60,6 +63,7 @@ class Decisions:
         if proxy.node in run.env:
             return run.env[proxy.node]
         try:
+            run.helpers = self._helpers
             with _plain_modules():
                 return run.value(proxy.node)
         except NodeError as error:

@@ -14,6 +14,7 @@ from torch import fx
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.symbolic.proxies import TracedValue, stands_for
 from fxprune.graph.own_nodes import one_node
+from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
 __all__ = ["patched_for_tracing"]
@@ -29,6 +30,7 @@ RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 @contextlib.contextmanager
 def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
     """Patch what rejects proxies or answers for them: `isinstance`, `len`, `torch.zeros`, `torch.finfo`."""
+    tracing_here = this_thread_only()
     with contextlib.ExitStack() as patches:
 
         def patch(owner: Any, name: str, value: Any) -> None:
@@ -42,7 +44,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
         for name in FACTORIES:
             patch(torch, name, one_node(getattr(torch, name)))
         for name in RANDOM:
-            patch(torch, name, _always_a_node(getattr(torch, name), tracer))
+            patch(torch, name, _always_a_node(getattr(torch, name), tracer, tracing_here))
         patch(torch, "finfo", _limits(torch.finfo))
         for name in CHECKS:
             patch(torch, name, _unless_traced(getattr(torch, name)))
@@ -66,8 +68,12 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
     return check
 
 
-def _always_a_node(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
+def _always_a_node(
+    function: Callable[..., Any], tracer: fx.Tracer, tracing_here: Callable[[], bool]
+) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not tracing_here():
+            return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
     return call

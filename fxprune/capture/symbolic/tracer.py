@@ -19,7 +19,8 @@ from fxprune.capture.attention import OPENED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.graph.example import Example
-from fxprune.graph.own_nodes import written
+from fxprune.graph.own_nodes import AutogradFunction, written
+from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.writes import FILLS, shares_memory, value_of_write
 
@@ -36,10 +37,12 @@ class Tracer(fx.Tracer):
 
     def __init__(self, leaves: frozenset[int], example: Example) -> None:
         super().__init__(autowrap_functions=())
-        self._leaves, self._example, self._helpers = leaves, example, 0
+        self._leaves, self._example = leaves, example
+        self._helpers: dict[str, nn.Module] = {}
         # Identity, not equality: `==` of proxies is a node of the graph.
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
+        self._tracing_here = this_thread_only()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedValue(node, self)
@@ -52,7 +55,8 @@ class Tracer(fx.Tracer):
         self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
         try:
-            graph = super().trace(root, concrete_args)
+            with self._without_helpers(root):
+                graph = super().trace(root, concrete_args)
         except Exception as error:
             error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
             raise
@@ -108,10 +112,18 @@ class Tracer(fx.Tracer):
             if _equal(known, constant):
                 self.tensor_attrs.setdefault(constant, name)
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """torch.fx patches the calls of all modules: those of another thread run."""
+        if not self._tracing_here():
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """The base class searches all names at each access, which is quadratic in depth."""
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
-        if name is None:
+        if name is None or not self._tracing_here():
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
@@ -119,7 +131,7 @@ class Tracer(fx.Tracer):
 
     @functools.cached_property
     def decisions(self) -> Decisions:
-        return Decisions(self.root, self.graph, self._example)
+        return Decisions(self.root, self.graph, self._example, self._helpers)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.decisions.value(obj))
@@ -167,10 +179,20 @@ class Tracer(fx.Tracer):
 
     def add_helper_module(self, module: nn.Module) -> str:
         """Add to the root a module that its code does not name; the n-th of every trace has the same name."""
-        name = f"_traced_{self._helpers}"
-        self._helpers += 1
-        self.root.add_module(name, module)
+        name = f"_traced_{len(self._helpers)}"
+        self._helpers[name] = module
         return name
+
+    @contextlib.contextmanager
+    def _without_helpers(self, root: nn.Module) -> Iterator[None]:
+        """Keep helpers out of a root while its code runs, which may go through its children one by one."""
+        before = {n: m for n, m in root._modules.items() if isinstance(m, AutogradFunction)}
+        for name in before:
+            del root._modules[name]
+        try:
+            yield
+        finally:
+            root._modules.update(before | self._helpers)
 
     @contextlib.contextmanager
     def within_function(self) -> Iterator[None]:
