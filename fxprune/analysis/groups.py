@@ -14,6 +14,7 @@ from fxprune.analysis.nesting import (
     _only_inside,
 )
 from fxprune.analysis.solver import Reason
+from fxprune.analysis.tokens import is_channel
 from fxprune.axes import Atom, Axis, Product, atoms_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ def build_groups(analysis: Analysis) -> list[Group]:
             for a in dict.fromkeys(atoms_of(axis)):
                 sites[a].append(Site(name, dim))
     born = _born(analysis)
+    channels = is_channel(analysis)
+    for a in sites:
+        if a in born and a not in channels:
+            solver.freeze(a, Reason("tokens: weights lie along it, none contracts it"))
     twice = _used_twice(analysis)
     inside = _nesting(analysis)
     groups = {}

@@ -1,0 +1,221 @@
+"""Tell tokens (queries, latents, registers) from channels, where both lie along parameters.
+
+A channel is what a weight brings out of a contraction or contracts.  An axis that parameters only lie
+along counts tokens, however it is read afterwards: averaged, attended to, flattened into a head.  Weights
+may also mix tokens; then the axis that lies outside a channel in a parameter that enters as data
+(`queries[1, n, c]`), and that no weight makes from anything else, is the tokens'.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
+from fxprune.rules.calls import Weight
+
+if TYPE_CHECKING:
+    from fxprune.analysis.analysis import Analysis
+    from fxprune.analysis.infer import Step
+
+__all__ = ["is_channel"]
+
+_ATTENTION = "scaled_dot_product_attention"
+_SOFTMAX = ("softmax", "_softmax", "softmin")
+_Source = fx.Node | Weight
+
+
+def is_channel(analysis: Analysis) -> set[Atom]:
+    """The atoms that some weight contracts, or brings out of a contraction, as features."""
+    return _Walk(analysis).run()
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """A contraction in which a weight brings out an atom.
+
+    weights: the parameters that the weight is computed from.
+    before: the atoms that values before it carry.
+    """
+
+    weights: frozenset[str]
+    before: frozenset[Atom]
+
+
+@dataclass
+class _Walk:
+    """One walk over the graph: which weights contract what, and which parameters enter as data."""
+
+    analysis: Analysis
+    made_of: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # of parameters alone: which
+    laid_out: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # those it is, but for layout
+    before: dict[fx.Node, frozenset[Atom]] = field(default_factory=dict)  # carried by it or before it
+    scores: set[fx.Node] = field(default_factory=set)  # softmaxed, and not contracted since
+    contracted: set[Atom] = field(default_factory=set)
+    brought: dict[Atom, list[_Brought]] = field(default_factory=lambda: defaultdict(list))
+    products: dict[Atom, list[_Brought]] = field(default_factory=lambda: defaultdict(list))
+    rows: set[Atom] = field(default_factory=set)  # of attention: what each query is
+    as_data: set[str] = field(default_factory=set)  # parameters that are an op's input, not its weight
+
+    def run(self) -> set[Atom]:
+        for node in self.analysis.axes:
+            self._visit(node)
+        for a, events in self.products.items():  # x @ queries.T is no layer where its result is attention
+            if a not in self.rows:
+                self.brought[a] += events
+        found = self.contracted | set(self.brought)
+        outside = self._outside_of(found)
+        return {a for a in found if a not in outside or self._made_from_others(a, outside[a])}
+
+    def _made_from_others(self, a: Atom, entering: set[str]) -> bool:
+        return any(a not in e.before and not (e.weights & entering) for e in self.brought.get(a, ()))
+
+    def _outside_of(self, channels: set[Atom]) -> dict[Atom, set[str]]:
+        """Atoms outside a channel in a parameter that enters as data, and these parameters."""
+        found: dict[Atom, set[str]] = defaultdict(set)
+        for name in self.as_data:
+            for a, inner in _nested(self.analysis.weights.get(name, ())):
+                if inner & channels - {a}:
+                    found[a].add(name)
+        return found
+
+    def _visit(self, node: fx.Node) -> None:
+        axes = self.analysis.axes[node]
+        own = self._atoms(axis for value in axes for axis in value)
+        self.before[node] = own.union(*(self.before.get(n, frozenset()) for n in node.all_input_nodes))
+        if node.op == "get_attr":
+            self.made_of[node] = self.laid_out[node] = frozenset([str(node.target)])
+            return
+        if node.op == "placeholder" or not axes:
+            return
+        step = self.analysis.inference.steps.get(node)
+        if step is None or step.rule is None:  # picked from a tuple, an output's own class
+            self._only_laid_out(node, [n for n in node.all_input_nodes if self.analysis.axes.get(n)])
+            return
+        if step.flow.macs and step.flow.sums and not step.call.op.endswith(_ATTENTION):
+            self._contraction(node, step)
+        else:
+            self._other(node, step)
+
+    # ------------------------------------------------------------ what each kind of node tells
+
+    def _contraction(self, node: fx.Node, step: Step) -> None:
+        bound = step.call.bind(step.rule) if step.rule else {}
+        resolve = self.analysis.inference.solver.resolve
+        sums = [resolve(axis) for axis in step.flow.sums]
+        summed = self._atoms(sums)
+        weight = bound.get("weight")
+        layer = isinstance(weight, (fx.Node, Weight))
+        factors = [s for s in _sources(list(bound.values())) if self._carried(s) & summed]
+        weights = [s for s in factors if self._parameters(s) and (s is weight or not layer)]
+        for source in weights:
+            others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
+            event = _Brought(self._parameters(source), self._all_before(factors, source))
+            for a in self._carried(source) - summed - others:
+                (self.brought if layer else self.products)[a].append(event)
+        if weights:
+            self.contracted |= {a for axis in sums for a in _alone(axis)}
+        # What goes into a layer is data to it; so is the left factor of a product of parameters.
+        inputs = [s for s in factors if s is not weight] if layer else factors[:1] * (len(weights) > 1)
+        self.as_data |= {name for s in inputs for name in self._laid_out(s)}
+        for source in factors:
+            if isinstance(source, fx.Node) and source in self.scores and len(weights) == 0:
+                others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
+                self.rows |= self._carried(source) - summed - others
+        self._made(node, step)
+
+    def _other(self, node: fx.Node, step: Step) -> None:
+        bound = step.call.bind(step.rule) if step.rule else {}
+        op = step.call.op.removeprefix("aten.")
+        if op == "embedding":
+            table = bound["weight"]
+            for a in self._carried(table):
+                self.brought[a].append(_Brought(self._parameters(table), frozenset()))
+            self._made(node, step)
+            return
+        tensors = _sources(list(bound.values()))
+        if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
+            self.contracted |= self._atoms(map(self.analysis.inference.solver.resolve, step.flow.sums))
+        self._only_laid_out(node, tensors)
+        if op in _SOFTMAX:
+            self.scores.add(node)
+
+    def _only_laid_out(self, node: fx.Node, sources: Sequence[_Source]) -> None:
+        """An op that keeps its operands' axes apart: of parameters alone, the result is as they are."""
+        if sources and all(map(self._parameters, sources)):
+            self.made_of[node] = frozenset().union(*map(self._parameters, sources))
+            self.laid_out[node] = frozenset().union(*map(self._laid_out, sources))
+        else:
+            self.as_data |= {name for s in sources for name in self._laid_out(s)}
+        if any(s in self.scores for s in sources):
+            self.scores.add(node)
+
+    def _made(self, node: fx.Node, step: Step) -> None:
+        sources = _sources([list(step.call.args), step.call.kwargs])
+        if sources and all(map(self._parameters, sources)):
+            self.made_of[node] = frozenset().union(*map(self._parameters, sources))
+
+    # ------------------------------------------------------------ what a source is
+
+    def _parameters(self, source: _Source) -> frozenset[str]:
+        """The parameters that it is computed from; none if data has a part in it."""
+        if isinstance(source, Weight):
+            return frozenset([source.name])
+        return self.made_of.get(source, frozenset())
+
+    def _laid_out(self, source: _Source) -> frozenset[str]:
+        if isinstance(source, Weight):
+            return frozenset([source.name])
+        return self.laid_out.get(source, frozenset())
+
+    def _carried(self, source: _Source) -> frozenset[Atom]:
+        if isinstance(source, Weight):
+            return self._atoms(self.analysis.weights[source.name])
+        return self._atoms(axis for axes in self.analysis.axes.get(source, ()) for axis in axes)
+
+    def _all_before(self, factors: list[_Source], but: _Source) -> frozenset[Atom]:
+        nodes = [s for s in factors if isinstance(s, fx.Node) and s is not but]
+        return frozenset[Atom]().union(*(self.before[n] for n in nodes))
+
+    def _atoms(self, axes: Iterable[Axis]) -> frozenset[Atom]:
+        return frozenset[Atom]().union(*map(self.analysis._atoms, axes))
+
+
+def _sources(value: Any) -> list[_Source]:
+    """Nodes and weights in a nest of arguments."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, (fx.Node, Weight))]
+
+
+def _alone(axis: Axis) -> Iterator[Atom]:
+    """The atoms that a sum over an axis runs over on their own, not as a factor of a flattened axis."""
+    if isinstance(axis, Atom):
+        yield axis
+    elif isinstance(axis, Sum):
+        for part in axis.parts:
+            yield from _alone(part)
+
+
+def _nested(axes: Iterable[Axis]) -> Iterator[tuple[Atom, set[Atom]]]:
+    """Each atom of a tensor with those that lie inside it: later dimensions, later factors."""
+    inner: set[Atom] = set()
+    for axis in reversed(tuple(axes)):
+        yield from _inside(axis, inner)
+        inner |= set(atoms_of(axis))
+
+
+def _inside(axis: Axis, inner: set[Atom]) -> Iterator[tuple[Atom, set[Atom]]]:
+    if isinstance(axis, Atom):
+        yield axis, set(inner)
+    elif isinstance(axis, Product):
+        inner = set(inner)
+        for part in reversed(axis.parts):
+            yield from _inside(part, inner)
+            inner |= set(atoms_of(part))
+    else:
+        for part in axis.parts:
+            yield from _inside(part, inner)
