@@ -18,6 +18,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.process_lock import PROCESS_LOCK
+from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
 
@@ -79,7 +80,7 @@ def capture_model(
     failures: list[Exception] = []
     for way in ways:
         try:
-            with PROCESS_LOCK:
+            with PROCESS_LOCK, quiet_torch():
                 return _captured(model, example, way, split_qkv)
         except ExampleInputError:
             raise

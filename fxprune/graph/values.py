@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import ExampleInputError, RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.quick_shapes import quick_shape
+from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
 
-__all__ = ["FakeRun", "NodeError", "bound_arguments", "propagate_values", "refuse_broken"]
+__all__ = ["FakeRun", "NodeError", "bound_arguments", "fake_of", "propagate_values", "refuse_broken"]
 
 
 def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
@@ -96,7 +97,7 @@ class FakeRun(fx.Interpreter):
         Raises:
             NodeError: a node rejects what it is given.
         """
-        with self.mode, torch.no_grad():
+        with quiet_torch(), self.mode, torch.no_grad():
             while node not in self.env:
                 self.last = self.last.next if self.last else next(iter(self.graph.nodes))
                 self.env[self.last] = self.run_node(self.last)
@@ -155,7 +156,7 @@ class FakeRun(fx.Interpreter):
 
 def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """The same tree of modules with fake tensors; all else is shared."""
-    fakes = {id(t): _fake(t, mode) for t in (*root.parameters(), *root.buffers())}
+    fakes = {id(t): fake_of(t, mode) for t in (*root.parameters(), *root.buffers())}
     twins = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
     for module in root.modules():
         twins[id(module)].__dict__ |= module.__dict__ | {
@@ -166,7 +167,7 @@ def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return twins[id(root)]
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """As mode.from_tensor, without what only views, subclasses and symbolic sizes need."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return mode.from_tensor(tensor, static_shapes=True)

@@ -6,10 +6,8 @@ their own names, dropouts as module calls.  (`passes.lift_modules` then makes la
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Collection
 from typing import Any
@@ -23,6 +21,7 @@ from fxprune.capture.exported.plain_graph import (
     _plain_graph,
 )
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.graph.caches import has_caches
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
@@ -46,7 +45,7 @@ def _(x: Tensor, path: str) -> Tensor:
 
 def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
-    if _has_caches(model):
+    if has_caches(model):  # it runs once before export does, for real
         with torch.no_grad():
             model.eval()(*example.args, **example.kwargs)
     for path, module in model.named_modules():
@@ -68,16 +67,6 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             del module.forward
     module = fx.GraphModule(model, graph, type(model).__name__)
     return Captured(module, example, "export", fixed_batch, notes=tuple(notes))
-
-
-def _has_caches(model: nn.Module) -> bool:
-    """Do the modules' files hold an `lru_cache`?  Such a model runs once before export does.
-
-    The cache would keep a fake tensor of the export, and give it to whatever comes next.
-    """
-    files = {sys.modules.get(type(m).__module__) for m in model.modules()}
-    files = {f for f in files if f is not None and not f.__name__.startswith("torch.")}
-    return any(isinstance(v, functools._lru_cache_wrapper) for f in files for v in vars(f).values())
 
 
 def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,102 @@
+"""Try inputs on a copy of a model whose tensors are fake: nothing is computed, no memory is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from fxprune.capture.inputs.entry import Entry, entry_of
+from fxprune.graph.caches import has_caches
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.example import Example
+from fxprune.graph.quiet import quiet_torch
+from fxprune.graph.values import fake_of
+
+__all__ = ["Trial"]
+
+# The model may be right, and fake tensors not up to it: a call for real decides.
+UNDECIDED = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+MOST_REAL = 4  # calls that compute: of a model that fake tensors can't follow
+
+
+class Trial:
+    """What a model says to inputs; `readers` are the layers that were seen to read one whole.
+
+    Each trial has a copy of its own: what the model's code keeps for its next call is not kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.readers: list[Entry] = []
+        self.error = ""
+        self._real_calls = 0
+        on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
+        self._plainly = on_meta or has_caches(model)
+
+    def accepts(self, example: Example, really: bool = False) -> bool:
+        """Does a call succeed?  `really`: what fake tensors refuse, or can't tell, is computed."""
+        if self._plainly:
+            return self._call(example) is None
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        error = self._call(example, mode)
+        undecided = isinstance(error, UNDECIDED) or "tensor subclasses" in str(error)
+        if (really or undecided) and self._real_calls < MOST_REAL:
+            self._real_calls += 1
+            error = self._call(example)
+        return error is None
+
+    def accepts_values(self, example: Example) -> bool:
+        """The same for whole numbers, which fake tensors do not look at: they may be no row of a table."""
+        return self.accepts(example) and (self._plainly or self._call(example) is None)
+
+    def _call(self, example: Example, mode: FakeTensorMode | None = None) -> Exception | None:
+        copy = structural_copy(self.model, (lambda t: fake_of(t, mode)) if mode else lambda t: t)
+        copy.eval()
+        self._watch(copy, example)
+        with contextlib.ExitStack() as around:
+            around.enter_context(quiet_torch())
+            around.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            around.enter_context(torch.no_grad())
+            try:
+                if mode is not None:
+                    around.enter_context(mode)
+                    example = example.map(functools.partial(fake_of, mode=mode))
+                copy(*example.args, **example.kwargs)
+            except Exception as error:  # any error of the model's code is the answer
+                first = (str(error).strip().splitlines() or [""])[0]
+                self.error = f"{type(error).__name__}: {first}"
+                return error
+        return None
+
+    def _watch(self, copy: nn.Module, example: Example) -> None:
+        """Note the first layer that is called with all of the input, reshaped or not."""
+        whole = {t.numel() for t in (*example.args, *example.kwargs.values()) if isinstance(t, Tensor)}
+        seen: list[Entry] = []
+
+        def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            entry = entry_of(layer)
+            if not seen and entry and args and isinstance(args[0], Tensor) and args[0].numel() in whole:
+                seen.append(entry)
+                self.readers = list(dict.fromkeys((*self.readers, entry)))
+
+        for module in copy.modules():
+            if entry_of(module) is not None:
+                module.register_forward_pre_hook(note)
