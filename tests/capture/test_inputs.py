@@ -155,6 +155,7 @@ def test_a_record_that_the_model_contradicts(model: nn.Module, shape: tuple[int,
         (convolutions(), (3, 224, 224)),
         (Video(4, 24), (3, 4, 24, 24)),
         (Sound(20), (20, 256)),
+        (nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)), (20,)),
     ],
 )
 def test_a_shape_recorded_nowhere(model: nn.Module, shape: tuple[int, ...]) -> None:

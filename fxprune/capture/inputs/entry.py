@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["Entry", "Kind", "entries_of", "entry_of"]
 
@@ -21,10 +21,13 @@ CONVOLUTIONS: tuple[tuple[type[nn.Module], Kind], ...] = (
 
 @dataclass(frozen=True)
 class Entry:
-    """kind: of input.  width: vocabulary, features or channels.  stride: of a convolution, per dimension."""
+    """kind: of input.  width: vocabulary, features or channels.  out: features of what the layer makes of it.
+    stride: of a convolution, per dimension.
+    """
 
     kind: Kind
     width: int
+    out: int
     stride: tuple[int, ...] = ()
 
     def patches(self) -> list[tuple[int, int]]:
@@ -40,31 +43,20 @@ class Entry:
 def entry_of(layer: nn.Module) -> Entry | None:
     """What a layer takes, where it is one that can be the first."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return Entry("ids", layer.num_embeddings)
+        return Entry("ids", layer.num_embeddings, layer.embedding_dim)
     for convolution, kind in CONVOLUTIONS:
         if isinstance(layer, convolution):
-            return Entry(kind, layer.in_channels, tuple(layer.stride))  # type: ignore[arg-type]
+            stride: tuple[int, ...] = tuple(layer.stride)  # type: ignore[arg-type]
+            return Entry(kind, layer.in_channels, layer.out_channels, stride)  # type: ignore[arg-type]
     if isinstance(layer, nn.Linear):
-        return Entry("vectors", layer.in_features)
+        return Entry("vectors", layer.in_features, layer.out_features)
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1:
-        return Entry("vectors", layer.normalized_shape[0])
+        return Entry("vectors", layer.normalized_shape[0], 0)
     if isinstance(layer, nn.BatchNorm1d):
-        return Entry("vectors", layer.num_features)
+        return Entry("vectors", layer.num_features, 0)
     return None
 
 
 def entries_of(model: nn.Module) -> list[Entry]:
     """The layers that may be the first, in the order in which the model holds them."""
     return list(dict.fromkeys(e for m in model.modules() if (e := entry_of(m)) is not None))
-
-
-def tables_of(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that a module of the model's own holds, and the tables of embeddings.
-
-    One of them may be a table of positions, with a row for each token.
-    """
-    found = []
-    for module in model.modules():
-        if not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Embedding):
-            found += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-    return found

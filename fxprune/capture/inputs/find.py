@@ -10,8 +10,8 @@ from torch import nn
 
 from fxprune.capture.inputs.entry import Entry, entries_of
 from fxprune.capture.inputs.hints import hint_for, required_arguments
-from fxprune.capture.inputs.recorded import is_text, like_weights, recorded_call, recorded_size
-from fxprune.capture.inputs.sizes import image_sizes, shapes_for, tells_sizes
+from fxprune.capture.inputs.recorded import like_weights, recorded_calls, recorded_size
+from fxprune.capture.inputs.sizes import shapes_for, told_sizes
 from fxprune.capture.inputs.trial import Trial
 from fxprune.errors import ExampleInputError
 from fxprune.graph.example import Example
@@ -20,7 +20,7 @@ __all__ = ["find_example"]
 
 BATCH = 2
 LAYERS = 4  # of those that may be the first, how many are asked
-MOST = 60  # trials for each of them
+MOST = 80  # trials for each of them
 
 
 def find_example(model: nn.Module) -> Example:
@@ -34,14 +34,14 @@ def find_example(model: nn.Module) -> Example:
     Raises:
         ExampleInputError: nothing is taken, or the model takes vectors as well as sequences of them.
     """
-    size = recorded_size(model)
-    entries = entries_of(model)
+    size, entries = recorded_size(model), entries_of(model)
     if size is not None and _agrees(size, entries, model):
         return _blank(model, size)
     trial = Trial(model)
     first_error = ""
     for example, entry, recorded in _candidates(model, size, entries, trial):
-        taken = trial.accepts_values(example) if _has_ids(example) else trial.accepts(example, recorded)
+        really = _has_ids(example) or (entry is not None and entry.kind == "vectors")
+        taken = trial.accepts_really(example) if really else trial.accepts(example, recorded)
         if taken:
             _refuse_ambiguous(model, example, entry, trial)
             return example
@@ -53,18 +53,18 @@ def _agrees(size: tuple[int, int, int], entries: list[Entry], model: nn.Module) 
     """Is a recorded size that of this model, as far as its first layer and its own sizes tell?"""
     if not entries or entries[0].kind != "image" or entries[0].width != size[0]:
         return False
-    if len(required_arguments(model)) > 1:
+    if len(required_arguments(model)) > 1 or recorded_calls(model):
         return False
-    return size[1:] in image_sizes(entries[0].stride, model) or not tells_sizes(entries[0].stride, model)
+    told = told_sizes(entries[0], model)
+    return not told or size[1:] in told
 
 
 def _candidates(
     model: nn.Module, size: tuple[int, int, int] | None, entries: list[Entry], trial: Trial
 ) -> Iterator[tuple[Example, Entry | None, bool]]:
     """Calls worth trying; the entry that suggests each, and whether it is recorded."""
-    if is_text(model) and (call := recorded_call(model)) is not None:
-        like = like_weights(model)
-        yield Example((), call).map(lambda t: t.to(like.device)), None, True
+    for call in recorded_calls(model):
+        yield call, None, True
     if len(required_arguments(model)) > 1:
         return
     if size is not None:
@@ -96,9 +96,9 @@ def _has_ids(example: Example) -> bool:
 
 def _refuse_ambiguous(model: nn.Module, example: Example, entry: Entry | None, trial: Trial) -> None:
     """Vectors, or sequences of vectors?  An op over `dim=1` means another thing in each: never guess."""
-    if entry is None or entry.kind != "vectors" or example.args[0].shape[1:][1:] != (entry.width,):
+    if entry is None or entry.kind != "vectors" or example.args[0].ndim != 2:
         return
-    if trial.accepts(_blank(model, (entry.width,))):
+    if all(trial.accepts_really(_blank(model, (n, entry.width))) for n in (16, 9)):  # no length by chance
         name, width = type(model).__name__, entry.width
         raise ExampleInputError(
             f"{name} takes vectors of {width} as well as sequences of them: "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_text", "recorded_call", "recorded_size"]
+from fxprune.graph.example import Example
+
+__all__ = ["like_weights", "recorded_calls", "recorded_size"]
 
 
 def recorded_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -33,20 +36,33 @@ def recorded_size(model: nn.Module) -> tuple[int, int, int] | None:
     return None
 
 
-def is_text(model: nn.Module) -> bool:
-    """Does the model's library say that token ids are its first input?"""
-    return getattr(model, "main_input_name", None) == "input_ids"
+def recorded_calls(model: nn.Module) -> list[Example]:
+    """Whole calls, as Hugging Face's models of text hold them ready, and those of videos record them."""
+    found = []
+    like, size = like_weights(model), recorded_size(model)
+    frames = _field(getattr(model, "config", None), "num_frames")
+    if isinstance(frames, int) and size is not None:
+        found.append(Example((torch.zeros(2, frames, *size, dtype=like.dtype, device=like.device),)))
+    if getattr(model, "main_input_name", None) == "input_ids" and (call := _held_ready(model)):
+        if size is not None and "pixel_values" in inspect.signature(model.forward).parameters:
+            samples = next(v.shape[0] for v in call.values() if isinstance(v, Tensor))
+            call["pixel_values"] = torch.zeros(samples, *size, dtype=like.dtype)
+        found.append(Example((), call).map(lambda t: t.to(like.device)))
+    return found
 
 
-def recorded_call(model: nn.Module) -> dict[str, Any] | None:
-    """Keyword arguments of a call, as Hugging Face's models of text hold them ready."""
+def _held_ready(model: nn.Module) -> dict[str, Any]:
     try:
         call = getattr(model, "dummy_inputs", None)
-    except Exception:  # a property that computes it from a configuration that lacks something
-        return None
-    if not isinstance(call, Mapping) or not call:
-        return None
-    return {str(k): v for k, v in call.items() if isinstance(v, (Tensor, bool, int, float))} or None
+    except Exception:  # a property, which a configuration that lacks something breaks
+        return {}
+    plain = {str(k): v for k, v in call.items()} if isinstance(call, Mapping) else {}
+    return plain if any(isinstance(v, Tensor) and v.ndim for v in plain.values()) else {}
+
+
+def like_weights(model: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of the model's weights."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:
@@ -59,8 +75,3 @@ def _height_and_width(size: Any) -> tuple[int, int]:
 
 def _field(record: Any, name: str) -> Any:
     return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
-
-
-def like_weights(model: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of the model's weights."""
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -50,20 +50,20 @@ class Trial:
         on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
         self._plainly = on_meta or has_caches(model)
 
-    def accepts(self, example: Example, really: bool = False) -> bool:
-        """Does a call succeed?  `really`: what fake tensors refuse, or can't tell, is computed."""
+    def accepts(self, example: Example, confirm: bool = False) -> bool:
+        """Does a call succeed?  `confirm`: what fake tensors refuse is computed, to be sure."""
         if self._plainly:
             return self._call(example) is None
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         error = self._call(example, mode)
         undecided = isinstance(error, UNDECIDED) or "tensor subclasses" in str(error)
-        if (really or undecided) and self._real_calls < MOST_REAL:
+        if error is not None and (confirm or undecided) and self._real_calls < MOST_REAL:
             self._real_calls += 1
             error = self._call(example)
         return error is None
 
-    def accepts_values(self, example: Example) -> bool:
-        """The same for whole numbers, which fake tensors do not look at: they may be no row of a table."""
+    def accepts_really(self, example: Example) -> bool:
+        """The same where fake tensors miss errors: a whole number that is no row of a table, a rank."""
         return self.accepts(example) and (self._plainly or self._call(example) is None)
 
     def _call(self, example: Example, mode: FakeTensorMode | None = None) -> Exception | None:
