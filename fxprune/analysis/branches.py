@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from fxprune.graph.own_nodes import holds
+from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -130,7 +130,7 @@ def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
     found: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
-        if node.target is holds or (alone and node.op != "placeholder"):
+        if is_guard(node) or (alone and node.op != "placeholder"):
             found[node] = None
     return dict(reversed(found.items()))
 

@@ -1,9 +1,23 @@
-"""Functions that stand for one node of a graph, whoever traces them: pickling a GraphModule does, too."""
+"""Functions and modules of our own that a captured graph calls.  A call with a proxy becomes one graph node.
+
+They are found by name when a graph is saved or pickled (`own_name`): what is here keeps its name for ever.
+
+A **guard** is a node that refuses a call which the captured graph does not compute: another branch, another
+plain argument, another number of iterations.  To add a kind, write the error that it raises:
+
+    @guard
+    def guard_branch(value, expected, *, where): -> Exception
+        return InputSizeError(...)
+
+`graph.call_function(guard_branch, (node, True), {"where": "model.py:7"})` then raises that error where the
+node's value is not `True`.  Keyword arguments are only words: no digest reads them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +26,10 @@ from torch.fx.node import has_side_effect
 
 from fxprune.errors import InputSizeError
 
-__all__ = ["AutogradFunction", "ModeValue", "_getitem", "holds", "one_node", "split_by_sizes", "written"]
+__all__ = [
+    *("AutogradFunction", "ModeValue", "_getitem", "guard", "guard_branch", "is_guard", "one_node"),
+    *("split_by_sizes", "written"),
+]
 
 
 def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,15 +55,66 @@ def written(x: Tensor, index: Any, value: Any) -> Tensor:
     return x
 
 
-@has_side_effect
-@one_node
-def holds(value: Any, expected: Any, *, where: str) -> None:
-    """Refuse an input for which the traced model's code would have gone another way."""
-    if value != expected:
-        raise InputSizeError(
-            f"at {where} the model's code takes another way for this input size than for the example that it "
-            f"was captured with: prune it with example_inputs= of this size"
-        )
+# ---------------------------------------------------------------- guards
+
+_GUARDS: set[Callable[..., Any]] = set()
+
+
+def guard(error: Callable[..., Exception]) -> Callable[..., None]:
+    """A node that raises `error(value, expected, **words)` for a call whose value is not the expected one.
+
+    It costs nothing where another tool records the graph.  torch.jit.trace (and what stands on it: ONNX's
+    first exporter, OpenVINO, Core ML) sees no operation of it; torch.compile and torch.export see the
+    branch that the model's own code has, so that another size is compiled anew, and refused.
+    """
+
+    @functools.wraps(error)
+    def check(value: Any, expected: Any, **words: Any) -> None:
+        if not _is(value, expected):
+            raise error(value, expected, **words)
+
+    node = has_side_effect(one_node(check))
+    _GUARDS.add(node)
+    return node
+
+
+def is_guard(node: fx.Node) -> bool:
+    """Does the node refuse calls rather than compute something?"""
+    return node.op == "call_function" and node.target in _GUARDS
+
+
+@guard
+def guard_branch(value: Any, expected: Any, *, where: str) -> Exception:
+    """Refuse an input for which the traced model's code would have taken another branch."""
+    return InputSizeError(
+        f"this input size takes another branch at {where} than the example did; "
+        f"prune again with example_inputs= of this size"
+    )
+
+
+def _is(value: Any, expected: Any) -> bool:
+    """Equality: a symbolic size answers as a branch would, and TorchScript does not see the question."""
+    if torch.compiler.is_compiling():
+        if expected is False:
+            return not value
+        return True if (value if expected is True else value == expected) else False  # noqa: SIM210
+    with _unseen_by_torchscript():
+        return bool(value == expected)
+
+
+@contextlib.contextmanager
+def _unseen_by_torchscript() -> Iterator[None]:
+    """While torch.jit.trace runs, sizes are tensors: what is computed with them here is in no trace."""
+    tracing = torch._C._get_tracing_state()
+    set_tracing = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    if tracing is None:
+        yield
+        return
+    set_tracing(None)
+    try:
+        yield
+    finally:
+        set_tracing(tracing)
 
 
 class AutogradFunction(nn.Module):

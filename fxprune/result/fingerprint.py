@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.graph.own_nodes import holds
+from fxprune.graph.own_nodes import is_guard
 
 __all__ = ["graph_digest", "json_digest", "layout_digest"]
 
@@ -41,7 +41,7 @@ def graph_digest(module: fx.GraphModule) -> str:
 
 def _computed(node: fx.Node) -> dict[str, Any]:
     """The arguments by name without those that are only words: a path on this machine."""
-    return {} if node.target is holds else node.kwargs
+    return {} if is_guard(node) else node.kwargs
 
 
 def json_digest(value: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.errors import CaptureError, InputSizeError
-from fxprune.graph.own_nodes import holds
+from fxprune.graph.own_nodes import guard_branch
 from fxprune.graph.source_files import is_users
 from fxprune.result.fingerprint import graph_digest
 
@@ -386,7 +386,7 @@ def test_the_digest_of_a_graph_knows_no_paths() -> None:
     graph = fxprune.prune(built(padded), 0.5, example_inputs=torch.zeros(2, 3, 16, 16))
     digest = graph_digest(graph)
     for node in graph.graph.nodes:
-        if node.target is holds:
+        if node.target is guard_branch:
             node.kwargs = {"where": "/elsewhere.py:1"}
     assert graph_digest(graph) == digest
-    assert any(node.target is holds for node in graph.graph.nodes)
+    assert any(node.target is guard_branch for node in graph.graph.nodes)

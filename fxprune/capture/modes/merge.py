@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.graph.own_nodes import ModeValue, holds
+from fxprune.graph.own_nodes import ModeValue, is_guard
 from fxprune.graph.writes import state_of, written_state
 
 __all__ = ["difference", "merge_modes"]
@@ -24,7 +24,7 @@ def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> 
     kept = written_state(eval_graph, root)
 
     def is_impure(node: fx.Node) -> bool:
-        return node.op in ("placeholder", "output") or node.target is holds or state_of(node, root) in kept
+        return node.op in ("placeholder", "output") or is_guard(node) or state_of(node, root) in kept
 
     for graph in (eval_graph, train_graph):
         graph.eliminate_dead_code(is_impure_node=is_impure)

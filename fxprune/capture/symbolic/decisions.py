@@ -1,8 +1,9 @@
 """Branches on sizes: symbolic tracing follows the one that the example takes, and the graph checks it.
 
 `if H % window: x = F.pad(..)` asks for the truth of a node.  Sizes are known for the example, so the answer
-is; a `holds` node keeps it true of every later input.  What depends on values has no answer, nor what another
-batch size would answer otherwise (`y.shape == x.shape` of one batch, but not `len(x) > 8`).
+is; a `guard_branch` node refuses every later input of which it is not true.  What depends on values has no
+answer, nor what another batch size would answer otherwise (`y.shape == x.shape` of one batch, but not
+`len(x) > 8`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx import _symbolic_trace
 
 from fxprune.graph.example import PRIME_BATCH, Example
-from fxprune.graph.own_nodes import holds
+from fxprune.graph.own_nodes import guard_branch
 from fxprune.graph.values import FakeRun, NodeError
 
 __all__ = ["Decisions"]
@@ -52,7 +53,7 @@ class Decisions:
             raise fx.proxy.TraceError("it depends on the batch size")
         if sizes:  # not a question about a dtype or a device
             where = proxy.node.meta.get("where") or proxy.node.name
-            proxy.tracer.create_proxy("call_function", holds, (proxy, value), {"where": where})
+            proxy.tracer.create_proxy("call_function", guard_branch, (proxy, value), {"where": where})
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:
