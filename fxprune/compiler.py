@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import fx, nn
 
-from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
-from fxprune.analysis.branches import Branch
 from fxprune.capture.trace import example_of
 from fxprune.certify.certificate import Certificate, certify
 from fxprune.choose.budget import Budget, Latency
-from fxprune.choose.budget.fit import fit
-from fxprune.choose.candidates import candidates
-from fxprune.choose.depth import branch_scores, check_depth, shallower
-from fxprune.choose.importance.score import Importance, Scores, magnitude, score
-from fxprune.choose.like.like import check_loads, example_for, shaped_like
-from fxprune.choose.merge_heads import merged_for_ratio
-from fxprune.choose.steps import Between, in_steps
-from fxprune.errors import ExampleInputError, OptionError, SiblingError
+from fxprune.choose.decide import decide, decide_again
+from fxprune.choose.importance.score import Importance
+from fxprune.choose.like.like import check_loads
+from fxprune.choose.planned import analysis_behind, as_planned
+from fxprune.choose.request import Request
+from fxprune.choose.steps import Between, carry_over
+from fxprune.errors import OptionError
 from fxprune.plan.plan import plan_of
 from fxprune.plan.selection import Selection
-from fxprune.result.pruned_module import PrunedModule, analysis_options, noise_for
-from fxprune.rewrite import _rewrite, as_planned
+from fxprune.result.pruned_module import PrunedModule, noise_for
+from fxprune.rewrite import Rewriter, rewrite
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["prune", "verify"]
-
-ATTENTION = ("auto", "heads", "head_dim", "merge")
+__all__ = ["prune", "prune_analyzed", "verify"]
 
 
 def prune(
@@ -51,7 +45,7 @@ def prune(
     target: str | Latency = "channels",
     scope: str = "uniform",
     ratios: Mapping[str, float] | None = None,
-    floor: int | float = 1,
+    floor: int | float | None = None,
     round_to: int = 1,
     steps: int = 1,
     between: Between | None = None,
@@ -78,7 +72,18 @@ def prune(
             causes on `data`, to second order; the default with data), "kl-exact" (the same, measured
             channel by channel), "magnitude" (the default without data), "taylor", "activation",
             "random", or a function (analysis, groups) -> scores.
-        importance_options: of the criterion, e.g. `{"draws": 8}`, see `fxprune.choose.importance`.
+        importance_options: of the criterion, by name:
+            "kl": `draws` (targets drawn per sample; 2, or more where there are few samples), `measured`
+            (samples on which residual widths are measured; one in 40), `seed`, `log_probabilities`,
+            `progress`;
+            "kl-exact": `at_once` (samples times channels that run together; 32), `resume` (a file to go
+            on from after an interruption), `log_probabilities`, `progress`;
+            "taylor": `loss` (a function (output, labels) -> the sum over samples; cross-entropy),
+            `progress`;  "activation": `progress`;  "random": `seed`;  "magnitude": none.
+            `log_probabilities` is a function from the model's output to log-probabilities
+            [batch, ..., classes], for models whose output is not [batch, classes] or `.logits`;
+            `progress=False` hides the bar.  With `depth` and data, `log_probabilities` and `progress`
+            hold for the branches too.
         example_inputs: a tensor [batch, ...] or a tuple of positional arguments, for models that do
             not record their input shape.
         example_kwargs: keyword arguments of the example call.
@@ -94,16 +99,22 @@ def prune(
         unit: what `depth` counts: a "branch" (an attention, an FFN) or a "block", two adjacent branches
             (an attention and its FFN, or an FFN and the next attention).
         like: a smaller model of the same architecture, which decides widths, heads and depth in place of
-            `ratio` and `depth`: it loads the result's `state_dict()` with strict=True, and computes the
-            same.  Where its attention scales differ (another head dim), the ratio is folded into the
-            query projections, the one exception to "every weight is an index-select".
+            `ratio`, `depth` and all that goes with them: it loads the result's `state_dict()` with
+            strict=True, and computes the same.  Where its attention scales differ (another head dim), the
+            ratio is folded into the query projections, the one exception to "every weight is an
+            index-select".
         target: what `ratio` is a fraction of: "channels", "params" or "macs" (within 1 %, counted on the
             result), or "latency" (within 10 %, timed on the result; `fxprune.Latency(batch=8, threads=1)`).
         scope: "uniform" removes the same share everywhere; "global" ranks all channels together, each by
             its importance for what removing it saves; "isomorphic" ranks groups of one role and shape.
         ratios: pattern -> fraction of channels, for groups by name or by the modules that they lie in;
             the rest meets the target.
-        floor: what every group keeps at least: a number of elements, or a share such as 0.1.
+        floor: what every group keeps at least: a number of elements, or a share such as 0.1.  By default
+            enough to leave a network that works: 8 of the channels that a norm runs over; and, where the
+            ratio is not the same for every group (`scope`, `target`), 4 of other channels and a tenth of
+            the group, or what the ratio leaves of each where that is less; never more than half of it.
+            `floor=1` lets a ranking take all but one.  `plan_of(result).floored` and the
+            report name the groups that a floor held up.
         round_to: keep widths that are multiples of this.
         steps: prune in so many steps, each scored anew.
         between: called between steps as `between(pruned, step)`; train `pruned` in place.
@@ -125,9 +136,19 @@ def prune(
         >>> pruned = fxprune.prune(timm.create_model("deit_small_patch16_224"), ratio=0.5)
         >>> assert fxprune.verify(model, pruned) < 1e-8
     """
-    _check_options(attention, steps)
-    check_depth(depth, unit)
-    budget = Budget(ratio, target, scope, ratios or {}, floor, round_to)
+    request = Request(
+        budget=Budget(ratio, target, scope, ratios or {}, floor, round_to),
+        exclude=exclude,
+        attention=attention,
+        depth=depth,
+        unit=unit,
+        like=like,
+        data=data,
+        importance=importance,
+        importance_options=importance_options or {},
+        steps=steps,
+        between=between,
+    )
     analysis = analyze(
         model,
         example_inputs=example_inputs,
@@ -138,34 +159,37 @@ def prune(
         strict=strict,
         rules=rules,
     )
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    samples = list(data) if isinstance(data, Iterator) else data  # it is looked at more than once
-    if like is not None:
-        merge, options = attention == "merge", importance_options or {}
-        return _prune_like(model, analysis, like, merge, patterns, importance, samples, options)
-    if attention == "merge":
-        analysis, attention = merged_for_ratio(analysis, ratio, patterns), "head_dim"
-    analysis = shallower(analysis, depth, unit, samples, patterns, importance_options)
-    groups = candidates(analysis, patterns, attention, budget)
-
-    def judge(analysis: Analysis, groups: Sequence[Group]) -> Scores:
-        options = importance_options or {}
-        return score(analysis, groups, importance, samples, relative=scope == "global", **options)
-
-    rewrite = partial(_rewrite, model, analysis)
-    if steps > 1:
-        again = partial(analyze, outputs=outputs, split_qkv=split_qkv, capture=capture, rules=rules)
-        return in_steps(model, analysis, groups, judge, budget, rewrite, again, steps, between)
-    return fit(model, analysis, groups, judge(analysis, groups), budget, rewrite)
+    return _pruned(model, analysis, request)
 
 
-def prune_analyzed(model: nn.Module, analysis: Analysis, ratio: float, **options: Any) -> fx.GraphModule:
+def prune_analyzed(
+    model: nn.Module,
+    analysis: Analysis,
+    ratio: float,
+    *,
+    attention: str = "auto",
+    round_to: int = 1,
+) -> fx.GraphModule:
     """The second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
-    budget = Budget(ratio, round_to=options.get("round_to", 1))
-    groups = candidates(analysis, [], options.get("attention", "auto"), budget)
-    return fit(
-        model, analysis, groups, magnitude(analysis, groups), budget, partial(_rewrite, model, analysis)
-    )
+    return _pruned(model, analysis, Request(Budget(ratio, round_to=round_to), attention=attention))
+
+
+def _pruned(model: nn.Module, analysis: Analysis, request: Request) -> PrunedModule:
+    """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
+    rewriter = Rewriter(model)
+    decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter)
+    pruned = rewrite(model, decision.analysis, decision.plan)
+    for step in range(2, request.steps + 1):
+        if request.between is not None:
+            request.between(pruned, step - 1)
+        part = request.part(step / request.steps)
+        decision = decide_again(decision, pruned, part, rewriter=rewriter)
+        smaller = rewrite(model, decision.analysis, decision.plan)
+        carry_over(pruned, smaller)
+        pruned = smaller
+    if request.like is not None:
+        check_loads(pruned, request.like)
+    return pruned
 
 
 def verify(
@@ -174,75 +198,38 @@ def verify(
     *,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
-    batch: int = 3,
+    batch: int | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Certificate:
     """Prove that a pruned model computes the right function: the largest relative error in float64.
 
     Runs the captured original at full size under masks (removed channels zero, norms over kept ones)
-    beside the pruned model, on `batch` samples of noise (or on `example_inputs`).  1e-8 or less is exact.
+    beside the pruned model.  1e-8 or less is exact.
+
+    Args:
+        model: the original, with the weights that it had when it was pruned.
+        pruned: what `prune`, `apply` or `load` made of it.
+        example_inputs, example_kwargs: the call to compare, as of `prune`; by default noise of the shape
+            that the model was pruned with.
+        batch: samples of that noise, 3 by default.
+        rules: those that it was pruned with.
 
     Raises:
         PlanError: `pruned` was not made by fxprune, or from another model.
         CertificateError: no values to compare, or the capture differs from the model.
+        OptionError: `batch` beside an example, which has a batch of its own.
 
     Example:
         >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
     """
-    plan = plan_of(pruned)
     if example_inputs is None and example_kwargs is None:
-        example = noise_for(pruned, model, batch)
+        example = noise_for(pruned, model, 3 if batch is None else batch)
+    elif batch is not None:
+        raise OptionError(
+            "batch= is for noise, and example_inputs= have a batch of their own: give one of them"
+        )
     else:
         example = example_of(model, example_inputs, example_kwargs)
-    analysis = analyze(
-        model,
-        example_inputs=example.args,
-        example_kwargs=example.kwargs,
-        rules=rules,
-        **analysis_options(pruned),
-    )
-    analysis = as_planned(analysis, plan)
+    plan = plan_of(pruned)
+    analysis = as_planned(analysis_behind(model, pruned, example, rules), plan)
     return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)
-
-
-def _prune_like(
-    model: nn.Module,
-    analysis: Analysis,
-    like: nn.Module,
-    merge: bool,
-    exclude: Sequence[str],
-    importance: Importance | None,
-    data: Iterable[Any] | None,
-    options: dict[str, Any],
-) -> PrunedModule:
-    """Widths, heads, depth and names of a smaller model."""
-    example = example_for(like, analysis)
-    outputs = "prune" if analysis.inference.prune_outputs else "keep"
-    try:
-        small = analyze(
-            like,
-            example_inputs=example.args,
-            example_kwargs=example.kwargs,
-            outputs=outputs,
-            capture=analysis.capture,
-            rules=analysis.inference.rules,
-        )
-    except ExampleInputError as error:
-        raise SiblingError(f"like= must take what the model takes: {error}") from error
-
-    def of_branches(branches: Sequence[Branch]) -> np.ndarray:
-        return branch_scores(analysis, [(b,) for b in branches], data, options)
-
-    sibling = shaped_like(analysis, small, of_branches, exclude, merge=merge)
-    scores = score(sibling.analysis, sibling.groups, importance, data, **options)
-    pruned = _rewrite(model, sibling.analysis, sibling.select(scores), sibling.renamed, sibling.scales)
-    check_loads(pruned, like)
-    return pruned
-
-
-def _check_options(attention: str, steps: int) -> None:
-    """Refuse what makes no sense before any work is done."""
-    if attention not in ATTENTION:
-        raise OptionError(f"attention={attention!r}: one of {', '.join(map(repr, ATTENTION))}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise OptionError(f"steps={steps!r}: a whole number of at least 1")

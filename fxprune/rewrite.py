@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,12 +10,7 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
 from fxprune.analysis.analyze import analyze
-from fxprune.analysis.branches import find_branches
-from fxprune.choose.depth import without_branches
-from fxprune.choose.merge_heads import merged_by_name
-from fxprune.errors import (
-    PlanError,
-)
+from fxprune.choose.planned import as_planned
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.shrinking.fold_scale import fold_scales
 from fxprune.passes.shrinking.rename import rename
@@ -24,43 +19,78 @@ from fxprune.plan.plan import Plan
 from fxprune.plan.selection import Selection
 from fxprune.result.origin import origin_of
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["apply", "as_planned"]
+__all__ = ["Rewriter", "apply", "rewrite"]
 
 
-def apply(model: nn.Module, plan: Plan, **options: Any) -> fx.GraphModule:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    outputs: str = "keep",
+    split_qkv: bool = False,
+    capture: str = "auto",
+    strict: bool = False,
+    rules: RuleSet = DEFAULT_RULES,
+) -> fx.GraphModule:
     """Prune a model of the same architecture by an existing plan.
 
-    `options`: `example_inputs`, `example_kwargs`, `outputs`, `split_qkv`, `capture`, `rules` as of `prune`.
+    Args:
+        model: of the architecture that the plan was made for, with any weights; it is not changed.
+        plan: of `plan_of(pruned)` or `Plan.load(file)`.
+        example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
+            they were when the plan was made, since they decide how groups are named.
 
     Raises:
         PlanError: the plan is for another model; names the group that does not fit.
+
+    Example:
+        >>> plan = fxprune.plan_of(fxprune.prune(model, 0.5))
+        >>> again = fxprune.apply(model, plan)
     """
-    analysis = as_planned(analyze(model, **options), plan)
-    return _rewrite(model, analysis, Selection.from_plan(analysis, plan), plan.renamed, plan.scales)
+    analysis = analyze(
+        model,
+        example_inputs=example_inputs,
+        example_kwargs=example_kwargs,
+        outputs=outputs,
+        split_qkv=split_qkv,
+        capture=capture,
+        strict=strict,
+        rules=rules,
+    )
+    return rewrite(model, analysis, plan)
 
 
-def _rewrite(
-    model: nn.Module,
-    analysis: Analysis,
-    selection: Selection,
-    renamed: dict[str, str] | None = None,
-    scales: dict[str, float] | None = None,
-) -> PrunedModule:
-    """Slice the weights, write the new sizes, and attach the record."""
+def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
+    """Build the model that a plan gives: a new GraphModule of sliced weights, with its record.
+
+    Args:
+        model: the original; it is not changed.
+        analysis: of the original, or of the graph that the plan's groups are of.
+        plan: its `kept` is not read: what weights keep follows from what groups keep.
+
+    Raises:
+        PlanError: the plan is for another model.
+        RewriteError: the result does not run; a bug, named by node.
+    """
+    analysis = as_planned(analysis, plan)
+    selection = Selection.from_plan(analysis, plan)
     example = analysis.captured.example
     pruned = shrink(analysis, selection, model)
     refuse_broken(pruned, example)
-    folded = fold_scales(pruned, scales or {}, example)
-    pruned = rename(pruned, renamed) if renamed else pruned
-    plan, new = selection.plan(analysis, model.state_dict()), renamed or {}
+    folded = fold_scales(pruned, plan.scales, example)
+    new = plan.renamed
+    pruned = rename(pruned, new) if new else pruned
     sites = {
         group.name: [Site(new.get(site.name, site.name), site.dim) for site in group.sites]
         for group in analysis.groups
         if group.atom in selection.masks
     }
     pruned.meta["fxprune"] |= {
-        "plan": replace(plan, renamed=new, scales=scales or {}, regrouped=analysis.regrouped),
+        "plan": replace(plan, kept=selection.kept(analysis, model.state_dict())),
         "folded": {new.get(name, name): fold for name, fold in folded.items()},
         "capture": analysis.capture,
         "outputs": "prune" if analysis.inference.prune_outputs else "keep",
@@ -73,17 +103,11 @@ def _rewrite(
     return pruned
 
 
-def as_planned(analysis: Analysis, plan: Plan) -> Analysis:
-    """The analysis of the graph that a plan's groups are of.
+@dataclass(frozen=True)
+class Rewriter:
+    """Build what a plan gives of one model, for a decision that is measured on results."""
 
-    Raises:
-        PlanError: the model has no branch of a name that the plan removes.
-    """
-    analysis = merged_by_name(analysis, plan.regrouped)
-    if not plan.removed:
-        return analysis
-    known = {b.name: b for b in find_branches(analysis.module, analysis.inference.rules)}
-    for name in plan.removed:
-        if name not in known:
-            raise PlanError(f"the plan is for another model: this one has no residual branch {name!r}")
-    return without_branches(analysis, [known[name] for name in plan.removed])
+    model: nn.Module
+
+    def __call__(self, analysis: Analysis, plan: Plan) -> PrunedModule:
+        return rewrite(self.model, analysis, plan)

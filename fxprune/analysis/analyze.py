@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,12 +11,32 @@ from fxprune.analysis.analysis import Analysis, names_in_graph
 from fxprune.analysis.infer import infer
 from fxprune.capture.trace import capture_model, example_of
 from fxprune.errors import OptionError
+from fxprune.graph.example import Example
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["analyze"]
+__all__ = ["AnalysisOptions", "analyze", "analyzed"]
 
 OUTPUTS = ("keep", "prune")
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """How a model is captured and analysed: the options of `analyze` but for its example.
+
+    Raises:
+        OptionError: `outputs` is none of OUTPUTS.
+    """
+
+    outputs: str = "keep"
+    split_qkv: bool = False
+    capture: str = "auto"
+    strict: bool = False
+    rules: RuleSet = DEFAULT_RULES
+
+    def __post_init__(self) -> None:
+        if self.outputs not in OUTPUTS:
+            raise OptionError(f"outputs={self.outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
 
 
 def analyze(
@@ -38,13 +59,16 @@ def analyze(
         >>> print(analysis)
         >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
     """
-    if outputs not in OUTPUTS:
-        raise OptionError(f"outputs={outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
-    example = example_of(model, example_inputs, example_kwargs)
-    captured = capture_model(model, example, capture=capture, split_qkv=split_qkv)
-    inference = infer(captured.module, rules, prune_outputs=outputs == "prune")
+    options = AnalysisOptions(outputs, split_qkv, capture, strict, rules)
+    return analyzed(model, example_of(model, example_inputs, example_kwargs), options)
+
+
+def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> Analysis:
+    """Capture a model by an example call, and infer its axes."""
+    captured = capture_model(model, example, capture=options.capture, split_qkv=options.split_qkv)
+    inference = infer(captured.module, options.rules, prune_outputs=options.outputs == "prune")
     names = names_in_graph(dict(named_tensors(model)), captured.module, inference)
     analysis = Analysis(captured, inference, names)
-    if strict:
+    if options.strict:
         analysis.refuse_missing_rules()
     return analysis

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import networkx as nx
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.patterns import groups_touching
+from fxprune.analysis.patterns import groups_touching, groups_within
 from fxprune.choose.budget.request import Budget
-from fxprune.errors import NothingPrunableError
+from fxprune.errors import NothingPrunableError, OptionError
 
-__all__ = ["candidates"]
+__all__ = ["candidates", "refuse_unused_ratios"]
 
 
 def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budget: Budget) -> list[Group]:
@@ -41,6 +41,26 @@ def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budge
         ratios = {g: own.get(g, budget.ratio if budget.plain else None) for g in members}
         chosen |= _one_factor(analysis, members, attention, ratios)
     return [g for g in free if g in chosen]
+
+
+def refuse_unused_ratios(analysis: Analysis, groups: Sequence[Group], budget: Budget, attention: str) -> None:
+    """Raise OptionError where a pattern of `ratios`, or the ratio itself, is for no group that shrinks."""
+    left: set[Group] = {*groups}
+    for pattern in reversed([*budget.ratios]):
+        named = groups_within(analysis, pattern)
+        if left.isdisjoint(named):
+            names = ", ".join(group.name for group in named[:3])
+            why = (
+                "of several patterns the last holds: put the general ones first"
+                if not {*groups}.isdisjoint(named)
+                else f"exclude= keeps them whole, or attention={attention!r} shrinks the other factor"
+            )
+            raise OptionError(f"ratios={{{pattern!r}: ...}} has no effect on {names}: {why}")
+        left -= {*named}
+    if budget.ratios and not left and (budget.ratio != Budget().ratio or budget.measure != "channels"):
+        raise OptionError(
+            f"ratio={budget.ratio:g} has no effect: ratios= names every group that can shrink; leave one out"
+        )
 
 
 def _one_factor(

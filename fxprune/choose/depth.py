@@ -15,13 +15,13 @@ from fxprune.choose.importance.branches import branch_divergences, branch_shares
 from fxprune.errors import NothingPrunableError, OptionError, ScoreError
 from fxprune.passes.shrinking.remove_branches import remove_branches
 
-__all__ = ["check_depth", "shallower", "without_branches"]
+__all__ = ["BRANCH_OPTIONS", "branch_scores", "check_depth", "drop_branches", "without_branches"]
 
 UNITS = ("branch", "block")
 Unit = tuple[Branch, ...]  # branches that go together
 Choices = dict[int, tuple[float, tuple[int, ...]]]  # how many units -> the sum of scores, and which
 
-OPTIONS = ("log_probabilities", "progress")  # of a criterion's options, those that mean something here
+BRANCH_OPTIONS = {"log_probabilities", "progress"}  # of `branch_divergences`
 
 
 def check_depth(depth: float, unit: str) -> None:
@@ -31,7 +31,7 @@ def check_depth(depth: float, unit: str) -> None:
         raise OptionError(f"unit={unit!r}: one of {', '.join(map(repr, UNITS))}")
 
 
-def shallower(
+def drop_branches(
     analysis: Analysis,
     depth: float,
     unit: str = "branch",
@@ -39,7 +39,7 @@ def shallower(
     exclude: Sequence[str] = (),
     options: dict[str, Any] | None = None,
 ) -> Analysis:
-    """The analysis of the model without a fraction of its residual branches.
+    """Choose a fraction of the residual branches, and return the analysis of the graph without them.
 
     With data the units that go are those whose removal, each alone, changes the predictions least (the
     paper's block importance); without, those that are smallest beside their stream, a stand-in.  Pairs
@@ -48,6 +48,7 @@ def shallower(
 
     Raises:
         NothingPrunableError: the model has no residual branch that can be removed.
+        OptionError: so small a fraction of so few branches is none.
     """
     if depth == 0:
         return analysis
@@ -62,9 +63,14 @@ def shallower(
             f"depth={depth}: no residual {unit} can be removed: {len(branches)} of the model's additions are "
             f"residual branches, {len(branches) - len(free)} of them excluded"
         )
-    scores = branch_scores(analysis, units, data, options)
     overlaps = _overlaps(units)
-    least = _least(scores.tolist(), overlaps, _count(depth, overlaps))
+    count = _count(depth, overlaps)
+    if not count:
+        raise OptionError(
+            f"depth={depth}: that is no whole {unit} of the {len(units)} that can be removed (one stays)"
+        )
+    scores = branch_scores(analysis, units, data, options)
+    least = _least(scores.tolist(), overlaps, count)
     chosen = {branch for i in least for branch in units[i]}
     return without_branches(analysis, [b for b in branches if b in chosen])
 
@@ -78,8 +84,7 @@ def branch_scores(
     """How much each unit matters: float64 [units]; the lowest go first."""
     if data is None:
         return branch_shares(analysis, units)
-    known = {k: v for k, v in (options or {}).items() if k in OPTIONS}
-    scores = branch_divergences(analysis, units, data, **known)
+    scores = branch_divergences(analysis, units, data, **(options or {}))
     if not np.isfinite(scores).all():
         name = units[int(np.flatnonzero(~np.isfinite(scores))[0])][0].name
         raise ScoreError(f"{name}: the divergence without it is NaN or infinite")

@@ -22,6 +22,8 @@ def merged_for_ratio(analysis: Analysis, ratio: float, exclude: Sequence[str] = 
     """
     modules = excluded_modules(analysis, exclude)
     counts = {}
+    if not any(group.role == "heads" for group in analysis.groups):
+        raise OptionError("attention='merge': no attention with heads that can shrink was found in the model")
     for group in mergeable(analysis):
         if any(is_within(site.name, modules) for site in group.sites):
             continue

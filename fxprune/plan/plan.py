@@ -9,8 +9,8 @@ Pure data, applied by rewriting.  As JSON it is small beside the weights that it
 
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
-since many share a choice, or null for a whole one.  "removed", "renamed", "scales" and "regrouped" stand as
-in `Plan`, and are absent where they are empty.  A plain list of indices is read as well as BITS.
+since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales" and "regrouped"
+stand as in `Plan`, and are absent where they are empty.  A plain list of indices is read as well as BITS.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = ["Kept", "Plan", "plan_from", "plan_of", "record_of"]
 
 FORMAT = "fxprune-plan-2"
 NAMED = {"renamed": str, "scales": float, "regrouped": int}
+LISTED = {"removed": "removed branches", "floored": "groups at their floor"}
 OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
 
 
@@ -65,6 +66,8 @@ class Plan:
         ratio is folded into the weights that bring its query (`like=`): these are no plain slices.
     regrouped: group of heads -> how many wider ones they were merged to first (`attention="merge"`); the
         groups are then those of the merged model.
+    floored: the groups of which the request would have taken more, had `floor=` (or its default) not
+        held it up.
     removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
     """
 
@@ -74,6 +77,7 @@ class Plan:
     renamed: dict[str, str] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     regrouped: dict[str, int] = field(default_factory=dict)
+    floored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
@@ -130,8 +134,8 @@ def record_of(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
     }
-    extras = {"removed": list(plan.removed), "renamed": plan.renamed, "scales": plan.scales}
-    extras["regrouped"] = plan.regrouped
+    extras = {"renamed": plan.renamed, "scales": plan.scales, "regrouped": plan.regrouped}
+    extras |= {name: list(getattr(plan, name)) for name in LISTED}
     record |= {name: value for name, value in extras.items() if value}
     if weights:
         numbers: dict[str, int] = {}
@@ -156,11 +160,16 @@ def plan_from(record: Any) -> Plan:
         kept = {n: tuple(None if d is None else torch.tensor(d) for d in dims) for n, dims in weights.items()}
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
-    removed = record.get("removed", [])
-    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
-        raise PlanError("removed branches must be a list of names")
+    listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
-    return Plan(groups, kept, removed=tuple(removed), **named)  # type: ignore[arg-type]
+    return Plan(groups, kept, **listed, **named)  # type: ignore[arg-type]
+
+
+def _listed(record: dict[str, Any], field: str, what: str) -> tuple[str, ...]:
+    names = record.get(field, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"{what} must be a list of names")
+    return tuple(names)
 
 
 def _named(record: dict[str, Any], field: str, kind: type) -> dict[str, Any]:

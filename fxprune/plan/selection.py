@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.axes import ONE, Atom, Axis, Product, Sum, atoms_of, coordinates
@@ -108,20 +109,24 @@ class Selection:
             keep &= chosen | ~inside
         return keep
 
-    def plan(self, analysis: Analysis, saved: Iterable[str]) -> Plan:
-        """The selection as data, for the names in the original's `state_dict`."""
+    def plan(self, analysis: Analysis) -> Plan:
+        """The selection as data: what each group keeps."""
         groups = {
             group.name: Kept(group.size, _indices(self.masks[group.atom]))
             for group in analysis.groups
             if group.atom in self.masks
         }
-        kept = {}
+        return Plan(groups, removed=analysis.removed, regrouped=analysis.regrouped)
+
+    def kept(self, analysis: Analysis, saved: Iterable[str]) -> dict[str, tuple[LongTensor | None, ...]]:
+        """What each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
+        kept: dict[str, tuple[Any, ...]] = {}
         for name in saved:
             used = analysis.names.get(name)
             dims = [self.positions(axis) for axis in analysis.weights.get(used or "", ())]
             if any(d is not None for d in dims):
                 kept[name] = tuple(None if d is None else torch.from_numpy(d) for d in dims)
-        return Plan(groups, kept, analysis.removed)  # type: ignore[arg-type]
+        return kept
 
 
 def _indices(mask: np.ndarray) -> Tensor:

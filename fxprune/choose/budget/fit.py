@@ -1,62 +1,73 @@
-"""From a request and scores to a pruned model that meets the request, measured on the model itself."""
+"""From a request and scores to how many elements each group keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-from torch import nn
+from dataclasses import dataclass
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.best import select
 from fxprune.choose.budget.costs import Cost, cost_of, saving_of
-from fxprune.choose.budget.request import Budget, Latency
-from fxprune.choose.budget.schedules import Pooled, Schedule, Uniform, isomorphic, rounded
-from fxprune.choose.budget.schedules import multiple_of as multiple
+from fxprune.choose.budget.floors import floors
+from fxprune.choose.budget.request import Budget
+from fxprune.choose.budget.schedules import Pooled, Schedule, Uniform, isomorphic, multiple_of, rounded
 from fxprune.choose.budget.search import nearest
 from fxprune.choose.importance.score import Scores
 from fxprune.errors import BudgetError
-from fxprune.plan.selection import Selection
-from fxprune.result.measure import latency_ratio, macs_of, on_meta, parameters_of, twin_of
-from fxprune.result.pruned_module import PrunedModule, noise_for
 
-__all__ = ["fit"]
-
-Rewrite = Callable[[Selection], PrunedModule]
+__all__ = ["Fitted", "fit"]
 
 # How far from the request a result may be, as a share of the whole model.
 TOLERANCE = {"params": 0.01, "macs": 0.01, "latency": 0.10}
 ATTEMPTS = 6
 
 
-def fit(
-    model: nn.Module,
-    analysis: Analysis,
-    groups: Sequence[Group],
-    scores: Scores,
-    budget: Budget,
-    rewrite: Rewrite,
-) -> PrunedModule:
-    """Choose how many elements each group keeps, keep the best of them, rewrite.
+@dataclass(frozen=True)
+class Fitted:
+    """counts: how many elements each group keeps.  floored: those that a floor kept from losing more."""
+
+    counts: dict[Group, int]
+    floored: tuple[Group, ...]
+
+
+Left = Callable[[Fitted], float]
+
+
+def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Budget, left: Left) -> Fitted:
+    """Choose how many elements each group keeps.
+
+    Args:
+        left: measures on a result the share of the whole model's cost that a choice leaves; asked where
+            the budget is one of parameters, MACs or time.
 
     Raises:
-        BudgetError: no choice is near enough to the request; says which ratio is the nearest.
+        BudgetError: no choice is near enough to the request; says which ratio is the nearest, and whether
+            floors are the limit.
     """
     own = budget.overrides(analysis)
     shared = [group for group in groups if group not in own]
     schedule = _schedule(analysis, shared, scores, budget)
-    given = {
-        group: rounded(group.size * (1 - own[group]), group.size, multiple(analysis, group, budget.round_to))
-        for group in groups
-        if group in own
-    }
+    given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
 
-    def build(counts: dict[Group, int]) -> PrunedModule:
-        return rewrite(select(analysis, scores, counts | given))
+    def with_given(counts: dict[Group, int], level: float) -> Fitted:
+        floored = {*schedule.floored(counts, level), *given.floored}
+        return Fitted({**counts, **given.counts}, tuple(group for group in groups if group in floored))
 
     if budget.measure == "channels":
-        return build(schedule.counts(budget.ratio))
+        return with_given(schedule.counts(budget.ratio), budget.ratio)
     cost = cost_of(analysis, budget.measure)
-    return _approach(schedule, _with(given, cost), cost({}), budget, build, _measure(model, budget))
+    return _approach(schedule, _with(given.counts, cost), cost({}), budget, with_given, left)
+
+
+def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitted:
+    """What the groups with ratios of their own keep."""
+    counts, floored = {}, []
+    least = floors(analysis, list(own), Budget(floor=budget.floor))  # what each keeps is asked for
+    for group, ratio in own.items():
+        wanted, multiple = group.size * (1 - ratio), multiple_of(analysis, group, budget.round_to)
+        counts[group] = rounded(max(wanted, least[group]), group.size, multiple)
+        if rounded(wanted, group.size, multiple) < counts[group]:
+            floored.append(group)
+    return Fitted(counts, tuple(floored))
 
 
 def _schedule(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Budget) -> Schedule:
@@ -79,10 +90,10 @@ def _approach(
     cost: Cost,
     whole: float,
     budget: Budget,
-    build: Callable[[dict[Group, int]], PrunedModule],
-    share_left: Callable[[PrunedModule], float],
-) -> PrunedModule:
-    """Ask the axes for a share, measure what comes out, ask again for what is missing."""
+    with_given: Callable[[dict[Group, int], float], Fitted],
+    share_left: Left,
+) -> Fitted:
+    """Estimate from axis sizes, build, measure, correct the estimate."""
     wanted, tolerance = 1 - budget.ratio, TOLERANCE[budget.measure]
     ask, best, tried = wanted, None, set()
     for _ in range(ATTEMPTS):
@@ -91,45 +102,34 @@ def _approach(
         if key in tried:
             break
         tried.add(key)
-        pruned = build(found.counts)
-        left = share_left(pruned)
+        fitted = with_given(found.counts, found.level)
+        left = share_left(fitted)
         if best is None or abs(left - wanted) < abs(best[0] - wanted):
-            best = (left, pruned)
+            best = (left, fitted)
         if abs(left - wanted) <= tolerance / 4:
             break
         ask = min(1.0, ask * wanted / left)
     assert best is not None
-    left, pruned = best
+    left, fitted = best
     if abs(left - wanted) > tolerance:
-        raise BudgetError(
-            f"ratio={budget.ratio:g} of the {budget.measure} can't be met: the nearest choice removes "
-            f"{1 - left:.3f} (ask for ratio={1 - left:.3f}, or change floor=, round_to=, attention=, "
-            f"exclude= or ratios=)"
-        )
-    return pruned
+        raise _out_of_reach(budget, left, fitted, schedule)
+    return fitted
 
 
-def _measure(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float]:
-    """The share of the model's cost that a pruned model is left with, counted or timed on both."""
-    if budget.measure == "params":
-        return lambda pruned: parameters_of(pruned) / parameters_of(model)
-    dense = twin_of(model)
-    if budget.measure == "macs":
-        whole: list[float] = []  # counted once, when the example is known
-
-        def counted(pruned: PrunedModule) -> float:
-            example = noise_for(pruned, model, 1)
-            if not whole:
-                whole.append(macs_of(dense, example))
-            return macs_of(twin_of(pruned), example) / whole[0]
-
-        return counted
-    how = budget.target if isinstance(budget.target, Latency) else Latency()
-    if on_meta(model):
-        raise BudgetError("target='latency': a model on the meta device takes no time; use target='macs'")
-
-    def timed(pruned: PrunedModule) -> float:
-        example = noise_for(pruned, model, how.batch)
-        return latency_ratio(dense, twin_of(pruned), example, threads=how.threads, rounds=how.rounds)
-
-    return timed
+def _out_of_reach(budget: Budget, left: float, fitted: Fitted, schedule: Schedule) -> BudgetError:
+    """Say which ratio is the nearest, and what stands in the way."""
+    nearest_ratio = f"ask for ratio={1 - left:.3f}"
+    lowest = schedule.counts(1.0)
+    if left > 1 - budget.ratio and all(fitted.counts[g] == count for g, count in lowest.items()):
+        held = [g for g, count in lowest.items() if 1 < count < g.size or (count == g.size > 1)]
+        floor = "the default floor" if budget.floor is None else f"floor={budget.floor!r}"
+        if held and budget.floor != 1:
+            return BudgetError(
+                f"ratio={budget.ratio:g} of the {budget.measure} can't be met: {floor} is the limit, every "
+                f"group is at its own; the nearest choice removes {1 - left:.3f} ({nearest_ratio}, or give a "
+                f"lower floor=: floor=1 lets groups go down to one element)"
+            )
+    return BudgetError(
+        f"ratio={budget.ratio:g} of the {budget.measure} can't be met: the nearest choice removes "
+        f"{1 - left:.3f} ({nearest_ratio}, or change floor=, round_to=, attention=, exclude= or ratios=)"
+    )

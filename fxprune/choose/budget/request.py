@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,16 +26,21 @@ class Latency:
     threads: int | None = None
     rounds: int = 9
 
+    def __post_init__(self) -> None:
+        for name, value in (("batch", self.batch), ("threads", self.threads), ("rounds", self.rounds)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise OptionError(f"Latency({name}={value!r}): a whole number of at least 1")
+
 
 @dataclass(frozen=True)
 class Budget:
     """The options of `prune` that say how much goes, checked."""
 
-    ratio: float
+    ratio: float = 0.5
     target: str | Latency = "channels"
     scope: str = "uniform"
     ratios: Mapping[str, float] = field(default_factory=dict)
-    floor: int | float = 1
+    floor: int | float | None = None
     round_to: int = 1
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class Budget:
             _check_share(f"ratios[{pattern!r}]", value)
         if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
             raise OptionError(f"round_to={self.round_to!r}: a whole number of at least 1")
+        if self.floor is None:
+            return
         share = isinstance(self.floor, float) and 0 < self.floor < 1
         count = isinstance(self.floor, int) and not isinstance(self.floor, bool) and self.floor >= 1
         if not share and not count:
@@ -70,11 +76,6 @@ class Budget:
         for pattern, value in self.ratios.items():
             own |= dict.fromkeys(groups_within(analysis, pattern), value)
         return own
-
-    def least(self, group: Group) -> int:
-        """How many elements the group keeps at least."""
-        least = self.floor if isinstance(self.floor, int) else math.ceil(self.floor * group.size - 1e-9)
-        return min(group.size, max(1, least))
 
 
 def _check_share(name: str, value: object) -> None:

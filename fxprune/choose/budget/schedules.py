@@ -14,6 +14,7 @@ import numpy as np
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.axes import Product
+from fxprune.choose.budget.floors import floors
 from fxprune.choose.budget.request import Budget
 from fxprune.choose.importance.scores import Scores
 
@@ -25,11 +26,15 @@ class Schedule(ABC):
 
     def __init__(self, analysis: Analysis, groups: Sequence[Group], budget: Budget) -> None:
         self.multiple = {group: multiple_of(analysis, group, budget.round_to) for group in groups}
-        self.least = {group: budget.least(group) for group in groups}
+        self.least = floors(analysis, groups, budget)
 
     @abstractmethod
     def counts(self, level: float) -> dict[Group, int]:
         """How many elements each group keeps."""
+
+    @abstractmethod
+    def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:
+        """The groups that would have lost more at this level, were it not for their floor."""
 
     def moves(self, counts: Mapping[Group, int]) -> Iterator[tuple[Group, int]]:
         """A step up or down of each group."""
@@ -51,6 +56,13 @@ class Uniform(Schedule):
         return {
             group: rounded(max(self.least[group], group.size * (1 - level)), group.size, multiple)
             for group, multiple in self.multiple.items()
+        }
+
+    def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:
+        return {
+            group
+            for group, multiple in self.multiple.items()
+            if rounded(group.size * (1 - level), group.size, multiple) < min(self.least[group], counts[group])
         }
 
 
@@ -95,6 +107,14 @@ class Pooled(Schedule):
                 gone += step.elements
                 counts[step.group] -= step.elements
         return counts
+
+    def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:
+        """Those that are down to their floor: the ranking was left no more of them to take."""
+        return {
+            group
+            for group, multiple in self.multiple.items()
+            if level > 0 and group.size > 1 and (counts[group] - 1) // multiple * multiple < self.least[group]
+        }
 
 
 class _Removal:

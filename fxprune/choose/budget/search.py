@@ -19,10 +19,11 @@ MOVES, TRIALS = 20, 200
 
 @dataclass(frozen=True)
 class Found:
-    """counts per group, and what they cost by the axes."""
+    """counts per group, what they cost by the axes, and the level of the schedule that they are near."""
 
     counts: dict[Group, int]
     cost: float
+    level: float = 0.0
 
 
 def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
@@ -34,7 +35,7 @@ def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
 
     def at(level: float) -> Found:
         counts = schedule.counts(level)
-        return Found(counts, cost(counts))
+        return Found(counts, cost(counts), level)
 
     above, below = at(0.0), at(1.0)
     if below.cost >= goal or above.cost <= goal:
@@ -54,7 +55,7 @@ def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
 
     def after(taken: int) -> Found:
         counts = above.counts | {group: below.counts[group] for group in stepping[:taken]}
-        return Found(counts, cost(counts))
+        return Found(counts, cost(counts), low)
 
     few = _last(lambda taken: after(taken).cost >= goal, len(stepping))
     found = min(after(few), after(min(few + 1, len(stepping))), key=lambda found: abs(found.cost - goal))
@@ -69,7 +70,9 @@ def _refined(found: Found, schedule: Schedule, cost: Cost, goal: float) -> Found
         alone = [dict([move]) for move in schedule.moves(found.counts)]
         pairs = ({**a, **b} for a, b in itertools.combinations(alone, 2) if a.keys() != b.keys())
         moved = (found.counts | move for move in itertools.islice(itertools.chain(alone, pairs), TRIALS))
-        best = min((Found(counts, cost(counts)) for counts in moved), key=lambda f: abs(f.cost - goal))
+        best = min(
+            (Found(counts, cost(counts), found.level) for counts in moved), key=lambda f: abs(f.cost - goal)
+        )
         if abs(best.cost - goal) >= abs(found.cost - goal):
             break
         found = best

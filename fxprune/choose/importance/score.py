@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,17 @@ from fxprune.choose.importance.magnitude import magnitude
 from fxprune.choose.importance.scores import Scores, check_scores, shape_of
 from fxprune.errors import OptionError
 
-__all__ = ["CRITERIA", "Importance", "Scores", "magnitude", "score", "shape_of"]
+__all__ = [
+    "CRITERIA",
+    "WITH_DATA",
+    "Importance",
+    "Scores",
+    "criterion_for",
+    "magnitude",
+    "options_of",
+    "score",
+    "shape_of",
+]
 
 # A name of CRITERIA, or a function (analysis, groups) -> scores.
 Importance = str | Callable[[Analysis, Sequence[Group]], Scores]
@@ -29,6 +40,26 @@ WITH_DATA: dict[str, Callable[..., Scores]] = {
 }
 COMPARABLE = {"kl", "kl-exact", "taylor"}
 CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
+
+
+def criterion_for(importance: Importance | None, data: Iterable[Any] | None) -> Importance:
+    """What is asked for, or the default: "kl" where there is data, else "magnitude".
+
+    Raises:
+        OptionError: it is neither a name of CRITERIA nor a function.
+    """
+    chosen = importance if importance is not None else ("magnitude" if data is None else "kl")
+    if not callable(chosen) and chosen not in CRITERIA:
+        raise OptionError(f"importance={chosen!r}: one of {', '.join(map(repr, CRITERIA))}, or a function")
+    return chosen
+
+
+def options_of(criterion: Importance) -> set[str]:
+    """The options that a criterion takes by name; none where it is the user's function."""
+    if not isinstance(criterion, str):
+        return set()
+    parameters = inspect.signature((WITHOUT_DATA | WITH_DATA)[criterion]).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def score(
@@ -54,20 +85,15 @@ def score(
         DataError: data that is missing, empty, or nothing that the model takes.
         ScoreError: scores that are missing, of another shape, NaN or infinite.
     """
-    chosen = importance if importance is not None else ("magnitude" if data is None else "kl")
-    if callable(chosen):
+    chosen = criterion_for(importance, data)
+    if unknown := set(options) - options_of(chosen):
+        raise OptionError(f"importance={chosen!r} has no option {', '.join(map(repr, sorted(unknown)))}")
+    if not isinstance(chosen, str):
         return check_scores(chosen(analysis, groups), list(groups))
-    if chosen not in CRITERIA:
-        raise OptionError(f"importance={chosen!r}: one of {', '.join(map(repr, CRITERIA))}, or a function")
-    try:
-        if chosen in WITH_DATA:
-            scores = WITH_DATA[chosen](analysis, groups, data, **options)
-        else:
-            scores = WITHOUT_DATA[chosen](analysis, groups, **options)
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise OptionError(f"importance={chosen!r}: {error}") from error
+    if chosen in WITH_DATA:
+        scores = WITH_DATA[chosen](analysis, groups, data, **options)
+    else:
+        scores = WITHOUT_DATA[chosen](analysis, groups, **options)
     scores = check_scores(scores, list(groups))
     return _by_mean(scores) if relative and chosen not in COMPARABLE else scores
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.analyze import AnalysisOptions, analyzed
 from fxprune.analysis.branches import find_branches
 from fxprune.analysis.groups import Group
 from fxprune.analysis.patterns import excluded_modules, is_within
@@ -21,13 +22,13 @@ from fxprune.choose.like.align import Pair, Scorer, align
 from fxprune.choose.like.names import tensor_names
 from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
-from fxprune.errors import SiblingError
+from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.passes.shrinking.fold_scale import constant_of
 from fxprune.plan.selection import Selection
 from fxprune.rules.calls import call_of
 
-__all__ = ["Sibling", "check_loads", "shaped_like"]
+__all__ = ["Sibling", "check_loads", "shaped_like", "sibling_analysis"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,25 @@ def _merged(model: Analysis, sizes: Mapping[Group, int]) -> Analysis:
     return merged(model, {group: count for group, count in counts.items() if group.size % count == 0})
 
 
-def example_for(small: nn.Module, analysis: Analysis) -> Example:
+def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
+    """Analyse the smaller model as the larger one was.
+
+    Raises:
+        SiblingError: it does not take what the larger one takes.
+    """
+    options = AnalysisOptions(
+        outputs="prune" if analysis.inference.prune_outputs else "keep",
+        split_qkv=analysis.captured.split_qkv,
+        capture=analysis.capture,
+        rules=analysis.inference.rules,
+    )
+    try:
+        return analyzed(small, _example_for(small, analysis), options)
+    except ExampleInputError as error:
+        raise SiblingError(f"like= must take what the model takes: {error}") from error
+
+
+def _example_for(small: nn.Module, analysis: Analysis) -> Example:
     """The model's own example in the dtype and on the device of another one."""
     like = next((p for p in small.parameters() if p.is_floating_point()), torch.zeros(()))
     example = analysis.captured.example

@@ -16,13 +16,13 @@ from fxprune.analysis.groups import Group, Site
 from fxprune.analysis.infer import infer
 from fxprune.analysis.words import Words
 from fxprune.axes import Atom, Axis, size_of
+from fxprune.capture.example_of import example_of
+from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.errors import OptionError, PlanError
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
 from fxprune.plan.plan import Plan, plan_of
-from fxprune.result.pruned_module import analysis_options
-from fxprune.rewrite import as_planned
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["Scene", "scene_of"]
@@ -97,7 +97,14 @@ def scene_of(
         OptionError: `what` is nothing that can be drawn.
         PlanError: `pruned` belongs to another model.
     """
+    given = example_inputs is not None or example_kwargs is not None
+    if given and (isinstance(what, Analysis) or (pruned is None and _carries_plan(what))):
+        raise OptionError(
+            f"example_inputs= are for a model that is to be analysed: this {type(what).__name__} was already"
+        )
     if isinstance(what, Analysis):
+        if rules is not DEFAULT_RULES:
+            raise OptionError("rules= are for a model that is to be analysed: this Analysis has its own")
         return _planned(what, type(what.module).__name__, pruned)
     if not isinstance(what, nn.Module):
         raise OptionError(
@@ -105,13 +112,11 @@ def scene_of(
         )
     if pruned is None and _carries_plan(what):
         return _of_pruned(what, rules)
-    analysis = analyze(
-        what,
-        example_inputs=example_inputs,
-        example_kwargs=example_kwargs,
-        rules=rules,
-        **(analysis_options(pruned) if _carries_plan(pruned) else {}),
-    )
+    if _carries_plan(pruned):
+        example = example_of(what, example_inputs, example_kwargs) if given else None
+        analysis = analysis_behind(what, pruned, example, rules)
+    else:
+        analysis = analyze(what, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules)
     return _planned(analysis, type(what).__name__, pruned)
 
 

@@ -15,15 +15,13 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.analyze import analyze
 from fxprune.capture.example_of import example_of
+from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
 from fxprune.errors import OptionError
-from fxprune.graph.example import seeded_noise
 from fxprune.plan.plan import Kept, Plan, plan_of
 from fxprune.result.measure import parameters_of, threads_of
-from fxprune.result.pruned_module import analysis_options, noise_for
-from fxprune.rewrite import as_planned
+from fxprune.result.pruned_module import noise_for
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.measure import latencies, macs_by_node
 
@@ -54,6 +52,7 @@ class Report:
     groups: those that shrank.  macs: multiply-accumulates of one call with `batch` samples.
     latency: median seconds of such a call with `threads` threads, or None where it was not measured.
     certificate: the largest relative error, or None where it was not asked for.
+    floored: the groups of which the request would have taken more, had their floor not held it up.
     """
 
     model: str
@@ -65,6 +64,7 @@ class Report:
     threads: int
     latency: tuple[float, float] | None = None
     certificate: float | None = None
+    floored: tuple[str, ...] = ()
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +122,11 @@ class Report:
             total.append([label, *_row(self.latency, _seconds)])
         if self.certificate is not None:
             total.append(["largest relative error", "", f"{self.certificate:.1e}", ""])
+        if self.floored:
+            some = ", ".join(self.floored[:4]) + f", and {len(self.floored) - 4} more" * (
+                len(self.floored) > 4
+            )
+            total.append([f"at their floor: {some}", "", str(len(self.floored)), ""])
         return [
             (self.model, ["group", "width", "its parameters", "its MACs"], groups),
             ("In total", ["", "before", "after", "left"], total),
@@ -137,9 +142,9 @@ def report(
     certificate: bool = False,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     threads: int | None = None,
-    runs: int = 11,
+    runs: int | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Report:
     """What pruning did to a model, per group and in total.
@@ -148,14 +153,16 @@ def report(
         model: the original; it is not changed.
         pruned: what `prune` made of it.
         format: what `str()` of the result gives: "table", "markdown" or "json".
-        latency: measure it: the median of `runs` calls of each, taking turns, `threads` threads.
+        latency: measure it: the median of `runs` calls of each (11), taking turns, with `threads` threads
+            (torch's own number by default).
         certificate: verify the result in float64.
         example_inputs, example_kwargs: the call to measure, instead of noise of the recorded shape.
-        batch: samples in that call.
+        batch: samples of that noise, 1 by default.
 
     Raises:
         PlanError: `pruned` was not made by fxprune.
-        OptionError: a format that there is none of.
+        OptionError: a format that there is none of; `threads` or `runs` without `latency`; `batch` beside
+            an example, which has a batch of its own.
 
     Example:
         >>> print(fxprune.report(model, pruned, latency=True))
@@ -163,21 +170,22 @@ def report(
     """
     if format not in FORMATS:
         raise OptionError(f"format={format!r}: one of {', '.join(map(repr, FORMATS))}")
-    plan, record = plan_of(pruned), pruned.meta["fxprune"]
-    example = noise_for(pruned, model, batch)
-    if example_inputs is not None or example_kwargs is not None:
+    given = example_inputs is not None or example_kwargs is not None
+    if given and batch is not None:
+        raise OptionError(
+            "batch= is for noise, and example_inputs= have a batch of their own: give one of them"
+        )
+    if not latency and (threads is not None or runs is not None):
+        raise OptionError("threads= and runs= say how time is measured: give latency=True as well")
+    plan = plan_of(pruned)
+    if given:
         example = example_of(model, example_inputs, example_kwargs)
-    recorded = seeded_noise(record["example"], model)
-    analysis = analyze(
-        model,
-        example_inputs=recorded.args,
-        example_kwargs=recorded.kwargs,
-        rules=rules,
-        **analysis_options(pruned),
-    )
+    else:
+        example = noise_for(pruned, model, 1 if batch is None else batch)
+    analysis = analysis_behind(model, pruned, rules=rules)
     macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
     with threads_of(threads):
-        seconds = latencies([model, pruned], example, runs=runs) if latency else None
+        seconds = latencies([model, pruned], example, runs=11 if runs is None else runs) if latency else None
     error = None
     if certificate:
         error = float(
@@ -195,6 +203,7 @@ def report(
         threads=threads or torch.get_num_threads(),
         latency=(seconds[0], seconds[1]) if seconds else None,
         certificate=error,
+        floored=plan.floored,
         format=format,
     )
 

@@ -1,0 +1,56 @@
+"""Measure what a pruned model is left with, beside the original: parameters, MACs or time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.budget.request import Budget, Latency
+from fxprune.errors import BudgetError
+from fxprune.plan.plan import Plan
+from fxprune.result.measure import latency_ratio, macs_of, on_meta, parameters_of, twin_of
+from fxprune.result.pruned_module import PrunedModule, noise_for
+
+__all__ = ["Rewriter", "share_left"]
+
+
+class Rewriter(Protocol):
+    """Builds what a plan gives of `model`."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def __call__(self, analysis: Analysis, plan: Plan) -> PrunedModule: ...
+
+
+def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float]:
+    """The share of the model's cost that a pruned model is left with, counted or timed on both.
+
+    Raises:
+        BudgetError: time is asked of a model without values.
+    """
+    if budget.measure in ("channels", "params"):
+        return lambda pruned: parameters_of(pruned) / parameters_of(model)
+    dense = twin_of(model)
+    if budget.measure == "macs":
+        whole: list[float] = []  # counted once, when the example is known
+
+        def counted(pruned: PrunedModule) -> float:
+            example = noise_for(pruned, model, 1)
+            if not whole:
+                whole.append(macs_of(dense, example))
+            return macs_of(twin_of(pruned), example) / whole[0]
+
+        return counted
+    how = budget.target if isinstance(budget.target, Latency) else Latency()
+    if on_meta(model):
+        raise BudgetError("target='latency': a model on the meta device takes no time; use target='macs'")
+
+    def timed(pruned: PrunedModule) -> float:
+        example = noise_for(pruned, model, how.batch)
+        return latency_ratio(dense, twin_of(pruned), example, threads=how.threads, rounds=how.rounds)
+
+    return timed

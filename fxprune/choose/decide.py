@@ -1,0 +1,123 @@
+"""Decide: from an analysis and a request to a plan, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.branches import Branch
+from fxprune.choose.best import select
+from fxprune.choose.budget.fit import Fitted, fit
+from fxprune.choose.budget.measured import Rewriter, share_left
+from fxprune.choose.candidates import candidates, refuse_unused_ratios
+from fxprune.choose.depth import branch_scores, drop_branches
+from fxprune.choose.importance.score import Scores, score
+from fxprune.choose.like.like import shaped_like, sibling_analysis
+from fxprune.choose.merge_heads import merged_for_ratio
+from fxprune.choose.request import Request
+from fxprune.choose.steps import scores_of_the_rest
+from fxprune.errors import OptionError
+from fxprune.plan.plan import Plan
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["Decision", "decide", "decide_again"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What goes, and what it was chosen from.
+
+    plan: what every group keeps, as data; `rewrite` adds what follows for each weight.
+    analysis: of the graph that the plan's groups are of: without the branches that go, with heads merged.
+    groups, scores: the groups that could shrink, and how much each of their elements matters.
+    """
+
+    plan: Plan
+    analysis: Analysis
+    groups: tuple[Group, ...]
+    scores: Scores
+
+
+def decide(analysis: Analysis, request: Request, *, rewriter: Rewriter) -> Decision:
+    """Choose branches, then groups, then how many of their elements stay, then which.
+
+    Args:
+        rewriter: builds what a plan gives; asked only where the budget is measured on results.
+
+    Raises:
+        NothingPrunableError, BudgetError, SiblingError, OptionError: the request can't be met; says why.
+    """
+    if request.like is not None:
+        return _decide_like(analysis, request)
+    exclude, attention = list(request.exclude), request.attention
+    if attention == "merge":
+        analysis, attention = merged_for_ratio(analysis, request.budget.ratio, exclude), "head_dim"
+    analysis = drop_branches(
+        analysis, request.depth, request.unit, request.data, exclude, request.branch_options
+    )
+    groups = candidates(analysis, exclude, attention, request.budget)
+    refuse_unused_ratios(analysis, groups, request.budget, request.attention)
+    scores = _judged(analysis, groups, request)
+    return _fitted(analysis, groups, scores, request, rewriter)
+
+
+def decide_again(
+    before: Decision, trained: PrunedModule, request: Request, *, rewriter: Rewriter
+) -> Decision:
+    """Choose more of the same groups to go, by what the smaller model says of the elements that it has.
+
+    What went before stays gone: its scores are -inf.
+    """
+    scores = scores_of_the_rest(
+        before.analysis, before.groups, before.scores, trained, lambda a, groups: _judged(a, groups, request)
+    )
+    return _fitted(before.analysis, before.groups, scores, request, rewriter)
+
+
+def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Scores:
+    relative = request.budget.scope == "global"
+    return score(
+        analysis, groups, request.importance, request.data, relative=relative, **request.score_options
+    )
+
+
+def _fitted(
+    analysis: Analysis, groups: Sequence[Group], scores: Scores, request: Request, rewriter: Rewriter
+) -> Decision:
+    measure = share_left(rewriter.model, request.budget)
+
+    def plan_of_counts(fitted: Fitted) -> Plan:
+        plan = select(analysis, scores, fitted.counts).plan(analysis)
+        return replace(plan, floored=tuple(group.name for group in fitted.floored))
+
+    def left(fitted: Fitted) -> float:
+        return measure(rewriter(analysis, plan_of_counts(fitted)))
+
+    found = fit(analysis, groups, scores, request.budget, left)
+    return Decision(plan_of_counts(found), analysis, tuple(groups), scores)
+
+
+def _decide_like(analysis: Analysis, request: Request) -> Decision:
+    """Widths, heads, depth and names of a smaller model."""
+    assert request.like is not None
+    small = sibling_analysis(request.like, analysis)
+
+    def of_branches(branches: Sequence[Branch]) -> np.ndarray:
+        return branch_scores(analysis, [(b,) for b in branches], request.data, request.branch_options)
+
+    merge = request.attention == "merge"
+    sibling = shaped_like(analysis, small, of_branches, list(request.exclude), merge=merge)
+    if request.data is not None and not request.judges_by_data and not sibling.analysis.removed:
+        raise OptionError(
+            f"data= is not looked at by importance={request.criterion!r}, and like= has as many branches: "
+            f"leave out data="
+        )
+    scores = score(
+        sibling.analysis, sibling.groups, request.importance, request.data, **request.score_options
+    )
+    plan = sibling.select(scores).plan(sibling.analysis)
+    plan = replace(plan, renamed=sibling.renamed, scales=sibling.scales)
+    return Decision(plan, sibling.analysis, tuple(sibling.groups), scores)

@@ -1,0 +1,140 @@
+"""What `prune` is asked for, as one value, checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from fxprune.choose.budget import Budget
+from fxprune.choose.depth import BRANCH_OPTIONS, check_depth
+from fxprune.choose.importance.score import WITH_DATA, Importance, criterion_for, options_of
+from fxprune.choose.steps import Between
+from fxprune.errors import OptionError
+
+__all__ = ["ATTENTION", "Request"]
+
+ATTENTION = ("auto", "heads", "head_dim", "merge")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `prune` that say what goes: how much, by what measure, where, in how many steps.
+
+    Every option has an effect, or the request is refused: nothing is dropped in silence.
+
+    Raises:
+        OptionError: an option is out of its range, or two of them don't go together.
+    """
+
+    budget: Budget
+    exclude: str | Sequence[str] = ()
+    attention: str = "auto"
+    depth: float = 0.0
+    unit: str = "branch"
+    like: nn.Module | None = None
+    data: Iterable[Any] | None = None
+    importance: Importance | None = None
+    importance_options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    between: Between | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTION:
+            raise OptionError(f"attention={self.attention!r}: one of {', '.join(map(repr, ATTENTION))}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise OptionError(f"steps={self.steps!r}: a whole number of at least 1")
+        check_depth(self.depth, self.unit)
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", (self.exclude,))
+        if isinstance(self.data, Iterator):  # it is looked at more than once
+            object.__setattr__(self, "data", list(self.data))
+        self._refuse_beside_like()
+        self._refuse_lonely()
+        self._refuse_unused_data()
+        self._refuse_unknown_options()
+
+    @property
+    def criterion(self) -> Importance:
+        """A name of CRITERIA or the user's function."""
+        return criterion_for(self.importance, self.data)
+
+    @property
+    def score_options(self) -> dict[str, Any]:
+        """The importance options that the criterion takes."""
+        return {k: v for k, v in self.importance_options.items() if k in options_of(self.criterion)}
+
+    @property
+    def branch_options(self) -> dict[str, Any]:
+        """The importance options that ranking branches takes."""
+        return {k: v for k, v in self.importance_options.items() if k in BRANCH_OPTIONS}
+
+    @property
+    def ranks_branches(self) -> bool:
+        """May whole branches go, so that `data` ranks them?"""
+        return self.depth > 0 or self.like is not None
+
+    @property
+    def judges_by_data(self) -> bool:
+        return self.criterion in WITH_DATA
+
+    def part(self, share: float) -> Request:
+        """The same request for a share of its ratios: step k of n."""
+        own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}
+        return replace(self, budget=replace(self.budget, ratio=self.budget.ratio * share, ratios=own))
+
+    # ------------------------------------------------------------ what doesn't go together
+
+    def _refuse_beside_like(self) -> None:
+        """A smaller model says how wide everything gets: nothing else can."""
+        if self.like is None:
+            return
+        usual, budget = Request(Budget()), self.budget
+        given = {
+            name: getattr(budget, name) != getattr(usual.budget, name)
+            for name in ("ratio", "target", "scope", "ratios", "floor", "round_to")
+        }
+        given |= {name: getattr(self, name) != getattr(usual, name) for name in ("depth", "unit", "steps")}
+        given |= {"between": self.between is not None, "attention": self.attention in ("heads", "head_dim")}
+        names = [f"{name}=" for name, wanted in given.items() if wanted]
+        if names:
+            raise OptionError(
+                f"like= decides widths, heads and depth by a smaller model: {', '.join(names)} would have no "
+                f"effect beside it; leave out {'it' if len(names) == 1 else 'them'}, or like="
+            )
+
+    def _refuse_lonely(self) -> None:
+        """Options that mean something beside another one only."""
+        if self.between is not None and self.steps == 1:
+            raise OptionError(
+                "between= is called between steps, and steps=1 has none: give steps= of 2 or more"
+            )
+        if self.unit != "branch" and self.depth == 0:
+            raise OptionError(
+                f"unit={self.unit!r} is what depth= counts, and depth=0 removes none: give depth="
+            )
+
+    def _refuse_unused_data(self) -> None:
+        if self.data is None or self.judges_by_data or self.ranks_branches:
+            return
+        name = repr(self.criterion) if isinstance(self.criterion, str) else "a function of your own"
+        raise OptionError(
+            f"data= is not looked at by importance={name}: leave it out, or choose a criterion that needs it "
+            f"({', '.join(map(repr, WITH_DATA))})"
+        )
+
+    def _refuse_unknown_options(self) -> None:
+        """Each importance option must be one of the criterion's, or of the ranking of branches."""
+        known = options_of(self.criterion)
+        if self.ranks_branches and self.data is not None:
+            known |= BRANCH_OPTIONS
+        unknown = sorted(set(self.importance_options) - known)
+        if not unknown:
+            return
+        what = repr(self.criterion) if isinstance(self.criterion, str) else "a function of your own"
+        why = " (the default without data=)" if self.importance is None and self.data is None else ""
+        has = f"has the options {', '.join(sorted(known))}" if known else "has no options"
+        names = ", ".join(map(repr, unknown))
+        raise OptionError(f"importance_options= holds {names}, but importance={what}{why} {has}")
