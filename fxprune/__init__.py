@@ -13,7 +13,7 @@ from fxprune.compiler import prune, verify
 from fxprune.errors import FxpruneError
 from fxprune.plan.plan import Kept, Plan, plan_of
 from fxprune.rewrite import apply
-from fxprune.rules import DEFAULT_RULES, Flow, RuleSet
+from fxprune.rules import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet
 from fxprune.saved.load import load
 from fxprune.saved.save import save
 from fxprune.show.pictures.draw import draw
@@ -31,6 +31,8 @@ __all__ = [
     "Group",
     "Kept",
     "Latency",
+    "NotCovered",
+    "Op",
     "Plan",
     "Report",
     "RuleSet",

@@ -19,6 +19,7 @@ __all__ = [
     "PatternError",
     "PlanError",
     "RewriteError",
+    "RuleError",
     "ScoreError",
     "SiblingError",
     "UnsupportedModuleError",
@@ -51,6 +52,10 @@ class UnsupportedModuleError(FxpruneError):
 
 class MissingRuleError(FxpruneError):
     """Under strict=True: ops without a rule, all of them in one message."""
+
+
+class RuleError(FxpruneError):
+    """A rule that a user taught fails, or claims what is not so; names the op, the node and both lines."""
 
 
 class NothingPrunableError(FxpruneError):

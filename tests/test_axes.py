@@ -231,10 +231,24 @@ def test_product_with_sum_of_unequal_parts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("factors", "parts", "row"),
+    [([8, 6], [32, 16], 2), ([4, 6], [4, 20], 2), ([8, 12], [64, 32], 4), ([2, 3, 4], [20, 4], 4)],
+)
+def test_borders_that_cut_through_groups(factors: list[int], parts: list[int], row: int) -> None:
+    """(8 6) = [32 | 16] as (8 3 2) = [16 2 | 8 2]: blocks of the common divisor line up."""
+    product, pieces = times(*map(Atom, factors)), [*map(Atom, parts)]
+    solver = unified(product, plus(*pieces))
+    live = {a for a in atoms_of(solver.resolve(product)) if solver.frozen(a) is None}
+    assert [a.size for a in live] == [row]
+    for piece in pieces:
+        assert {a for a in atoms_of(solver.resolve(piece)) if solver.frozen(a) is None} == live
+
+
+@pytest.mark.parametrize(
     ("factors", "parts"),
     [
         ([2, 5], [3, 7]),  # no common row
-        ([4, 6], [4, 20]),  # rows of 4 counted by 6, which 4 does not divide
+        ([4, 9], [16, 20]),  # rows of 4 and groups of 9 have no common divisor
     ],
 )
 def test_product_with_sum_without_whole_rows_freezes_both(factors: list[int], parts: list[int]) -> None:

@@ -176,8 +176,8 @@ class Analysis:
             for path in itertools.accumulate(name.split(".")[:-1], "{}.{}".format):
                 within[path].append(name)
         for node in self.axes:
-            if node.op in ("placeholder", "get_attr", "output"):
-                continue
+            if node.op in ("placeholder", "get_attr", "output") or not self.axes[node]:
+                continue  # (what gives no tensor reads a weight's dtype, device or shape)
             names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
             if node.op == "call_module":
                 names += within[str(node.target)]

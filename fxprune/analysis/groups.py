@@ -83,9 +83,9 @@ def build_groups(analysis: Analysis) -> list[Group]:
     for a, where in sites.items():
         frozen = solver.frozen(a)
         if frozen is None and a in twice:
-            frozen = Reason("it comes twice in one product")
+            frozen = Reason("it occurs twice in one product of axes")
         if frozen is None and a not in born:
-            frozen = Reason("no weight brings it into an activation: it carries data")
+            frozen = Reason("only input data, no parameter, has this dimension")
         groups[a] = Group("", "", a, where, frozen)
     for a, group in groups.items():
         group.outer = _live(groups, inside.outer[a])

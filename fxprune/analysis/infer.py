@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.axes import atom, fixed
+from fxprune.errors import RuleError
 from fxprune.rules.calls import Call, Weight, call_of
-from fxprune.rules.registry import Axes, Flow, Rule, RuleSet, Typed
+from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 
 __all__ = ["Inference", "infer"]
 
@@ -22,6 +24,15 @@ class Step:
     call: Call
     rule: Rule | None
     flow: Flow
+
+    @property
+    def source(self) -> fx.Node | None:
+        """The first tensor that the op is given, if the graph computes it."""
+        if self.rule is None:
+            return None
+        bound = self.call.bind(self.rule).values()
+        tensors = (v for v in bound if isinstance(v, fx.Node) and isinstance(v.meta.get("val"), Tensor))
+        return next(tensors, None)
 
 
 @dataclass
@@ -95,6 +106,8 @@ class _Walk:
             for a, b in flow.same:
                 self.found.solver.unify(a, b, reason)
         except Exception as error:  # a rule that meets what it was not written for knows nothing of it
+            if rule.taught and not isinstance(error, NotCovered):
+                raise RuleError(_mistake(rule, reason, error)) from error
             text = f"the rule of {call.op} does not cover this call ({error})"
             self.found.missing.setdefault(call.op, []).append(node.name)
             self._give_up(node, call, Reason(text, node.name, reason.where))
@@ -117,11 +130,14 @@ class _Walk:
                 args.extend(bound[name])
             elif parameter.kind is parameter.VAR_KEYWORD:
                 kwargs.update(bound[name])
-            elif parameter.kind is parameter.KEYWORD_ONLY or len(args) < _position(rule, name):
+            elif parameter.kind is parameter.KEYWORD_ONLY or len(args) < rule.positions[name]:
                 kwargs[name] = bound[name]
             else:
                 args.append(bound[name])
-        return rule.function(*args, **kwargs)
+        flow = rule.function(*args, **kwargs)
+        if not isinstance(flow, Flow):
+            raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
+        return flow
 
     def _argument(self, value: Any) -> Any:
         """An argument as a rule sees it: tensors typed, sizes as numbers."""
@@ -185,8 +201,22 @@ class _Walk:
         self.found.values[node] = value
 
 
-def _position(rule: Rule, name: str) -> int:
-    return list(rule.signature.parameters).index(name)
+def _mistake(rule: Rule, reason: Reason, error: Exception) -> str:
+    """What is wrong with a rule that a user taught, where, and at which call of the model."""
+    code = inspect.unwrap(rule.function).__code__
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == code.co_filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    where = f"{code.co_filename}:{line or code.co_firstlineno}"
+    at = f" ({reason.where})" if reason.where else ""
+    return (
+        f"the rule that you taught for {rule.op!r} fails at {reason.node}{at}: "
+        f"{type(error).__name__}: {error}; the rule is {rule.function.__name__} at {where}.  Mend it, or "
+        f"raise fxprune.NotCovered in it for "
+        f"calls that it has nothing to say about: what they touch stays whole"
+    )
 
 
 def _whole(t: Tensor, why: str) -> Axes:

@@ -68,11 +68,11 @@ def _nesting(analysis: Analysis) -> _Nesting:
 def _mapped(analysis: Analysis) -> Iterator[tuple[Atom, Atom]]:
     """What a computed weight takes in, with what it brings out: atoms of two widths."""
     for node, step in analysis.inference.steps.items():
-        weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.sums else None
+        weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.reduced else None
         if not isinstance(weight, fx.Node):
             continue
         carried = _atoms_of_all(analysis, (axis for axes in analysis.axes.get(weight, []) for axis in axes))
-        summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.sums))
+        summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.reduced))
         result = _atoms_of_all(analysis, (axis for axes in analysis.axes[node] for axis in axes))
         yield from itertools.product(carried & summed, (carried & result) - summed)
 

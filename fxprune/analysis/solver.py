@@ -154,8 +154,15 @@ class Solver:
         return out
 
     def _unify_product_with_sum(self, a: Product, b: Sum, reason: Reason) -> None:
-        """(n r) = [p1 | p2 | ..]: each part is whole rows of r, and the rows are counted: n is frozen."""
+        """(n r) = [p1 | p2 | ..]: each part is whole rows of r, and the rows are counted: n is frozen.
+
+        Where the parts' borders cut through the factors ((8 6) = [32 | 16]: groups of 6), rows are as long as
+        both allow: (8 3 2) = [16 2 | 8 2].
+        """
         row = math.gcd(*(part.size for part in b.parts))
+        for tail in itertools.accumulate((part.size for part in reversed(a.parts)), _times):
+            if tail % row and row % tail:
+                row = math.gcd(row, tail)
         count = a.size // row
         aligned = refine([p.size for p in a.parts], [count, row] if row > 1 else [count])
         if row == 1 or any(seg.left_pieces is None for seg in aligned):
@@ -166,6 +173,10 @@ class Solver:
         self.unify(a, Product.of((fixed(count, why), rows)), reason)
         for part in b.parts:
             self.unify(part, Product.of((fixed(part.size // row, why), rows)), reason)
+
+
+def _times(a: int, b: int) -> int:
+    return a * b
 
 
 def _ends(axis: Sum) -> Iterator[int]:

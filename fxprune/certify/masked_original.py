@@ -10,12 +10,14 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.axes import with_sizes
+from fxprune.axes import Axis, with_sizes
 from fxprune.certify.float64 import Float64Interpreter, doubled
+from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
+from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.example import PRIME_BATCH
 from fxprune.plan.selection import Selection
 from fxprune.rules.calls import Weight
-from fxprune.rules.masked import MASKED
+from fxprune.rules.registry import Rule, map_axes
 
 __all__ = ["MaskedOriginal"]
 
@@ -46,23 +48,110 @@ class MaskedOriginal(Float64Interpreter):
         if n in self.removed or node is None:
             return super().run_node(n)
         step = self.analysis.inference.steps.get(node)
-        statistic = self._statistic(node, step) if step else None
+        statistic = self._statistic(step) if step else None
         value = statistic() if statistic else super().run_node(n)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
             return value
-        return _map_tensors(value, iter(self.analysis.axes[node]), self._apply)
+        value = _map_tensors(value, iter(self.analysis.axes[node]), self._apply)
+        if step and step.rule and step.rule.taught and step.rule.masked is None:
+            return self._as_taught(n, node, step, value)
+        return value
 
-    def _statistic(self, node: fx.Node, step: Step) -> Callable[[], Any] | None:
+    def _statistic(self, step: Step) -> Callable[[], Any] | None:
         """The masked form of a mean or norm, where the tensor that it is taken of shrinks."""
-        function = MASKED.get(step.call.op.removeprefix("aten."))
-        source = step.call.args[0] if step.call.args else None
-        if function is None or step.rule is None or not isinstance(source, fx.Node):
+        source = step.source
+        if step.rule is None or step.rule.masked is None or source is None:
             return None
+        function, rule = step.rule.masked, step.rule
         mask = self._mask(self.analysis.axes[source][0])
         if mask is None:
             return None
-        bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
-        return lambda: function(mask=mask.to(bound["input"]), **bound)
+        bound = {k: self._value(v) for k, v in step.call.bind(rule).items()}
+        like = self._value(source)
+        return lambda: taken_by_user(rule, step, lambda: function(mask=mask.to(like), **bound))
+
+    def _as_taught(self, n: fx.Node, node: fx.Node, step: Step, zeroed: Any) -> Any:
+        """An op without a masked form on its kept elements alone, if zeros are not the same to it.
+
+        Raises:
+            CertificateError: they are not, and its rule names nothing that it reduces; or the order of the
+                elements that it reduces matters.
+        """
+        if not any(self._mask(axes) is not None for i in node.all_input_nodes for axes in self._axes(i)):
+            return zeroed
+        reduced = [self._true(self.analysis.inference.solver.resolve(axis)) for axis in step.flow.reduced]
+        alone = self._on_kept(n, node, step, [])
+        if alike(zeroed, alone):
+            return zeroed
+        assert step.rule is not None
+        where = f"{step.rule.op} at {node.name}" + (
+            f" ({node.meta['where']})" if node.meta.get("where") else ""
+        )
+        if not any(map(self.selection.shrinks, reduced)):
+            raise CertificateError(
+                f"{where}: on the kept elements the op gives something else than on all with zeros for the "
+                f"removed ones.  If it takes a statistic over an axis, say so in its rule, "
+                f"Flow(.., reduced=[axis]), or better give its masked form, Op(rule, masked=..)"
+            )
+        if not alike(alone, self._on_kept(n, node, step, reduced)):
+            raise CertificateError(
+                f"{where}: its rule says that it reduces an axis, and the order of the elements along that "
+                f"axis matters to it: it can't shrink (Flow(.., whole=[(axis, why)]))"
+            )
+        return alone
+
+    def _on_kept(self, n: fx.Node, node: fx.Node, step: Step, reverse: list[Axis]) -> Any:
+        """The op on the kept elements, scattered back; in reverse order along some axes."""
+
+        def cut(t: Tensor, axes: Any) -> Tensor:
+            true = tuple(map(self._true, axes))
+            return flipped(compacted(t, true, self.selection), true, reverse)
+
+        def operand(own: fx.Node) -> Any:
+            mirror = self.mirror[own]
+            axes = iter(self._axes(mirror)) if mirror is not None else iter(())
+            return _map_tensors(self.env[own], axes, cut)
+
+        rule, resolve = step.rule, self.analysis.inference.solver.resolve
+        assert rule is not None
+        args, kwargs = fx.map_arg((n.args, n.kwargs), operand)
+        positional: list[Any] = list(args)
+        sizes: dict[str, Any] = {}
+        keywords: dict[str, Any] = dict(kwargs)
+        for name, spelled in step.flow.sizes.items():
+            spelled = map_axes(spelled, lambda axis: self._true(resolve(axis)))
+            place, keyword = rule.positions[name], step.call.keyword(rule, name)
+            if place < len(positional):
+                positional[place] = respelled(positional[place], spelled, self.selection)
+            elif keyword in keywords:
+                keywords[keyword] = respelled(keywords[keyword], spelled, self.selection)
+            elif keyword is not None:  # an attribute of the module
+                value = getattr(self.submodules[str(n.target)], keyword)
+                sizes[keyword] = respelled(value, spelled, self.selection)
+        if n.op == "call_module":
+            path = str(n.target)
+            weights = self.analysis.weights
+            module = sliced_module(
+                self.submodules[path],
+                lambda t, name: cut(t, weights.get(f"{path}.{name}", ())) if t.ndim else t,
+                sizes,
+            )
+            value = module(*positional, **keywords)
+        else:
+            value = getattr(self, n.op)(n.target, tuple(positional), keywords)
+
+        def back(t: Tensor, axes: Any) -> Tensor:
+            true = tuple(map(self._true, axes))
+            return scattered(flipped(t, true, reverse), true, self.selection)
+
+        return _map_tensors(value, iter(self._axes(node)), back)
+
+    def _axes(self, node: fx.Node) -> list[Any]:
+        return self.analysis.axes.get(node, [])
+
+    def _true(self, axis: Axis) -> Axis:
+        """An axis at the true batch size."""
+        return with_sizes(axis, {PRIME_BATCH: self.batch}) if self.batch else axis
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -87,9 +176,22 @@ class MaskedOriginal(Float64Interpreter):
 
     def _mask(self, axes: Any) -> Tensor | None:
         if axes not in self.masks:
-            true = [with_sizes(axis, {PRIME_BATCH: self.batch}) for axis in axes] if self.batch else axes
-            self.masks[axes] = self.selection.mask(true)
+            self.masks[axes] = self.selection.mask([*map(self._true, axes)])
         return self.masks[axes]
+
+
+def taken_by_user(rule: Rule, step: Step, run: Callable[[], Any]) -> Any:
+    """What a masked form gives.  Raises RuleError, naming op and node, where a user's own fails."""
+    try:
+        return run()
+    except Exception as error:
+        if not rule.taught:
+            raise
+        raise RuleError(
+            f"the masked form that you taught for {rule.op!r} fails at {step.call.node.name}: "
+            f"{type(error).__name__}: {error}.  It is called with the op's arguments by the names of the "
+            f"rule's signature, {', '.join(rule.positions)}, and with mask="
+        ) from error
 
 
 def _map_tensors(value: Any, axes: Any, function: Callable[[Tensor, Any], Tensor]) -> Any:

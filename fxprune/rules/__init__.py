@@ -11,11 +11,13 @@ from fxprune.rules import (
     sources,
     spatial,
 )
-from fxprune.rules.registry import DEFAULT_RULES, Flow, RuleSet, Typed, rule
+from fxprune.rules.registry import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet, Typed, rule
 
 __all__ = [
     "DEFAULT_RULES",
     "Flow",
+    "NotCovered",
+    "Op",
     "RuleSet",
     "Typed",
     "contractions",

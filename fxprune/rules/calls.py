@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.graph.op_names import op_name
+from fxprune.graph.op_names import op_name, op_space
 from fxprune.graph.training_mode import follows_mode
 from fxprune.rules.modules import native
 from fxprune.rules.registry import DEFAULT_RULES, Rule, RuleSet
+from fxprune.rules.signatures import place_of
 
 __all__ = ["Call", "Weight", "call_of"]
 
@@ -41,80 +43,94 @@ class Weight:
 
 @dataclass
 class Call:
-    """A canonical call: arguments hold fx nodes, `Weight`s and constants."""
+    """A canonical call: arguments hold fx nodes, `Weight`s and constants; `node` is where it was read."""
 
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    node: fx.Node
 
     def bind(self, rule: Rule) -> dict[str, Any]:
-        """Arguments by the names of the rule's own signature."""
-        kwargs = {canonical_keyword(name): value for name, value in self.kwargs.items()}
+        """Bind the arguments to the names of the rule's own signature.
+
+        Raises:
+            TypeError: the call does not fit the signature.
+        """
+        named = self._named(rule)
+        kwargs = {named[name]: value for name, value in self.kwargs.items() if name in named}
         if "result" in rule.signature.parameters:
             kwargs["result"] = None
-        accepted = rule.signature.parameters
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-            kwargs = {name: v for name, v in kwargs.items() if name in accepted or not _decorates(name)}
         bound = rule.signature.bind(*self.args, **kwargs)
         bound.arguments.pop("result", None)
         return bound.arguments
 
+    def keyword(self, rule: Rule, argument: str) -> str | None:
+        """The keyword by which the call gives an argument of the rule, if it does."""
+        return next((name for name, ours in self._named(rule).items() if ours == argument), None)
+
     def write(self, node: fx.Node, rule: Rule, argument: str, value: Any) -> None:
-        """Replace one argument of the node that this call was read from."""
-        position = list(rule.signature.parameters).index(argument)
+        """Replace one argument of a copy of the node that this call was read from."""
+        position = rule.positions[argument]
         if position < len(node.args):
             node.update_arg(position, value)
-            return
-        for name in node.kwargs:
-            if canonical_keyword(name) == argument:
-                node.update_kwarg(name, value)
+        elif (name := self.keyword(rule, argument)) is not None:
+            node.update_kwarg(name, value)
+
+    def _named(self, rule: Rule) -> dict[str, str]:
+        """For each keyword of the call, the parameter of the rule that it means.
+
+        By name, or else by its place in PyTorch's signature; what only says how a result is held is left out.
+        """
+        found: dict[str, str] = {}
+        parameters = rule.signature.parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        positional = [p.name for p in itertools.takewhile(_is_positional, parameters)]
+        for name in self.kwargs:
+            ours = _KEYWORDS.get(name, name)
+            if ours not in rule.signature.parameters:
+                place = place_of(self.node, name, self.kwargs) if self.node.op != "call_module" else None
+                if place is not None and len(self.args) <= place < len(positional):
+                    ours = positional[place]
+                elif not takes_any and name in _DECORATIONS:
+                    continue
+            found[name] = ours
+        return found
 
 
-def canonical_keyword(name: str) -> str:
-    """NumPy's and ATen's names for an argument are PyTorch's by another name."""
-    return _KEYWORDS.get(name, name)
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "result"
 
 
-def _decorates(name: str) -> bool:
-    """Keywords that change how a result is held, never what it means."""
-    return name in {
-        "dtype",
-        "device",
-        "layout",
-        "pin_memory",
-        "memory_format",
-        "out",
-        "inplace",
-        "eps",
-    }
+# Keywords that change how a result is held, never what it means.
+_DECORATIONS = frozenset(
+    {"dtype", "device", "layout", "pin_memory", "memory_format", "out", "inplace", "eps", "requires_grad"}
+)
 
 
 def call_of(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
     """The canonical call of a `call_module`, `call_function` or `call_method` node."""
     if node.op == "call_module":
-        return _module_call(node, root)
+        return _module_call(node, root, rules)
     name = op_name(node.target)
     known = (spelling for spelling in _spellings(node.target, name) if spelling in rules)
-    return Call(next(known, name), node.args, dict(node.kwargs))
+    return Call(next(known, name), node.args, dict(node.kwargs), node)
 
 
 def _spellings(target: Any, name: str) -> list[str]:
-    if isinstance(target, torch._ops.OpOverload):
-        space = target._schema.name.split("::")[0]
-        own = [f"{space}.{name}"]
-        return [*own, name, name.rstrip("_")] if space == "aten" else own
+    """The names that a rule may have for what a node calls, the fullest first."""
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        full = op_space(target)
+        return [f"aten.{name}", name, name.rstrip("_")] if full == "aten" else _own(full, name)
     plain = _IN_PLACE.get(name, name)
-    return (
-        [plain, plain.rstrip("_")] if isinstance(target, str) or _is_library(target) else _own(target, name)
-    )
+    if isinstance(target, str) or _is_library(target):
+        return [plain, plain.rstrip("_")]
+    return _own(getattr(target, "__module__", "") or "", name, getattr(target, "__qualname__", name))
 
 
-def _own(target: Any, name: str) -> list[str]:
+def _own(space: str, name: str, qualified: str = "") -> list[str]:
     """A user's function never passes for a library's of the same name."""
-    return [
-        f"{getattr(target, '__module__', '')}.{name}",
-        *([] if name in DEFAULT_RULES else [name]),
-    ]
+    full = [f"{space}.{qualified or name}", f"{space}.{name}"]
+    return [*full, *([] if name in DEFAULT_RULES else [name])]
 
 
 def _is_library(target: Callable[..., Any]) -> bool:
@@ -126,17 +142,31 @@ def _is_library(target: Callable[..., Any]) -> bool:
     )
 
 
-def _module_call(node: fx.Node, root: nn.Module) -> Call:
+def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
     path = str(node.target)
     module = root.get_submodule(path)
     entry = native(module)
     if entry is None and follows_mode(module):
-        return Call("dropout", node.args, dict(node.kwargs))
+        return Call("dropout", node.args, dict(node.kwargs), node)
     if entry is None:
-        return Call(type(module).__name__, node.args, dict(node.kwargs))
+        return _opaque_call(node, module, rules)
     values: list[Any] = []
     for name in entry.arguments:
         value = getattr(module, name)
         values.append(Weight(f"{path}.{name}") if isinstance(value, torch.Tensor) else value)
     inputs = (*node.args, *node.kwargs.values())
-    return Call(entry.op, (*inputs, *values), {})
+    return Call(entry.op, (*inputs, *values), {}, node)
+
+
+def _opaque_call(node: fx.Node, module: nn.Module, rules: RuleSet) -> Call:
+    """A module by its class; its own tensors and numbers are given by name where the rule asks for them."""
+    cls = type(module)
+    known = (name for name in _own(cls.__module__, cls.__name__, cls.__qualname__) if name in rules)
+    op = next(known, cls.__name__)
+    rule = rules.get(op)
+    kwargs: dict[str, Any] = dict(node.kwargs)
+    for name in list(rule.signature.parameters)[len(node.args) :] if rule is not None else ():
+        if name not in kwargs and name != "result" and hasattr(module, name):
+            value = getattr(module, name)
+            kwargs[name] = Weight(f"{node.target}.{name}") if isinstance(value, torch.Tensor) else value
+    return Call(op, node.args, kwargs, node)

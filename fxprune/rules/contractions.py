@@ -17,7 +17,7 @@ def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
     same = [(input.axes[-1], i)]
     if bias is not None:
         same.append((o, bias.axes[0]))
-    return Flow((*input.axes[:-1], o), same, sums=[i], macs=[(*input.axes, o)])
+    return Flow((*input.axes[:-1], o), same, reduced=[i], macs=[(*input.axes, o)])
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
@@ -29,7 +29,7 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
     out = (*batch, *rows, *columns)
-    return Flow(out, [*same, (left[-1], inner)], sums=[inner], macs=[(*out, inner)])
+    return Flow(out, [*same, (left[-1], inner)], reduced=[inner], macs=[(*out, inner)])
 
 
 @rule("addmm", "baddbmm")
@@ -37,7 +37,7 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
-    return Flow(out, [*product.same, *same], sums=product.sums, macs=product.macs)
+    return Flow(out, [*product.same, *same], reduced=product.reduced, macs=product.macs)
 
 
 @rule("tensordot")
@@ -50,7 +50,7 @@ def tensordot_axes(a: Typed, b: Typed, dims: Any = 2) -> Flow:
     out = [axis for i, axis in enumerate(a.axes) if i not in left]
     out += [axis for j, axis in enumerate(b.axes) if j not in right]
     sums = [axis for axis, _ in same]
-    return Flow(tuple(out), same, sums=sums, macs=[(*out, *sums)])
+    return Flow(tuple(out), same, reduced=sums, macs=[(*out, *sums)])
 
 
 @rule("aten.tensordot")
@@ -84,7 +84,7 @@ def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
                 same.append((known, axis))
     sums = [axis for letter, axis in named.items() if letter not in output]
     macs = [tuple(named.values())] if len(operands) > 1 else []
-    return Flow(tuple(named[letter] for letter in output), same, sums=sums, macs=macs)
+    return Flow(tuple(named[letter] for letter in output), same, reduced=sums, macs=macs)
 
 
 def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
@@ -132,10 +132,10 @@ def conv_axes(
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
     macs = [(*batch, out, *pixels, i, *kernel)]
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
-@rule("deform_conv2d", "torchvision.deform_conv2d")
+@rule("torchvision.deform_conv2d")
 def deform_conv_axes(
     input: Typed,
     weight: Typed,
@@ -165,7 +165,7 @@ def deform_conv_axes(
     whole += [(axis, "places to look at") for axis in (*offset.axes[1:], *mask.axes[1:], n)]
     pixels = [fixed(size, "pixels") for size in result.shape[-2:]]
     macs = [(b, out, *pixels, i, *kernel)]
-    return Flow((b, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
+    return Flow((b, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -191,7 +191,7 @@ def conv_transpose_axes(
         same.append((out, bias.axes[0]))
     pixels, whole = _pixels(input, kernel, stride, padding, result)
     macs = [(*input.axes, o, *kernel)]
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, sums=[i], macs=macs)
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
 def _pixels(
@@ -258,4 +258,4 @@ def attention_axes(
         same += masked
     whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
     macs = [(*batch, n, m, d), (*batch, n, m, e)]
-    return Flow((*batch, n, e), same, whole, sums=[d], macs=macs)
+    return Flow((*batch, n, e), same, whole, reduced=[d], macs=macs)

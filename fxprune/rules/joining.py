@@ -12,7 +12,7 @@ from typing import Any
 from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
 from fxprune.graph.own_nodes import split_by_sizes
 from fxprune.rules.elementwise import broadcast, tensors_in
-from fxprune.rules.registry import Axes, Bound, Flow, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dims_of, rule
 
 
 def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
@@ -59,7 +59,7 @@ def split_flow(input: Typed, sizes: Sequence[int], dim: int, argument: str) -> F
         [replaced(input.axes, d, piece) for piece in pieces],
         same=[(input.axes[d], Sum.of(pieces))],
         sizes={argument: pieces},
-        target=split_by_sizes,
+        replacement=split_by_sizes,
     )
 
 
@@ -125,7 +125,7 @@ def _part_with(axis: Axis, index: Any) -> Axis:
         start += part.size
         if index < start:
             return part
-    raise TypeError(f"index {index} is beyond {axis.size} elements")
+    raise NotCovered(f"index {index} is beyond {axis.size} elements")
 
 
 def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) -> tuple[Axis, Flow, slice]:
@@ -212,7 +212,7 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
 def getitem_axes(input: Any, index: Any) -> Flow:
     """x[i, :, a:b, None, ..., table]: each element of the index acts on its own dimension."""
     if not isinstance(input, Typed):
-        raise TypeError("a container is indexed, not a tensor")
+        raise NotCovered("a container is indexed, not a tensor")
     entries = list(index) if isinstance(index, tuple) else [index]
     used = sum(_dims_used(e) for e in entries)
     if not any(e is Ellipsis for e in entries):

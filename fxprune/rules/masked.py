@@ -1,8 +1,8 @@
-"""Statistics over kept elements only, written out by hand: what `certify` runs in place of the ops."""
+"""Take statistics over kept elements only, written out by hand: the `masked` forms of ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fxprune.rules.registry import dims_of
 
-__all__ = ["MASKED"]
+__all__ = [
+    *("batch_norm", "group_norm", "layer_norm", "mean", "normalize", "rms_norm"),
+    *("std", "std_mean", "var", "var_mean"),
+]
 
 
 def _count(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
@@ -143,6 +146,14 @@ def std_mean(input: Tensor, mask: Tensor, **options: Any) -> Any:
     return variance.sqrt(), average
 
 
-MASKED: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (layer_norm, rms_norm, group_norm, batch_norm, mean, var, std, var_mean, std_mean)
-}
+def normalize(
+    input: Tensor, mask: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, **_: Any
+) -> Tensor:
+    """Each term of the norm counted as much as its mask says."""
+    if p == math.inf:
+        norm = (input * mask).abs().amax(dim, keepdim=True)
+    elif p <= 0:  # its dimensions are whole
+        norm = input.norm(p, dim, keepdim=True)
+    else:
+        norm = (mask * input.abs() ** p).sum(dim, keepdim=True) ** (1 / p)
+    return input / norm.clamp_min(eps)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fxprune.axes import Product, atom
+from fxprune.rules import masked
 from fxprune.rules.reductions import norm_axes
 from fxprune.rules.registry import Flow, Typed, rule
 
 
-@rule("rms_norm")
+@rule("rms_norm", masked=masked.rms_norm)
 def rms_norm_axes(
     input: Typed, normalized_shape: list[int], weight: Typed | None = None, eps: float | None = None
 ) -> Flow:
@@ -17,7 +18,7 @@ def rms_norm_axes(
     return layer_norm_axes(input, normalized_shape, weight)
 
 
-@rule("layer_norm")
+@rule("layer_norm", masked=masked.layer_norm)
 def layer_norm_axes(
     input: Typed,
     normalized_shape: list[int],
@@ -29,10 +30,10 @@ def layer_norm_axes(
     """... c, c, c -> ... c"""
     normed = input.axes[-len(normalized_shape) :]
     same = [pair for t in (weight, bias) if t is not None for pair in zip(normed, t.axes, strict=True)]
-    return Flow(input.axes, same, sizes={"normalized_shape": normed}, sums=list(normed))
+    return Flow(input.axes, same, sizes={"normalized_shape": normed}, reduced=list(normed))
 
 
-@rule("group_norm")
+@rule("group_norm", masked=masked.group_norm)
 def group_norm_axes(
     input: Typed,
     num_groups: int,
@@ -46,10 +47,10 @@ def group_norm_axes(
     g, c = atom(num_groups), atom(channels.size // num_groups)
     same = [(channels, Product.of((g, c)))]
     same += [(channels, t.axes[0]) for t in (weight, bias) if t is not None]
-    return Flow(input.axes, same, sizes={"num_groups": g}, sums=[c])
+    return Flow(input.axes, same, sizes={"num_groups": g}, reduced=[c])
 
 
-@rule("batch_norm")
+@rule("batch_norm", masked=masked.batch_norm)
 def batch_norm_axes(
     input: Typed,
     running_mean: Typed | None = None,
@@ -65,7 +66,7 @@ def batch_norm_axes(
     vectors = [t for t in (running_mean, running_var, weight, bias) if t is not None]
     # In eval mode it takes no statistics; in training over all but the channels (standardised weights).
     sums = [axis for d, axis in enumerate(input.axes) if training and d != 1]
-    return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors], sums=sums)
+    return Flow(input.axes, same=[(input.axes[1], t.axes[0]) for t in vectors], reduced=sums)
 
 
 @rule("instance_norm")
@@ -97,7 +98,7 @@ def aten_instance_norm_axes(
     return instance_norm_axes(input, running_mean, running_var, weight, bias)
 
 
-@rule("aten.batch_norm")
+@rule("aten.batch_norm", masked=masked.batch_norm)
 def aten_batch_norm_axes(
     input: Typed,
     weight: Typed | None,
@@ -113,8 +114,8 @@ def aten_batch_norm_axes(
     return batch_norm_axes(input, running_mean, running_var, weight, bias, training)
 
 
-@rule("normalize")
+@rule("normalize", masked=masked.normalize)
 def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
     flow = norm_axes(input, p, dim)
-    return Flow(input.axes, whole=flow.whole, sums=flow.sums)
+    return Flow(input.axes, whole=flow.whole, reduced=flow.reduced)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxprune.axes import ONE, Axis, Sum, atom, fixed
+from fxprune.rules import masked
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
 
@@ -22,13 +23,15 @@ def summed(input: Typed, dim: Any) -> list[Axis]:
     return [input.axes[d] for d in dims_of(dim, input.ndim)]
 
 
-@rule("sum", "mean", "nansum")
+@rule("sum", "nansum")
+@rule("mean", masked=masked.mean)
 def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
-    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
+    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
 
 
-@rule("var", "std")
+@rule("var", masked=masked.var)
+@rule("std", masked=masked.std)
 def var_axes(
     input: Typed,
     dim: Any = None,
@@ -38,10 +41,11 @@ def var_axes(
     correction: Any = None,
 ) -> Flow:
     """... n -> ..."""
-    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
+    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
 
 
-@rule("var_mean", "std_mean")
+@rule("var_mean", masked=masked.var_mean)
+@rule("std_mean", masked=masked.std_mean)
 def var_mean_axes(
     input: Typed,
     dim: Any = None,
@@ -52,7 +56,7 @@ def var_mean_axes(
 ) -> Flow:
     """... n -> ..., ..."""
     out = without(input, dim, keepdim)
-    return Flow([out, out], sums=summed(input, dim))
+    return Flow([out, out], reduced=summed(input, dim))
 
 
 @rule("norm")
@@ -60,7 +64,7 @@ def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, 
     """... n -> ... (zeros add nothing to a norm; a negative order is a kind of minimum)"""
     if isinstance(p, (int, float)) and p < 0:
         return extremum_axes(input, dim, keepdim)
-    return Flow(without(input, dim, keepdim), sums=summed(input, dim))
+    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
 
 
 @rule("linalg_vector_norm", "linalg_norm")
@@ -74,7 +78,9 @@ def vector_norm_axes(
 @rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
 def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     """... n -> ..., n whole: a zero is not the same as a missing element"""
-    whole = [(input.axes[i], "a zero would count") for i in dims_of(dim, input.ndim)]
+    whole = [
+        (input.axes[i], "max/min over it: a removed element is not a zero") for i in dims_of(dim, input.ndim)
+    ]
     return Flow(without(input, dim, keepdim), whole=whole)
 
 

@@ -1,8 +1,8 @@
-"""How per-op knowledge is written down: a `Flow`, and three ways to register a rule that returns one.
+"""How per-op knowledge is written down: an `Op`, whose rule returns a `Flow`, and three ways to register one.
 
     elementwise("gelu", "silu")                 a table: every tensor argument broadcasts
-    passing("roll", frozen="dims")              a one-line helper (see the op families)
-    @rule("linear") def linear_axes(...)        a function
+    DEFAULT_RULES.add("max_pool2d", ..)         a helper that makes rules (see the op families)
+    @rule("layer_norm", masked=..) def ..       a function, with the op's masked statistic if it takes one
 
 A rule is pure.  It is called with the arguments of the op, bound to its own signature: tensors as
 `Typed` (one axis per dimension), everything else as its value while tracing.
@@ -10,9 +10,10 @@ A rule is pure.  It is called with the arguments of the op, bound to its own sig
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from fxprune.axes import Axis
@@ -37,7 +38,7 @@ class Typed:
 
 @dataclass(frozen=True)
 class Bound:
-    """An index that a call spells: the size of what lies before it, or, if negative, from it to the end."""
+    """A slice bound: its value is this axis's size (negative: counted from the end)."""
 
     axis: Axis
 
@@ -52,32 +53,77 @@ class Flow:
     sizes: for an argument that spells sizes as integers, the axes spelled, in the argument's shape
         (None where an element spells nothing; a list of axes may stand for a single integer).  An
         index is spelled by a `Bound`.
-    target: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
-    sums: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
+    replacement: the function to call instead once `sizes` are rewritten, if the op itself can't take them.
+    reduced: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
     macs: for each product that the op takes, the axes that its multiplications run over.
-    selected: the call is made at full size, and what is kept selected from its result.
+    select_result: the call is made at full size, and what is kept selected from its result.
+    sums: the former name of `reduced`, for rules that were written for it.
     """
 
     out: Any
     same: list[tuple[Axis, Axis]] = field(default_factory=list)
     whole: list[tuple[Axis, str]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
-    target: Callable[..., Any] | None = None
-    sums: list[Axis] = field(default_factory=list)
+    replacement: Callable[..., Any] | None = None
+    reduced: list[Axis] = field(default_factory=list)
     macs: list[Axes] = field(default_factory=list)
-    selected: bool = False
+    select_result: bool = False
+    sums: InitVar[list[Axis] | None] = None
+
+    def __post_init__(self, sums: list[Axis] | None) -> None:
+        if sums:
+            self.reduced = [*self.reduced, *sums]
+
+
+class NotCovered(Exception):
+    """Raised by a rule: this call is one that it has nothing to say about.  All that it touches stays whole.
+
+    >>> raise NotCovered("a cell with projections is not understood")  # doctest: +SKIP
+    """
+
+
+@dataclass(frozen=True)
+class Op:
+    """All that is known of one op: how axes flow through it, and its statistic over kept elements.
+
+    axes: the rule, called with the op's arguments (tensors as `Typed`); returns a `Flow`.
+    masked: for an op that takes a statistic (a mean, a norm) over an axis that may shrink: what the
+        certificate runs in its place on the full-size model.  It is called with the op's arguments by the
+        names of the rule's signature, as tensors, and with `mask`: of the first tensor argument's shape, or
+        one that broadcasts to it; 1 where an element is kept, 0 where it is not (while importance is
+        measured, a weight in between).  Its result must equal the op's on the kept elements alone.
+
+    An op that is taught without `masked`, and whose rule names a shrinking axis as `reduced`, is run on the
+    kept elements alone and its result scattered back, see `fxprune.certify.kept_elements`.  The certificate
+    then takes the rule's word that a statistic is taken over what is kept; `masked` checks it.
+
+    Example:
+        >>> def rms_axes(x, weight):
+        ...     return Flow(x.axes, same=[(x.axes[-1], weight.axes[0])], reduced=[x.axes[-1]])
+        >>> def masked_rms(x, weight, mask):
+        ...     mean = (x.square() * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        ...     return x / (mean + 1e-6).sqrt() * weight
+        >>> rules = DEFAULT_RULES.extended({"mylib.rms": Op(rms_axes, masked_rms)})
+    """
+
+    axes: Callable[..., Flow]
+    masked: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule and the signature that its op's arguments are bound to."""
+    """An op as it is registered: its name, its rule, the signature that calls are bound to."""
 
     op: str
     function: Callable[..., Flow]
     signature: inspect.Signature
+    masked: Callable[..., Any] | None = None
+    taught: bool = False  # a user's own: a mistake in it is shown, and not taken for an odd call
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-        return self.signature.bind(*args, **kwargs)
+    @functools.cached_property
+    def positions(self) -> dict[str, int]:
+        """The place of each parameter."""
+        return {name: i for i, name in enumerate(self.signature.parameters)}
 
 
 class RuleSet:
@@ -92,36 +138,50 @@ class RuleSet:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._rules))
 
+    @property
+    def taught(self) -> frozenset[str]:
+        """The names of the ops that a user taught."""
+        return frozenset(op for op, known in self._rules.items() if known.taught)
+
     def get(self, op: str) -> Rule | None:
         return self._rules.get(op)
 
-    def add(self, op: str, function: Callable[..., Flow]) -> None:
-        if op in self._rules:
-            raise ValueError(f"a rule for {op!r} exists: {self._rules[op].function.__name__}")
-        self._rules[op] = Rule(op, function, inspect.signature(function))
+    def add(self, name: str, op: Op | Callable[..., Flow], *, taught: bool = False) -> None:
+        """Register an op under a name that is still free.  A plain function is its rule alone."""
+        if name in self._rules:
+            raise ValueError(f"a rule for {name!r} exists: {self._rules[name].function.__name__}")
+        op = op if isinstance(op, Op) else Op(op)
+        self._rules[name] = Rule(name, op.axes, inspect.signature(op.axes), op.masked, taught)
 
-    def extended(self, rules: Mapping[str, Callable[..., Flow]]) -> RuleSet:
-        """A copy with rules for a user's own ops added or replaced.
+    def extended(self, ops: Mapping[str, Op | Callable[..., Flow]]) -> RuleSet:
+        """A copy with a user's own ops added or replaced.
 
-        >>> from fxprune.rules import DEFAULT_RULES, Flow
+        An op's name may be its full one (`mylib::my_norm` or `mylib.my_norm` of a custom op,
+        `mypackage.functions.my_norm` of a function, `mypackage.layers.MyNorm` of a module's class), or the
+        last part of it.
+
+        >>> from fxprune import DEFAULT_RULES, Flow, Op
         >>> mine = DEFAULT_RULES.extended({"my_gate": lambda x, g: Flow(x.axes, same=[*zip(x.axes, g.axes)])})
         >>> fxprune.prune(model, 0.5, rules=mine)  # doctest: +SKIP
         """
-        new = RuleSet({op: r for op, r in self._rules.items() if op not in rules})
-        for op, function in rules.items():
-            new.add(op, function)
+        named = {name.replace("::", "."): op for name, op in ops.items()}
+        new = RuleSet({name: r for name, r in self._rules.items() if name not in named})
+        for name, op in named.items():
+            new.add(name, op, taught=True)
         return new
 
 
 DEFAULT_RULES = RuleSet()
 
 
-def rule(*ops: str) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
-    """Register the decorated function for one or more spellings of an op."""
+def rule(
+    *ops: str, masked: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
+    """Register the decorated function for one or more spellings of an op, with its masked statistic."""
 
     def register(function: Callable[..., Flow]) -> Callable[..., Flow]:
         for op in ops:
-            DEFAULT_RULES.add(op, function)
+            DEFAULT_RULES.add(op, Op(function, masked))
         return function
 
     return register
@@ -137,3 +197,16 @@ def dims_of(dim: int | list[int] | tuple[int, ...] | None, ndim: int) -> list[in
     if dim is None or dim == [] or dim == ():
         return list(range(ndim))
     return [at(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]
+
+
+def map_axes(spelled: Any, function: Callable[[Axis], Axis]) -> Any:
+    """Rename the axes in a `Flow.sizes` entry, its shape kept."""
+    if spelled is None:
+        return None
+    if isinstance(spelled, Bound):
+        return Bound(function(spelled.axis))
+    if isinstance(spelled, slice):
+        return slice(map_axes(spelled.start, function), map_axes(spelled.stop, function))
+    if isinstance(spelled, (list, tuple)):
+        return type(spelled)(map_axes(s, function) for s in spelled)
+    return function(spelled)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxprune.axes import ONE, Axis, Product, atom, fixed, refine
-from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, rule
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
@@ -124,7 +124,7 @@ def getattr_axes(input: Typed, name: str) -> Flow:
         return t_axes(input)
     if name in ("data", "real", "imag"):
         return Flow(input.axes)
-    raise TypeError(f"the attribute {name!r} is not understood")
+    raise NotCovered(f"the attribute {name!r} is not understood")
 
 
 @rule("movedim", "moveaxis")
@@ -198,7 +198,7 @@ def repeat_interleave_axes(
 ) -> Flow:
     """a b -> a (b 3)"""
     if dim is None or not isinstance(repeats, int):
-        raise TypeError("only a whole number of copies along one dimension is understood")
+        raise NotCovered("only a whole number of copies along one dimension is understood")
     d = at(dim, input.ndim)
     copied = Product.of((input.axes[d], fixed(repeats, "copies")))
     return Flow((*input.axes[:d], copied, *input.axes[d + 1 :]))

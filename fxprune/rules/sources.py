@@ -41,7 +41,7 @@ def new_full_axes(input: Any, size: Sequence[int], fill_value: Any, **options: A
 @rule("arange", "linspace", "logspace", "range")
 def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     """-> n, of which the kept numbers are selected: the frequencies of a sine embedding"""
-    return Flow(tuple(atom(size) for size in result.shape), selected=True)
+    return Flow(tuple(atom(size) for size in result.shape), select_result=True)
 
 
 @rule("eye", "scalar_tensor")

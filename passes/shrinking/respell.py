@@ -12,9 +12,8 @@ from fxprune.axes import Axis
 from fxprune.graph.own_nodes import _getitem
 from fxprune.passes.shrinking.pin_sizes import is_static, rescaled
 from fxprune.plan.selection import Selection
-from fxprune.rules.calls import canonical_keyword
 from fxprune.rules.modules import native
-from fxprune.rules.registry import Bound
+from fxprune.rules.registry import Bound, map_axes
 
 __all__ = ["respell"]
 
@@ -23,13 +22,13 @@ def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection,
     """Write the new size of each axis wherever the call spells one as an integer."""
     resolve = analysis.inference.solver.resolve
     for argument, spelled in step.flow.sizes.items():
-        spelled = _map_axes(spelled, resolve)
+        spelled = map_axes(spelled, resolve)
         if not _shrinks(spelled, selection):
             continue
         assert step.rule is not None
-        position = list(step.rule.signature.parameters).index(argument)
+        position = step.rule.positions[argument]
         if node.op == "call_module":
-            _respell_attribute(root.get_submodule(str(node.target)), position - 1, spelled, selection)
+            _respell_attribute(root.get_submodule(str(node.target)), argument, position, spelled, selection)
             continue
         old = step.call.bind(step.rule).get(argument)
         if old is None:
@@ -42,13 +41,18 @@ def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection,
 
 
 def _keyword(node: fx.Node, step: Step, argument: str) -> Any:
-    return next(v for k, v in node.kwargs.items() if canonical_keyword(k) == argument)
+    assert step.rule is not None
+    name = step.call.keyword(step.rule, argument)
+    assert name is not None
+    return node.kwargs[name]
 
 
-def _respell_attribute(module: nn.Module, index: int, spelled: Any, selection: Selection) -> None:
+def _respell_attribute(
+    module: nn.Module, argument: str, position: int, spelled: Any, selection: Selection
+) -> None:
+    """A module of a user's own class has the attribute under the name that the rule asks for."""
     entry = native(module)
-    assert entry is not None
-    name = entry.arguments[index]
+    name = entry.arguments[position - 1] if entry else argument
     old = getattr(module, name)
     if isinstance(spelled, (list, tuple)):
         value = tuple(selection.size(axis) if o != -1 else -1 for axis, o in zip(spelled, old, strict=True))
@@ -65,9 +69,9 @@ def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], 
         assert step.rule is not None
         step.call.write(node, step.rule, argument, sizes[0])
     elif len(set(sizes)) > 1:
-        assert step.rule is not None and step.flow.target is not None
+        assert step.rule is not None and step.flow.replacement is not None
         dim = step.call.bind(step.rule).get("dim", 0)
-        node.op, node.target = "call_function", step.flow.target
+        node.op, node.target = "call_function", step.flow.replacement
         node.args, node.kwargs = (node.all_input_nodes[0], sizes, dim), {}
 
 
@@ -95,18 +99,6 @@ def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) ->
     if isinstance(value, int) and value < 0:
         return -selection.size(axis) if bound else -1
     return selection.size(axis)
-
-
-def _map_axes(spelled: Any, function: Any) -> Any:
-    if spelled is None:
-        return None
-    if isinstance(spelled, Bound):
-        return Bound(function(spelled.axis))
-    if isinstance(spelled, slice):
-        return slice(_map_axes(spelled.start, function), _map_axes(spelled.stop, function))
-    if isinstance(spelled, (list, tuple)):
-        return type(spelled)(_map_axes(s, function) for s in spelled)
-    return function(spelled)
 
 
 def _shrinks(spelled: Any, selection: Selection) -> bool:

@@ -34,7 +34,7 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     root = _Slicer(analysis, selection, original).root(graph)
     for node, step in analysis.inference.steps.items():
         respell(new_of[node], step, analysis, selection, root)
-        if step.flow.selected:
+        if step.flow.select_result:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)
     _describe(root)
     hide_forwards(graph, root)

@@ -6,7 +6,7 @@ thaw[0]       the first axis that the rule itself makes, and makes whole, may sh
 sizes[shape]  the integers of an argument that spell sizes are not rewritten
 bound[0]      one end of a slice that spells a size is not rewritten
 out[-1]       the result's last axis has nothing to do with the operands'
-target        the op is called still where its sizes can't be written
+replacement   the op is called still where its sizes can't be written
 rule          there is no rule
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from fxprune import DEFAULT_RULES, Flow
 from fxprune.axes import ONE, Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.elementwise import tensors_in
-from fxprune.rules.registry import Bound, Rule
+from fxprune.rules.registry import Bound
 
 Key = tuple[Any, ...]
 
@@ -47,7 +47,7 @@ class RuleMutant:
             del rules[self.op]
             return
         old = rules[self.op]
-        rules[self.op] = Rule(self.op, _watched(old.function, self._without), old.signature)
+        rules[self.op] = replace(old, function=_watched(old.function, self._without))
 
     def _without(self, flow: Flow, given: set[Atom]) -> Flow:
         return without(flow, self.key, given) if self.key in facts_of(flow, given) else flow
@@ -91,7 +91,7 @@ def facts_of(flow: Flow, given: set[Atom]) -> set[Key]:
     found |= {("bound", i) for i, _ in enumerate(bounds)}
     for axes in _results(flow.out):
         found |= {("out", i - len(axes)) for i, axis in enumerate(axes) if axis != ONE}
-    return found | ({("target",)} if flow.target else set())
+    return found | ({("replacement",)} if flow.replacement else set())
 
 
 def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
@@ -106,8 +106,8 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
     if kind == "bound":
         dropped = [leaf for leaf in _leaves(list(flow.sizes.values())) if isinstance(leaf, Bound)][which]
         return replace(flow, sizes=_mapped(flow.sizes, lambda leaf: None if leaf is dropped else leaf))
-    if kind == "target":
-        return replace(flow, target=None)
+    if kind == "replacement":
+        return replace(flow, replacement=None)
     if kind == "out":
         return replace(flow, out=_let_go(flow.out, which))
     cold = _born_whole(flow, given)[which]
@@ -123,7 +123,7 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
         _mapped(flow.same, thawed),
         _mapped(flow.whole, thawed),
         _mapped(flow.sizes, thawed),
-        flow.target,
+        flow.replacement,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fxprune.rules.masked import MASKED
+import torch
+from torch import Tensor
+
+from fxprune import DEFAULT_RULES
 from fxprune.rules.modules import NATIVE
 
 
@@ -16,10 +20,17 @@ class MaskedMutant:
     op: str
 
     def __str__(self) -> str:
-        return f"masked_statistics.py: {self.op} over all elements"
+        return f"rules/masked.py: {self.op} over all elements"
 
     def apply(self) -> None:
-        del MASKED[self.op]
+        known = DEFAULT_RULES._rules[self.op]
+        masked = known.masked
+        assert masked is not None
+
+        def unmasked(mask: Tensor, **given: Any) -> Any:
+            return masked(mask=torch.ones_like(mask), **given)
+
+        DEFAULT_RULES._rules[self.op] = replace(known, masked=unmasked)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class WidthMutant:
 
 
 def table_mutants() -> Iterator[MaskedMutant | WidthMutant]:
-    yield from map(MaskedMutant, sorted(MASKED))
+    rules = DEFAULT_RULES._rules
+    yield from (MaskedMutant(op) for op in sorted(rules) if rules[op].masked is not None)
     for cls, entry in NATIVE.items():
         if not cls.__name__.startswith("NonDynamically"):  # shares the entry of Linear
             yield from (WidthMutant(cls.__name__, attribute) for attribute in entry.widths)

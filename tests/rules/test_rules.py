@@ -371,9 +371,16 @@ def contraction_cases(case: Cases) -> None:
     for groups, places in [(1, 1), (3, 1), (1, 3), (2, 4)]:
         shifts, shares = (2, 8 * places, 4, 4), (2, 4 * places, 4, 4)
         kernel = (6, 12 // groups, 2, 2)
-        case("deform_conv2d", lambda x, o, w: deform(x, o, w), (2, 12, 5, 5), shifts, kernel, captures=BOTH)
         case(
-            "deform_conv2d",
+            "torchvision.deform_conv2d",
+            lambda x, o, w: deform(x, o, w),
+            (2, 12, 5, 5),
+            shifts,
+            kernel,
+            captures=BOTH,
+        )
+        case(
+            "torchvision.deform_conv2d",
             lambda x, o, w, b, m: deform(x, o, w, b, mask=m),
             (2, 12, 5, 5),
             shifts,

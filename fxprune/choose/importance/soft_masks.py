@@ -21,7 +21,6 @@ from fxprune.analysis.batch import batch_size_of, is_batch
 from fxprune.analysis.infer import Step
 from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_sizes
 from fxprune.rules.calls import Weight
-from fxprune.rules.masked import MASKED
 from fxprune.rules.registry import Axes
 
 __all__ = ["Masks", "SoftMasked"]
@@ -90,13 +89,14 @@ class SoftMasked(fx.Interpreter):
         """A mean or norm over channels, each counted as much as its mask says."""
         step = self.analysis.inference.steps[node]
         assert step.rule is not None
-        function = STATISTICS[_name(step)]
+        function, source = step.rule.masked, step.source
+        assert function is not None and source is not None
         masks = [self._mask(use) for use in self.statistics[node] if use.group in self.masks]
         mask = masks[0]
         for other in masks[1:]:
             mask = mask * other
         bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
-        return function(mask=mask.to(bound["input"]), **bound)
+        return function(mask=mask.to(self.env[source]), **bound)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -122,7 +122,7 @@ class SoftMasked(fx.Interpreter):
     def _uses(self, node: fx.Node) -> list[Use]:
         """The groups that a node sums over, each with the operand to mask."""
         step, resolve = self.analysis.inference.steps[node], self.analysis.inference.solver.resolve
-        summed = {a for axis in step.flow.sums for a in atoms_of(resolve(axis))} & self.of_atom.keys()
+        summed = {a for axis in step.flow.reduced for a in atoms_of(resolve(axis))} & self.of_atom.keys()
         found: dict[Atom, Use] = {}
         for operand in node.all_input_nodes if summed else ():
             for axes in self.analysis.axes.get(operand, [])[:1]:
@@ -143,24 +143,8 @@ class SoftMasked(fx.Interpreter):
         return any(is_batch(a, self.batch) for a in atoms_of(axis))
 
 
-def _name(step: Step) -> str:
-    return step.call.op.removeprefix("aten.")
-
-
 def _is_statistic(step: Step) -> bool:
-    source = step.call.args[0] if step.call.args else None
-    return _name(step) in STATISTICS and step.rule is not None and isinstance(source, fx.Node)
-
-
-def _normalize(
-    input: Tensor, mask: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, **_: Any
-) -> Tensor:
-    """F.normalize, each term of the norm counted as much as its mask says."""
-    norm = (mask * input.abs() ** p).sum(dim, keepdim=True) ** (1 / p)
-    return input / norm.clamp_min(eps)
-
-
-STATISTICS = {**MASKED, "normalize": _normalize}
+    return step.rule is not None and step.rule.masked is not None and step.source is not None
 
 
 @dataclass(frozen=True)
