@@ -97,7 +97,7 @@ class _Walk:
         if step is None or step.rule is None:  # picked from a tuple, an output's own class
             self._only_laid_out(node, [n for n in node.all_input_nodes if self.analysis.axes.get(n)])
             return
-        if step.flow.macs and step.flow.sums and not step.call.op.endswith(_ATTENTION):
+        if step.flow.macs and step.flow.reduced and not step.call.op.endswith(_ATTENTION):
             self._contraction(node, step)
         else:
             self._other(node, step)
@@ -107,7 +107,7 @@ class _Walk:
     def _contraction(self, node: fx.Node, step: Step) -> None:
         bound = step.call.bind(step.rule) if step.rule else {}
         resolve = self.analysis.inference.solver.resolve
-        sums = [resolve(axis) for axis in step.flow.sums]
+        sums = [resolve(axis) for axis in step.flow.reduced]
         summed = self._atoms(sums)
         weight = bound.get("weight")
         layer = isinstance(weight, (fx.Node, Weight))
@@ -140,7 +140,7 @@ class _Walk:
             return
         tensors = _sources(list(bound.values()))
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
-            self.contracted |= self._atoms(map(self.analysis.inference.solver.resolve, step.flow.sums))
+            self.contracted |= self._atoms(map(self.analysis.inference.solver.resolve, step.flow.reduced))
         self._only_laid_out(node, tensors)
         if op in _SOFTMAX:
             self.scores.add(node)
