@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.axes import Atom, atoms_of
 from fxprune.choose.budget.request import Budget
-from fxprune.rules.masked import MASKED
 
 __all__ = ["floors"]
 
@@ -61,7 +60,7 @@ def _normalised(analysis: Analysis) -> set[Atom]:
     return {
         a
         for step in analysis.inference.steps.values()
-        if step.call.op.removeprefix("aten.") in {*MASKED, "normalize"}
-        for axis in step.flow.sums
+        if step.rule is not None and step.rule.masked is not None
+        for axis in step.flow.reduced
         for a in atoms_of(resolve(axis))
     }
