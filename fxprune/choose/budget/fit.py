@@ -127,9 +127,11 @@ def _out_of_reach(budget: Budget, left: float, fitted: Fitted, schedule: Schedul
             return BudgetError(
                 f"ratio={budget.ratio:g} of the {budget.measure} can't be met: {floor} is the limit, every "
                 f"group is at its own; the nearest choice removes {1 - left:.3f} ({nearest_ratio}, or give a "
-                f"lower floor=: floor=1 lets groups go down to one element)"
+                f"lower floor=: floor=1 lets groups go down to one element; exclude= and ratios= hold others "
+                f"up)"
             )
     return BudgetError(
         f"ratio={budget.ratio:g} of the {budget.measure} can't be met: the nearest choice removes "
-        f"{1 - left:.3f} ({nearest_ratio}, or change floor=, round_to=, attention=, exclude= or ratios=)"
+        f"{1 - left:.3f} ({nearest_ratio}, or change floor=, round_to=, attention=, depth=, exclude= or "
+        f"ratios=)"
     )

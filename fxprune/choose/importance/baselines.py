@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.kl import _ones
+from fxprune.choose.importance.kl import ones
 from fxprune.choose.importance.predictions import predictions_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
@@ -35,7 +35,7 @@ def activation(
     model = _Watching(analysis, groups)
     for batch in tqdm(batches_of(data, analysis, "activation"), disable=None if progress else True):
         with torch.no_grad():
-            model.forward(_ones(model, groups, batch.size), batch.size, *batch.args)
+            model.forward(ones(model, groups, batch.size), batch.size, *batch.args)
     return {group: np.sqrt(model.energy[group] / max(1, model.seen[group])) for group in groups}
 
 
@@ -83,7 +83,7 @@ def taylor(
                 f"importance='taylor' needs labels: batch {i} of data= holds inputs only; give (inputs, "
                 f"labels), or use importance='kl', which needs none"
             )
-        masks = _ones(model, groups, batch.size)
+        masks = ones(model, groups, batch.size)
         with torch.enable_grad():
             output = model.forward(masks, batch.size, *batch.args)
             value = loss(output, batch.labels) if loss else _cross_entropy(output, batch.labels, batch.size)

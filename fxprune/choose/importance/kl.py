@@ -25,7 +25,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
 
-__all__ = ["kl"]
+__all__ = ["kl", "ones"]
 
 
 def kl(
@@ -114,7 +114,7 @@ def _squared_slopes(
     generator: torch.Generator,
 ) -> list[tuple[Group, Tensor]]:
     """For each group and sample the squared derivative by its masks, summed over draws: [b, size]."""
-    masks = _ones(model, groups, batch.size)
+    masks = ones(model, groups, batch.size)
     with torch.enable_grad():
         output = model.forward(masks, batch.size, *batch.args)
         prediction = predictions_of(output, batch.size, log_probabilities)
@@ -132,7 +132,7 @@ def _squared_slopes(
     return list(sums.items())
 
 
-def _ones(model: SoftMasked, groups: Sequence[Group], size: int) -> Masks:
+def ones(model: SoftMasked, groups: Sequence[Group], size: int) -> Masks:
     like = next(model.module.parameters())
     return {
         g: torch.ones(size, *shape_of(g), device=like.device, dtype=like.dtype, requires_grad=True)
