@@ -104,3 +104,22 @@ class DrawError(FxpruneError):
 
 class SiblingError(FxpruneError, ValueError):
     """A model can't get the shape of a smaller one: says which dimension or part stands in the way."""
+
+
+MOST_LETTERS = 80
+
+
+def shown(value: object) -> str:
+    """Describe a value in a few words: a tensor by its shape, a model by its class, never printed whole."""
+    shape, kind = getattr(value, "shape", None), type(value).__name__
+    if isinstance(shape, tuple):
+        return f"a {kind} of shape {tuple(shape)}"
+    if callable(getattr(value, "state_dict", None)):
+        return f"a model ({kind})"
+    if isinstance(value, (list, tuple, dict)) and len(value) > 8:
+        return f"a {kind} of {len(value)}"
+    if isinstance(value, (list, tuple)):
+        open_, close = "[]" if isinstance(value, list) else "()"
+        return f"{open_}{', '.join(map(shown, value))}{close}"
+    text = repr(value)
+    return text if len(text) <= MOST_LETTERS else f"a {kind}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -60,6 +61,31 @@ def test_an_unknown_option(option: str, value: Any, known: list[str]) -> None:
     assert f"{option}={value!r}" in str(raised.value)
     for word in known:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        (
+            "ratio",
+            torch.zeros(2, 3, 64, 64),
+            r"ratio is a number.*Tensor of shape \(2, 3, 64, 64\).*example_inputs=",
+        ),
+        ("ratio", nn.Linear(3, 4), r"ratio is a number.*a model \(Linear\).*like="),
+        ("ratio", (torch.zeros(2, 3, 8, 8),), r"ratio is a number.*Tensor of shape"),
+        ("ratio", np.full((9, 9), 0.5), r"ratio=a ndarray of shape \(9, 9\)"),
+        ("depth", torch.zeros(64, 64), r"depth=a Tensor of shape \(64, 64\)"),
+        ("floor", torch.zeros(64, 64), "floor=a Tensor of shape"),
+        ("round_to", list(range(5000)), "round_to=a list of 5000"),
+        ("target", torch.zeros(64, 64), "target=a Tensor"),
+        ("steps", nn.Linear(3, 4), "steps=a model"),
+        ("attention", "x" * 500, "attention=a str:"),
+    ],
+)
+def test_no_value_is_printed_whole(option: str, value: Any, says: str) -> None:
+    with pytest.raises(errors.OptionError, match=says) as caught:
+        fxprune.prune(small_vit(), **{"ratio": 0.5, "example_inputs": images(), option: value})
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
 
 def test_options_errors_are_value_errors() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis, names_in_graph
 from fxprune.analysis.infer import infer
 from fxprune.capture.trace import capture_model, example_of
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -36,7 +36,7 @@ class AnalysisOptions:
 
     def __post_init__(self) -> None:
         if self.outputs not in OUTPUTS:
-            raise OptionError(f"outputs={self.outputs!r}: one of {', '.join(map(repr, OUTPUTS))}")
+            raise OptionError(f"outputs={shown(self.outputs)}: one of {', '.join(map(repr, OUTPUTS))}")
 
 
 def analyze(

@@ -13,7 +13,7 @@ from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import capture_exported
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
-from fxprune.errors import CaptureError, ExampleInputError, OptionError
+from fxprune.errors import CaptureError, ExampleInputError, OptionError, shown
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
@@ -75,7 +75,7 @@ def capture_model(
     """Capture a model as a canonical graph; arguments and errors as of `trace`."""
     ways = WAYS.get(capture)
     if ways is None:
-        raise OptionError(f"capture={capture!r}: one of {', '.join(map(repr, WAYS))}")
+        raise OptionError(f"capture={shown(capture)}: one of {', '.join(map(repr, WAYS))}")
     refuse_unsupported(model)
     failures: list[Exception] = []
     for way in ways:

@@ -12,7 +12,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch, find_branches, pairs
 from fxprune.analysis.patterns import excluded_modules, is_within
 from fxprune.choose.importance.branches import branch_divergences, branch_shares
-from fxprune.errors import NothingPrunableError, OptionError, ScoreError
+from fxprune.errors import NothingPrunableError, OptionError, ScoreError, shown
 from fxprune.passes.shrinking.remove_branches import remove_branches
 
 __all__ = ["BRANCH_OPTIONS", "branch_scores", "check_depth", "drop_branches", "without_branches"]
@@ -26,9 +26,9 @@ BRANCH_OPTIONS = {"log_probabilities", "progress"}  # of `branch_divergences`
 
 def check_depth(depth: float, unit: str) -> None:
     if isinstance(depth, bool) or not isinstance(depth, (int, float)) or not 0 <= depth < 1:
-        raise OptionError(f"depth={depth!r}: the fraction of branches to remove must be in [0, 1)")
+        raise OptionError(f"depth={shown(depth)}: the fraction of branches to remove must be in [0, 1)")
     if unit not in UNITS:
-        raise OptionError(f"unit={unit!r}: one of {', '.join(map(repr, UNITS))}")
+        raise OptionError(f"unit={shown(unit)}: one of {', '.join(map(repr, UNITS))}")
 
 
 def drop_branches(

@@ -12,7 +12,7 @@ from fxprune.choose.budget import Budget
 from fxprune.choose.depth import BRANCH_OPTIONS, check_depth
 from fxprune.choose.importance.score import WITH_DATA, Importance, criterion_for, options_of
 from fxprune.choose.steps import Between
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 
 __all__ = ["ATTENTION", "Request"]
 
@@ -43,9 +43,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
-            raise OptionError(f"attention={self.attention!r}: one of {', '.join(map(repr, ATTENTION))}")
+            raise OptionError(f"attention={shown(self.attention)}: one of {', '.join(map(repr, ATTENTION))}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise OptionError(f"steps={self.steps!r}: a whole number of at least 1")
+            raise OptionError(f"steps={shown(self.steps)}: a whole number of at least 1")
         check_depth(self.depth, self.unit)
         if isinstance(self.exclude, str):
             object.__setattr__(self, "exclude", (self.exclude,))
@@ -113,7 +113,7 @@ class Request:
             )
         if self.unit != "branch" and self.depth == 0:
             raise OptionError(
-                f"unit={self.unit!r} is what depth= counts, and depth=0 removes none: give depth="
+                f"unit={shown(self.unit)} is what depth= counts, and depth=0 removes none: give depth="
             )
 
     def _refuse_unused_data(self) -> None:

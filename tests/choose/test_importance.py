@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.score import score
 from fxprune.choose.importance.scores import shape_of
+from fxprune.errors import DataError
 from fxprune.plan.plan import Kept, Plan
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -211,7 +213,7 @@ def test_other_outputs_by_squared_error_or_the_users_probabilities(criterion: st
     [
         ({"importance": "kl"}, "needs data="),
         ({"data": []}, "holds no batch"),
-        ({"data": 3}, "must be an iterable of batches, not int"),
+        ({"data": 3}, "is an iterable of batches of inputs .*, not 3"),
         ({"data": ["a"]}, "holds no tensor"),
         ({"data": [torch.zeros(2, 3)]}, r"inputs of shape \(2, 3\)"),
         ({"data": images(), "importance": "taylor"}, "needs labels: batch 0"),
@@ -243,3 +245,30 @@ def test_an_interrupted_exact_run_goes_on(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(fxprune.FxpruneError, match="no whole record"):
         kl_exact(analysis, analysis.prunable, data, progress=False, resume=path)
+
+
+def test_batches_that_are_mappings() -> None:
+    """By the model's own names; of one tensor beside labels; otherwise the error says what to write."""
+    model = small_vit()
+    x, labels = images(4), torch.arange(4)
+    plain = fxprune.plan_of(fxprune.prune(model, 0.5, data=[x], example_inputs=images()))
+    for batch in ({"image": x, "label": labels}, {"x": x, "id": labels}, {"pixels": x, "path": ["a"] * 4}):
+        found = fxprune.plan_of(fxprune.prune(model, 0.5, data=[batch], example_inputs=images()))
+        assert str(found) == str(plain)
+        assert all(found.groups[n].indices.equal(k.indices) for n, k in plain.groups.items())
+    with pytest.raises(DataError, match=r"'image', 'mask', 'label'; the model takes 'x'.*batch\['image'\]"):
+        fxprune.prune(model, 0.5, data=[{"image": x, "mask": x, "label": labels}], example_inputs=images())
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (3.5, "a DataLoader, a list of tensors"),
+        ([["a.png", "b.png"]], "wrap it in a DataLoader"),
+        (iter(()), "used up"),
+    ],
+)
+def test_data_that_holds_no_batches(data: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        fxprune.prune(small_vit(), 0.5, data=data, example_inputs=images())
+    assert len(str(caught.value)) < 350

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor, nn
+
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.patterns import groups_within
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 
 __all__ = ["SCOPES", "TARGETS", "Budget", "Latency"]
 
@@ -46,19 +48,23 @@ class Budget:
     def __post_init__(self) -> None:
         _check_share("ratio", self.ratio)
         if not isinstance(self.target, Latency) and self.target not in TARGETS:
-            raise OptionError(f"target={self.target!r}: one of {_listed(TARGETS)}, or fxprune.Latency(...)")
+            raise OptionError(
+                f"target={shown(self.target)}: one of {_listed(TARGETS)}, or fxprune.Latency(...)"
+            )
         if self.scope not in SCOPES:
-            raise OptionError(f"scope={self.scope!r}: one of {_listed(SCOPES)}")
+            raise OptionError(f"scope={shown(self.scope)}: one of {_listed(SCOPES)}")
         for pattern, value in self.ratios.items():
             _check_share(f"ratios[{pattern!r}]", value)
         if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
-            raise OptionError(f"round_to={self.round_to!r}: a whole number of at least 1")
+            raise OptionError(f"round_to={shown(self.round_to)}: a whole number of at least 1")
         if self.floor is None:
             return
         share = isinstance(self.floor, float) and 0 < self.floor < 1
         count = isinstance(self.floor, int) and not isinstance(self.floor, bool) and self.floor >= 1
         if not share and not count:
-            raise OptionError(f"floor={self.floor!r}: a number of elements (1 or more), or a share below 1.0")
+            raise OptionError(
+                f"floor={shown(self.floor)}: a number of elements (1 or more), or a share below 1.0"
+            )
 
     @property
     def measure(self) -> str:
@@ -79,8 +85,13 @@ class Budget:
 
 
 def _check_share(name: str, value: object) -> None:
+    if isinstance(value, (Tensor, nn.Module)) or (isinstance(value, (tuple, list)) and value):
+        raise OptionError(
+            f"{name} is a number, the fraction to remove, and was given {shown(value)}: example inputs go to "
+            f"example_inputs=, data to data=, a smaller model to like="
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise OptionError(f"{name}={value!r}: the fraction to remove must be in [0, 1)")
+        raise OptionError(f"{name}={shown(value)}: the fraction to remove must be in [0, 1)")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.errors import DataError, ExampleInputError
+from fxprune.errors import DataError, ExampleInputError, shown
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import device_of
 from fxprune.graph.values import bound_arguments
@@ -50,7 +50,7 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     device = device_of(analysis.module)
     found = [_batch(item, i, analysis, device) for i, item in enumerate(_iterate(data))]
     if not found:
-        raise DataError("data= holds no batch")
+        raise DataError("data= holds no batch: is it a generator that was used up before?")
     return found
 
 
@@ -58,7 +58,9 @@ def _iterate(data: Iterable[Any]) -> Iterable[Any]:
     if isinstance(data, Tensor):
         return [data]
     if not isinstance(data, Iterable):
-        raise DataError(f"data= must be an iterable of batches, not {type(data).__name__}")
+        raise DataError(
+            f"data= is an iterable of batches of inputs (a DataLoader, a list of tensors), not {shown(data)}"
+        )
     return data
 
 
@@ -66,7 +68,7 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
     labels = None
     if isinstance(item, Mapping):
         labels = next((item[k] for k in LABELS if k in item), None)
-        example = Example((), {str(k): v for k, v in item.items() if k not in LABELS})
+        example = _by_name(item, i, analysis)
     elif isinstance(item, (tuple, list)) and item:
         example, labels = Example((item[0],)), item[1] if len(item) > 1 else None
     else:
@@ -75,12 +77,44 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
     try:
         args = bound_arguments(analysis.module, example)
     except ExampleInputError as error:
-        raise DataError(f"batch {i} of data=: {error}") from error
+        raise DataError(
+            f"batch {i} of data=: {error}; a batch is a tensor of inputs, (inputs, labels), or a mapping of "
+            f"forward's arguments"
+        ) from error
     tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
-        raise DataError(f"batch {i} of data= holds no tensor, but {type(item).__name__}")
+        raise DataError(
+            f"batch {i} of data= holds no tensor but {shown(item)}: a batch is a tensor of inputs, "
+            f"(inputs, labels), or a mapping of forward's arguments (a data set of single samples: wrap it "
+            f"in a DataLoader)"
+        )
     _check_against_capture(tensors[0], i, analysis)
     return Batch(args, tensors[0].shape[0], labels)
+
+
+def _by_name(item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
+    """A mapping of the model's arguments; or of one tensor beside its labels, for a model of one input."""
+    given = {str(k): v for k, v in item.items() if k not in LABELS}
+    wanted = [str(n.target) for n in analysis.module.graph.nodes if n.op == "placeholder"]
+    if set(wanted) <= given.keys():
+        return Example((), given)
+    tensors = [v for v in given.values() if isinstance(v, Tensor)]
+    if len(wanted) == 1 == len(tensors):
+        return Example((tensors[0],))
+    raise DataError(
+        f"batch {i} of data= is a mapping with {_some(map(str, item))}; the model takes {_some(wanted)}: "
+        f"give mappings with these names, or tuples such as "
+        f"((batch[{_first(given)!r}], batch['label']) for batch in loader)"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "no key"
+
+
+def _first(given: Mapping[str, Any]) -> str:
+    """The key that holds the inputs, as likely as not: the first tensor's."""
+    return next((k for k, v in given.items() if isinstance(v, Tensor)), "image")
 
 
 def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:

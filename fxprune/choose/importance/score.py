@@ -14,7 +14,7 @@ from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.magnitude import magnitude
 from fxprune.choose.importance.scores import Scores, check_scores, shape_of
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 
 __all__ = [
     "CRITERIA",
@@ -50,7 +50,8 @@ def criterion_for(importance: Importance | None, data: Iterable[Any] | None) -> 
     """
     chosen = importance if importance is not None else ("magnitude" if data is None else "kl")
     if not callable(chosen) and chosen not in CRITERIA:
-        raise OptionError(f"importance={chosen!r}: one of {', '.join(map(repr, CRITERIA))}, or a function")
+        known = ", ".join(map(repr, CRITERIA))
+        raise OptionError(f"importance={shown(chosen)}: one of {known}, or a function")
     return chosen
 
 
@@ -87,7 +88,7 @@ def score(
     """
     chosen = criterion_for(importance, data)
     if unknown := set(options) - options_of(chosen):
-        raise OptionError(f"importance={chosen!r} has no option {', '.join(map(repr, sorted(unknown)))}")
+        raise OptionError(f"importance={shown(chosen)} has no option {', '.join(map(repr, sorted(unknown)))}")
     if not isinstance(chosen, str):
         return check_scores(chosen(analysis, groups), list(groups))
     if chosen in WITH_DATA:

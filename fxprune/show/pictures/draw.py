@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 from fxprune.files import write_whole
 from fxprune.plan.plan import Plan
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -66,9 +66,9 @@ def draw(
     """
     path = Path(path)
     if view not in VIEWS:
-        raise OptionError(f"view={view!r}: one of {', '.join(map(repr, VIEWS))}")
+        raise OptionError(f"view={shown(view)}: one of {', '.join(map(repr, VIEWS))}")
     if path.suffix.lower() not in VIEWS[view]:
-        raise OptionError(f"{path.name}: view={view!r} is drawn as {', '.join(VIEWS[view])}")
+        raise OptionError(f"{path.name}: view={shown(view)} is drawn as {', '.join(VIEWS[view])}")
     scene = scene_of(what, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules)
     if view == "kept" and not scene.pruned:
         raise OptionError(

@@ -18,7 +18,7 @@ from fxprune.analysis.analysis import Analysis, Group
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, shown
 from fxprune.plan.plan import Kept, Plan, plan_of
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.pruned_module import noise_for
@@ -169,7 +169,7 @@ def report(
         >>> Path("report.md").write_text(fxprune.report(model, pruned).to_markdown())
     """
     if format not in FORMATS:
-        raise OptionError(f"format={format!r}: one of {', '.join(map(repr, FORMATS))}")
+        raise OptionError(f"format={shown(format)}: one of {', '.join(map(repr, FORMATS))}")
     given = example_inputs is not None or example_kwargs is not None
     if given and batch is not None:
         raise OptionError(
