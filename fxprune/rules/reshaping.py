@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxprune.axes import ONE, Axis, Product, atom, fixed, refine
+from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, rule
 
 
@@ -180,6 +181,14 @@ def expand_as_axes(input: Typed, other: Typed) -> Flow:
     return Flow(other.axes, same)
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors_axes(*tensors: Any) -> Flow:
+    """b n, n -> b n, b n"""
+    given = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    out, same = broadcast(t.axes for t in given)
+    return Flow([out for _ in given], same)
+
+
 @rule("repeat", "tile")
 def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
     """a b 1 -> (2 a) (3 b) c, c free: a repeat of one element is an expand"""
@@ -201,7 +210,7 @@ def repeat_interleave_axes(
         raise NotCovered("only a whole number of copies along one dimension is understood")
     d = at(dim, input.ndim)
     copied = Product.of((input.axes[d], fixed(repeats, "copies")))
-    return Flow((*input.axes[:d], copied, *input.axes[d + 1 :]))
+    return Flow((*input.axes[:d], copied, *input.axes[d + 1 :]), sizes={"output_size": copied})
 
 
 @rule("meshgrid")

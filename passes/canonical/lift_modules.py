@@ -20,8 +20,11 @@ from fxprune.graph.training_mode import forward_reads_mode
 __all__ = ["lift_modules"]
 
 _BATCH_NORM = "input weight bias running_mean running_var training momentum eps"
-_DEFAULTS = dict(stride=1, padding=0, dilation=1, groups=1, training=False, momentum=0.1, eps=1e-5)
+_DEFAULTS = dict(
+    stride=1, padding=0, output_padding=0, dilation=1, groups=1, training=False, momentum=0.1, eps=1e-5
+)
 _CONV = "input weight bias stride padding dilation groups"
+_CONV_TRANSPOSE = "input weight bias stride padding output_padding groups dilation"
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -68,7 +71,8 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     if names is None:
         return None
     given = dict(zip(names.split(), node.args, strict=False)) | node.kwargs
-    return {name: given.get(name, _DEFAULTS.get(name)) for name in names.split()}
+    default = _DEFAULTS | ({"eps": None} if op_name(node.target) == "rms_norm" else {})
+    return {name: given.get(name, default.get(name)) for name in names.split()}
 
 
 def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
@@ -124,6 +128,24 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
                 groups=a["groups"],
                 bias=a["bias"] is not None,
             )
+        elif op.startswith("conv_transpose"):
+            n = int(op[14])
+            layer = getattr(nn, f"ConvTranspose{n}d")(
+                weight.shape[0],
+                weight.shape[1] * a["groups"],
+                weight.shape[2:],
+                stride=_tuple(a["stride"], n),
+                padding=_tuple(a["padding"], n),
+                output_padding=_tuple(a["output_padding"], n),
+                groups=a["groups"],
+                bias=a["bias"] is not None,
+                dilation=_tuple(a["dilation"], n),
+            )
+        elif op == "rms_norm":
+            layer = nn.RMSNorm(tuple(a["normalized_shape"]), eps=a["eps"])
+            layer.elementwise_affine = weight is not None
+        elif op == "prelu":
+            layer = nn.PReLU(weight.shape[0])
         elif op == "layer_norm":
             layer = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"])
             layer.elementwise_affine = weight is not None
@@ -160,6 +182,10 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     F.conv1d: _CONV,
     F.conv2d: _CONV,
     F.conv3d: _CONV,
+    F.conv_transpose1d: _CONV_TRANSPOSE,
+    F.conv_transpose2d: _CONV_TRANSPOSE,
+    F.conv_transpose3d: _CONV_TRANSPOSE,
+    F.prelu: "input weight",
     F.layer_norm: "input normalized_shape weight bias eps",
     F.group_norm: "input num_groups weight bias eps",
     F.batch_norm: "input running_mean running_var weight bias training momentum eps",
@@ -168,6 +194,11 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     _aten.conv2d.default: _CONV,
     _aten.conv2d.padding: _CONV,
     _aten.conv3d.default: _CONV,
+    _aten.conv_transpose1d.default: _CONV_TRANSPOSE,
+    _aten.conv_transpose2d.input: _CONV_TRANSPOSE,
+    _aten.conv_transpose3d.input: _CONV_TRANSPOSE,
+    _aten.rms_norm.default: "input normalized_shape weight eps",
+    _aten.prelu.default: "input weight",
     _aten.layer_norm.default: "input normalized_shape weight bias eps",
     _aten.group_norm.default: "input num_groups weight bias eps",
     _aten.batch_norm.default: _BATCH_NORM,
