@@ -15,23 +15,60 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-__all__ = ["ONE", "Atom", "Axis", "Product", "Sum", "fixed"]
+__all__ = ["ONE", "PIXELS", "Atom", "Axis", "Kind", "Product", "Reason", "Sum", "frozen"]
+
+# What an atom is frozen for, where code asks: an input's dimension, its batch, places in an image, ..
+Kind = Literal["op", "input", "batch", "pixels", "output", "tokens", "empty"]
 
 _serial = itertools.count()
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why an atom must stay whole: `text` for people, `kind` for code, and the node that made it so."""
+
+    text: str
+    node: str | None = None
+    where: str | None = None  # the user's source line, "file.py:12"
+    kind: Kind = "op"
+
+    def __str__(self) -> str:
+        at = f" at {self.node}" if self.node else ""
+        return f"{self.text}{at}" + (f" ({self.where})" if self.where else "")
+
+    @property
+    def brief(self) -> str:
+        """The same, with the source file's name only."""
+        return str(replace(self, where=self.where and os.path.basename(self.where)))
+
+
+PIXELS = Reason("pixels", kind="pixels")
+
+
 @dataclass(eq=False, frozen=True)
 class Atom:
-    """An axis that is not composed of others.  `fixed` says why it is born whole, if it is."""
+    """An axis that is not composed of others.
+
+    frozen: why it is born whole, if it is.
+    per_sample: how many elements it has for each sample, where its size follows the batch; else 0.
+    """
 
     size: int
-    fixed: str | None = None
+    frozen: Reason | None = None
+    per_sample: int = 0
     serial: int = field(default_factory=lambda: next(_serial))
+
+    @property
+    def is_batch(self) -> bool:
+        """Is each element one sample?"""
+        return self.per_sample == 1
 
     def __repr__(self) -> str:
         return f"a{self.serial}:{self.size}"
@@ -91,13 +128,18 @@ ONE: Axis = Product(())
 def atom(size: int) -> Axis:
     """A fresh axis about which nothing is known yet."""
     if size == 0:  # register tokens of which there are none
-        return Atom(0, fixed="empty")
+        return Atom(0, Reason("empty", kind="empty"))
     return ONE if size == 1 else Atom(size)
 
 
-def fixed(size: int, why: str) -> Axis:
+def frozen(size: int, why: str | Reason) -> Axis:
     """A fresh axis that must stay whole."""
-    return ONE if size == 1 else Atom(size, fixed=why)
+    return ONE if size == 1 else Atom(size, why if isinstance(why, Reason) else Reason(why))
+
+
+def batch(size: int, per_sample: int = 1) -> Axis:
+    """A fresh axis whose size follows the batch: `per_sample` elements for each sample."""
+    return ONE if size == 1 else Atom(size, Reason("input", kind="batch"), per_sample)
 
 
 def atoms_of(axis: Axis) -> Iterator[Atom]:
@@ -117,11 +159,12 @@ def size_of(axis: Axis, sizes: Mapping[Atom, int]) -> int:
     return math.prod(parts) if isinstance(axis, Product) else sum(parts)
 
 
-def with_sizes(axis: Axis, sizes: dict[int, int]) -> Axis:
-    """The axis with fixed atoms of certain sizes (a stand-in batch) taken for others of another size."""
+def with_batch(axis: Axis, samples: int) -> Axis:
+    """The axis as it is for another number of samples."""
     if isinstance(axis, Atom):
-        return Atom(sizes[axis.size], axis.fixed) if axis.fixed and axis.size in sizes else axis
-    parts = [with_sizes(part, sizes) for part in axis.parts]
+        known = axis.per_sample
+        return Atom(known * samples, axis.frozen, known) if known else axis
+    parts = [with_batch(part, samples) for part in axis.parts]
     return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
 
 

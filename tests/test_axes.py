@@ -11,7 +11,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fxprune.analysis.solver import AxisError, Reason, Solver
-from fxprune.axes import ONE, Atom, Axis, Product, Sum, atom, atoms_of, coordinates, fixed, refine, with_sizes
+from fxprune.axes import (
+    ONE,
+    Atom,
+    Axis,
+    Product,
+    Sum,
+    atom,
+    atoms_of,
+    batch,
+    coordinates,
+    frozen,
+    refine,
+    with_batch,
+)
 
 WHY = Reason("a test asked", "node", "model.py:1")
 
@@ -62,9 +75,9 @@ def test_sums_flatten_drop_empty_parts_and_unwrap() -> None:
 
 
 def test_fresh_axes() -> None:
-    assert atom(1) == fixed(1, "one") == ONE
+    assert atom(1) == frozen(1, "one") == ONE
     assert atom(5) != atom(5)
-    whole = fixed(5, "the input's")
+    whole = frozen(5, "the input's")
     assert isinstance(whole, Atom)
     assert Solver().frozen(whole) == Reason("the input's")
 
@@ -75,10 +88,27 @@ def test_atoms_are_listed_outermost_first_and_as_often_as_they_occur() -> None:
     assert list(atoms_of(ONE)) == []
 
 
-def test_only_fixed_atoms_change_their_size() -> None:
-    batch, embed = fixed(10007, "batch"), Atom(10007)
-    for axis, size in ((times(batch, Atom(5)), 15), (plus(batch, Atom(5)), 8), (embed, 10007)):
-        assert with_sizes(axis, {10007: 3}).size == size
+def test_only_what_follows_the_batch_changes_its_size() -> None:
+    b, embed, whole, windows = batch(10007), Atom(10007), frozen(10007, "words"), batch(40028, 4)
+    sizes = [(times(b, Atom(5)), 15), (plus(b, Atom(5)), 8), (embed, 10007), (whole, 10007), (windows, 12)]
+    for axis, size in sizes:
+        assert with_batch(axis, 3).size == size
+
+
+def test_the_batch_is_known_through_products() -> None:
+    windows, samples, per_image = batch(40028, 4), Atom(10007), Atom(4)
+    solver = unified(windows, times(samples, per_image))
+    first, second = atoms_of(solver.resolve(windows))
+    assert first.is_batch and second.per_sample == 0
+    assert solver.frozen(first).kind == "batch" and solver.frozen(second).kind == "input"
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_what_equals_the_batch_follows_it(swap: bool) -> None:
+    for other in (Atom(10007), frozen(10007, "it numbers positions")):
+        b = batch(10007)
+        solver = unified(b, other) if swap else unified(other, b)
+        assert solver.resolve(other).is_batch and solver.resolve(b).is_batch
 
 
 def test_reasons_say_what_where() -> None:
@@ -164,8 +194,8 @@ def test_product_with_equal_product() -> None:
 
 def test_product_with_coarser_product() -> None:
     """(3 heads head_dim) from (3 embed): embed turns out to be heads x head_dim."""
-    three, heads, dim, embed = fixed(3, "unbound"), Atom(4), Atom(5), Atom(20)
-    solver = unified(times(fixed(3, "unbound"), heads, dim), times(three, embed))
+    three, heads, dim, embed = frozen(3, "unbound"), Atom(4), Atom(5), Atom(20)
+    solver = unified(times(frozen(3, "unbound"), heads, dim), times(three, embed))
     assert solver.resolve(embed) == times(heads, dim)
     assert all(solver.frozen(a) is None for a in (heads, dim))
 
@@ -311,7 +341,7 @@ def test_the_first_reason_is_remembered() -> None:
     solver.freeze(a, Reason("first"))
     solver.freeze(a, Reason("second"))
     assert solver.frozen(a) == Reason("first")
-    born = fixed(4, "the input's")
+    born = frozen(4, "the input's")
     solver.freeze(born, Reason("later"))
     assert solver.frozen(born) == Reason("the input's")
 
@@ -339,8 +369,8 @@ def test_frozen_factor_leaves_the_others_free() -> None:
     assert solver.frozen(dim) is None
 
 
-def test_a_fixed_atom_stays_whole_behind_an_older_one() -> None:
-    old, born = Atom(4), fixed(4, "the input's")
+def test_a_frozen_atom_stays_whole_behind_an_older_one() -> None:
+    old, born = Atom(4), frozen(4, "the input's")
     for a, b in ((old, born), (born, old)):
         solver = unified(a, b)
         assert str(solver.frozen(solver.resolve(old))) == "the input's"

@@ -75,11 +75,11 @@ class Analysis:
         regrouped: dict[str, int] | None = None,
     ) -> Analysis:
         """The analysis of a graph that a pass made of this one's; both share their tensors."""
-        inference = infer(module, self.inference.rules, prune_outputs=self.inference.prune_outputs)
+        captured = self.captured.on(module)
+        inference = infer(captured, self.inference.rules, prune_outputs=self.inference.prune_outputs)
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
         used = names_in_graph(names, module, inference)
-        captured = self.captured.on(module)
         return Analysis(captured, inference, used, self.original, removal, regrouped or self.regrouped)
 
     @property

@@ -66,7 +66,7 @@ def analyze(
 def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> Analysis:
     """Capture a model by an example call, and infer its axes."""
     captured = capture_model(model, example, capture=options.capture, split_qkv=options.split_qkv)
-    inference = infer(captured.module, options.rules, prune_outputs=options.outputs == "prune")
+    inference = infer(captured, options.rules, prune_outputs=options.outputs == "prune")
     names = names_in_graph(dict(named_tensors(model)), captured.module, inference)
     analysis = Analysis(captured, inference, names)
     if options.strict:

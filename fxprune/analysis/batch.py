@@ -1,19 +1,64 @@
-"""Find the batch among a graph's axes."""
+"""Flag what follows the batch where no rule passed the batch's own axis on: `zeros(b * n)`."""
 
 from __future__ import annotations
 
-from fxprune.analysis.analysis import Analysis
-from fxprune.axes import Atom
+from typing import TYPE_CHECKING
 
-__all__ = ["batch_size_of", "is_batch"]
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.axes import Axis, Reason, atoms_of, batch
+from fxprune.graph.example import PRIME_BATCH
+from fxprune.graph.facts import Captured
+from fxprune.graph.values import FakeRun, NodeError
+
+if TYPE_CHECKING:
+    from fxprune.analysis.infer import Inference
+
+__all__ = ["flag_batch"]
+
+ANOTHER_BATCH = PRIME_BATCH + 2  # a prime as well
 
 
-def batch_size_of(analysis: Analysis) -> int:
-    """The stand-in for the batch size in the analysis's axes."""
-    first = next(n for n in analysis.module.graph.nodes if n.op == "placeholder")
-    return analysis.axes[first][0][0].size
+def flag_batch(captured: Captured, found: Inference) -> None:
+    """Bind to the batch each atom of a multiple of its size that has another size in another batch.
+
+    A vocabulary of 10007 words has the stand-in's size, and is no batch: only a second run tells.  It is
+    made where some size leaves it open.
+    """
+    samples = captured.stand_in_batch
+    if samples is None or captured.example.batch is None:
+        return
+    module, other = captured.module, None
+    for node in module.graph.nodes:
+        for i, axes in enumerate(found.axes_of(node)):
+            for dim, axis in enumerate(axes):
+                if not _is_open(axis, samples):
+                    continue
+                other = other or FakeRun(
+                    captured.module, captured.module.graph, captured.example, ANOTHER_BATCH
+                )
+                if _size(other, node, i, dim) != axis.size:
+                    _flag(found.solver.resolve(axis), samples, found)
 
 
-def is_batch(a: Atom, batch: int) -> bool:
-    """Does an atom count samples, `batch` being the stand-in for their number?"""
-    return a.fixed is not None and a.size == batch
+def _is_open(axis: Axis, samples: int) -> bool:
+    if axis.size == 0 or axis.size % samples:
+        return False
+    return not any(a.per_sample for a in atoms_of(axis))
+
+
+def _size(run: FakeRun, node: fx.Node, i: int, dim: int) -> int | None:
+    """The size of a dimension of the i-th tensor that a node gives; None if it does not run."""
+    try:
+        value = run.value(node)
+    except NodeError:
+        return None
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)][i].shape[dim]
+
+
+def _flag(axis: Axis, samples: int, found: Inference) -> None:
+    """Of its atoms, the first of a multiple of the batch's size."""
+    first = next((a for a in atoms_of(axis) if a.size % samples == 0), None)
+    if first is not None and not any(a.per_sample for a in atoms_of(axis)):
+        found.solver.unify(first, batch(first.size, first.size // samples), Reason("the batch", kind="batch"))

@@ -76,7 +76,7 @@ def build_groups(analysis: Analysis) -> list[Group]:
     channels = is_channel(analysis)
     for a in sites:
         if a in born and a not in channels:
-            solver.freeze(a, Reason("tokens: weights lie along it, none contracts it"))
+            solver.freeze(a, Reason("tokens: weights lie along it, none contracts it", kind="tokens"))
     twice = _used_twice(analysis)
     inside = _nesting(analysis)
     groups = {}
@@ -142,7 +142,7 @@ def _used_twice(analysis: Analysis) -> set[Atom]:
 
 
 def _role(a: Atom, group: Group, nesting: _Nesting, residual: set[Atom]) -> str:
-    if group.frozen is not None and group.frozen.text == "reaches the output":
+    if group.frozen is not None and group.frozen.kind == "output":
         return "output"
     if group.frozen is not None:
         return "whole"

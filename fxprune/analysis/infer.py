@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.analysis.batch import flag_batch
 from fxprune.analysis.solver import AxisError, Reason, Solver
-from fxprune.axes import atom, fixed
+from fxprune.axes import atom, batch, frozen
 from fxprune.errors import RuleError
+from fxprune.graph.facts import Captured
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 
@@ -52,17 +54,20 @@ class Inference:
         return [tuple(map(self.solver.resolve, t.axes)) for t in _tensors(self.values.get(node))]
 
 
-def infer(module: fx.GraphModule, rules: RuleSet, *, prune_outputs: bool = False) -> Inference:
+def infer(captured: Captured, rules: RuleSet, *, prune_outputs: bool = False) -> Inference:
     """Walk a canonical graph (with `meta["val"]`) and unify what its ops couple.
 
     What no rule understands is frozen, with the reason; nothing is guessed.
     """
-    return _Walk(module, rules, prune_outputs).run()
+    found = _Walk(captured, rules, prune_outputs).run()
+    flag_batch(captured, found)
+    return found
 
 
 class _Walk:
-    def __init__(self, module: fx.GraphModule, rules: RuleSet, prune_outputs: bool) -> None:
-        self.module, self.rules, self.prune_outputs = module, rules, prune_outputs
+    def __init__(self, captured: Captured, rules: RuleSet, prune_outputs: bool) -> None:
+        self.module, self.rules, self.prune_outputs = captured.module, rules, prune_outputs
+        self.samples = captured.samples
         self.found = Inference(Solver(), rules, prune_outputs)
         self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
 
@@ -73,12 +78,12 @@ class _Walk:
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self._put(node, _map_tensors(node.meta["val"], lambda t: Typed(_whole(t, "input"))))
+            self._put(node, _map_tensors(node.meta["val"], self._input))
         elif node.op == "get_attr":
             self._put(node, self._weight(str(node.target)))
         elif node.op == "output":
             if not self.prune_outputs:
-                self._freeze_all(node.args, Reason("reaches the output", node.name))
+                self._freeze_all(node.args, Reason("reaches the output", node.name, kind="output"))
         else:
             self._call(node)
 
@@ -113,7 +118,8 @@ class _Walk:
             self._give_up(node, call, Reason(text, node.name, reason.where))
             return
         for axis, why in flow.whole:
-            self.found.solver.freeze(axis, Reason(why, node.name, reason.where))
+            why = why if isinstance(why, Reason) else Reason(why)
+            self.found.solver.freeze(axis, replace(why, node=node.name, where=reason.where))
         self.found.steps[node] = Step(call, rule, flow)
         self._put(node, _typed(flow.out, value))
 
@@ -123,7 +129,7 @@ class _Walk:
         kwargs: dict[str, Any] = {}
         for name, parameter in rule.signature.parameters.items():
             if name == "result":
-                kwargs[name] = _map_tensors(value, lambda t: Typed(_whole(t, "result")))
+                kwargs[name] = _map_tensors(value, lambda t: Typed(_whole(t, Reason("result"))))
             elif name not in bound:
                 continue
             elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -161,6 +167,13 @@ class _Walk:
             return [self._resolved(v) for v in value]
         return value
 
+    def _input(self, t: Tensor) -> Typed:
+        """An input's dimensions stay whole; the first counts samples if it is as long as the batch."""
+        axes = _whole(t, Reason("input", kind="input"))
+        if t.ndim and t.shape[0] == self.samples:
+            axes = (batch(t.shape[0]), *axes[1:])
+        return Typed(axes)
+
     def _weight(self, name: str) -> Typed:
         """A parameter or buffer: fresh axes, once per tensor."""
         tensor = _attribute(self.module, name)
@@ -190,7 +203,7 @@ class _Walk:
             for name, _ in (*owner.named_parameters(), *owner.named_buffers()):
                 self._freeze_all(Weight(f"{path}.{name}"), reason)
         value = node.meta.get("val")
-        self._put(node, _map_tensors(value, lambda t: Typed(_whole(t, reason.text))))
+        self._put(node, _map_tensors(value, lambda t: Typed(_whole(t, Reason(reason.text)))))
 
     def _freeze_all(self, value: Any, reason: Reason) -> None:
         for typed in _tensors(self._argument(value)):
@@ -219,8 +232,8 @@ def _mistake(rule: Rule, reason: Reason, error: Exception) -> str:
     )
 
 
-def _whole(t: Tensor, why: str) -> Axes:
-    return tuple(fixed(size, why) for size in t.shape)
+def _whole(t: Tensor, why: Reason) -> Axes:
+    return tuple(frozen(size, why) for size in t.shape)
 
 
 def _place_of(fields: Any, name: str) -> int:

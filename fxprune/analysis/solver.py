@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from fxprune.axes import Atom, Axis, Product, Sum, atom, atoms_of, fixed, refine
+from fxprune.axes import Atom, Axis, Product, Reason, Sum, atom, atoms_of, frozen, refine
 
 __all__ = ["AxisError", "Reason", "Solver"]
 
 
 class AxisError(Exception):
     """Two axes that must be equal differ in size: the rule that said so does not fit the call."""
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why an atom must stay whole: in words, and the node that made it so."""
-
-    text: str
-    node: str | None = None
-    where: str | None = None  # the user's source line, "file.py:12"
-
-    def __str__(self) -> str:
-        at = f" at {self.node}" if self.node else ""
-        return f"{self.text}{at}" + (f" ({self.where})" if self.where else "")
-
-    @property
-    def brief(self) -> str:
-        """The same, with the source file's name only."""
-        return str(replace(self, where=self.where and os.path.basename(self.where)))
 
 
 class Solver:
@@ -56,7 +37,7 @@ class Solver:
 
     def frozen(self, a: Atom) -> Reason | None:
         """Why the atom must stay whole, or None if it may shrink."""
-        return self._frozen.get(a) or (Reason(a.fixed) if a.fixed else None)
+        return self._frozen.get(a) or a.frozen
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """Keep every atom of the axis whole; the first reason given is the one remembered."""
@@ -100,22 +81,30 @@ class Solver:
             self.freeze(b, Reason("it would have to contain itself"))
             return
         self._bound[a] = b
-        if a.fixed is not None:
-            self._fix(b, a.fixed)
+        if a.frozen is not None:
+            self._be_born_as(b, a, a.frozen)
         elif why is not None:
             self.freeze(b, why)
 
-    def _fix(self, axis: Axis, why: str) -> None:
-        """What equals a fixed axis, or is a part of it, is as if born fixed."""
-        for a in set(atoms_of(axis)):
-            if a.fixed is None:
-                twin = self._bound[a] = Atom(a.size, why)
+    def _be_born_as(self, axis: Axis, born: Atom, why: Reason) -> None:
+        """Make what equals an atom born frozen as if born so; if that follows the batch, one factor does."""
+        atoms = list(dict.fromkeys(atoms_of(axis)))
+        apart = replace(why, kind="input") if why.kind == "batch" else why  # of a factor that does not follow
+        samples = born.size // born.per_sample if born.per_sample else 0
+        if any(a.per_sample for a in atoms):
+            samples = 0  # it is known which
+        for a in atoms:
+            follows = samples > 0 and a.size % samples == 0
+            per_sample = a.size // samples if follows else a.per_sample
+            samples = 0 if follows else samples
+            if a.frozen is None or follows:
+                twin = self._bound[a] = Atom(a.size, why if follows else a.frozen or apart, per_sample)
                 if a in self._frozen:
                     self._frozen[twin] = self._frozen[a]
 
     def _freeze_both(self, a: Iterable[Axis], b: Iterable[Axis], reason: Reason) -> None:
         for axis in (*a, *b):
-            self.freeze(axis, Reason("its factors do not line up", reason.node, reason.where))
+            self.freeze(axis, replace(reason, text="its factors do not line up"))
 
     def _unify_products(self, a: Product, b: Product, reason: Reason) -> None:
         for seg in refine([p.size for p in a.parts], [p.size for p in b.parts]):
@@ -170,9 +159,9 @@ class Solver:
             return
         why = f"it counts the parts of a concatenation of {len(b.parts)}"
         rows = Atom(row)
-        self.unify(a, Product.of((fixed(count, why), rows)), reason)
+        self.unify(a, Product.of((frozen(count, why), rows)), reason)
         for part in b.parts:
-            self.unify(part, Product.of((fixed(part.size // row, why), rows)), reason)
+            self.unify(part, Product.of((frozen(part.size // row, why), rows)), reason)
 
 
 def _times(a: int, b: int) -> int:

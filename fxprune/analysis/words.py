@@ -45,12 +45,6 @@ class Words:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        self._batch = {
-            axes[0]
-            for node, values in analysis.axes.items()
-            for axes in values
-            if node.op == "placeholder" and axes and isinstance(axes[0], Atom)
-        }
 
     def tensor(self, axes: Sequence[Axis]) -> str:
         """A tensor's axes as one string, a blank between dimensions."""
@@ -89,10 +83,10 @@ class Words:
     def is_pixels(self, axis: Axis) -> bool:
         """Rows or columns of an image, whole or cut into windows."""
         reasons = [self.analysis.inference.solver.frozen(a) for a in atoms_of(axis)]
-        return bool(reasons) and all(r is not None and r.text == "pixels" for r in reasons)
+        return bool(reasons) and all(r is not None and r.kind == "pixels" for r in reasons)
 
     def is_batch(self, axis: Axis) -> bool:
-        return axis in self._batch
+        return isinstance(axis, Atom) and axis.is_batch
 
 
 class _Label:

@@ -10,11 +10,10 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.axes import Axis, with_sizes
+from fxprune.axes import Axis, with_batch
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
 from fxprune.errors import CertificateError, RuleError
-from fxprune.graph.example import PRIME_BATCH
 from fxprune.plan.selection import Selection
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Rule, map_axes
@@ -151,7 +150,7 @@ class MaskedOriginal(Float64Interpreter):
 
     def _true(self, axis: Axis) -> Axis:
         """An axis at the true batch size."""
-        return with_sizes(axis, {PRIME_BATCH: self.batch}) if self.batch else axis
+        return with_batch(axis, self.batch) if self.batch else axis
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, fx.Node):

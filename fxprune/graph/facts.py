@@ -38,6 +38,12 @@ class Captured:
         """The batch size that values and axes are computed for; None: the example's own."""
         return None if self.fixed_batch else PRIME_BATCH
 
+    @property
+    def samples(self) -> int | None:
+        """How many samples the graph's values are of; None for inputs without a batch."""
+        batch = self.example.batch
+        return batch if batch is None or self.fixed_batch else PRIME_BATCH
+
     def on(self, module: fx.GraphModule) -> Captured:
         """The same facts of a graph that a pass made of this one."""
         return replace(self, module=module)

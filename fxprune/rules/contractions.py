@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Product, atom, fixed
+from fxprune.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Flow, Typed, dims_of, rule
 
@@ -161,9 +161,9 @@ def deform_conv_axes(
     o, c = atom(out.size // groups), atom(channels.size // offset_groups)
     same = [(channels, Product.of((g, i))), (out, Product.of((g, o))), (out, bias.axes[0])]
     same += [(channels, Product.of((n, c))), (b, offset.axes[0]), (b, mask.axes[0])]
-    whole = [(k, "kernel") for k in kernel] + [(axis, "pixels") for axis in (h, w)]
+    whole = [(k, "kernel") for k in kernel] + [(axis, PIXELS) for axis in (h, w)]
     whole += [(axis, "places to look at") for axis in (*offset.axes[1:], *mask.axes[1:], n)]
-    pixels = [fixed(size, "pixels") for size in result.shape[-2:]]
+    pixels = [frozen(size, PIXELS) for size in result.shape[-2:]]
     macs = [(b, out, *pixels, i, *kernel)]
     return Flow((b, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
 
@@ -196,14 +196,15 @@ def conv_transpose_axes(
 
 def _pixels(
     input: Typed, kernel: list[Axis], stride: Any, padding: Any, result: Typed
-) -> tuple[Sequence[Axis], list[tuple[Axis, str]]]:
+) -> tuple[Sequence[Axis], list[tuple[Axis, str | Reason]]]:
     """The dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
     n = len(kernel)
     pointwise = all(k == ONE for k in kernel) and _all(stride, 1) and _all(padding, 0)
     if pointwise:
         return input.axes[-n:], []
-    whole = [(k, "kernel") for k in kernel] + [(axis, "pixels") for axis in input.axes[-n:]]
-    return [fixed(size, "pixels") for size in result.shape[-n:]], whole
+    whole: list[tuple[Axis, str | Reason]] = [(k, "kernel") for k in kernel]
+    whole += [(axis, PIXELS) for axis in input.axes[-n:]]
+    return [frozen(size, PIXELS) for size in result.shape[-n:]], whole
 
 
 def _all(option: Any, value: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fxprune.axes import fixed
+from fxprune.axes import frozen
 from fxprune.rules.registry import Flow, Typed, at, dims_of, rule
 
 _WHY = "a Fourier transform sums over it"
@@ -13,7 +13,7 @@ _WHY = "a Fourier transform sums over it"
 def _transformed(input: Typed, result: Typed, dims: Iterable[int]) -> Flow:
     out = list(input.axes)
     for d in dims:
-        out[d] = fixed(result.shape[d], _WHY)
+        out[d] = frozen(result.shape[d], _WHY)
     return Flow(tuple(out), whole=[(a, _WHY) for a, b in zip(input.axes, out, strict=True) if a is not b])
 
 

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Product, Sum, atom, fixed
+from fxprune.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.graph.own_nodes import split_by_sizes
 from fxprune.rules.elementwise import broadcast, tensors_in
 from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dims_of, rule
@@ -40,7 +40,7 @@ def stack_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
     """n, n -> 2 n"""
     axes = tensors[0].axes
     d = at(dim, len(axes) + 1)
-    out = (*axes[:d], fixed(len(tensors), "it counts what is stacked"), *axes[d:])
+    out = (*axes[:d], frozen(len(tensors), "it counts what is stacked"), *axes[d:])
     return Flow(out, same=unify_all([t.axes for t in tensors]))
 
 
@@ -145,9 +145,9 @@ def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) ->
     if stride > 1 and axis.size % stride == 0 and begin < stride and size == axis.size // stride:
         piece = atom(size)  # every stride-th element: n = (piece stride)
         why = "taken apart by a strided slice"
-        same = [(axis, Product.of((piece, fixed(stride, why))))]
+        same = [(axis, Product.of((piece, frozen(stride, why))))]
         return piece, Flow((), same=same), slice(None)
-    out = fixed(size, "a slice of it")
+    out = frozen(size, "a slice of it")
     return out, Flow((), whole=[(axis, "sliced at odd bounds")]), slice(None)
 
 
@@ -231,18 +231,18 @@ def getitem_axes(input: Any, index: Any) -> Flow:
         elif isinstance(entry, slice):
             piece, part, bounds = sliced(input.axes[dim], entry.start, entry.stop, entry.step)
             flow.same += part.same
-            flow.whole += part.whole
+            flow.whole = [*flow.whole, *part.whole]
             out.append(piece)
             spelled.append(bounds)
             dim += 1
             continue
         elif isinstance(entry, int):
-            flow.whole.append((_part_with(input.axes[dim], entry), "selected by index"))
+            flow.whole = [*flow.whole, (_part_with(input.axes[dim], entry), "selected by index")]
             dim += 1
         else:
-            tensor = entry if isinstance(entry, Typed) else Typed((fixed(len(entry), "an index"),))
+            tensor = entry if isinstance(entry, Typed) else Typed((frozen(len(entry), "an index"),))
             advanced.append((len(out), tensor))
-            flow.whole.append((input.axes[dim], "looked up by index"))
+            flow.whole = [*flow.whole, (input.axes[dim], "looked up by index")]
             dim += 1
         spelled.append(None)
     flow.out = _with_index_axes(out, advanced, flow)

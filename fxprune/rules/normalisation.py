@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.axes import Product, atom
+from fxprune.axes import PIXELS, Product, atom
 from fxprune.rules import masked
 from fxprune.rules.reductions import norm_axes
 from fxprune.rules.registry import Flow, Typed, rule
@@ -81,7 +81,7 @@ def instance_norm_axes(
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..., positions whole"""
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
-    flow.whole = [(axis, "pixels") for axis in input.axes[2:]]
+    flow.whole = [(axis, PIXELS) for axis in input.axes[2:]]
     return flow
 
 

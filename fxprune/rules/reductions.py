@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Sum, atom, fixed
+from fxprune.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules import masked
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
@@ -97,7 +97,7 @@ def max_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
 def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Flow:
     """... n -> ... k, ... k"""
     d = at(dim, input.ndim)
-    out = (*input.axes[:d], fixed(k, "the k largest"), *input.axes[d + 1 :])
+    out = (*input.axes[:d], frozen(k, "the k largest"), *input.axes[d + 1 :])
     return Flow([out, out], whole=[(input.axes[d], "searched for the k largest")])
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
-from fxprune.axes import Axis
+from fxprune.axes import Axis, Reason
 
 Axes = tuple[Axis, ...]
 
@@ -49,7 +49,7 @@ class Flow:
 
     out: the axes of the result, a tuple per tensor; lists of them where the op returns several.
     same: pairs of axes that must be equal.
-    whole: axes that must not shrink, each with the reason in words.
+    whole: axes that must not shrink, each with the reason, in words or as a `Reason` with its kind.
     sizes: for an argument that spells sizes as integers, the axes spelled, in the argument's shape
         (None where an element spells nothing; a list of axes may stand for a single integer).  An
         index is spelled by a `Bound`.
@@ -62,7 +62,7 @@ class Flow:
 
     out: Any
     same: list[tuple[Axis, Axis]] = field(default_factory=list)
-    whole: list[tuple[Axis, str]] = field(default_factory=list)
+    whole: Sequence[tuple[Axis, str | Reason]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     replacement: Callable[..., Any] | None = None
     reduced: list[Axis] = field(default_factory=list)

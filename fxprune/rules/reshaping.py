@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Product, atom, fixed, refine
+from fxprune.axes import ONE, Axis, Product, atom, frozen, refine
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, rule
 
@@ -31,11 +31,11 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
         kept = iter(left)
         return Flow(tuple(ONE if size == 1 else next(kept) for size in sizes))
     if 0 in right:
-        return Flow(tuple(fixed(s, "empty") for s in sizes), whole=[(a, "emptied") for a in axes])
+        return Flow(tuple(frozen(s, "empty") for s in sizes), whole=[(a, "emptied") for a in axes])
     for seg in refine([f.size for f in left], right):
         if seg.left_pieces is None or seg.right_pieces is None:
-            flow.whole += [(left[i], "a reshape cuts across it") for i in seg.left]
-            out += [fixed(right[j], "a reshape cuts across it") for j in seg.right]
+            flow.whole = [*flow.whole, *((left[i], "a reshape cuts across it") for i in seg.left)]
+            out += [frozen(right[j], "a reshape cuts across it") for j in seg.right]
             continue
         pieces: list[Axis] = []
         for i, split in zip(seg.left, seg.left_pieces, strict=True):
@@ -147,7 +147,7 @@ def view_as_complex_axes(input: Typed) -> Flow:
 @rule("view_as_real")
 def view_as_real_axes(input: Typed) -> Flow:
     """... -> ... 2"""
-    return Flow((*input.axes, fixed(2, "real and imaginary parts")))
+    return Flow((*input.axes, frozen(2, "real and imaginary parts")))
 
 
 @rule("unsqueeze")
@@ -196,7 +196,7 @@ def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
     repeats = [1] * (input.ndim - given) + list(repeats)  # tile may name fewer dimensions
     padded = (*(ONE for _ in range(len(repeats) - input.ndim)), *input.axes)
     pairs = list(zip(repeats, padded, strict=True))
-    out = tuple(atom(n) if axis == ONE else Product.of((fixed(n, "copies"), axis)) for n, axis in pairs)
+    out = tuple(atom(n) if axis == ONE else Product.of((frozen(n, "copies"), axis)) for n, axis in pairs)
     spelled = [a if axis == ONE else None for a, axis in zip(out, padded, strict=True)]
     return Flow(out, sizes={"repeats": spelled[-given:]})
 
@@ -209,7 +209,7 @@ def repeat_interleave_axes(
     if dim is None or not isinstance(repeats, int):
         raise NotCovered("only a whole number of copies along one dimension is understood")
     d = at(dim, input.ndim)
-    copied = Product.of((input.axes[d], fixed(repeats, "copies")))
+    copied = Product.of((input.axes[d], frozen(repeats, "copies")))
     return Flow((*input.axes[:d], copied, *input.axes[d + 1 :]), sizes={"output_size": copied})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import Axis, atom, fixed
+from fxprune.axes import Axis, atom, frozen
 from fxprune.rules.registry import Flow, Typed, rule
 
 
@@ -47,10 +47,10 @@ def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
 @rule("eye", "scalar_tensor")
 def eye_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     """-> n m, whole: each element has a value of its own"""
-    return Flow(tuple(fixed(size, "it numbers positions") for size in result.shape))
+    return Flow(tuple(frozen(size, "it numbers positions") for size in result.shape))
 
 
 @rule("one_hot")
 def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow:
     """... -> ... n, n whole"""
-    return Flow((*tensor.axes, fixed(result.shape[-1], "it numbers positions")))
+    return Flow((*tensor.axes, frozen(result.shape[-1], "it numbers positions")))

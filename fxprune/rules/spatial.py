@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fxprune.axes import Axis, Product, Sum, atom, fixed
+from fxprune.axes import PIXELS, Axis, Product, Sum, atom, frozen
 from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, at, rule
 
 
@@ -13,9 +13,9 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
     def spatial_axes(input: Typed, *args: Any, result: Any, **options: Any) -> Flow:
         """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
         first = result if isinstance(result, Typed) else result[0]
-        pixels = tuple(fixed(size, "pixels") for size in first.shape[-n:])
+        pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
         out = (*input.axes[:-n], *pixels)
-        whole = [(axis, "pixels") for axis in input.axes[-n:]]
+        whole = [(axis, PIXELS) for axis in input.axes[-n:]]
         return Flow(out if isinstance(result, Typed) else [out] * len(result), whole=whole)
 
     return spatial_axes
@@ -42,7 +42,7 @@ def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: Any) ->
 def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> Flow:
     """b c h w, b h' w' 2 -> b c h' w'"""
     batch, h, w, two = grid.axes
-    whole = [(axis, "pixels") for axis in (*input.axes[2:], h, w, two)]
+    whole = [(axis, PIXELS) for axis in (*input.axes[2:], h, w, two)]
     return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], whole=whole)
 
 
@@ -58,9 +58,9 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: An
             continue
         if before < 0 or after < 0:
             whole.append((out[-i], "cut by a negative padding"))
-            out[-i] = fixed(input.shape[-i] + before + after, "cut by a negative padding")
+            out[-i] = frozen(input.shape[-i] + before + after, "cut by a negative padding")
             continue
-        out[-i] = Sum.of((fixed(before, "padding"), input.axes[-i], fixed(after, "padding")))
+        out[-i] = Sum.of((frozen(before, "padding"), input.axes[-i], frozen(after, "padding")))
     return Flow(tuple(out), whole=whole)
 
 
@@ -74,7 +74,7 @@ def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
     for i, (before, after) in enumerate(_pairs(padding), start=1):
         if before or after:
             whole.append((out[-i], "padded with copies"))
-            out[-i] = fixed(input.shape[-i] + before + after, "padded with copies")
+            out[-i] = frozen(input.shape[-i] + before + after, "padded with copies")
     return Flow(tuple(out), whole=whole)
 
 
@@ -88,7 +88,7 @@ def pixel_shuffle_axes(input: Typed, upscale_factor: int) -> Flow:
     *batch, channels, h, w = input.axes
     r = s = upscale_factor
     c = atom(channels.size // (r * s))
-    rows, columns = fixed(r, "pixels"), fixed(s, "pixels")
+    rows, columns = frozen(r, PIXELS), frozen(s, PIXELS)
     out = (*batch, c, Product.of((h, rows)), Product.of((w, columns)))
     return Flow(out, same=[(channels, Product.of((c, rows, columns)))])
 
@@ -97,16 +97,16 @@ def pixel_shuffle_axes(input: Typed, upscale_factor: int) -> Flow:
 def pixel_unshuffle_axes(input: Typed, downscale_factor: int) -> Flow:
     """b c (h r) (w s) -> b (c r s) h w"""
     *batch, c, height, width = input.axes
-    r, s = fixed(downscale_factor, "pixels"), fixed(downscale_factor, "pixels")
-    h = fixed(height.size // downscale_factor, "pixels")
-    w = fixed(width.size // downscale_factor, "pixels")
-    return Flow((*batch, Product.of((c, r, s)), h, w), whole=[(height, "pixels"), (width, "pixels")])
+    r, s = frozen(downscale_factor, PIXELS), frozen(downscale_factor, PIXELS)
+    h = frozen(height.size // downscale_factor, PIXELS)
+    w = frozen(width.size // downscale_factor, PIXELS)
+    return Flow((*batch, Product.of((c, r, s)), h, w), whole=[(height, PIXELS), (width, PIXELS)])
 
 
 @rule("channel_shuffle")
 def channel_shuffle_axes(input: Typed, groups: int) -> Flow:
     """b (g c) ... -> b (c g) ..."""
-    g = fixed(groups, "shuffled with its group")
+    g = frozen(groups, "shuffled with its group")
     c = atom(input.shape[1] // groups)
     same = [(input.axes[1], Product.of((g, c)))]
     return Flow((input.axes[0], Product.of((c, g)), *input.axes[2:]), same)
@@ -118,12 +118,12 @@ def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow
     if result.ndim == input.ndim + 1:
         d = at(args[0] if args else options["dimension"], input.ndim)
         axes = list(input.axes)
-        axes[d] = fixed(result.shape[d], "pixels")
-        return Flow((*axes, fixed(result.shape[-1], "pixels")), whole=[(input.axes[d], "pixels")])
+        axes[d] = frozen(result.shape[d], PIXELS)
+        return Flow((*axes, frozen(result.shape[-1], PIXELS)), whole=[(input.axes[d], PIXELS)])
     batch, c, *pixels = input.axes
-    k = fixed(result.shape[1] // c.size, "kernel")
-    out = (batch, Product.of((c, k)), fixed(result.shape[2], "pixels"))
-    return Flow(out, whole=[(axis, "pixels") for axis in pixels])
+    k = frozen(result.shape[1] // c.size, "kernel")
+    out = (batch, Product.of((c, k)), frozen(result.shape[2], PIXELS))
+    return Flow(out, whole=[(axis, PIXELS) for axis in pixels])
 
 
 @rule("fold", "col2im")
@@ -131,6 +131,6 @@ def fold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
     """b (c k) l -> b c h w"""
     batch, rows, length = input.axes
     c = atom(result.shape[1])
-    k = fixed(rows.size // c.size, "kernel")
-    out = (batch, c, *(fixed(size, "pixels") for size in result.shape[2:]))
-    return Flow(out, same=[(rows, Product.of((c, k)))], whole=[(length, "pixels")])
+    k = frozen(rows.size // c.size, "kernel")
+    out = (batch, c, *(frozen(size, PIXELS) for size in result.shape[2:]))
+    return Flow(out, same=[(rows, Product.of((c, k)))], whole=[(length, PIXELS)])

@@ -16,7 +16,6 @@ from torch import fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.axes import Axis, Product, Sum, atoms_of
-from fxprune.graph.example import PRIME_BATCH
 from fxprune.graph.op_names import op_name
 from fxprune.plan.selection import Selection
 
@@ -116,9 +115,8 @@ def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
 
 
 def is_static(axis: Axis) -> bool:
-    """Is the size the same for every input?  (An axis born from the input's shape is fixed, and no width
-    is a multiple of the batch's stand-in.)"""
-    return axis.size != 1 and axis.size % PRIME_BATCH != 0 and all(a.fixed is None for a in atoms_of(axis))
+    """Is the size the same for every input?  (What follows an input's shape is born frozen.)"""
+    return axis.size != 1 and all(a.frozen is None for a in atoms_of(axis))
 
 
 def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, forwards: bool) -> fx.Node:

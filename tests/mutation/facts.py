@@ -128,7 +128,7 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
 
 
 def _is_free(axis: Axis) -> bool:
-    return any(a.fixed is None and a.size > 1 for a in atoms_of(axis))
+    return any(a.frozen is None and a.size > 1 for a in atoms_of(axis))
 
 
 def _born_whole(flow: Flow, given: set[Atom]) -> list[Atom]:
@@ -136,7 +136,7 @@ def _born_whole(flow: Flow, given: set[Atom]) -> list[Atom]:
     terms = [axis for axes in _results(flow.out) for axis in axes]
     terms += [axis for pair in flow.same for axis in pair]
     made = dict.fromkeys(a for term in terms for a in atoms_of(term) if a not in given)
-    return [a for a in made if a.fixed is not None and a.size > 1]
+    return [a for a in made if a.frozen is not None and a.size > 1]
 
 
 def _results(out: Any) -> list[tuple[Axis, ...]]:

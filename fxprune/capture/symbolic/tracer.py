@@ -192,7 +192,7 @@ class Tracer(fx.Tracer):
         try:
             yield
         finally:
-            root._modules.update(before | self._helpers)
+            root._modules.update({**before, **self._helpers})
 
     @contextlib.contextmanager
     def within_function(self) -> Iterator[None]:

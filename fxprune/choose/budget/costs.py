@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.batch import batch_size_of, is_batch
 from fxprune.axes import atoms_of, size_of
 from fxprune.rules.registry import Axes
 
@@ -24,8 +23,7 @@ Cost = Callable[[Counts], float]
 def cost_of(analysis: Analysis, measure: str) -> Cost:
     """Parameters, or multiply-accumulates of one image (which stand for time as well)."""
     terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
-    batch = batch_size_of(analysis)
-    one_image = {a: 1 for term in terms for axis in term for a in atoms_of(axis) if is_batch(a, batch)}
+    one_image = {a: a.per_sample for term in terms for axis in term for a in atoms_of(axis) if a.per_sample}
 
     def cost(counts: Counts) -> float:
         sizes = one_image | {group.atom: count for group, count in counts.items()}

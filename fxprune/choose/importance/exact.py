@@ -189,7 +189,8 @@ class _Suffix(SoftMasked):
     def _size_again(self, node: fx.Node, value: int, times: int) -> int:
         """A number that was read off a shape: it grows with the batch if its stand-in did."""
         stand_in = node.meta.get("val")
-        counts = isinstance(stand_in, int) and stand_in % self.batch == 0 and stand_in > 0
+        samples = self.analysis.captured.samples
+        counts = samples and isinstance(stand_in, int) and stand_in % samples == 0 and stand_in > 0
         return value * times if counts else value
 
 

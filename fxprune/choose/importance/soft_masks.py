@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.batch import batch_size_of, is_batch
 from fxprune.analysis.infer import Step
-from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_sizes
+from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_batch
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes
 
@@ -44,7 +43,6 @@ class SoftMasked(fx.Interpreter):
     def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
         super().__init__(analysis.module)
         self.analysis = analysis
-        self.batch = batch_size_of(analysis)
         self.of_atom = {group.atom: group for group in groups}
         self.uses: dict[fx.Node, list[Use]] = {}
         self.statistics: dict[fx.Node, list[Use]] = {}
@@ -114,7 +112,7 @@ class SoftMasked(fx.Interpreter):
     def _spread(self, use: Use, mask: Tensor) -> Tensor:
         key = (use.axes, use.group, self.size)
         if key not in self._indices:
-            self._indices[key] = _Index.of(use.axes, use.group, self.batch, self.size)
+            self._indices[key] = _Index.of(use.axes, use.group, self.size)
         return self._indices[key].spread(mask)
 
     # ------------------------------------------------------------ where masks apply
@@ -140,7 +138,7 @@ class SoftMasked(fx.Interpreter):
         return any(map(self._has_batch, use.axes))
 
     def _has_batch(self, axis: Axis) -> bool:
-        return any(is_batch(a, self.batch) for a in atoms_of(axis))
+        return any(a.is_batch for a in atoms_of(axis))
 
 
 def _is_statistic(step: Step) -> bool:
@@ -157,12 +155,12 @@ class _Index:
     involved: Tensor | None  # False where a position belongs to another part of a concatenation
 
     @staticmethod
-    def of(axes: Axes, group: Group, batch: int, size: int) -> _Index:
+    def of(axes: Axes, group: Group, size: int) -> _Index:
         head = group.inside.atom if group.inside is not None else None
-        wanted = {"sample": _batch_atom(batch), "head": head, "element": group.atom}
+        wanted = {"sample": _SAMPLES, "head": head, "element": group.atom}
         found: dict[str, Tensor] = {}
         for dim, axis in enumerate(axes):
-            places = _coordinates(axis, batch, size)
+            places = _coordinates(axis, size)
             for role, a in wanted.items():
                 if a in places:
                     shape = [-1 if d == dim else 1 for d in range(len(axes))]
@@ -178,21 +176,10 @@ class _Index:
         return full if self.involved is None else torch.where(self.involved.to(mask.device), full, 1.0)
 
 
-_BATCHES: dict[int, Atom] = {}
+# Stands for the batch of whichever tensor.
+_SAMPLES = Atom(1)
 
 
-def _batch_atom(batch: int) -> Atom:
-    """One atom to stand for every batch axis of a size."""
-    return _BATCHES.setdefault(batch, Atom(batch, None))
-
-
-def _coordinates(axis: Axis, batch: int, size: int) -> dict[Atom, np.ndarray]:
+def _coordinates(axis: Axis, size: int) -> dict[Atom, np.ndarray]:
     """As `axes.coordinates`, at the true batch size, with the batch under one name."""
-    true = with_sizes(axis, {batch: size})
-    names = dict(zip(atoms_of(true), atoms_of(axis), strict=False)) if size > 1 else {}
-    places = coordinates(true)
-    out = {}
-    for a, index in places.items():
-        known = names.get(a, a)
-        out[_batch_atom(batch) if is_batch(known, batch) else known] = index
-    return out
+    return {_SAMPLES if a.is_batch else a: at for a, at in coordinates(with_batch(axis, size)).items()}

@@ -168,5 +168,5 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     example = record["example"].map(lambda t: torch.empty_like(t, device=device_of(pruned)))
     captured = Captured(module, example, record["capture"], fixed_batch=not record["dynamic"])
     propagate_values(module, example, captured.stand_in_batch)
-    inference = infer(module, rules, prune_outputs=record["outputs"] == "prune")
+    inference = infer(captured, rules, prune_outputs=record["outputs"] == "prune")
     return Analysis(captured, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))
