@@ -47,5 +47,5 @@ clean:
 # One stamp per extra, so that an environment is installed once for each.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[$*]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -20,7 +20,7 @@ from fxprune.certify.randomise import randomise
 from fxprune.cli.errors import FAILED, ended
 from fxprune.cli.images import batches_from
 from fxprune.cli.models import Made, device_of, is_saved, made
-from fxprune.cli.options import building, measuring, talking
+from fxprune.cli.options import model_options, output_options, timing_options
 from fxprune.saved import model_specs
 from fxprune.saved.folder import read_record
 from fxprune.saved.hub import local_folder
@@ -28,6 +28,24 @@ from fxprune.saved.load import original_of
 from fxprune.saved.replay import replayed
 
 __all__ = ["app", "run"]
+
+
+def _ratios(given: tuple[str, ...]) -> dict[str, float]:
+    """`blocks.0.*=0.25`, as often as it was given."""
+    try:
+        return {pattern: float(ratio) for pattern, ratio in (text.rsplit("=", 1) for text in given)}
+    except ValueError:
+        hint = "write PATTERN=RATIO such as 'blocks.0.*=0.25'"
+        raise click.BadParameter(hint, param_hint="--ratios") from None
+
+
+def _floor(context: click.Context, option: click.Parameter, text: str | None) -> int | float | None:
+    """A whole number counts elements, any other is a share."""
+    try:
+        return None if text is None else int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: a number of elements, or a share such as 0.1") from None
+
 
 SPECS = """A MODEL is timm:deit_small_patch16_224, torchvision:vit_b_16, hf:vit or hf:owner/name, or
 package.module:factory, any callable that returns a model."""
@@ -76,11 +94,16 @@ Examples:
 @click.option("--importance", help="magnitude, kl, kl-exact, taylor, activation or random.")
 @click.option("--attention", help="Remove whole heads, head_dim inside each, or auto.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules that stay whole; may be repeated.")
+@click.option("--ratios", multiple=True, metavar="PATTERN=R", help="Own ratio of some groups; repeatable.")
+@click.option("--steps", type=click.IntRange(1), help="Prune in so many steps, each scored anew.")
+@click.option(
+    "--floor", metavar="N|SHARE", callback=_floor, help="What each group keeps: a count, or a share."
+)
 @click.option("--round-to", type=int, help="Keep widths that are multiples of this.")
 @click.option("--outputs", type=click.Choice(["keep", "prune"]), help="May outputs that are features shrink?")
 @click.option("--certify", is_flag=True, help="Verify the result in float64.")
-@building
-@talking
+@model_options
+@output_options
 def prune(
     model: str,
     out: str,
@@ -95,11 +118,12 @@ def prune(
     **others: Any,
 ) -> int:
     """Prune MODEL and save the result to a folder."""
-    model_options = {name: others.pop(name) for name in _MODEL_OPTIONS}
+    about_model = {name: others.pop(name) for name in _MODEL_OPTIONS}
+    others["ratios"] = _ratios(others.pop("ratios")) or None
     options = {name: value for name, value in others.items() if value not in (None, ())}
     with _speaking(quiet) as step:
         step(f"building {model}")
-        dense = made(model, **model_options)
+        dense = made(model, **about_model)
         if like is not None:
             options["like"] = model_specs.build(like)
         if data is not None:
@@ -125,8 +149,8 @@ _MODEL_OPTIONS = ("pretrained", "checkpoint", "input_size", "capture", "device")
 
 @app.command("inspect", epilog="\b\nExample:\n  fxprune inspect timm:swin_tiny_patch4_window7_224")
 @click.argument("model")
-@building
-@talking
+@model_options
+@output_options
 def inspect_model(model: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """List MODEL's groups of coupled dimensions, and why some must stay whole."""
     analysis = _analysis(model, quiet, options)
@@ -158,8 +182,8 @@ Examples:
 )
 @click.argument("model")
 @click.argument("name")
-@building
-@talking
+@model_options
+@output_options
 def explain(model: str, name: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Say what may shrink in NAME (a module, weight or group of MODEL), and with what."""
     found = fxprune.explain(_analysis(model, quiet, options), name)
@@ -181,8 +205,8 @@ Examples:
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--view", help="What to draw: graph, coupling or kept.")
 @click.option("--modules", multiple=True, metavar="PATTERN", help="Only these; may be repeated.")
-@building
-@talking
+@model_options
+@output_options
 def draw(
     model: str,
     file: str,
@@ -220,7 +244,7 @@ Examples:
     help="Compare with these weights of the original.",
 )
 @click.option("--device", default="cpu", show_default=True)
-@talking
+@output_options
 def verify(
     folder: str,
     model: str | None,
@@ -275,9 +299,9 @@ Examples:
 @click.argument("what", metavar="MODEL|FOLDER")
 @click.option("--ratio", type=float, default=0.5, show_default=True, help="For a MODEL: what to remove.")
 @click.option("--model", metavar="MODEL", help="The original, for a folder that can't say how to build it.")
-@measuring
-@building
-@talking
+@timing_options
+@model_options
+@output_options
 def bench(
     what: str,
     ratio: float,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["building", "measuring", "options", "talking"]
+__all__ = ["model_options", "options", "output_options", "timing_options"]
 
 Decorator = Callable[[Any], Any]
 
@@ -23,14 +23,14 @@ def options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-talking = options(
+output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
     click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 """How a command speaks."""
 
-building = options(
+model_options = options(
     click.option("--pretrained", is_flag=True, help="With the library's published weights."),
     click.option(
         "--checkpoint",
@@ -49,7 +49,7 @@ building = options(
 )
 """How a model is made."""
 
-measuring = options(
+timing_options = options(
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in a call."),
     click.option("--threads", type=click.IntRange(1), help="Threads of a call; all by default."),
     click.option("--runs", type=click.IntRange(1), default=11, show_default=True, help="Calls of each."),

@@ -69,16 +69,16 @@ def save(
         "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
     }
     if build is not None:
-        record["build"] = _as_told(recipes.recipe_of(build, build_options), record, rules)
+        record["build"] = _recipe_given(recipes.recipe_of(build, build_options), record, rules)
     elif build_options is not None:
         raise FileError("build_options are those of build=, which is missing")
     else:
-        record["build"] = _found_out(record, rules)
+        record["build"] = _recipe_inferred(record, rules)
     record["origin"] = {k: v for k, v in facts["origin"].items() if k != "config"}
     write_folder(Path(folder), record, tensors)
 
 
-def _as_told(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
+def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
     """The user's recipe, tried if it is one that `load` follows."""
     if not recipes.is_safe(recipe):
         return recipe
@@ -91,7 +91,7 @@ def _as_told(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) 
     raise FileError(f"build={recipe['from']!r} with {recipe['options']} {problem}")
 
 
-def _found_out(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
+def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
     """A recipe that does build the original, or None with a warning."""
     origin = record["origin"]
     if origin.get("build"):

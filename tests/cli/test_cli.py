@@ -78,15 +78,20 @@ def test_options_reach_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         attention: Any = None,
         exclude: Any = None,
         round_to: Any = None,
+        ratios: Any = None,
+        steps: Any = None,
+        floor: Any = None,
         importance: Any = None,
     ) -> Any:
         given.update(target=target, like=type(like).__name__, scope=scope, depth=depth, attention=attention)
         given.update(exclude=exclude, round_to=round_to, importance=importance, capture=capture)
+        given.update(ratios=ratios, steps=steps, floor=floor)
         return prune(model, ratio, example_inputs=example_inputs)
 
     monkeypatch.setattr(fxprune, "prune", recorded)
     options = "--target macs --scope global --depth 0.25 --like helpers:mlp --attention heads"
     options += " --exclude blocks.0.* --exclude head --round-to 8 --importance random --capture symbolic"
+    options += " --ratios blocks.1.*=0.25 --ratios embed=0 --steps 3 --floor 0.1"
     assert run(["prune", *OWN, "--out", str(tmp_path), "--quiet", *options.split()]) == 0
     assert given == {
         "target": "macs",
@@ -98,6 +103,9 @@ def test_options_reach_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "round_to": 8,
         "importance": "random",
         "capture": "symbolic",
+        "ratios": {"blocks.1.*": 0.25, "embed": 0.0},
+        "steps": 3,
+        "floor": 0.1,
     }
 
 
