@@ -109,6 +109,17 @@ def test_options_reach_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
+@pytest.mark.parametrize(
+    "option", [["--ratios", "blocks.0"], ["--ratios", "blocks.0=half"], ["--floor", "few"], ["--steps", "0"]]
+)
+def test_options_that_mean_nothing(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["prune", *OWN, "--out", str(tmp_path / "out"), *option]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert option[0] in line and not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "weights.safetensors"
     model = randomise(timm.create_model("test_convnext"), seed=4)
@@ -232,7 +243,7 @@ def test_zoo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (["inspect", "timm:test_convnxt"], 1, "close are timm:test_convnext"),
         (["inspect", "no.such.module:thing"], 1, "no.such.module"),
         (["inspect", "nothing"], 1, "timm:NAME"),
-        (["inspect", "helpers:small_vit"], 1, "example_inputs"),
+        (["inspect", "torch.nn:Identity"], 1, "example_inputs"),
         (["inspect", "helpers:small_vit", "--input-size", "3,32"], 2, "3,224,224"),
         (["inspect", MODEL, "--device", "abacus"], 1, "abacus"),
         (["explain", MODEL, "stem.7"], 1, "close are"),
