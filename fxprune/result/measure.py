@@ -7,7 +7,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ __all__ = [
     "outputs_of",
     "parameters_of",
     "seconds_of",
+    "taking_turns",
     "threads_of",
     "twin_of",
     "without_fused_layers",
@@ -99,13 +100,28 @@ def latency_ratio(
     Turns cancel what slows the whole machine; the first run of each is not counted.
     """
     with threads_of(threads):
-        for module in (first, second):
-            seconds_of(module, example)
-        ratios = []
-        for _ in range(rounds):
-            before = seconds_of(first, example)
-            ratios.append(seconds_of(second, example) / before)
-    return statistics.median(ratios)
+        before, after = taking_turns((first, second), example, runs=rounds, warmup=1)
+    return statistics.median(b / a for a, b in zip(before, after, strict=True))
+
+
+def taking_turns(
+    modules: Sequence[nn.Module],
+    example: Example,
+    *,
+    runs: int,
+    warmup: int,
+    progress: Callable[[int], object] = lambda run: None,
+) -> list[list[float]]:
+    """Time `runs` calls of each module on the same input, taking turns; seconds, by module.
+
+    The first `warmup` turns are not counted.
+    """
+    taken: list[list[float]] = [[] for _ in modules]
+    for run in range(warmup + runs):
+        for module, seconds in zip(modules, taken, strict=True):
+            seconds.append(seconds_of(module, example))
+        progress(run)
+    return [seconds[warmup:] for seconds in taken]
 
 
 def seconds_of(module: nn.Module, example: Example) -> float:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.values import bound_arguments
-from fxprune.result.measure import counting, seconds_of
+from fxprune.result.measure import counting, taking_turns
 
 __all__ = ["latencies", "macs_by_node"]
 
@@ -59,17 +59,13 @@ def latencies(
 ) -> list[float]:
     """Median seconds of a call of each model in eval mode, on the same input, taking turns."""
     modes = [{m: m.training for m in model.modules()} for model in models]
-    taken: list[list[float]] = [[] for _ in models]
     try:
         for model in models:
             model.eval()
         with torch.inference_mode():
-            for run in range(warmup + runs):
-                for model, seconds in zip(models, taken, strict=True):
-                    seconds.append(seconds_of(model, example))
-                progress(run)
+            taken = taking_turns(models, example, runs=runs, warmup=warmup, progress=progress)
     finally:
         for mode in modes:
             for module, training in mode.items():
                 module.training = training
-    return [statistics.median(seconds[warmup:]) for seconds in taken]
+    return [statistics.median(seconds) for seconds in taken]
