@@ -1,15 +1,17 @@
 """The GraphModule that `prune` returns: its record, tied names and modes survive deepcopy and pickle.
 
-`fx.GraphModule` rebuilds itself from its graph when it is copied, and drops what the graph does not name.
+`fx.GraphModule` traces its own generated code when it is unpickled, and drops what the graph does not name.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holder
 
@@ -39,13 +41,21 @@ class PrunedModule(fx.GraphModule):
         return {path: module.training for path, module in self.named_modules()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
-        twin: PrunedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
-        twin.restore(self.meta["fxprune"]["ties"], self.modes)
+        twin = _rebuilt(*self._parts(), {})
+        memo[id(self)] = twin
+        _adopt(twin, copy.deepcopy(self._state(), memo))
         return twin
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        rebuild, arguments, *_ = super().__reduce__()
-        return _unpickled, (rebuild, arguments, self.meta, self.modes)
+        """The graph as data and what it calls: nothing is traced when it is read again."""
+        return _rebuilt, (*self._parts(), self._state())
+
+    def _parts(self) -> tuple[str, list[NodeData]]:
+        return type(self).__name__, graph_as_data(self.graph)
+
+    def _state(self) -> dict[str, Any]:
+        """Modules, tensors, record, modes, and attributes that users set; not what the graph says."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
 
 
 def analysis_options(pruned: fx.GraphModule) -> dict[str, Any]:
@@ -59,12 +69,45 @@ def noise_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
     return seeded_noise(record["example"].with_batch(batch if record["dynamic"] else None), model)
 
 
+# What fx.GraphModule makes of a graph by itself.
+_OF_THE_GRAPH = {
+    *("_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "_replace_hooks"),
+    *("_create_node_hooks", "_erase_node_hooks", "_deepcopy_hooks", "shape_env", "_graphmodule_cls_name"),
+}
+
+
+def _rebuilt(name: str, data: list[NodeData], state: dict[str, Any]) -> PrunedModule:
+    """A module of this graph; `state` is its `__dict__` beside that."""
+    module = PrunedModule(_Anything(), graph_from_data(data), name)
+    _adopt(module, state)
+    return module
+
+
+def _adopt(module: PrunedModule, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        module.__dict__[name] = value
+
+
+class _Anything(dict[str, Any]):
+    """A root that has a place holder for whatever a graph names: the real state comes right after."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Any:
+        return nn.Module()
+
+    def keys(self) -> Any:
+        return ()
+
+
 def _unpickled(
     rebuild: Callable[..., fx.GraphModule],
     arguments: tuple[Any, ...],
     meta: dict[str, Any],
     modes: dict[str, bool],
 ) -> PrunedModule:
+    """What pickles of format 1 call: their graph is traced out of its code."""
     plain = rebuild(*arguments)
     module = PrunedModule(plain, plain.graph, type(plain).__name__)
     module.meta = meta
