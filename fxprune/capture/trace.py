@@ -92,10 +92,18 @@ def capture_model(
 def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool) -> Captured:
     copy = structural_copy(model)
     open_modules(copy)
-    captured = (capture_symbolic if way == "symbolic" else capture_exported)(copy, example)
+    if way == "symbolic":
+        captured = capture_symbolic(copy, example, _copies(model, copy))
+    else:
+        captured = capture_exported(copy, example)
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
         captured = replace(captured, notes=(*captured.notes, HOOKS))
     return canonicalise(replace(captured, split_qkv=split_qkv), copy)
+
+
+def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:
+    pairs = zip(model.modules(), copy.modules(), strict=True)
+    return {id(original): twin for original, twin in pairs if original is not twin}
 
 
 def _located(way: str, error: Exception) -> Exception:

@@ -168,9 +168,14 @@ def test_another_branch_is_refused(traced: int, given: int) -> None:
     assert fxprune.verify(model, other, example_inputs=torch.randn(2, 3, given, given)) < 1e-12
 
 
-def test_a_number_is_refused_when_it_changes() -> None:
-    pruned = fxprune.prune(built(squared), 0.5, example_inputs=torch.zeros(2, 3, 16, 16))
-    with pytest.raises(InputSizeError):
+def rows(x: Tensor) -> Tensor:
+    return torch.stack([x[:, :, i] * (i + 1) for i in range(x.shape[2])], 2)
+
+
+def test_a_loop_over_a_size_is_refused_when_it_changes() -> None:
+    pruned = fxprune.prune(built(rows), 0.5, example_inputs=torch.zeros(2, 3, 16, 16), capture="symbolic")
+    assert pruned(torch.zeros(3, 3, 16, 20)).shape == (3, 5)
+    with pytest.raises(InputSizeError, match=r"test_decisions.py:\d+ "):
         pruned(torch.zeros(2, 3, 20, 20))
 
 

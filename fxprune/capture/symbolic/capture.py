@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,6 +13,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
+from fxprune.capture.symbolic.numbers import AsksForNumber, shadowed_numbers
 from fxprune.capture.symbolic.patches import patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
 from fxprune.graph.example import Example
@@ -33,15 +35,22 @@ def _leaves(model: nn.Module) -> frozenset[int]:
     return frozenset(id(m) for m in model.modules() if is_leaf(m))
 
 
-def capture_symbolic(model: nn.Module, example: Example) -> Captured:
-    """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises."""
+def capture_symbolic(
+    model: nn.Module, example: Example, copies: dict[int, nn.Module] | None = None
+) -> Captured:
+    """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises.
+
+    `copies`: what stands for the original's modules, by their ids: a function that the model holds may call
+    one.
+    """
     leaves = _leaves(model)
-    graph = _trace(model, leaves, example, training=False)
-    mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, training=False))
+    copies = copies or {}
+    graph = _trace(model, leaves, example, copies, training=False)
+    mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, {}, training=False))
     _refuse_writes(graph, model)
 
     def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-        return _trace(model, leaves, example, training=True, keep_eval=keep_eval)
+        return _trace(model, leaves, example, copies, training=True, keep_eval=keep_eval)
 
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
@@ -54,13 +63,25 @@ def _trace(
     model: nn.Module,
     leaves: frozenset[int],
     example: Example,
+    copies: dict[int, nn.Module],
     training: bool,
     keep_eval: Collection[type] = (),
 ) -> fx.Graph:
     set_mode(model, training, keep_eval)
-    tracer = Tracer(leaves, example)
-    with torch.enable_grad(), ignore_fx_wraps(), patched_for_tracing(tracer), restore_module_caches(model):
-        return tracer.trace(model)
+    followed: list[dict[str, Any]] = []
+    while True:
+        tracer = Tracer(leaves, example, copies)
+        with (
+            torch.enable_grad(),
+            ignore_fx_wraps(),
+            patched_for_tracing(tracer),
+            shadowed_numbers(followed, tracer),
+            restore_module_caches(model),
+        ):
+            try:
+                return tracer.trace(model)
+            except AsksForNumber as asked:
+                followed.append(asked.namespace)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Decisions:
             raise fx.proxy.TraceError("it depends on the values of a tensor")
         sizes = [v for v in self._scalars_behind(proxy.node) if type(v) in (int, float)]
         of_batch = any(size and size % PRIME_BATCH == 0 for size in sizes)
-        if of_batch and any(self._behind(proxy, run) != value for run in self._others):
+        if of_batch and any(self._behind(proxy.node, run) != value for run in self._others):
             raise fx.proxy.TraceError("it depends on the batch size")
         if sizes:  # not a question about a dtype or a device
             where = proxy.node.meta.get("where") or proxy.node.name
@@ -58,15 +58,18 @@ class Decisions:
 
     def structure(self, proxy: fx.Proxy) -> Any:
         """What is behind a proxy; its size, if it is a tuple, is the same for every input."""
-        return self._behind(proxy, self._run)
+        return self.structure_of(proxy.node)
 
-    def _behind(self, proxy: fx.Proxy, run: FakeRun) -> Any:
-        if proxy.node in run.env:
-            return run.env[proxy.node]
+    def structure_of(self, node: fx.Node) -> Any:
+        return self._behind(node, self._run)
+
+    def _behind(self, node: fx.Node, run: FakeRun) -> Any:
+        if node in run.env:
+            return run.env[node]
         try:
             run.helpers = self._helpers
             with _plain_modules():
-                return run.value(proxy.node)
+                return run.value(node)
         except NodeError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
                 raise fx.proxy.TraceError("it depends on the values of a tensor") from error

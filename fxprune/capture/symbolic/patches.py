@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,15 +13,27 @@ import torch
 from torch import fx
 
 from fxprune.capture.autograd_functions import traced_apply
+from fxprune.capture.symbolic.numbers import numbers_as_nodes
 from fxprune.capture.symbolic.proxies import TracedValue, stands_for
-from fxprune.graph.own_nodes import one_node
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
 __all__ = ["patched_for_tracing"]
 
 # These take sizes one by one, and know no proxies among them.
-FACTORIES = ("empty", "ones", "zeros")
+FACTORIES: tuple[str, ...] = (
+    "empty",
+    "ones",
+    "zeros",
+    "full",
+    "arange",
+    "eye",
+    "linspace",
+    "logspace",
+    "tensor",
+    "as_tensor",
+)
+FACTORIES += ("tril_indices", "triu_indices", "range", "hann_window", "hamming_window", "empty_strided")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
 # Drawn anew in every call of the result, not once while it is traced.
@@ -38,11 +51,12 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             setattr(owner, name, value)
 
         patch(builtins, "isinstance", _instance_check(builtins.isinstance))
-        # A loop over a `len` still fails: torch.export takes it.
-        patch(builtins, "len", one_node(builtins.len))
+        patch(builtins, "len", _length(builtins.len))
         patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
         for name in FACTORIES:
-            patch(torch, name, one_node(getattr(torch, name)))
+            patch(torch, name, _given_sizes(getattr(torch, name), tracer))
+        for (owner, name), value in numbers_as_nodes(tracer).items():
+            patch(owner, name, value)
         for name in RANDOM:
             patch(torch, name, _always_a_node(getattr(torch, name), tracer, tracing_here))
         patch(torch, "finfo", _limits(torch.finfo))
@@ -66,6 +80,40 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
         return theirs and stands_for(x, classes)
 
     return check
+
+
+def _length(of: Callable[[Any], int]) -> Callable[[Any], Any]:
+    """Of a tensor a node; of a shape, a list, a dictionary a number."""
+
+    def length(x: Any) -> Any:
+        if not isinstance(x, fx.Proxy):
+            return of(x)
+        tracer: Any = x.tracer
+        if isinstance(tracer.value_or_self(x), (tuple, list, dict, str)):
+            return of(x)
+        return tracer.create_proxy("call_function", of, (x,), {})
+
+    return length
+
+
+def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
+    """A node where any argument, or an item of one, is a proxy."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not _any_proxy((args, kwargs)):
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _any_proxy(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return isinstance(value, fx.Proxy)
+    return any(map(_any_proxy, value))
 
 
 def _always_a_node(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import builtins
 import dis
+import math
+import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
+from fxprune.capture.symbolic.numbers import ufunc_as_node, want_shadow
 from fxprune.graph.own_nodes import written
-from fxprune.graph.values import NodeError
 
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
@@ -31,8 +33,10 @@ class TracedValue(fx.Proxy):
 
     tracer: Tracer
 
-    def __getattr__(self, name: str) -> TracedAttribute:
-        """`hasattr(x, "mask")` asks whether there is one; the base class has all."""
+    def __getattr__(self, name: str) -> Any:
+        """`hasattr(x, "mask")` asks whether there is one; the base class has all.  A rank is a number."""
+        if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
+            return rank
         if not hasattr(Tensor, name):
             value = _for_example(self)
             if value is not self and not hasattr(value, name):
@@ -40,16 +44,60 @@ class TracedValue(fx.Proxy):
         return TracedAttribute(self, name)
 
     def __int__(self) -> int:
-        """The example's number, which the graph checks."""
-        return _number(self, int)
+        """The example's number, which the graph checks, where the call itself can't be a node."""
+        want_shadow(sys._getframe(1))
+        return _number(self, torch.sym_int)
 
     def __float__(self) -> float:
-        return _number(self, float)
+        want_shadow(sys._getframe(1))
+        return _number(self, torch.sym_float)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        """`np.sqrt(n)` of a size; of a tensor it takes values, which are not there."""
+        numbers = all(not isinstance(_for_example(a), Tensor) for a in args if isinstance(a, TracedValue))
+        return ufunc_as_node(self.tracer, ufunc, args) if numbers and not kwargs else NotImplemented
+
+    def __index__(self) -> int:
+        """`range(n)` runs as often as for the example, which the graph checks."""
+        return _number(self, torch.sym_int)
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __trunc__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+    def __round__(self, digits: Any = None) -> Any:
+        args = (self,) if digits is None else (self, digits)
+        return self.tracer.create_proxy("call_function", builtins.round, args, {})
+
+    def __abs__(self) -> Any:
+        return self.tracer.create_proxy("call_function", operator.abs, (self,), {})
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
+    def __format__(self, spec: str) -> str:
+        """In a text a size is the example's, which the graph checks; the batch size has no number."""
+        value = _for_example(self)
+        if value is self or isinstance(value, Tensor):
+            return repr(self)
+        try:
+            return format(self.tracer.decisions.value(self), spec)
+        except TraceError:
+            return repr(self)
 
     def __len__(self) -> int:
         """`f(*x.shape)` asks how many there are."""
         value = self.tracer.decisions.structure(self)
-        if isinstance(value, (tuple, list)):
+        if isinstance(value, (tuple, list, dict)):
+            self.tracer.rank_is_asked(self)
             return builtins.len(value)
         raise TypeError("how long a tensor is may depend on the input")
 
@@ -88,12 +136,8 @@ def stands_for(x: TracedValue, classes: Any) -> bool:
 
 
 def _for_example(x: TracedValue) -> Any:
-    """What it is for the example; the proxy itself where that can't tell."""
-    try:
-        return x.tracer.decisions.structure(x)
-    except (NodeError, TraceError):
-        return x
+    return x.tracer.value_or_self(x)
 
 
-def _number(x: TracedValue, kind: type) -> Any:
+def _number(x: TracedValue, kind: Callable[..., Any]) -> Any:
     return x.tracer.decisions.value(x.tracer.create_proxy("call_function", kind, (x,), {}))

@@ -19,9 +19,10 @@ from fxprune.capture.attention import OPENED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.graph.example import Example
-from fxprune.graph.own_nodes import AutogradFunction, written
+from fxprune.graph.own_nodes import AutogradFunction, guard_branch, written
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
+from fxprune.graph.values import NodeError
 from fxprune.graph.writes import FILLS, shares_memory, value_of_write
 
 __all__ = ["Tracer"]
@@ -35,11 +36,13 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: frozenset[int], example: Example) -> None:
+    def __init__(self, leaves: frozenset[int], example: Example, copies: dict[int, nn.Module]) -> None:
         super().__init__(autowrap_functions=())
         self._leaves, self._example = leaves, example
         self._helpers: dict[str, nn.Module] = {}
+        self.copies = copies
         # Identity, not equality: `==` of proxies is a node of the graph.
+        self._ranks_asked: dict[fx.Node, str | None] = {}  # the node, and the line that asked first
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
         self._tracing_here = this_thread_only()
@@ -60,6 +63,7 @@ class Tracer(fx.Tracer):
         except Exception as error:
             error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
             raise
+        self._guard_ranks(graph)
         self._show_assigned(root, graph)
         return graph
 
@@ -78,6 +82,26 @@ class Tracer(fx.Tracer):
                     with graph.inserting_before(output):
                         buffer = graph.get_attr(target)
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """A layer that the code makes as it runs has a name of our own."""
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            if any(True for _ in mod.parameters()):
+                raise
+            return self.add_helper_module(mod)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A module that a function of the model holds is the original's: its copy is traced."""
+        copy = self.copies.get(id(m))
+        return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -136,6 +160,41 @@ class Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.decisions.value(obj))
 
+    def value_or_self(self, proxy: fx.Proxy) -> Any:
+        """What it is for the example; the proxy itself where that can't tell."""
+        try:
+            return self.decisions.structure(proxy)
+        except (NodeError, fx.proxy.TraceError):
+            return proxy
+
+    def rank(self, tensor: Any) -> int | None:
+        """How many dimensions a tensor has: a number, the same for every input that is not refused."""
+        value = self.value_or_self(tensor)
+        if not isinstance(value, torch.Tensor):
+            return None
+        self.rank_is_asked(tensor)
+        return value.ndim
+
+    def rank_is_asked(self, proxy: fx.Proxy) -> None:
+        self._ranks_asked.setdefault(proxy.node, _users_line())
+
+    def _guard_ranks(self, graph: fx.Graph) -> None:
+        """Check the rank of each input that an asked rank follows from."""
+        lines = dict(self._ranks_asked)
+        for node in reversed(graph.nodes):
+            if node in lines:
+                for given in node.all_input_nodes:
+                    lines[given] = lines[node]
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        for node in inputs:
+            value = self.decisions.structure_of(node) if node in lines else None
+            if isinstance(value, torch.Tensor):
+                with graph.inserting_after(inputs[-1]):
+                    rank = self.create_node("call_method", "dim", (node,), {})
+                    with graph.inserting_after(rank):
+                        kwargs = {"where": lines[node] or node.name}
+                        self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
+
     def iter(self, obj: Any) -> Iterator[Any]:
         """A shape has as many sizes as the example's."""
         value = self.decisions.structure(obj)
@@ -143,9 +202,7 @@ class Tracer(fx.Tracer):
             return super().iter(obj)
         return (obj[i] for i in range(len(value)))
 
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
-    ) -> fx.Proxy:
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """A method that writes in place becomes a value, which its tensor stands for from here on.
 
         A function that is opened runs its plain code.
@@ -158,6 +215,13 @@ class Tracer(fx.Tracer):
             name = value_of_write(target)
             if name is not None:
                 return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+        asks_rank = kind == "call_method" and target in ("dim", "ndimension")
+        if asks_rank and (rank := self.rank(args[0])) is not None:
+            return rank
+        if kind == "call_method" and target == "numel":
+            shape = self.value_or_self(args[0])
+            if isinstance(shape, tuple):  # of some of the sizes, which may be numbers in the result
+                return functools.reduce(operator.mul, (args[0][i] for i in range(len(shape))), 1)
         if kind == "call_function" and target in OPENED_FUNCTIONS:
             opened: fx.Proxy = OPENED_FUNCTIONS[target](*args, **kwargs)
             return opened
