@@ -144,8 +144,8 @@ ENTRIES = [
         decoder_hidden_size=32,
     ),
     # einops takes sizes out of shapes as plain numbers
-    Entry("vit_pytorch-ViT", lambda: vit_pytorch.ViT(**VIT), 32, captures=("export",)),
-    Entry("vit_pytorch-SimpleViT", lambda: vit_pytorch.SimpleViT(**VIT), 32, captures=("export",)),
+    Entry("vit_pytorch-ViT", lambda: vit_pytorch.ViT(**VIT), 32),
+    Entry("vit_pytorch-SimpleViT", lambda: vit_pytorch.SimpleViT(**VIT), 32),
 ]
 
 PARAMS = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.slow else []) for e in ENTRIES]
