@@ -92,17 +92,6 @@ class Tracer(fx.Tracer):
                 raise
             return self.add_helper_module(mod)
 
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """A module that a function of the model holds is the original's: its copy is traced."""
-        copy = self.copies.get(id(m))
-        return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
-
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
@@ -139,10 +128,14 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """torch.fx patches the calls of all modules: those of another thread run."""
+        """torch.fx patches the calls of all modules: those of another thread run.
+
+        A module that a function of the model holds is the original's: its copy is traced.
+        """
         if not self._tracing_here():
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        copy = self.copies.get(id(m))
+        return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """The base class searches all names at each access, which is quadratic in depth."""
