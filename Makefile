@@ -16,8 +16,8 @@ test: lint
 
 # Every model that we know of into tests/zoo.csv, from where it was left off; hours on two cores.
 # make zoo FILTER='timm:*deit*' checks one family, AGAIN=--again also what passed before.
-FILTER ?= timm:* torchvision:* zoo_models:*
-zoo: $(VENV)/.installed-test
+FILTER ?= timm:* torchvision:* zoo_models:* field:*
+zoo: $(VENV)/.installed-test $(VENV)/.installed-field
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m fxprune.zoo $(foreach f,$(FILTER),'$(f)') \
 		--table tests/zoo.csv --summary README.md $(AGAIN)
 

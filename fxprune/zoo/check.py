@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
 from fxprune.axes import atoms_of
+from fxprune.capture.example_of import example_of
 from fxprune.certify.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.compiler import prune_analyzed
-from fxprune.result.measure import macs_of, on_meta, parameters_of
+from fxprune.result.measure import macs_of, on_meta, outputs_of, parameters_of
 from fxprune.result.pruned_module import noise_for
 from fxprune.saved import model_specs
 from fxprune.zoo.coverage import OpUse, ops_met
-from fxprune.zoo.exactness import check_shapes, exactness, exactness_built_smaller
+from fxprune.zoo.exactness import AFFORDABLE_MACS, check_shapes, exactness, exactness_built_smaller
+from fxprune.zoo.quiet import listening
 from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
+from fxprune.zoo.uses import Uses, uses_of
 
 __all__ = ["check"]
 
 # Beyond this a model is pruned on the meta device, and only its shapes are checked.
 NUMERIC_LIMIT = 310e6
+# Beyond this nobody tries what people do with a result.
+USED_LIMIT = 50e6
 # Dimensions that are whole by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
 
@@ -49,9 +54,14 @@ def check(spec: str, ratio: float = 0.5, *, brief: bool = False) -> Result:
 
 
 def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
+    tried = not brief and not on_meta(model) and parameters_of(model) <= USED_LIMIT
+    with listening() as own_words:  # what the model's own code says, often only once
+        if tried:
+            outputs_of(model, example_of(model))
     start = time.process_time()
-    analysis = analyze(model)
-    pruned = prune_analyzed(model, analysis, ratio)
+    with listening() as words:
+        analysis = analyze(model)
+        pruned = prune_analyzed(model, analysis, ratio)
     seconds = time.process_time() - start
 
     dense_macs = macs_of(model, noise_for(pruned, model, 1))
@@ -67,6 +77,11 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
             found = exactness(model, pruned, analysis, dense_macs, brief)
             found = found._replace(note=_joined(found.note, "batch norms fitted to noise"))
         outcome = CERTIFIED if found.certificate.exact else FAILED
+    uses = Uses()
+    if tried and dense_macs <= AFFORDABLE_MACS:
+        whole = prune_analyzed(model, analysis, 0.0)
+        uses = uses_of(model, whole, pruned, noise_for(pruned, model, 2))
+    said = [line for line in words.lines if line not in own_words.lines]
     return Result(
         spec,
         outcome,
@@ -79,6 +94,8 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
         whole=_whole_share(analysis),
         reasons=_reasons(analysis),
         note=_joined(found.note if found else "", *_missing(analysis), *analysis.notes),
+        **uses._asdict(),
+        complaint=_joined(*uses.complaints, f"prints {said[0][:160]}" if said else ""),
         ops=ops_met(analysis),
     )
 

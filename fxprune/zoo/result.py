@@ -28,6 +28,9 @@ class Result:
     whole: the share of parameters in tensors that no group can shrink.
     reasons: what keeps dimensions whole, each with the share of parameters that it concerns.
     note: the failure, or the reduced image size of the certificate.
+    batches, sizes, copies, training: what became of each use, see `fxprune.zoo.uses.Uses`; empty where
+        the model itself does not take it, or is too large for it to be tried.
+    complaint: what someone would complain about, though the certificate holds; empty: nothing.
     ops: what `fxprune.zoo.coverage` keeps, in a file of its own.
     """
 
@@ -42,11 +45,21 @@ class Result:
     whole: float | None = None
     reasons: str = ""
     note: str = ""
+    batches: str = ""
+    sizes: str = ""
+    copies: str = ""
+    training: str = ""
+    complaint: str = ""
     ops: tuple[OpUse, ...] = ()
 
     @property
     def passed(self) -> bool:
         return self.outcome in PASSED
+
+    @property
+    def sound(self) -> bool:
+        """Passed, with nothing to complain about."""
+        return self.passed and not self.complaint
 
     def row(self) -> dict[str, str]:
         """As text, rounded: the table changes only where something did."""
