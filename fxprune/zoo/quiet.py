@@ -35,7 +35,13 @@ def listening() -> Iterator[Said]:
         try:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
-            yield said
+            # Python's own streams need not be the process's: a test runner has others.
+            with (
+                os.fdopen(os.dup(file.fileno()), "w", buffering=1) as text,
+                contextlib.redirect_stdout(text),
+                contextlib.redirect_stderr(text),
+            ):
+                yield said
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -104,8 +104,8 @@ def test_the_summary_counts_by_library_and_leaves_out_what_was_excluded() -> Non
     ]
     lines = table.summary(rows).splitlines()[2:]
     assert lines == [
-        "| hf | 1 | 1 | 0 | 0 | - | - | - |",
-        "| timm | 4 | 2 | 1 | 1 | 0.28 | 0.26 | 1.25 |",
+        "| hf | 1 | 1 | 0 | 0 | 0 | - | - | - |",
+        "| timm | 4 | 2 | 1 | 1 | 2 | 0.28 | 0.26 | 1.25 |",
     ]
 
 
