@@ -13,6 +13,7 @@ from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.axes import atom, batch, frozen
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
+from fxprune.graph.own_nodes import makes_output, object_of
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 
@@ -90,9 +91,9 @@ class _Walk:
     def _call(self, node: fx.Node) -> None:
         """Ask the rule, check what it says against the value, and only then believe it."""
         value = node.meta.get("val")
-        if isinstance(node.target, type):  # an output's own class: what it holds is what it is given
-            self._put(node, self._argument([*node.args, *node.kwargs.values()]))
-            return
+        if makes_output(node):  # its fields in order; or all that an object holds, however deep
+            fields = node.all_input_nodes if node.target is object_of else [*node.args, *node.kwargs.values()]
+            return self._put(node, self._argument(fields))
         if not _fake_tensors(value):
             self._put(node, None)
             return

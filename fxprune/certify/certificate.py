@@ -24,6 +24,7 @@ from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
+from fxprune.graph.own_nodes import makes_output
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import device_of, floats_of, in_float64, is_float, tensor_at
 from fxprune.graph.values import bound_arguments
@@ -111,7 +112,7 @@ def _leaves(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
 
     def visit(n: fx.Node) -> fx.Node:
-        if n.op == "call_function" and isinstance(n.target, type):
+        if makes_output(n):
             fx.map_arg((n.args, n.kwargs), visit)
         else:
             found.append(n)

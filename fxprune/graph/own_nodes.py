@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from fxprune.errors import InputSizeError
 
 __all__ = [
     *("AutogradFunction", "ModeValue", "_getitem", "guard", "guard_branch", "is_guard", "one_node"),
-    *("split_by_sizes", "written"),
+    *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
 ]
 
 
@@ -152,3 +153,46 @@ def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple
 
 def _getitem(value: Any, index: int) -> Any:
     return value[index]
+
+
+# ---------------------------------------------------------------- objects that a model returns
+
+
+def object_of(kind: str, attributes: dict[str, Any]) -> Any:
+    """An object of a class by its name (`package.module:Class`), made of its attributes.
+
+    A model returns it as its own code built it, a cache of keys and values say: none of that code runs again.
+    """
+    cls = class_named(kind)
+    made = cls.__new__(cls)
+    made.__dict__.update((name, _plain(value)) for name, value in attributes.items())
+    return made
+
+
+def class_named(kind: str) -> Any:
+    """The class `package.module:Class`."""
+    module, _, path = kind.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def name_of_class(cls: type) -> str:
+    """What `class_named` finds it by."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def makes_output(node: fx.Node) -> bool:
+    """Whether a node is the call of an output's own class: what it holds is what it is given."""
+    made = node.op == "call_function" and isinstance(node.target, type)
+    return made or node.target is object_of
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts as a model's code makes them, rather than a graph's own."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return value

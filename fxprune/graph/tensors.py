@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_of", "floats_of", "holder", "in_float64", "is_float", "named_tensors", "tensor_at"]
+__all__ = [
+    "device_of",
+    "floats_of",
+    "holder",
+    "holds_attributes",
+    "in_float64",
+    "is_float",
+    "named_tensors",
+    "tensor_at",
+]
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -35,14 +45,22 @@ def is_float(t: Tensor) -> bool:
 
 
 def floats_of(value: Any) -> list[Tensor]:
-    """Every tensor of real or complex numbers of a nest of tuples, lists, dicts and dataclasses, in order."""
+    """Every tensor of real or complex numbers of a nest of tuples, lists, dicts and objects, in order."""
     if isinstance(value, Tensor):
         return [value] if is_float(value) else []
     if dataclasses.is_dataclass(value) and not isinstance(value, dict):
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif holds_attributes(value):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in floats_of(v)] if isinstance(value, (list, tuple)) else []
+
+
+def holds_attributes(value: Any) -> bool:
+    """Whether it is an object that code makes to hold what it computes: a cache of keys and values."""
+    plain = (Tensor, nn.Module, dict, list, tuple, type, Enum, torch.Generator)
+    return bool(getattr(value, "__dict__", None)) and not isinstance(value, plain) and not callable(value)
 
 
 Raised = TypeVar("Raised", Tensor, nn.Module)

@@ -17,11 +17,13 @@ from torch import fx, nn
 
 from fxprune.capture.attention import OPENED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
+from fxprune.capture.symbolic.objects import holds_traced, object_node
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import AutogradFunction, guard_branch, written
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
+from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.values import NodeError
 from fxprune.graph.writes import FILLS, shares_memory, value_of_write
 
@@ -113,6 +115,8 @@ class Tracer(fx.Tracer):
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
             self._recognise(a)
+        if holds_attributes(a) and not isinstance(a, (fx.Proxy, fx.Node)) and holds_traced(a):
+            return object_node(self, a)
         return super().create_arg(a)
 
     def _recognise(self, constant: torch.Tensor) -> None:

@@ -1,0 +1,172 @@
+"""Objects of the model's own among its outputs: a cache of keys and values, a distribution, a nest."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import randomise
+from torch import Tensor, nn
+
+import fxprune
+
+WIDTH = 16
+
+
+class Layer:
+    """What one layer remembers."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.seen = 0
+        self.ready = False
+
+    def update(self, keys: Tensor) -> Tensor:
+        self.device, self.ready = keys.device, True
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], 1)
+        return self.keys
+
+
+class Cache:
+    """Holds layers, and the class that it makes them of."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self.layer_class = Layer
+
+    def update(self, keys: Tensor) -> Tensor:
+        self.layers.append(self.layer_class())
+        return self.layers[-1].update(keys)
+
+
+class Both:
+    """A cache beside another, as encoders with decoders have."""
+
+    def __init__(self, own: Cache, other: Cache) -> None:
+        self.own, self.other = own, other
+        self.updated = {0: True}
+
+
+class Gaussian:
+    """A distribution by its parameters; one of them computed."""
+
+    def __init__(self, mean: Tensor, log: Tensor) -> None:
+        self.mean, self.std = mean, log.exp()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(WIDTH, 24), nn.Linear(WIDTH, 24)
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        keys = cache.update(self.key(x))
+        x = x + (self.query(x) @ keys.transpose(1, 2)).softmax(-1) @ x
+        return x + self.down(self.up(x).relu())
+
+
+class Model(nn.Module):
+    """Logits beside an object of `kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed = nn.Linear(5, WIDTH)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(WIDTH, 7)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        cache, other = Cache(), Cache()
+        for block in self.blocks:
+            x = block(x, cache)
+        other.update(x)
+        logits = self.head(x)
+        if self.kind == "gaussian":
+            return Gaussian(logits, self.head(x.tanh()))
+        if self.kind == "both":
+            return logits, Both(cache, other)
+        return {"logits": logits, "cache": cache}
+
+
+KINDS = ("cache", "both", "gaussian")
+X = torch.zeros(2, 6, 5)
+
+
+def made(kind: str) -> tuple[nn.Module, Any]:
+    model = randomise(Model(kind).eval())
+    return model, fxprune.prune(model, 0.5, example_inputs=X)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Those that an output holds, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (Layer, Cache, Both, Gaussian)):
+        value = list(vars(value).values())
+    return [t for v in value for t in tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_object_comes_back_exact(kind: str) -> None:
+    model, pruned = made(kind)
+    assert fxprune.verify(model, pruned) < 1e-8
+    hidden = pruned.get_submodule("blocks.0.up")
+    assert hidden.out_features == 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 9, 5)])
+def test_at_ratio_0_it_holds_what_the_models_own_does(kind: str, shape: tuple[int, ...]) -> None:
+    model = randomise(Model(kind).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X)
+    x = torch.randn(shape)
+    wanted, got = tensors(model(x)), tensors(whole(x))
+    assert len(wanted) == len(got) >= 2
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_is_of_the_models_classes_with_all_their_attributes() -> None:
+    _, pruned = made("both")
+    _, both = pruned(X)
+    assert type(both) is Both and both.updated == {0: True}
+    assert type(both.own) is Cache and both.own.layer_class is Layer
+    first = both.own.layers[0]
+    assert type(both.own.layers) is list and type(first) is Layer
+    assert (first.seen, first.ready, first.device) == (0, True, torch.device("cpu"))
+    assert both.own.update(X).shape == X.shape  # its own code works on
+
+
+def test_what_the_object_holds_stays_whole() -> None:
+    """It reaches the output: people read it, and give it to the next call."""
+    _, pruned = made("cache")
+    assert pruned(X)["cache"].layers[0].keys.shape == (2, 6, 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_survives_copies_and_files(kind: str, tmp_path: Path) -> None:
+    _, pruned = made(kind)
+    x = torch.randn(3, 6, 5)
+    wanted = tensors(pruned(x))
+    fxprune.save(pruned, tmp_path / "saved")
+    copies = [copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))]
+    copies.append(fxprune.load(tmp_path / "saved", Model(kind)))
+    for twin in copies:
+        for a, b in zip(wanted, tensors(twin(x)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_gradients_pass_through_it() -> None:
+    _, pruned = made("cache")
+    pruned.train()
+    pruned(torch.randn(2, 6, 5))["cache"].layers[1].keys.square().sum().backward()
+    assert pruned.get_submodule("blocks.1.key").weight.grad is not None
+    assert pruned.get_submodule("blocks.0.up").weight.grad is not None
