@@ -19,6 +19,7 @@ from fxprune.plan.plan import Plan
 from fxprune.plan.selection import Selection
 from fxprune.result.origin import origin_of
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.record import Record
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["Rewriter", "apply", "rewrite"]
@@ -89,17 +90,20 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         for group in analysis.groups
         if group.atom in selection.masks
     }
-    pruned.meta["fxprune"] |= {
-        "plan": replace(plan, kept=selection.kept(analysis, model.state_dict())),
-        "folded": {new.get(name, name): fold for name, fold in folded.items()},
-        "capture": analysis.capture,
-        "outputs": "prune" if analysis.inference.prune_outputs else "keep",
-        "split_qkv": analysis.captured.split_qkv,
-        "sites": sites,
-        "dynamic": not analysis.captured.fixed_batch,
-        "origin": origin_of(model, analysis.module),
-        "example": example.map(lambda t: torch.empty_like(t, device="meta")),
-    }
+    pruned.record = Record(
+        plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
+        example=example.map(lambda t: torch.empty_like(t, device="meta")),
+        options={
+            "outputs": "prune" if analysis.inference.prune_outputs else "keep",
+            "split_qkv": analysis.captured.split_qkv,
+            "capture": analysis.capture,
+        },
+        origin=origin_of(model, analysis.module),
+        folded={new.get(name, name): fold for name, fold in folded.items()},
+        sites=sites,
+        dynamic=not analysis.captured.fixed_batch,
+        ties=pruned.ties,
+    )
     return pruned
 
 

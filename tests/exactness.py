@@ -40,7 +40,7 @@ def assert_slices(model: nn.Module, pruned: fx.GraphModule) -> None:
 
 def assert_runs(pruned: fx.GraphModule, batch: int) -> None:
     """The result takes `batch` samples, and returns as many."""
-    shapes = pruned.meta["fxprune"]["example"]
+    shapes = pruned.record.example
     inputs = shapes.with_batch(batch).map(lambda t: torch.randn(t.shape).to(t.dtype))
     with torch.no_grad():
         outputs = tensors_of(pruned(*inputs.args, **inputs.kwargs))
@@ -68,7 +68,7 @@ def certificate(
     model: nn.Module, pruned: fx.GraphModule, analysis: fxprune.Analysis, batch: int = 3
 ) -> float:
     """`fxprune.verify` without a capture of its own."""
-    record = pruned.meta["fxprune"]
-    example = seeded_noise(record["example"], model).with_batch(batch if record["dynamic"] else None)
+    record = pruned.record
+    example = seeded_noise(record.example, model).with_batch(batch if record.dynamic else None)
     selection = Selection.from_plan(analysis, fxprune.plan_of(pruned))
     return float(certify(model, pruned, analysis, selection, example))

@@ -125,7 +125,7 @@ def assert_shrinks(network: Network, pruned: fx.GraphModule, options: Options) -
     """Exactness alone would hold if nothing were ever cut."""
     left, whole = pruned.get_parameter(embedding(network)).shape[0], network.embed
     # Of 4 heads x 3, two thirds stay where three quarters are asked for.
-    sizes = [kept.size for kept in pruned.meta["fxprune"]["plan"].groups.values() if whole % kept.size == 0]
+    sizes = [kept.size for kept in pruned.record.plan.groups.values() if whole % kept.size == 0]
     least = min(math.floor(n * (1 - options.ratio)) / n for n in (whole, *sizes))
     assert least * whole <= left <= whole
     if network.embedding_shrinks and options.round_to == 1 and options.ratio >= 0.5:

@@ -29,6 +29,7 @@ from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import device_of, floats_of, in_float64, is_float, tensor_at
 from fxprune.graph.values import bound_arguments
 from fxprune.plan.selection import Selection
+from fxprune.result.record import Record
 
 __all__ = ["Certificate", "certify", "same_function"]
 
@@ -154,14 +155,14 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     The module's own weights hold the folded products as rounded to their dtype; those that are off by
     no more than that are taken for what they stand for.
     """
-    record = twin.meta.get("fxprune", {})
-    if not record.get("folded"):
+    record = getattr(twin, "record", None)
+    if not isinstance(record, Record) or not record.folded:
         return twin
     original = model.state_dict()
-    old_of = {new: old for old, new in record["plan"].renamed.items()}
-    for name, (rows, ratio) in record["folded"].items():
+    old_of = {new: old for old, new in record.plan.renamed.items()}
+    for name, (rows, ratio) in record.folded.items():
         old = old_of.get(name, name)
-        kept = [None if k is None else k.numpy() for k in record["plan"].kept.get(old, ())]
+        kept = [None if k is None else k.numpy() for k in record.plan.kept.get(old, ())]
         exact = in_float64(_compact(original[old], kept))
         exact[rows.to(exact.device)] *= ratio
         stored = tensor_at(twin, name)

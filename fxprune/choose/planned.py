@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
@@ -13,8 +11,8 @@ from fxprune.choose.depth import without_branches
 from fxprune.choose.merge_heads import merged_by_name
 from fxprune.errors import PlanError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.plan.plan import Plan, plan_of
-from fxprune.result.pruned_module import analysis_options
+from fxprune.plan.plan import Plan
+from fxprune.result.pruned_module import record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["analysis_behind", "as_planned", "options_behind"]
@@ -54,12 +52,10 @@ def analysis_behind(
     Raises:
         PlanError: `pruned` was not made by fxprune.
     """
-    plan_of(pruned)
-    example = example or seeded_noise(pruned.meta["fxprune"]["example"], model)
+    example = example or seeded_noise(record_of(pruned).example, model)
     return analyzed(model, example, options_behind(pruned, rules))
 
 
 def options_behind(pruned: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> AnalysisOptions:
     """The options that the original was analysed with when it was pruned."""
-    recorded: dict[str, Any] = analysis_options(pruned)
-    return AnalysisOptions(**recorded, rules=rules)
+    return AnalysisOptions(**record_of(pruned).options, rules=rules)

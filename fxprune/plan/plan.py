@@ -29,7 +29,7 @@ from fxprune.errors import PlanError
 from fxprune.files import write_whole
 from fxprune.plan.bits import flags_of, mask_bits, position_bits, positions_of
 
-__all__ = ["Kept", "Plan", "plan_from", "plan_of", "record_of"]
+__all__ = ["Kept", "Plan", "plan_data", "plan_from", "plan_of"]
 
 
 FORMAT = "fxprune-plan-2"
@@ -94,7 +94,7 @@ class Plan:
 
         Kept indices stand as bits in base64, each list once: the module's docstring has the format.
         """
-        write_whole(path, json.dumps(record_of(self)))
+        write_whole(path, json.dumps(plan_data(self)))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -116,8 +116,7 @@ def plan_of(pruned: fx.GraphModule) -> Plan:
     Raises:
         PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
     """
-    record = getattr(pruned, "meta", {}).get("fxprune", {})
-    plan = record.get("plan")
+    plan = getattr(getattr(pruned, "record", None), "plan", None)
     if not isinstance(plan, Plan):
         raise PlanError(
             f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
@@ -128,7 +127,7 @@ def plan_of(pruned: fx.GraphModule) -> Plan:
 # ---------------------------------------------------------------- as JSON data
 
 
-def record_of(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
+def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
     """A plan as JSON data; without `weights`, its groups only, of which the rest follows by replay."""
     record: dict[str, Any] = {
         "format": FORMAT,

@@ -6,29 +6,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holder
+from fxprune.result.record import Record
 
-__all__ = ["PrunedModule", "analysis_options", "noise_for"]
-
-ANALYSED = ("outputs", "split_qkv", "capture")  # how the original was analysed, as options of `analyze`
+__all__ = ["PrunedModule", "noise_for", "record_of"]
 
 
 class PrunedModule(fx.GraphModule):
     """A rewritten model.
 
-    meta["fxprune"] holds its record: the plan, how it was made, and `ties`, the second names of shared
-    tensors (second name -> the name that the graph uses).
+    record: how it was made; the rewrite attaches it when all else stands.
+    ties: second names of shared tensors -> the name that the graph uses.
     """
 
-    def restore(self, ties: dict[str, str], modes: dict[str, bool]) -> None:
+    record: Record
+    ties: Mapping[str, str]
+
+    def restore(self, ties: Mapping[str, str], modes: Mapping[str, bool]) -> None:
         """Put back second names, and each module's own train or eval flag."""
+        self.ties = ties
         for second, first in ties.items():
             _tie(self, second, first)
         for path, module in self.named_modules():
@@ -58,15 +62,24 @@ class PrunedModule(fx.GraphModule):
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
 
 
-def analysis_options(pruned: fx.GraphModule) -> dict[str, Any]:
-    """The options of `analyze` that the original was analysed with when it was pruned."""
-    return {name: pruned.meta["fxprune"][name] for name in ANALYSED}
+def record_of(pruned: nn.Module) -> Record:
+    """Read how a model was made.
+
+    Raises:
+        PlanError: it was not made by fxprune.
+    """
+    record = getattr(pruned, "record", None)
+    if not isinstance(record, Record):
+        raise PlanError(
+            f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
+        )
+    return record
 
 
 def noise_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
     """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
-    record = pruned.meta["fxprune"]
-    return seeded_noise(record["example"].with_batch(batch if record["dynamic"] else None), model)
+    record = record_of(pruned)
+    return seeded_noise(record.example.with_batch(batch if record.dynamic else None), model)
 
 
 # What fx.GraphModule makes of a graph by itself.
@@ -110,8 +123,9 @@ def _unpickled(
     """What pickles of format 1 call: their graph is traced out of its code."""
     plain = rebuild(*arguments)
     module = PrunedModule(plain, plain.graph, type(plain).__name__)
-    module.meta = meta
-    module.restore(meta["fxprune"]["ties"], modes)
+    module.meta = {name: value for name, value in meta.items() if name != "fxprune"}
+    module.record = Record.of_format_1(meta["fxprune"])
+    module.restore(module.record.ties, modes)
     return module
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ def load(
     _compare(pruned, record, _whence(record, model))
     assign(pruned, read_tensors(path, record, device), set(record["frozen"]))
     _set_modes(pruned, record["modes"])
-    pruned.meta["fxprune"]["origin"] = {"config": None, **record["origin"], "build": record["build"]}
+    origin = {"config": None, **record["origin"], "build": record["build"]}
+    pruned.record = replace(pruned.record, origin=origin)
     return pruned
 
 

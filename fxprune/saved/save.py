@@ -11,9 +11,9 @@ from typing import Any
 from torch import fx
 
 from fxprune.errors import FileError
-from fxprune.plan.plan import plan_of, record_of
+from fxprune.plan.plan import plan_data, plan_of
 from fxprune.result.fingerprint import graph_digest, layout_digest
-from fxprune.result.pruned_module import analysis_options
+from fxprune.result.pruned_module import record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import recipe as recipes
 from fxprune.saved.examples import example_record
@@ -56,14 +56,14 @@ def save(
     """
     plan = plan_of(pruned)
     tensors = named_tensors(pruned)
-    facts = pruned.meta["fxprune"]
+    facts = record_of(pruned)
     record: dict[str, Any] = {
-        "made_by": versions(facts["origin"]["class"]),
+        "made_by": versions(facts.origin["class"]),
         "build": None,
-        "origin": facts["origin"],
-        "options": analysis_options(pruned),
-        "example": example_record(facts["example"]),
-        "plan": record_of(plan, weights=False),
+        "origin": facts.origin,
+        "options": dict(facts.options),
+        "example": example_record(facts.example),
+        "plan": plan_data(plan, weights=False),
         "graph": graph_digest(pruned),
         "modes": _modes(pruned),
         "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
@@ -74,7 +74,7 @@ def save(
         raise FileError("build_options are those of build=, which is missing")
     else:
         record["build"] = _recipe_inferred(record, rules)
-    record["origin"] = {k: v for k, v in facts["origin"].items() if k != "config"}
+    record["origin"] = {k: v for k, v in facts.origin.items() if k != "config"}
     write_folder(Path(folder), record, tensors)
 
 

@@ -18,6 +18,7 @@ from fxprune.graph.example import Example, seeded_noise
 from fxprune.plan.plan import plan_of
 from fxprune.plan.selection import Selection
 from fxprune.result.measure import outputs_of
+from fxprune.result.pruned_module import record_of
 from fxprune.saved import model_specs
 
 __all__ = ["Exactness", "check_shapes", "exactness", "exactness_built_smaller"]
@@ -45,7 +46,7 @@ def exactness(
         smaller = _smallest(model, pruned)
     example = smaller or _noise(model, pruned)
     note = f"certified at {_size(smaller)} x {_size(smaller)}" if smaller else ""
-    if pruned.meta["fxprune"]["dynamic"]:
+    if record_of(pruned).dynamic:
         single = not smaller and macs > SINGLE_IMAGE_MACS
         if not brief:
             _ = outputs_of(pruned, example.with_batch(3 if single else 1))
@@ -75,7 +76,7 @@ def exactness_built_smaller(
 
 def check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
     """Raise ValueError where the outputs have other shapes; all that can be told on the meta device."""
-    example = pruned.meta["fxprune"]["example"].with_batch(3)
+    example = record_of(pruned).example.with_batch(3)
     wanted, got = ([tuple(t.shape) for t in outputs_of(m, example)] for m in (model, pruned))
     if wanted != got:
         raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")
@@ -95,7 +96,7 @@ def _built_for(spec: str, size: int) -> nn.Module | None:
 
 
 def _noise(model: nn.Module, pruned: fx.GraphModule) -> Example:
-    return seeded_noise(pruned.meta["fxprune"]["example"], model)
+    return seeded_noise(record_of(pruned).example, model)
 
 
 def _size(example: Example) -> int:

@@ -37,9 +37,9 @@ def rename(pruned: PrunedModule, names: Mapping[str, str]) -> PrunedModule:
     renamed = PrunedModule(root, graph, type(pruned).__name__)
     ties = {
         names.get(second, renamed_path(second, modules)): names.get(first, renamed_path(first, modules))
-        for second, first in pruned.meta["fxprune"]["ties"].items()
+        for second, first in pruned.ties.items()
     }
-    renamed.meta = {**pruned.meta, "fxprune": {**pruned.meta["fxprune"], "ties": ties}}
+    renamed.meta = dict(pruned.meta)
     modes = pruned.modes
     renamed.restore(ties, modes | {new: modes[old] for old, new in placed.items() if old in modes})
     return renamed

@@ -40,9 +40,9 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     hide_forwards(graph, root)
     graph.lint()
     pruned = PrunedModule(root, graph, type(original).__name__)
-    ties = _ties(pruned, analysis, original)
-    pruned.meta["fxprune"] = {"ties": ties}
-    pruned.restore(ties, {path: m.training for path, m in original.named_modules()})
+    pruned.restore(
+        _ties(pruned, analysis, original), {path: m.training for path, m in original.named_modules()}
+    )
     return pruned
 
 

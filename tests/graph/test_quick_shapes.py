@@ -90,7 +90,7 @@ def test_a_width_that_does_not_fit_is_found_in_the_rewritten_graph() -> None:
     model = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
     x = torch.zeros(3, 8)
     pruned = fxprune.prune(model, 0.5, example_inputs=x)
-    example = pruned.meta["fxprune"]["example"].map(torch.zeros_like)
+    example = pruned.record.example.map(torch.zeros_like)
     refuse_broken(pruned, example)
     for target, broken in (("1", nn.BatchNorm1d(7)), ("3", nn.Linear(7, 4))):
         kept = pruned.get_submodule(target)

@@ -71,7 +71,7 @@ def shared(tensors: dict[str, Tensor]) -> set[frozenset[str]]:
 
 def outputs(module: fx.GraphModule) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    example = module.meta["fxprune"]["example"].map(lambda t: torch.randn(t.shape, generator=generator))
+    example = module.record.example.map(lambda t: torch.randn(t.shape, generator=generator))
     return tensors_of(run(module, *example.args, **example.kwargs))
 
 
@@ -131,7 +131,7 @@ def other_libraries() -> list[Any]:
 def test_every_other_library(spec: str, tmp_path: Path) -> None:
     """What a configuration describes is built from it; for the rest the caller names the factory."""
     pruned = fxprune.prune(randomise(model_specs.build(spec)))
-    named = pruned.meta["fxprune"]["origin"]["config"] is not None
+    named = pruned.record.origin["config"] is not None
     there_and_back(pruned, tmp_path, None if named else spec)
 
 

@@ -162,7 +162,7 @@ def test_certified_at_a_half(zoo: Analysed) -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=zoo.entry.example)
     assert certificate(model, pruned, zoo.analysis) <= TOLERANCE
     assert_slices(model, pruned)
-    if pruned.meta["fxprune"]["dynamic"]:
+    if pruned.record.dynamic:
         assert_runs(pruned, 5)
 
     before = parameter_count(model)

@@ -174,7 +174,7 @@ def check_loads(pruned: fx.GraphModule, small: nn.Module) -> None:
         raise SiblingError(f"like=: the smaller model does not take the result: {error}") from error
     if any(p.device.type == "meta" for p in (*pruned.parameters(), *small.parameters())):
         return
-    difference = same_function(pruned, stock, seeded_noise(pruned.meta["fxprune"]["example"], pruned))
+    difference = same_function(pruned, stock, seeded_noise(record_of(pruned).example, pruned))
     if not difference <= 1e-6:
         raise SiblingError(
             f"like=: the smaller model loads the result, but computes something else (relative error "

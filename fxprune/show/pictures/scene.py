@@ -23,6 +23,8 @@ from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
 from fxprune.plan.plan import Plan, plan_of
+from fxprune.result.pruned_module import record_of
+from fxprune.result.record import Record
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["Scene", "scene_of"]
@@ -121,7 +123,7 @@ def scene_of(
 
 
 def _carries_plan(module: Any) -> TypeGuard[fx.GraphModule]:
-    return isinstance(getattr(module, "meta", {}).get("fxprune", {}).get("plan"), Plan)
+    return isinstance(getattr(module, "record", None), Record)
 
 
 def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:
@@ -141,7 +143,7 @@ def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
     """A pruned model alone: its own axes, named as in the plan."""
     analysis = _analysis_of_pruned(pruned, rules)
     plan = plan_of(pruned)
-    sites: dict[str, list[Site]] = pruned.meta["fxprune"]["sites"]
+    sites = record_of(pruned).sites
     free = {(frozenset(g.sites), g.size): g for g in analysis.groups if g.frozen is None}
     gone, before = [], {}
     for name, where in sites.items():
@@ -161,12 +163,12 @@ def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
 
 def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     """Its graph is canonical already: only values and axes are missing.  The module is not changed."""
-    record = pruned.meta["fxprune"]
+    record = record_of(pruned)
     graph = fx.Graph()
     graph.output(graph.graph_copy(pruned.graph, {}))
     module = fx.GraphModule(pruned, graph, type(pruned).__name__)
-    example = record["example"].map(lambda t: torch.empty_like(t, device=device_of(pruned)))
-    captured = Captured(module, example, record["capture"], fixed_batch=not record["dynamic"])
+    example = record.example.map(lambda t: torch.empty_like(t, device=device_of(pruned)))
+    captured = Captured(module, example, record.options["capture"], fixed_batch=not record.dynamic)
     propagate_values(module, example, captured.stand_in_batch)
-    inference = infer(captured, rules, prune_outputs=record["outputs"] == "prune")
+    inference = infer(captured, rules, prune_outputs=record.options["outputs"] == "prune")
     return Analysis(captured, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))

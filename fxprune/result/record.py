@@ -1,0 +1,48 @@
+"""What a pruned model knows of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fxprune.analysis.groups import Site
+from fxprune.graph.example import Example
+from fxprune.plan.plan import Plan
+
+__all__ = ["Record"]
+
+OPTIONS = ("outputs", "split_qkv", "capture")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of a rewritten model: plain data, enough to make it again from its original.
+
+    plan: what was kept.
+    example: the call that it was captured with, shapes only (on the meta device).
+    options: how the original was analysed: `outputs`, `split_qkv`, `capture`, as of `analyze`.
+    origin: what its library records of the original, see `origin_of`.
+    folded: weight -> its rows that a factor was folded into, and the factor (`like=`).
+    sites: group -> the dimensions of the result's weights that carry it.
+    dynamic: it takes batches of any size.
+    ties: second names of shared tensors -> the name that the graph uses.
+    """
+
+    plan: Plan
+    example: Example
+    options: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    folded: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
+    sites: Mapping[str, list[Site]] = field(default_factory=dict)
+    dynamic: bool = True
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of_format_1(facts: Mapping[str, Any]) -> Record:
+        """Read the dictionary that pickles of format 1 hold."""
+        options = {name: facts[name] for name in OPTIONS}
+        kept = {k: v for k, v in facts.items() if k not in OPTIONS}
+        return Record(**{"folded": {}, "sites": {}, **kept}, options=options)
