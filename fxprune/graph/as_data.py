@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import _get_qualified_name
+from torch.fx.node import _get_qualified_name, map_aggregate
 
 from fxprune.graph import own_nodes
 
@@ -31,7 +31,7 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Function:
-    """A function by a name that every process can import."""
+    """A function, or a constant of torch, by a name that every process can import."""
 
     name: str
 
@@ -42,13 +42,19 @@ NodeData = tuple[str, str, Any, Any, Any, dict[str, Any]]
 def graph_as_data(graph: fx.Graph) -> list[NodeData]:
     """Each node as (op, name, target, args, kwargs, meta), in order."""
     number: dict[fx.Node, Any] = {node: _Node(i) for i, node in enumerate(graph.nodes)}
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, (torch.memory_format, torch.layout)):  # torch.save can't take them
+            return _Function(str(value))
+        return number[value] if isinstance(value, fx.Node) else value
+
     return [
         (
             node.op,
             node.name,
             _written(node.target) if node.op == "call_function" else node.target,
-            fx.map_arg(node.args, number.__getitem__),
-            fx.map_arg(node.kwargs, number.__getitem__),
+            map_aggregate(node.args, argument),
+            map_aggregate(node.kwargs, argument),
             {key: node.meta[key] for key in KEPT if key in node.meta},
         )
         for node in graph.nodes
@@ -63,6 +69,8 @@ def graph_from_data(data: list[NodeData]) -> fx.Graph:
     def node_of(value: Any) -> Any:
         if isinstance(value, _Node):
             return made[value.index]
+        if isinstance(value, _Function):
+            return _read(value)
         if isinstance(value, slice):
             return slice(node_of(value.start), node_of(value.stop), node_of(value.step))
         if isinstance(value, dict):

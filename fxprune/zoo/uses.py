@@ -64,7 +64,7 @@ def uses_of(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, exa
     return Uses(
         batches=_first_bad(_same(model, whole, pruned, example.with_batch(n)) for n in BATCHES),
         sizes=_sizes(model, whole, pruned, example),
-        copies=_copies(pruned, example),
+        copies=_copies(model, pruned, example),
         training=_training(model, pruned, example),
     )
 
@@ -123,10 +123,15 @@ def _same(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, examp
     return RIGHT if _equal(wanted, got, TOLERANCE) else "WRONG"
 
 
-def _copies(pruned: fx.GraphModule, example: Example) -> str:
+def _copies(model: nn.Module, pruned: fx.GraphModule, example: Example) -> str:
     wanted = _run(pruned, example)
     failed = []
     for name, copied in COPIES.items():
+        try:
+            if name != "tracing":
+                copied(model)
+        except Exception:  # neither can the original be copied that way
+            continue
         try:
             if not _equal(wanted, _run(copied(pruned), example), 1e-5):
                 failed.append(f"{name}: WRONG")

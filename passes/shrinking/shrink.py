@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -36,6 +37,8 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
         respell(new_of[node], step, analysis, selection, root)
         if step.flow.select_result:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)
+        if node.op == "call_module":
+            _count_channels(root.get_submodule(str(node.target)), analysis.axes[node], selection)
     _describe(root)
     hide_forwards(graph, root)
     graph.lint()
@@ -82,6 +85,15 @@ def _select(
         with node.graph.inserting_after(index):
             kept = node.graph.call_function(torch.index_select, (node, dim, index))
         node.replace_all_uses_with(kept, delete_user_cb=partial(operator.is_not, kept))
+
+
+def _count_channels(module: nn.Module, axes: Sequence[tuple[Axis, ...]], selection: Selection) -> None:
+    """A norm without weights has none to count: torch warns where `num_features` is not what comes in."""
+    entry = native(module)
+    names = [name for name in (entry.widths if entry else ()) if name in ("num_features", "num_channels")]
+    positions = selection.positions(axes[0][1]) if names and axes and len(axes[0]) > 1 else None
+    if positions is not None:
+        setattr(module, names[0], len(positions))
 
 
 def _describe(root: nn.Module) -> None:

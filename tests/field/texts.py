@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from field.row import Draw, Row, given, noise, tokens
 
@@ -31,6 +32,9 @@ def _build(config: str, model: str, options: dict[str, Any], inputs: dict[str, D
     import transformers
 
     made = getattr(transformers, model)(getattr(transformers, config)(**options))
+    for module in made.modules():  # weights that are parametrised made plain, as fxprune asks for
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
     return given(made, **inputs)
 
 

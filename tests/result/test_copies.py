@@ -38,6 +38,7 @@ class Sizes(nn.Module):
         side = int(y.shape[1] ** 0.5)
         y = y.transpose(1, 2).reshape(len(y), -1, side, side).tanh()
         y[:, :, 0] = 2
+        y = y.contiguous(memory_format=torch.channels_last)
         if side % 4:
             y = F.pad(y, (0, 1))
         return self.out(F.dropout(y.mean((2, 3)), 0.1, self.training))

@@ -28,6 +28,7 @@ def cases() -> list[tuple[nn.Module, int, int, Widths]]:
         (nn.PReLU(16), 2, 16, {"num_parameters": 8}),
         (nn.PReLU(), 2, 16, {"num_parameters": 1}),
         (nn.GroupNorm(4, 16), 2, 16, {"num_channels": 8, "num_groups": 2}),
+        (nn.GroupNorm(4, 16, affine=False), 2, 16, {"num_channels": 8, "num_groups": 2}),
     ]
     for n in (1, 2, 3):
         conv, transposed = (getattr(nn, f"{name}{n}d") for name in ("Conv", "ConvTranspose"))
@@ -43,7 +44,9 @@ def cases() -> list[tuple[nn.Module, int, int, Widths]]:
             (getattr(nn, f"BatchNorm{n}d")(16), n, 16, norm),
             (getattr(nn, f"BatchNorm{n}d")(16, affine=False), n, 16, norm),
             (nn.SyncBatchNorm(16), n, 16, norm),
+            (getattr(nn, f"InstanceNorm{n}d")(16), n, 16, norm),
             (getattr(nn, f"InstanceNorm{n}d")(16, affine=True), n, 16, norm),
+            (getattr(nn, f"BatchNorm{n}d")(16, affine=False, track_running_stats=False), n, 16, norm),
             (getattr(nn, f"InstanceNorm{n}d")(16, track_running_stats=True), n, 16, norm),
         ]
     return found
