@@ -16,6 +16,7 @@ from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holder
 from fxprune.result.record import Record
+from fxprune.result.retrace import traced_as_graph
 
 __all__ = ["PrunedModule", "noise_for", "record_of"]
 
@@ -29,6 +30,12 @@ class PrunedModule(fx.GraphModule):
 
     record: Record
     ties: Mapping[str, str]
+
+    def recompile(self) -> Any:
+        """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
+        code = super().recompile()
+        type(self).forward = traced_as_graph(type(self).forward)
+        return code
 
     def restore(self, ties: Mapping[str, str], modes: Mapping[str, bool]) -> None:
         """Put back second names, and each module's own train or eval flag."""

@@ -147,7 +147,7 @@ def _saved(module: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-COPIES: dict[str, Callable[[fx.GraphModule], nn.Module]] = {
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
     "torch.save": _saved,

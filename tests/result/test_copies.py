@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,25 @@ def test_a_graph_as_data_is_the_graph() -> None:
     assert str(again) == str(pruned.graph)
     assert [n.name for n in again.nodes] == [n.name for n in pruned.graph.nodes]
     assert graph_digest(fx.GraphModule(pruned, again)) == graph_digest(pruned)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("name", MODELS)
+def test_torch_traces_a_result_again(name: str, capture: str) -> None:
+    pruned = fxprune.prune(MODELS[name](), 0.5, example_inputs=images(), capture=capture)
+    again = fx.symbolic_trace(pruned)
+    assert_equal_runs(again, pruned)
+    assert Counter(n.op for n in again.graph.nodes) == Counter(n.op for n in pruned.graph.nodes)
+
+
+def test_a_result_inside_another_module_is_traced_with_it() -> None:
+    pruned = fxprune.prune(randomise(Sizes().eval()), 0.5, example_inputs=images())
+    outer = nn.Sequential(nn.Identity(), pruned, nn.Linear(5, 3))
+    torch.testing.assert_close(fx.symbolic_trace(outer)(images(3)), outer(images(3)))
+
+
+def test_a_result_that_is_traced_again_keeps_its_guards() -> None:
+    pruned = fxprune.prune(randomise(Sizes()), 0.5, example_inputs=images(), capture="symbolic")
+    again = fx.symbolic_trace(pruned)
+    with pytest.raises(InputSizeError):
+        again(torch.zeros(2, 3, 15, 15))

@@ -37,6 +37,7 @@ class Tracer(fx.Tracer):
     """Leaves are the modules with an op of their own, and dropouts of any name; all else opens."""
 
     proxy_buffer_attributes = True
+    reads_generated_code = True  # of a result that is pruned again
 
     def __init__(self, leaves: frozenset[int], example: Example, copies: dict[int, nn.Module]) -> None:
         super().__init__(autowrap_functions=())

@@ -1,0 +1,64 @@
+"""A result that torch.fx traces again: its graph is handed over, node by node, and no code is traced.
+
+Generated code computes with sizes (`int(size)`, `len(shape)`, a slice up to a size, a branch's guard), which
+`torch.fx.symbolic_trace` can't follow, though each is a node that it could have.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch.fx.node import map_aggregate
+
+__all__ = ["READS_CODE", "traced_as_graph"]
+
+# A tracer with this attribute follows what code does with sizes, and both modes of training: it reads code.
+READS_CODE = "reads_generated_code"
+
+
+def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
+
+    @functools.wraps(forward)
+    def call(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
+                return _handed_over(self, value.tracer, args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    return call
+
+
+def _handed_over(module: fx.GraphModule, tracer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    path = tracer.path_of_module(module)
+    prefix = f"{path}." if path else ""
+    given, made = iter(args), dict[fx.Node, Any]()
+
+    def value_of(leaf: Any) -> Any:
+        return made[leaf] if isinstance(leaf, fx.Node) else leaf
+
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            made[node] = next(given, kwargs.get(str(node.target), default))
+            continue
+        operands, words = (_plain(map_aggregate(part, value_of)) for part in (node.args, node.kwargs))
+        if node.op == "output":
+            return operands[0]
+        target = f"{prefix}{node.target}" if node.op in ("get_attr", "call_module") else node.target
+        made[node] = tracer.create_proxy(node.op, target, operands, words, node.name)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts rather than a graph's own."""
+    if isinstance(value, list):
+        return [*map(_plain, value)]
+    if type(value) is tuple:
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return value
