@@ -12,6 +12,7 @@ from fxprune.choose.budget import Latency
 from fxprune.compiler import prune, verify
 from fxprune.errors import FxpruneError
 from fxprune.plan.plan import Kept, Plan, plan_of
+from fxprune.result.old_names import install_old_names
 from fxprune.rewrite import apply
 from fxprune.rules import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet
 from fxprune.saved.load import load
@@ -20,7 +21,9 @@ from fxprune.show.pictures.draw import draw
 from fxprune.show.reports.explain import explain
 from fxprune.show.reports.report import Report, report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+install_old_names()
 
 __all__ = [
     "DEFAULT_RULES",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.graph.as_data import own_name
 from fxprune.graph.own_nodes import is_guard
 
-__all__ = ["graph_digest", "json_digest", "layout_digest"]
+__all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "unguarded_digest"]
 
 _SIMPLE = (bool, int, float, str, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -24,12 +27,44 @@ def layout_digest(state: Mapping[str, Tensor]) -> str:
     return json_digest({name: list(t.shape) for name, t in state.items()})
 
 
-def graph_digest(module: fx.GraphModule) -> str:
-    """Of all that a graph computes with but tensors' values: calls, constants, layers' settings.
+# How folders of format 1 spell our own functions and classes: by the files that they stood in then.
+FORMAT_1 = {
+    "fxprune::written": "fxprune.capture.writes.written",
+    "fxprune::guard_branch": "fxprune.capture.decisions.holds",
+    "fxprune::ModeValue": "fxprune.capture.merge_modes.ModeValue",
+    "fxprune::AutogradFunction": "fxprune.capture.autograd_functions.AutogradFunction",
+    "fxprune::split_by_sizes": "fxprune.rules.joining.split_by_sizes",
+    "fxprune::_getitem": "fxprune.passes.shrink._getitem",
+}
 
-    Two graphs with one digest compute the same function of the same weights.
+
+def unguarded_digest(module: fx.GraphModule) -> str:
+    """Digest a graph in the spelling of format 1, as if nothing were guarded."""
+    bare = fx.Graph()
+    bare.output(bare.graph_copy(module.graph, {}))
+    for node in [n for n in bare.nodes if is_guard(n)]:
+        _erase_with_inputs(node)
+    twin = copy.copy(module)
+    twin.__dict__ = {**module.__dict__, "_graph": bare}
+    return graph_digest(twin, FORMAT_1)
+
+
+def _erase_with_inputs(node: fx.Node) -> None:
+    """Erase a node, and what only it needed."""
+    inputs = node.all_input_nodes
+    node.graph.erase_node(node)
+    for given in inputs:
+        if not given.users and given.op != "placeholder":
+            _erase_with_inputs(given)
+
+
+def graph_digest(module: fx.GraphModule, own: Mapping[str, str] | None = None) -> str:
+    """Digest all that a graph computes with but tensors' values: calls, constants, layers' settings.
+
+    Two graphs with one digest compute the same function of the same weights.  Functions and modules of our
+    own stand under names that no move of a file changes (`fxprune::written`), or under those of `own`.
     """
-    number = {node: i for i, node in enumerate(module.graph.nodes)}
+    number = _Numbers({node: i for i, node in enumerate(module.graph.nodes)}, own or {})
     lines = [
         [n.op, _spelled(n.target, number), _spelled(n.args, number), _spelled(_computed(n), number)]
         for n in module.graph.nodes
@@ -50,7 +85,21 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _settings(module: nn.Module, number: Mapping[fx.Node, int]) -> list[Any]:
+@dataclass(frozen=True)
+class _Numbers:
+    """How nodes and functions are spelled."""
+
+    of: Mapping[fx.Node, int]
+    own: Mapping[str, str]
+
+    def name(self, value: Any) -> str:
+        own = own_name(value)
+        if own is not None:
+            return self.own.get(own, own)
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
+
+
+def _settings(module: nn.Module, number: _Numbers) -> list[Any]:
     """A layer's class and its simple attributes, and those of the layers in it."""
     own = {
         k: _spelled(v, number)
@@ -58,7 +107,7 @@ def _settings(module: nn.Module, number: Mapping[fx.Node, int]) -> list[Any]:
         if not k.startswith("_") and k != "training" and _is_simple(v)
     }
     inner = [[name, _settings(child, number)] for name, child in module.named_children()]
-    return [f"{type(module).__module__}.{type(module).__qualname__}", module.extra_repr(), own, inner]
+    return [number.name(type(module)), module.extra_repr(), own, inner]
 
 
 def _is_simple(value: Any) -> bool:
@@ -67,9 +116,9 @@ def _is_simple(value: Any) -> bool:
     return isinstance(value, _SIMPLE)
 
 
-def _spelled(value: Any, number: Mapping[fx.Node, int]) -> Any:
+def _spelled(value: Any, number: _Numbers) -> Any:
     if isinstance(value, fx.Node):
-        return {"node": number[value]}
+        return {"node": number.of[value]}
     if isinstance(value, (tuple, list)):
         return [_spelled(v, number) for v in value]
     if isinstance(value, dict):
@@ -83,5 +132,5 @@ def _spelled(value: Any, number: Mapping[fx.Node, int]) -> Any:
     if isinstance(value, (int, float, str)):
         return repr(value)
     if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
+        return number.name(value)
     return _ADDRESS.sub("", repr(value))

@@ -32,7 +32,8 @@ from fxprune.result.fingerprint import json_digest
 
 __all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
 
-FORMAT = "fxprune-1"
+FORMAT = "fxprune-2"
+OLD_FORMATS = ("fxprune-1",)  # read, and written no more
 RECORD = "fxprune.json"
 WEIGHTS = "model.safetensors"
 PENDING = ".fxprune-{}.safetensors"
@@ -68,7 +69,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise FileError(f"{path} is no whole record: {error}") from error
     if not isinstance(record, dict) or "format" not in record:
         raise FileError(f"{path} is no record of fxprune.save")
-    if record["format"] != FORMAT:
+    if record["format"] not in (FORMAT, *OLD_FORMATS):
         raise FileError(f"{path} is of format {record['format']!r}; this version of fxprune reads {FORMAT}")
     if record.pop("digest", None) != json_digest(record):
         raise FileError(f"{path} was edited since it was saved: its digest does not fit")

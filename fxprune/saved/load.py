@@ -12,11 +12,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import FileError, FxpruneError
-from fxprune.result.fingerprint import graph_digest
+from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import model_specs
 from fxprune.saved import recipe as recipes
-from fxprune.saved.folder import read_record, read_tensors
+from fxprune.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.saved.hub import local_folder
 from fxprune.saved.replay import replayed, versions
 from fxprune.saved.tensors import assign
@@ -98,21 +98,28 @@ def _whence(record: Mapping[str, Any], model: nn.Module | str | None) -> str:
 
 
 def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> None:
-    """The replayed graph must be the saved one; other versions of a library may spell it otherwise."""
-    if graph_digest(pruned) == record["graph"]:
+    """Refuse a replayed graph that is not the saved one; other versions of a library may spell it otherwise.
+
+    Of folders of format 1 the digest is taken as it was then: with the names of files, and without the
+    guards of what a model asserts.
+    """
+    old = record["format"] in OLD_FORMATS
+    known = {graph_digest(pruned, FORMAT_1), unguarded_digest(pruned)} if old else {graph_digest(pruned)}
+    if record["graph"] in known:
         return
     then, now = record["made_by"], versions(record["origin"]["class"])
     changed = [
         f"{name} {then.get(name)} -> {version}" for name, version in now.items() if then.get(name) != version
     ]
-    if not changed:
+    if not changed and not old:
         raise FileError(
             f"{whence} has the right weights, but computes something else with them than the model that "
             f"was saved (another option of its constructor?)"
         )
+    said = ", ".join(changed) or record["format"]
     warnings.warn(
-        f"the graph differs from the saved one, and so do versions ({', '.join(changed)}): compare the "
-        f"loaded model with the original by fxprune.verify",
+        f"the graph differs from the saved one, and so do versions ({said}): compare the loaded model with "
+        f"the original by fxprune.verify",
         stacklevel=3,
     )
 
