@@ -28,7 +28,16 @@ from torch.fx.node import has_side_effect
 from fxprune.errors import InputSizeError
 
 __all__ = [
-    *("AutogradFunction", "ModeValue", "_getitem", "guard", "guard_branch", "is_guard", "one_node"),
+    *(
+        "AutogradFunction",
+        "ModeValue",
+        "_getitem",
+        "guard",
+        "guard_branch",
+        "guard_size",
+        "is_guard",
+        "one_node",
+    ),
     *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
 ]
 
@@ -90,6 +99,15 @@ def guard_branch(value: Any, expected: Any, *, where: str) -> Exception:
     return InputSizeError(
         f"this input size takes another branch at {where} than the example did; "
         f"prune again with example_inputs= of this size"
+    )
+
+
+@guard
+def guard_size(value: Any, expected: Any, *, name: str, dim: int) -> Exception:
+    """Refuse an input of another size than torch.export followed: it computes with the example's numbers."""
+    return InputSizeError(
+        f"dimension {dim} of {name} is {value}: torch.export captured this model for {expected}, and its "
+        f"graph computes with that; prune again with example_inputs= of this size"
     )
 
 

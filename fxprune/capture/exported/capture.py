@@ -24,7 +24,9 @@ from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
+from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.training_mode import follows_mode
+from fxprune.graph.values import bound_arguments
 from fxprune.graph.writes import hidden_writes
 
 __all__ = ["capture_exported"]
@@ -66,7 +68,22 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         if getattr(module.__dict__.get("forward"), "dropout_marker", False):
             del module.forward
     module = fx.GraphModule(model, graph, type(model).__name__)
+    _guard_sizes(module, example, fixed_batch)
     return Captured(module, example, "export", fixed_batch, notes=tuple(notes))
+
+
+def _guard_sizes(module: fx.GraphModule, example: Example, fixed_batch: bool) -> None:
+    """Refuse all sizes but the example's: torch.export may have made numbers of them, or of their branch."""
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    after = next(n for n in module.graph.nodes if n.op not in ("placeholder", "get_attr"))
+    with module.graph.inserting_before(after):
+        for node, value in zip(inputs, bound_arguments(module, example), strict=True):
+            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+                if dim or fixed_batch:
+                    found = module.graph.call_method("size", (node, dim))
+                    words: dict[str, Any] = {"name": str(node.target), "dim": dim}
+                    module.graph.call_function(guard_size, (found, size), words)
+    module.recompile()
 
 
 def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
