@@ -45,7 +45,7 @@ def randomise(model: Model, seed: int = 0) -> Model:
             if "Norm" in type(owner).__name__ and name.endswith("weight"):
                 parameter.copy_(1 + noise(parameter, 0.2))
             elif parameter.ndim >= 2 and math.prod(parameter.shape[:-1]) > 1:
-                fan_in = parameter[0].numel()
+                fan_in = max(1, parameter[0].numel())
                 parameter.copy_(noise(parameter, fan_in**-0.5))
             else:
                 parameter.copy_(noise(parameter, 0.5))

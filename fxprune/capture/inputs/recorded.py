@@ -40,6 +40,10 @@ def recorded_calls(model: nn.Module) -> list[Example]:
     """Whole calls, as Hugging Face's models of text hold them ready, and those of videos record them."""
     found = []
     like, size = like_weights(model), recorded_size(model)
+    for name in ("pretrained_cfg", "default_cfg"):  # a series or a video, by timm's convention
+        shape = _field(getattr(model, name, None), "input_size")
+        if shape and len(shape) != 3:
+            found.append(Example((torch.zeros(2, *shape, dtype=like.dtype, device=like.device),)))
     frames = _field(getattr(model, "config", None), "num_frames")
     if isinstance(frames, int) and size is not None:
         found.append(Example((torch.zeros(2, frames, *size, dtype=like.dtype, device=like.device),)))
