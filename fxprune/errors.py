@@ -11,6 +11,7 @@ __all__ = [
     "ExampleInputError",
     "FileError",
     "FxpruneError",
+    "InputArgumentError",
     "InputSizeError",
     "MissingRuleError",
     "ModelSpecError",
@@ -37,6 +38,8 @@ class OptionError(FxpruneError, ValueError):
 class CaptureError(FxpruneError):
     """Neither symbolic tracing nor torch.export can turn the model into a graph."""
 
+    where: str = ""  # the line of the user's code at which one of them stopped
+
 
 class ExampleInputError(FxpruneError):
     """The shape of the model's input is unknown, or the model rejects the inputs given."""
@@ -44,6 +47,10 @@ class ExampleInputError(FxpruneError):
 
 class InputSizeError(FxpruneError, ValueError):
     """A pruned model gets an input for which the original's code takes a branch that was not captured."""
+
+
+class InputArgumentError(FxpruneError, ValueError):
+    """A pruned model gets another plain argument (a flag, a word, None) than the one that was captured."""
 
 
 class UnsupportedModuleError(FxpruneError):

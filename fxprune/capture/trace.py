@@ -17,6 +17,7 @@ from fxprune.errors import CaptureError, ExampleInputError, OptionError, shown
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
+from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.source_files import is_users
@@ -77,11 +78,13 @@ def capture_model(
     if ways is None:
         raise OptionError(f"capture={shown(capture)}: one of {', '.join(map(repr, WAYS))}")
     refuse_unsupported(model)
-    failures: list[Exception] = []
+    failures: list[CaptureError] = []
     for way in ways:
         try:
             with PROCESS_LOCK, quiet_torch():
-                return _captured(model, example, way, split_qkv)
+                captured = _captured(model, example, way, split_qkv)
+            _say_where(captured, failures)
+            return captured
         except ExampleInputError:
             raise
         except Exception as error:  # whatever user code raises while it is traced
@@ -101,24 +104,35 @@ def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool) -> 
     return canonicalise(replace(captured, split_qkv=split_qkv), copy)
 
 
+def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
+    """Sizes that torch.export took for fixed are so because of the line at which symbolic tracing stopped."""
+    for failure in failures:
+        for node in captured.module.graph.nodes:
+            if node.target is guard_size and failure.where:
+                node.kwargs = {**node.kwargs, "where": failure.where}
+    captured.module.recompile()
+
+
 def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:
     pairs = zip(model.modules(), copy.modules(), strict=True)
     return {id(original): twin for original, twin in pairs if original is not twin}
 
 
-def _located(way: str, error: Exception) -> Exception:
+def _located(way: str, error: Exception) -> CaptureError:
     """The reason a capture failed, with the last line of the user's code that it passed through."""
     frame, where = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename
         if is_users(file):
-            where = f" at {file}:{frame.tb_lineno}"
+            where = f"{file}:{frame.tb_lineno}"
         frame = frame.tb_next
     text = str(error).strip().splitlines() or [""]
-    return CaptureError(f"{way}: {type(error).__name__}: {text[0]}{where}")
+    found = CaptureError(f"{way}: {type(error).__name__}: {text[0]}" + (f" at {where}" if where else ""))
+    found.where = where
+    return found
 
 
-def _why_not(model: nn.Module, example: Example, failures: list[Exception]) -> Exception:
+def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -> Exception:
     """Was it the example that the model rejects, or the model that no capture takes?"""
     shapes = [tuple(t.shape) for t in example.args if hasattr(t, "shape")]
     rejected = _rejection(model, example)

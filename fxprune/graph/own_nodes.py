@@ -25,19 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
-from fxprune.errors import InputSizeError
+from fxprune.errors import InputArgumentError, InputSizeError, shown
 
 __all__ = [
-    *(
-        "AutogradFunction",
-        "ModeValue",
-        "_getitem",
-        "guard",
-        "guard_branch",
-        "guard_size",
-        "is_guard",
-        "one_node",
-    ),
+    *("guard_argument", "guard_size", "guard_tensor", "layout_of_argument"),
+    *("AutogradFunction", "ModeValue", "_getitem", "guard", "guard_branch", "is_guard", "one_node"),
     *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
 ]
 
@@ -70,8 +62,12 @@ def written(x: Tensor, index: Any, value: Any) -> Tensor:
 _GUARDS: set[Callable[..., Any]] = set()
 
 
-def guard(error: Callable[..., Exception]) -> Callable[..., None]:
+def guard(
+    error: Callable[..., Exception], same: Callable[[Any, Any], bool] | None = None
+) -> Callable[..., None]:
     """A node that raises `error(value, expected, **words)` for a call whose value is not the expected one.
+
+    `same` says what that means; equality by default.
 
     It costs nothing where another tool records the graph.  torch.jit.trace (and what stands on it: ONNX's
     first exporter, OpenVINO, Core ML) sees no operation of it; torch.compile and torch.export see the
@@ -80,7 +76,7 @@ def guard(error: Callable[..., Exception]) -> Callable[..., None]:
 
     @functools.wraps(error)
     def check(value: Any, expected: Any, **words: Any) -> None:
-        if not _is(value, expected):
+        if not (same or _is)(value, expected):
             raise error(value, expected, **words)
 
     node = has_side_effect(one_node(check))
@@ -103,12 +99,52 @@ def guard_branch(value: Any, expected: Any, *, where: str) -> Exception:
 
 
 @guard
-def guard_size(value: Any, expected: Any, *, name: str, dim: int) -> Exception:
-    """Refuse an input of another size than torch.export followed: it computes with the example's numbers."""
+def guard_size(value: Any, expected: Any, *, what: str, where: str = "") -> Exception:
+    """Refuse a size for which the captured graph does not hold."""
+    line = f" (the model's code at {where} fixes it)" if where else ""
+    found = f"here it is {value}" if isinstance(expected, int) and expected is not True else "here it is not"
     return InputSizeError(
-        f"dimension {dim} of {name} is {value}: torch.export captured this model for {expected}, and its "
-        f"graph computes with that; prune again with example_inputs= of this size"
+        f"the model was captured by torch.export for {what}, and {found}{line}; prune again with "
+        f"example_inputs= of this size"
     )
+
+
+def _is_argument(value: Any, expected: Any) -> bool:
+    """Plain values are compared; a tensor is none of them."""
+    return not isinstance(value, Tensor) and type(value == expected) is bool and value == expected
+
+
+def _is_tensor(value: Any, expected: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+@functools.partial(guard, same=_is_argument)
+def guard_argument(value: Any, expected: Any, *, name: str) -> Exception:
+    """Refuse another plain argument of forward than the one that was captured."""
+    said = "a tensor" if isinstance(value, Tensor) else shown(value)
+    return InputArgumentError(
+        f"{name}={said}: the model was captured with {name}={shown(expected)}, and the result computes "
+        f"nothing else; prune again with example_kwargs={{{name!r}: ...}}"
+    )
+
+
+@functools.partial(guard, same=_is_tensor)
+def guard_tensor(value: Any, expected: Any, *, name: str) -> Exception:
+    """Refuse a call that leaves out a tensor which the captured one had."""
+    return InputArgumentError(
+        f"{name}={shown(value)}: the model was captured with a tensor for {name}; prune again with an "
+        f"example that leaves it out"
+    )
+
+
+def layout_of_argument(value: Any) -> str:
+    """How an argument is nested: `[*, *]`, `{'a': *}`."""
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(layout_of_argument, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {layout_of_argument(v)}" for k, v in value.items()) + "}"
+    return "*"
 
 
 def _is(value: Any, expected: Any) -> bool:

@@ -62,6 +62,8 @@ def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:
             values[node] = example.args[i]
         elif str(node.target) in example.kwargs:
             values[node] = example.kwargs[str(node.target)]
+        elif node.args:  # it has a default
+            values[node] = node.args[0]
         else:
             raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
     return values

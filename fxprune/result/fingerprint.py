@@ -44,6 +44,8 @@ def unguarded_digest(module: fx.GraphModule) -> str:
     bare.output(bare.graph_copy(module.graph, {}))
     for node in [n for n in bare.nodes if is_guard(n)]:
         _erase_with_inputs(node)
+    for node in [n for n in bare.nodes if n.op == "placeholder" and n.args]:
+        node.args = ()
     twin = copy.copy(module)
     twin.__dict__ = {**module.__dict__, "_graph": bare}
     return graph_digest(twin, FORMAT_1)
@@ -54,7 +56,7 @@ def _erase_with_inputs(node: fx.Node) -> None:
     inputs = node.all_input_nodes
     node.graph.erase_node(node)
     for given in inputs:
-        if not given.users and given.op != "placeholder":
+        if not given.users:
             _erase_with_inputs(given)
 
 

@@ -34,7 +34,7 @@ def canonicalise(captured: Captured, source: nn.Module) -> Captured:
         propagate_values(module, example, batch)
     follow_input(module)
     explicit_scale(module)
-    explicit_squeeze(module)
+    explicit_squeeze(module, example.batch)
     sums_to_means(module)
     lift_modules(module, source)
     module.graph.lint()

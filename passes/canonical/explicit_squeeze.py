@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import Tensor, fx
 
+from fxprune.graph.example import PRIME_BATCH
 from fxprune.graph.op_names import op_name
+from fxprune.graph.own_nodes import guard_branch
 
 __all__ = ["explicit_squeeze"]
 
 
-def explicit_squeeze(module: fx.GraphModule) -> None:
-    """Contract: the same values.  Needs `meta["val"]`."""
+def explicit_squeeze(module: fx.GraphModule, batch: int | None = None) -> None:
+    """Contract: the same values, but where the batch itself is one and would go: that is guarded.
+
+    Needs `meta["val"]` for a stand-in batch.  `batch`: the example's; the result has another rank for one.
+    """
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or op_name(node.target) != "squeeze":
             continue
@@ -21,6 +28,14 @@ def explicit_squeeze(module: fx.GraphModule) -> None:
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         wanted = range(value.ndim) if given is None else [given] if isinstance(given, int) else given
         units = tuple(d for d in wanted if value.shape[d] == 1)
+        for d in wanted:
+            if value.shape[d] % PRIME_BATCH == 0 and batch == 1:
+                raise NotImplementedError(
+                    f"squeeze() at {node.meta.get('where')} removes the batch as well where it is one; "
+                    f"give an example of two samples"
+                )
+            if value.shape[d] % PRIME_BATCH == 0:
+                _guard_batch(module.graph, node, x, d)
         if units and given == units:
             continue
         with module.graph.inserting_before(node):
@@ -29,3 +44,14 @@ def explicit_squeeze(module: fx.GraphModule) -> None:
             squeezed.meta = dict(node.meta)
         node.replace_all_uses_with(squeezed)
         module.graph.erase_node(node)
+
+
+def _guard_batch(graph: fx.Graph, squeeze: fx.Node, x: fx.Node, dim: int) -> None:
+    """A batch of one would be squeezed as well."""
+    with graph.inserting_before(squeeze):
+        size = graph.call_method("size", (x, dim))
+        size.meta["val"] = x.meta["val"].shape[dim]
+        many = graph.call_function(operator.ne, (size, 1))
+        many.meta["val"] = True
+        where = squeeze.meta.get("where") or squeeze.name
+        graph.call_function(guard_branch, (many, True), {"where": where}).meta["val"] = None

@@ -10,16 +10,19 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import opened_functions
 from fxprune.capture.exported.plain_graph import (
     _plain_graph,
 )
+from fxprune.capture.exported.sizes import assumes_more, guard_sizes
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
 from fxprune.graph.example import Example
@@ -55,7 +58,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             module.forward = _marked_forward(path)
     functions: dict[str, None] = {}
     with opened_functions(functions):
-        graph, fixed_batch = _export(model, example, training=False)
+        graph, program, taken = _export(model, example, training=False)
+        fixed_batch = taken is example
         notes = [FIXED_BATCH] if fixed_batch else []
 
         def trace_training(keep_eval: Collection[type]) -> fx.Graph:
@@ -67,23 +71,10 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "dropout_marker", False):
             del module.forward
+    guard_sizes(graph, program, taken)
+    guard_arguments(graph, model, taken, numbers=False)
     module = fx.GraphModule(model, graph, type(model).__name__)
-    _guard_sizes(module, example, fixed_batch)
-    return Captured(module, example, "export", fixed_batch, notes=tuple(notes))
-
-
-def _guard_sizes(module: fx.GraphModule, example: Example, fixed_batch: bool) -> None:
-    """Refuse all sizes but the example's: torch.export may have made numbers of them, or of their branch."""
-    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-    after = next(n for n in module.graph.nodes if n.op not in ("placeholder", "get_attr"))
-    with module.graph.inserting_before(after):
-        for node, value in zip(inputs, bound_arguments(module, example), strict=True):
-            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
-                if dim or fixed_batch:
-                    found = module.graph.call_method("size", (node, dim))
-                    words: dict[str, Any] = {"name": str(node.target), "dim": dim}
-                    module.graph.call_function(guard_size, (found, size), words)
-    module.recompile()
+    return Captured(module, taken, "export", fixed_batch, notes=tuple(notes))
 
 
 def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
@@ -96,36 +87,53 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
 
 def _export(
     model: nn.Module, example: Example, training: bool, keep_eval: Collection[type] = ()
-) -> tuple[fx.Graph, bool]:
-    """The graph in one mode, and whether it takes the example's batch size only."""
+) -> tuple[fx.Graph, torch.export.ExportedProgram, Example]:
+    """The graph in one mode, the program that it is of, and what that was exported with.
+
+    That is the example itself where the program takes its batch size only.
+    """
     set_mode(model, training, keep_eval)
-    program, fixed_batch = _with_dynamic_batch(model, example)
+    program, taken = _with_dynamic_batch(model, example)
+    plain = program
     if hidden_writes(program.graph, model):
-        program = program.run_decompositions({})  # nothing is decomposed: writes become values
-    return _plain_graph(program, model), fixed_batch
+        plain = program.run_decompositions({})  # nothing is decomposed: writes become values
+    return _plain_graph(plain, model), program, taken
 
 
-def _with_dynamic_batch(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, bool]:
-    """Export with any batch size, or else with the example's (True), and say so."""
+def _with_dynamic_batch(
+    model: nn.Module, example: Example
+) -> tuple[torch.export.ExportedProgram, Example]:
+    """Export for any batch size, with two samples where the example has one; else for the example's own."""
+    several = example.with_batch(2) if example.batch == 1 else replace(example)
+    first: Exception | None = None
+    for shapes in (_dynamic(model, several, None), _dynamic(model, several, several.batch)):
+        try:
+            program = _quietly(model, several, shapes)
+            if assumes_more(program):
+                raise NotImplementedError("what the model computes depends on the batch size")
+            return program, several
+        except Exception as error:  # whatever the export of user code raises
+            first = first or error
+    try:
+        program = _quietly(model, example, None)
+    except Exception:
+        raise first from None  # type: ignore[misc]
+    warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
+    return program, example
+
+
+def _dynamic(model: nn.Module, example: Example, batch: int | None) -> dict[str, Any]:
+    """The first dimension of every tensor is dynamic, or of those alone that have a certain batch size."""
 
     def dynamic(value: Any) -> Any:
-        batched = isinstance(value, Tensor) and value.ndim > 0
+        batched = isinstance(value, Tensor) and value.ndim > 0 and batch in (None, value.shape[0])
         return {0: torch.export.Dim.DYNAMIC} if batched else None
 
     names = list(inspect.signature(model.forward).parameters)
-    shapes = {
+    return {
         **dict(zip(names, pytree.tree_map(dynamic, example.args), strict=False)),
         **pytree.tree_map(dynamic, example.kwargs),
     }
-    try:
-        return _quietly(model, example, shapes), False
-    except Exception as error:
-        try:
-            program = _quietly(model, example, None)
-        except Exception:
-            raise error from None
-        warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
-        return program, True
 
 
 def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.ExportedProgram:

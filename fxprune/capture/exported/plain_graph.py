@@ -71,10 +71,20 @@ def _nested_inputs(
 
 
 def _forget_layout(graph: fx.Graph) -> None:
-    """Strides are no part of what a model computes, and differ between modes: views become reshapes."""
+    """Strides are no part of what a model computes, and differ between modes: views become reshapes.
+
+    A copy into other memory is its source in another layout and dtype.
+    """
     for node in list(graph.nodes):
         if node.target in (_aten.view.default, _aten._unsafe_view.default):
             node.target = _aten.reshape.default
+        elif node.target is _aten.copy.default:  # which has no derivative
+            with graph.inserting_before(node):
+                source = graph.call_method("type_as", (node.args[1], node.args[0]))
+                filled = graph.call_method("expand_as", (source, node.args[0]))
+            source.meta, filled.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(filled)
+            graph.erase_node(node)
         elif node.target is _aten.contiguous.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

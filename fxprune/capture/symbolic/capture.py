@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
@@ -55,6 +56,7 @@ def capture_symbolic(
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
     set_mode(model, False)
+    guard_arguments(graph, model, example, numbers=True)
     module = fx.GraphModule(model, graph, type(model).__name__)
     return Captured(module, example, "symbolic", notes=tuple(notes))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.proxy import TraceError
 
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
@@ -61,7 +62,8 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             patch(torch, name, _always_a_node(getattr(torch, name), tracer, tracing_here))
         patch(torch, "finfo", _limits(torch.finfo))
         for name in CHECKS:
-            patch(torch, name, _unless_traced(getattr(torch, name)))
+            patch(torch, name, _guarded(getattr(torch, name)))
+        patch(torch, "_assert", _guarded_assert(torch._assert))
         function = torch.autograd.Function
         patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
         yield
@@ -127,14 +129,36 @@ def _always_a_node(
     return call
 
 
-def _unless_traced(check: Callable[..., None]) -> Callable[..., None]:
-    """Asserts are not in a result."""
+def _guarded(check: Callable[..., None]) -> Callable[..., None]:
+    """What a model asserts of sizes is a guard of the result; asserts on values are not in it."""
 
     def checked(error: Any, cond: Any, *message: Any) -> None:
         if not isinstance(cond, fx.Proxy):
             check(error, cond, *message)
+        else:
+            _hold(cond)
 
     return checked
+
+
+def _guarded_assert(check: Callable[..., None]) -> Callable[..., None]:
+    """The same for `torch._assert`, which takes the condition first."""
+
+    def checked(condition: Any, message: Any) -> None:
+        if not isinstance(condition, fx.Proxy):
+            check(condition, message)
+        else:
+            _hold(condition)
+
+    return checked
+
+
+def _hold(condition: fx.Proxy) -> None:
+    try:
+        if not condition:
+            raise AssertionError("the model's own assertion fails for the example")
+    except TraceError:  # it is about values
+        return
 
 
 def _limits(of: Callable[..., Any]) -> Callable[..., Any]:

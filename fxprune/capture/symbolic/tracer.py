@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.arguments import is_followed
 from fxprune.capture.attention import OPENED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
@@ -31,6 +32,10 @@ __all__ = ["Tracer"]
 
 
 _ASSIGNED = torch.ops.aten.copy_.default
+
+
+# A sequence with more items than that (of a stand-in batch in the thousands) has one for each sample or so.
+MOST_ITEMS = 500
 
 
 class Tracer(fx.Tracer):
@@ -104,9 +109,14 @@ class Tracer(fx.Tracer):
         """
         names = list(inspect.signature(self.root.forward).parameters)
         names = [names[i] if i < len(names) else f"input_{i}" for i in range(len(self._example.args))]
-        args = [self.create_proxy("placeholder", name, (), {}) for name in names]
-        kwargs = {name: self.create_proxy("placeholder", name, (), {}) for name in self._example.kwargs}
+        args = [self._input(*given) for given in zip(names, self._example.args, strict=True)]
+        kwargs = {name: self._input(name, value) for name, value in self._example.kwargs.items()}
         return lambda root: root_fn(root, *args, **kwargs), [self.root]
+
+    def _input(self, name: str, value: Any) -> Any:
+        """What the model's code gets for an argument: itself, where a graph can't follow another."""
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return proxy if is_followed(value) else value
 
     def create_arg(self, a: Any) -> Any:
         """A model's own output class is called in the graph, even where it is a dict, too."""
@@ -198,6 +208,8 @@ class Tracer(fx.Tracer):
         value = self.decisions.structure(obj)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
+        if len(value) > MOST_ITEMS:
+            raise fx.proxy.TraceError("how many there are depends on the batch size")
         return (obj[i] for i in range(len(value)))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:

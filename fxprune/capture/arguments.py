@@ -1,0 +1,107 @@
+"""Guard the arguments of forward that a capture took as they were: flags, words, and what was left out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.example import Example
+from fxprune.graph.own_nodes import guard_argument, guard_tensor, layout_of_argument
+
+__all__ = ["guard_arguments", "is_followed"]
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def is_followed(value: Any) -> bool:
+    """Can a graph follow other values of an argument: tensors, numbers, and nests of them?
+
+    Flags, words and None are looked at by Python itself (`mask is None`, `MODES[mode]`).
+    """
+    leaves = pytree.tree_leaves(value, is_leaf=lambda v: v is None)
+    return bool(leaves) and not any(v is None or isinstance(v, (bool, str)) for v in leaves)
+
+
+def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numbers: bool) -> None:
+    """Give a captured graph all parameters of the model's forward, and refuse what it does not compute.
+
+    Needs one placeholder for each argument of the example, in its order.  Guarantees: each parameter that
+    has a plain default has a placeholder with that default, in the order of the signature; a flag, a word or
+    None is that of the example; a nest has the example's layout.
+
+    numbers: does the graph follow numbers that are arguments?  Otherwise they are guarded as well.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    inputs = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
+    values = dict(zip(inputs, (*example.args, *example.kwargs.values()), strict=True))
+    after = _in_order(graph, parameters, inputs)
+    for name, node in inputs.items():
+        parameter = parameters.get(name)
+        default = inspect.Parameter.empty if parameter is None else parameter.default
+        value = values.get(name, default)
+        if default is not inspect.Parameter.empty and _is_plain(default):
+            node.args = (default,)
+        after = _guard(graph, after, node, value, numbers and name in values)
+
+
+def _in_order(graph: fx.Graph, parameters: Any, inputs: dict[str, fx.Node]) -> fx.Node:
+    """Add the placeholders that lack, all in the order of the signature.  Returns the last."""
+    kinds = inspect.Parameter
+    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values()) or not set(inputs) <= set(parameters):
+        return list(inputs.values())[-1]
+    last: fx.Node | None = None
+    for name, parameter in parameters.items():
+        node = inputs.get(name)
+        if node is None:
+            if parameter.kind is kinds.VAR_KEYWORD or not _is_plain(parameter.default):
+                continue
+            with graph.inserting_before(next(iter(graph.nodes))):
+                node = inputs[name] = graph.placeholder(name)
+        if last is None:
+            next(iter(graph.nodes)).prepend(node)
+        else:
+            last.append(node)
+        last = node
+    assert last is not None
+    return last
+
+
+def _guard(graph: fx.Graph, after: fx.Node, node: fx.Node, value: Any, numbers: bool) -> fx.Node:
+    """Insert the guard that an argument of this value needs.  Returns the last node inserted so far."""
+    has_tensors = any(isinstance(v, Tensor) for v in pytree.tree_leaves(value))
+    followed = is_followed(value) and (numbers or has_tensors)
+    for target, given, expected in _guards_of(graph, node, value, followed):
+        with graph.inserting_after(after):
+            if given is not None:
+                after = given_node = graph.call_function(given, (node,))
+                with graph.inserting_after(after):
+                    after = graph.call_function(target, (given_node, expected), {"name": node.name})
+            else:
+                after = graph.call_function(target, (node, expected), {"name": node.name})
+    return after
+
+
+def _guards_of(
+    graph: fx.Graph, node: fx.Node, value: Any, followed: bool
+) -> Iterator[tuple[Callable[..., Any], Callable[..., Any] | None, Any]]:
+    """The guards of an argument: what each calls, of what function of it, and what that should give."""
+    if isinstance(value, Tensor):
+        if node.args:  # it may be left out, or be None
+            yield guard_tensor, None, True
+    elif not followed and _is_plain(value):
+        yield guard_argument, None, value
+    elif isinstance(value, (list, tuple, dict)):
+        yield guard_argument, layout_of_argument, layout_of_argument(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Can it stand in a graph, and in its code?"""
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return type(value) is dict and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return isinstance(value, _PLAIN)
