@@ -104,6 +104,8 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         dynamic=not analysis.captured.fixed_batch,
         ties=pruned.ties,
     )
+    # Where scripts of others read it before there was a record; nothing of ours does.
+    pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}
     return pruned
 
 

@@ -101,11 +101,12 @@ def guard_branch(value: Any, expected: Any, *, where: str) -> Exception:
 @guard
 def guard_size(value: Any, expected: Any, *, what: str, where: str = "") -> Exception:
     """Refuse a size for which the captured graph does not hold."""
-    line = f" (the model's code at {where} fixes it)" if where else ""
-    found = f"here it is {value}" if isinstance(expected, int) and expected is not True else "here it is not"
+    found = f"{what} is not so here" if expected is True else f"{what} is {value}"
+    wanted = "that" if expected is True else expected
+    line = f" (the code at {where} can't be followed for others)" if where else ""
     return InputSizeError(
-        f"the model was captured by torch.export for {what}, and {found}{line}; prune again with "
-        f"example_inputs= of this size"
+        f"{found}: torch.export captured this model for {wanted}{line}; prune again with example_inputs= of "
+        f"this size"
     )
 
 

@@ -27,9 +27,7 @@ from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
-from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.training_mode import follows_mode
-from fxprune.graph.values import bound_arguments
 from fxprune.graph.writes import hidden_writes
 
 __all__ = ["capture_exported"]
@@ -100,9 +98,7 @@ def _export(
     return _plain_graph(plain, model), program, taken
 
 
-def _with_dynamic_batch(
-    model: nn.Module, example: Example
-) -> tuple[torch.export.ExportedProgram, Example]:
+def _with_dynamic_batch(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, Example]:
     """Export for any batch size, with two samples where the example has one; else for the example's own."""
     several = example.with_batch(2) if example.batch == 1 else replace(example)
     first: Exception | None = None

@@ -41,14 +41,14 @@ def guard_sizes(graph: fx.Graph, program: torch.export.ExportedProgram, example:
             continue
         for dim, size in enumerate(shape):
             if isinstance(size, int):
-                said = f"{_spelled(path)} with {size} along dimension {dim}"
+                said = f"dimension {dim} of {_spelled(path)}"
                 named.guard(named.size(path, dim), size, said)
     for code in _guards_of(program):
         pair = _equal_sizes(code)
         assert pair is not None  # `assumes_more` said so
         (a, i), (b, j) = pair
         same = named.call(operator.eq, named.size(a, i), named.size(b, j))
-        said = f"{_spelled(a)} as long along dimension {i} as {_spelled(b)} along dimension {j}"
+        said = f"dimension {i} of {_spelled(a)} == dimension {j} of {_spelled(b)}"
         named.guard(same, True, said)
 
 

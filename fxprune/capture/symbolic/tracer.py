@@ -1,4 +1,4 @@
-"""Trace a model's code with values that answer what Python asks."""
+"""Trace a model's code with values that answer what Python asks.  One file: a tracer is one class."""
 
 from __future__ import annotations
 
