@@ -94,7 +94,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
         example=example.map(lambda t: torch.empty_like(t, device="meta")),
         options={
-            "outputs": "prune" if analysis.inference.prune_outputs else "keep",
+            "outputs": "prune" if analysis.prune_outputs else "keep",
             "split_qkv": analysis.captured.split_qkv,
             "capture": analysis.capture,
         },

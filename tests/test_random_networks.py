@@ -82,7 +82,7 @@ def assert_contract(network: Network, options: Options) -> None:
     analysis = fxprune.analyze(model, example_inputs=x, capture="symbolic")
     tell(analysis)
 
-    assert not analysis.inference.missing
+    assert not analysis.missing
     if not analysis.prunable:  # a width that is returned, and nothing beside it
         assert not network.embedding_shrinks
         return

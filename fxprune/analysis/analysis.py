@@ -2,55 +2,87 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from functools import cached_property, lru_cache
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 
 import networkx as nx
-from torch import Tensor, fx
+from torch import fx
 
 from fxprune.analysis.branches import Removal
-from fxprune.analysis.groups import Group, Site, build_groups
-from fxprune.analysis.infer import Inference, infer
-from fxprune.axes import Atom, Axis, atoms_of
+from fxprune.analysis.flow import chain_between, dependency_graph
+from fxprune.analysis.groups import Group, build_groups, renamed
+from fxprune.analysis.infer import Step
+from fxprune.analysis.typed_graph import Site, TypedGraph, type_graph
+from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
-from fxprune.rules.registry import Axes
+from fxprune.rules.registry import Axes, RuleSet
 
-__all__ = ["Analysis", "Group", "Site"]
+__all__ = ["Analysis", "Group", "Site", "analysis_of"]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis:
     """Every dimension of a model's weights, sorted into groups that shrink together.
 
     `str()` is a table; `to_networkx()` the dependency graph; `why(a, b)` the chain between two sites.
+
+    graph: the graph that is analysed, with the axes of all its values and weights.
+    groups: its groups, in the order in which the model uses them.
+    original: what the model itself computes.
+    removal: the branches that the graph lacks.
+    regrouped: groups of heads -> how many they were merged to.
     """
 
-    def __init__(
-        self,
-        captured: Captured,
-        inference: Inference,
-        names: dict[str, str],
-        original: Captured | None = None,
-        removal: Removal | None = None,
-        regrouped: dict[str, int] | None = None,
-    ) -> None:
-        self.captured = captured  # the graph that is analysed
-        self.module = captured.module
-        self.original = original or captured  # what the model itself computes
-        self.removal = removal  # the branches that the graph lacks
-        self.regrouped = regrouped or {}  # groups of heads -> how many they were merged to
-        self.inference = inference
-        self.names = names  # every name that the model has for a tensor -> the name in the graph
-        solver = inference.solver
-        self.weights: dict[str, Axes] = {
-            name: tuple(map(solver.resolve, axes)) for name, axes in inference.weights.items()
-        }
-        self.axes: dict[fx.Node, list[Axes]] = {n: inference.axes_of(n) for n in inference.values}
-        self.groups: list[Group] = build_groups(self)
-        self.by_atom: dict[Atom, Group] = {group.atom: group for group in self.groups}
+    graph: TypedGraph
+    groups: tuple[Group, ...]
+    original: Captured
+    removal: Removal | None = None
+    regrouped: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def captured(self) -> Captured:
+        return self.graph.captured
+
+    @property
+    def module(self) -> fx.GraphModule:
+        return self.graph.module
+
+    @property
+    def rules(self) -> RuleSet:
+        return self.graph.rules
+
+    @property
+    def prune_outputs(self) -> bool:
+        return self.graph.prune_outputs
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Every name that the model has for a tensor -> the name in the graph."""
+        return self.graph.names
+
+    @property
+    def axes(self) -> Mapping[fx.Node, tuple[Axes, ...]]:
+        """For each node, the axes of every tensor that it returns."""
+        return self.graph.axes
+
+    @property
+    def weights(self) -> Mapping[str, Axes]:
+        """The axes of each parameter and buffer, by its name in the graph."""
+        return self.graph.weights
+
+    @property
+    def steps(self) -> Mapping[fx.Node, Step]:
+        """Each call as its rule understood it."""
+        return self.graph.steps
+
+    @property
+    def missing(self) -> Mapping[str, tuple[str, ...]]:
+        """Ops that no rule covers -> the nodes that call them."""
+        return self.graph.missing
 
     @property
     def capture(self) -> str:
@@ -67,31 +99,42 @@ class Analysis:
         """The names of the residual branches that were left out."""
         return tuple(branch.name for branch in self.removal.branches) if self.removal else ()
 
-    def on(
-        self,
-        module: fx.GraphModule,
-        *,
-        removal: Removal | None = None,
-        regrouped: dict[str, int] | None = None,
-    ) -> Analysis:
-        """The analysis of a graph that a pass made of this one's; both share their tensors."""
-        captured = self.captured.on(module)
-        inference = infer(captured, self.inference.rules, prune_outputs=self.inference.prune_outputs)
-        tensors = dict(named_tensors(self.module))
-        names = {name: tensors[used] for name, used in self.names.items()}
-        used = names_in_graph(names, module, inference)
-        return Analysis(captured, inference, used, self.original, removal, regrouped or self.regrouped)
-
     @property
     def prunable(self) -> list[Group]:
         """The groups that may shrink."""
         return [group for group in self.groups if group.frozen is None]
 
+    @cached_property
+    def by_atom(self) -> Mapping[Atom, Group]:
+        return {group.atom: group for group in self.groups}
+
+    def frozen(self, a: Atom) -> Reason | None:
+        """Why an atom must stay whole, or None if it may shrink."""
+        group = self.by_atom.get(a)
+        return group.frozen if group is not None else self.graph.frozen(a)
+
+    def on(
+        self,
+        module: fx.GraphModule,
+        *,
+        removal: Removal | None = None,
+        regrouped: Mapping[str, int] | None = None,
+    ) -> Analysis:
+        """The analysis of a graph that a pass made of this one's; both share their tensors."""
+        tensors = dict(named_tensors(self.module))
+        names = {name: tensors[used] for name, used in self.names.items()}
+        graph = type_graph(self.captured.on(module), self.rules, names, prune_outputs=self.prune_outputs)
+        return Analysis(graph, build_groups(graph), self.original, removal, regrouped or self.regrouped)
+
+    def renamed(self, names: Mapping[Group, str]) -> Analysis:
+        """The same analysis, with some groups under other names."""
+        return replace(self, groups=renamed(self.groups, names))
+
     def refuse_missing_rules(self) -> None:
         """Raise one MissingRuleError that names every op without a rule."""
-        if not self.inference.missing:
+        if not self.missing:
             return
-        lines = [f"{op} at {', '.join(nodes[:5])}" for op, nodes in sorted(self.inference.missing.items())]
+        lines = [f"{op} at {', '.join(nodes[:5])}" for op, nodes in sorted(self.missing.items())]
         raise MissingRuleError(
             "strict=True, and no rule covers:\n  " + "\n  ".join(lines) + "\nTeach them with "
             "rules=DEFAULT_RULES.extended({...}), or drop strict to keep what they touch whole"
@@ -99,8 +142,7 @@ class Analysis:
 
     def group_of(self, site: str | Site) -> list[Group]:
         """The groups that one dimension is made of: `group_of("blocks.0.attn.qkv.weight[0]")`."""
-        site = self._site(site)
-        return [self.by_atom[a] for a in atoms_of(self.weights[site.name][site.dim])]
+        return [self.by_atom[a] for a in atoms_of(self.graph.at(self._site(site)))]
 
     def axis(self, site: Site) -> Axis:
         """What a dimension means: `Product(3, heads, head_dim)`."""
@@ -114,27 +156,11 @@ class Analysis:
         """
         first, second = self._site(a), self._site(b)
         shared = [g for g in self.group_of(first) if g in self.group_of(second)]
-        for group in shared:
-            flow = self._flow_of(group.atom)
-            try:
-                return [_label(n) for n in nx.shortest_path(flow, str(first), str(second))]
-            except (nx.NetworkXNoPath, nx.NodeNotFound):
-                continue
-        return []
+        return chain_between(self.graph, first, second, shared)
 
     def to_networkx(self) -> nx.Graph:
         """The dependency graph: sites, nodes and groups; edges are labelled with the group's name."""
-        graph = nx.Graph()
-        for group in self.groups:
-            graph.add_node(group.name, kind="group", size=group.size, frozen=str(group.frozen or ""))
-            for site in group.sites:
-                graph.add_node(str(site), kind="site")
-                graph.add_edge(group.name, str(site), kind="member")
-            for u, v in self._flow_of(group.atom).edges:
-                for end in (u, v):
-                    graph.add_node(_label(end), kind="node" if isinstance(end, fx.Node) else "site")
-                graph.add_edge(_label(u), _label(v), kind="flow", group=group.name)
-        return graph
+        return dependency_graph(self.graph, self.groups)
 
     def _site(self, site: str | Site) -> Site:
         if isinstance(site, str):
@@ -144,45 +170,6 @@ class Analysis:
         if name not in self.weights or not 0 <= site.dim < len(self.weights[name]):
             raise OptionError(f"{site} is no dimension of this model's weights; write 'name.of.weight[0]'")
         return Site(name, site.dim)
-
-    def _flow_of(self, wanted: Atom) -> nx.Graph:
-        """Weights' dimensions and nodes through which an atom passes, joined where an op joins them."""
-        graph = nx.Graph()
-        for node, sites in self._operands.items():
-            touching: list[Any] = [
-                str(site) for site in sites if wanted in self._atoms(self.weights[site.name][site.dim])
-            ]
-            touching += [
-                arg for arg in node.all_input_nodes if arg.op != "get_attr" and self._carries(arg, wanted)
-            ]
-            if self._carries(node, wanted) or len(touching) > 1:
-                graph.add_edges_from((node, other) for other in touching)
-        return graph
-
-    def _carries(self, node: fx.Node, wanted: Atom) -> bool:
-        return any(wanted in self._atoms(axis) for axes in self.axes[node] for axis in axes)
-
-    @staticmethod
-    @lru_cache(maxsize=1 << 16)
-    def _atoms(axis: Axis) -> frozenset[Atom]:
-        return frozenset(atoms_of(axis))
-
-    @cached_property
-    def _operands(self) -> dict[fx.Node, list[Site]]:
-        """For each call, the weights that it reads itself (through get_attr or as a module)."""
-        out: dict[fx.Node, list[Site]] = {}
-        within: dict[str, list[str]] = defaultdict(list)  # module -> weights in it
-        for name in self.weights:
-            for path in itertools.accumulate(name.split(".")[:-1], "{}.{}".format):
-                within[path].append(name)
-        for node in self.axes:
-            if node.op in ("placeholder", "get_attr", "output") or not self.axes[node]:
-                continue  # (what gives no tensor reads a weight's dtype, device or shape)
-            names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-            if node.op == "call_module":
-                names += within[str(node.target)]
-            out[node] = [Site(n, d) for n in names if n in self.weights for d in range(len(self.weights[n]))]
-        return out
 
     def __str__(self) -> str:
         rows = [("group", "size", "role", "sites", "")]
@@ -205,16 +192,6 @@ class Analysis:
         return f"{len(self.groups)} groups, {len(self.prunable)} can shrink ({self.capture} capture)"
 
 
-def names_in_graph(
-    tensors: dict[str, Tensor], captured: fx.GraphModule, inference: Inference
-) -> dict[str, str]:
-    """Every name that a model has for a tensor -> the name under which the graph uses it."""
-    used: dict[int, str] = {}
-    for name, tensor in named_tensors(captured):
-        if name in inference.weights:
-            used.setdefault(id(tensor), name)
-    return {name: used[id(tensor)] for name, tensor in tensors.items() if id(tensor) in used}
-
-
-def _label(node: Any) -> str:
-    return node.name if isinstance(node, fx.Node) else str(node)
+def analysis_of(graph: TypedGraph) -> Analysis:
+    """The groups of a typed graph that is a model's own: nothing was removed or merged in it."""
+    return Analysis(graph, build_groups(graph), graph.captured)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.analysis.analysis import Analysis, names_in_graph
-from fxprune.analysis.infer import infer
+from fxprune.analysis.analysis import Analysis, analysis_of
+from fxprune.analysis.typed_graph import type_graph
 from fxprune.capture.trace import capture_model, example_of
 from fxprune.errors import OptionError, shown
 from fxprune.graph.example import Example
@@ -66,9 +66,9 @@ def analyze(
 def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> Analysis:
     """Capture a model by an example call, and infer its axes."""
     captured = capture_model(model, example, capture=options.capture, split_qkv=options.split_qkv)
-    inference = infer(captured, options.rules, prune_outputs=options.outputs == "prune")
-    names = names_in_graph(dict(named_tensors(model)), captured.module, inference)
-    analysis = Analysis(captured, inference, names)
+    tensors = dict(named_tensors(model))
+    graph = type_graph(captured, options.rules, tensors, prune_outputs=options.outputs == "prune")
+    analysis = analysis_of(graph)
     if options.strict:
         analysis.refuse_missing_rules()
     return analysis

@@ -4,58 +4,41 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from fxprune.analysis.nesting import (
-    _carriers,
-    _Nesting,
-    _nesting,
-    _only_inside,
-)
-from fxprune.analysis.solver import Reason
+from fxprune.analysis.nesting import Nesting, carriers_of, nesting_of, only_inside
 from fxprune.analysis.tokens import is_channel
-from fxprune.axes import Atom, Axis, Product, atoms_of
+from fxprune.analysis.typed_graph import Site, TypedGraph
+from fxprune.axes import Atom, Axis, Product, Reason, atoms_of
 
-if TYPE_CHECKING:
-    from fxprune.analysis.analysis import Analysis
-
-__all__ = ["Group", "Site", "build_groups"]
+__all__ = ["Group", "build_groups", "renamed"]
 
 
-@dataclass(frozen=True, order=True)
-class Site:
-    """A place in the weights that carries an axis: a name in `state_dict` and a dimension."""
-
-    name: str
-    dim: int
-
-    def __str__(self) -> str:
-        return f"{self.name}[{self.dim}]"
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Group:
     """All that carries one atom, and so shrinks together.
 
     name: unique and readable, e.g. `blocks.3.attn.heads`.
-    size: number of elements.
     role: what it is: embed, hidden, heads, head_dim, groups, ...
     sites: the weights' dimensions that carry it.
     frozen: why it must stay whole, or None.
+    inside: the heads group that lets each head keep other indices of this one.
+    outer, inner: live groups outside and inside it in a product.
     """
 
     name: str
     role: str
     atom: Atom
-    sites: list[Site]
+    sites: tuple[Site, ...]
     frozen: Reason | None
-    inside: Group | None = None  # the heads group that lets each head keep other indices of this one
-    outer: list[Group] = field(default_factory=list)  # live groups outside it in a product
-    inner: list[Group] = field(default_factory=list)  # live groups inside it in a product
+    inside: Group | None = field(default=None, init=False)
+    outer: tuple[Group, ...] = field(default=(), init=False)
+    inner: tuple[Group, ...] = field(default=(), init=False)
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return self.atom.size
 
     def __repr__(self) -> str:
@@ -63,64 +46,113 @@ class Group:
         return f"Group({self.name!r}, size={self.size}, sites={len(self.sites)}, {state})"
 
 
-def build_groups(analysis: Analysis) -> list[Group]:
+@dataclass(frozen=True)
+class _Links:
+    """How one group stands to the others, by their atoms."""
+
+    inside: Atom | None
+    outer: tuple[Atom, ...]
+    inner: tuple[Atom, ...]
+
+
+def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
     """One group per atom that some weight carries, in the order in which the model uses them."""
-    solver = analysis.inference.solver
+    sites = _sites(graph)
+    whole = _whole(graph, sites)
+
+    def live(a: Atom | None) -> bool:
+        return a in sites and whole[a] is None
+
+    nesting = nesting_of(graph, lambda a: whole[a] if _is_tokens(whole.get(a)) else graph.frozen(a))
+    residual, carriers = _residual(graph), carriers_of(graph)
+    roles = {a: _role(a, whole[a], nesting, residual) for a in sites}
+    names = _names({a: (roles[a], where) for a, where in sites.items()})
+    groups = [Group(names[a], roles[a], a, tuple(where), whole[a]) for a, where in sites.items()]
+    links = {}
+    for a in sites:
+        head = nesting.head(a)
+        own_choice = live(head) and live(a) and only_inside(a, head, carriers)
+        outer, inner = (tuple(filter(live, _ordered(of[a]))) for of in (nesting.outer, nesting.inner))
+        links[a] = _Links(head if own_choice else None, outer, inner)
+    return _linked(groups, links)
+
+
+def renamed(groups: Iterable[Group], names: Mapping[Group, str]) -> tuple[Group, ...]:
+    """The same groups, some under other names."""
+    groups = tuple(groups)
+    links = {
+        g.atom: _Links(
+            g.inside.atom if g.inside else None,
+            tuple(o.atom for o in g.outer),
+            tuple(i.atom for i in g.inner),
+        )
+        for g in groups
+    }
+    return _linked([Group(names.get(g, g.name), g.role, g.atom, g.sites, g.frozen) for g in groups], links)
+
+
+def _linked(groups: Iterable[Group], links: Mapping[Atom, _Links]) -> tuple[Group, ...]:
+    """Groups refer to each other in circles, so this last step of making them writes to frozen ones."""
+    by_atom = {group.atom: group for group in groups}
+    for a, group in by_atom.items():
+        link = links[a]
+        object.__setattr__(group, "inside", by_atom[link.inside] if link.inside else None)
+        object.__setattr__(group, "outer", tuple(by_atom[b] for b in link.outer))
+        object.__setattr__(group, "inner", tuple(by_atom[b] for b in link.inner))
+    return tuple(by_atom.values())
+
+
+def _ordered(atoms: Iterable[Atom]) -> list[Atom]:
+    return sorted(atoms, key=lambda a: a.serial)
+
+
+def _sites(graph: TypedGraph) -> dict[Atom, list[Site]]:
+    """Each atom's places in the weights, under all the names that the model has for them."""
     sites: dict[Atom, list[Site]] = defaultdict(list)
-    constants = {name: name for name in analysis.weights if name not in analysis.names}
-    for name, used in {**analysis.names, **constants}.items():
-        for dim, axis in enumerate(analysis.weights[used]):
+    constants = {name: name for name in graph.weights if name not in graph.names}
+    for name, used in {**graph.names, **constants}.items():
+        for dim, axis in enumerate(graph.weights[used]):
             for a in dict.fromkeys(atoms_of(axis)):
                 sites[a].append(Site(name, dim))
-    born = _born(analysis)
-    channels = is_channel(analysis)
-    for a in sites:
+    return dict(sites)
+
+
+def _whole(graph: TypedGraph, sites: Iterable[Atom]) -> dict[Atom, Reason | None]:
+    """Why each atom must stay whole: by the rules, or by what it is to the whole network."""
+    born, channels, twice = _born(graph), is_channel(graph), _used_twice(graph)
+
+    def reason(a: Atom) -> Reason | None:
+        if (known := graph.frozen(a)) is not None:
+            return known
         if a in born and a not in channels:
-            solver.freeze(a, Reason("tokens: weights lie along it, none contracts it", kind="tokens"))
-    twice = _used_twice(analysis)
-    inside = _nesting(analysis)
-    groups = {}
-    for a, where in sites.items():
-        frozen = solver.frozen(a)
-        if frozen is None and a in twice:
-            frozen = Reason("it occurs twice in one product of axes")
-        if frozen is None and a not in born:
-            frozen = Reason("only input data, no parameter, has this dimension")
-        groups[a] = Group("", "", a, where, frozen)
-    for a, group in groups.items():
-        group.outer = _live(groups, inside.outer[a])
-        group.inner = _live(groups, inside.inner[a])
-    residual, carriers = _residual(analysis), _carriers(analysis)
-    for a, group in groups.items():
-        group.role = _role(a, group, inside, residual)
-        head = inside.head(a)
-        if head in groups and groups[head].frozen is None and group.frozen is None:
-            group.inside = groups[head] if _only_inside(a, head, carriers) else None
-    _name(list(groups.values()))
-    return list(groups.values())
+            return Reason("tokens: weights lie along it, none contracts it", kind="tokens")
+        if a in twice:
+            return Reason("it occurs twice in one product of axes")
+        return None if a in born else Reason("only input data, no parameter, has this dimension")
+
+    return {a: reason(a) for a in sites}
 
 
-def _live(groups: dict[Atom, Group], atoms: set[Atom]) -> list[Group]:
-    found = (groups[a] for a in sorted(atoms, key=lambda a: a.serial) if a in groups)
-    return [group for group in found if group.frozen is None]
+def _is_tokens(reason: Reason | None) -> bool:
+    return reason is not None and reason.kind == "tokens"
 
 
-def _born(analysis: Analysis) -> set[Atom]:
+def _born(graph: TypedGraph) -> set[Atom]:
     """Atoms that some parameter brings into the graph: a node's result carries them on from it.
 
     The rest are only summed over (the coordinates that a position MLP reads): data, not channels.
     """
-    parameters = {name for name, _ in analysis.module.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in graph.module.named_parameters(remove_duplicate=False)}
     born: set[Atom] = set()
-    for node, sites in analysis._operands.items():
-        result = {a for axes in analysis.axes[node] for axis in axes for a in analysis._atoms(axis)}
+    for node, sites in graph.operands.items():
+        result = graph.carried(node)
         for site in sites:
             if site.name in parameters:
-                born |= analysis._atoms(analysis.weights[site.name][site.dim]) & result
+                born |= result.intersection(atoms_of(graph.at(site)))
     return born
 
 
-def _used_twice(analysis: Analysis) -> set[Atom]:
+def _used_twice(graph: TypedGraph) -> set[Atom]:
     """Atoms that meet themselves in one product: their elements can't be chosen independently."""
 
     def factors(axis: Axis) -> list[Atom]:
@@ -133,50 +165,46 @@ def _used_twice(analysis: Analysis) -> set[Atom]:
 
     repeated: set[Atom] = set()
     everything = [
-        *analysis.weights.values(),
-        *(axes for values in analysis.axes.values() for axes in values),
+        *graph.weights.values(),
+        *(axes for values in graph.axes.values() for axes in values),
     ]
     for axis in {axis for axes in everything for axis in axes}:
         factors(axis)
     return repeated
 
 
-def _role(a: Atom, group: Group, nesting: _Nesting, residual: set[Atom]) -> str:
-    if group.frozen is not None and group.frozen.kind == "output":
-        return "output"
-    if group.frozen is not None:
-        return "whole"
-    inner = {b for b in nesting.inner[a]}
-    if inner:
+def _role(a: Atom, frozen: Reason | None, nesting: Nesting, residual: set[Atom]) -> str:
+    if frozen is not None:
+        return "output" if frozen.kind == "output" else "whole"
+    if nesting.inner[a]:
         return "heads"
     if nesting.outer[a]:
         return "head_dim"
     return "embed" if a in residual else "hidden"
 
 
-def _residual(analysis: Analysis) -> set[Atom]:
+def _residual(graph: TypedGraph) -> set[Atom]:
     """Atoms along which two computed values are added: residual streams."""
     out: set[Atom] = set()
-    for node, step in analysis.inference.steps.items():
+    for node, step in graph.steps.items():
         if step.call.op != "add":
             continue
         operands = [n for n in node.all_input_nodes if n.op not in ("get_attr", "placeholder")]
         if len(operands) == 2:
-            carried = [
-                {a for axes in analysis.axes[n] for x in axes for a in analysis._atoms(x)} for n in operands
-            ]
-            out |= carried[0] & carried[1]
+            out |= graph.carried(operands[0]) & graph.carried(operands[1])
     return out
 
 
-def _name(groups: list[Group]) -> None:
-    """module.path.role, numbered where that is not unique."""
+def _names(groups: Mapping[Atom, tuple[str, Sequence[Site]]]) -> dict[Atom, str]:
+    """module.path.role of each role with its sites, numbered where that is not unique."""
     taken: dict[str, int] = defaultdict(int)
-    for group in groups:
-        prefix = _common_module([site.name for site in group.sites])
-        base = f"{prefix}.{group.role}" if prefix else group.role
+    names = {}
+    for a, (role, sites) in groups.items():
+        prefix = _common_module([site.name for site in sites])
+        base = f"{prefix}.{role}" if prefix else role
         taken[base] += 1
-        group.name = base if taken[base] == 1 else f"{base}{taken[base]}"
+        names[a] = base if taken[base] == 1 else f"{base}{taken[base]}"
+    return names
 
 
 def _common_module(names: list[str]) -> str:

@@ -20,7 +20,7 @@ from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 __all__ = ["Inference", "infer"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
     """One call of the graph, as its rule understood it."""
 
@@ -40,11 +40,9 @@ class Step:
 
 @dataclass
 class Inference:
-    """What inference found: axes for each value and each weight, and how each call came about."""
+    """What a walk has found, before all is resolved: axes of values and weights, and each call."""
 
     solver: Solver
-    rules: RuleSet
-    prune_outputs: bool = False
     values: dict[fx.Node, Any] = field(default_factory=dict)  # node -> nest of axes
     weights: dict[str, Axes] = field(default_factory=dict)  # state name -> axes, for names in use
     steps: dict[fx.Node, Step] = field(default_factory=dict)
@@ -69,7 +67,7 @@ class _Walk:
     def __init__(self, captured: Captured, rules: RuleSet, prune_outputs: bool) -> None:
         self.module, self.rules, self.prune_outputs = captured.module, rules, prune_outputs
         self.samples = captured.samples
-        self.found = Inference(Solver(), rules, prune_outputs)
+        self.found = Inference(Solver())
         self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
 
     def run(self) -> Inference:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import fx
 
-from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
+from fxprune.analysis.typed_graph import TypedGraph, atoms_in
+from fxprune.axes import Atom, Axis, Product, Reason, Sum, atoms_of
 from fxprune.rules.registry import Axes
 
-if TYPE_CHECKING:
-    from fxprune.analysis.analysis import Analysis
-
-__all__ = []
+__all__ = ["Carriers", "Nesting", "carriers_of", "nesting_of", "only_inside"]
 
 
 @dataclass
-class _Nesting:
+class Nesting:
     """Which atoms stand outside and inside which others in the products of the weights."""
 
     outer: dict[Atom, set[Atom]]
@@ -33,9 +30,9 @@ class _Nesting:
         return next(iter(found)) if len(found) == 1 else None
 
 
-def _nesting(analysis: Analysis) -> _Nesting:
-    nesting = _Nesting(defaultdict(set), defaultdict(set), defaultdict(set))
-    frozen = analysis.inference.solver.frozen
+def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Nesting:
+    """The nesting of the atoms that may shrink."""
+    nesting = Nesting(defaultdict(set), defaultdict(set), defaultdict(set))
 
     def walk(axis: Axis, outside: tuple[Atom, ...]) -> None:
         if isinstance(axis, Atom):
@@ -50,44 +47,39 @@ def _nesting(analysis: Analysis) -> _Nesting:
             if isinstance(axis, Product) and isinstance(part, Atom) and frozen(part) is None:
                 outside = (*outside, part)
 
-    for axes in analysis.weights.values():
+    for axes in graph.weights.values():
         for axis in axes:
             walk(axis, ())
-    for several in _contracted_together(analysis):
+    for several in _contracted_together(graph):
         live = [a for a in several if frozen(a) is None]
         for i, a in enumerate(live):
             nesting.outer[a] |= set(live[:i])
             nesting.inner[a] |= set(live[i + 1 :])
-    for read, written in _mapped(analysis):  # a weight that was flattened: two widths, not one
+    for read, written in _mapped(graph):  # a weight that was flattened: two widths, not one
         for a, b in ((read, written), (written, read)):
             nesting.outer[a].discard(b)
             nesting.inner[a].discard(b)
     return nesting
 
 
-def _mapped(analysis: Analysis) -> Iterator[tuple[Atom, Atom]]:
+def _mapped(graph: TypedGraph) -> Iterator[tuple[Atom, Atom]]:
     """What a computed weight takes in, with what it brings out: atoms of two widths."""
-    for node, step in analysis.inference.steps.items():
+    for node, step in graph.steps.items():
         weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.reduced else None
         if not isinstance(weight, fx.Node):
             continue
-        carried = _atoms_of_all(analysis, (axis for axes in analysis.axes.get(weight, []) for axis in axes))
-        summed = _atoms_of_all(analysis, map(analysis.inference.solver.resolve, step.flow.reduced))
-        result = _atoms_of_all(analysis, (axis for axes in analysis.axes[node] for axis in axes))
+        carried, result = graph.carried(weight), graph.carried(node)
+        summed = atoms_in(step.flow.reduced)
         yield from itertools.product(carried & summed, (carried & result) - summed)
 
 
-def _atoms_of_all(analysis: Analysis, axes: Iterable[Axis]) -> set[Atom]:
-    return {a for axis in axes for a in analysis._atoms(axis)}
-
-
-def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:
+def _contracted_together(graph: TypedGraph) -> Iterator[list[Atom]]:
     """Dimensions of one weight that one op sums over, or brings in, at once (`b n c, c h d -> b n h d`):
     a product in all but layout, of which only one factor should shrink."""
-    for node, sites in analysis._operands.items():
-        result = {a for axes in analysis.axes[node] for axis in axes for a in analysis._atoms(axis)}
+    for node, sites in graph.operands.items():
+        result = graph.carried(node)
         for _, own in itertools.groupby(sites, key=lambda site: site.name):
-            axes = [analysis.weights[site.name][site.dim] for site in own]
+            axes = [graph.at(site) for site in own]
             atoms = [axis for axis in axes if isinstance(axis, Atom)]
             gone = [a for a in atoms if a not in result]
             if gone:
@@ -96,25 +88,25 @@ def _contracted_together(analysis: Analysis) -> Iterator[list[Atom]]:
 
 
 @dataclass
-class _Carriers:
+class Carriers:
     """For each atom, the weights' dimensions and the computed values that carry it."""
 
     dims: dict[Atom, list[Axis]]
     values: dict[Atom, list[Axes]]
 
 
-def _carriers(analysis: Analysis) -> _Carriers:
-    found = _Carriers(defaultdict(list), defaultdict(list))
-    for axis in {axis for axes in analysis.weights.values() for axis in axes}:
-        for a in analysis._atoms(axis):
+def carriers_of(graph: TypedGraph) -> Carriers:
+    found = Carriers(defaultdict(list), defaultdict(list))
+    for axis in {axis for axes in graph.weights.values() for axis in axes}:
+        for a in atoms_in([axis]):
             found.dims[a].append(axis)
-    for axes in {axes for values in analysis.axes.values() for axes in values}:
-        for a in {a for axis in axes for a in analysis._atoms(axis)}:
+    for axes in {axes for values in graph.axes.values() for axes in values}:
+        for a in atoms_in(axes):
             found.values[a].append(axes)
     return found
 
 
-def _only_inside(a: Atom, head: Atom | None, carriers: _Carriers) -> bool:
+def only_inside(a: Atom, head: Atom | None, carriers: Carriers) -> bool:
     """Does every value that carries the atom carry the head outside it?
 
     Only then may each head keep indices of its own: a norm's weight or a rotary table that carries the

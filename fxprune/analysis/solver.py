@@ -39,6 +39,10 @@ class Solver:
         """Why the atom must stay whole, or None if it may shrink."""
         return self._frozen.get(a) or a.frozen
 
+    def reasons(self) -> dict[Atom, Reason]:
+        """What was frozen, and why; atoms that are born frozen say so themselves."""
+        return dict(self._frozen)
+
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """Keep every atom of the axis whole; the first reason given is the one remembered."""
         for a in atoms_of(self.resolve(axis)):

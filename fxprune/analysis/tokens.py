@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxprune.analysis.infer import Step
+from fxprune.analysis.typed_graph import TypedGraph, atoms_in
 from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.calls import Weight
-
-if TYPE_CHECKING:
-    from fxprune.analysis.analysis import Analysis
-    from fxprune.analysis.infer import Step
 
 __all__ = ["is_channel"]
 
@@ -30,9 +28,9 @@ _SOFTMAX = ("softmax", "_softmax", "softmin")
 _Source = fx.Node | Weight
 
 
-def is_channel(analysis: Analysis) -> set[Atom]:
+def is_channel(graph: TypedGraph) -> set[Atom]:
     """The atoms that some weight contracts, or brings out of a contraction, as features."""
-    return _Walk(analysis).run()
+    return _Walk(graph).run()
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class _Brought:
 class _Walk:
     """One walk over the graph: which weights contract what, and which parameters enter as data."""
 
-    analysis: Analysis
+    graph: TypedGraph
     made_of: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # of parameters alone: which
     laid_out: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # those it is, but for layout
     before: dict[fx.Node, frozenset[Atom]] = field(default_factory=dict)  # carried by it or before it
@@ -63,7 +61,7 @@ class _Walk:
     as_data: set[str] = field(default_factory=set)  # parameters that are an op's input, not its weight
 
     def run(self) -> set[Atom]:
-        for node in self.analysis.axes:
+        for node in self.graph.axes:
             self._visit(node)
         for a, events in self.products.items():  # x @ queries.T is no layer where its result is attention
             if a not in self.rows:
@@ -79,23 +77,23 @@ class _Walk:
         """Atoms outside a channel in a parameter that enters as data, and these parameters."""
         found: dict[Atom, set[str]] = defaultdict(set)
         for name in self.as_data:
-            for a, inner in _nested(self.analysis.weights.get(name, ())):
+            for a, inner in _nested(self.graph.weights.get(name, ())):
                 if inner & channels - {a}:
                     found[a].add(name)
         return found
 
     def _visit(self, node: fx.Node) -> None:
-        axes = self.analysis.axes[node]
-        own = self._atoms(axis for value in axes for axis in value)
+        axes = self.graph.axes[node]
+        own = self.graph.carried(node)
         self.before[node] = own.union(*(self.before.get(n, frozenset()) for n in node.all_input_nodes))
         if node.op == "get_attr":
             self.made_of[node] = self.laid_out[node] = frozenset([str(node.target)])
             return
         if node.op == "placeholder" or not axes:
             return
-        step = self.analysis.inference.steps.get(node)
+        step = self.graph.steps.get(node)
         if step is None or step.rule is None:  # picked from a tuple, an output's own class
-            self._only_laid_out(node, [n for n in node.all_input_nodes if self.analysis.axes.get(n)])
+            self._only_laid_out(node, [n for n in node.all_input_nodes if self.graph.axes.get(n)])
             return
         if step.flow.macs and step.flow.reduced and not step.call.op.endswith(_ATTENTION):
             self._contraction(node, step)
@@ -106,9 +104,8 @@ class _Walk:
 
     def _contraction(self, node: fx.Node, step: Step) -> None:
         bound = step.call.bind(step.rule) if step.rule else {}
-        resolve = self.analysis.inference.solver.resolve
-        sums = [resolve(axis) for axis in step.flow.reduced]
-        summed = self._atoms(sums)
+        sums = step.flow.reduced
+        summed = atoms_in(sums)
         weight = bound.get("weight")
         layer = isinstance(weight, (fx.Node, Weight))
         factors = [s for s in _sources(list(bound.values())) if self._carried(s) & summed]
@@ -140,7 +137,7 @@ class _Walk:
             return
         tensors = _sources(list(bound.values()))
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
-            self.contracted |= self._atoms(map(self.analysis.inference.solver.resolve, step.flow.reduced))
+            self.contracted |= atoms_in(step.flow.reduced)
         self._only_laid_out(node, tensors)
         if op in _SOFTMAX:
             self.scores.add(node)
@@ -175,15 +172,12 @@ class _Walk:
 
     def _carried(self, source: _Source) -> frozenset[Atom]:
         if isinstance(source, Weight):
-            return self._atoms(self.analysis.weights[source.name])
-        return self._atoms(axis for axes in self.analysis.axes.get(source, ()) for axis in axes)
+            return self.graph.carried_by(source.name)
+        return self.graph.carried(source)
 
     def _all_before(self, factors: list[_Source], but: _Source) -> frozenset[Atom]:
         nodes = [s for s in factors if isinstance(s, fx.Node) and s is not but]
         return frozenset[Atom]().union(*(self.before[n] for n in nodes))
-
-    def _atoms(self, axes: Iterable[Axis]) -> frozenset[Atom]:
-        return frozenset[Atom]().union(*map(self.analysis._atoms, axes))
 
 
 def _sources(value: Any) -> list[_Source]:

@@ -56,7 +56,7 @@ class Words:
 
     def value(self, node: fx.Node) -> list[Word]:
         """The label of all that a node returns: equal tensors are counted, others follow one another."""
-        tensors = self.analysis.axes.get(node, [])
+        tensors = self.analysis.axes.get(node, ())
         if not tensors:
             return []
         if len(set(tensors)) == 1:
@@ -82,7 +82,7 @@ class Words:
 
     def is_pixels(self, axis: Axis) -> bool:
         """Rows or columns of an image, whole or cut into windows."""
-        reasons = [self.analysis.inference.solver.frozen(a) for a in atoms_of(axis)]
+        reasons = [self.analysis.frozen(a) for a in atoms_of(axis)]
         return bool(reasons) and all(r is not None and r.kind == "pixels" for r in reasons)
 
     def is_batch(self, axis: Axis) -> bool:

@@ -67,7 +67,7 @@ def certify(
     pairs = zip(floats_of(wanted), floats_of(got), strict=True)
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     kept = _kept_outputs(analysis, selection, output)
-    if not analysis.inference.prune_outputs and any(k is not None for dims in kept for k in dims):
+    if not analysis.prune_outputs and any(k is not None for dims in kept for k in dims):
         raise CertificateError("an output lost elements, though outputs are to stay whole")
     return Certificate(
         max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)

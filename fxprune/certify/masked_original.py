@@ -16,7 +16,7 @@ from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, 
 from fxprune.errors import CertificateError, RuleError
 from fxprune.plan.selection import Selection
 from fxprune.rules.calls import Weight
-from fxprune.rules.registry import Rule, map_axes
+from fxprune.rules.registry import Axes, Rule, map_axes
 
 __all__ = ["MaskedOriginal"]
 
@@ -46,7 +46,7 @@ class MaskedOriginal(Float64Interpreter):
             self.env[self.removed[n]] = torch.zeros_like(self.env[self.removed[n]])
         if n in self.removed or node is None:
             return super().run_node(n)
-        step = self.analysis.inference.steps.get(node)
+        step = self.analysis.steps.get(node)
         statistic = self._statistic(step) if step else None
         value = statistic() if statistic else super().run_node(n)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
@@ -78,7 +78,7 @@ class MaskedOriginal(Float64Interpreter):
         """
         if not any(self._mask(axes) is not None for i in node.all_input_nodes for axes in self._axes(i)):
             return zeroed
-        reduced = [self._true(self.analysis.inference.solver.resolve(axis)) for axis in step.flow.reduced]
+        reduced = list(map(self._true, step.flow.reduced))
         alone = self._on_kept(n, node, step, [])
         if alike(zeroed, alone):
             return zeroed
@@ -111,14 +111,14 @@ class MaskedOriginal(Float64Interpreter):
             axes = iter(self._axes(mirror)) if mirror is not None else iter(())
             return _map_tensors(self.env[own], axes, cut)
 
-        rule, resolve = step.rule, self.analysis.inference.solver.resolve
+        rule = step.rule
         assert rule is not None
         args, kwargs = fx.map_arg((n.args, n.kwargs), operand)
         positional: list[Any] = list(args)
         sizes: dict[str, Any] = {}
         keywords: dict[str, Any] = dict(kwargs)
         for name, spelled in step.flow.sizes.items():
-            spelled = map_axes(spelled, lambda axis: self._true(resolve(axis)))
+            spelled = map_axes(spelled, self._true)
             place, keyword = rule.positions[name], step.call.keyword(rule, name)
             if place < len(positional):
                 positional[place] = respelled(positional[place], spelled, self.selection)
@@ -145,8 +145,8 @@ class MaskedOriginal(Float64Interpreter):
 
         return _map_tensors(value, iter(self._axes(node)), back)
 
-    def _axes(self, node: fx.Node) -> list[Any]:
-        return self.analysis.axes.get(node, [])
+    def _axes(self, node: fx.Node) -> tuple[Axes, ...]:
+        return self.analysis.axes.get(node, ())
 
     def _true(self, axis: Axis) -> Axis:
         """An axis at the true batch size."""

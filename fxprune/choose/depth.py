@@ -53,7 +53,7 @@ def drop_branches(
     if depth == 0:
         return analysis
     modules = excluded_modules(analysis, exclude)
-    branches = find_branches(analysis.module, analysis.inference.rules)
+    branches = find_branches(analysis.module, analysis.rules)
     free = [b for b in branches if not any(is_within(name, modules) for name in b.weights)]
     units: list[Unit] = [(b,) for b in free]
     if unit == "block":

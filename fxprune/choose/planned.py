@@ -29,7 +29,7 @@ def as_planned(analysis: Analysis, plan: Plan) -> Analysis:
     analysis = merged_by_name(analysis, plan.regrouped)
     if not plan.removed:
         return analysis
-    known = {b.name: b for b in find_branches(analysis.module, analysis.inference.rules)}
+    known = {b.name: b for b in find_branches(analysis.module, analysis.rules)}
     for name in plan.removed:
         if name not in known:
             raise PlanError(f"the plan is for another model: this one has no residual branch {name!r}")

@@ -38,7 +38,7 @@ def scores_of_the_rest(
     """What the smaller model says of the elements that it still has; those that went have -inf."""
     plan = plan_of(pruned)
     example = pruned.record.example.map(lambda t: torch.zeros_like(t, device=device_of(pruned)))
-    options = replace(options_behind(pruned, analysis.inference.rules), capture="auto")
+    options = replace(options_behind(pruned, analysis.rules), capture="auto")
     smaller = analyzed(pruned, example, options)
     left = {group: there for group in groups if (there := _counterpart(analysis, group, smaller)) is not None}
     found = judge(smaller, list(dict.fromkeys(left.values())))

@@ -116,7 +116,7 @@ class Selection:
             for group in analysis.groups
             if group.atom in self.masks
         }
-        return Plan(groups, removed=analysis.removed, regrouped=analysis.regrouped)
+        return Plan(groups, removed=analysis.removed, regrouped=dict(analysis.regrouped))
 
     def kept(self, analysis: Analysis, saved: Iterable[str]) -> dict[str, tuple[LongTensor | None, ...]]:
         """What each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""

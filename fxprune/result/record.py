@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxprune.analysis.groups import Site
+from fxprune.analysis.typed_graph import Site
 from fxprune.graph.example import Example
 from fxprune.plan.plan import Plan
 

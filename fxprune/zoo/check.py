@@ -118,7 +118,7 @@ def _model(spec: str) -> nn.Module:
 def _whole_share(analysis: Analysis) -> float:
     """The share of parameters in tensors of which no dimension can shrink."""
     sizes = {name: (p.numel(), analysis.weights.get(name)) for name, p in _parameters(analysis)}
-    frozen = analysis.inference.solver.frozen
+    frozen = analysis.frozen
     whole = sum(
         n
         for n, axes in sizes.values()
@@ -129,7 +129,7 @@ def _whole_share(analysis: Analysis) -> float:
 
 def _reasons(analysis: Analysis, most: int = 4) -> str:
     """What keeps channels whole, each reason with the share of parameters that have such a dimension."""
-    frozen = analysis.inference.solver.frozen
+    frozen = analysis.frozen
     total, share = 0, Counter[str]()
     for name, parameter in _parameters(analysis):
         total += parameter.numel()
@@ -144,7 +144,7 @@ def _reasons(analysis: Analysis, most: int = 4) -> str:
 
 
 def _missing(analysis: Analysis) -> list[str]:
-    ops = sorted(analysis.inference.missing)
+    ops = sorted(analysis.missing)
     return [f"no rule for {', '.join(ops)}"] if ops else []
 
 

@@ -40,9 +40,8 @@ Ops = Mapping[str, Iterable[OpUse]]  # by model
 
 def ops_met(analysis: Analysis) -> tuple[OpUse, ...]:
     """Every op of a captured graph, sorted."""
-    inference = analysis.inference
-    counts = Counter((s.call.op, *_named(s.rule)) for s in inference.steps.values())
-    counts.update({(op, NO_RULE, ""): len(nodes) for op, nodes in inference.missing.items()})
+    counts = Counter((s.call.op, *_named(s.rule)) for s in analysis.steps.values())
+    counts.update({(op, NO_RULE, ""): len(nodes) for op, nodes in analysis.missing.items()})
     return tuple(OpUse(*met, calls) for met, calls in sorted(counts.items()))
 
 

@@ -40,7 +40,7 @@ def regroup_heads(analysis: Analysis, counts: Mapping[Group, int]) -> fx.GraphMo
     graph, new_of = copied(analysis.module.graph)
     pin_sizes(graph, new_of, analysis, resized)
     module = fx.GraphModule(analysis.module, graph, type(analysis.module).__name__)
-    for node, step in analysis.inference.steps.items():
+    for node, step in analysis.steps.items():
         respell(new_of[node], step, analysis, resized, module)
     captured = analysis.captured
     try:
@@ -62,7 +62,7 @@ def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
         atoms = [a for a in atoms_of(axis) if a is heads.atom or a in inside]
         if len(atoms) != 2 * len(together):
             return []
-    spelled = {n for n, step in analysis.inference.steps.items() if n.op == "call_module" and step.flow.sizes}
+    spelled = {n for n, step in analysis.steps.items() if n.op == "call_module" and step.flow.sizes}
     touched = {a for n in spelled for axes in analysis.axes[n] for axis in axes for a in atoms_of(axis)}
     return [] if touched & {heads.atom, *inside} else sorted(inside, key=lambda a: a.serial)
 

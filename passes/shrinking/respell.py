@@ -13,16 +13,14 @@ from fxprune.graph.own_nodes import _getitem
 from fxprune.passes.shrinking.pin_sizes import is_static, rescaled
 from fxprune.plan.selection import Selection
 from fxprune.rules.modules import native
-from fxprune.rules.registry import Bound, map_axes
+from fxprune.rules.registry import Bound
 
 __all__ = ["respell"]
 
 
 def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
     """Write the new size of each axis wherever the call spells one as an integer."""
-    resolve = analysis.inference.solver.resolve
     for argument, spelled in step.flow.sizes.items():
-        spelled = map_axes(spelled, resolve)
         if not _shrinks(spelled, selection):
             continue
         assert step.rule is not None

@@ -33,7 +33,7 @@ def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> Pru
     graph, new_of = copied(analysis.module.graph)
     pin_sizes(graph, new_of, analysis, selection)
     root = _Slicer(analysis, selection, original).root(graph)
-    for node, step in analysis.inference.steps.items():
+    for node, step in analysis.steps.items():
         respell(new_of[node], step, analysis, selection, root)
         if step.flow.select_result:
             _select(new_of[node], analysis.axes[node][0], selection, root, original)

@@ -1032,8 +1032,8 @@ class Carried(Probe):
 def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES, seeds: int = 1) -> None:
     """Slice what the rule says can be sliced: the op must not see the difference."""
     model, analysis = analysed(case, capture, rules)
-    assert not analysis.inference.missing
-    used = {step.rule.op for step in analysis.inference.steps.values() if step.rule}
+    assert not analysis.missing
+    used = {step.rule.op for step in analysis.steps.values() if step.rule}
     assert case.op in used or capture != case.captures[0], f"the call was read as {used}"
     for seed in range(seeds):
         selection = random_selection(analysis, seed)
@@ -1079,15 +1079,9 @@ def random_selection(analysis: fxprune.Analysis, seed: int) -> Selection:
 
 
 def free_atoms(analysis: fxprune.Analysis) -> list[Atom]:
-    """Atoms of the operands that may shrink, each once."""
-    solver = analysis.inference.solver
+    """Atoms of the operands that may shrink by the rules alone: a probe's operands are no layers' weights."""
     carried = (a for axes in analysis.weights.values() for axis in axes for a in atoms_of(axis))
-    return [a for a in dict.fromkeys(carried) if a.size > 1 and _may_shrink(solver.frozen(a))]
-
-
-def _may_shrink(reason: Any) -> bool:
-    """By the rules alone: that a probe's operands are no layers' weights is beside the point."""
-    return reason is None or reason.text.startswith("tokens:")
+    return [a for a in dict.fromkeys(carried) if a.size > 1 and analysis.graph.frozen(a) is None]
 
 
 def masked(model: nn.Module, analysis: fxprune.Analysis, selection: Selection) -> nn.Module:

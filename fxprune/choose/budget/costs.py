@@ -45,7 +45,5 @@ def _parameters(analysis: Analysis) -> Iterable[Axes]:
 
 def _contractions(analysis: Analysis) -> Iterable[Axes]:
     """The axes that each product of the graph runs over."""
-    resolve = analysis.inference.solver.resolve
-    for step in analysis.inference.steps.values():
-        for axes in step.flow.macs:
-            yield tuple(map(resolve, axes))
+    for step in analysis.steps.values():
+        yield from step.flow.macs

@@ -56,11 +56,10 @@ def _half_up(number: float) -> int:
 
 def _normalised(analysis: Analysis) -> set[Atom]:
     """The atoms that a statistic is taken over."""
-    resolve = analysis.inference.solver.resolve
     return {
         a
-        for step in analysis.inference.steps.values()
+        for step in analysis.steps.values()
         if step.rule is not None and step.rule.masked is not None
         for axis in step.flow.reduced
-        for a in atoms_of(resolve(axis))
+        for a in atoms_of(axis)
     }

@@ -46,7 +46,7 @@ class SoftMasked(fx.Interpreter):
         self.of_atom = {group.atom: group for group in groups}
         self.uses: dict[fx.Node, list[Use]] = {}
         self.statistics: dict[fx.Node, list[Use]] = {}
-        for node, step in analysis.inference.steps.items():
+        for node, step in analysis.steps.items():
             uses = list(self._uses(node))
             if uses and _is_statistic(step):
                 self.statistics[node] = uses
@@ -85,7 +85,7 @@ class SoftMasked(fx.Interpreter):
 
     def _statistic(self, node: fx.Node) -> Any:
         """A mean or norm over channels, each counted as much as its mask says."""
-        step = self.analysis.inference.steps[node]
+        step = self.analysis.steps[node]
         assert step.rule is not None
         function, source = step.rule.masked, step.source
         assert function is not None and source is not None
@@ -119,8 +119,8 @@ class SoftMasked(fx.Interpreter):
 
     def _uses(self, node: fx.Node) -> list[Use]:
         """The groups that a node sums over, each with the operand to mask."""
-        step, resolve = self.analysis.inference.steps[node], self.analysis.inference.solver.resolve
-        summed = {a for axis in step.flow.reduced for a in atoms_of(resolve(axis))} & self.of_atom.keys()
+        step = self.analysis.steps[node]
+        summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & self.of_atom.keys()
         found: dict[Atom, Use] = {}
         for operand in node.all_input_nodes if summed else ():
             for axes in self.analysis.axes.get(operand, [])[:1]:

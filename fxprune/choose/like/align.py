@@ -66,7 +66,7 @@ def align(model: Analysis, sibling: Analysis, score: Scorer) -> Alignment:
 
 def _parts(analysis: Analysis) -> list[_Part]:
     """The branches, and the nodes outside them that are more than layout, in order."""
-    branches = find_branches(analysis.module, analysis.inference.rules)
+    branches = find_branches(analysis.module, analysis.rules)
     within = {node for b in branches for node in b.nodes}
     ends = {b.add: b for b in branches}
     computed = nodes_after_input(analysis.module.graph)
@@ -93,7 +93,7 @@ def _kind(node: fx.Node, analysis: Analysis) -> tuple[object, ...]:
         return ("weight", node.meta["val"].ndim) if known else ()
     if not is_value(node) or node.op in ("placeholder", "output"):
         return ()
-    call = call_of(node, analysis.module, analysis.inference.rules)
+    call = call_of(node, analysis.module, analysis.rules)
     op = call.op.removeprefix("aten.")
     if op in _TRAINING:
         return ()

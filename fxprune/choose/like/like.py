@@ -75,7 +75,7 @@ def shaped_like(
     if merge:
         pairs = align(shallow, small, score).pairs
         model = _merged(model, target_sizes(shallow, small, pairs))
-        own = {b.name: b for b in find_branches(model.module, model.inference.rules)}
+        own = {b.name: b for b in find_branches(model.module, model.rules)}
         shallow = without_branches(model, [own[b.name] for b in removed])
     pairs = align(shallow, small, score).pairs
     sizes = target_sizes(shallow, small, pairs)
@@ -101,10 +101,10 @@ def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
         SiblingError: it does not take what the larger one takes.
     """
     options = AnalysisOptions(
-        outputs="prune" if analysis.inference.prune_outputs else "keep",
+        outputs="prune" if analysis.prune_outputs else "keep",
         split_qkv=analysis.captured.split_qkv,
         capture=analysis.capture,
-        rules=analysis.inference.rules,
+        rules=analysis.rules,
     )
     try:
         return analyzed(small, _example_for(small, analysis), options)
@@ -147,7 +147,7 @@ def _scales(model: Analysis, small: Analysis, pairs: Sequence[Pair]) -> dict[str
     for ours, theirs in pairs:
         if ours.op in ("get_attr", "placeholder"):
             continue
-        mine, other = (call_of(n, a.module, a.inference.rules) for n, a in ((ours, model), (theirs, small)))
+        mine, other = (call_of(n, a.module, a.rules) for n, a in ((ours, model), (theirs, small)))
         a, b = constant_of(mine), constant_of(other)
         if a is not None and b is not None:
             if a != b:

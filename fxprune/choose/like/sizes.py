@@ -67,10 +67,9 @@ def _equations(
 def _solved(equations: list[Equation], model: Analysis) -> dict[Atom, int]:
     """Substitute until nothing new is learned."""
     known: dict[Atom, int] = {}
-    frozen = model.inference.solver.frozen
     for _, axis, _ in equations:  # what must stay whole first: its errors are the clearest
         for a in atoms_of(axis):
-            if frozen(a) is not None or (a in model.by_atom and model.by_atom[a].frozen is not None):
+            if model.frozen(a) is not None:
                 known[a] = a.size
     while equations:
         waiting = [e for e in equations if not _substitute(e, known, model)]
@@ -117,7 +116,7 @@ def _contradiction(place: str, axis: Axis, ours: int, size: int, model: Analysis
     whole = [g for g in groups if g.frozen is not None]
     if isinstance(axis, Atom) and whole:
         return _refused(whole[0], size, f"it must stay whole: {whole[0].frozen}", place)
-    reason = model.inference.solver.frozen(axis) if isinstance(axis, Atom) else None
+    reason = model.frozen(axis) if isinstance(axis, Atom) else None
     if reason is not None:
         return SiblingError(
             f"like=: {place} has {axis.size} elements here and {size} in the smaller model; it must stay "

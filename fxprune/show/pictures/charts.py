@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from fxprune.show.pictures.chosen_rows import chosen_rows
@@ -87,7 +88,7 @@ def _layers(scene: Scene, patterns: list[str]) -> dict[str, list[str]]:
     return layers
 
 
-def _used(names: dict[str, str], name: str) -> str:
+def _used(names: Mapping[str, str], name: str) -> str:
     return names.get(name, name)
 
 

@@ -87,7 +87,7 @@ class Columns:
         """From row to row, with all groups that it carries; a residual stream gives its colour."""
         out: Table = {name: [] for name in ("from", "to", "groups", "color")}
         for source, target, node in self.tree.wires:
-            values = self.scene.analysis.axes.get(node, [])
+            values = self.scene.analysis.axes.get(node, ())
             axes = {a for value in values for axis in value for a in atoms_of(axis)}
             groups = [group for group in map(self.scene.words.group, axes) if group]
             stream = next((group for group in groups if group.role == "embed"), None)
@@ -137,7 +137,7 @@ class Columns:
             return word.group.name, self._told(word.group)
         if self.scene.words.is_batch(word.axis):
             return "b", "the batch: any size"
-        reasons = (self.scene.analysis.inference.solver.frozen(a) for a in atoms_of(word.axis))
+        reasons = (self.scene.analysis.frozen(a) for a in atoms_of(word.axis))
         why = dict.fromkeys(reason.brief for reason in reasons if reason)
         return f"{word.text} = {word.axis.size}", f"whole: {'; '.join(why) or 'of size 1'}"
 
@@ -156,7 +156,7 @@ class Columns:
         if row.kind == "weight":
             before, after = ([*map(str, shape)] for shape in self.scene.shape(row.path))
         else:
-            values = self.scene.analysis.axes.get(row.node, []) if row.node is not None else []
+            values = self.scene.analysis.axes.get(row.node, ()) if row.node is not None else ()
             if not values:
                 return ""
             before = [self._counted(axis, self.scene.before) for axis in values[0]]

@@ -9,11 +9,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
-from fxprune.analysis.analysis import Analysis, names_in_graph
+from fxprune.analysis.analysis import Analysis, analysis_of
 from fxprune.analysis.analyze import analyze
 from fxprune.analysis.colours import GREY, colours
-from fxprune.analysis.groups import Group, Site
-from fxprune.analysis.infer import infer
+from fxprune.analysis.groups import Group
+from fxprune.analysis.typed_graph import Site, type_graph
 from fxprune.analysis.words import Words
 from fxprune.axes import Atom, Axis, size_of
 from fxprune.capture.example_of import example_of
@@ -145,20 +145,20 @@ def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
     plan = plan_of(pruned)
     sites = record_of(pruned).sites
     free = {(frozenset(g.sites), g.size): g for g in analysis.groups if g.frozen is None}
-    gone, before = [], {}
+    gone, before, names = [], {}, {}
     for name, where in sites.items():
         kept = plan.groups[name]
         group = free.pop((frozenset(where), kept.count), None)
         if group is None:
             role = name.rpartition(".")[2].rstrip("0123456789")
-            group = Group(name, role, Atom(kept.count), where, None)
+            group = Group(name, role, Atom(kept.count), tuple(where), None)
             gone.append(group)
-        group.name = name  # what a group is called depends on the others, and some may be gone
+        names[group] = name  # what a group is called depends on the others, and some may be gone
         before[group.atom] = kept.size
     for group in free.values():
         if group.name in sites:
-            group.name += "_whole"
-    return Scene(analysis, type(pruned).__name__, before=before, gone=gone)
+            names[group] = f"{group.name}_whole"
+    return Scene(analysis.renamed(names), type(pruned).__name__, before=before, gone=gone)
 
 
 def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
@@ -170,5 +170,6 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     example = record.example.map(lambda t: torch.empty_like(t, device=device_of(pruned)))
     captured = Captured(module, example, record.options["capture"], fixed_batch=not record.dynamic)
     propagate_values(module, example, captured.stand_in_batch)
-    inference = infer(captured, rules, prune_outputs=record.options["outputs"] == "prune")
-    return Analysis(captured, inference, names_in_graph(dict(named_tensors(pruned)), module, inference))
+    tensors = dict(named_tensors(pruned))
+    prune_outputs = record.options["outputs"] == "prune"
+    return analysis_of(type_graph(captured, rules, tensors, prune_outputs=prune_outputs))

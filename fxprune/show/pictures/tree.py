@@ -224,14 +224,10 @@ class _Growing:
 
     def _is_pick(self, node: fx.Node) -> bool:
         """One of several values: `unbind(x)[0]`."""
-        return (
-            bool(self.analysis.axes.get(node))
-            and node not in self.analysis.inference.steps
-            and _getitem(node)
-        )
+        return bool(self.analysis.axes.get(node)) and node not in self.analysis.steps and _getitem(node)
 
     def _op(self, node: fx.Node) -> str:
-        step = self.analysis.inference.steps.get(node)
+        step = self.analysis.steps.get(node)
         return step.call.op if step else getattr(node.target, "__name__", str(node.target))
 
     def _add(

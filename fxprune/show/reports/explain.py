@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group, Site
 from fxprune.analysis.analyze import analyze
+from fxprune.analysis.flow import flow_of
 from fxprune.analysis.words import Words
 from fxprune.axes import atoms_of
 from fxprune.errors import OptionError
@@ -120,7 +121,7 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
 
 def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
     """The shortest paths to the nearest modules: a site, the nodes between, a site."""
-    flow = analysis._flow_of(group.atom)
+    flow = flow_of(analysis.graph, group.atom)
     if str(start) not in flow:
         return []
     paths = nx.single_source_shortest_path(flow, str(start))

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.axes import atoms_of
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
@@ -232,10 +233,9 @@ def _figures(
 
 def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
     """Does a call take the group's axis in, as a value or by a weight?"""
-    own = analysis._operands.get(node, [])
-    values = [arg for arg in node.all_input_nodes if arg in analysis.axes]
-    return any(analysis._carries(arg, group.atom) for arg in values) or any(
-        group.atom in analysis._atoms(analysis.weights[site.name][site.dim]) for site in own
+    graph = analysis.graph
+    return any(group.atom in graph.carried(arg) for arg in node.all_input_nodes) or any(
+        group.atom in atoms_of(graph.at(site)) for site in graph.operands.get(node, ())
     )
 
 

@@ -1,0 +1,152 @@
+"""A typed graph: what inference found, with everything known filled in, as frozen data."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from torch import Tensor, fx
+
+from fxprune.analysis.infer import Inference, Step, infer
+from fxprune.axes import Atom, Axis, Reason, atoms_of
+from fxprune.graph.facts import Captured
+from fxprune.graph.tensors import named_tensors
+from fxprune.rules.registry import Axes, Flow, RuleSet, map_axes
+
+__all__ = ["Site", "TypedGraph", "atoms_in", "type_graph"]
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in the weights that carries an axis: a name in `state_dict` and a dimension."""
+
+    name: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.dim}]"
+
+
+@dataclass(frozen=True, eq=False)
+class TypedGraph:
+    """A captured graph and the axes of all its values and weights; nothing in it is left to solve.
+
+    captured: the graph.
+    rules, prune_outputs: what it was typed by.
+    names: every name that the model has for a tensor -> the name in the graph.
+    axes: for each node, the axes of every tensor that it returns.
+    weights: the axes of each parameter and buffer in use, by its name in the graph.
+    steps: each call as its rule understood it, with resolved axes.
+    missing: ops without a rule that covers them -> the nodes that call them.
+    whole: atoms that rules froze, with the reason (those that are born frozen say so themselves).
+    """
+
+    captured: Captured
+    rules: RuleSet
+    prune_outputs: bool
+    names: Mapping[str, str]
+    axes: Mapping[fx.Node, tuple[Axes, ...]]
+    weights: Mapping[str, Axes]
+    steps: Mapping[fx.Node, Step]
+    missing: Mapping[str, tuple[str, ...]]
+    whole: Mapping[Atom, Reason]
+
+    @property
+    def module(self) -> fx.GraphModule:
+        return self.captured.module
+
+    def frozen(self, a: Atom) -> Reason | None:
+        """Why rules keep an atom whole, or None."""
+        return self.whole.get(a) or a.frozen
+
+    def at(self, site: Site) -> Axis:
+        """The axis of a weight's dimension, by the weight's name in the graph."""
+        return self.weights[site.name][site.dim]
+
+    def carried(self, node: fx.Node) -> frozenset[Atom]:
+        """The atoms of all tensors that a node returns."""
+        return self._carried.get(node, frozenset())
+
+    def carried_by(self, weight: str) -> frozenset[Atom]:
+        """The atoms of a weight, by its name in the graph."""
+        return atoms_in(self.weights[weight])
+
+    @cached_property
+    def operands(self) -> Mapping[fx.Node, tuple[Site, ...]]:
+        """For each call, the weights that it reads itself (through get_attr or as a module)."""
+        out: dict[fx.Node, tuple[Site, ...]] = {}
+        within: dict[str, list[str]] = defaultdict(list)  # module -> weights in it
+        for name in self.weights:
+            for path in itertools.accumulate(name.split(".")[:-1], "{}.{}".format):
+                within[path].append(name)
+        for node in self.axes:
+            if node.op in ("placeholder", "get_attr", "output") or not self.axes[node]:
+                continue  # (what gives no tensor reads a weight's dtype, device or shape)
+            names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            if node.op == "call_module":
+                names += within[str(node.target)]
+            read = (Site(n, d) for n in names if n in self.weights for d in range(len(self.weights[n])))
+            out[node] = tuple(read)
+        return out
+
+    @cached_property
+    def _carried(self) -> dict[fx.Node, frozenset[Atom]]:
+        return {node: atoms_in(itertools.chain(*values)) for node, values in self.axes.items()}
+
+
+def type_graph(
+    captured: Captured, rules: RuleSet, tensors: Mapping[str, Tensor], *, prune_outputs: bool = False
+) -> TypedGraph:
+    """Infer the axes of a canonical graph; `tensors` are the model's, by all names that it has for them."""
+    found = infer(captured, rules, prune_outputs=prune_outputs)
+    resolve = found.solver.resolve
+    return TypedGraph(
+        captured=captured,
+        rules=rules,
+        prune_outputs=prune_outputs,
+        names=_names_in_graph(tensors, captured.module, found),
+        axes={node: tuple(found.axes_of(node)) for node in found.values},
+        weights={name: tuple(map(resolve, axes)) for name, axes in found.weights.items()},
+        steps={node: _resolved(step, found) for node, step in found.steps.items()},
+        missing={op: tuple(nodes) for op, nodes in found.missing.items()},
+        whole=found.solver.reasons(),
+    )
+
+
+def atoms_in(axes: Iterable[Axis]) -> frozenset[Atom]:
+    """The atoms of several axes together."""
+    return frozenset[Atom]().union(*map(_atoms, axes))
+
+
+@lru_cache(maxsize=1 << 16)
+def _atoms(axis: Axis) -> frozenset[Atom]:
+    return frozenset(atoms_of(axis))
+
+
+def _resolved(step: Step, found: Inference) -> Step:
+    resolve, flow = found.solver.resolve, step.flow
+    resolved = Flow(
+        out=flow.out,
+        same=[(resolve(a), resolve(b)) for a, b in flow.same],
+        whole=[(resolve(axis), why) for axis, why in flow.whole],
+        sizes={argument: map_axes(spelled, resolve) for argument, spelled in flow.sizes.items()},
+        replacement=flow.replacement,
+        reduced=[resolve(axis) for axis in flow.reduced],
+        macs=[tuple(map(resolve, axes)) for axes in flow.macs],
+        select_result=flow.select_result,
+    )
+    return replace(step, flow=resolved)
+
+
+def _names_in_graph(
+    tensors: Mapping[str, Tensor], module: fx.GraphModule, found: Inference
+) -> dict[str, str]:
+    """Every name that a model has for a tensor -> the name under which the graph uses it."""
+    used: dict[int, str] = {}
+    for name, tensor in named_tensors(module):
+        if name in found.weights:
+            used.setdefault(id(tensor), name)
+    return {name: used[id(tensor)] for name, tensor in tensors.items() if id(tensor) in used}
