@@ -17,6 +17,7 @@ __all__ = [
     "ModelSpecError",
     "NothingPrunableError",
     "OptionError",
+    "PassError",
     "PatternError",
     "PlanError",
     "RewriteError",
@@ -83,6 +84,10 @@ class PlanError(FxpruneError):
 
 class FileError(FxpruneError):
     """A folder is not what `fxprune.save` wrote (missing, truncated, edited), or can't be rebuilt."""
+
+
+class PassError(FxpruneError):
+    """A pass over the captured graph broke its contract.  A bug of fxprune's, named with those before."""
 
 
 class RewriteError(FxpruneError):

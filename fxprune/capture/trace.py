@@ -13,7 +13,7 @@ from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import capture_exported
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
-from fxprune.errors import CaptureError, ExampleInputError, OptionError, shown
+from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
@@ -22,6 +22,7 @@ from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
+from fxprune.passes.canonical.check import Check
 
 __all__ = ["Example", "capture_model", "example_of", "trace"]
 
@@ -41,6 +42,7 @@ def trace(
     *,
     capture: str = "auto",
     split_qkv: bool = False,
+    check: Check = False,
 ) -> fx.GraphModule:
     """Capture a model as a canonical, module-level FX graph that shares the model's tensors.
 
@@ -51,6 +53,8 @@ def trace(
         example_kwargs: keyword arguments of the example call.
         capture: "symbolic", "export", or "auto": the first, and the second where the first fails.
         split_qkv: cut projections that hold queries, keys and values apart.
+        check: verify the graph after every pass that brings it to its canonical form, for whoever works on
+            passes: True looks at its structure and the outputs' shapes, "values" runs the example as well.
 
     Returns:
         A GraphModule in eval mode; `.meta["capture"]` says how it was captured, `.meta["notes"]` what
@@ -60,18 +64,24 @@ def trace(
         CaptureError: neither way works; the message holds both reasons.
         ExampleInputError: no input shape is known, or the model rejects the example.
         UnsupportedModuleError: a parametrised weight or a hook.
+        PassError: with `check`, a pass broke the graph; names it and those that ran before it.
 
     Example:
         >>> fxprune.trace(timm.create_model("deit_tiny_patch16_224")).print_readable()
     """
     example = example_of(model, example_inputs, example_kwargs)
-    captured = capture_model(model, example, capture=capture, split_qkv=split_qkv)
+    captured = capture_model(model, example, capture=capture, split_qkv=split_qkv, check=check)
     captured.module.meta.update(capture=captured.way, notes=list(captured.notes))  # for users to read
     return captured.module
 
 
 def capture_model(
-    model: nn.Module, example: Example, *, capture: str = "auto", split_qkv: bool = False
+    model: nn.Module,
+    example: Example,
+    *,
+    capture: str = "auto",
+    split_qkv: bool = False,
+    check: Check = False,
 ) -> Captured:
     """Capture a model as a canonical graph; arguments and errors as of `trace`."""
     ways = WAYS.get(capture)
@@ -82,17 +92,17 @@ def capture_model(
     for way in ways:
         try:
             with PROCESS_LOCK, quiet_torch():
-                captured = _captured(model, example, way, split_qkv)
+                captured = _captured(model, example, way, split_qkv, check)
             _say_where(captured, failures)
             return captured
-        except ExampleInputError:
+        except (ExampleInputError, PassError):
             raise
         except Exception as error:  # whatever user code raises while it is traced
             failures.append(_located(way, error))
     raise _why_not(model, example, failures)
 
 
-def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool) -> Captured:
+def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool, check: Check) -> Captured:
     copy = structural_copy(model)
     open_modules(copy)
     if way == "symbolic":
@@ -101,7 +111,7 @@ def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool) -> 
         captured = capture_exported(copy, example)
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
         captured = replace(captured, notes=(*captured.notes, HOOKS))
-    return canonicalise(replace(captured, split_qkv=split_qkv), copy)
+    return canonicalise(replace(captured, split_qkv=split_qkv), copy, check=check)
 
 
 def _say_where(captured: Captured, failures: list[CaptureError]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
+
+from torch import fx, nn
 
 from fxprune.graph.facts import Captured
 from fxprune.graph.values import propagate_values
+from fxprune.passes.canonical.check import Check, Pass, run_passes
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
 from fxprune.passes.canonical.follow_input import follow_input
@@ -19,24 +22,39 @@ from fxprune.passes.canonical.sums_to_means import sums_to_means
 __all__ = ["canonicalise"]
 
 
-def canonicalise(captured: Captured, source: nn.Module) -> Captured:
+def canonicalise(captured: Captured, source: nn.Module, *, check: Check = False) -> Captured:
     """Make explicit what depends on a size without saying so, before anything shrinks.
 
     `source` is the (copied) model that the graph was captured from.  With `captured.split_qkv`,
     projections that hold queries, keys and values are cut apart, so that each may keep its own width.
+    `check` verifies the graph after every pass, as of `run_passes`.
+
+    Needs: a captured graph.  Guarantees: one that computes the same, with `meta["val"]` on each node.
     """
-    module, example, batch = captured.module, captured.example, captured.stand_in_batch
-    remove_noise(module)
-    propagate_values(module, example, batch)
-    stop_gradients(module)
-    pack_varargs(module)
-    if captured.split_qkv and split_fused(module):
-        propagate_values(module, example, batch)
-    follow_input(module)
-    explicit_scale(module)
-    explicit_squeeze(module, example.batch)
-    sums_to_means(module)
-    lift_modules(module, source)
+    module = run_passes(captured.module, _passes(captured, source), captured.example, check=check)
     module.graph.lint()
     module.recompile()
-    return captured
+    return captured.on(module)
+
+
+def _passes(captured: Captured, source: nn.Module) -> list[Pass]:
+    """All passes in order; each takes a graph module, changes it and hands it on."""
+    example, batch = captured.example, captured.stand_in_batch
+
+    def values(module: fx.GraphModule) -> fx.GraphModule:
+        propagate_values(module, example, batch)
+        return module
+
+    split = [Pass("split_fused", split_fused, has_values=False), Pass("propagate_values", values)]
+    return [
+        Pass("remove_noise", remove_noise, has_values=False),
+        Pass("propagate_values", values),
+        Pass("stop_gradients", stop_gradients),
+        Pass("pack_varargs", pack_varargs),
+        *(split if captured.split_qkv else ()),
+        Pass("follow_input", follow_input),
+        Pass("explicit_scale", explicit_scale),
+        Pass("explicit_squeeze", partial(explicit_squeeze, batch=example.batch)),
+        Pass("sums_to_means", sums_to_means),
+        Pass("lift_modules", partial(lift_modules, source=source)),
+    ]

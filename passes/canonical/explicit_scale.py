@@ -11,8 +11,11 @@ __all__ = ["explicit_scale"]
 _ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 
 
-def explicit_scale(module: fx.GraphModule) -> None:
-    """Contract: the same values.  Needs `meta["val"]`."""
+def explicit_scale(module: fx.GraphModule) -> fx.GraphModule:
+    """Write the scale of each attention that leaves it open.
+
+    Needs: `meta["val"]`.  Guarantees: the same values and nodes.
+    """
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in _ATTENTION:
             continue
@@ -20,3 +23,4 @@ def explicit_scale(module: fx.GraphModule) -> None:
         if scale is None:
             query = node.args[0] if node.args else node.kwargs["query"]
             node.update_kwarg("scale", query.meta["val"].shape[-1] ** -0.5)
+    return module

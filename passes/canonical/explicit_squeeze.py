@@ -13,10 +13,11 @@ from fxprune.graph.own_nodes import guard_branch
 __all__ = ["explicit_squeeze"]
 
 
-def explicit_squeeze(module: fx.GraphModule, batch: int | None = None) -> None:
-    """Contract: the same values, but where the batch itself is one and would go: that is guarded.
+def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.GraphModule:
+    """Name the dimensions that each squeeze removes.
 
-    Needs `meta["val"]` for a stand-in batch.  `batch`: the example's; the result has another rank for one.
+    Needs: `meta["val"]` for a stand-in batch.  Guarantees: the same values, but where the batch itself is one
+    and would go: that is guarded.  `batch`: the example's; the result has another rank for one.
     """
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or op_name(node.target) != "squeeze":
@@ -44,6 +45,7 @@ def explicit_squeeze(module: fx.GraphModule, batch: int | None = None) -> None:
             squeezed.meta = dict(node.meta)
         node.replace_all_uses_with(squeezed)
         module.graph.erase_node(node)
+    return module
 
 
 def _guard_batch(graph: fx.Graph, squeeze: fx.Node, x: fx.Node, dim: int) -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, fx
 __all__ = ["follow_input"]
 
 
-def follow_input(module: fx.GraphModule) -> None:
-    """Contract: the same values on the device and in the dtype of the capture; needs `meta["val"]`.
+def follow_input(module: fx.GraphModule) -> fx.GraphModule:
+    """Read constant devices and dtypes off the first input that has them.
+
+    Needs: `meta["val"]`.  Guarantees: the same values on the device and in the dtype of the capture.
 
     A graph that says `arange(.., device="cpu")` or `x.to(torch.float32)` where the model said
     `device=x.device`, `x.to(weight.dtype)` would break under `.to(device)` and `.to(dtype)`.  A dtype that
@@ -19,7 +21,7 @@ def follow_input(module: fx.GraphModule) -> None:
     tensors = [n for n in inputs if isinstance(n.meta.get("val"), Tensor)]
     floats = [n for n in tensors if n.meta["val"].is_floating_point()]
     if not tensors:
-        return
+        return module
     device = _Followed(module.graph, inputs[-1], tensors[0], "device", tensors[0].meta["val"].device)
     dtype = (
         _Followed(module.graph, inputs[-1], floats[0], "dtype", floats[0].meta["val"].dtype)
@@ -32,6 +34,7 @@ def follow_input(module: fx.GraphModule) -> None:
         read = None if node.meta.get("literal_dtype") else dtype
         node.args = tuple(_follow(a, device, read) for a in node.args)
         node.kwargs = {k: _follow(v, device, read) for k, v in node.kwargs.items()}
+    return module
 
 
 class _Followed:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.graph.op_names import op_name
 from fxprune.graph.training_mode import forward_reads_mode
@@ -28,19 +29,24 @@ _CONV_TRANSPOSE = "input weight bias stride padding output_padding groups dilati
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def lift_modules(module: fx.GraphModule, source: nn.Module) -> None:
-    """Contract: the same values and the same names of weights.  A call is lifted if all its weights
-    are those of one module of `source` under their usual names, and every use of them is such a call."""
+def lift_modules(module: fx.GraphModule, *, source: nn.Module) -> fx.GraphModule:
+    """Make functional calls on a layer's own weights calls of a layer again.
+
+    A call is lifted if all its weights are those of one module of `source` under their usual names, and
+    every use of them is such a call.  Needs: `meta["val"]`.  Guarantees: the same values and the same names
+    of weights.
+    """
     calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
     for node in module.graph.nodes:
         arguments = _arguments(node)
-        path = _owner(arguments, source) if arguments is not None else None
+        path = _owner(arguments, source) if arguments is not None and _is_fixed(arguments) else None
         if path is not None and arguments is not None:
             calls[path].append((node, arguments))
     for path, sites in calls.items():
         if _all_uses_are(path, sites, module) and len({_options(a) for _, a in sites}) == 1:
             _lift(module, path, sites, source)
     module.graph.eliminate_dead_code()
+    return module
 
 
 def _lift(
@@ -75,6 +81,12 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     return {name: given.get(name, default.get(name)) for name in names.split()}
 
 
+def _is_fixed(arguments: dict[str, Any]) -> bool:
+    """Are the options numbers, not computed?  (The weights say what shape is normalised over.)"""
+    options = [v for k, v in arguments.items() if k not in ("input", "normalized_shape", *_TENSORS)]
+    return not any(isinstance(v, fx.Node) for v in pytree.tree_leaves(options))
+
+
 def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
     """The one module that holds exactly these tensors under these names."""
     held = {name: arguments[name] for name in _TENSORS if arguments.get(name) is not None}
@@ -98,7 +110,7 @@ def _all_uses_are(path: str, sites: list[tuple[fx.Node, dict[str, Any]]], module
 
 
 def _options(arguments: dict[str, Any]) -> str:
-    return str({k: v for k, v in arguments.items() if k not in ("input", *_TENSORS)})
+    return str({k: v for k, v in arguments.items() if k not in ("input", "normalized_shape", *_TENSORS)})
 
 
 def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, source: nn.Module) -> bool:
@@ -142,12 +154,12 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
                 dilation=_tuple(a["dilation"], n),
             )
         elif op == "rms_norm":
-            layer = nn.RMSNorm(tuple(a["normalized_shape"]), eps=a["eps"])
+            layer = nn.RMSNorm(_normalized(owner), eps=a["eps"])
             layer.elementwise_affine = weight is not None
         elif op == "prelu":
             layer = nn.PReLU(weight.shape[0])
         elif op == "layer_norm":
-            layer = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"])
+            layer = nn.LayerNorm(_normalized(owner), eps=a["eps"])
             layer.elementwise_affine = weight is not None
         elif op == "group_norm":
             layer = nn.GroupNorm(a["num_groups"], a["input"].meta["val"].shape[1], eps=a["eps"])
@@ -168,6 +180,11 @@ def _batch_norm(a: dict[str, Any], owner: nn.Module) -> nn.Module:
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
     momentum = getattr(owner, "momentum", a["momentum"])
     return cls(features, eps=a["eps"], momentum=momentum, affine=a["weight"] is not None)
+
+
+def _normalized(owner: nn.Module) -> tuple[int, ...]:
+    held = (getattr(owner, name, None) for name in ("weight", "bias"))
+    return next(tuple(t.shape) for t in held if t is not None)
 
 
 def _tuple(value: Any, n: int) -> tuple[int, ...]:

@@ -21,13 +21,17 @@ _AFTER_SELF = {
 _FROM_FIRST = {"zeros", "ones", "empty", "rand", "randn"}
 
 
-def pack_varargs(module: fx.GraphModule) -> None:
-    """Contract: the same calls.  Needs `meta["val"]`: a size may be a node."""
+def pack_varargs(module: fx.GraphModule) -> fx.GraphModule:
+    """Make one argument of sizes that are given one by one.
+
+    Needs: `meta["val"]`, since a size may be a node.  Guarantees: the same nodes and calls.
+    """
     for node in module.graph.nodes:
         if node.op == "call_method" and node.target in _AFTER_SELF:
             _pack(node, 1)
         elif node.op == "call_function" and getattr(node.target, "__name__", "") in _FROM_FIRST:
             _pack(node, 0)
+    return module
 
 
 def _pack(node: fx.Node, first: int) -> None:

@@ -17,8 +17,11 @@ _ASSERTS = (
 _ASSERTS_TOO = ("sym_constrain_range", "sym_constrain_range_for_size", "_check", "_check_is_size")
 
 
-def remove_noise(module: fx.GraphModule) -> None:
-    """Contract: the same values, fewer nodes."""
+def remove_noise(module: fx.GraphModule) -> fx.GraphModule:
+    """Erase asserts, identities and dead code.
+
+    Needs: nothing.  Guarantees: the same values by fewer nodes.
+    """
     for node in list(module.graph.nodes):
         if _is_assert(node):
             module.graph.erase_node(node)
@@ -26,6 +29,7 @@ def remove_noise(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    return module
 
 
 def _is_assert(node: fx.Node) -> bool:

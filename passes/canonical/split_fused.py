@@ -22,16 +22,16 @@ from fxprune.graph.op_names import op_name
 __all__ = ["split_fused"]
 
 
-def split_fused(module: fx.GraphModule) -> int:
-    """Cut apart what a reshape stacks only to be taken apart again; returns how often.
+def split_fused(module: fx.GraphModule) -> fx.GraphModule:
+    """Cut apart what a reshape stacks only to be taken apart again.
 
-    Contract: the same values under other nodes.  Needs `meta["val"]`; new nodes have none.
+    Needs: `meta["val"]`.  Guarantees: the same values by other nodes, which have no `meta["val"]` yet.
     """
     found = [fused for node in list(module.graph.nodes) if (fused := _fused(node)) is not None]
     for fused in found:
         _cut(fused)
     module.graph.eliminate_dead_code()
-    return len(found)
+    return module
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor, fx
 __all__ = ["stop_gradients"]
 
 
-def stop_gradients(module: fx.GraphModule) -> None:
+def stop_gradients(module: fx.GraphModule) -> fx.GraphModule:
     """Detach each tensor that leaves a region without gradients (`meta["no_grad"]`).
 
-    Contract: the same values.  Needs `meta["val"]`.
+    Needs: `meta["val"]`.  Guarantees: the same values.
     """
     for node in list(module.graph.nodes):
         if not node.meta.get("no_grad") or node.op == "get_attr":
@@ -26,6 +26,7 @@ def stop_gradients(module: fx.GraphModule) -> None:
                 stopped = module.graph.call_method("detach", (node,))
             stopped.meta = dict(node.meta)
             node.replace_all_uses_with(stopped, delete_user_cb=partial(_is_one_of, outside))
+    return module
 
 
 def _is_one_of(users: list[fx.Node], user: fx.Node) -> bool:

@@ -23,8 +23,11 @@ _PRODUCTS = {operator.mul, torch.mul, torch.ops.aten.mul.Tensor, "mul"}
 _SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
 
 
-def sums_to_means(module: fx.GraphModule) -> None:
-    """Contract: the same values.  Needs `meta["val"]`."""
+def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
+    """Make means of sums that are divided by the number of their elements.
+
+    Needs: `meta["val"]`.  Guarantees: the same values.
+    """
     for node in list(module.graph.nodes):
         total = _divided_sum(node)
         if total is None:
@@ -37,6 +40,7 @@ def sums_to_means(module: fx.GraphModule) -> None:
         node.replace_all_uses_with(mean)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    return module
 
 
 def _divided_sum(node: fx.Node) -> fx.Node | None:

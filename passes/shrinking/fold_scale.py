@@ -43,10 +43,13 @@ def constant_of(call: Call) -> float | None:
 def fold_scales(
     module: fx.GraphModule, scales: Mapping[str, float], example: Example
 ) -> dict[str, tuple[Tensor, float]]:
-    """Contract: the same function; the constants are those of `scales`, by the names of their nodes.
+    """Write other constants into products, and fold the difference into the weights before them.
 
-    Changes the module's graph and the rows of its weights that the factor comes from: the query's.
-    Returns, for each of these weights, the rows and what they were multiplied by.
+    `scales` are the new constants by the names of their nodes.  Returns, for each weight that changes, the
+    rows and what they were multiplied by.
+
+    Needs: a factor that comes straight from a weight.  Guarantees: the same function; the module's graph and
+    the rows that the factor comes from, the query's, are changed in place.
 
     Raises:
         RewriteError: the factor does not come straight from a weight.

@@ -10,7 +10,10 @@ __all__ = ["hide_forwards"]
 
 
 def hide_forwards(graph: fx.Graph, root: nn.Module) -> None:
-    """Contract: the same values, fewer nodes.  For graphs that need no more analysis."""
+    """Drop the forward that stands beside a user's own autograd function, for analysis only.
+
+    Needs: a graph of its own that nobody analyses any more.  Guarantees: the same values by fewer nodes.
+    """
     for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), AutogradFunction):
             like, node.kwargs = node.kwargs["like"], {}

@@ -46,8 +46,11 @@ _ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
 def pin_sizes(
     graph: fx.Graph, new_of: dict[fx.Node, fx.Node], analysis: Analysis, selection: Selection
 ) -> None:
-    """Contract: the graph computes the same for unshrunk weights.  `new_of` maps analysed nodes to the
-    graph's own."""
+    """Replace sizes that the graph reads of shrinking axes by what they were.
+
+    Needs: `new_of`, which maps the analysed nodes, in order, to the graph's own (`copied`).  Guarantees: the
+    graph computes the same for unshrunk weights.
+    """
     pinned: dict[fx.Node, Any] = {}  # node of the new graph -> what stands for it
     for old, node in new_of.items():
         node.args = fx.map_arg(node.args, lambda n: pinned.get(n, n))

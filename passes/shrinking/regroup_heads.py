@@ -25,9 +25,10 @@ __all__ = ["head_dims", "regroup_heads"]
 
 
 def regroup_heads(analysis: Analysis, counts: Mapping[Group, int]) -> fx.GraphModule:
-    """Contract: a new graph on the same tensors in which groups of heads have fewer, wider heads.
+    """Give groups of heads fewer, wider heads.
 
-    `counts` must divide the numbers of heads, of groups for which `head_dims` is not empty.
+    Needs: `counts` that divide the numbers of heads, of groups for which `head_dims` is not empty.
+    Guarantees: a new graph on the same tensors, with `meta["val"]`; the analysed one is not changed.
 
     Raises:
         RewriteError: the graph does not run with other heads.

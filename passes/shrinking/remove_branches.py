@@ -17,10 +17,10 @@ __all__ = ["remove_branches"]
 
 
 def remove_branches(module: fx.GraphModule, branches: Sequence[Branch]) -> Removal:
-    """Contract: a new graph that computes what the old one does with every `branch.result` zero.
+    """Leave residual branches out of a graph.
 
-    It shares the old one's tensors, and keeps the names and `meta` of its nodes.  Needs branches of
-    `find_branches` on this very graph.
+    Needs: branches of `find_branches` on this very graph.  Guarantees: a new graph that computes what the old
+    one does with every `branch.result` zero, on the old one's tensors, with its names and `meta` of nodes.
     """
     sources = {branch.add: branch.source for branch in branches}
     gone = {node for branch in branches for node in branch.nodes}

@@ -13,10 +13,12 @@ __all__ = ["prefixes", "rename", "renamed_path"]
 
 
 def rename(pruned: PrunedModule, names: Mapping[str, str]) -> PrunedModule:
-    """Contract: the same graph on the same tensors, under new names.
+    """Give tensors and the modules that hold them new names.
 
-    `names` are of tensors, old to new; a module without tensors (a dropout) moves along with its
-    neighbours.  New names of tensors must differ.
+    `names` are of tensors, old to new; a module without tensors (a dropout) moves along with its neighbours.
+
+    Needs: new names that differ from one another.  Guarantees: a new module with the same graph on the same
+    tensors.
     """
     modules = prefixes(names)
     root = nn.Module()

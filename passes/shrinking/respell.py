@@ -19,7 +19,11 @@ __all__ = ["respell"]
 
 
 def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
-    """Write the new size of each axis wherever the call spells one as an integer."""
+    """Write the new size of each axis wherever the call spells one as an integer.
+
+    Needs: `step`, of the analysed node that `node` is a copy of, and `root`, which holds copies of modules.
+    Guarantees: the call fits operands of the selection's sizes; one at which nothing shrinks is not changed.
+    """
     for argument, spelled in step.flow.sizes.items():
         if not _shrinks(spelled, selection):
             continue

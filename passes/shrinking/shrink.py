@@ -25,10 +25,11 @@ __all__ = ["copied", "shrink"]
 
 
 def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> PrunedModule:
-    """A new GraphModule with the selected channels only.
+    """Make a new GraphModule with the selected channels only.
 
-    Contract: every tensor is an index-select of the original's, under all of its names; shared tensors
-    stay shared; the analysed graph and the original are not changed.  Needs the analysis's own graph.
+    Needs: a selection of the analysis's own groups.  Guarantees: every tensor is an index-select of the
+    original's, under all of its names; shared tensors stay shared; the analysed graph and the original are
+    not changed.
     """
     graph, new_of = copied(analysis.module.graph)
     pin_sizes(graph, new_of, analysis, selection)

@@ -30,3 +30,28 @@ def test_a_layer_is_a_layer_after_export(layer: nn.Module, n: int) -> None:
     assert type(got) is type(layer)
     assert getattr(got, "eps", 0) == getattr(layer, "eps", 0)
     assert_exact(model, pruned)
+
+
+class ComputedShape(nn.Module):
+    """Functional norms on layers' weights, over a shape that the code computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.rms = nn.Linear(6, 8), nn.LayerNorm(8), nn.RMSNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        y = nn.functional.layer_norm(y, (y.shape[-1],), self.norm.weight, self.norm.bias)
+        return nn.functional.rms_norm(y, (y.shape[-1],), self.rms.weight)
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_a_norm_over_a_computed_shape_is_a_layer(capture: str) -> None:
+    model = randomise(ComputedShape()).eval()
+    module = fxprune.trace(model, torch.randn(2, 6), capture=capture, check="values")
+    kinds = {type(module.get_submodule(str(n.target))) for n in module.graph.nodes if n.op == "call_module"}
+    assert kinds >= {nn.Linear, nn.LayerNorm}
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(module(x), model(x))
+    pruned = fxprune.prune(nn.Sequential(model, nn.Linear(8, 2)), 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("0.norm.weight").shape == (4,)

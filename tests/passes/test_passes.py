@@ -35,7 +35,7 @@ from fxprune.passes.shrinking.rename import rename
 from fxprune.passes.shrinking.shrink import copied, shrink
 from fxprune.plan.selection import Selection
 
-Pass = Callable[[fx.GraphModule], None]
+Pass = Callable[[fx.GraphModule], fx.GraphModule]
 
 PASSES: dict[str, Pass] = {
     "remove_noise": remove_noise,
@@ -122,14 +122,14 @@ def test_a_pass_keeps_the_values_and_is_idempotent(name: str, capture: str) -> N
 def test_lifting_keeps_the_values_and_is_idempotent(capture: str) -> None:
     x = torch.randn(2, 4, 12)
     module, source = captured(randomise(Untidy().eval()), x, capture)
-    applied(lambda m: lift_modules(m, source), module, x)
+    applied(lambda m: lift_modules(m, source=source), module, x)
 
 
 @pytest.mark.parametrize("name", [*PASSES, "lift_modules"])
 def test_a_pass_leaves_alone_what_needs_nothing(name: str) -> None:
     module, source = captured(mlp(), torch.randn(2, 6), "symbolic")
     before = str(module.graph)
-    PASSES.get(name, lambda m: lift_modules(m, source))(module)
+    PASSES.get(name, lambda m: lift_modules(m, source=source))(module)
     assert str(module.graph) == before
 
 
@@ -141,7 +141,7 @@ def test_a_canonical_graph_stays_as_it_is(build: Callable[[], nn.Module], captur
     before = str(module.graph)
     for change in PASSES.values():
         change(module)
-    lift_modules(module, model)
+    lift_modules(module, source=model)
     assert str(module.graph) == before
     assert_same(run(module, images()), run(model, images()))
 
