@@ -18,9 +18,10 @@ from fxprune.choose.like.like import check_loads
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, PlanError
 from fxprune.plan.plan import plan_of
 from fxprune.plan.selection import Selection
+from fxprune.result.layers import replaced_layers
 from fxprune.result.pruned_module import PrunedModule, noise_for
 from fxprune.rewrite import Rewriter, rewrite
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -215,13 +216,20 @@ def verify(
         rules: those that it was pruned with.
 
     Raises:
-        PlanError: `pruned` was not made by fxprune, or from another model.
+        PlanError: `pruned` was not made by fxprune, or from another model, or a layer of it was replaced.
         CertificateError: no values to compare, or the capture differs from the model.
         OptionError: `batch` beside an example, which has a batch of its own.
 
     Example:
         >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
     """
+    replaced = replaced_layers(pruned)
+    if replaced:
+        said = ", ".join(f"{name} is now {what}" for name, what in list(replaced.items())[:3])
+        raise PlanError(
+            f"the pruned model was changed since it was pruned, and its original computes nothing to compare "
+            f"it with: {said}; verify before layers are replaced"
+        )
     if example_inputs is None and example_kwargs is None:
         example = noise_for(pruned, model, 3 if batch is None else batch)
     elif batch is not None:

@@ -17,6 +17,7 @@ from fxprune.passes.shrinking.rename import rename
 from fxprune.passes.shrinking.shrink import shrink
 from fxprune.plan.plan import Plan
 from fxprune.plan.selection import Selection
+from fxprune.result.layers import layers_of
 from fxprune.result.origin import origin_of
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.record import Record
@@ -103,6 +104,8 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         sites=sites,
         dynamic=not analysis.captured.fixed_batch,
         ties=pruned.ties,
+        layers=layers_of(pruned),
+        before=getattr(model, "record", None) if isinstance(model, PrunedModule) else None,
     )
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}

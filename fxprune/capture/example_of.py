@@ -11,7 +11,7 @@ from fxprune.capture.inputs.find import find_example
 from fxprune.capture.inputs.recorded import like_weights
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.errors import ExampleInputError
-from fxprune.graph.example import Example
+from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.process_lock import PROCESS_LOCK
 
 __all__ = ["example_of"]
@@ -20,7 +20,8 @@ __all__ = ["example_of"]
 def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None) -> Example:
     """The example given, or one that the model takes: two blank samples.
 
-    Looked for in turn: an `example_input_array` (Lightning); the size that timm (`pretrained_cfg`), Hugging
+    Looked for in turn: an `example_input_array` (Lightning); the shapes that a result of ours was pruned
+    with; the size that timm (`pretrained_cfg`), Hugging
     Face (`config`) or torchvision record, where the model agrees with it; what the model's first layer and
     its tables of positions tell, see `fxprune.capture.inputs`.
 
@@ -32,6 +33,9 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
     recorded = getattr(model, "example_input_array", None)
     if recorded is not None:
         return _on_device(_recorded_example(recorded), model)
+    shapes = getattr(getattr(model, "record", None), "example", None)
+    if isinstance(shapes, Example):  # a result of ours, pruned again
+        return seeded_noise(shapes, model)
     refuse_unsupported(model)
     with PROCESS_LOCK:  # the model's code runs, which must not meet what a capture patches
         return find_example(model)

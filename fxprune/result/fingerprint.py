@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.graph.as_data import own_name
 from fxprune.graph.own_nodes import is_guard
 
-__all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "unguarded_digest"]
+__all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
 
 _SIMPLE = (bool, int, float, str, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -74,6 +74,12 @@ def graph_digest(module: fx.GraphModule, own: Mapping[str, str] | None = None) -
     called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     layers = {path: _settings(module.get_submodule(path), number) for path in sorted(called)}
     return json_digest([lines, layers])
+
+
+def settings_digest(layer: nn.Module) -> str:
+    """Digest a layer's class, settings and the shapes of its tensors: all but its numbers."""
+    shapes = {name: list(t.shape) for name, t in layer.state_dict().items() if isinstance(t, Tensor)}
+    return json_digest([_settings(layer, _Numbers({}, {})), shapes])
 
 
 def _computed(node: fx.Node) -> dict[str, Any]:

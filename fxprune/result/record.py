@@ -29,6 +29,8 @@ class Record:
     sites: group -> the dimensions of the result's weights that carry it.
     dynamic: it takes batches of any size.
     ties: second names of shared tensors -> the name that the graph uses.
+    layers: a digest of each layer as the plan made it: `pruned.head = ..` shows, see `replaced_layers`.
+    before: the record of the model that was pruned, where that was a result itself.
     """
 
     plan: Plan
@@ -39,6 +41,8 @@ class Record:
     sites: Mapping[str, list[Site]] = field(default_factory=dict)
     dynamic: bool = True
     ties: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, str] = field(default_factory=dict)
+    before: Record | None = None
 
     @staticmethod
     def of_format_1(facts: Mapping[str, Any]) -> Record:

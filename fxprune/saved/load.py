@@ -18,7 +18,8 @@ from fxprune.saved import model_specs
 from fxprune.saved import recipe as recipes
 from fxprune.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.saved.hub import local_folder
-from fxprune.saved.replay import replayed, versions
+from fxprune.saved.layer_data import install
+from fxprune.saved.replay import replayed, root_of, versions
 from fxprune.saved.tensors import assign
 
 __all__ = ["load", "original_of"]
@@ -55,6 +56,7 @@ def load(
     original = original_of(record, model, without_values=True)
     try:
         pruned = replayed(original, record, rules)
+        install(pruned, record.get("replaced", {}))
     except FxpruneError as error:
         raise FileError(f"{path}: the plan does not fit {_whence(record, model)}: {error}") from error
     _compare(pruned, record, _whence(record, model))
@@ -74,13 +76,14 @@ def original_of(
         FileError: the record does not say how to build it, or names code.
     """
     recipe = record["build"]
+    kind = root_of(record)["origin"]["class"]
     if isinstance(model, str):
         return model_specs.build(model)
     if model is not None:
         return model
     if recipe is None:
         raise FileError(
-            f"the folder does not say how to build its {record['origin']['class']}: pass model=, the "
+            f"the folder does not say how to build its {kind}: pass model=, the "
             f"original's architecture with any weights"
         )
     if not recipes.is_safe(recipe):
@@ -107,7 +110,7 @@ def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> 
     known = {graph_digest(pruned, FORMAT_1), unguarded_digest(pruned)} if old else {graph_digest(pruned)}
     if record["graph"] in known:
         return
-    then, now = record["made_by"], versions(record["origin"]["class"])
+    then, now = record["made_by"], versions(root_of(record)["origin"]["class"])
     changed = [
         f"{name} {then.get(name)} -> {version}" for name, version in now.items() if then.get(name) != version
     ]

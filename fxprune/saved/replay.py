@@ -18,15 +18,27 @@ from fxprune.rewrite import apply
 from fxprune.rules.registry import RuleSet
 from fxprune.saved.examples import example_from
 
-__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "replayed", "versions"]
+__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "replayed", "root_of", "versions"]
 
 OTHER_LAYOUT = "makes weights of other names or shapes"
 OTHER_FUNCTION = "computes something else with its weights"
 
 
+def root_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record of the first prune, of a model that was pruned again and again."""
+    before = record.get("before")
+    return root_of(before) if before else record
+
+
 def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> PrunedModule:
-    """The plan applied to an original, in the precision that the original was pruned in."""
+    """The plan applied to an original, in the precision that the original was pruned in.
+
+    For the record of a model that was pruned again, `model` may be what that was pruned from, or the first
+    original, to which every plan is applied in turn.
+    """
     origin = record["origin"]
+    if record.get("before") and layout_digest(model.state_dict()) != origin["layout"]:
+        model = replayed(model, record["before"], rules)
     if layout_digest(model.state_dict()) != origin["layout"]:
         raise FileError(f"it is not the architecture that was pruned, a {origin['class']}: it {OTHER_LAYOUT}")
     model = in_dtypes(model, origin["dtypes"])

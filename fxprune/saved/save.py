@@ -11,14 +11,17 @@ from typing import Any
 from torch import fx
 
 from fxprune.errors import FileError
-from fxprune.plan.plan import plan_data, plan_of
+from fxprune.plan.plan import plan_data
 from fxprune.result.fingerprint import graph_digest, layout_digest
-from fxprune.result.pruned_module import record_of
+from fxprune.result.layers import replaced_layers
+from fxprune.result.pruned_module import PrunedModule, record_of
+from fxprune.result.record import Record
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.saved import recipe as recipes
 from fxprune.saved.examples import example_record
 from fxprune.saved.folder import write_folder
-from fxprune.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, versions
+from fxprune.saved.layer_data import install, replaced_data
+from fxprune.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, root_of, versions
 from fxprune.saved.tensors import named_tensors
 
 __all__ = ["save"]
@@ -48,34 +51,50 @@ def save(
 
     Raises:
         FileError: the folder can't be written, `build` makes another model, or there are no values.
+        FileError: a layer was replaced by one that is none of torch.nn's, or there are other new tensors.
         PlanError: `pruned` was not made by fxprune.
 
     Example:
         >>> fxprune.save(fxprune.prune(model, 0.5), "deit-half")
         >>> pruned = fxprune.load("deit-half")
     """
-    plan = plan_of(pruned)
-    tensors = named_tensors(pruned)
     facts = record_of(pruned)
+    tensors = named_tensors(pruned)
     record: dict[str, Any] = {
-        "made_by": versions(facts.origin["class"]),
+        **_how_made(facts),
+        "made_by": {},
         "build": None,
-        "origin": facts.origin,
-        "options": dict(facts.options),
-        "example": example_record(facts.example),
-        "plan": plan_data(plan, weights=False),
         "graph": graph_digest(pruned),
         "modes": _modes(pruned),
         "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
     }
+    record["made_by"] = versions(root_of(record)["origin"]["class"])
+    if isinstance(pruned, PrunedModule) and replaced_layers(pruned):
+        record["replaced"] = replaced_data(pruned)
     if build is not None:
         record["build"] = _recipe_given(recipes.recipe_of(build, build_options), record, rules)
     elif build_options is not None:
         raise FileError("build_options are those of build=, which is missing")
     else:
         record["build"] = _recipe_inferred(record, rules)
-    record["origin"] = {k: v for k, v in facts.origin.items() if k != "config"}
-    write_folder(Path(folder), record, tensors)
+    write_folder(Path(folder), _without_configs(record), tensors)
+
+
+def _how_made(facts: Record) -> dict[str, Any]:
+    """What the plan is applied to again; of a model that was pruned again, the first plan as well."""
+    made: dict[str, Any] = {
+        "origin": facts.origin,
+        "options": dict(facts.options),
+        "example": example_record(facts.example),
+        "plan": plan_data(facts.plan, weights=False),
+    }
+    return made | ({"before": _how_made(facts.before)} if facts.before else {})
+
+
+def _without_configs(record: dict[str, Any]) -> dict[str, Any]:
+    """The recipe holds the one that counts."""
+    lean = {**record, "origin": {k: v for k, v in record["origin"].items() if k != "config"}}
+    return lean | ({"before": _without_configs(record["before"])} if record.get("before") else {})
 
 
 def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
@@ -93,10 +112,12 @@ def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: Rule
 
 def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
     """A recipe that does build the original, or None with a warning."""
-    origin = record["origin"]
-    if origin.get("build"):
-        return origin["build"]  # it was loaded by this recipe
-    first = record["example"]["args"][:1]
+    root = root_of(record)
+    origin = root["origin"]
+    known = record["origin"].get("build") or origin.get("build")
+    if known:
+        return known  # it was loaded by this recipe
+    first = root["example"]["args"][:1]
     shape = first[0].get("shape") if first and isinstance(first[0], dict) else None
     problems: dict[str, str] = {}
     for recipe in recipes.candidates(origin, shape):
@@ -119,9 +140,10 @@ def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSe
     """Why a recipe does not lead back to the graph that is saved; nothing if it does."""
     try:
         model = recipes.rebuild(recipe, recipe["on"])
-        if layout_digest(model.state_dict()) != record["origin"]["layout"]:
+        if layout_digest(model.state_dict()) != root_of(record)["origin"]["layout"]:
             return OTHER_LAYOUT
         pruned = replayed(model, record, rules)
+        install(pruned, record.get("replaced", {}))
     except Exception as error:  # whatever a library's constructor or the capture of its model raises
         return f"fails: {type(error).__name__}: {error}"
     return "" if graph_digest(pruned) == record["graph"] else OTHER_FUNCTION

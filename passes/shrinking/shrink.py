@@ -55,7 +55,7 @@ def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     new_of: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied = new.node_copy(node, lambda n: new_of[n])
-        copied.meta = {k: v for k, v in node.meta.items() if k in ("where", "module")}
+        copied.meta = {k: v for k, v in node.meta.items() if k in ("where", "module", "literal_dtype")}
         new_of[node] = copied
     return new, new_of
 

@@ -15,6 +15,7 @@ from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.symbolic.numbers import AsksForNumber, shadowed_numbers
+from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
 from fxprune.graph.example import Example
@@ -45,6 +46,10 @@ def capture_symbolic(
     one.
     """
     leaves = _leaves(model)
+    set_mode(model, False)
+    as_is = captured_as_is(model, leaves, example)
+    if as_is is not None:
+        return as_is
     copies = copies or {}
     graph = _trace(model, leaves, example, copies, training=False)
     mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, {}, training=False))

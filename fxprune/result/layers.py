@@ -1,0 +1,48 @@
+"""Which layers of a result are no longer the plan's: `pruned.head = nn.Linear(96, 7)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxprune.graph.tensors import named_tensors
+from fxprune.result.fingerprint import settings_digest
+from fxprune.result.pruned_module import PrunedModule, record_of
+
+__all__ = ["called_layers", "layers_of", "replaced_layers"]
+
+
+def called_layers(pruned: PrunedModule) -> dict[str, nn.Module | None]:
+    """The modules that the graph calls, by path; None for one that is no more."""
+    modules = dict(pruned.named_modules(remove_duplicate=False))
+    paths = sorted({str(n.target) for n in pruned.graph.nodes if n.op == "call_module"})
+    return {path: modules.get(path) for path in paths}
+
+
+def layers_of(pruned: PrunedModule) -> dict[str, str]:
+    """What the plan made: a digest of each layer's settings, and the shape of every tensor beside layers."""
+    called = called_layers(pruned)
+    found = {path: settings_digest(layer) for path, layer in called.items() if layer is not None}
+    within = tuple(f"{path}." for path in called)
+    for name, tensor in named_tensors(pruned):
+        if not name.startswith(within):
+            found[name] = str(list(tensor.shape))
+    return found
+
+
+def replaced_layers(pruned: nn.Module) -> dict[str, str]:
+    """What differs from the plan's, by path: in words, what is there now."""
+    made: Mapping[str, str] = record_of(pruned).layers
+    if not made or not isinstance(pruned, PrunedModule):
+        return {}
+    now, called = layers_of(pruned), called_layers(pruned)
+    changed = [name for name in sorted({*made, *now}) if made.get(name) != now.get(name)]
+    return {name: _words(called.get(name), now.get(name)) for name in changed}
+
+
+def _words(layer: nn.Module | None, digest: str | None) -> str:
+    if layer is None:
+        return "nothing" if digest is None else f"a tensor {digest}"
+    inner = layer.extra_repr() or ", ".join(type(child).__name__ for child in layer.children())
+    return f"{type(layer).__name__}({inner})"
