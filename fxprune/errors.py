@@ -50,8 +50,8 @@ class InputSizeError(FxpruneError, ValueError):
     """A pruned model gets an input for which the original's code takes a branch that was not captured."""
 
 
-class InputArgumentError(FxpruneError, ValueError):
-    """A pruned model gets another plain argument (a flag, a word, None) than the one that was captured."""
+class InputArgumentError(FxpruneError, ValueError, TypeError):
+    """A pruned model gets another plain argument (a flag, a word, None, a keyword) than was captured."""
 
 
 class UnsupportedModuleError(FxpruneError):

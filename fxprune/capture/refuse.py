@@ -21,6 +21,11 @@ def refuse_unsupported(model: nn.Module) -> None:
     A forward hook that the model's own library put on one of its modules is part of the library's code,
     and is traced with it.
     """
+    if isinstance(getattr(model, "meta", None), dict) and hasattr(model, "_guards_fn"):
+        raise UnsupportedModuleError(
+            f"{type(model).__name__} is what torch.export made of a model, which holds no layers: prune the "
+            f"module that it was exported from, and export the result"
+        )
     for path, module in model.named_modules():
         name = path or type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):

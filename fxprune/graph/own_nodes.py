@@ -111,8 +111,23 @@ def guard_size(value: Any, expected: Any, *, what: str, where: str = "") -> Exce
 
 
 def _is_argument(value: Any, expected: Any) -> bool:
-    """Plain values are compared; a tensor is none of them."""
-    return not isinstance(value, Tensor) and type(value == expected) is bool and value == expected
+    """Compare plain values, however nested: a tensor is none, a flag no number, a list no tuple."""
+    if isinstance(value, Tensor):
+        recorded = torch._C._get_tracing_state() is not None and value.dim() == 0
+        if not recorded or expected is None or isinstance(expected, str):
+            return False
+        with _unseen_by_torchscript():  # ONNX's first exporter makes tensors of defaults
+            return bool(value == expected)
+    if isinstance(expected, dict):
+        alike = isinstance(value, dict) and value.keys() == expected.keys()
+        return alike and all(_is_argument(value[key], expected[key]) for key in expected)
+    if isinstance(expected, (list, tuple)):
+        alike = isinstance(value, tuple if isinstance(expected, tuple) else list)
+        return alike and len(value) == len(expected) and all(map(_is_argument, value, expected))
+    if value is None or expected is None or isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    same = value == expected or (value != value and expected != expected)
+    return type(same) is bool and same
 
 
 def _is_tensor(value: Any, expected: Any) -> bool:

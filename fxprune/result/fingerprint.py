@@ -46,6 +46,8 @@ def unguarded_digest(module: fx.GraphModule) -> str:
         _erase_with_inputs(node)
     for node in [n for n in bare.nodes if n.op == "placeholder" and n.args]:
         node.args = ()
+        if not node.users:
+            bare.erase_node(node)
     twin = copy.copy(module)
     twin.__dict__ = {**module.__dict__, "_graph": bare}
     return graph_digest(twin, FORMAT_1)

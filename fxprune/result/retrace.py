@@ -13,6 +13,8 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from fxprune.errors import InputArgumentError
+
 __all__ = ["READS_CODE", "traced_as_graph"]
 
 # A tracer with this attribute follows what code does with sizes, and both modes of training: it reads code.
@@ -22,14 +24,28 @@ READS_CODE = "reads_generated_code"
 def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
 
+    code = forward.__code__
+    known = frozenset(code.co_varnames[1 : code.co_argcount])
+
     @functools.wraps(forward)
     def call(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        if not known.issuperset(kwargs):
+            raise _unknown(kwargs, known)
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
                 return _handed_over(self, value.tracer, args, kwargs)
         return forward(self, *args, **kwargs)
 
     return call
+
+
+def _unknown(given: Mapping[str, Any], known: frozenset[str]) -> Exception:
+    """An argument that the original takes as a keyword of any name, or does not take at all."""
+    names = ", ".join(sorted(set(given) - known))
+    return InputArgumentError(
+        f"unexpected keyword argument {names}: the model was captured without it; "
+        f"where the original takes it, prune again with example_kwargs={{'{names}': ...}}"
+    )
 
 
 def _handed_over(module: fx.GraphModule, tracer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

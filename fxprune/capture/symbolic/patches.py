@@ -60,6 +60,8 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             patch(owner, name, value)
         for name in RANDOM:
             patch(torch, name, _always_a_node(getattr(torch, name), tracer, tracing_here))
+        for owner in (torch, torch.func):
+            patch(owner, "vmap", _no_vmap(owner.vmap))
         patch(torch, "finfo", _limits(torch.finfo))
         for name in CHECKS:
             patch(torch, name, _guarded(getattr(torch, name)))
@@ -159,6 +161,20 @@ def _hold(condition: fx.Proxy) -> None:
             raise AssertionError("the model's own assertion fails for the example")
     except TraceError:  # it is about values
         return
+
+
+def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:
+    """What it runs is no code on whole batches, which is what a graph holds."""
+
+    def mapped(function: Callable[..., Any], *options: Any, **named: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _any_proxy((args, kwargs)):
+                raise NotImplementedError("torch.vmap is not followed: call the function on the whole batch")
+            return vmap(function, *options, **named)(*args, **kwargs)
+
+        return call
+
+    return mapped
 
 
 def _limits(of: Callable[..., Any]) -> Callable[..., Any]:

@@ -95,7 +95,7 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
 def _by_name(item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
     """A mapping of the model's arguments; or of one tensor beside its labels, for a model of one input."""
     given = {str(k): v for k, v in item.items() if k not in LABELS}
-    wanted = [str(n.target) for n in analysis.module.graph.nodes if n.op == "placeholder"]
+    wanted = [str(n.target) for n in analysis.module.graph.nodes if n.op == "placeholder" and not n.args]
     if set(wanted) <= given.keys():
         return Example((), given)
     tensors = [v for v in given.values() if isinstance(v, Tensor)]
