@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.axes import Axis, Reason, atoms_of, batch
 from fxprune.graph.example import PRIME_BATCH
 from fxprune.graph.facts import Captured
+from fxprune.graph.nests import leaves
 from fxprune.graph.values import FakeRun, NodeError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _size(run: FakeRun, node: fx.Node, i: int, dim: int) -> int | None:
         value = run.value(node)
     except NodeError:
         return None
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)][i].shape[dim]
+    return list(leaves(value, Tensor))[i].shape[dim]
 
 
 def _flag(axis: Axis, samples: int, found: Inference) -> None:

@@ -13,6 +13,7 @@ from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.axes import atom, batch, frozen
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
+from fxprune.graph.nests import leaves, outline
 from fxprune.graph.own_nodes import makes_output, object_of
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
@@ -50,7 +51,7 @@ class Inference:
 
     def axes_of(self, node: fx.Node) -> list[Axes]:
         """The axes of every tensor that a node returns, as far as they are known now."""
-        return [tuple(map(self.solver.resolve, t.axes)) for t in _tensors(self.values.get(node))]
+        return [tuple(map(self.solver.resolve, t.axes)) for t in leaves(self.values.get(node), Typed)]
 
 
 def infer(captured: Captured, rules: RuleSet, *, prune_outputs: bool = False) -> Inference:
@@ -77,7 +78,7 @@ class _Walk:
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self._put(node, _map_tensors(node.meta["val"], self._input))
+            self._put(node, outline(node.meta["val"], Tensor, self._input))
         elif node.op == "get_attr":
             self._put(node, self._weight(str(node.target)))
         elif node.op == "output":
@@ -92,7 +93,7 @@ class _Walk:
         if makes_output(node):  # its fields in order; or all that an object holds, however deep
             fields = node.all_input_nodes if node.target is object_of else [*node.args, *node.kwargs.values()]
             return self._put(node, self._argument(fields))
-        if not _fake_tensors(value):
+        if next(leaves(value, Tensor), None) is None:
             self._put(node, None)
             return
         call = call_of(node, self.module, self.rules)
@@ -128,7 +129,7 @@ class _Walk:
         kwargs: dict[str, Any] = {}
         for name, parameter in rule.signature.parameters.items():
             if name == "result":
-                kwargs[name] = _map_tensors(value, lambda t: Typed(_whole(t, Reason("result"))))
+                kwargs[name] = outline(value, Tensor, lambda t: Typed(_whole(t, Reason("result"))))
             elif name not in bound:
                 continue
             elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -202,10 +203,10 @@ class _Walk:
             for name, _ in (*owner.named_parameters(), *owner.named_buffers()):
                 self._freeze_all(Weight(f"{path}.{name}"), reason)
         value = node.meta.get("val")
-        self._put(node, _map_tensors(value, lambda t: Typed(_whole(t, Reason(reason.text)))))
+        self._put(node, outline(value, Tensor, lambda t: Typed(_whole(t, Reason(reason.text)))))
 
     def _freeze_all(self, value: Any, reason: Reason) -> None:
-        for typed in _tensors(self._argument(value)):
+        for typed in leaves(self._argument(value), Typed):
             for axis in typed.axes:
                 self.found.solver.freeze(axis, reason)
 
@@ -246,36 +247,6 @@ def _attribute(root: nn.Module, name: str) -> Tensor:
     for part in name.split("."):
         value = getattr(value, part)
     return value
-
-
-def _map_tensors(value: Any, function: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return [_map_tensors(v, function) for v in value]
-    if isinstance(value, dict):
-        return {k: _map_tensors(v, function) for k, v in value.items()}
-    return None
-
-
-def _tensors(value: Any) -> list[Typed]:
-    if isinstance(value, Typed):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in _tensors(v)]
-    return []
-
-
-def _fake_tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in _fake_tensors(v)]
-    return []
 
 
 def _typed(out: Any, value: Any) -> Any:

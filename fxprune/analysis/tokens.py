@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
 from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
+from fxprune.graph.nests import leaves
 from fxprune.rules.calls import Weight
 
 __all__ = ["is_channel"]
@@ -26,6 +25,7 @@ __all__ = ["is_channel"]
 _ATTENTION = "scaled_dot_product_attention"
 _SOFTMAX = ("softmax", "_softmax", "softmin")
 _Source = fx.Node | Weight
+_SOURCES: tuple[type[_Source], ...] = (fx.Node, Weight)
 
 
 def is_channel(graph: TypedGraph) -> set[Atom]:
@@ -108,7 +108,7 @@ class _Walk:
         summed = atoms_in(sums)
         weight = bound.get("weight")
         layer = isinstance(weight, (fx.Node, Weight))
-        factors = [s for s in _sources(list(bound.values())) if self._carried(s) & summed]
+        factors = [s for s in list(leaves(bound, _SOURCES)) if self._carried(s) & summed]
         weights = [s for s in factors if self._parameters(s) and (s is weight or not layer)]
         for source in weights:
             others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
@@ -135,7 +135,7 @@ class _Walk:
                 self.brought[a].append(_Brought(self._parameters(table), frozenset()))
             self._made(node, step)
             return
-        tensors = _sources(list(bound.values()))
+        tensors = list(leaves(bound, _SOURCES))
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
             self.contracted |= atoms_in(step.flow.reduced)
         self._only_laid_out(node, tensors)
@@ -153,7 +153,7 @@ class _Walk:
             self.scores.add(node)
 
     def _made(self, node: fx.Node, step: Step) -> None:
-        sources = _sources([list(step.call.args), step.call.kwargs])
+        sources = list(leaves([step.call.args, step.call.kwargs], _SOURCES))
         if sources and all(map(self._parameters, sources)):
             self.made_of[node] = frozenset().union(*map(self._parameters, sources))
 
@@ -178,11 +178,6 @@ class _Walk:
     def _all_before(self, factors: list[_Source], but: _Source) -> frozenset[Atom]:
         nodes = [s for s in factors if isinstance(s, fx.Node) and s is not but]
         return frozenset[Atom]().union(*(self.before[n] for n in nodes))
-
-
-def _sources(value: Any) -> list[_Source]:
-    """Nodes and weights in a nest of arguments."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, (fx.Node, Weight))]
 
 
 def _alone(axis: Axis) -> Iterator[Atom]:

@@ -11,13 +11,13 @@ in reverse order they give the same.  Neither says that the statistic is the one
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fxprune.axes import Axis
+from fxprune.graph.nests import leaves
 from fxprune.plan.selection import Selection
 from fxprune.rules.registry import Axes, Bound
 
@@ -83,14 +83,6 @@ def alike(a: Any, b: Any, tolerance: float = 1e-9) -> bool:
     """Are two nests of tensors equal up to rounding?"""
     return all(
         x.shape == y.shape and bool(((x - y).abs() <= tolerance * x.abs().max().clamp_min(1e-300)).all())
-        for x, y in zip(_tensors(a), _tensors(b), strict=True)
+        for x, y in zip(leaves(a, Tensor), leaves(b, Tensor), strict=True)
         if x.numel() and x.is_floating_point()
     )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fxprune.axes import Axis, with_batch
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
 from fxprune.errors import CertificateError, RuleError
+from fxprune.graph.nests import map_leaves
 from fxprune.plan.selection import Selection
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, Rule, map_axes
@@ -51,7 +52,7 @@ class MaskedOriginal(Float64Interpreter):
         value = statistic() if statistic else super().run_node(n)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
             return value
-        value = _map_tensors(value, iter(self.analysis.axes[node]), self._apply)
+        value = _map_with(value, self.analysis.axes[node], self._apply)
         if step and step.rule and step.rule.taught and step.rule.masked is None:
             return self._as_taught(n, node, step, value)
         return value
@@ -108,8 +109,7 @@ class MaskedOriginal(Float64Interpreter):
 
         def operand(own: fx.Node) -> Any:
             mirror = self.mirror[own]
-            axes = iter(self._axes(mirror)) if mirror is not None else iter(())
-            return _map_tensors(self.env[own], axes, cut)
+            return _map_with(self.env[own], self._axes(mirror) if mirror is not None else (), cut)
 
         rule = step.rule
         assert rule is not None
@@ -143,7 +143,7 @@ class MaskedOriginal(Float64Interpreter):
             true = tuple(map(self._true, axes))
             return scattered(flipped(t, true, reverse), true, self.selection)
 
-        return _map_tensors(value, iter(self._axes(node)), back)
+        return _map_with(value, self._axes(node), back)
 
     def _axes(self, node: fx.Node) -> tuple[Axes, ...]:
         return self.analysis.axes.get(node, ())
@@ -193,12 +193,7 @@ def taken_by_user(rule: Rule, step: Step, run: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _map_tensors(value: Any, axes: Any, function: Callable[[Tensor, Any], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value, next(axes))
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        items = [_map_tensors(v, axes, function) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if type(value) is dict:
-        return {k: _map_tensors(v, axes, function) for k, v in value.items()}
-    return value
+def _map_with(value: Any, axes: Iterable[Axes], function: Callable[[Tensor, Axes], Tensor]) -> Any:
+    """A function of each tensor in a nest, with the axes of each in order."""
+    each = iter(axes)
+    return map_leaves(value, Tensor, lambda t: function(t, next(each)))

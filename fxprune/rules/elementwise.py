@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from fxprune.axes import ONE, Axis
+from fxprune.graph.nests import leaves
 from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, Typed, rule
 
 
@@ -21,20 +22,9 @@ def broadcast(tensors: Iterable[Axes]) -> tuple[Axes, list[tuple[Axis, Axis]]]:
     return tuple(reversed(out)), same
 
 
-def tensors_in(value: Any) -> Iterator[Typed]:
-    """Every tensor in a nest of arguments."""
-    if isinstance(value, Typed):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-
-
 def elementwise_axes(*args: Any, **kwargs: Any) -> Flow:
     """... n, ... n -> ... n"""
-    out, same = broadcast(t.axes for t in tensors_in([args, kwargs]))
+    out, same = broadcast(t.axes for t in leaves([args, kwargs], Typed))
     return Flow(out, same)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxprune.axes import ONE, Axis, Product, Sum, atom, frozen
+from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import split_by_sizes
-from fxprune.rules.elementwise import broadcast, tensors_in
+from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dims_of, rule
 
 
@@ -255,14 +256,14 @@ def getitem_axes(input: Any, index: Any) -> Flow:
 def written_axes(x: Typed, index: Any, value: Any) -> Flow:
     """x[index] = value: the part written to and what is written there are the same."""
     part = getitem_axes(x, index)
-    _, fits = broadcast([part.out, *(t.axes for t in tensors_in(value))])
+    _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
     whole = [*part.whole, *_places(index)]
     return Flow(x.axes, same=[*part.same, *fits], whole=whole, sizes=part.sizes)
 
 
 def _places(index: Any) -> list[tuple[Axis, str]]:
     """What is not written to all of them keeps other values there."""
-    return [(axis, "written to") for tensor in tensors_in(index) for axis in tensor.axes]
+    return [(axis, "written to") for tensor in leaves(index, Typed) for axis in tensor.axes]
 
 
 def _dims_used(entry: Any) -> int:
