@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.analysis.batch import flag_batch
 from fxprune.analysis.solver import AxisError, Reason, Solver
@@ -15,6 +15,7 @@ from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
 from fxprune.graph.nests import leaves, outline
 from fxprune.graph.own_nodes import makes_output, object_of
+from fxprune.graph.tensors import tensor_at
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 
@@ -176,7 +177,7 @@ class _Walk:
 
     def _weight(self, name: str) -> Typed:
         """A parameter or buffer: fresh axes, once per tensor."""
-        tensor = _attribute(self.module, name)
+        tensor = tensor_at(self.module, name)
         axes = self._tensors.get(id(tensor))
         if axes is None:
             axes = self._tensors[id(tensor)] = tuple(atom(size) for size in tensor.shape)
@@ -240,13 +241,6 @@ def _place_of(fields: Any, name: str) -> int:
     """Where a named tuple holds the field of that name."""
     field = getattr(fields, name)
     return next(i for i, value in enumerate(fields) if value is field)
-
-
-def _attribute(root: nn.Module, name: str) -> Tensor:
-    value: Any = root
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _typed(out: Any, value: Any) -> Any:

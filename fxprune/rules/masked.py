@@ -70,8 +70,10 @@ def group_norm(
     eps: float = 1e-5,
     **_: Any,
 ) -> Tensor:
-    x = input.unflatten(1, (num_groups, -1))
-    m = mask.unflatten(1, (num_groups, -1)) if mask.shape[1] > 1 else mask.unsqueeze(1)
+    x = input.unflatten(1, (num_groups, -1))  # type: ignore[no-untyped-call]
+    m = mask.unsqueeze(1)
+    if mask.shape[1] > 1:
+        m = mask.unflatten(1, (num_groups, -1))  # type: ignore[no-untyped-call]
     dims = list(range(2, x.ndim))
     normed = ((x - _mean(x, m, dims)) / (_variance(x, m, dims) + eps).sqrt()).flatten(1, 2)
     shape = [-1] + [1] * (input.ndim - 2)

@@ -34,7 +34,7 @@ def _native(classes: str, op: str, arguments: str = "", **widths: Callable[[Any]
 
 def _channels(m: Any) -> int:
     known = m.weight if m.weight is not None else m.running_mean
-    return m.num_features if known is None else known.shape[0]
+    return int(m.num_features if known is None else known.shape[0])
 
 
 _native(

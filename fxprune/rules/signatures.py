@@ -35,7 +35,7 @@ def _signatures(target: Any) -> list[dict[str, int | None]]:
     if isinstance(target, torch._ops.OpOverload):
         return [_of_schema(target)]
     if isinstance(target, torch._ops.OpOverloadPacket):
-        return [_of_schema(getattr(target, name)) for name in target.overloads()]
+        return [_of_schema(getattr(target, name)) for name in target.overloads()]  # type: ignore[no-untyped-call]
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     try:
         signature = inspect.signature(function)  # type: ignore[arg-type]
