@@ -156,7 +156,8 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
 
 
 def _rejection(model: nn.Module, example: Example) -> str | None:
-    copy = structural_copy(model).eval()
+    copy = structural_copy(model)
+    copy.eval()
     try:
         with torch.no_grad():
             copy(*example.args, **example.kwargs)

@@ -8,43 +8,79 @@ the rewrite gets wrong shows.
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
-from fxprune.certify.masked_original import MaskedOriginal
+from fxprune.certify.compare import compare
+from fxprune.certify.comparison import Comparison, Look, leaves_of_outputs, same_draws
+from fxprune.certify.draws import is_varied
+from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_eval_mode
+from fxprune.certify.noise import drawn_in_order
 from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
-from fxprune.graph.own_nodes import makes_output
-from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.graph.tensors import device_of, floats_of, in_float64, is_float, tensor_at
+from fxprune.graph.tensors import device_of, floats_of, in_float64
 from fxprune.graph.values import bound_arguments
 from fxprune.plan.selection import Selection
-from fxprune.result.record import Record
 
 __all__ = ["Certificate", "certify", "same_function"]
 
 
 class Certificate(float):
-    """The largest error relative to the largest output, as a float; 1e-8 or less is exact."""
+    """The largest relative error, as a float; 1e-8 or less, with nothing in `unseen`, is exact.
+
+    changed: the result's tensors that are not the plan's slices of the original's any more (trained,
+        replaced, spoilt), each with its relative difference.  They count as errors.
+    function: where some are changed: the error with the result's own weights in the masked original.
+    unseen: why nothing was seen, though other inputs and other weights were tried; the error is then inf.
+    notes: what was not seen beside that: an input on which no output depends.
+    """
 
     tolerance = 1e-8
+    changed: dict[str, float]
+    function: float | None
+    unseen: str
+    notes: tuple[str, ...]
+
+    def __new__(
+        cls,
+        error: float,
+        changed: dict[str, float] | None = None,
+        function: float | None = None,
+        unseen: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> Certificate:
+        made = super().__new__(cls, float("inf") if unseen else error)
+        made.changed, made.function, made.unseen, made.notes = changed or {}, function, unseen, notes
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return float(self), self.changed, self.function, self.unseen, self.notes
 
     @property
     def exact(self) -> bool:
-        return float(self) <= self.tolerance
+        return float(self) <= self.tolerance and not self.unseen and not self.changed
 
     def __repr__(self) -> str:
-        return f"Certificate({float(self):.2e}, {'exact' if self.exact else 'NOT EXACT'})"
+        return f"Certificate({float(self):.2e}, {'; '.join(self._words())})"
+
+    def _words(self) -> Iterator[str]:
+        yield "exact" if self.exact else "NOT EXACT"
+        if self.unseen:
+            yield f"saw nothing: {self.unseen}"
+        if self.changed:
+            names = ", ".join(itertools.islice(self.changed, 3)) + (", ..." if len(self.changed) > 3 else "")
+            yield f"{len(self.changed)} weights are not the plan's slices any more (trained?): {names}"
+        if self.function is not None:
+            yield f"with them in the original: {self.function:.2e}"
+        yield from self.notes
 
 
 def certify(
@@ -54,129 +90,79 @@ def certify(
     selection: Selection,
     example: Example,
 ) -> Certificate:
-    """Run both on the same input and compare every output."""
+    """Compare weights, then run both on the same inputs and compare every output.
+
+    A constant weight (a layer scale of zeros, fresh biases) hides what it multiplies: then both are
+    compared a second time with random numbers in its place.  So it is where no output depends on inputs.
+    """
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
+    if not leaves_of_outputs(analysis):
+        raise CertificateError("the model returns no tensor of numbers: there is nothing to compare")
     _check_capture(model, analysis.original, example)
-    example = example.map(in_float64)
-    with torch.no_grad(), default_float64():
-        with _same_draws(model):
-            wanted = MaskedOriginal(analysis, selection, example.batch).run_on(example)
-        with _same_draws(model):
-            got = Float64Interpreter(_unrounded(doubled(pruned), model)).run_on(example)
-    pairs = zip(floats_of(wanted), floats_of(got), strict=True)
-    output = next(n for n in analysis.module.graph.nodes if n.op == "output")
-    kept = _kept_outputs(analysis, selection, output)
-    if not analysis.prune_outputs and any(k is not None for dims in kept for k in dims):
-        raise CertificateError("an output lost elements, though outputs are to stay whole")
-    return Certificate(
-        max((_error(_compact(a, k), b) for (a, b), k in zip(pairs, kept, strict=True)), default=0.0)
-    )
+    return _certificate(Comparison(model, pruned, analysis, selection), example.map(in_float64))
+
+
+def _certificate(comparison: Comparison, example: Example) -> Certificate:
+    """Look until an output depends on the inputs; more where constant weights or inputs hide something."""
+    changed = comparison.weights.changed(comparison.pruned)
+    first = comparison.look(example)
+    looks, depends = [first], first.defined and comparison.depends(first)
+    if not is_varied(example) and (look := comparison.tried(comparison.draw(example))):
+        looks, depends = [*looks, look], depends or comparison.depends(look)
+    constants = comparison.weights.constants()
+    if constants and (look := comparison.tried(comparison.draw(example), constants)):
+        looks.append(look)
+    if not depends:
+        for look in comparison.deeper(example):
+            looks.append(look)
+            if depends := comparison.depends(look):
+                break
+    error = max((look.error for look in looks if look.defined), default=0.0)
+    function = None
+    if changed:
+        trained = comparison.look(example, comparison.weights.with_those_of(comparison.pruned), own=True)
+        function = trained.error if trained.defined and trained.seen else None
+        error = max(error, *changed.values())
+    unseen = "" if depends else _nothing(first)
+    return Certificate(error, changed, function, unseen, comparison.dead_inputs(first) if depends else ())
+
+
+def _nothing(look: Look) -> str:
+    if not look.defined:
+        return "the outputs hold NaN"
+    return "no output depends on the inputs" if look.seen else "every output is zero or empty"
 
 
 def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
     """The largest relative error between a rewritten graph and a module's own code, in float64."""
     example = example.map(in_float64)
     device = device_of(pruned)
-    eager = in_float64(copy.deepcopy(stock).to(device)).eval()
+    eager = in_float64(copy.deepcopy(stock).to(device))
+    in_eval_mode(eager)
     with torch.no_grad(), default_float64():
-        with _same_draws(pruned):
+        with same_draws(pruned):
             wanted = floats_of(eager(*example.args, **example.kwargs))
-        with _same_draws(pruned):
+        with same_draws(pruned):
             got = floats_of(Float64Interpreter(doubled(pruned)).run_on(example))
-    return max((_error(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
-
-
-def _error(wanted: Tensor, got: Tensor) -> float:
-    if wanted.shape != got.shape:
-        raise CertificateError(
-            f"an output has shape {tuple(got.shape)}, the masked original's {tuple(wanted.shape)}"
-        )
-    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    error = ((wanted - got).abs().max() / scale).item()
-    return error if error == error else float("inf")
-
-
-def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
-    """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
-    kept = []
-    for node in _leaves(output.args[0]):
-        tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        for t, axes in zip(tensors, analysis.axes[node], strict=True):
-            if is_float(t):
-                kept.append([selection.positions(axis) for axis in axes])
-    return kept
-
-
-def _leaves(value: Any) -> list[fx.Node]:
-    """The nodes that an output is made of, through a dataclass's own call."""
-    found: list[fx.Node] = []
-
-    def visit(n: fx.Node) -> fx.Node:
-        if makes_output(n):
-            fx.map_arg((n.args, n.kwargs), visit)
-        else:
-            found.append(n)
-        return n
-
-    fx.map_arg(value, visit)
-    return found
-
-
-def _compact(t: Tensor, kept: list[Any]) -> Tensor:
-    for dim, positions in enumerate(kept):
-        if positions is not None:
-            t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
-    return t
+    return compare(wanted, got).error
 
 
 def _check_capture(model: nn.Module, captured: Captured, example: Example) -> None:
     """A capture that took another branch than the model does would certify the wrong function."""
-    eager = structural_copy(model).eval()
+    eager = structural_copy(model)
+    in_eval_mode(eager)
     with torch.no_grad():
-        with _same_draws(model):
+        with same_draws(model), drawn_in_order():
             wanted = floats_of(eager(*example.args, **example.kwargs))
-        with _same_draws(model):
+        with same_draws(model), drawn_in_order():
             got = floats_of(captured.module(*bound_arguments(captured.module, example)))
     if len(wanted) != len(got):
         raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
     for a, b in zip(wanted, got, strict=True):
         tolerance = 10 * torch.finfo(a.dtype).eps ** 0.5
-        if a.shape != b.shape or (a - b).abs().max() > tolerance * a.abs().max().clamp_min(1e-30):
+        if a.shape != b.shape or (compare([a], [b]).error > tolerance and not bool(a.isnan().any())):
             raise CertificateError(
                 f"the {captured.way} capture computes something else than the model itself: "
                 f"prune it with the other one (capture='symbolic' or 'export')"
             )
-
-
-def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """A float64 twin of a pruned module, with scales folded into its weights in float64 too.
-
-    The module's own weights hold the folded products as rounded to their dtype; those that are off by
-    no more than that are taken for what they stand for.
-    """
-    record = getattr(twin, "record", None)
-    if not isinstance(record, Record) or not record.folded:
-        return twin
-    original = model.state_dict()
-    old_of = {new: old for old, new in record.plan.renamed.items()}
-    for name, (rows, ratio) in record.folded.items():
-        old = old_of.get(name, name)
-        kept = [None if k is None else k.numpy() for k in record.plan.kept.get(old, ())]
-        exact = in_float64(_compact(original[old], kept))
-        exact[rows.to(exact.device)] *= ratio
-        stored = tensor_at(twin, name)
-        if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
-            stored.data = exact
-    return twin
-
-
-@contextlib.contextmanager
-def _same_draws(model: nn.Module) -> Iterator[None]:
-    """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    with PROCESS_LOCK, torch.random.fork_rng(devices=list(devices)):
-        torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
-        for device in devices:
-            torch.cuda.default_generators[device.index or 0].manual_seed(0)
-        yield

@@ -19,7 +19,7 @@ from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import in_float64
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Float64Interpreter", "default_float64", "doubled"]
+__all__ = ["Float64Interpreter", "default_float64", "doubled", "in_eval_mode"]
 
 _RAISED = {
     torch.float16: torch.float64,
@@ -37,12 +37,20 @@ def doubled(module: fx.GraphModule) -> fx.GraphModule:
     shell = nn.Module()
     shell._modules = module._modules
     shell._parameters, shell._buffers = module._parameters, module._buffers
-    shell = in_float64(copy.deepcopy(shell)).eval()
+    shell = in_float64(copy.deepcopy(shell))
+    in_eval_mode(shell)
     twin.__dict__ = {
         **module.__dict__,
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
     }
     return twin
+
+
+def in_eval_mode(module: nn.Module) -> None:
+    """Switch to eval mode, also where a module's own `train` forgets to return it or does not pass it on."""
+    module.eval()
+    for part in module.modules():
+        part.training = False
 
 
 @contextlib.contextmanager

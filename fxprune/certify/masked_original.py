@@ -11,8 +11,10 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
 from fxprune.axes import Axis, with_batch
+from fxprune.certify.compare import compact
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
+from fxprune.certify.noise import draws_noise
 from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
 from fxprune.plan.selection import Selection
@@ -40,6 +42,7 @@ class MaskedOriginal(Float64Interpreter):
         own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))
         self.removed = {own[b.add]: own[b.result] for b in removal.branches} if removal else {}
         self.masks: dict[Any, Tensor | None] = {}
+        self.noise: dict[str, Tensor] = {}  # what its nodes drew: the kept elements
 
     def run_node(self, n: fx.Node) -> Any:
         node = self.mirror[n]
@@ -50,6 +53,9 @@ class MaskedOriginal(Float64Interpreter):
         step = self.analysis.steps.get(node)
         statistic = self._statistic(step) if step else None
         value = statistic() if statistic else super().run_node(n)
+        if isinstance(value, Tensor) and draws_noise(n):
+            kept = [self.selection.positions(axis) for axis in next(iter(self._axes(node)), ())]
+            self.noise[node.name] = compact(value, kept).clone()
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
             return value
         value = _map_with(value, self.analysis.axes[node], self._apply)

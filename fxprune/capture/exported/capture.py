@@ -50,7 +50,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
     if has_caches(model):  # it runs once before export does, for real
         with torch.no_grad():
-            model.eval()(*example.args, **example.kwargs)
+            model.eval()
+            model(*example.args, **example.kwargs)
     for path, module in model.named_modules():
         if follows_mode(module):
             module.forward = _marked_forward(path)

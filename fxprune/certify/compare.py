@@ -1,0 +1,87 @@
+"""Compare what two modules return: the largest error relative to the largest element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import CertificateError
+from fxprune.graph.tensors import in_float64
+
+__all__ = ["Compared", "compact", "compare", "differ"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of outputs found.
+
+    error: the largest relative error; inf where one has a number and the other has none.
+    seen: there was a number other than zero to compare.
+    defined: no wanted output holds NaN.
+    """
+
+    error: float
+    seen: bool
+    defined: bool
+
+
+def compact(t: Tensor, kept: Sequence[Any]) -> Tensor:
+    """Select the kept positions (None: all) along each dimension."""
+    for dim, positions in enumerate(kept):
+        if positions is not None:
+            t = t.index_select(dim, torch.as_tensor(positions, device=t.device))
+    return t
+
+
+def compare(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Compared:
+    """Compare output by output.
+
+    Raises:
+        CertificateError: they differ in number or shape.
+    """
+    if len(wanted) != len(got):
+        raise CertificateError(
+            f"{len(got)} outputs are tensors of numbers, of the masked original {len(wanted)}"
+        )
+    errors = [_error(a, b) for a, b in zip(wanted, got, strict=True)]
+    finite = [a[a.isfinite()] for a in wanted]
+    return Compared(
+        max(errors, default=0.0),
+        any(bool(a.any()) for a in finite),
+        not any(bool(a.isnan().any()) for a in wanted),
+    )
+
+
+def _error(wanted: Tensor, got: Tensor) -> float:
+    if wanted.shape != got.shape:
+        raise CertificateError(
+            f"an output has shape {tuple(got.shape)}, the masked original's {tuple(wanted.shape)}"
+        )
+    wanted, got = in_float64(wanted), in_float64(got)
+    finite = wanted.isfinite()
+    if bool((finite != got.isfinite()).any()):
+        return float("inf")
+    if not bool(finite.all()):  # a mask's -inf is what it is; NaN is nothing to compare
+        if bool(wanted.isnan().any()) or not torch.equal(wanted[~finite], got[~finite]):
+            return float("inf")
+        wanted, got = wanted[finite], got[finite]
+    if wanted.numel() == 0:
+        return 0.0
+    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((wanted - got).abs().max() / scale)
+
+
+def differ(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether any number of some outputs is another one, by more than rounding."""
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape:
+            return True
+        both = a.isfinite() & b.isfinite()
+        a, b = a[both], b[both]
+        if a.numel() and bool((a - b).abs().max() > 1e-12 * torch.maximum(a.abs().max(), b.abs().max())):
+            return True
+    return False

@@ -1,0 +1,227 @@
+"""Run a pruned model beside its masked original, on any inputs and with any weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.certify.compare import compact, compare, differ
+from fxprune.certify.draws import drawn, leaves_of, table_sizes
+from fxprune.certify.float64 import default_float64, doubled
+from fxprune.certify.masked_original import MaskedOriginal
+from fxprune.certify.noise import Replaying
+from fxprune.certify.weights import PlannedWeights
+from fxprune.errors import CertificateError
+from fxprune.graph.example import Example
+from fxprune.graph.own_nodes import makes_output
+from fxprune.graph.process_lock import PROCESS_LOCK
+from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
+from fxprune.plan.selection import Selection
+from fxprune.result.record import Record
+
+__all__ = ["Comparison", "Look", "leaves_of_outputs", "same_draws"]
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one run of both showed.
+
+    error: the largest relative error; inf where one has a number and the other has none.
+    seen: there was a number other than zero to compare.
+    defined: no wanted output holds NaN.
+    got: what the result returned, of `example` and with `tensors` for weights, `noise` for what it draws.
+    """
+
+    error: float
+    seen: bool
+    defined: bool
+    got: list[Tensor]
+    example: Example
+    tensors: Tensors | None
+    noise: Tensors
+
+
+class Comparison:
+    """A pruned model beside its masked original, for any inputs and any weights."""
+
+    def __init__(
+        self, model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, selection: Selection
+    ) -> None:
+        self.model, self.pruned, self.analysis, self.selection = model, pruned, analysis, selection
+        self.weights = PlannedWeights(model, pruned, analysis, selection)
+        output = next(n for n in analysis.module.graph.nodes if n.op == "output")
+        self.kept = _kept_outputs(analysis, selection, output)
+        if not analysis.inference.prune_outputs and any(k is not None for dims in self.kept for k in dims):
+            raise CertificateError("an output lost elements, though outputs are to stay whole")
+        placeholders = [n for n in analysis.module.graph.nodes if n.op == "placeholder"]
+        self.names = [str(n.target) for n in placeholders]
+        self.unread = {str(n.target) for n in placeholders if not n.users}
+        self.tables = table_sizes(analysis)
+
+    def look(self, example: Example, tensors: Tensors | None = None, *, own: bool = False) -> Look:
+        """Compare on one input.
+
+        `tensors` stand for the original's weights, and, unless the result keeps its `own`, their slices for
+        the result's.
+        """
+        wanted, noise = self._original(example, tensors)
+        own_tensors = None if own else tensors
+        got = self._result(example, own_tensors, noise)
+        found = compare(wanted, got)
+        return Look(found.error, found.seen, found.defined, got, example, own_tensors, noise)
+
+    def tried(self, example: Example, constants: set[str] | None = None) -> Look | None:
+        """Compare on numbers that the model may refuse, or give NaN for; with random ones in some weights."""
+        tensors = None if constants is None else self.weights.randomised(constants)
+        return self._tried(example, tensors)
+
+    def _tried(self, example: Example, tensors: Tensors | None) -> Look | None:
+        try:
+            self._original(example, tensors)
+        except Exception:  # the model's own code refuses these values
+            return None
+        found = self.look(example, tensors)
+        return found if found.defined else None
+
+    def deeper(self, example: Example) -> Iterator[Look]:
+        """Looks at other inputs, then with other weights."""
+        for scale in (10.0, 0.1):
+            if look := self._tried(self.draw(example, scale=scale), None):
+                yield look
+        for seed in (1, 2):
+            if look := self._tried(self.draw(example), self.weights.randomised(seed=seed)):
+                yield look
+
+    def draw(
+        self, example: Example, *, seed: int = 1, scale: float = 1.0, only: int | None = None
+    ) -> Example:
+        """Other inputs of the same shapes."""
+        return drawn(example, self.names, self.tables, seed=seed, scale=scale, only=only)
+
+    def depends(self, look: Look) -> bool:
+        """Whether it saw something else than zeros, and another thing for other inputs (if it takes any)."""
+        if not look.seen or not leaves_of(look.example):
+            return look.seen
+        tried = [self._other(look, self.draw(look.example, seed=2, scale=scale)) for scale in (1.0, 10.0)]
+        known = [outputs for outputs in tried if outputs is not None]
+        return any(differ(look.got, outputs) for outputs in known) if known else True
+
+    def dead_inputs(self, look: Look) -> tuple[str, ...]:
+        """Say which inputs, of several, no output depends on."""
+        leaves = leaves_of(look.example)
+        found = []
+        for i in range(len(leaves) if 1 < len(leaves) <= MANY_INPUTS else 0):
+            name = self._name_of(look.example, i)
+            changed = self.draw(look.example, seed=2, only=i)
+            if name in self.unread or torch.equal(leaves_of(changed)[i], leaves[i]):
+                continue
+            outputs = self._other(look, changed)
+            if outputs is not None and not differ(look.got, outputs):
+                found.append(f"no output depends on input {name!r}")
+        return tuple(found)
+
+    def _other(self, look: Look, example: Example) -> list[Tensor] | None:
+        try:
+            return self._result(example, look.tensors, look.noise)
+        except Exception:  # the model's own code refuses these values
+            return None
+
+    def _name_of(self, example: Example, leaf: int) -> str:
+        named = [*zip(self.names, example.args, strict=False), *example.kwargs.items()]
+        names = [name for name, value in named for _ in leaves_of(Example((value,)))]
+        return names[leaf] if leaf < len(names) else str(leaf)
+
+    def _original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Tensors]:
+        with torch.no_grad(), default_float64(), same_draws(self.model):
+            masked = MaskedOriginal(self.analysis, self.selection, example.batch)
+            if tensors is not None:
+                self.weights.put_into_original(masked.module, tensors)
+            outputs = floats_of(masked.run_on(example))
+        return [compact(t, k) for t, k in zip(outputs, self.kept, strict=True)], masked.noise
+
+    def _result(self, example: Example, tensors: Tensors | None, noise: Tensors) -> list[Tensor]:
+        with torch.no_grad(), default_float64(), same_draws(self.model):
+            copied = doubled(self.pruned)
+            if tensors is not None:
+                self.weights.put_into_pruned(copied, tensors)
+            else:
+                copied = _unrounded(copied, self.model)
+            return floats_of(Replaying(copied, noise).run_on(example))
+
+
+MANY_INPUTS = 8  # each is varied on its own
+
+
+def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:
+    """The tensors of numbers that a model returns."""
+    output = next(n for n in analysis.module.graph.nodes if n.op == "output")
+    values = [pytree.tree_leaves(n.meta.get("val")) for n in _leaves(output.args[0])]
+    return [t for vs in values for t in vs if isinstance(t, Tensor) and is_float(t)]
+
+
+def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
+    """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
+    kept = []
+    for node in _leaves(output.args[0]):
+        tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+        for t, axes in zip(tensors, analysis.axes[node], strict=True):
+            if is_float(t):
+                kept.append([selection.positions(axis) for axis in axes])
+    return kept
+
+
+def _leaves(value: Any) -> list[fx.Node]:
+    """The nodes that an output is made of, through a dataclass's own call."""
+    found: list[fx.Node] = []
+
+    def visit(n: fx.Node) -> fx.Node:
+        if makes_output(n):
+            fx.map_arg((n.args, n.kwargs), visit)
+        else:
+            found.append(n)
+        return n
+
+    fx.map_arg(value, visit)
+    return found
+
+
+def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """A float64 twin of a pruned module, with scales folded into its weights in float64 too.
+
+    The module's own weights hold the folded products as rounded to their dtype; those that are off by
+    no more than that are taken for what they stand for.
+    """
+    record = getattr(twin, "record", None)
+    if not isinstance(record, Record) or not record.folded:
+        return twin
+    original = model.state_dict()
+    old_of = {new: old for old, new in record.plan.renamed.items()}
+    for name, (rows, ratio) in record.folded.items():
+        old = old_of.get(name, name)
+        kept = [None if k is None else k.numpy() for k in record.plan.kept.get(old, ())]
+        exact = in_float64(compact(original[old], kept))
+        exact[rows.to(exact.device)] *= ratio
+        stored = tensor_at(twin, name)
+        if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
+            stored.data = exact
+    return twin
+
+
+@contextlib.contextmanager
+def same_draws(model: nn.Module) -> Iterator[None]:
+    """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
+    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+    with PROCESS_LOCK, torch.random.fork_rng(devices=list(devices)):
+        torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
+        for device in devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        yield

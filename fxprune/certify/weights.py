@@ -1,0 +1,155 @@
+"""Hold a pruned model's weights against the plan's: whose they are, and others put into both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.certify.compare import compact
+from fxprune.certify.float64 import doubled
+from fxprune.certify.randomise import randomise
+from fxprune.errors import CertificateError
+from fxprune.graph.tensors import in_float64, is_float, named_tensors, tensor_at
+from fxprune.plan.selection import Selection
+from fxprune.result.record import Record
+
+__all__ = ["PlannedWeights"]
+
+
+class PlannedWeights:
+    """What the plan makes of each tensor of the original.
+
+    originals: name in the result -> the original's tensor.
+    kept: name in the result -> kept positions (None: all) per dimension.
+    folded: name in the result -> the rows that a factor is folded into, and the factor.
+    """
+
+    def __init__(
+        self, model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, selection: Selection
+    ) -> None:
+        record = getattr(pruned, "record", None)
+        self.analysis = analysis
+        self.folded: Mapping[str, tuple[Tensor, float]] = {}
+        self.old_of: dict[str, str] = {}
+        if isinstance(record, Record):
+            self.folded = record.folded
+            self.old_of = {new: old for old, new in record.plan.renamed.items()}
+        tensors = dict(named_tensors(model)) | dict(named_tensors(analysis.module))
+        self.originals: dict[str, Tensor] = {}
+        self.kept: dict[str, list[Any]] = {}
+        for name, _ in named_tensors(pruned):
+            old = self.old_of.get(name, name)
+            if old in tensors:
+                axes = analysis.weights.get(analysis.names.get(old, old), ())
+                self.originals[name] = tensors[old]
+                self.kept[name] = [selection.positions(axis) for axis in axes]
+
+    def sliced(self, name: str, full: Tensor) -> Tensor:
+        """What the result should hold, in float64, of a tensor of the original's size."""
+        part = in_float64(compact(full, self.kept[name]).clone())
+        if name in self.folded:
+            rows, ratio = self.folded[name]
+            part[rows.to(part.device)] *= ratio
+        return part
+
+    def changed(self, pruned: fx.GraphModule) -> dict[str, float]:
+        """The tensors that are not the plan's slices, each with its largest relative difference.
+
+        Raises:
+            CertificateError: one has another shape: it was replaced.
+        """
+        found: dict[str, float] = {}
+        for name, stored in named_tensors(pruned):
+            stored = stored.detach()
+            if name not in self.originals:
+                continue
+            wanted = self.sliced(name, self.originals[name].detach())
+            if stored.shape != wanted.shape:
+                raise CertificateError(
+                    f"{name} has shape {tuple(stored.shape)}, the plan's slice {tuple(wanted.shape)}: it was "
+                    f"replaced since, and there is no original to compare it to; verify before you replace"
+                )
+            given = in_float64(stored).to(wanted.device)
+            off = (given - wanted).abs() if is_float(wanted) else (given != wanted).double()
+            bound = torch.zeros_like(off)
+            if name in self.folded:  # it holds the product as rounded to its dtype
+                bound = torch.finfo(self.originals[name].dtype).eps * wanted.abs()
+            if not bool((off <= bound).all()):
+                largest = wanted.abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
+                found[name] = float((off.max() / largest).nan_to_num(nan=float("inf")))
+        return found
+
+    def own(self) -> dict[str, Tensor]:
+        """The original's tensors by its own names, in float64."""
+        return {self.old_of.get(name, name): in_float64(t.detach()) for name, t in self.originals.items()}
+
+    def with_those_of(self, pruned: fx.GraphModule) -> dict[str, Tensor]:
+        """The original's tensors with the result's in the places that they were kept from."""
+        found = self.own()
+        for name, stored in named_tensors(pruned):
+            if name not in self.originals:
+                continue
+            old = self.old_of.get(name, name)
+            part = in_float64(stored.detach().clone()).to(found[old].device)
+            if name in self.folded:
+                rows, ratio = self.folded[name]
+                part[rows.to(part.device)] /= ratio
+            found[old] = _put(found[old].clone(), part, self.kept[name])
+        return found
+
+    def constants(self) -> set[str]:
+        """Parameters and running statistics that hold one value only: what they do does not show."""
+        found = set()
+        for name, t in self._random_ones():
+            if t.numel() > 1 and bool((t == t.flatten()[0]).all()):
+                found.add(name)
+        return found
+
+    def randomised(self, names: set[str] | None = None, seed: int = 1) -> dict[str, Tensor]:
+        """The original's tensors, with random numbers in some (None: in all parameters)."""
+        shadow = doubled(self.analysis.module)
+        randomise(shadow, seed)
+        random = dict(named_tensors(shadow))
+        by_tensor = {
+            id(t): random[name].detach() for name, t in self._random_ones() if names is None or name in names
+        }
+        return {
+            old: by_tensor.get(id(t), in_float64(t.detach()))
+            for old, t in ((self.old_of.get(name, name), t) for name, t in self.originals.items())
+        }
+
+    def _random_ones(self) -> list[tuple[str, Tensor]]:
+        """Parameters and running statistics, under their own names."""
+        module = self.analysis.module
+        buffers = [(n, t) for n, t in module.named_buffers() if n.endswith(("running_mean", "running_var"))]
+        return [(n, t) for n, t in (*module.named_parameters(), *buffers) if is_float(t)]
+
+    def put_into_original(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give a float64 copy of the original's graph other tensors."""
+        for name, t in named_tensors(module):
+            if name in tensors and not t.is_meta and is_float(t):
+                t.data = tensors[name].to(t)
+
+    def put_into_pruned(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give a float64 copy of the result the plan's slices of them."""
+        for name in self.originals:
+            old, stored = self.old_of.get(name, name), tensor_at(module, name)
+            if is_float(stored) and old in tensors:
+                stored.data = self.sliced(name, tensors[old]).to(stored)
+
+
+def _put(full: Tensor, part: Tensor, kept: list[Any]) -> Tensor:
+    """Put a slice back where it was taken from."""
+    if not any(k is not None for k in kept):
+        return part
+    index = []
+    for dim in range(full.ndim):
+        positions = kept[dim] if dim < len(kept) else None
+        at = torch.arange(full.shape[dim]) if positions is None else torch.as_tensor(positions)
+        index.append(at.to(full.device).reshape([-1 if d == dim else 1 for d in range(full.ndim)]))
+    full[tuple(index)] = part
+    return full
