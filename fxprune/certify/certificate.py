@@ -113,19 +113,23 @@ def _certificate(comparison: Comparison, example: Example) -> Certificate:
     constants = comparison.weights.constants()
     if constants and (look := comparison.tried(comparison.draw(example), constants)):
         looks.append(look)
-    if not depends:
-        for look in comparison.deeper(example):
-            looks.append(look)
-            if depends := comparison.depends(look):
-                break
+    blind = not depends
+    for look in comparison.deeper(example) if blind else ():
+        # Of a class token that nothing mixes with the image, other weights show all that there is.
+        depends = comparison.depends(look) or comparison.depends_on_weights(look, looks[-1])
+        looks.append(look)
+        if depends:
+            break
     error = max((look.error for look in looks if look.defined), default=0.0)
     function = None
     if changed:
         trained = comparison.look(example, comparison.weights.with_those_of(comparison.pruned), own=True)
         function = trained.error if trained.defined and trained.seen else None
         error = max(error, *changed.values())
-    unseen = "" if depends else _nothing(first)
-    return Certificate(error, changed, function, unseen, comparison.dead_inputs(first) if depends else ())
+    if not depends:
+        return Certificate(error, changed, function, _nothing(first))
+    notes = ("no output depends on the inputs here: other inputs and weights were compared too",)
+    return Certificate(error, changed, function, notes=notes if blind else comparison.dead_inputs(first))
 
 
 def _nothing(look: Look) -> str:

@@ -115,6 +115,11 @@ class Comparison:
         known = [outputs for outputs in tried if outputs is not None]
         return any(differ(look.got, outputs) for outputs in known) if known else True
 
+    def depends_on_weights(self, look: Look, before: Look) -> bool:
+        """Whether it saw something else than zeros, and another thing than with other random weights."""
+        random = look.tensors is not None and before.tensors is not None
+        return random and look.seen and before.seen and differ(look.got, before.got)
+
     def dead_inputs(self, look: Look) -> tuple[str, ...]:
         """Say which inputs, of several, no output depends on."""
         leaves = leaves_of(look.example)

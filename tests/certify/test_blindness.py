@@ -132,6 +132,29 @@ def test_blank_inputs_are_not_all_it_tries() -> None:
     assert not fxprune.verify(model, pruned, example_inputs=torch.zeros(2, 6)).exact
 
 
+class ClassToken(nn.Module):
+    """What answers is a learned token that nothing mixes with the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body = nn.Linear(6, 6), mlp()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1)
+        return self.body(x)[:, 0]
+
+
+@both_captures
+def test_an_answer_of_weights_alone_is_compared_with_other_weights(capture: str) -> None:
+    model, pruned = pruned_pair(randomise(ClassToken()), torch.randn(2, 5, 6), capture)
+    found = fxprune.verify(model, pruned)
+    assert found.exact
+    assert "no output depends on the inputs" in repr(found)
+    swap_rows(pruned)
+    assert not fxprune.verify(model, pruned).exact
+
+
 class Two(nn.Module):
     """The second input is read, and comes to nothing."""
 
