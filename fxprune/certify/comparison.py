@@ -60,7 +60,7 @@ class Comparison:
         self.weights = PlannedWeights(model, pruned, analysis, selection)
         output = next(n for n in analysis.module.graph.nodes if n.op == "output")
         self.kept = _kept_outputs(analysis, selection, output)
-        if not analysis.inference.prune_outputs and any(k is not None for dims in self.kept for k in dims):
+        if not analysis.prune_outputs and any(k is not None for dims in self.kept for k in dims):
             raise CertificateError("an output lost elements, though outputs are to stay whole")
         placeholders = [n for n in analysis.module.graph.nodes if n.op == "placeholder"]
         self.names = [str(n.target) for n in placeholders]

@@ -29,7 +29,7 @@ def is_varied(example: Example) -> bool:
 def table_sizes(analysis: Analysis) -> dict[str, int]:
     """For each input that is looked up in a table: how many rows the smallest has."""
     sizes: dict[str, int] = {}
-    for step in analysis.inference.steps.values():
+    for step in analysis.steps.values():
         if step.rule is None or not step.call.op.endswith("embedding"):
             continue
         bound = step.call.bind(step.rule)
