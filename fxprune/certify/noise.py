@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.certify.float64 import Float64Interpreter
 from fxprune.graph.op_names import op_name
 
-__all__ = ["Replaying", "draws_noise", "drawn_in_order"]
+__all__ = ["Replaying", "drawn_in_order", "draws_noise"]
 
 _DRAWS = {
     *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal", "normal_"),
