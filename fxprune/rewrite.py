@@ -13,10 +13,11 @@ from fxprune.analysis.analyze import analyze
 from fxprune.choose.planned import as_planned
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.shrinking.fold_scale import fold_scales
-from fxprune.passes.shrinking.rename import rename
+from fxprune.passes.shrinking.rename import prefixes, rename, renamed_path
 from fxprune.passes.shrinking.shrink import shrink
 from fxprune.plan.plan import Plan
 from fxprune.plan.selection import Selection
+from fxprune.result.facts import carry_facts, numbered_as_lists, without_weight_decay
 from fxprune.result.layers import layers_of
 from fxprune.result.origin import origin_of
 from fxprune.result.pruned_module import PrunedModule
@@ -91,6 +92,10 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         for group in analysis.groups
         if group.atom in selection.masks
     }
+    origin = origin_of(model, analysis.module)
+    carry_facts(model, pruned, example, origin["classes"], _shrunk(model, pruned, selection))
+    numbered_as_lists(pruned)
+    modules = prefixes(new)
     pruned.record = Record(
         plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
         example=example.map(lambda t: torch.empty_like(t, device="meta")),
@@ -99,17 +104,28 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
             "split_qkv": analysis.captured.split_qkv,
             "capture": analysis.capture,
         },
-        origin=origin_of(model, analysis.module),
+        origin=origin,
         folded={new.get(name, name): fold for name, fold in folded.items()},
         sites=sites,
         dynamic=not analysis.captured.fixed_batch,
         ties=pruned.ties,
         layers=layers_of(pruned),
+        undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
         before=getattr(model, "record", None) if isinstance(model, PrunedModule) else None,
     )
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}
     return pruned
+
+
+def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[int]:
+    """The full sizes of all that became smaller: numbers on the original that may be widths."""
+    now = pruned.state_dict()
+    sizes = {len(mask) for mask in selection.masks.values()}
+    for name, tensor in model.state_dict().items():
+        shape = now.get(name, tensor).shape
+        sizes |= {full for full, kept in zip(tensor.shape, shape, strict=False) if full != kept}
+    return sizes
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.attention import open_modules
+from fxprune.capture.checkpoints import CHECKPOINTS, noticed_checkpoints
 from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import capture_exported
 from fxprune.capture.refuse import refuse_unsupported
@@ -105,10 +106,13 @@ def capture_model(
 def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool, check: Check) -> Captured:
     copy = structural_copy(model)
     open_modules(copy)
-    if way == "symbolic":
-        captured = capture_symbolic(copy, example, _copies(model, copy))
-    else:
-        captured = capture_exported(copy, example)
+    with noticed_checkpoints() as checkpoints:
+        if way == "symbolic":
+            captured = capture_symbolic(copy, example, _copies(model, copy))
+        else:
+            captured = capture_exported(copy, example)
+    if checkpoints:
+        captured = replace(captured, notes=(*captured.notes, CHECKPOINTS))
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):
         captured = replace(captured, notes=(*captured.notes, HOOKS))
     return canonicalise(replace(captured, split_qkv=split_qkv), copy, check=check)

@@ -47,6 +47,11 @@ class PrunedModule(fx.GraphModule):
                 path = path.rpartition(".")[0]
             module.training = modes[path]
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that the original tells optimisers to leave undecayed (timm's convention)."""
+        record = self.__dict__.get("record")
+        return {*record.undecayed} if isinstance(record, Record) else set()
+
     @property
     def modes(self) -> dict[str, bool]:
         return {path: module.training for path, module in self.named_modules()}

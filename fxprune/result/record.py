@@ -30,6 +30,7 @@ class Record:
     dynamic: it takes batches of any size.
     ties: second names of shared tensors -> the name that the graph uses.
     layers: a digest of each layer as the plan made it: `pruned.head = ..` shows, see `replaced_layers`.
+    undecayed: parameters that the original tells optimisers to leave without weight decay.
     before: the record of the model that was pruned, where that was a result itself.
     """
 
@@ -42,6 +43,7 @@ class Record:
     dynamic: bool = True
     ties: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
+    undecayed: tuple[str, ...] = ()
     before: Record | None = None
 
     @staticmethod
