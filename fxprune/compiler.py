@@ -50,7 +50,7 @@ def prune(
     round_to: int = 1,
     steps: int = 1,
     between: Between | None = None,
-    outputs: str = "keep",
+    outputs: str | Sequence[str] = "keep",
     split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
@@ -119,7 +119,9 @@ def prune(
         round_to: keep widths that are multiples of this.
         steps: prune in so many steps, each scored anew.
         between: called between steps as `between(pruned, step)`; train `pruned` in place.
-        outputs: "keep" the model's outputs whole, or "prune" those that are features.
+        outputs: "keep" the model's outputs whole, or "prune" those that are features; or the names of those
+            that stay whole (`["logits"]`; keys, fields and places: "features.0", and patterns), while the
+            others may shrink.
         split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
             queries and keys.
         capture: "auto", "symbolic" or "export", see `trace`.

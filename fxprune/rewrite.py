@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +34,7 @@ def apply(
     *,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
-    outputs: str = "keep",
+    outputs: str | Sequence[str] = "keep",
     split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
@@ -100,7 +101,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
         plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
         example=example.map(lambda t: torch.empty_like(t, device="meta")),
         options={
-            "outputs": "prune" if analysis.prune_outputs else "keep",
+            "outputs": analysis.outputs,
             "split_qkv": analysis.captured.split_qkv,
             "capture": analysis.capture,
         },

@@ -14,6 +14,7 @@ from fxprune.analysis.branches import Removal
 from fxprune.analysis.flow import chain_between, dependency_graph
 from fxprune.analysis.groups import Group, build_groups, renamed
 from fxprune.analysis.infer import Step
+from fxprune.analysis.outputs import Outputs
 from fxprune.analysis.typed_graph import Site, TypedGraph, type_graph
 from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
@@ -56,8 +57,8 @@ class Analysis:
         return self.graph.rules
 
     @property
-    def prune_outputs(self) -> bool:
-        return self.graph.prune_outputs
+    def outputs(self) -> Outputs:
+        return self.graph.outputs
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -123,7 +124,7 @@ class Analysis:
         """The analysis of a graph that a pass made of this one's; both share their tensors."""
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
-        graph = type_graph(self.captured.on(module), self.rules, names, prune_outputs=self.prune_outputs)
+        graph = type_graph(self.captured.on(module), self.rules, names, outputs=self.outputs)
         return Analysis(graph, build_groups(graph), self.original, removal, regrouped or self.regrouped)
 
     def renamed(self, names: Mapping[Group, str]) -> Analysis:

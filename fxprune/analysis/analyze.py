@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis, analysis_of
+from fxprune.analysis.outputs import outputs_option
 from fxprune.analysis.typed_graph import type_graph
 from fxprune.capture.trace import capture_model, example_of
-from fxprune.errors import OptionError, shown
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["AnalysisOptions", "analyze", "analyzed"]
-
-OUTPUTS = ("keep", "prune")
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,17 @@ class AnalysisOptions:
     """How a model is captured and analysed: the options of `analyze` but for its example.
 
     Raises:
-        OptionError: `outputs` is none of OUTPUTS.
+        OptionError: `outputs` is no word and no list of words.
     """
 
-    outputs: str = "keep"
+    outputs: str | Sequence[str] = "keep"
     split_qkv: bool = False
     capture: str = "auto"
     strict: bool = False
     rules: RuleSet = DEFAULT_RULES
 
     def __post_init__(self) -> None:
-        if self.outputs not in OUTPUTS:
-            raise OptionError(f"outputs={shown(self.outputs)}: one of {', '.join(map(repr, OUTPUTS))}")
+        object.__setattr__(self, "outputs", outputs_option(self.outputs))
 
 
 def analyze(
@@ -44,7 +42,7 @@ def analyze(
     *,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
-    outputs: str = "keep",
+    outputs: str | Sequence[str] = "keep",
     split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
@@ -67,7 +65,7 @@ def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> An
     """Capture a model by an example call, and infer its axes."""
     captured = capture_model(model, example, capture=options.capture, split_qkv=options.split_qkv)
     tensors = dict(named_tensors(model))
-    graph = type_graph(captured, options.rules, tensors, prune_outputs=options.outputs == "prune")
+    graph = type_graph(captured, options.rules, tensors, outputs=outputs_option(options.outputs))
     analysis = analysis_of(graph)
     if options.strict:
         analysis.refuse_missing_rules()

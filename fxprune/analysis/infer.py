@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, fx
 
 from fxprune.analysis.batch import flag_batch
+from fxprune.analysis.outputs import Outputs, whole_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.axes import atom, batch, frozen
 from fxprune.errors import RuleError
@@ -20,6 +21,8 @@ from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 
 __all__ = ["Inference", "infer"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,19 @@ class Inference:
         return [tuple(map(self.solver.resolve, t.axes)) for t in leaves(self.values.get(node), Typed)]
 
 
-def infer(captured: Captured, rules: RuleSet, *, prune_outputs: bool = False) -> Inference:
+def infer(captured: Captured, rules: RuleSet, *, outputs: Outputs = "keep") -> Inference:
     """Walk a canonical graph (with `meta["val"]`) and unify what its ops couple.
 
     What no rule understands is frozen, with the reason; nothing is guessed.
     """
-    found = _Walk(captured, rules, prune_outputs).run()
+    found = _Walk(captured, rules, outputs).run()
     flag_batch(captured, found)
     return found
 
 
 class _Walk:
-    def __init__(self, captured: Captured, rules: RuleSet, prune_outputs: bool) -> None:
-        self.module, self.rules, self.prune_outputs = captured.module, rules, prune_outputs
+    def __init__(self, captured: Captured, rules: RuleSet, outputs: Outputs) -> None:
+        self.module, self.rules, self.outputs = captured.module, rules, outputs
         self.samples = captured.samples
         self.found = Inference(Solver())
         self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
@@ -83,10 +86,18 @@ class _Walk:
         elif node.op == "get_attr":
             self._put(node, self._weight(str(node.target)))
         elif node.op == "output":
-            if not self.prune_outputs:
-                self._freeze_all(node.args, Reason("reaches the output", node.name, kind="output"))
+            self._output(node)
         else:
             self._call(node)
+
+    def _output(self, node: fx.Node) -> None:
+        reason = Reason("reaches the output", node.name, kind="output")
+        if self.outputs == "keep":
+            return self._freeze_all(node.args, reason)
+        for returned, whole in whole_outputs(node, self.outputs):
+            for typed, stays in zip(_tensors(self._argument(returned)), whole, strict=True):
+                for axis in typed.axes if stays else ():
+                    self.found.solver.freeze(axis, reason)
 
     def _call(self, node: fx.Node) -> None:
         """Ask the rule, check what it says against the value, and only then believe it."""
@@ -141,10 +152,9 @@ class _Walk:
                 kwargs[name] = bound[name]
             else:
                 args.append(bound[name])
-        flow = rule.function(*args, **kwargs)
-        if not isinstance(flow, Flow):
-            raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
-        return flow
+        if isinstance(flow := rule.function(*args, **kwargs), Flow):
+            return flow
+        raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
 
     def _argument(self, value: Any) -> Any:
         """An argument as a rule sees it: tensors typed, sizes as numbers."""

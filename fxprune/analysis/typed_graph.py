@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from torch import Tensor, fx
 
 from fxprune.analysis.infer import Inference, Step, infer
+from fxprune.analysis.outputs import Outputs
 from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
@@ -35,7 +36,7 @@ class TypedGraph:
     """A captured graph and the axes of all its values and weights; nothing in it is left to solve.
 
     captured: the graph.
-    rules, prune_outputs: what it was typed by.
+    rules, outputs: what it was typed by.
     names: every name that the model has for a tensor -> the name in the graph.
     axes: for each node, the axes of every tensor that it returns.
     weights: the axes of each parameter and buffer in use, by its name in the graph.
@@ -46,7 +47,7 @@ class TypedGraph:
 
     captured: Captured
     rules: RuleSet
-    prune_outputs: bool
+    outputs: Outputs
     names: Mapping[str, str]
     axes: Mapping[fx.Node, tuple[Axes, ...]]
     weights: Mapping[str, Axes]
@@ -98,15 +99,15 @@ class TypedGraph:
 
 
 def type_graph(
-    captured: Captured, rules: RuleSet, tensors: Mapping[str, Tensor], *, prune_outputs: bool = False
+    captured: Captured, rules: RuleSet, tensors: Mapping[str, Tensor], *, outputs: Outputs = "keep"
 ) -> TypedGraph:
     """Infer the axes of a canonical graph; `tensors` are the model's, by all names that it has for them."""
-    found = infer(captured, rules, prune_outputs=prune_outputs)
+    found = infer(captured, rules, outputs=outputs)
     resolve = found.solver.resolve
     return TypedGraph(
         captured=captured,
         rules=rules,
-        prune_outputs=prune_outputs,
+        outputs=outputs,
         names=_names_in_graph(tensors, captured.module, found),
         axes={node: tuple(found.axes_of(node)) for node in found.values},
         weights={name: tuple(map(resolve, axes)) for name, axes in found.weights.items()},

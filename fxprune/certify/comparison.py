@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.outputs import whole_outputs
 from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled
@@ -60,8 +61,6 @@ class Comparison:
         self.weights = PlannedWeights(model, pruned, analysis, selection)
         output = next(n for n in analysis.module.graph.nodes if n.op == "output")
         self.kept = _kept_outputs(analysis, selection, output)
-        if not analysis.prune_outputs and any(k is not None for dims in self.kept for k in dims):
-            raise CertificateError("an output lost elements, though outputs are to stay whole")
         placeholders = [n for n in analysis.module.graph.nodes if n.op == "placeholder"]
         self.names = [str(n.target) for n in placeholders]
         self.unread = {str(n.target) for n in placeholders if not n.users}
@@ -176,12 +175,16 @@ def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:
 def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
     """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
     kept = []
-    for node in _leaves(output.args[0]):
+    for node, whole in whole_outputs(output, analysis.outputs):
         tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        for t, axes in zip(tensors, analysis.axes[node], strict=True):
+        for t, axes, stays in zip(tensors, analysis.axes[node], whole, strict=True):
+            positions = [selection.positions(axis) for axis in axes]
+            if stays and any(p is not None for p in positions):
+                raise CertificateError("an output lost elements, though it is to stay whole")
             if is_float(t):
-                kept.append([selection.positions(axis) for axis in axes])
+                kept.append(positions)
     return kept
+
 
 
 def _leaves(value: Any) -> list[fx.Node]:

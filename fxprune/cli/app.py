@@ -100,7 +100,11 @@ Examples:
     "--floor", metavar="N|SHARE", callback=_floor, help="What each group keeps: a count, or a share."
 )
 @click.option("--round-to", type=int, help="Keep widths that are multiples of this.")
-@click.option("--outputs", type=click.Choice(["keep", "prune"]), help="May outputs that are features shrink?")
+@click.option(
+    "--outputs",
+    metavar="keep|prune|NAME,..",
+    help="Outputs that stay whole: all (keep), none (prune), or those of these names.",
+)
 @click.option("--certify", is_flag=True, help="Verify the result in float64.")
 @model_options
 @output_options
@@ -119,6 +123,8 @@ def prune(
 ) -> int:
     """Prune MODEL and save the result to a folder."""
     about_model = {name: others.pop(name) for name in _MODEL_OPTIONS}
+    if (others["outputs"] or "keep") not in ("keep", "prune"):
+        others["outputs"] = others["outputs"].split(",")
     others["ratios"] = _ratios(others.pop("ratios")) or None
     options = {name: value for name, value in others.items() if value not in (None, ())}
     with _speaking(quiet) as step:

@@ -101,7 +101,7 @@ def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
         SiblingError: it does not take what the larger one takes.
     """
     options = AnalysisOptions(
-        outputs="prune" if analysis.prune_outputs else "keep",
+        outputs=analysis.outputs,
         split_qkv=analysis.captured.split_qkv,
         capture=analysis.capture,
         rules=analysis.rules,

@@ -13,6 +13,7 @@ from fxprune.analysis.analysis import Analysis, analysis_of
 from fxprune.analysis.analyze import analyze
 from fxprune.analysis.colours import GREY, colours
 from fxprune.analysis.groups import Group
+from fxprune.analysis.outputs import outputs_option
 from fxprune.analysis.typed_graph import Site, type_graph
 from fxprune.analysis.words import Words
 from fxprune.axes import Atom, Axis, size_of
@@ -171,5 +172,5 @@ def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
     captured = Captured(module, example, record.options["capture"], fixed_batch=not record.dynamic)
     propagate_values(module, example, captured.stand_in_batch)
     tensors = dict(named_tensors(pruned))
-    prune_outputs = record.options["outputs"] == "prune"
-    return analysis_of(type_graph(captured, rules, tensors, prune_outputs=prune_outputs))
+    outputs = outputs_option(record.options["outputs"])
+    return analysis_of(type_graph(captured, rules, tensors, outputs=outputs))
