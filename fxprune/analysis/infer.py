@@ -196,7 +196,7 @@ class _Walk:
 
     def _from_container(self, node: fx.Node, call: Call) -> bool:
         """x[0] of a tuple or dict of tensors, or a field by name, picks a value; it is no indexing."""
-        source, index = call.args[0], call.args[1]
+        source, index = call.args[:2]
         known = self.found.values.get(source) if isinstance(source, fx.Node) else None
         if known is None or isinstance(known, Typed):
             return False
@@ -209,8 +209,7 @@ class _Walk:
         """An op that is not understood: all that goes in and comes out stays whole."""
         self._freeze_all((call.args, call.kwargs), reason)
         if node.op == "call_module":
-            path = str(node.target)
-            owner = self.module.get_submodule(path)
+            owner = self.module.get_submodule(path := str(node.target))
             for name, _ in (*owner.named_parameters(), *owner.named_buffers()):
                 self._freeze_all(Weight(f"{path}.{name}"), reason)
         value = node.meta.get("val")
