@@ -63,7 +63,9 @@ def analyze(
 
 def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> Analysis:
     """Capture a model by an example call, and infer its axes."""
-    captured = capture_model(model, example, capture=options.capture, split_qkv=options.split_qkv)
+    captured = capture_model(
+        model, example, capture=options.capture, split_qkv=options.split_qkv, taught=options.rules.taught
+    )
     tensors = dict(named_tensors(model))
     graph = type_graph(captured, options.rules, tensors, outputs=outputs_option(options.outputs))
     analysis = analysis_of(graph)

@@ -95,7 +95,7 @@ class _Walk:
         if self.outputs == "keep":
             return self._freeze_all(node.args, reason)
         for returned, whole in whole_outputs(node, self.outputs):
-            for typed, stays in zip(_tensors(self._argument(returned)), whole, strict=True):
+            for typed, stays in zip(leaves(self._argument(returned), Typed), whole, strict=True):
                 for axis in typed.axes if stays else ():
                     self.found.solver.freeze(axis, reason)
 

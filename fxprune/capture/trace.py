@@ -14,6 +14,7 @@ from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import capture_exported
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
+from fxprune.capture.taught import taught_notes
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
@@ -83,8 +84,12 @@ def capture_model(
     capture: str = "auto",
     split_qkv: bool = False,
     check: Check = False,
+    taught: frozenset[str] = frozenset(),
 ) -> Captured:
-    """Capture a model as a canonical graph; arguments and errors as of `trace`."""
+    """Capture a model as a canonical graph; arguments and errors as of `trace`.
+
+    taught: the names of functions and module classes that a user taught rules for: their calls stay.
+    """
     ways = WAYS.get(capture)
     if ways is None:
         raise OptionError(f"capture={shown(capture)}: one of {', '.join(map(repr, WAYS))}")
@@ -93,7 +98,7 @@ def capture_model(
     for way in ways:
         try:
             with PROCESS_LOCK, quiet_torch():
-                captured = _captured(model, example, way, split_qkv, check)
+                captured = _captured(model, example, way, split_qkv, taught, check)
             _say_where(captured, failures)
             return captured
         except (ExampleInputError, PassError):
@@ -103,14 +108,17 @@ def capture_model(
     raise _why_not(model, example, failures)
 
 
-def _captured(model: nn.Module, example: Example, way: Way, split_qkv: bool, check: Check) -> Captured:
+def _captured(
+    model: nn.Module, example: Example, way: Way, split_qkv: bool, taught: frozenset[str], check: Check
+) -> Captured:
     copy = structural_copy(model)
     open_modules(copy)
     with noticed_checkpoints() as checkpoints:
         if way == "symbolic":
-            captured = capture_symbolic(copy, example, _copies(model, copy))
+            captured = capture_symbolic(copy, example, _copies(model, copy), taught)
         else:
             captured = capture_exported(copy, example)
+            captured = replace(captured, notes=(*captured.notes, *taught_notes(model, taught)))
     if checkpoints:
         captured = replace(captured, notes=(*captured.notes, CHECKPOINTS))
     if any(m._forward_hooks or m._forward_pre_hooks for m in copy.modules()):

@@ -186,7 +186,6 @@ def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> 
     return kept
 
 
-
 def _leaves(value: Any) -> list[fx.Node]:
     """The nodes that an output is made of, through a dataclass's own call."""
     found: list[fx.Node] = []

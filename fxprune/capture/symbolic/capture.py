@@ -16,8 +16,9 @@ from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.symbolic.numbers import AsksForNumber, shadowed_numbers
 from fxprune.capture.symbolic.own_graph import captured_as_is
-from fxprune.capture.symbolic.patches import patched_for_tracing
+from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
+from fxprune.capture.taught import is_taught, taught_functions
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
@@ -27,36 +28,43 @@ from fxprune.rules.modules import native
 __all__ = ["capture_symbolic"]
 
 
-def _leaves(model: nn.Module) -> frozenset[int]:
+def _leaves(model: nn.Module, taught: frozenset[str]) -> frozenset[int]:
     """Decided before tracing starts: `follows_mode` calls modules."""
 
     def is_leaf(m: nn.Module) -> bool:
         library = type(m).__module__.startswith("torch.nn") and bool(m._parameters)
+        if is_taught(type(m), taught):
+            return True
         return "forward" not in m.__dict__ and (native(m) is not None or library or follows_mode(m))
 
     return frozenset(id(m) for m in model.modules() if is_leaf(m))
 
 
 def capture_symbolic(
-    model: nn.Module, example: Example, copies: dict[int, nn.Module] | None = None
+    model: nn.Module,
+    example: Example,
+    copies: dict[int, nn.Module] | None = None,
+    taught: frozenset[str] = frozenset(),
 ) -> Captured:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises.
 
     `copies`: what stands for the original's modules, by their ids: a function that the model holds may call
     one.
     """
-    leaves = _leaves(model)
+    leaves = _leaves(model, taught)
     set_mode(model, False)
     as_is = captured_as_is(model, leaves, example)
     if as_is is not None:
         return as_is
     copies = copies or {}
-    graph = _trace(model, leaves, example, copies, training=False)
-    mark_literal_dtypes(graph, model, example, lambda m, x: _trace(m, _leaves(m), x, {}, training=False))
+    graph = _trace(model, leaves, example, copies, taught, training=False)
+    mark_literal_dtypes(
+        graph, model, example, lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False)
+    )
     _refuse_writes(graph, model)
 
     def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-        return _trace(model, leaves, example, copies, training=True, keep_eval=keep_eval)
+        return _trace(model, leaves, example, copies, taught, training=True, keep_eval=keep_eval)
 
     notes = follow_modes(graph, trace_training, model)
     notes += keep_elementwise_functions(graph, model)
@@ -71,17 +79,20 @@ def _trace(
     leaves: frozenset[int],
     example: Example,
     copies: dict[int, nn.Module],
+    taught: frozenset[str],
     training: bool,
     keep_eval: Collection[type] = (),
 ) -> fx.Graph:
     set_mode(model, training, keep_eval)
     followed: list[dict[str, Any]] = []
+    functions = taught_functions(model, taught)
     while True:
         tracer = Tracer(leaves, example, copies)
         with (
             torch.enable_grad(),
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
+            kept_calls(tracer, functions),
             shadowed_numbers(followed, tracer),
             restore_module_caches(model),
         ):

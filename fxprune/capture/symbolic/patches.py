@@ -6,7 +6,7 @@ import builtins
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fxprune.capture.symbolic.proxies import TracedValue, stands_for
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["patched_for_tracing"]
+__all__ = ["kept_calls", "patched_for_tracing"]
 
 # These take sizes one by one, and know no proxies among them.
 FACTORIES: tuple[str, ...] = (
@@ -110,6 +110,19 @@ def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..
         return tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+@contextlib.contextmanager
+def kept_calls(tracer: fx.Tracer, places: Iterable[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
+    """Functions that a user taught rules for are called in the graph; `places` hold them."""
+    places = list(places)
+    for space, name, function in places:
+        space[name] = _given_sizes(function, tracer)
+    try:
+        yield
+    finally:
+        for space, name, function in places:
+            space[name] = function
 
 
 def _any_proxy(value: Any) -> bool:
