@@ -41,12 +41,16 @@ elementwise("clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "isnan
 elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "invert")
 elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor", "subtract", "multiply", "divide")
 elementwise("bitwise_xor", "__and__", "__or__", "__xor__", "float_power", "copysign", "hypot", "isclose")
+elementwise("greater", "greater_equal", "less", "less_equal", "not_equal", "isreal", "heaviside", "nextafter")
+elementwise("gcd", "lcm", "ldexp", "bitwise_left_shift", "bitwise_right_shift", "resolve_neg")
 elementwise("negative", "absolute", "sgn", "fix", "isposinf", "isneginf", "signbit")
 # transcendental
 elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "sin")
 elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "floor")
 elementwise("asinh", "acosh", "atanh", "arcsin", "arccos", "arctan", "arctan2", "sinc", "erfinv", "logaddexp")
 elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
+elementwise("arcsinh", "arccosh", "arctanh", "logaddexp2", "deg2rad", "rad2deg", "digamma", "lgamma", "i0")
+elementwise("igamma", "igammac", "polygamma")
 # complex numbers
 elementwise("polar", "complex", "conj", "_conj", "conj_physical", "resolve_conj", "real", "imag", "angle")
 # activations
@@ -57,6 +61,7 @@ elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "d
 elementwise("feature_dropout", "bernoulli", "rrelu")
 # the same numbers, held otherwise
 elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
+elementwise("byte", "char", "short", "cfloat", "cdouble")
 elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
 elementwise("randn_like", "rand_like")
 elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive", "zero", "fill")

@@ -140,6 +140,25 @@ def elementwise_cases(case: Cases) -> None:
         case(name, getattr(torch, name), unit(4, 6), unit(6))
     for name in ["negative", "absolute", "sgn", "fix", "isposinf", "isneginf", "signbit", "sinc"]:
         case(name, getattr(torch, name), (4, 6))
+    for name in ["greater", "greater_equal", "less", "less_equal", "not_equal", "heaviside", "nextafter"]:
+        case(name, getattr(torch, name), (4, 6), (6,))
+    for name in ["logaddexp2", "igamma", "igammac", "ldexp"]:
+        case(name, getattr(torch, name), unit(4, 6), unit(6))
+    for name in ["gcd", "lcm", "bitwise_left_shift", "bitwise_right_shift"]:
+        case(
+            name,
+            lambda a, b, name=name: getattr(torch, name)((a * 5).int(), (b * 3).int()),
+            unit(4, 6),
+            unit(6),
+        )
+    for name in ["isreal", "deg2rad", "rad2deg", "arcsinh", "resolve_neg", "i0"]:
+        case(name, getattr(torch, name), (4, 6))
+    for name in ["digamma", "lgamma", "arctanh"]:
+        case(name, getattr(torch, name), unit(4, 6))
+    case("arccosh", torch.arccosh, unit(4, 6) + 1)
+    case("polygamma", lambda a: torch.polygamma(1, a), unit(4, 6))
+    for name in ["byte", "char", "short", "cfloat", "cdouble"]:
+        case(name, lambda a, name=name: getattr(a * 9, name)(), unit(4, 6))
     for name in ["asinh", "atanh", "arcsin", "arccos", "arctan", "erfinv"]:
         case(name, getattr(torch, name), unit(4, 6))
     case("acosh", torch.acosh, unit(4, 6) + 1)
