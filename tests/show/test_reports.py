@@ -119,20 +119,20 @@ def test_json(report: fxprune.Report) -> None:
 
 def test_markdown(report: fxprune.Report) -> None:
     lines = report.to_markdown().splitlines()
-    assert "| blocks.0.mlp.hidden | 192 -> 96 | 18.6k -> 4704 | 313k -> 78.3k |" in lines
+    assert any(line.startswith("| blocks.0-1.mlp.hidden (x2) | 192 -> 96 | 37.2k -> 94") for line in lines)
     assert "| parameters | 67.3k | 19.8k | 0.29 |" in lines
     assert {line.count("|") for line in lines if line.startswith("|")} == {5}
 
 
 def test_html(report: fxprune.Report) -> None:
     page = report._repr_html_()
-    assert "<td>blocks.0.mlp.hidden</td><td>192 -&gt; 96</td>" in page
-    assert page.count("<tr>") == page.count("</tr>") == len(report.groups) + 5
+    assert "<td>blocks.0-1.mlp.hidden (x2)</td><td>192 -&gt; 96</td>" in page
+    assert page.count("<tr>") == page.count("</tr>") == 3 + 1 + 5  # groups, the rest, heads and totals
 
 
 def test_a_table_on_a_terminal(report: fxprune.Report) -> None:
     text = str(report)
-    assert "blocks.0.mlp.hidden" in text
+    assert "blocks.0-1.mlp.hidden (x2)" in text
     assert "192 -> 96" in text
     assert "\x1b" not in text  # no colours where it is no terminal
 
@@ -205,3 +205,30 @@ def test_explain_a_model_by_itself() -> None:
 def test_explain_what_there_is_none_of(analysis: fxprune.Analysis, name: str, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         fxprune.explain(analysis, name)
+
+
+def test_columns_add_up_and_equal_blocks_are_one_row() -> None:
+    model = small_vit(depth=3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 3, 32, 32))
+    found = fxprune.report(model, pruned)
+    for i in (0, 1):
+        assert sum(g.parameters[i] for g in found.groups) <= found.parameters[i]
+        assert sum(g.macs[i] for g in found.groups) <= found.macs[i]
+    rest = found.parameters[0] - sum(g.parameters[0] for g in found.groups)
+    assert rest == model.head.bias.numel()  # what no group that shrank carries
+    text = found.to_markdown()
+    assert "blocks.0-2.mlp.hidden (x3)" in text and "blocks.1.mlp" not in text
+    assert "the rest" in text and "fine-tune, or the accuracy is gone" in text
+
+
+def test_blocks_that_differ_have_rows_of_their_own() -> None:
+    model = small_vit(depth=3)
+    options = {"example_inputs": torch.randn(2, 3, 32, 32), "ratios": {"blocks.1.mlp.*": 0.25}}
+    text = fxprune.report(model, fxprune.prune(model, 0.5, **options)).to_markdown()
+    assert "blocks.0,2.mlp.hidden (x2)" in text and "blocks.1.mlp.hidden |" in text
+
+
+def test_a_model_that_is_whole_is_not_said_to_be_ruined() -> None:
+    model = small_vit()
+    pruned = fxprune.prune(model, 0.0, example_inputs=torch.randn(2, 3, 32, 32))
+    assert "accuracy" not in fxprune.report(model, pruned).to_markdown()

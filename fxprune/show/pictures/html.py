@@ -52,8 +52,9 @@ ROW_HEIGHT = 21  # px
 WIRE_X, NAME_X, INDENT, WHAT_X, WORDS_X, SIZES_X = 94, 108, 15, 358, 514, 750  # px from the left
 LETTER = 7.25  # px, of the monospaced words
 FAR = 5000  # px, beyond the right edge of any window
-SIDE = 396  # px, of the list of groups
-PAPER, RULE = "#fbfbfa", "#e8eaee"
+SIDE = 340  # px, of the list of groups
+WIDE = 1000  # px, of a plot that has room for the column of sizes; narrower ones say them on hovering
+PAPER, RULE, EMBED = "#fbfbfa", "#e8eaee", "#2457a6"
 SANS = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 MONO = "'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
 
@@ -109,6 +110,7 @@ class _Page:
         search.js_on_change("value_input", again)
         self.groups.selected.js_on_change("indices", again)
         window = {"plot": plot, "counts": self.counts, "height": height, "row_height": ROW_HEIGHT}
+        window |= {"sizes": self.sizes, "wide": WIDE}
         fit = CustomJS(args=window | {"layout": layout}, code=page_script.FIT)
         plot.js_on_change("inner_height", fit)
         plot.js_on_change("inner_width", fit)
@@ -117,7 +119,7 @@ class _Page:
         buttons = [self._opener("Open all", True, layout), self._opener("Close all", False, layout)]
         bar = row(search, *buttons, status, height, sizing_mode="stretch_width", spacing=8)
         bar.styles = {"padding": "8px 10px", "align-items": "center", "border-bottom": f"1px solid {RULE}"}
-        side = column(self._heading(), table, width=SIDE + 28, sizing_mode="stretch_height")
+        side = column(self._heading(), table, self._key(), width=SIDE + 28, sizing_mode="stretch_height")
         side.styles = {"padding": "0 14px"}
         picture = row(plot, overview, sizing_mode="stretch_both")
         main = column(bar, picture, sizing_mode="stretch_both")
@@ -137,7 +139,8 @@ class _Page:
         plot.add_glyph(self.rows, Text(x="x", text="arrow", text_color=SOFT, **sans))
         plot.add_glyph(self.rows, Text(x="x", x_offset=14, **name, **sans))
         plot.add_glyph(self.rows, Text(x=WHAT_X, text="what", text_color=SOFT, **sans | small))
-        plot.add_glyph(self.rows, Text(x=SIZES_X, text="size", text_color=SOFT, **mono | small))
+        sizes = Text(x=SIZES_X, text="size", text_color=SOFT, **mono | small)
+        self.sizes = plot.add_glyph(self.rows, sizes)
         self.counts = Text(x=1000, text="count", text_color=INK, text_align="right", **mono | small)
         plot.add_glyph(self.rows, self.counts)
         label = Text(x="x", text="text", text_color="color", text_alpha="alpha", **mono)
@@ -146,7 +149,7 @@ class _Page:
         self.hits = plot.add_glyph(self.rows, hit)
         wheel = WheelPanTool(dimension="height")
         plot.add_tools(
-            wheel, _hover(self.labels, "@title", "@hint"), _hover(self.hits, "@path", "@what @where")
+            wheel, _hover(self.labels, "@title", "@hint"), _hover(self.hits, "@path", "@what @where @size")
         )
         plot.toolbar.active_scroll = wheel
         return plot
@@ -214,6 +217,19 @@ class _Page:
         lines = [f"{count} parameters · {len(scene.groups)} groups, {live} can shrink", *scene.analysis.notes]
         text = f'<div style="{title}">{escape(scene.title)}</div>{"<br>".join(map(escape, lines))}'
         return Div(text=text, styles=_text(12.5), width=SIDE)
+
+    def _key(self) -> Div:
+        """The legend: what the marks and words of the picture mean."""
+        entries = [
+            ("●", "an op or a module; ○ an input or output; □ a weight"),
+            ("▸", "a module: a click opens it; its size and parameters, before → after"),
+            (f'<span style="color:{EMBED}">embed</span>', "a group, in its colour: a click lights its sites"),
+            ("b n 3", "in grey: stays whole (the batch, tokens, ...); hovering says why"),
+            ("(a b) [a | b]", "a product of axes; a concatenation"),
+        ]
+        lines = "".join(f'<div><b style="color:{INK}">{mark}</b> {said}</div>' for mark, said in entries)
+        styles = _text(11.5) | {"border-top": f"1px solid {RULE}", "padding": "6px 0 8px"}
+        return Div(text=lines, styles=styles, width=SIDE, name="key")
 
     def _opener(self, label: str, opens: bool, layout: CustomJS) -> Button:
         button = Button(label=label, width=84, button_type="light")

@@ -91,6 +91,7 @@ FIT = """
 if (!plot.inner_height) return
 height.value = plot.inner_height / row_height
 counts.x = { value: plot.inner_width - 12 }
+sizes.visible = plot.inner_width >= wide
 plot.x_range.setv({ start: 0, end: plot.inner_width })
 layout.execute(plot)
 """

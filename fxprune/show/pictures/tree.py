@@ -17,6 +17,7 @@ from torch import fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.axes import Axis
+from fxprune.graph.own_nodes import is_guard
 
 __all__ = ["Row", "Tree", "collapsed", "opened_at_first"]
 
@@ -138,6 +139,8 @@ class _Growing:
         for node in self.analysis.module.graph.nodes:
             if node.op == "get_attr":
                 continue  # stands beside its first user
+            if node.op == "placeholder" and node.users and all(map(is_guard, node.users)):
+                continue  # a plain argument, of which nothing is computed
             if node.op in ("placeholder", "output"):
                 self._end(node)
             elif self._is_pick(node) or not self.analysis.axes.get(node):

@@ -14,36 +14,21 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import atoms_of
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
 from fxprune.errors import OptionError, shown
-from fxprune.plan.plan import Kept, Plan, plan_of
+from fxprune.plan.plan import plan_of
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.pruned_module import noise_for
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
 from fxprune.show.reports.measure import latencies, macs_by_node
 
-__all__ = ["GroupFigures", "Report", "report"]
+__all__ = ["Report", "report"]
 
 FORMATS = ("table", "markdown", "json")
-
-
-@dataclass(frozen=True)
-class GroupFigures:
-    """One group, before and after.
-
-    width: its elements.  parameters, macs: of all weights and calls that carry it; these overlap between
-    groups, as one weight carries several.
-    """
-
-    name: str
-    role: str
-    width: tuple[int, int]
-    parameters: tuple[int, int]
-    macs: tuple[float, float]
+EXPECTED_WHOLE = 0.95  # with less of its parameters a model does not predict as it did
 
 
 @dataclass(frozen=True)
@@ -104,14 +89,10 @@ class Report:
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         groups = [
-            [
-                g.name,
-                _pair(g.width, _count),
-                _pair(g.parameters, _count),
-                _pair(g.macs, _count),
-            ]
-            for g in self.groups
+            [name, _pair(g.width, _count), _pair(g.parameters, _count), _pair(g.macs, _count)]
+            for name, g in folded(self.groups)
         ]
+        groups.append(["the rest", "", *self._rest()])
         total = [
             ["parameters", *_row(self.parameters, _count)],
             [f"MACs, batch {self.batch}", *_row(self.macs, _count)],
@@ -130,8 +111,23 @@ class Report:
             total.append([f"at their floor: {some}", "", str(len(self.floored)), ""])
         return [
             (self.model, ["group", "width", "its parameters", "its MACs"], groups),
-            ("In total", ["", "before", "after", "left"], total),
+            (self._summary(), ["", "before", "after", "left"], total),
         ]
+
+    def _rest(self) -> list[str]:
+        """What no group that shrank carries: parameters and MACs, before and after."""
+        cells = []
+        for total, own in ((self.parameters, "parameters"), (self.macs, "macs")):
+            carried = [sum(getattr(g, own)[i] for g in self.groups) for i in (0, 1)]
+            cells.append(_pair((max(total[0] - carried[0], 0), max(total[1] - carried[1], 0)), _count))
+        return cells
+
+    def _summary(self) -> str:
+        """A title that says what to expect of so few parameters."""
+        left = self.parameters[1] / self.parameters[0] if self.parameters[0] else 1.0
+        if left > EXPECTED_WHOLE:
+            return "In total"
+        return f"In total; {left:.0%} of the parameters are left: fine-tune, or the accuracy is gone"
 
 
 def report(
@@ -196,10 +192,10 @@ def report(
     groups = {group.name: group for group in planned.groups}
     return Report(
         model=type(model).__name__,
-        groups=[_figures(planned, groups[name], plan, pruned, macs) for name in plan.groups],
+        groups=figures_of(planned, [groups[name] for name in plan.groups], plan, pruned, macs),
         parameters=(parameters_of(model), parameters_of(pruned)),
         macs=(sum(macs[0].values()), sum(macs[1].values())),
-        heads=(_heads(analysis, {}), _heads(planned, plan.groups)),
+        heads=(heads_of(analysis, {}), heads_of(planned, plan.groups)),
         batch=example.batch or 1,
         threads=threads or torch.get_num_threads(),
         latency=(seconds[0], seconds[1]) if seconds else None,
@@ -207,42 +203,6 @@ def report(
         floored=plan.floored,
         format=format,
     )
-
-
-def _figures(
-    analysis: Analysis,
-    group: Group,
-    plan: Plan,
-    pruned: nn.Module,
-    macs: tuple[dict[str, float], dict[str, float]],
-) -> GroupFigures:
-    dense = dict(analysis.module.named_parameters(remove_duplicate=False))
-    left = dict(pruned.named_parameters(remove_duplicate=False))
-    weights = {analysis.names.get(site.name, site.name) for site in group.sites}
-    found = {name: plan.renamed.get(name, name) for name in weights if name in dense}
-    learned = {name: own for name, own in found.items() if own in left}
-    calls = [node.name for node in analysis.axes if macs[0].get(node.name) and _uses(analysis, node, group)]
-    return GroupFigures(
-        group.name,
-        group.role,
-        (group.size, plan.groups[group.name].count),
-        (sum(dense[n].numel() for n in learned), sum(left[n].numel() for n in learned.values())),
-        (sum(macs[0][n] for n in calls), sum(macs[1].get(n, 0) for n in calls)),
-    )
-
-
-def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
-    """Does a call take the group's axis in, as a value or by a weight?"""
-    graph = analysis.graph
-    return any(group.atom in graph.carried(arg) for arg in node.all_input_nodes) or any(
-        group.atom in atoms_of(graph.at(site)) for site in graph.operands.get(node, ())
-    )
-
-
-def _heads(analysis: Analysis, kept: dict[str, Kept]) -> int:
-    """Attention heads of all layers: what stands outside a head dim."""
-    found = [group for group in analysis.groups if group.role == "heads"]
-    return sum(kept[g.name].count if g.name in kept else g.size for g in found)
 
 
 # ---------------------------------------------------------------- figures and tables as text
