@@ -49,6 +49,11 @@ class Analysis:
         return self.graph.captured
 
     @property
+    def inference(self) -> TypedGraph:
+        """The typed graph, under its earlier name."""
+        return self.graph
+
+    @property
     def module(self) -> fx.GraphModule:
         return self.graph.module
 
