@@ -105,6 +105,7 @@ def certify(
 
 def _certificate(comparison: Comparison, example: Example) -> Certificate:
     """Look until an output depends on the inputs; more where constant weights or inputs hide something."""
+    comparison.refuse_missing_guards(example)
     changed = comparison.weights.changed(comparison.pruned)
     first = comparison.look(example)
     looks, depends = [first], first.defined and comparison.depends(first)

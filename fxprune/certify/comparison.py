@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from fxprune.certify.noise import Replaying
 from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
 from fxprune.graph.example import Example
-from fxprune.graph.own_nodes import makes_output
+from fxprune.graph.op_names import op_name
+from fxprune.graph.own_nodes import is_guard, makes_output
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
 from fxprune.plan.selection import Selection
@@ -65,6 +67,20 @@ class Comparison:
         self.names = [str(n.target) for n in placeholders]
         self.unread = {str(n.target) for n in placeholders if not n.users}
         self.tables = table_sizes(analysis)
+
+    def refuse_missing_guards(self, example: Example) -> None:
+        """Raise CertificateError if the result accepts calls that its capture does not speak of."""
+        record = getattr(self.pruned, "record", None)
+        shapes = [t.shape[1:] for t in leaves_of(example)]
+        if not isinstance(record, Record) or shapes != [t.shape[1:] for t in leaves_of(record.example)]:
+            return  # captured with another call, it has other guards
+        missing = _guards(self.analysis.module.graph) - _guards(self.pruned.graph)
+        if missing:
+            kinds = ", ".join(f"{count} x {name}" for name, count in sorted(missing.items()))
+            raise CertificateError(
+                f"the result lacks guards that its capture needs ({kinds}): it would take a call that it "
+                f"computes wrongly; prune anew, or keep these nodes when you edit its graph"
+            )
 
     def look(self, example: Example, tensors: Tensors | None = None, *, own: bool = False) -> Look:
         """Compare on one input.
@@ -110,9 +126,14 @@ class Comparison:
         """Whether it saw something else than zeros, and another thing for other inputs (if it takes any)."""
         if not look.seen or not leaves_of(look.example):
             return look.seen
-        tried = [self._other(look, self.draw(look.example, seed=2, scale=scale)) for scale in (1.0, 10.0)]
-        known = [outputs for outputs in tried if outputs is not None]
-        return any(differ(look.got, outputs) for outputs in known) if known else True
+        refused = 0
+        for scale in (1.0, 10.0):
+            outputs = self._other(look, self.draw(look.example, seed=2, scale=scale))
+            if outputs is None:
+                refused += 1
+            elif differ(look.got, outputs):
+                return True
+        return refused == 2  # it takes no other values: nothing is known
 
     def depends_on_weights(self, look: Look, before: Look) -> bool:
         """Whether it saw something else than zeros, and another thing than with other random weights."""
@@ -170,6 +191,11 @@ def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     values = [pytree.tree_leaves(n.meta.get("val")) for n in _leaves(output.args[0])]
     return [t for vs in values for t in vs if isinstance(t, Tensor) and is_float(t)]
+
+
+def _guards(graph: fx.Graph) -> Counter[str]:
+    """How many guards of each kind a graph has."""
+    return Counter(op_name(node.target) for node in graph.nodes if is_guard(node))
 
 
 def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
