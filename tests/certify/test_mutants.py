@@ -165,6 +165,7 @@ def a_dropped_guard(s: Setting) -> Iterator[fx.GraphModule]:
 def a_dropped_node(s: Setting) -> Iterator[fx.GraphModule]:
     def change(node: fx.Node) -> bool:
         node.replace_all_uses_with(node.all_input_nodes[0])
+        node.graph.erase_node(node)  # it may work in place
         return True
 
     for place in some(nodes_of(s.pruned.graph, s.pruned, SAME_SHAPE)):
