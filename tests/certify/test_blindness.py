@@ -327,8 +327,8 @@ def test_a_weight_without_effect_counts_too() -> None:
 
 def test_a_replaced_weight_is_named() -> None:
     model, pruned = pruned_pair(small_vit(), torch.randn(2, 3, 32, 32))
-    pruned.head.weight = nn.Parameter(torch.randn(7, 24))
-    with pytest.raises(CertificateError, match=r"head\.weight has shape \(7, 24\)"):
+    pruned.pos_embed = nn.Parameter(torch.randn(1, 5, 24))
+    with pytest.raises(CertificateError, match=r"pos_embed has shape \(1, 5, 24\)"):
         fxprune.verify(model, pruned)
 
 
