@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import certificate
 from helpers import CAPTURES, ConvNet, mlp, randomise, small_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import CertificateError
+from fxprune.errors import CertificateError, PlanError
 from fxprune.graph.op_names import op_name
 
 both_captures = pytest.mark.parametrize("capture", CAPTURES)
@@ -326,10 +327,14 @@ def test_a_weight_without_effect_counts_too() -> None:
 
 
 def test_a_replaced_weight_is_named() -> None:
+    """By `verify`, and by what it is made of: there is nothing to compare it with."""
     model, pruned = pruned_pair(small_vit(), torch.randn(2, 3, 32, 32))
+    analysis = fxprune.analyze(model, example_inputs=torch.randn(2, 3, 32, 32))
     pruned.pos_embed = nn.Parameter(torch.randn(1, 5, 24))
-    with pytest.raises(CertificateError, match=r"pos_embed has shape \(1, 5, 24\)"):
+    with pytest.raises(PlanError, match="pos_embed"):
         fxprune.verify(model, pruned)
+    with pytest.raises(CertificateError, match=r"pos_embed has shape \(1, 5, 24\)"):
+        certificate(model, pruned, analysis)
 
 
 def test_other_sizes_than_the_captured() -> None:
