@@ -61,7 +61,8 @@ def prune(
     The result computes exactly what the model would with the removed channels and branches set to
     zero and every norm taken over the kept ones; tokens and their layout stay whole.  Follows the
     structure of "A Unified Pruning Framework for Vision Transformers"
-    (https://arxiv.org/abs/2111.15127).
+    (https://arxiv.org/abs/2111.15127).  Right after pruning by half the accuracy is gone, whatever the
+    criterion: fine-tune the result.
 
     Args:
         model: any traceable model, in any mode, dtype and device; it is not changed.
