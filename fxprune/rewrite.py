@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
 from fxprune.analysis.analyze import analyze
 from fxprune.choose.planned import as_planned
+from fxprune.graph.example import outline_of
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.shrinking.fold_scale import fold_scales
 from fxprune.passes.shrinking.rename import prefixes, rename, renamed_path
@@ -99,7 +99,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
     modules = prefixes(new)
     pruned.record = Record(
         plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
-        example=example.map(lambda t: torch.empty_like(t, device="meta")),
+        example=outline_of(example),
         options={
             "outputs": analysis.outputs,
             "split_qkv": analysis.captured.split_qkv,

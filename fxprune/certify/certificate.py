@@ -69,7 +69,12 @@ class Certificate(float):
         return float(self) <= self.tolerance and not self.unseen and not self.changed
 
     def __repr__(self) -> str:
-        return f"Certificate({float(self):.2e}, {'; '.join(self._words())})"
+        return f"Certificate({float(self):.2e}, {self.words})"
+
+    @property
+    def words(self) -> str:
+        """What it says beside the number: "exact", or "NOT EXACT; saw nothing: ..."."""
+        return "; ".join(self._words())
 
     def _words(self) -> Iterator[str]:
         yield "exact" if self.exact else "NOT EXACT"

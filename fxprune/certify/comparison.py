@@ -227,15 +227,15 @@ def _leaves(value: Any) -> list[fx.Node]:
     return found
 
 
-def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """A float64 twin of a pruned module, with scales folded into its weights in float64 too.
+def _unrounded(copied: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """Fold scales into the weights of a float64 copy in float64 too.
 
     The module's own weights hold the folded products as rounded to their dtype; those that are off by
     no more than that are taken for what they stand for.
     """
-    record = getattr(twin, "record", None)
+    record = getattr(copied, "record", None)
     if not isinstance(record, Record) or not record.folded:
-        return twin
+        return copied
     original = model.state_dict()
     old_of = {new: old for old, new in record.plan.renamed.items()}
     for name, (rows, ratio) in record.folded.items():
@@ -243,10 +243,10 @@ def _unrounded(twin: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         kept = [None if k is None else k.numpy() for k in record.plan.kept.get(old, ())]
         exact = in_float64(compact(original[old], kept))
         exact[rows.to(exact.device)] *= ratio
-        stored = tensor_at(twin, name)
+        stored = tensor_at(copied, name)
         if bool(((stored - exact).abs() <= torch.finfo(original[old].dtype).eps * exact.abs()).all()):
             stored.data = exact
-    return twin
+    return copied
 
 
 @contextlib.contextmanager

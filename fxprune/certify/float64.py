@@ -1,4 +1,4 @@
-"""Float64 twins: a module's graph run with all that it holds and casts to in double precision.
+"""Run a module's graph with all that it holds and casts to in double precision.
 
 Complex numbers are two floats: what is said of float64 here holds for complex128.
 """
@@ -32,18 +32,18 @@ _CASTS = {"cfloat": torch.complex128, **dict.fromkeys(["float", "half", "bfloat1
 
 
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
-    """A twin in eval mode, with a float64 copy of every tensor; the graph is shared."""
-    twin = copy.copy(module)
+    """Copy a module in eval mode, every tensor in float64; the graph is shared."""
+    copied = copy.copy(module)
     shell = nn.Module()
     shell._modules = module._modules
     shell._parameters, shell._buffers = module._parameters, module._buffers
     shell = in_float64(copy.deepcopy(shell))
     in_eval_mode(shell)
-    twin.__dict__ = {
+    copied.__dict__ = {
         **module.__dict__,
         **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
     }
-    return twin
+    return copied
 
 
 def in_eval_mode(module: nn.Module) -> None:

@@ -160,20 +160,20 @@ class MaskedOriginal(Float64Interpreter):
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
-            return self.env[self._twin(value)]
+            return self.env[self._counterpart(value)]
         if isinstance(value, Weight):
             return self.fetch_attr(value.name)
         if isinstance(value, (list, tuple)):
             return type(value)(map(self._value, value))
         return value
 
-    def _twin(self, node: fx.Node) -> fx.Node:
+    def _counterpart(self, node: fx.Node) -> fx.Node:
         """One that holds its value: a stream is the same before and after a branch that adds zero."""
-        if not hasattr(self, "_twins"):
-            self._twins: dict[Any, list[fx.Node]] = {}
+        if not hasattr(self, "_counterparts"):
+            self._counterparts: dict[Any, list[fx.Node]] = {}
             for new, old in self.mirror.items():
-                self._twins.setdefault(old, []).append(new)
-        return next(twin for twin in self._twins[node] if twin in self.env)
+                self._counterparts.setdefault(old, []).append(new)
+        return next(own for own in self._counterparts[node] if own in self.env)
 
     def _apply(self, t: Tensor, axes: Any) -> Tensor:
         mask = self._mask(axes)

@@ -288,9 +288,9 @@ def verify(
             json.dumps({"folder": folder, "error": float(error), "exact": error.exact, "weights": what})
         )
     elif not quiet:
-        state = "exact" if error.exact else "NOT EXACT"
         click.echo(
-            f"{folder}: whole and unedited; {state}, largest relative error {float(error):.1e} on {what}"
+            f"{folder}: whole and unedited; {error.words}, "
+            f"largest relative error {float(error):.1e} on {what}"
         )
     return 0 if error.exact else FAILED
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.tensors import device_of
+from fxprune.graph.tensors import device_of, is_float
 
-__all__ = ["PRIME_BATCH", "Example", "seeded_noise"]
+__all__ = ["PRIME_BATCH", "Example", "outline_of", "seeded_noise"]
 
 
 # A batch size that divides nothing: no reshape lines up with it by accident.
@@ -51,12 +51,28 @@ def _resized(t: Tensor, n: int) -> Tensor:
     return t.repeat(-(-n // t.shape[0]), *[1] * (t.ndim - 1))[:n]
 
 
+def outline_of(example: Example) -> Example:
+    """Keep shapes and types (on the meta device), and the values of whole numbers where they are few."""
+
+    def outline(t: Tensor) -> Tensor:
+        if is_float(t) or t.numel() > FEW or t.is_meta:
+            return torch.empty_like(t, device="meta")
+        return t.detach().cpu().clone()
+
+    return example.map(outline)
+
+
+FEW = 1 << 14
+
+
 def seeded_noise(shapes: Example, model: nn.Module) -> Example:
-    """Normal noise of the recorded shapes (zeros for whole numbers), on the model's device."""
+    """Normal noise of the recorded shapes, on the model's device; whole numbers as recorded, or zeros."""
     device = device_of(model)
     generator = torch.Generator().manual_seed(0)
 
     def noise(t: Tensor) -> Tensor:
+        if not t.is_floating_point() and not t.is_meta:
+            return t.to(device)
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device=device)
         return torch.randn(t.shape, generator=generator).to(dtype=t.dtype, device=device)

@@ -22,7 +22,8 @@ class Record:
     """The record of a rewritten model: plain data, enough to make it again from its original.
 
     plan: what was kept.
-    example: the call that it was captured with, shapes only (on the meta device).
+    example: the call that it was captured with, shapes (on the meta device), and the values of
+        whole numbers where they are few.
     options: how the original was analysed: `outputs`, `split_qkv`, `capture`, as of `analyze`.
     origin: what its library records of the original, see `origin_of`.
     folded: weight -> its rows that a factor was folded into, and the factor (`like=`).

@@ -76,7 +76,7 @@ def exactness_built_smaller(
 
 def check_shapes(model: nn.Module, pruned: fx.GraphModule) -> None:
     """Raise ValueError where the outputs have other shapes; all that can be told on the meta device."""
-    example = record_of(pruned).example.with_batch(3)
+    example = record_of(pruned).example.map(lambda t: t.to("meta")).with_batch(3)
     wanted, got = ([tuple(t.shape) for t in outputs_of(m, example)] for m in (model, pruned))
     if wanted != got:
         raise ValueError(f"the pruned model's outputs have shapes {got}, the original's {wanted}")

@@ -254,6 +254,30 @@ def test_whole_numbers_are_varied(capture: str, dtype: torch.dtype) -> None:
     assert not fxprune.verify(model, pruned).exact
 
 
+class Kinds(nn.Module):
+    """Numbers of which only some mean something: a table without a rule that says how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+        self.register_buffer("table", torch.randn(4, 6))
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        return self.body(x + self.table[kind])
+
+
+@both_captures
+def test_the_examples_own_whole_numbers_are_used(capture: str) -> None:
+    kinds = torch.tensor([3, 1])
+    model, pruned = pruned_pair(randomise(Kinds()), (VECTORS, kinds), capture)
+    assert torch.equal(pruned.record.example.args[1], kinds)
+    assert pruned.record.example.args[0].is_meta
+    assert fxprune.verify(model, pruned).exact
+    with torch.no_grad():
+        pruned.table[3] += 1
+    assert not fxprune.verify(model, pruned).exact
+
+
 # ---------------------------------------------------------------- noise
 
 
