@@ -83,11 +83,12 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     example = analysis.captured.example
-    pruned = shrink(analysis, selection, model)
+    pruned = shrink(analysis, selection=selection, original=model)
     refuse_broken(pruned, example)
-    folded = fold_scales(pruned, plan.scales, example)
+    pruned = fold_scales(pruned, scales=plan.scales, example=example)
+    folded = pruned.folded
     new = plan.renamed
-    pruned = rename(pruned, new) if new else pruned
+    pruned = rename(pruned, names=new) if new else pruned
     sites = {
         group.name: [Site(new.get(site.name, site.name), site.dim) for site in group.sites]
         for group in analysis.groups

@@ -50,7 +50,7 @@ def merged(analysis: Analysis, counts: Mapping[Group, int]) -> Analysis:
     if not fewer:
         return analysis
     names = {group.name: count for group, count in fewer.items()}
-    return analysis.on(regroup_heads(analysis, fewer), regrouped=names)
+    return analysis.on(regroup_heads(analysis, counts=fewer), regrouped=names)
 
 
 def merged_by_name(analysis: Analysis, counts: Mapping[str, int]) -> Analysis:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 __all__ = [
     "device_of",
     "floats_of",
-    "holder",
+    "get_or_create_submodule",
     "holds_attributes",
     "in_float64",
     "is_float",
@@ -75,7 +75,7 @@ def in_float64(value: Raised) -> Raised:
     return value.double() if value.is_floating_point() else value
 
 
-def holder(root: nn.Module, path: str) -> nn.Module:
+def get_or_create_submodule(root: nn.Module, path: str) -> nn.Module:
     """The module at a path, made of empty modules where there is none yet."""
     here = root
     for part in path.split(".") if path else ():

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.tensors import holder
+from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
@@ -26,10 +27,12 @@ class PrunedModule(fx.GraphModule):
 
     record: how it was made; the rewrite attaches it when all else stands.
     ties: second names of shared tensors -> the name that the graph uses.
+    folded: weight -> its rows that a factor was folded into, and the factor.
     """
 
     record: Record
     ties: Mapping[str, str]
+    folded: Mapping[str, tuple[Tensor, float]] = MappingProxyType({})
 
     def recompile(self) -> Any:
         """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
@@ -145,7 +148,7 @@ def _tie(root: nn.Module, second: str, first: str) -> None:
     path, _, leaf = first.rpartition(".")
     owner = root.get_submodule(path)
     new_path, _, new_leaf = second.rpartition(".")
-    place = holder(root, new_path)
+    place = get_or_create_submodule(root, new_path)
     if leaf in owner._parameters:
         place.register_parameter(new_leaf, owner._parameters[leaf])
     else:

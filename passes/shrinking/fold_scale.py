@@ -16,6 +16,7 @@ from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.values import propagate_values
 from fxprune.graph.writes import VIEWS
+from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
@@ -40,37 +41,35 @@ def constant_of(call: Call) -> float | None:
     return float(scale) if isinstance(scale, (int, float)) and not isinstance(scale, bool) else None
 
 
-def fold_scales(
-    module: fx.GraphModule, scales: Mapping[str, float], example: Example
-) -> dict[str, tuple[Tensor, float]]:
+def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: Example) -> PrunedModule:
     """Write other constants into products, and fold the difference into the weights before them.
 
-    `scales` are the new constants by the names of their nodes.  Returns, for each weight that changes, the
-    rows and what they were multiplied by.
+    `scales` are the new constants by the names of their nodes.
 
     Needs: a factor that comes straight from a weight.  Guarantees: the same function; the module's graph and
-    the rows that the factor comes from, the query's, are changed in place.
+    the rows that the factor comes from, the query's, are changed in place, and `pruned.folded` has them.
 
     Raises:
         RewriteError: the factor does not come straight from a weight.
     """
     if not scales:
-        return {}
-    propagate_values(module, example)
+        return pruned
+    propagate_values(pruned, example)
     folded: dict[str, tuple[Tensor, float]] = {}
-    for node in list(module.graph.nodes):
+    for node in list(pruned.graph.nodes):
         if node.name in scales:
-            call = call_of(node, module, DEFAULT_RULES)
+            call = call_of(node, pruned, DEFAULT_RULES)
             old, new = constant_of(call), scales[node.name]
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
             ratio = new / old if call.op in _QUOTIENTS else old / new
-            folded |= _fold(module, _factor(call, module), ratio)
+            folded |= _fold(pruned, _factor(call, pruned), ratio)
             _write(node, call, new)
-    for node in module.graph.nodes:
+    for node in pruned.graph.nodes:
         del node.meta["val"]
-    module.recompile()
-    return folded
+    pruned.recompile()
+    pruned.folded = folded
+    return pruned
 
 
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:

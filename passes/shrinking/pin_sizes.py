@@ -114,7 +114,7 @@ def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
     if is_static(axis):
         return axis.size
     with size.graph.inserting_after(size):
-        return rescaled(size.graph, size, axis, selection, forwards=False)
+        return rescaled(size.graph, size, axis, selection, to_pruned=False)
 
 
 def is_static(axis: Axis) -> bool:
@@ -122,15 +122,15 @@ def is_static(axis: Axis) -> bool:
     return axis.size != 1 and all(a.frozen is None for a in atoms_of(axis))
 
 
-def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, forwards: bool) -> fx.Node:
+def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, to_pruned: bool) -> fx.Node:
     """A computed size of an axis with frozen, input-dependent parts: from old to new, or back."""
     if isinstance(axis, Sum):
         lost = axis.size - selection.size(axis)
-        return graph.call_function(operator.sub if forwards else operator.add, (size, lost))
+        return graph.call_function(operator.sub if to_pruned else operator.add, (size, lost))
     parts = axis.parts if isinstance(axis, Product) else (axis,)
     live = Product.of(part for part in parts if selection.shrinks(part))
     old, new = live.size, selection.size(live)
-    if not forwards:
+    if not to_pruned:
         old, new = new, old
     quotient = graph.call_function(operator.floordiv, (size, old))
     with graph.inserting_after(quotient):

@@ -24,7 +24,7 @@ from fxprune.plan.selection import Selection
 __all__ = ["head_dims", "regroup_heads"]
 
 
-def regroup_heads(analysis: Analysis, counts: Mapping[Group, int]) -> fx.GraphModule:
+def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.GraphModule:
     """Give groups of heads fewer, wider heads.
 
     Needs: `counts` that divide the numbers of heads, of groups for which `head_dims` is not empty.

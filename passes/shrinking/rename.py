@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, fx, nn
 
-from fxprune.graph.tensors import holder
+from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["prefixes", "rename", "renamed_path"]
 
 
-def rename(pruned: PrunedModule, names: Mapping[str, str]) -> PrunedModule:
+def rename(pruned: PrunedModule, *, names: Mapping[str, str]) -> PrunedModule:
     """Give tensors and the modules that hold them new names.
 
     `names` are of tensors, old to new; a module without tensors (a dropout) moves along with its neighbours.
@@ -56,7 +56,7 @@ def _move(source: nn.Module, old: str, root: nn.Module, new: str) -> None:
     """Place a module or a tensor of the source at another path."""
     value = _at(source, old)
     path, _, leaf = new.rpartition(".")
-    place = holder(root, path)
+    place = get_or_create_submodule(root, path)
     if isinstance(value, nn.Module):
         place.add_module(leaf, value)
     elif isinstance(value, nn.Parameter):

@@ -97,7 +97,7 @@ def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) ->
     axis = spelled.axis if bound else spelled
     if isinstance(value, fx.Node) and (bound or not is_static(axis)):
         with node.graph.inserting_before(node):
-            return rescaled(node.graph, value, axis, selection, forwards=True)
+            return rescaled(node.graph, value, axis, selection, to_pruned=True)
     if isinstance(value, int) and value < 0:
         return -selection.size(axis) if bound else -1
     return selection.size(axis)

@@ -24,7 +24,7 @@ from fxprune.rules.modules import native
 __all__ = ["copied", "shrink"]
 
 
-def shrink(analysis: Analysis, selection: Selection, original: nn.Module) -> PrunedModule:
+def shrink(analysis: Analysis, *, selection: Selection, original: nn.Module) -> PrunedModule:
     """Make a new GraphModule with the selected channels only.
 
     Needs: a selection of the analysis's own groups.  Guarantees: every tensor is an index-select of the

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.graph.chunks import taken
-from fxprune.graph.tensors import holder
+from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.plan.selection import Selection
 
 __all__ = []
@@ -54,7 +54,7 @@ class _Slicer:
 
     def _place_tensor(self, root: nn.Module, name: str, source: nn.Module) -> None:
         path, _, leaf = name.rpartition(".")
-        owner, place = source.get_submodule(path), holder(root, path)
+        owner, place = source.get_submodule(path), get_or_create_submodule(root, path)
         tensor = getattr(owner, leaf)
         if isinstance(tensor, nn.Parameter):
             place.register_parameter(leaf, self._slice(tensor, name))
@@ -64,4 +64,4 @@ class _Slicer:
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
-    holder(root, parent).add_module(leaf, module)
+    get_or_create_submodule(root, parent).add_module(leaf, module)

@@ -60,7 +60,7 @@ def test_merging_is_telling_the_model_of_fewer_heads(heads: int, capture: str) -
 def test_the_pass_leaves_a_module_that_runs() -> None:
     model, x = small_vit().double(), images(3).double()
     analysis = fxprune.analyze(model, example_inputs=x)
-    merged = regroup_heads(analysis, {group: 2 for group in analysis.groups if group.name in HEADS})
+    merged = regroup_heads(analysis, counts={group: 2 for group in analysis.groups if group.name in HEADS})
     assert_same(run(merged, x), run(told_of_fewer_heads(2), x), 1e-12)
 
 

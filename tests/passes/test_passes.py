@@ -766,7 +766,7 @@ def test_the_analysed_graph_may_be_shrunk_again(capture: str) -> None:
     x = images(2)
     analysis, selection = selected(model, x, capture, 0.5)
     held = {name: id(m) for name, m in analysis.module.named_modules(remove_duplicate=False)}
-    first, second = (shrink(analysis, selection, model) for _ in range(2))
+    first, second = (shrink(analysis, selection=selection, original=model) for _ in range(2))
     assert {name: id(m) for name, m in analysis.module.named_modules(remove_duplicate=False)} == held
     assert not {*map(id, first.modules())} & {*map(id, second.modules()), *held.values()}
     assert_same(run(first, x), run(second, x), 0)
@@ -794,11 +794,11 @@ def test_renaming_keeps_what_is_not_saved_and_the_modes() -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=x)
     names = {"fc1": "stem", "fc2": "act"}  # where the activation stands
     tensors = {f"{old}.{t}": f"{new}.{t}" for old, new in names.items() for t in ("weight", "bias")}
-    renamed = rename(pruned, tensors | {"table": "places"})
+    renamed = rename(pruned, names=tensors | {"table": "places"})
     assert {*renamed.state_dict()} == {*tensors.values()}
     assert [name for name, _ in renamed.named_buffers()] == ["places"]
     assert isinstance(renamed.get_submodule("act_"), nn.Dropout)
     modes = {name: m.training for name, m in renamed.named_modules()}
     assert modes == {"": True, "stem": True, "act": True, "act_": False}
     assert_same(renamed(x), pruned(x), tolerance=0)
-    assert not any(m.training for m in rename(pruned.eval(), tensors | {"table": "places"}).modules())
+    assert not any(m.training for m in rename(pruned.eval(), names=tensors | {"table": "places"}).modules())

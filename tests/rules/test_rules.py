@@ -1072,7 +1072,7 @@ def analysed(
 
 def compare(case: Case, model: nn.Module, analysis: fxprune.Analysis, selection: Selection) -> None:
     """Sliced, then the op; zero-masked, then the op, then sliced; and the certificate's masked form."""
-    pruned = shrink(analysis, selection, model)
+    pruned = shrink(analysis, selection=selection, original=model)
     with torch.no_grad():
         got = tensors_of(pruned(DUMMY))
         wanted = compacted(tensors_of(masked(model, analysis, selection)(DUMMY)), analysis, selection)
