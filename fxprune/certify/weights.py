@@ -75,11 +75,18 @@ class PlannedWeights:
                 )
             given = in_float64(stored).to(wanted.device)
             off = (given - wanted).abs() if is_float(wanted) else (given != wanted).double()
+            off[(given == wanted) | (given.isnan() & wanted.isnan())] = 0  # infinite bounds as well
             bound = torch.zeros_like(off)
             if name in self.folded:  # it holds the product as rounded to its dtype
                 bound = torch.finfo(self.originals[name].dtype).eps * wanted.abs()
             if not bool((off <= bound).all()):
-                largest = wanted.abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
+                largest = (
+                    wanted.abs()
+                    .nan_to_num(posinf=0)
+                    .max()
+                    .double()
+                    .clamp_min(torch.finfo(torch.float64).tiny)
+                )
                 found[name] = float((off.max() / largest).nan_to_num(nan=float("inf")))
         return found
 

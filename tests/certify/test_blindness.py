@@ -350,6 +350,31 @@ def test_a_weight_without_effect_counts_too() -> None:
     assert not found < 1e-8
 
 
+class Bounded(nn.Module):
+    """Bounds without a limit, and a table with a place for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+        self.register_buffer("low", torch.tensor(float("-inf")))
+        self.register_buffer("high", torch.full((4,), float("inf")))
+        self.register_buffer("none", torch.tensor([float("nan"), 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(self.body(x), self.high), self.low) * self.none[1]
+
+
+@both_captures
+def test_infinite_constants_are_the_plans(capture: str) -> None:
+    model, pruned = pruned_pair(Bounded(), VECTORS, capture)
+    assert fxprune.verify(model, pruned).exact
+    with torch.no_grad():
+        pruned.high[0] = 1
+    found = fxprune.verify(model, pruned)
+    assert set(found.changed) == {"high"}
+    assert not found < 1e-8
+
+
 def test_a_replaced_weight_is_named() -> None:
     """By `verify`, and by what it is made of: there is nothing to compare it with."""
     model, pruned = pruned_pair(small_vit(), torch.randn(2, 3, 32, 32))
