@@ -49,7 +49,6 @@ def test_a_ratio_outside_its_range(ratio: Any) -> None:
     [
         ("capture", "guess", ["'auto'", "'symbolic'", "'export'"]),
         ("attention", "neurons", ["'auto'", "'heads'", "'head_dim'"]),
-        ("outputs", "drop", ["'keep'", "'prune'"]),
         ("round_to", 0, ["whole number", "at least 1"]),
         ("round_to", 1.5, ["whole number", "at least 1"]),
         ("round_to", True, ["whole number", "at least 1"]),
