@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -74,28 +73,19 @@ def _guard(graph: fx.Graph, after: fx.Node, node: fx.Node, value: Any, numbers: 
     """Insert the guard that an argument of this value needs.  Returns the last node inserted so far."""
     has_tensors = any(isinstance(v, Tensor) for v in pytree.tree_leaves(value))
     followed = is_followed(value) and (numbers or has_tensors)
-    for target, given, expected in _guards_of(graph, node, value, followed):
-        with graph.inserting_after(after):
-            if given is not None:
-                after = given_node = graph.call_function(given, (node,))
-                with graph.inserting_after(after):
-                    after = graph.call_function(target, (given_node, expected), {"name": node.name})
-            else:
-                after = graph.call_function(target, (node, expected), {"name": node.name})
-    return after
-
-
-def _guards_of(
-    graph: fx.Graph, node: fx.Node, value: Any, followed: bool
-) -> Iterator[tuple[Callable[..., Any], Callable[..., Any] | None, Any]]:
-    """The guards of an argument: what each calls, of what function of it, and what that should give."""
-    if isinstance(value, Tensor):
-        if node.args:  # it may be left out, or be None
-            yield guard_tensor, None, True
-    elif not followed and _is_plain(value):
-        yield guard_argument, None, value
-    elif isinstance(value, (list, tuple, dict)):
-        yield guard_argument, layout_of_argument, layout_of_argument(value)
+    target, given, expected = guard_argument, node, value
+    with graph.inserting_after(after):
+        if isinstance(value, Tensor):
+            if not node.args:  # it can't be left out
+                return after
+            target, expected = guard_tensor, True
+        elif followed or not _is_plain(value):
+            if not isinstance(value, (list, tuple, dict)):
+                return after
+            after = given = graph.call_function(layout_of_argument, (node,))
+            expected = layout_of_argument(value)
+    with graph.inserting_after(after):
+        return graph.call_function(target, (given, expected), {"name": node.name})
 
 
 def _is_plain(value: Any) -> bool:

@@ -29,14 +29,13 @@ def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         wanted = range(value.ndim) if given is None else [given] if isinstance(given, int) else given
         units = tuple(d for d in wanted if value.shape[d] == 1)
-        for d in wanted:
-            if value.shape[d] % PRIME_BATCH == 0 and batch == 1:
+        for d in (d for d in wanted if value.shape[d] % PRIME_BATCH == 0):
+            if batch == 1:
                 raise NotImplementedError(
                     f"squeeze() at {node.meta.get('where')} removes the batch as well where it is one; "
                     f"give an example of two samples"
                 )
-            if value.shape[d] % PRIME_BATCH == 0:
-                _guard_batch(module.graph, node, x, d)
+            _guard_batch(module.graph, node, x, d)
         if units and given == units:
             continue
         with module.graph.inserting_before(node):
