@@ -119,7 +119,7 @@ def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> 
             f"{whence} has the right weights, but computes something else with them than the model that "
             f"was saved (another option of its constructor?)"
         )
-    said = ", ".join(changed) or record["format"]
+    said = ", ".join([*([f"format {record['format']}"] if old else []), *changed])
     warnings.warn(
         f"the graph differs from the saved one, and so do versions ({said}): compare the loaded model with "
         f"the original by fxprune.verify",
