@@ -1,8 +1,11 @@
-"""A folder of images as batches, with the transforms that a model was made for.  Labels are not needed."""
+"""A folder of images as batches, with the transforms that a model was made for; with or without labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +13,29 @@ from torch import Tensor, nn
 
 from fxprune.capture.example_of import example_of
 from fxprune.errors import DataError
+from fxprune.show.reports.accuracy import class_scores
 
-__all__ = ["batches_from"]
+__all__ = ["Labelled", "batches_from", "labelled_images"]
+
+SYNSET = re.compile(r"n\d{8}")  # how ImageNet names its classes
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with their classes, read as they are asked for.
+
+    count: of the images.  transform: what is done to each, in words.
+    """
+
+    dataset: Any
+    count: int
+    transform: str
+
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """[batch, channels, height, width] and class numbers [batch]."""
+        for samples in _batches(self.dataset, self.count, size):
+            images, labels = zip(*samples, strict=True)
+            yield torch.stack(images).to(device), torch.tensor(labels, device=device)
 
 
 def batches_from(
@@ -22,24 +46,101 @@ def batches_from(
     Mean, size and crop are those that timm records for the model, and timm's usual ones for others.
 
     Raises:
-        DataError: timm is missing, or there are no images.
+        DataError: timm is missing, there are no images, or the model takes none.
     """
+    dataset, _ = _dataset(folder, model, _image_of(model, options), None)
+    count = min(most, len(dataset))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return [torch.stack([s[0] for s in samples]).to(device) for samples in _batches(dataset, count, batch)]
+
+
+def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most: int | None) -> Labelled:
+    """At most `most` images, evenly spread over the folder, each with the class that its subfolder names.
+
+    Raises:
+        DataError: as `batches_from`; or it is not certain which class of the model a subfolder means.
+    """
+    image = _image_of(model, options)
+    with torch.no_grad():
+        scores = class_scores(model.eval()(image), len(image))
+    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+    dataset, transform = _dataset(folder, model, image, class_numbers(names, scores.shape[1], model))
+    count = min(most or len(dataset), len(dataset))
+    return Labelled(dataset, count, transform)
+
+
+def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> dict[str, int]:
+    """Which output of the model each subfolder means, or an error: a guess would be a wrong accuracy.
+
+    By number (`0`, `17`); by the names in a Hugging Face configuration; by ImageNet's synsets (`n01440764`)
+    in timm's list for so many classes; in alphabetical order, where there are as many as the model has.
+    """
+    if not names:
+        raise DataError("--data: there is no subfolder for each class, which says what is in its images")
+    if all(name.isdecimal() for name in names) and max(map(int, names)) < classes:
+        return {name: int(name) for name in names}
+    known = getattr(getattr(model, "config", None), "label2id", None) or {}
+    if set(names) <= set(known):
+        return {name: int(known[name]) for name in names}
+    if all(map(SYNSET.fullmatch, names)):
+        synsets = _synsets(classes)
+        if set(names) <= set(synsets):
+            return {name: synsets.index(name) for name in names}
+    if len(names) == classes:
+        return {name: i for i, name in enumerate(names)}
+    raise DataError(
+        f"--data: {len(names)} subfolders ({', '.join(names[:3])}, ...) for a model of {classes} classes: "
+        f"name them by the number of the class (0 to {classes - 1}), or make one for each class"
+    )
+
+
+def _synsets(classes: int) -> list[str]:
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": classes})
+    return ImageNetInfo(subset).label_names() if subset else []
+
+
+def _image_of(model: nn.Module, options: dict[str, Any]) -> Tensor:
+    """Blank images of the size that the model takes: [batch, channels, height, width]."""
+    example = example_of(model, options.get("example_inputs"))
+    values = [*example.args, *example.kwargs.values()]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
+        shapes = ", ".join(str(list(v.shape)) if isinstance(v, Tensor) else str(v) for v in values)
+        raise DataError(f"--data: the model takes no images, but {shapes}: see data= of fxprune.prune")
+    return values[0]
+
+
+def _dataset(folder: str, model: nn.Module, image: Tensor, classes: dict[str, int] | None) -> tuple[Any, str]:
+    """timm's data set of the folder, with its transform for the model, and that transform in words."""
     try:
         from timm.data import create_dataset, create_transform, resolve_model_data_config
     except ImportError as error:
         raise DataError("--data needs timm for its transforms: pip install timm") from error
+    channels, *size = image.shape[1:]
     config = resolve_model_data_config(model)
-    first = example_of(model, options.get("example_inputs")).args[0]
-    config["input_size"] = tuple(first.shape[1:])
+    config["input_size"] = (channels, *size)
+    for name in ("mean", "std"):  # recorded for colours, where the model takes another number of channels
+        values = config[name]
+        config[name] = values if len(values) == channels else (sum(values) / len(values),) * channels
     try:
-        dataset = create_dataset("", root=folder, transform=create_transform(**config, is_training=False))
+        dataset = create_dataset(
+            "",
+            root=folder,
+            class_map=classes or {},
+            input_img_mode="L" if channels == 1 else "RGB",
+            transform=create_transform(**config, is_training=False),
+        )
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(f"--data {folder}: {error}") from error
-    return list(_batches(dataset, most, batch))
+    mean, std = ("/".join(f"{v:.3g}" for v in config[name]) for name in ("mean", "std"))
+    origin = "recorded with the model" if getattr(model, "pretrained_cfg", None) else "timm's usual ones"
+    words = f"{size[0]} x {size[1]} pixels, {config['interpolation']}, crop {config['crop_pct']:.3g}"
+    return dataset, f"{words}, mean {mean}, std {std} ({origin})"
 
 
-def _batches(dataset: Any, most: int, batch: int) -> Iterator[Tensor]:
-    count = min(most, len(dataset))
+def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:
+    """Samples evenly spread over the data set."""
     chosen = [i * len(dataset) // count for i in range(count)]
     for start in range(0, count, batch):
-        yield torch.stack([dataset[i][0] for i in chosen[start : start + batch]])
+        yield [dataset[i] for i in chosen[start : start + batch]]

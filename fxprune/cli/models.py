@@ -11,14 +11,17 @@ import click
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+import fxprune
+from fxprune.cli.options import refuse
 from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
 from fxprune.saved import model_specs
-from fxprune.saved.folder import RECORD
-from fxprune.saved.hub import HUB
+from fxprune.saved.folder import RECORD, read_record
+from fxprune.saved.hub import HUB, local_folder
+from fxprune.saved.load import original_of
 
-__all__ = ["Made", "device_of", "is_saved", "made"]
+__all__ = ["Made", "device_of", "is_saved", "loaded", "made", "original_with_weights", "subject"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,52 @@ class Made:
 
     model: nn.Module
     options: dict[str, Any]
+
+
+def subject(what: str, *, model: str | None, device: str = "cpu", **about: Any) -> Made:
+    """What a command is about: a saved folder, or a model as `made` makes it.
+
+    Raises:
+        UsageError: an option was written that has an effect on the other kind only.
+    """
+    if is_saved(what):
+        return Made(loaded(what, model, device=device, **about), {})
+    refuse("it names the original of a saved FOLDER, and this is none", "model")
+    return made(what, device=device, **about)
+
+
+def loaded(folder: str, model: str | None, *, device: str, **about: Any) -> fx.GraphModule:
+    """A saved folder's pruned model.
+
+    Raises:
+        UsageError: an option was written that says how another model is made.
+    """
+    refuse("a FOLDER has weights and an example of its own", *about)
+    return fxprune.load(folder, model, device=device_of(device))
+
+
+def original_with_weights(
+    folder: str, model: str | None, *, pretrained: bool, checkpoint: str | None, device: str
+) -> nn.Module:
+    """The original of a saved folder with the library's published weights, or with those of a file.
+
+    Raises:
+        UsageError: the folder does not say which published weights are its original's.
+    """
+    if model is not None:
+        return made(model, pretrained=pretrained, checkpoint=checkpoint, device=device).model
+    where = device_of(device)
+    if checkpoint is not None:
+        refuse("--checkpoint has the weights", "pretrained")
+        original = original_of(read_record(local_folder(folder)))
+        _load_checkpoint(original, checkpoint)
+        return original.to(where)
+    recipe = read_record(local_folder(folder))["build"]
+    if recipe is None or recipe["options"] or recipe.get("config"):
+        raise click.UsageError(
+            "the folder does not say whose published weights its original has: give --model as well"
+        )
+    return made(recipe["from"], pretrained=True, device=device).model
 
 
 def made(
@@ -46,7 +95,7 @@ def made(
     """
     where = device_of(device)
     if pretrained and checkpoint:
-        raise click.UsageError("--pretrained and --checkpoint: one of them")
+        refuse("--checkpoint has the weights", "pretrained")
     model = _built(spec, pretrained)
     if checkpoint:
         _load_checkpoint(model, checkpoint)

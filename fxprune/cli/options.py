@@ -1,4 +1,4 @@
-"""Options that several commands share, as decorators."""
+"""Options that several commands share, as decorators; options without effect are refused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-__all__ = ["model_options", "options", "output_options", "timing_options"]
+__all__ = [
+    "data_options",
+    "given",
+    "model_options",
+    "options",
+    "original_option",
+    "output_options",
+    "refuse",
+    "timing_options",
+    "weights_options",
+]
 
 Decorator = Callable[[Any], Any]
 
@@ -23,14 +34,31 @@ def options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+def given(name: str) -> bool:
+    """Did the user write this option of the running command, or is its value the default?"""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse(why: str, *names: str) -> None:
+    """End the running command if the user wrote options that would have no effect.
+
+    Raises:
+        UsageError: names those that were written, and says why they would have none.
+    """
+    parameters = click.get_current_context().command.params
+    written = [p.opts[0] for p in parameters if p.name in names and given(p.name)]
+    if written:
+        raise click.UsageError(f"{', '.join(written)} would have no effect: {why}")
+
+
 output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
     click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
 )
-"""How a command speaks."""
+"""How a command speaks; `--debug` is read where commands end."""
 
-model_options = options(
+weights_options = options(
     click.option("--pretrained", is_flag=True, help="With the library's published weights."),
     click.option(
         "--checkpoint",
@@ -38,16 +66,44 @@ model_options = options(
         metavar="FILE.safetensors",
         help="With these weights.",
     ),
-    click.option("--input-size", metavar="C,H,W", help="For a model that records its input nowhere."),
+)
+"""What a model weighs."""
+
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+_size = click.option("--input-size", metavar="C,H,W", help="For a model that records its input nowhere.")
+
+model_options = options(
+    weights_options,
+    _size,
     click.option(
         "--capture",
         type=click.Choice(["auto", "symbolic", "export"]),
         default="auto",
+        show_default=True,
         help="How the graph is captured.",
     ),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    _device,
 )
 """How a model is made."""
+
+original_option = click.option(
+    "--model", metavar="MODEL", help="The original, for a FOLDER that can't say how to build it."
+)
+
+data_options = options(
+    click.option(
+        "--data",
+        required=True,
+        type=click.Path(exists=True, file_okay=False),
+        help="A folder with a subfolder of images for each class.",
+    ),
+    click.option("--images", type=click.IntRange(1), help="At most so many of them; all by default."),
+    click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images in a call."),
+    weights_options,
+    _size,
+    _device,
+)
+"""Labelled images, and the model that is to predict them."""
 
 timing_options = options(
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in a call."),

@@ -19,10 +19,10 @@ from fxprune.saved import recipe as recipes
 from fxprune.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.saved.hub import local_folder
 from fxprune.saved.layer_data import install
-from fxprune.saved.replay import replayed, root_of, versions
+from fxprune.saved.replay import parent_of, replayed, root_of, versions
 from fxprune.saved.tensors import assign
 
-__all__ = ["load", "original_of"]
+__all__ = ["load", "original_from", "original_of"]
 
 
 def load(
@@ -65,6 +65,14 @@ def load(
     origin = {"config": None, **record["origin"], "build": record["build"]}
     pruned.record = replace(pruned.record, origin=origin)
     return pruned
+
+
+def original_from(
+    folder: str | os.PathLike[str], model: nn.Module | str | None = None, *, rules: RuleSet = DEFAULT_RULES
+) -> nn.Module:
+    """What a saved model was pruned from, with any weights; errors are those of `original_of`."""
+    record = read_record(local_folder(folder))
+    return parent_of(original_of(record, model), record, rules)
 
 
 def original_of(

@@ -18,7 +18,7 @@ from fxprune.rewrite import apply
 from fxprune.rules.registry import RuleSet
 from fxprune.saved.examples import example_from
 
-__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "replayed", "root_of", "versions"]
+__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
 
 OTHER_LAYOUT = "makes weights of other names or shapes"
 OTHER_FUNCTION = "computes something else with its weights"
@@ -37,8 +37,7 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     original, to which every plan is applied in turn.
     """
     origin = record["origin"]
-    if record.get("before") and layout_digest(model.state_dict()) != origin["layout"]:
-        model = replayed(model, record["before"], rules)
+    model = parent_of(model, record, rules)
     if layout_digest(model.state_dict()) != origin["layout"]:
         raise FileError(f"it is not the architecture that was pruned, a {origin['class']}: it {OTHER_LAYOUT}")
     model = in_dtypes(model, origin["dtypes"])
@@ -54,6 +53,14 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     )
     assert isinstance(pruned, PrunedModule)
     return pruned
+
+
+def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn.Module:
+    """What the record's plan was applied to: the original, or the result of the plans before."""
+    before = record.get("before")
+    if before and layout_digest(model.state_dict()) != record["origin"]["layout"]:
+        return replayed(model, before, rules)
+    return model
 
 
 def versions(kind: str) -> dict[str, str]:

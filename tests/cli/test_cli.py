@@ -248,7 +248,7 @@ def test_zoo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (["inspect", MODEL, "--device", "abacus"], 1, "abacus"),
         (["explain", MODEL, "stem.7"], 1, "close are"),
         (["verify", "no-such-folder"], 1, "no folder"),
-        (["verify", "no-such-folder", "--pretrained"], 2, "--model"),
+        (["verify", "no-such-folder", "--pretrained"], 1, "no folder"),
     ],
 )
 def test_errors_are_one_line(

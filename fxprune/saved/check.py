@@ -1,0 +1,71 @@
+"""Certificates of saved folders: of the rewrite on random weights, or of the saved weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.certify.certificate import Certificate
+from fxprune.certify.randomise import randomise
+from fxprune.compiler import verify
+from fxprune.rules.registry import DEFAULT_RULES, RuleSet
+from fxprune.saved.folder import read_record
+from fxprune.saved.hub import local_folder
+from fxprune.saved.load import load, original_of
+from fxprune.saved.replay import parent_of, replayed
+
+__all__ = ["check_rewrite", "check_weights"]
+
+
+def check_rewrite(
+    folder: str | os.PathLike[str],
+    model: nn.Module | str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    rules: RuleSet = DEFAULT_RULES,
+) -> Certificate:
+    """Read a folder as `load` does, and certify its plan on an original with random weights.
+
+    Says nothing about the saved weights but that they are those that were saved: they may have been
+    trained since.  Arguments and errors are those of `load`.
+
+    Example:
+        >>> assert check_rewrite("deit-half").exact
+    """
+    load(folder, model, device=device, rules=rules)
+    record: Mapping[str, Any] | None = read_record(local_folder(folder))
+    assert record is not None
+    dense = randomise(original_of(record, model)).to(device)
+    found = []
+    while record:  # of a model that was pruned again, every plan
+        parent = parent_of(dense, record, rules)
+        found.append(verify(parent, replayed(parent, record, rules), rules=rules))
+        record = record.get("before")
+    return max(found, key=lambda certificate: (not certificate.exact, certificate))
+
+
+def check_weights(
+    folder: str | os.PathLike[str],
+    dense: nn.Module,
+    model: nn.Module | str | None = None,
+    *,
+    rules: RuleSet = DEFAULT_RULES,
+) -> Certificate:
+    """Certify the saved weights against the original that they were taken from.
+
+    Args:
+        dense: the original with the weights that it was pruned with; the folder is loaded to its device.
+        model, rules: as of `load`.
+
+    Example:
+        >>> dense = timm.create_model("deit_small_patch16_224", pretrained=True)
+        >>> assert check_weights("deit-half", dense) < 1e-8
+    """
+    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
+    pruned = load(folder, model, device=device, rules=rules)
+    parent = parent_of(dense, read_record(local_folder(folder)), rules)
+    return verify(parent, pruned, rules=rules)
