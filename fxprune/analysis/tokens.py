@@ -1,9 +1,10 @@
 """Tell tokens (queries, latents, registers) from channels, where both lie along parameters.
 
-A channel is what a weight brings out of a contraction or contracts.  An axis that parameters only lie
-along counts tokens, however it is read afterwards: averaged, attended to, flattened into a head.  Weights
-may also mix tokens; then the axis that lies outside a channel in a parameter that enters as data
-(`queries[1, n, c]`), and that no weight makes from anything else, is the tokens'.
+A channel is what a weight contracts, or brings out of a contraction to be summed over as channels are
+(`consumption`).  An axis that parameters only lie along counts tokens, however it is read afterwards:
+averaged, attended to, flattened into a head.  Weights may also mix tokens; then the axis that lies outside
+a channel in a parameter that enters as data (`queries[1, n, c]`), or by which values are read
+(`(queries @ x.T).softmax(-1) @ x`), and that no weight makes from anything else, is the tokens'.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from fxprune.analysis.consumption import Consumption, Source
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
 from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
@@ -23,9 +25,7 @@ from fxprune.rules.calls import Weight
 __all__ = ["is_channel"]
 
 _ATTENTION = "scaled_dot_product_attention"
-_SOFTMAX = ("softmax", "_softmax", "softmin")
-_Source = fx.Node | Weight
-_SOURCES: tuple[type[_Source], ...] = (fx.Node, Weight)
+_SOURCES: tuple[type[Source], ...] = (fx.Node, Weight)
 
 
 def is_channel(graph: TypedGraph) -> set[Atom]:
@@ -39,10 +39,12 @@ class _Brought:
 
     weights: the parameters that the weight is computed from.
     before: the atoms that values before it carry.
+    with_others: the weight brings out other atoms as well.
     """
 
     weights: frozenset[str]
     before: frozenset[Atom]
+    with_others: bool
 
 
 @dataclass
@@ -53,22 +55,33 @@ class _Walk:
     made_of: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # of parameters alone: which
     laid_out: dict[fx.Node, frozenset[str]] = field(default_factory=dict)  # those it is, but for layout
     before: dict[fx.Node, frozenset[Atom]] = field(default_factory=dict)  # carried by it or before it
-    scores: set[fx.Node] = field(default_factory=set)  # softmaxed, and not contracted since
     contracted: set[Atom] = field(default_factory=set)
     brought: dict[Atom, list[_Brought]] = field(default_factory=lambda: defaultdict(list))
-    products: dict[Atom, list[_Brought]] = field(default_factory=lambda: defaultdict(list))
-    rows: set[Atom] = field(default_factory=set)  # of attention: what each query is
+    products: dict[Atom, list[_Brought]] = field(default_factory=lambda: defaultdict(list))  # by no layer
     as_data: set[str] = field(default_factory=set)  # parameters that are an op's input, not its weight
 
     def run(self) -> set[Atom]:
         for node in self.graph.axes:
             self._visit(node)
-        for a, events in self.products.items():  # x @ queries.T is no layer where its result is attention
-            if a not in self.rows:
-                self.brought[a] += events
-        found = self.contracted | set(self.brought)
+        consumption = self._consumption()
+        for a in consumption.read_by & consumption.queries:  # x @ queries.T is no layer: it is attention
+            self.as_data |= {name for e in self.products[a] for name in e.weights}
+        tokens = consumption.averaged - consumption.channels - self.contracted
+        found = (self.contracted | set(self.brought)) - tokens
         outside = self._outside_of(found)
         return {a for a in found if a not in outside or self._made_from_others(a, outside[a])}
+
+    def _consumption(self) -> Consumption:
+        alone = {a for a, events in self.brought.items() if not any(e.with_others for e in events)}
+        queries = {a for a in self.products if self._is_made_once(a)}
+        candidates = frozenset(self.brought)
+        found = Consumption(self.graph, candidates, frozenset(alone), frozenset(queries), self._parameters)
+        return found.run()
+
+    def _is_made_once(self, a: Atom) -> bool:
+        """Whether one parameter alone brings it out; layers may mix it."""
+        names = [e.weights for e in self.brought[a] if a not in e.before]
+        return len(frozenset[str]().union(*names)) == 1
 
     def _made_from_others(self, a: Atom, entering: set[str]) -> bool:
         return any(a not in e.before and not (e.weights & entering) for e in self.brought.get(a, ()))
@@ -112,18 +125,17 @@ class _Walk:
         weights = [s for s in factors if self._parameters(s) and (s is weight or not layer)]
         for source in weights:
             others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
-            event = _Brought(self._parameters(source), self._all_before(factors, source))
-            for a in self._carried(source) - summed - others:
-                (self.brought if layer else self.products)[a].append(event)
+            out = self._carried(source) - summed - others
+            event = _Brought(self._parameters(source), self._all_before(factors, source), len(out) > 1)
+            for a in out:
+                self.brought[a].append(event)
+                if not layer:
+                    self.products[a].append(event)
         if weights:
             self.contracted |= {a for axis in sums for a in _alone(axis)}
         # What goes into a layer is data to it; so is the left factor of a product of parameters.
         inputs = [s for s in factors if s is not weight] if layer else factors[:1] * (len(weights) > 1)
         self.as_data |= {name for s in inputs for name in self._laid_out(s)}
-        for source in factors:
-            if isinstance(source, fx.Node) and source in self.scores and len(weights) == 0:
-                others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
-                self.rows |= self._carried(source) - summed - others
         self._made(node, step)
 
     def _other(self, node: fx.Node, step: Step) -> None:
@@ -132,25 +144,21 @@ class _Walk:
         if op == "embedding":
             table = bound["weight"]
             for a in self._carried(table):
-                self.brought[a].append(_Brought(self._parameters(table), frozenset()))
+                self.brought[a].append(_Brought(self._parameters(table), frozenset(), True))
             self._made(node, step)
             return
         tensors = list(leaves(bound, _SOURCES))
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
             self.contracted |= atoms_in(step.flow.reduced)
         self._only_laid_out(node, tensors)
-        if op in _SOFTMAX:
-            self.scores.add(node)
 
-    def _only_laid_out(self, node: fx.Node, sources: Sequence[_Source]) -> None:
+    def _only_laid_out(self, node: fx.Node, sources: Sequence[Source]) -> None:
         """An op that keeps its operands' axes apart: of parameters alone, the result is as they are."""
         if sources and all(map(self._parameters, sources)):
             self.made_of[node] = frozenset().union(*map(self._parameters, sources))
             self.laid_out[node] = frozenset().union(*map(self._laid_out, sources))
         else:
             self.as_data |= {name for s in sources for name in self._laid_out(s)}
-        if any(s in self.scores for s in sources):
-            self.scores.add(node)
 
     def _made(self, node: fx.Node, step: Step) -> None:
         sources = list(leaves([step.call.args, step.call.kwargs], _SOURCES))
@@ -159,23 +167,23 @@ class _Walk:
 
     # ------------------------------------------------------------ what a source is
 
-    def _parameters(self, source: _Source) -> frozenset[str]:
+    def _parameters(self, source: Source) -> frozenset[str]:
         """The parameters that it is computed from; none if data has a part in it."""
         if isinstance(source, Weight):
             return frozenset([source.name])
         return self.made_of.get(source, frozenset())
 
-    def _laid_out(self, source: _Source) -> frozenset[str]:
+    def _laid_out(self, source: Source) -> frozenset[str]:
         if isinstance(source, Weight):
             return frozenset([source.name])
         return self.laid_out.get(source, frozenset())
 
-    def _carried(self, source: _Source) -> frozenset[Atom]:
+    def _carried(self, source: Source) -> frozenset[Atom]:
         if isinstance(source, Weight):
             return self.graph.carried_by(source.name)
         return self.graph.carried(source)
 
-    def _all_before(self, factors: list[_Source], but: _Source) -> frozenset[Atom]:
+    def _all_before(self, factors: list[Source], but: Source) -> frozenset[Atom]:
         nodes = [s for s in factors if isinstance(s, fx.Node) and s is not but]
         return frozenset[Atom]().union(*(self.before[n] for n in nodes))
 
