@@ -24,7 +24,7 @@ SYNSET = re.compile(r"n\d{8}")  # how ImageNet names its classes
 class Labelled:
     """Images with their classes, read as they are asked for.
 
-    count: of the images.  transform: what is done to each, in words.
+    count: of the images.  transform: how classes are known, and what is done to each image, in words.
     """
 
     dataset: Any
@@ -64,34 +64,45 @@ def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most
     with torch.no_grad():
         scores = class_scores(model.eval()(image), len(image))
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
-    dataset, transform = _dataset(folder, model, image, class_numbers(names, scores.shape[1], model))
+    numbers, how = class_numbers(names, scores.shape[1], model)
+    dataset, transform = _dataset(folder, model, image, numbers)
     count = min(most or len(dataset), len(dataset))
-    return Labelled(dataset, count, transform)
+    return Labelled(dataset, count, f"classes {how}; {transform}")
 
 
-def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> dict[str, int]:
-    """Which output of the model each subfolder means, or an error: a guess would be a wrong accuracy.
+def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
+    """Which output of the model each subfolder means, and how that was known.
 
     By number (`0`, `17`); by the names in a Hugging Face configuration; by ImageNet's synsets (`n01440764`)
-    in timm's list for so many classes; in alphabetical order, where there are as many as the model has.
+    in timm's list for so many classes; in alphabetical order, where there are as many as the model has, and
+    no numbers in them that others would order otherwise.  A guess would be a wrong accuracy.
+
+    Raises:
+        DataError: none of these holds.
     """
     if not names:
         raise DataError("--data: there is no subfolder for each class, which says what is in its images")
     if all(name.isdecimal() for name in names) and max(map(int, names)) < classes:
-        return {name: int(name) for name in names}
+        return {name: int(name) for name in names}, "by number"
     known = getattr(getattr(model, "config", None), "label2id", None) or {}
     if set(names) <= set(known):
-        return {name: int(known[name]) for name in names}
+        return {name: int(known[name]) for name in names}, "by the model's names"
     if all(map(SYNSET.fullmatch, names)):
         synsets = _synsets(classes)
         if set(names) <= set(synsets):
-            return {name: synsets.index(name) for name in names}
-    if len(names) == classes:
-        return {name: i for i, name in enumerate(names)}
+            return {name: synsets.index(name) for name in names}, "by ImageNet's names"
+    if len(names) == classes and sorted(names) == sorted(names, key=_natural):
+        return {name: i for i, name in enumerate(sorted(names))}, "in alphabetical order"
     raise DataError(
         f"--data: {len(names)} subfolders ({', '.join(names[:3])}, ...) for a model of {classes} classes: "
-        f"name them by the number of the class (0 to {classes - 1}), or make one for each class"
+        f"name them by the number of the class (0 to {classes - 1}), or make one for each class, in "
+        f"alphabetical order"
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`a10` after `a2`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _synsets(classes: int) -> list[str]:

@@ -20,6 +20,7 @@ from fxprune.saved import model_specs
 from fxprune.saved.folder import RECORD, read_record
 from fxprune.saved.hub import HUB, local_folder
 from fxprune.saved.load import original_of
+from fxprune.saved.recipe import is_safe
 
 __all__ = ["Made", "device_of", "is_saved", "loaded", "made", "original_with_weights", "subject"]
 
@@ -71,7 +72,7 @@ def original_with_weights(
         _load_checkpoint(original, checkpoint)
         return original.to(where)
     recipe = read_record(local_folder(folder))["build"]
-    if recipe is None or recipe["options"] or recipe.get("config"):
+    if recipe is None or not is_safe(recipe) or recipe["options"] or recipe.get("config"):
         raise click.UsageError(
             "the folder does not say whose published weights its original has: give --model as well"
         )

@@ -189,11 +189,16 @@ def _shape(value: Any) -> list[int | str]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter warns of its own parts, and prints its steps."""
+    """The exporter warns of its own parts, prints its steps, and a graph before it raises an error."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

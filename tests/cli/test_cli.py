@@ -197,6 +197,27 @@ def test_verify_a_folder(saved: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "whole and unedited; exact" in capsys.readouterr().out
 
 
+def test_a_folder_is_taken_as_a_model_is(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inspected, explained, pruned once more; and that result verified and measured."""
+    assert run(["inspect", str(saved), "-q", "--json"]) == 0
+    sizes = {group["name"]: group["size"] for group in parsed(capsys)["groups"]}
+    kept = fxprune.plan_of(fxprune.load(saved)).groups
+    assert {name: sizes[name] for name in kept} == {name: k.count for name, k in kept.items()}
+    assert run(["explain", str(saved), next(iter(kept)), "-q"]) == 0
+    assert "may shrink" in capsys.readouterr().out
+
+    again = str(tmp_path / "again")
+    assert run(["prune", str(saved), "--ratio", "0.25", "--out", again, "--certify", "--json", "-q"]) == 0
+    found = parsed(capsys)
+    assert found["certificate"] < 1e-8
+    assert run(["verify", again, "--json", "-q"]) == 0
+    assert parsed(capsys)["exact"]
+    assert run(["bench", again, "--runs", "1", "--json", "-q"]) == 0
+    assert parsed(capsys)["parameters"] == found["parameters"]
+
+
 def test_verify_an_edited_folder(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix != ".json" else None])
@@ -300,7 +321,7 @@ def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---------------------------------------------------------------- help
 
 
-COMMANDS = ["prune", "inspect", "explain", "draw", "verify", "bench"]
+COMMANDS = ["prune", "inspect", "explain", "draw", "verify", "evaluate", "bench", "export"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
