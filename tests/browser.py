@@ -32,10 +32,10 @@ def chromium() -> Iterator[Any]:
 class Page:
     """A drawn page, opened: what it shows in numbers, and clicks where a user would click."""
 
-    def __init__(self, browser: Any, path: Path) -> None:
+    def __init__(self, browser: Any, path: Path, width: int = 1440) -> None:
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.tab = browser.new_page(viewport={"width": 1440, "height": HEIGHT})
+        self.tab = browser.new_page(viewport={"width": width, "height": HEIGHT})
         self.tab.on("console", self._console)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("request", lambda request: self.requests.append(request.url))
@@ -97,9 +97,7 @@ class Page:
 
     def lit_on_screen(self) -> list[str]:
         """The same from the picture itself: rows at whose left edge there is colour."""
-        from PIL import Image
-
-        picture = Image.open(io.BytesIO(self.tab.screenshot())).convert("RGB")
+        picture = self.picture()
         rows, left = self.data("rows"), round(self.box["x"]) + 3
         found = []
         for path, pixel in zip(rows["path"], self.pixels(rows["y"]), strict=True):
@@ -107,6 +105,30 @@ class Page:
                 r, g, b = picture.getpixel((left, round(pixel)))
                 found += [path] if max(r, g, b) - min(r, g, b) > 40 else []
         return found
+
+    def picture(self) -> Any:
+        """What is on the screen, in colours."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.tab.screenshot())).convert("RGB")
+
+    def inked(self, left: float, right: float) -> list[str]:
+        """Rows in which something is drawn between two places [px from the plot's left edge]."""
+        picture, rows = self.picture(), self.data("rows")
+        across = range(round(self.box["x"] + left), round(self.box["x"] + right))
+        found = []
+        for path, pixel in zip(rows["path"], self.pixels(rows["y"]), strict=True):
+            lines = range(round(pixel) - 6, round(pixel) + 6)
+            if pixel < HEIGHT - 12 and any(
+                len({picture.getpixel((x, y)) for x in across}) > 1 for y in lines
+            ):
+                found.append(path)
+        return found
+
+    def width_of(self, text: str, font: str) -> float:
+        """In pixels, as the browser draws it."""
+        code = "([t, f]) => { const c = document.createElement('canvas').getContext('2d'); c.font = f; "
+        return self.tab.evaluate(code + "return c.measureText(t).width }", [text, font])
 
     def row_y(self, path: str) -> float:
         rows = self.data("rows")

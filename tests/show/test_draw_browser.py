@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import timm
-from browser import Page, chromium
+import torch
+from browser import HEIGHT, Page, chromium
 from helpers import images, small_vit
+from torch import Tensor, nn
 
 import fxprune
 from fxprune import Analysis
+from fxprune.show.pictures.html import MEASURES
 
 SECONDS_TO_LOAD = 3.0
 
@@ -126,3 +129,90 @@ def test_a_pruned_model_shows_sizes_before_and_after(browser: Any, tmp_path: Pat
         assert shapes["blocks.0.mlp.fc1.weight"] == "192→96·48→24"
         assert page.complaints == []
         page.close()
+
+
+# ---------------------------------------------------------------- legible, in windows of every width
+
+
+class Wordy(nn.Module):
+    """Names, classes and labels that are longer than the columns are wide."""
+
+    def __init__(self, depth: int = 5) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(8, 6) for _ in range(8))
+        if depth:
+            self.a_module_with_a_name_of_many_letters = Wordy(depth - 1)
+        self.an_even_longer_name_of_a_projection_back_to_the_input = nn.Linear(48, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(self, "a_module_with_a_name_of_many_letters", nn.Identity())(x)
+        wide = torch.cat([branch(x).relu() for branch in self.branches], -1)
+        return x + self.an_even_longer_name_of_a_projection_back_to_the_input(wide)
+
+
+class AClassWithANameThatIsTooLongForItsColumn(Wordy):
+    pass
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a wordy model that was pruned, all of it open."""
+    model = nn.Sequential(nn.Linear(4, 8), AClassWithANameThatIsTooLongForItsColumn(), nn.Linear(8, 3))
+    x = torch.zeros(2, 4)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    path = tmp_path_factory.mktemp("wordy") / "wordy.html"
+    return fxprune.draw(model, path, pruned=pruned, example_inputs=x)
+
+
+WIDTHS = pytest.mark.parametrize("width", [1280, 1400, 1920])
+
+
+@WIDTHS
+def test_columns_do_not_run_into_each_other(browser: Any, wordy: Path, width: int) -> None:
+    """By the measure of every text, and in the picture: nothing is drawn where one column ends."""
+    page = Page(browser, wordy, width)
+    page.press("Open all")
+    what_x, words_x, small = (MEASURES[name] for name in ("what_x", "words_x", "small"))
+    sans, mono = (f"11px {MEASURES[name]}" for name in ("sans", "mono"))
+    rows, words = page.data("rows"), page.data("words")
+    ends = dict.fromkeys(rows["index"], 0.0)
+    for row, x, text in zip(words["row"], words["x"], words["text"], strict=True):
+        ends[row] = max(ends[row], x + page.width_of(text, f"12px {MEASURES['mono']}"))
+    sized = width - 440 > MEASURES["wide"]  # the column of sizes needs room
+    right = page.box["width"] - 12
+    for i, row in enumerate(rows["index"]):
+        count = right - page.width_of(rows["count"][i], mono)
+        style = f"{rows['style'][i]} 12.5px {MEASURES['sans']}"
+        assert rows["x"][i] + 14 + page.width_of(rows["shown_name"][i], style) < what_x
+        assert what_x + page.width_of(rows["shown_what"][i], sans) < words_x
+        assert ends[row] < (rows["size_x"][i] if sized and rows["size"][i] else count)
+        if sized:
+            assert rows["size_x"][i] + page.width_of(rows["shown_size"][i], mono) < count
+    assert any(name.endswith("…") for name in rows["shown_name"])  # the model is wordy enough
+    assert any(what.endswith("…") for what in rows["shown_what"])
+    assert "…" in words["text"] or width == 1920
+    assert page.inked(what_x - 8, what_x - 2) == page.inked(words_x - 8, words_x - 2) == []
+    assert page.inked(what_x, words_x) != []  # else the picture would prove nothing
+    longest = max(len(count) for count in rows["count"]) * small
+    assert page.inked(right - longest - 6, right - longest - 2) == []
+    assert page.complaints == []
+    page.close()
+
+
+@WIDTHS
+def test_the_legend_is_seen(browser: Any, wordy: Path, width: int) -> None:
+    """All of it, below the list of groups and beside the plot."""
+    page = Page(browser, wordy, width)
+    list_of_groups, plot = page.tab.locator(".bk-DataTable").first.bounding_box(), page.box
+    for words in (
+        "an op or a module",
+        "a wire",
+        "a group, in its colour",
+        "stays whole",
+        "a product of axes",
+    ):
+        box = page.tab.get_by_text(words).last.bounding_box()
+        assert box["y"] >= list_of_groups["y"] + list_of_groups["height"], words
+        assert box["y"] + box["height"] <= HEIGHT, words
+        assert box["x"] + box["width"] <= plot["x"], words
+    page.close()

@@ -49,14 +49,28 @@ from fxprune.show.pictures.scene import Scene
 __all__ = ["html_page"]
 
 ROW_HEIGHT = 21  # px
-WIRE_X, NAME_X, INDENT, WHAT_X, WORDS_X, SIZES_X = 94, 108, 15, 358, 514, 750  # px from the left
-LETTER = 7.25  # px, of the monospaced words
+WIRE_X, NAME_X, INDENT, WHAT_X, WORDS_X = 94, 108, 15, 358, 514  # px from the left
+SIZES_X = 750  # px from the left, at least; more where there is room
+LETTER, SMALL_LETTER = 7.25, 6.65  # px, of monospaced words, and of sizes and parameters
 FAR = 5000  # px, beyond the right edge of any window
-SIDE = 340  # px, of the list of groups
+SIDE = 356  # px, of the list of groups
 WIDE = 1000  # px, of a plot that has room for the column of sizes; narrower ones say them on hovering
 PAPER, RULE, EMBED = "#fbfbfa", "#e8eaee", "#2457a6"
 SANS = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 MONO = "'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
+
+# What the script that lays the picture out needs to know.
+MEASURES = {
+    "wire_x": WIRE_X,
+    "what_x": WHAT_X,
+    "words_x": WORDS_X,
+    "least_sizes_x": SIZES_X,
+    "wide": WIDE,
+    "letter": LETTER,
+    "small": SMALL_LETTER,
+    "sans": SANS,
+    "mono": MONO,
+}
 
 TABLE_CSS = f"""
 .slick-header-column {{ background: #fff !important; border: 0 !important; color: {SOFT}; font-size: 11.5px }}
@@ -68,8 +82,9 @@ TABLE_CSS = f"""
 .slick-cell.selected {{ background: #e7ecf5 !important; font-weight: 600 }}
 """
 NAME_CELL = """
-<span title="<%= reason %>" style="color:<%= ink %>"><span style="display:inline-block; width:10px;
-height:10px; border-radius:3px; margin-right:8px; background:<%= color %>"></span><%= value %></span>
+<span title="<%= reason %>" style="color:<%= ink %>; display:flex; align-items:center"><span style="flex:none;
+width:10px; height:10px; border-radius:3px; margin-right:8px; background:<%= color %>"></span><span
+style="direction:rtl; overflow:hidden; text-overflow:ellipsis"><bdi><%= value %></bdi></span></span>
 """
 NUMBER_CELL = '<div title="<%= reason %>" style="text-align:right; color:<%= ink %>"><%= value %></div>'
 
@@ -92,7 +107,8 @@ class _Page:
         # Everything, and of it what is seen: filled in the browser.
         self.all_rows, self.all_words = _source("all_rows", rows), _source("all_words", words)
         self.all_wires = _source("all_wires", columns.wires())
-        self.rows = _empty("rows", *rows, "y", "top", "bottom", "arrow", "dot_alpha")
+        shown = ("shown_name", "shown_what", "shown_size", "size_x")
+        self.rows = _empty("rows", *rows, "y", "top", "bottom", "arrow", "dot_alpha", *shown)
         self.words = _empty("words", *words, "y", "alpha")
         self.wires = _empty("wires", "y0", "y1", "bend", "alpha", "color")
         self.marks = _empty("marks", "y", "color", "text", "names")
@@ -105,7 +121,7 @@ class _Page:
         sources = ("all_rows", "all_words", "all_wires", "rows", "words", "wires", "sites", "groups", "marks")
         parts: dict[str, Any] = {name: getattr(self, name) for name in sources}
         parts |= {"plot": plot, "overview": overview, "search": search, "status": status, "height": height}
-        layout = CustomJS(args=parts | {"wire_x": WIRE_X}, code=page_script.LAYOUT)
+        layout = CustomJS(args=parts | MEASURES, code=page_script.LAYOUT)
         again = CustomJS(args={"layout": layout}, code="layout.execute(cb_obj)")
         search.js_on_change("value_input", again)
         self.groups.selected.js_on_change("indices", again)
@@ -135,11 +151,11 @@ class _Page:
         small = {"text_font_size": "11px"}
         self._draw_frames_and_marks(plot, sans | small)
         self._draw_wires(plot)
-        name = {"text": "name", "text_color": "color", "text_font_style": "style"}
+        name = {"text": "shown_name", "text_color": "color", "text_font_style": "style"}
         plot.add_glyph(self.rows, Text(x="x", text="arrow", text_color=SOFT, **sans))
         plot.add_glyph(self.rows, Text(x="x", x_offset=14, **name, **sans))
-        plot.add_glyph(self.rows, Text(x=WHAT_X, text="what", text_color=SOFT, **sans | small))
-        sizes = Text(x=SIZES_X, text="size", text_color=SOFT, **mono | small)
+        plot.add_glyph(self.rows, Text(x=WHAT_X, text="shown_what", text_color=SOFT, **sans | small))
+        sizes = Text(x="size_x", text="shown_size", text_color=SOFT, **mono | small)
         self.sizes = plot.add_glyph(self.rows, sizes)
         self.counts = Text(x=1000, text="count", text_color=INK, text_align="right", **mono | small)
         plot.add_glyph(self.rows, self.counts)
@@ -222,10 +238,12 @@ class _Page:
         """The legend: what the marks and words of the picture mean."""
         entries = [
             ("●", "an op or a module; ○ an input or output; □ a weight"),
-            ("▸", "a module: a click opens it; its size and parameters, before → after"),
+            ("▸", "a module: a click opens it; on the right, its parameters"),
+            ("─", "a wire: what an op reads; in colour, a residual stream"),
             (f'<span style="color:{EMBED}">embed</span>', "a group, in its colour: a click lights its sites"),
-            ("b n 3", "in grey: stays whole (the batch, tokens, ...); hovering says why"),
+            ("b n 3", "in grey: stays whole; hovering says why"),
             ("(a b) [a | b]", "a product of axes; a concatenation"),
+            ("12 → 6", "before → after pruning"),
         ]
         lines = "".join(f'<div><b style="color:{INK}">{mark}</b> {said}</div>' for mark, said in entries)
         styles = _text(11.5) | {"border-top": f"1px solid {RULE}", "padding": "6px 0 8px"}

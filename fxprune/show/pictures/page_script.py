@@ -28,8 +28,31 @@ for (let i = 0; i < n; i++) {
 }
 const take = (data, kept) =>
   Object.fromEntries(Object.entries(data).map(([name, values]) => [name, kept.map((i) => values[i])]))
+
+// Each column ends before the next one begins, whatever the window's width: what is longer ends in "…".
+const pen = document.createElement("canvas").getContext("2d")
+const fitted = (text, font, room) => {
+  pen.font = font
+  if (!text || pen.measureText(text).width <= room) return text
+  let low = 0, high = text.length - 1
+  while (low < high) {
+    const middle = (low + high + 1) >> 1
+    if (pen.measureText(text.slice(0, middle) + "…").width <= room) low = middle
+    else high = middle - 1
+  }
+  return text.slice(0, low) + "…"
+}
+const edge = Math.max(plot.inner_width || wide, words_x + 200) - 12, gap = 10
+const narrow = edge + 12 < wide
+const sizes_x = Math.max(least_sizes_x, words_x + 0.42 * (edge - words_x))
+const before_count = Array.from(r.count, (text) => edge - (text ? text.length * small + gap : 0))
+const words_end = Array.from(r.size, (text, i) => (text && !narrow ? sizes_x - gap : before_count[i]))
 rows.data = {
   ...take(r, seen),
+  shown_name: seen.map((i) => fitted(r.name[i], `${r.style[i]} 12.5px ${sans}`, what_x - gap - r.x[i] - 14)),
+  shown_what: seen.map((i) => fitted(r.what[i], `11px ${sans}`, words_x - gap - what_x)),
+  shown_size: seen.map((i) => fitted(r.size[i], `11px ${mono}`, before_count[i] - sizes_x)),
+  size_x: seen.map(() => sizes_x),
   y: seen.map((i) => at[i]),
   top: seen.map((i) => (open[i] && r.frame[i] ? at[i] + 0.5 : NaN)),
   bottom: seen.map((i) => end[i] - 0.5),
@@ -39,9 +62,18 @@ rows.data = {
 
 const [picked] = groups.selected.indices, none = picked === undefined
 const color = none ? "" : groups.data.color[picked]
-const own = all_words.data, read = [...own.row.keys()].filter((k) => is_seen[own.row[k]])
+const own = all_words.data, read = [], cut = new Map()
+for (const k of own.row.keys()) {
+  const row = own.row[k], last = k + 1 === own.row.length || own.row[k + 1] !== row
+  if (!is_seen[row] || cut.get(row) < k) continue
+  // One letter more is kept free for the mark of what is left out.
+  const end = own.x[k] + letter * (own.text[k].length + (last ? 0 : 2))
+  if (end > words_end[row]) cut.set(row, k)
+  read.push(k)
+}
 words.data = {
   ...take(own, read),
+  text: read.map((k) => (cut.get(own.row[k]) === k ? "…" : own.text[k])),
   y: read.map((k) => at[own.row[k]]),
   alpha: read.map((k) => (none || own.group[k] === picked ? 1 : 0.38)),
 }
