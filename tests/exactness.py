@@ -7,8 +7,10 @@ from helpers import tensors_of
 from torch import fx, nn
 
 import fxprune
-from fxprune.certify.certificate import certify
-from fxprune.graph.example import seeded_noise
+from fxprune.certify.certificate import certified
+from fxprune.certify.comparison import Comparison
+from fxprune.certify.mutants import survivors, without_a_guard
+from fxprune.graph.example import Example, seeded_noise
 from fxprune.plan.selection import Selection
 
 TOLERANCE = 1e-8
@@ -68,7 +70,23 @@ def certificate(
     model: nn.Module, pruned: fx.GraphModule, analysis: fxprune.Analysis, batch: int = 3
 ) -> float:
     """`fxprune.verify` without a capture of its own."""
+    return float(certified(*_comparison(model, pruned, analysis, batch)))
+
+
+def assert_certified(
+    model: nn.Module, pruned: fx.GraphModule, analysis: fxprune.Analysis, batch: int = 3
+) -> None:
+    """The certificate holds for the result, and for no mutant of it."""
+    comparison, example = _comparison(model, pruned, analysis, batch)
+    assert certified(comparison, example).exact
+    assert survivors(comparison) == []
+    assert not without_a_guard(pruned, analysis)
+
+
+def _comparison(
+    model: nn.Module, pruned: fx.GraphModule, analysis: fxprune.Analysis, batch: int
+) -> tuple[Comparison, Example]:
     record = pruned.record
     example = seeded_noise(record.example, model).with_batch(batch if record.dynamic else None)
     selection = Selection.from_plan(analysis, fxprune.plan_of(pruned))
-    return float(certify(model, pruned, analysis, selection, example))
+    return Comparison(model, pruned, analysis, selection), example

@@ -18,7 +18,13 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.compare import compare
-from fxprune.certify.comparison import Comparison, Look, leaves_of_outputs, same_draws
+from fxprune.certify.comparison import (
+    Comparison,
+    Look,
+    leaves_of_outputs,
+    refuse_missing_guards,
+    same_draws,
+)
 from fxprune.certify.draws import is_varied
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_eval_mode
 from fxprune.certify.noise import drawn_in_order
@@ -30,7 +36,7 @@ from fxprune.graph.tensors import device_of, floats_of, in_float64
 from fxprune.graph.values import bound_arguments
 from fxprune.plan.selection import Selection
 
-__all__ = ["Certificate", "certify", "same_function"]
+__all__ = ["Certificate", "certified", "certify", "same_function"]
 
 
 class Certificate(float):
@@ -100,17 +106,23 @@ def certify(
     A constant weight (a layer scale of zeros, fresh biases) hides what it multiplies: then both are
     compared a second time with random numbers in its place.  So it is where no output depends on inputs.
     """
+    return certified(Comparison(model, pruned, analysis, selection), example)
+
+
+def certified(comparison: Comparison, example: Example) -> Certificate:
+    """Certify the result of a comparison."""
+    model, analysis = comparison.model, comparison.analysis
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
     if not leaves_of_outputs(analysis):
         raise CertificateError("the model returns no tensor of numbers: there is nothing to compare")
     _check_capture(model, analysis.original, example)
-    return _certificate(Comparison(model, pruned, analysis, selection), example.map(in_float64))
+    return _certificate(comparison, example.map(in_float64))
 
 
 def _certificate(comparison: Comparison, example: Example) -> Certificate:
     """Look until an output depends on the inputs; more where constant weights or inputs hide something."""
-    comparison.refuse_missing_guards(example)
+    refuse_missing_guards(comparison.pruned, comparison.analysis, example)
     changed = comparison.weights.changed(comparison.pruned)
     first = comparison.look(example)
     looks, depends = [first], first.defined and comparison.depends(first)

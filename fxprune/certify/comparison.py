@@ -29,7 +29,7 @@ from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
 from fxprune.plan.selection import Selection
 from fxprune.result.record import Record
 
-__all__ = ["Comparison", "Look", "leaves_of_outputs", "same_draws"]
+__all__ = ["Comparison", "Look", "leaves_of_outputs", "refuse_missing_guards", "same_draws"]
 
 Tensors = dict[str, Tensor]
 
@@ -67,20 +67,7 @@ class Comparison:
         self.names = [str(n.target) for n in placeholders]
         self.unread = {str(n.target) for n in placeholders if not n.users}
         self.tables = table_sizes(analysis)
-
-    def refuse_missing_guards(self, example: Example) -> None:
-        """Raise CertificateError if the result accepts calls that its capture does not speak of."""
-        record = getattr(self.pruned, "record", None)
-        shapes = [t.shape[1:] for t in leaves_of(example)]
-        if not isinstance(record, Record) or shapes != [t.shape[1:] for t in leaves_of(record.example)]:
-            return  # captured with another call, it has other guards
-        missing = _guards(self.analysis.module.graph) - _guards(self.pruned.graph)
-        if missing:
-            kinds = ", ".join(f"{count} x {name}" for name, count in sorted(missing.items()))
-            raise CertificateError(
-                f"the result lacks guards that its capture needs ({kinds}): it would take a call that it "
-                f"computes wrongly; prune anew, or keep these nodes when you edit its graph"
-            )
+        self.first: tuple[Example, tuple[list[Tensor], Tensors]] | None = None  # example, what it gave
 
     def look(self, example: Example, tensors: Tensors | None = None, *, own: bool = False) -> Look:
         """Compare on one input.
@@ -165,7 +152,21 @@ class Comparison:
         names = [name for name, value in named for _ in leaves_of(Example((value,)))]
         return names[leaf] if leaf < len(names) else str(leaf)
 
+    def effect(self, example: Example) -> float:
+        """How far the original's outputs move where the result's weights are put into it."""
+        wanted, _ = self._original(example, None)
+        return compare(wanted, self._original(example, self.weights.with_those_of(self.pruned))[0]).error
+
     def _original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Tensors]:
+        """The masked original's outputs and what it drew; on the first example it runs once."""
+        if tensors is None and self.first is not None and self.first[0] is example:
+            return self.first[1]
+        found = self._run_original(example, tensors)
+        if tensors is None and self.first is None:
+            self.first = example, found
+        return found
+
+    def _run_original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Tensors]:
         with torch.no_grad(), default_float64(), same_draws(self.model):
             masked = MaskedOriginal(self.analysis, self.selection, example.batch)
             if tensors is not None:
@@ -191,6 +192,21 @@ def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
     values = [pytree.tree_leaves(n.meta.get("val")) for n in _leaves(output.args[0])]
     return [t for vs in values for t in vs if isinstance(t, Tensor) and is_float(t)]
+
+
+def refuse_missing_guards(pruned: fx.GraphModule, analysis: Analysis, example: Example) -> None:
+    """Raise CertificateError if a result accepts calls that its capture does not speak of."""
+    record = getattr(pruned, "record", None)
+    shapes = [t.shape[1:] for t in leaves_of(example)]
+    if not isinstance(record, Record) or shapes != [t.shape[1:] for t in leaves_of(record.example)]:
+        return  # captured with another call, it has other guards
+    missing = _guards(analysis.module.graph) - _guards(pruned.graph)
+    if missing:
+        kinds = ", ".join(f"{count} x {name}" for name, count in sorted(missing.items()))
+        raise CertificateError(
+            f"the result lacks guards that its capture needs ({kinds}): it would take a call that it "
+            f"computes wrongly; prune anew, or keep these nodes when you edit its graph"
+        )
 
 
 def _guards(graph: fx.Graph) -> Counter[str]:

@@ -11,14 +11,18 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
-from fxprune.certify.certificate import Certificate, certify
+from fxprune.certify.certificate import Certificate, certified
+from fxprune.certify.comparison import Comparison
+from fxprune.certify.mutants import survivors, without_a_guard
 from fxprune.certify.randomise import randomise, uninitialised
-from fxprune.compiler import prune_analyzed, verify
+from fxprune.choose.planned import analysis_behind, as_planned
+from fxprune.compiler import prune_analyzed
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.plan.plan import plan_of
 from fxprune.plan.selection import Selection
 from fxprune.result.measure import outputs_of
 from fxprune.result.pruned_module import record_of
+from fxprune.rules.registry import DEFAULT_RULES
 from fxprune.saved import model_specs
 
 __all__ = ["Exactness", "check_shapes", "exactness", "exactness_built_smaller"]
@@ -31,10 +35,14 @@ SMALLER_IMAGES = (56, 64, 96, 112, 128, 160, 192, 224, 256)
 
 
 class Exactness(NamedTuple):
-    """A certificate, and what it was made with where that is not the model's own example."""
+    """A certificate, what it was made with where that is not the model's own example, and what fools it.
+
+    survivors: results that were spoilt on purpose, and that pass for the right one (see `certify.mutants`).
+    """
 
     certificate: Certificate
     note: str = ""
+    survivors: tuple[str, ...] = ()
 
 
 def exactness(
@@ -52,11 +60,17 @@ def exactness(
             _ = outputs_of(pruned, example.with_batch(3 if single else 1))
         example = example.with_batch(1 if single else 2 if brief else 3)
         note = note or ("certified with one image" if single else "")
+    plan, as_captured = plan_of(pruned), analysis
     if smaller:  # the axes of that image size
-        found = verify(model, pruned, example_inputs=example.args, example_kwargs=example.kwargs)
-    else:
-        found = certify(model, pruned, analysis, Selection.from_plan(analysis, plan_of(pruned)), example)
-    return Exactness(found, note)
+        analysis = as_planned(analysis_behind(model, pruned, example, DEFAULT_RULES), plan)
+    comparison = Comparison(model, pruned, analysis, Selection.from_plan(analysis, plan))
+    certificate = certified(comparison, example)
+    if not certificate.exact:
+        return Exactness(certificate, note)
+    found = survivors(comparison)
+    if without_a_guard(pruned, as_captured):
+        found.append("a guard left out")
+    return Exactness(certificate, note, tuple(found))
 
 
 def exactness_built_smaller(
@@ -69,8 +83,8 @@ def exactness_built_smaller(
         twin = _built_for(spec, size)
         if twin is not None:
             analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
-            found, _ = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0, brief)
-            return Exactness(found, f"certified as built for {size} x {size}")
+            found = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0, brief)
+            return found._replace(note=f"certified as built for {size} x {size}")
     return None
 
 

@@ -23,10 +23,16 @@ from helpers import (
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.certify.certificate import certified
+from fxprune.certify.comparison import Comparison
+from fxprune.certify.mutants import survivors, without_a_guard
+from fxprune.certify.weights import PlannedWeights
 from fxprune.compiler import prune_analyzed
+from fxprune.graph.example import seeded_noise
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.tensors import tensor_at
+from fxprune.plan.selection import Selection
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "vit": (small_vit, images()),
@@ -200,13 +206,50 @@ def test_mutants_are_found(name: str, capture: str) -> None:
 
 def test_weights_are_no_part_of_how_structure_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs alone tell of wrong weights too."""
-    from fxprune.certify.weights import PlannedWeights
-
     monkeypatch.setattr(PlannedWeights, "changed", lambda self, pruned: {})
     for name in ("vit", "swin", "conv"):
         s = setting(name, "symbolic")
         for mutate in (a_sign, one_element, two_channels_swapped, another_slice):
             assert all(s.error_of(mutant) > 1e-8 for mutant in mutate(s)), (name, mutate.__name__)
+
+
+def comparison(s: Setting) -> Comparison:
+    """One that holds."""
+    example = seeded_noise(s.pruned.record.example, s.model).with_batch(3)
+    selection = Selection.from_plan(s.analysis, fxprune.plan_of(s.pruned))
+    made = Comparison(s.model, s.pruned, s.analysis, selection)
+    assert certified(made, example).exact
+    return made
+
+
+@pytest.mark.parametrize("name", ["vit", "hugging face", "conv"])
+def test_what_the_zoo_asks_of_every_certificate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing survives; a certificate that looks away is told on, whichever part of it does."""
+    s = setting(name, "symbolic")
+    before = {key: t.clone() for key, t in s.pruned.state_dict().items()}
+    made = comparison(s)
+    assert survivors(made) == []
+    assert all(torch.equal(t, before[key]) for key, t in s.pruned.state_dict().items())
+
+    with monkeypatch.context() as blind:
+        blind.setattr(PlannedWeights, "changed", lambda self, pruned: {})
+        assert [words for words in survivors(made) if "no slices" in words]
+    with monkeypatch.context() as blind:
+        look = made.look(made.first[0])  # type: ignore[index]
+        blind.setattr(made, "look", lambda example: look)
+        words = survivors(made)
+        assert len(words) == 2
+        assert words[0].endswith(" spoilt") and words[1].startswith("another slice of ")
+
+
+def test_a_guard_that_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = setting("swin", "symbolic")
+    assert any(is_guard(node) for node in s.pruned.graph.nodes)
+    guards = len(s.pruned.graph.nodes)
+    assert not without_a_guard(s.pruned, s.analysis)
+    assert len(s.pruned.graph.nodes) == guards
+    monkeypatch.setattr("fxprune.certify.mutants.refuse_missing_guards", lambda *given: None)
+    assert without_a_guard(s.pruned, s.analysis)
 
 
 def test_every_kind_of_mutant_is_made() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.zoo import Result, __main__, check, coverage, run, table
+from fxprune.zoo import Result, __main__, check, coverage, exactness, run, table
 from fxprune.zoo.coverage import NO_RULE, OpUse
 
 TINY, CRASHING = "odd_models:tiny", "odd_models:crashing"
@@ -67,6 +67,13 @@ def test_what_cannot_be_captured_fails_with_the_reason() -> None:
     assert row.note.startswith("CaptureError: DependsOnValues can't be captured")
     assert row.params is not None
     assert row.ops == ()
+
+
+def test_a_certificate_that_is_fooled_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exactness, "survivors", lambda comparison: ["stem.weight spoilt"])
+    row = check(TINY)
+    assert row.outcome == "FAILED"
+    assert row.note == "the certificate takes it for exact: stem.weight spoilt"
 
 
 # ---------------------------------------------------------------- the table
