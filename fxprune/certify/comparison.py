@@ -18,7 +18,7 @@ from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled
 from fxprune.certify.masked_original import MaskedOriginal
-from fxprune.certify.noise import Replaying
+from fxprune.certify.noise import Drawn, Replaying
 from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
 from fxprune.graph.example import Example
@@ -32,6 +32,7 @@ from fxprune.result.record import Record
 __all__ = ["Comparison", "Look", "leaves_of_outputs", "refuse_missing_guards", "same_draws"]
 
 Tensors = dict[str, Tensor]
+Noise = dict[str, Drawn]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Look:
     got: list[Tensor]
     example: Example
     tensors: Tensors | None
-    noise: Tensors
+    noise: Noise
 
 
 class Comparison:
@@ -67,7 +68,7 @@ class Comparison:
         self.names = [str(n.target) for n in placeholders]
         self.unread = {str(n.target) for n in placeholders if not n.users}
         self.tables = table_sizes(analysis)
-        self.first: tuple[Example, tuple[list[Tensor], Tensors]] | None = None  # example, what it gave
+        self.first: tuple[Example, tuple[list[Tensor], Noise]] | None = None  # example, what it gave
 
     def look(self, example: Example, tensors: Tensors | None = None, *, own: bool = False) -> Look:
         """Compare on one input.
@@ -157,7 +158,7 @@ class Comparison:
         wanted, _ = self._original(example, None)
         return compare(wanted, self._original(example, self.weights.with_those_of(self.pruned))[0]).error
 
-    def _original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Tensors]:
+    def _original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Noise]:
         """The masked original's outputs and what it drew; on the first example it runs once."""
         if tensors is None and self.first is not None and self.first[0] is example:
             return self.first[1]
@@ -166,7 +167,7 @@ class Comparison:
             self.first = example, found
         return found
 
-    def _run_original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Tensors]:
+    def _run_original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Noise]:
         with torch.no_grad(), default_float64(), same_draws(self.model):
             masked = MaskedOriginal(self.analysis, self.selection, example.batch)
             if tensors is not None:
@@ -174,7 +175,7 @@ class Comparison:
             outputs = floats_of(masked.run_on(example))
         return [compact(t, k) for t, k in zip(outputs, self.kept, strict=True)], masked.noise
 
-    def _result(self, example: Example, tensors: Tensors | None, noise: Tensors) -> list[Tensor]:
+    def _result(self, example: Example, tensors: Tensors | None, noise: Noise) -> list[Tensor]:
         with torch.no_grad(), default_float64(), same_draws(self.model):
             copied = doubled(self.pruned)
             if tensors is not None:

@@ -14,7 +14,7 @@ from fxprune.axes import Axis, with_batch
 from fxprune.certify.compare import compact
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
-from fxprune.certify.noise import draws_noise
+from fxprune.certify.noise import Drawn, draws_noise, given_to, tensors_in
 from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
 from fxprune.plan.selection import Selection
@@ -42,7 +42,7 @@ class MaskedOriginal(Float64Interpreter):
         own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))
         self.removed = {own[b.add]: own[b.result] for b in removal.branches} if removal else {}
         self.masks: dict[Any, Tensor | None] = {}
-        self.noise: dict[str, Tensor] = {}  # what its nodes drew: the kept elements
+        self.noise: dict[str, Drawn] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         node = self.mirror[n]
@@ -52,16 +52,25 @@ class MaskedOriginal(Float64Interpreter):
             return super().run_node(n)
         step = self.analysis.steps.get(node)
         statistic = self._statistic(step) if step else None
+        draws = draws_noise(n)
+        given = [t for i in given_to(n) for t in self._kept(self.env[i], self.mirror[i])] if draws else []
         value = statistic() if statistic else super().run_node(n)
-        if isinstance(value, Tensor) and draws_noise(n):
-            kept = [self.selection.positions(axis) for axis in next(iter(self._axes(node)), ())]
-            self.noise[node.name] = compact(value, kept).clone()
+        if draws:
+            self.noise[node.name] = Drawn(self._kept(value, node), given)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
             return value
         value = _map_with(value, self.analysis.axes[node], self._apply)
         if step and step.rule and step.rule.taught and step.rule.masked is None:
             return self._as_taught(n, node, step, value)
         return value
+
+    def _kept(self, value: Any, node: fx.Node | None) -> list[Tensor]:
+        """The kept elements of a node's tensors, copied."""
+        axes = self._axes(node) if node is not None else ()
+        return [
+            compact(t, [self.selection.positions(axis) for axis in of]).clone()
+            for t, of in zip(tensors_in(value), axes, strict=False)
+        ]
 
     def _statistic(self, step: Step) -> Callable[[], Any] | None:
         """The masked form of a mean or norm, where the tensor that it is taken of shrinks."""

@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.certify.compare import compare
 from fxprune.certify.float64 import Float64Interpreter
 from fxprune.graph.op_names import op_name
 
-__all__ = ["Replaying", "drawn_in_order", "draws_noise"]
+__all__ = ["Drawn", "Replaying", "drawn_in_order", "draws_noise", "given_to", "tensors_in"]
 
-_DRAWS = {
-    *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal", "normal_"),
-    *("bernoulli", "bernoulli_", "multinomial", "poisson", "uniform_", "exponential_", "log_normal_"),
-    *("cauchy_", "geometric_", "random_", "uniform", "exponential", "new_rand", "rrelu"),
+SAME = 1e-9  # relative to the largest element
+
+# What these draw depends on the shape of the first tensor alone.
+_FILLS = {
+    *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "new_rand"),
+    *("normal_", "normal_functional", "bernoulli_", "uniform_", "uniform", "exponential_", "exponential"),
+    *("log_normal_", "log_normal", "cauchy_", "cauchy", "geometric_", "geometric", "random_", "random"),
 }
+# What these draw depends on values.
+_SAMPLES = {
+    *("normal", "bernoulli", "multinomial", "poisson", "binomial", "rrelu", "rrelu_with_noise"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "native_dropout", "alpha_dropout"),
+    *("feature_dropout", "feature_alpha_dropout", "gumbel_softmax"),
+}
+_DRAWS = _FILLS | _SAMPLES
 
 
 def draws_noise(node: fx.Node) -> bool:
     """Whether a node's value is drawn, rather than computed."""
     return node.op in ("call_function", "call_method") and op_name(node.target) in _DRAWS
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a node of the original drew: the kept elements.
+
+    given: those of the tensors whose values the draw depends on.
+    """
+
+    values: list[Tensor]
+    given: list[Tensor]
+
+    def is_given(self, tensors: list[Tensor]) -> bool:
+        """Whether another draw is made from the same values."""
+        shapes = [t.shape for t in tensors]
+        return shapes == [t.shape for t in self.given] and compare(self.given, tensors).error <= SAME
+
+
+def given_to(node: fx.Node) -> list[fx.Node]:
+    """The operands by whose values a draw is made."""
+    name = op_name(node.target)
+    fills = name in _FILLS or (name == "bernoulli" and (len(node.args) > 1 or "p" in node.kwargs))
+    return node.all_input_nodes[1:] if fills else node.all_input_nodes
 
 
 class drawn_in_order(TorchDispatchMode):
@@ -44,18 +80,32 @@ class drawn_in_order(TorchDispatchMode):
 class Replaying(Float64Interpreter):
     """Runs a graph in which nodes that draw noise get what the original's nodes of that name drew.
 
-    noise: node -> the kept elements of what was drawn.
+    Where a draw depends on values, only if they are the original's: noise hides no fault before it.
     """
 
-    def __init__(self, module: fx.GraphModule, noise: dict[str, Tensor]) -> None:
+    def __init__(self, module: fx.GraphModule, noise: dict[str, Drawn]) -> None:
         super().__init__(module)
         self.noise = noise
 
     def run_node(self, n: fx.Node) -> Any:
+        known = self.noise.get(n.name) if draws_noise(n) else None
+        if known is None:
+            return super().run_node(n)
+        same = known.is_given(tensors_in([self.env[i] for i in given_to(n)]))
+        first = next(iter(tensors_in([self.env[i] for i in n.all_input_nodes])), None)
         value = super().run_node(n)
-        if not draws_noise(n):
-            return value
-        known = self.noise.get(n.name)
-        if known is None or not isinstance(value, Tensor) or known.shape != value.shape:
-            return value  # of another shape: that is what a wrong size looks like
-        return value.copy_(known) if op_name(n.target).endswith("_") else known.to(value)
+        drawn = tensors_in(value)
+        if not same or [t.shape for t in drawn] != [t.shape for t in known.values]:
+            return value  # that is what a wrong size, or a wrong value before it, looks like
+        each = iter(known.values)
+
+        def replayed(t: Tensor) -> Tensor:
+            in_place = first is not None and t.data_ptr() == first.data_ptr()
+            return t.copy_(next(each)) if in_place else next(each).to(t)
+
+        return pytree.tree_map_only(Tensor, replayed, value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nest."""
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
