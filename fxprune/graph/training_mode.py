@@ -45,8 +45,8 @@ def follows_mode(module: nn.Module) -> bool:
 
     Such a module stays a module call, so that the result's own `.train()` switches it.
     """
-    if getattr(module.__dict__.get("forward"), "dropout_marker", False):
-        return True
+    if getattr(module.__dict__.get("forward"), "layer_marker", False):
+        return not isinstance(module, nn.modules.batchnorm._NormBase)
     if any(True for _ in module.children()) or module._parameters or module._buffers:
         return False
     if isinstance(module, (nn.Dropout, nn.modules.dropout._DropoutNd)):

@@ -115,8 +115,8 @@ def _options(arguments: dict[str, Any]) -> str:
 
 def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, source: nn.Module) -> bool:
     """Is this the eval mode of a batch norm that has two?  (One that is always frozen stays a function.)"""
-    if arguments["training"] is not False or arguments["running_mean"] is None:
-        return False
+    if arguments["training"] is not (arguments["running_mean"] is None):
+        return False  # of statistics of its own in eval mode, or of the batch's because it keeps none
     caller = source.get_submodule(node.meta.get("module") or "")
     return isinstance(owner, nn.modules.batchnorm._NormBase) and forward_reads_mode(caller)
 
@@ -176,10 +176,11 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
 
 
 def _batch_norm(a: dict[str, Any], owner: nn.Module) -> nn.Module:
-    ndim, features = a["input"].meta["val"].ndim, a["running_mean"].meta["val"].shape[0]
+    ndim, features = a["input"].meta["val"].ndim, a["input"].meta["val"].shape[1]
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
     momentum = getattr(owner, "momentum", a["momentum"])
-    return cls(features, eps=a["eps"], momentum=momentum, affine=a["weight"] is not None)
+    tracked = a["running_mean"] is not None
+    return cls(features, a["eps"], momentum, affine=a["weight"] is not None, track_running_stats=tracked)
 
 
 def _normalized(owner: nn.Module) -> tuple[int, ...]:

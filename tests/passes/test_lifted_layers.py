@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import randomise
+from helpers import CAPTURES, randomise
 from torch import nn
 
 import fxprune
@@ -17,19 +19,102 @@ LAYERS = [
     (nn.PReLU(16), 2),
     (nn.RMSNorm(16), 0),
     (nn.RMSNorm(16, eps=0.1), 0),
+    (nn.BatchNorm1d(16), 0),
+    (nn.BatchNorm1d(16, momentum=None), 1),
+    (nn.SyncBatchNorm(16, eps=0.1), 2),
+    (nn.SyncBatchNorm(16, affine=False), 3),
 ]
+for _n in (1, 2, 3):
+    _batch, _instance = (getattr(nn, f"{name}Norm{_n}d") for name in ("Batch", "Instance"))
+    LAYERS += [
+        (_batch(16, eps=0.1, momentum=0.3), _n),
+        (_batch(16, affine=False), _n),
+        (_batch(16, track_running_stats=False), _n),
+        (_batch(16, affine=False, track_running_stats=False), _n),
+        (_instance(16, eps=0.1), _n),
+        (_instance(16, affine=True), _n),
+        (_instance(16, track_running_stats=True), _n),
+        (_instance(16, affine=True, track_running_stats=True, momentum=0.3), _n),
+    ]
 
 
-@pytest.mark.parametrize(("layer", "n"), LAYERS, ids=str)
-def test_a_layer_is_a_layer_after_export(layer: nn.Module, n: int) -> None:
-    ends = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[n]
-    first, last = (nn.Linear(3, 16), nn.Linear(16, 5)) if n == 0 else (ends(3, 16, 1), ends(16, 5, 1))  # type: ignore[arg-type]
-    model = randomise(nn.Sequential(first, layer, last).eval())
-    pruned = fxprune.prune(model, 0.5, example_inputs=torch.zeros(2, 3, *[4] * n), capture="export")
-    got = pruned.get_submodule("1")
+CASES = [(layer, n, False) for layer, n in LAYERS] + [(layer, n, True) for layer, n in LAYERS if n == 2]
+
+
+class Around(nn.Module):
+    """A layer between two others; on request, a write into a part of what the first returns."""
+
+    def __init__(self, layer: nn.Module, n: int, writes: bool) -> None:
+        super().__init__()
+        ends = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[n]
+        self.options = () if n == 0 else (1,)
+        self.first, self.layer, self.last = ends(3, 16, *self.options), layer, ends(16, 5, *self.options)  # type: ignore[arg-type]
+        self.writes = writes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        if self.writes:
+            y = y.clone()
+            y[:, :8] = 0.5 * y[:, :8]
+        return self.last(self.layer(y))
+
+
+@pytest.mark.parametrize(("layer", "n", "writes"), CASES, ids=str)
+def test_a_layer_is_a_layer_after_export(layer: nn.Module, n: int, writes: bool) -> None:
+    model = randomise(Around(copy.deepcopy(layer), n, writes).eval())
+    x = torch.zeros(2, 3, *[4] * n)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture="export")
+    got = pruned.get_submodule("layer")
     assert type(got) is type(layer)
-    assert getattr(got, "eps", 0) == getattr(layer, "eps", 0)
+    for option in ("eps", "momentum", "affine", "track_running_stats"):
+        assert getattr(got, option, 0) == getattr(layer, option, 0)
+    assert pruned.get_parameter("first.weight").shape[0] == 8
     assert_exact(model, pruned)
+
+
+@pytest.mark.parametrize(("layer", "n", "writes"), CASES, ids=str)
+def test_a_whole_result_trains_as_the_model_does(layer: nn.Module, n: int, writes: bool) -> None:
+    if isinstance(layer, nn.SyncBatchNorm):
+        pytest.skip("it trains on a GPU only")
+    model = randomise(Around(copy.deepcopy(layer), n, writes)).double()
+    x = torch.randn(3, 3, *[4] * n, dtype=torch.float64)
+    whole = fxprune.prune(model, 0.0, example_inputs=x[:2], capture="export")
+    for m in (model, whole):
+        for _ in range(2):
+            m.train()(x).square().sum().backward()
+    for m in (whole.train(), whole.eval()):
+        torch.testing.assert_close(m(x), model.train(m.training)(x))
+    assert {n: p.grad is None for n, p in whole.named_parameters()} == dict.fromkeys(
+        dict(model.named_parameters()), False
+    )
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(whole.get_parameter(name).grad, p.grad)
+    for name, b in model.named_buffers():
+        torch.testing.assert_close(whole.get_buffer(name), b)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with a forward of its own, as libraries write it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = self.training or not self.track_running_stats
+        tracked = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        y = nn.functional.batch_norm(x, *tracked, self.weight, self.bias, own, self.momentum, self.eps)
+        return y.relu()
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["plain", "writes"])
+@pytest.mark.parametrize("tracked", [True, False], ids=["tracked", "untracked"])
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_norm_with_a_forward_of_its_own_is_a_layer(capture: str, tracked: bool, writes: bool) -> None:
+    layer = Activated(16, eps=0.1, track_running_stats=tracked)
+    model = randomise(Around(layer, 2, writes).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.zeros(2, 3, 4, 4), capture=capture)
+    got = pruned.get_submodule("layer")
+    assert type(got) is nn.BatchNorm2d
+    assert (got.eps, got.track_running_stats) == (0.1, tracked)
+    assert_exact(model, pruned)
+    pruned.train()(torch.randn(3, 3, 4, 4)).sum().backward()
 
 
 class ComputedShape(nn.Module):

@@ -1,7 +1,8 @@
 """Capture by torch.export: opens everything, fixes the image size, leaves ATen calls behind.
 
 What it leaves is brought to the same form as symbolic tracing's: plain inputs and outputs, weights by
-their own names, dropouts as module calls.  (`passes.lift_modules` then makes layers of ATen calls.)
+their own names, dropouts and norms that follow the mode as module calls.  (`passes.lift_modules` then
+makes layers of ATen calls.)
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.writes import hidden_writes
+from fxprune.rules.modules import native
 
 __all__ = ["capture_exported"]
 
 FIXED_BATCH = "the model's code fixes the batch size: the result takes the example's only"
 
 
-@torch.library.custom_op("fxprune::dropout_marker", mutates_args=())
-def _dropout_marker(x: Tensor, path: str) -> Tensor:
+@torch.library.custom_op("fxprune::layer_marker", mutates_args=())
+def _layer_marker(x: Tensor, path: str) -> Tensor:
     """Mark where a module that follows the mode is called, while torch.export looks."""
     return x.clone()
 
 
-@_dropout_marker.register_fake
+@_layer_marker.register_fake
 def _(x: Tensor, path: str) -> Tensor:
     return torch.empty_like(x)
 
@@ -53,7 +55,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             model.eval()
             model(*example.args, **example.kwargs)
     for path, module in model.named_modules():
-        if follows_mode(module):
+        if follows_mode(module) or _is_norm_with_modes(module):
             module.forward = _marked_forward(path)
     functions: dict[str, None] = {}
     with opened_functions(functions):
@@ -68,7 +70,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
     set_mode(model, False)
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "dropout_marker", False):
+        if getattr(module.__dict__.get("forward"), "layer_marker", False):
             del module.forward
     guard_sizes(graph, program, taken)
     guard_arguments(graph, model, taken, numbers=False)
@@ -76,11 +78,16 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     return Captured(module, taken, "export", fixed_batch, notes=tuple(notes))
 
 
-def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.ops.fxprune.dropout_marker(x, path)
+def _is_norm_with_modes(module: nn.Module) -> bool:
+    """Is this a batch or instance norm, with the forward of PyTorch's own layer?"""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and native(module) is not None
 
-    forward.dropout_marker = True  # type: ignore[attr-defined]
+
+def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.ops.fxprune.layer_marker(input, path)
+
+    forward.layer_marker = True  # type: ignore[attr-defined]
     return forward
 
 

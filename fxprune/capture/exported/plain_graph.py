@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import inspect
 import operator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
         if node.op == "get_attr" and not _add_constant(model, source, str(node.target)):
             continue  # the body of a region, inlined where it is called
         _copy_node(graph, node, copied, source, model)
+    _close_norms(graph)
     _forget_layout(graph)
     return graph
 
@@ -70,6 +72,31 @@ def _nested_inputs(
     return copied
 
 
+# What `run_decompositions` makes of a batch norm in eval mode, and of one without statistics of its own.
+_OPENED_NORMS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+    _aten._native_batch_norm_legit_no_training.default: lambda x, weight, bias, mean, var, momentum, eps: (
+        *(x, weight, bias, mean, var, False, momentum, eps, False),
+    ),
+    _aten._native_batch_norm_legit.no_stats: lambda x, weight, bias, training, momentum, eps: (
+        *(x, weight, bias, None, None, training, momentum, eps, False),
+    ),
+}
+
+
+def _close_norms(graph: fx.Graph) -> None:
+    """Batch norms that return what their derivative needs beside the result are plain ones again."""
+    for node in list(graph.nodes):
+        if node.target not in _OPENED_NORMS or any(user.args[1] != 0 for user in node.users):
+            continue
+        with graph.inserting_before(node):
+            whole = graph.call_function(_aten.batch_norm.default, _OPENED_NORMS[node.target](*node.args))
+        whole.meta = dict(node.meta)
+        for user in list(node.users):
+            user.replace_all_uses_with(whole)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
 def _forget_layout(graph: fx.Graph) -> None:
     """Strides are no part of what a model computes, and differ between modes: views become reshapes.
 
@@ -98,7 +125,7 @@ def _copy_node(
     model: nn.Module,
 ) -> None:
     where = _users_line(node.meta.get("stack_trace"))
-    if node.target is torch.ops.fxprune.dropout_marker.default:
+    if node.target is torch.ops.fxprune.layer_marker.default:
         source_of, path = node.args
         new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
     elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
