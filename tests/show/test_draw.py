@@ -68,11 +68,11 @@ def test_two_groups_of_one_role_in_one_tensor_are_told_apart() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(4, 8), nn.Linear(4, 8)
-            self.out = nn.Linear(8, 2)
+            self.out, self.other = nn.Linear(8, 2), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             pair = self.first(x)[:, :, None] * self.second(x)[:, None, :]
-            return self.out(pair.sum(1))
+            return self.out(pair.sum(1)) + self.other(pair.sum(2))
 
     found = labels(fxprune.analyze(Bilinear(), example_inputs=torch.randn(2, 4)))
     assert found["mul"] == "b hidden hidden2"
