@@ -8,7 +8,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SOURCES = fxprune passes tests examples
 
-.PHONY: test zoo slow mutation lint demo bench clean
+.PHONY: test zoo slow mutation lint demo pictures bench clean
 
 # One thread per worker: more would fight over the cores.
 test: lint
@@ -36,6 +36,10 @@ lint: $(VENV)/.installed-test
 
 demo: $(VENV)/.installed-demo
 	$(RUN) examples/demo.py
+
+# README's screenshots of the page, again.
+pictures: $(VENV)/.installed-test
+	PYTHONPATH=.:tests $(RUN) tests/show/readme_pictures.py
 
 bench: $(VENV)/.installed-bench
 	$(RUN) examples/bench.py

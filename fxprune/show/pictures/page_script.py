@@ -47,9 +47,10 @@ const narrow = edge + 12 < wide
 const sizes_x = Math.max(least_sizes_x, words_x + 0.42 * (edge - words_x))
 const before_count = Array.from(r.count, (text) => edge - (text ? text.length * small + gap : 0))
 const words_end = Array.from(r.size, (text, i) => (text && !narrow ? sizes_x - gap : before_count[i]))
+const name_room = (i) => (r.what[i] ? what_x : words_x) - gap - r.x[i] - 14
 rows.data = {
   ...take(r, seen),
-  shown_name: seen.map((i) => fitted(r.name[i], `${r.style[i]} 12.5px ${sans}`, what_x - gap - r.x[i] - 14)),
+  shown_name: seen.map((i) => fitted(r.name[i], `${r.style[i]} 12.5px ${sans}`, name_room(i))),
   shown_what: seen.map((i) => fitted(r.what[i], `11px ${sans}`, words_x - gap - what_x)),
   shown_size: seen.map((i) => fitted(r.size[i], `11px ${mono}`, before_count[i] - sizes_x)),
   size_x: seen.map(() => sizes_x),
