@@ -46,7 +46,7 @@ class Certificate(float):
         replaced, spoilt), each with its relative difference.  They count as errors.
     function: where some are changed: the error with the result's own weights in the masked original.
     unseen: why nothing was seen, though other inputs and other weights were tried; the error is then inf.
-    notes: what was not seen beside that: an input on which no output depends.
+    notes: what was not seen beside that: an input on which no output depends, a choice among equals.
     """
 
     tolerance = 1e-8
@@ -146,8 +146,13 @@ def _certificate(comparison: Comparison, example: Example) -> Certificate:
         error = max(error, *changed.values())
     if not depends:
         return Certificate(error, changed, function, _nothing(first))
-    notes = ("no output depends on the inputs here: other inputs and weights were compared too",)
-    return Certificate(error, changed, function, notes=notes if blind else comparison.dead_inputs(first))
+    notes = comparison.dead_inputs(first)
+    if blind:
+        notes = ("no output depends on the inputs here: other inputs and weights were compared too",)
+    if comparison.ties:
+        ties = ", ".join(sorted(comparison.ties))
+        notes = (*notes, f"{ties} chooses among equal elements: the original's choice was taken")
+    return Certificate(error, changed, function, notes=notes)
 
 
 def _nothing(look: Look) -> str:

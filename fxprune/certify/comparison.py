@@ -68,6 +68,7 @@ class Comparison:
         self.names = [str(n.target) for n in placeholders]
         self.unread = {str(n.target) for n in placeholders if not n.users}
         self.tables = table_sizes(analysis)
+        self.ties: set[str] = set()  # the result's nodes that chose other ones of equal elements
         self.first: tuple[Example, tuple[list[Tensor], Noise]] | None = None  # example, what it gave
 
     def look(self, example: Example, tensors: Tensors | None = None, *, own: bool = False) -> Look:
@@ -182,7 +183,10 @@ class Comparison:
                 self.weights.put_into_pruned(copied, tensors)
             else:
                 copied = _unrounded(copied, self.model)
-            return floats_of(Replaying(copied, noise).run_on(example))
+            running = Replaying(copied, noise)
+            outputs = floats_of(running.run_on(example))
+        self.ties |= running.ties
+        return outputs
 
 
 MANY_INPUTS = 8  # each is varied on its own

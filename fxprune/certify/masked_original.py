@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
 from fxprune.axes import Axis, with_batch
+from fxprune.certify.choices import chooses
 from fxprune.certify.compare import compact
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
@@ -42,7 +43,7 @@ class MaskedOriginal(Float64Interpreter):
         own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))
         self.removed = {own[b.add]: own[b.result] for b in removal.branches} if removal else {}
         self.masks: dict[Any, Tensor | None] = {}
-        self.noise: dict[str, Drawn] = {}
+        self.noise: dict[str, Drawn] = {}  # by the nodes that drew or chose it
 
     def run_node(self, n: fx.Node) -> Any:
         node = self.mirror[n]
@@ -55,7 +56,7 @@ class MaskedOriginal(Float64Interpreter):
         draws = draws_noise(n)
         given = [t for i in given_to(n) for t in self._kept(self.env[i], self.mirror[i])] if draws else []
         value = statistic() if statistic else super().run_node(n)
-        if draws:
+        if draws or chooses(n):
             self.noise[node.name] = Drawn(self._kept(value, node), given)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
             return value

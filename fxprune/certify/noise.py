@@ -1,4 +1,4 @@
-"""Give both sides of a comparison the same noise, element by element, whatever layout it is drawn in."""
+"""Give both sides of a comparison the same noise, element by element, and the same choice among equals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.certify.choices import agreed, chooses
 from fxprune.certify.compare import compare
 from fxprune.certify.float64 import Float64Interpreter
 from fxprune.graph.op_names import op_name
@@ -80,17 +81,29 @@ class drawn_in_order(TorchDispatchMode):
 class Replaying(Float64Interpreter):
     """Runs a graph in which nodes that draw noise get what the original's nodes of that name drew.
 
-    Where a draw depends on values, only if they are the original's: noise hides no fault before it.
+    Where a draw depends on values, only if they are the original's: noise hides no fault before it.  Of
+    equal elements the original's choice is taken.
+
+    ties: the nodes that had such a choice, and made another one.
     """
 
     def __init__(self, module: fx.GraphModule, noise: dict[str, Drawn]) -> None:
         super().__init__(module)
         self.noise = noise
+        self.ties: set[str] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        known = self.noise.get(n.name) if draws_noise(n) else None
+        known = self.noise.get(n.name)
         if known is None:
             return super().run_node(n)
+        if chooses(n):
+            value, other = agreed(n, self.env[n.all_input_nodes[0]], super().run_node(n), known.values)
+            if other:
+                self.ties.add(n.name)
+            return value
+        return self._replayed(n, known)
+
+    def _replayed(self, n: fx.Node, known: Drawn) -> Any:
         same = known.is_given(tensors_in([self.env[i] for i in given_to(n)]))
         first = next(iter(tensors_in([self.env[i] for i in n.all_input_nodes])), None)
         value = super().run_node(n)
