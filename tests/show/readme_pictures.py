@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import timm
 from browser import Page, chromium
-from PIL import Image
 
 import fxprune
 
@@ -29,8 +28,7 @@ def main() -> None:
             )
             page.click_group(lit)
             page.tab.wait_for_timeout(500)
-            few = page.picture().quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            few.save(PICTURES / file, optimize=True)
+            page.picture().save(PICTURES / file, optimize=True)
             page.close()
 
 
