@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m mypy -p fxprune
 
 demo: $(VENV)/.installed-demo
-	$(RUN) examples/demo.py
+	@$(RUN) examples/demo.py
 
 # README's screenshots of the page, again.
 pictures: $(VENV)/.installed-test
@@ -49,7 +49,9 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra, so that an environment is installed once for each.
+# pip says nothing but errors.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
-	touch $@
+	@echo "installing fxprune[$*] into $(VENV) (PyTorch, if it is not there yet, is a download of some GB) ..."
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --editable '.[$*]'
+	@touch $@

@@ -4,6 +4,8 @@ Everything it needs ships with scikit-learn and timm: nothing is downloaded. Abo
 """
 
 import argparse
+import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from sklearn.model_selection import train_test_split
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -114,7 +115,7 @@ def train(model: nn.Module, digits: Digits, epochs: int, learning_rate: float, t
         optimizer, learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.2
     )
     model.train()
-    for _ in tqdm(range(epochs), desc=title, unit="epoch"):
+    for _ in tqdm(range(epochs), desc=title, unit="epoch", disable=None):  # no bar in a file
         order = torch.randperm(len(digits.train_images))
         for chosen in order[: steps_per_epoch * batch].split(batch):
             images = digits.train_images[chosen]
@@ -141,16 +142,21 @@ def measure(model: nn.Module, digits: Digits) -> Measured:
     predicted = model(digits.test_images).argmax(dim=1)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(digits.test_images[:1])
-    timer = Timer(
-        "model(images)",
-        globals={"model": model, "images": digits.test_images[:LATENCY_BATCH]},
-    )
     return Measured(
         accuracy=(predicted == digits.test_labels).double().mean().item(),
         parameters=sum(p.numel() for p in model.parameters()),
         macs=counter.get_total_flops() // 2,
-        milliseconds=1e3 * timer.blocked_autorange(min_run_time=1.0).median,
+        milliseconds=median_milliseconds(model, digits.test_images[:LATENCY_BATCH]),
     )
+
+
+def median_milliseconds(model: nn.Module, images: Tensor, runs: int = 50) -> float:
+    taken = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        model(images)
+        taken.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(taken)
 
 
 def show_head(analysis: fxprune.Analysis, lines: int = 12) -> None:
