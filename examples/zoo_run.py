@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import fxprune.zoo
-from fxprune.saved.model_specs import expand
+from fxprune.result.saved.model_specs import expand
 
 
 def main() -> None:

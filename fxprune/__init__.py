@@ -10,13 +10,13 @@ from fxprune.capture.trace import trace
 from fxprune.certify.certificate import Certificate
 from fxprune.choose.budget import Latency
 from fxprune.compiler import prune, verify
+from fxprune.compiler.rewrite import apply
 from fxprune.errors import FxpruneError
-from fxprune.plan.plan import Kept, Plan, plan_of
 from fxprune.result.old_names import install_old_names
-from fxprune.rewrite import apply
+from fxprune.result.plan import Kept, Plan, plan_of
+from fxprune.result.saved.load import load
+from fxprune.result.saved.save import save
 from fxprune.rules import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet
-from fxprune.saved.load import load
-from fxprune.saved.save import save
 from fxprune.show.pictures.draw import draw
 from fxprune.show.reports.explain import explain
 from fxprune.show.reports.report import Report, report

@@ -11,7 +11,7 @@ from fxprune.certify.certificate import certified
 from fxprune.certify.comparison import Comparison
 from fxprune.certify.mutants import survivors, without_a_guard
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 TOLERANCE = 1e-8
 

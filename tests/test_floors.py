@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[1]
 # Lowest first.  What stands on one floor may know what is below it; two rooms of one floor may know each
 # other in one direction (the test of circles says so).
 FLOORS = (
-    ("errors", "files", "axes"),
+    ("errors",),
     ("graph",),
     ("rules",),
     ("passes.canonical", "capture"),
     ("analysis",),
-    ("plan",),
-    ("result", "passes.shrinking"),
+    ("result",),
+    ("passes.shrinking",),
     ("certify", "choose"),
-    ("rewrite",),
-    ("compiler", "show.pictures"),
-    ("saved", "show.reports", "zoo"),
+    ("compiler",),
+    ("show.pictures",),
+    ("result.saved", "show.reports", "zoo"),
     ("",),  # fxprune/__init__.py
     ("cli", "__main__"),
 )
@@ -34,7 +34,8 @@ WALLS = (
     ("certify", "passes.shrinking"),
     ("rules", "analysis.solver"),
 )
-MODULES = 12  # at most so many files at the top of fxprune/
+ENTRIES = 12  # at most so many files and folders at the top of fxprune/
+COMING = {"native", "basis"}  # rooms that are being built, and find their place when they stand
 LINES = 300
 
 
@@ -76,8 +77,13 @@ def within(name: str, room: str) -> bool:
     return name == room or (room != "" and name.startswith(f"{room}."))
 
 
+def room_of(name: str) -> str:
+    """The innermost room that a module stands in."""
+    return max((room for floor in FLOORS for room in floor if within(name, room)), key=len)
+
+
 def floor_of(name: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if any(within(name, room) for room in rooms))
+    return next(i for i, rooms in enumerate(FLOORS) if room_of(name) in rooms)
 
 
 def all_imports() -> Iterator[tuple[str, str]]:
@@ -97,11 +103,6 @@ def test_no_imports_run_in_a_circle() -> None:
 
 
 def test_rooms_import_each_other_in_no_circle() -> None:
-    rooms = [room for floor in FLOORS for room in floor]
-
-    def room_of(name: str) -> str:
-        return next(room for room in rooms if within(name, room))
-
     pairs = {(room_of(a), room_of(b)) for a, b in all_imports()}
     graph = nx.DiGraph((a, b) for a, b in pairs if a != b)
     assert not (circles := [c for c in nx.strongly_connected_components(graph) if len(c) > 1]), circles
@@ -119,7 +120,9 @@ def test_walls_stand(one: str, other: str) -> None:
 
 
 def test_the_top_is_small() -> None:
-    assert len(list((ROOT / "fxprune").glob("*.py"))) <= MODULES
+    uncounted = {"__init__.py", "__main__.py", "py.typed", "__pycache__", *COMING}
+    entries = {path.name for path in (ROOT / "fxprune").iterdir() if not path.is_symlink()} - uncounted
+    assert len(entries) <= ENTRIES, sorted(entries)
 
 
 @pytest.mark.parametrize("name", sorted(sources()))

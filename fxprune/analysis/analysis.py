@@ -16,10 +16,10 @@ from fxprune.analysis.groups import Group, build_groups, renamed
 from fxprune.analysis.infer import Step
 from fxprune.analysis.outputs import Outputs
 from fxprune.analysis.typed_graph import Site, TypedGraph, type_graph
-from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
+from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.registry import Axes, RuleSet
 
 __all__ = ["Analysis", "Group", "Site", "analysis_of"]

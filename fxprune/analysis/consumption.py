@@ -20,8 +20,8 @@ from torch import fx
 
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
-from fxprune.axes import Atom
 from fxprune.graph.nests import leaves
+from fxprune.rules.axes import Atom
 from fxprune.rules.calls import Weight
 
 __all__ = ["Consumption", "Source"]

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.typed_graph import Site, TypedGraph
-from fxprune.axes import Atom, atoms_of
+from fxprune.rules.axes import Atom, atoms_of
 
 __all__ = ["chain_between", "dependency_graph", "flow_of"]
 

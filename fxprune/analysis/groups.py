@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fxprune.analysis.nesting import Nesting, carriers_of, nesting_of, only_inside
 from fxprune.analysis.tokens import is_channel
 from fxprune.analysis.typed_graph import Site, TypedGraph
-from fxprune.axes import Atom, Axis, Product, Reason, atoms_of
+from fxprune.rules.axes import Atom, Axis, Product, Reason, atoms_of
 
 __all__ = ["Group", "build_groups", "renamed"]
 

@@ -11,12 +11,12 @@ from torch import Tensor, fx
 from fxprune.analysis.batch import flag_batch
 from fxprune.analysis.outputs import Outputs, whole_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
-from fxprune.axes import atom, batch, frozen
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
 from fxprune.graph.nests import leaves, outline
 from fxprune.graph.own_nodes import makes_output, object_of
 from fxprune.graph.tensors import tensor_at
+from fxprune.rules.axes import atom, batch, frozen
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
-from fxprune.axes import Atom, Axis, Product, Reason, Sum, atoms_of
+from fxprune.rules.axes import Atom, Axis, Product, Reason, Sum, atoms_of
 from fxprune.rules.registry import Axes
 
 __all__ = ["Carriers", "Nesting", "carriers_of", "nesting_of", "only_inside"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from fxprune.axes import Atom, Axis, Product, Reason, Sum, atom, atoms_of, frozen, refine
+from fxprune.rules.axes import Atom, Axis, Product, Reason, Sum, atom, atoms_of, frozen, refine
 
 __all__ = ["AxisError", "Reason", "Solver"]
 

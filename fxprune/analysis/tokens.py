@@ -18,8 +18,8 @@ from torch import fx
 from fxprune.analysis.consumption import Consumption, Source
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
-from fxprune.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.graph.nests import leaves
+from fxprune.rules.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.calls import Weight
 
 __all__ = ["is_channel"]

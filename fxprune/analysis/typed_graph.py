@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from fxprune.analysis.infer import Inference, Step, infer
 from fxprune.analysis.outputs import Outputs
-from fxprune.axes import Atom, Axis, Reason, atoms_of
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
+from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.registry import Axes, Flow, RuleSet, map_axes
 
 __all__ = ["Site", "TypedGraph", "atoms_in", "type_graph"]

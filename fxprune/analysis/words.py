@@ -20,7 +20,7 @@ from torch import fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.groups import Group
-from fxprune.axes import Atom, Axis, Product, atoms_of
+from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
 __all__ = ["Word", "Words"]
 

@@ -34,7 +34,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, floats_of, in_float64
 from fxprune.graph.values import bound_arguments
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 __all__ = ["Certificate", "certified", "certify", "same_function"]
 

@@ -26,8 +26,8 @@ from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard, makes_output
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
-from fxprune.plan.selection import Selection
 from fxprune.result.record import Record
+from fxprune.result.selection import Selection
 
 __all__ = ["Comparison", "Look", "leaves_of_outputs", "refuse_missing_guards", "same_draws"]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.axes import Axis
 from fxprune.graph.nests import leaves
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis
 from fxprune.rules.registry import Axes, Bound
 
 __all__ = ["alike", "compacted", "flipped", "respelled", "scattered", "sliced_module"]

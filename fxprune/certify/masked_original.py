@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.axes import Axis, with_batch
 from fxprune.certify.choices import chooses
 from fxprune.certify.compare import compact
 from fxprune.certify.float64 import Float64Interpreter, doubled
@@ -18,7 +17,8 @@ from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, 
 from fxprune.certify.noise import Drawn, draws_noise, given_to, tensors_in
 from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis, with_batch
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, Rule, map_axes
 

@@ -14,8 +14,8 @@ from fxprune.certify.float64 import doubled
 from fxprune.certify.randomise import randomise
 from fxprune.errors import CertificateError
 from fxprune.graph.tensors import in_float64, is_float, named_tensors, tensor_at
-from fxprune.plan.selection import Selection
 from fxprune.result.record import Record
+from fxprune.result.selection import Selection
 
 __all__ = ["PlannedWeights"]
 

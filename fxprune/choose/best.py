@@ -9,7 +9,7 @@ import torch
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.score import Scores
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 __all__ = ["best_of", "select"]
 

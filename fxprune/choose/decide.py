@@ -20,7 +20,7 @@ from fxprune.choose.merge_heads import merged_for_ratio
 from fxprune.choose.request import Request
 from fxprune.choose.steps import scores_of_the_rest
 from fxprune.errors import OptionError
-from fxprune.plan.plan import Plan
+from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["Decision", "decide", "decide_again"]

@@ -11,7 +11,7 @@ from fxprune.choose.depth import without_branches
 from fxprune.choose.merge_heads import merged_by_name
 from fxprune.errors import PlanError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.plan.plan import Plan
+from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.analyze import analyzed
-from fxprune.axes import atoms_of
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of
-from fxprune.plan.plan import Plan, plan_of
+from fxprune.result.plan import Plan, plan_of
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.rules.axes import atoms_of
 
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
 

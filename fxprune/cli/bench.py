@@ -10,7 +10,7 @@ import fxprune
 from fxprune.cli.models import device_of, is_saved, loaded, subject
 from fxprune.cli.options import model_options, original_option, output_options, refuse, timing_options
 from fxprune.cli.progress import progress
-from fxprune.saved.load import original_from
+from fxprune.result.saved.load import original_from
 
 __all__ = ["bench"]
 

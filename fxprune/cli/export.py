@@ -11,7 +11,7 @@ from fxprune.capture.example_of import example_of
 from fxprune.cli.models import is_saved, subject
 from fxprune.cli.options import original_option, output_options, weights_options
 from fxprune.cli.progress import progress
-from fxprune.saved.onnx_file import write_onnx
+from fxprune.result.saved.onnx_file import write_onnx
 
 __all__ = ["export"]
 

@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.cli.options import refuse
 from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
-from fxprune.saved import model_specs
-from fxprune.saved.folder import RECORD, read_record
-from fxprune.saved.hub import HUB, local_folder
-from fxprune.saved.load import original_of
-from fxprune.saved.recipe import is_safe
+from fxprune.result.saved import model_specs
+from fxprune.result.saved.folder import RECORD, read_record
+from fxprune.result.saved.hub import HUB, local_folder
+from fxprune.result.saved.load import original_of
+from fxprune.result.saved.recipe import is_safe
 
 __all__ = ["Made", "device_of", "is_saved", "loaded", "made", "original_with_weights", "subject"]
 

@@ -13,7 +13,7 @@ from fxprune.cli.images import batches_from
 from fxprune.cli.models import is_saved, subject
 from fxprune.cli.options import given, model_options, original_option, output_options, refuse
 from fxprune.cli.progress import progress
-from fxprune.saved import model_specs
+from fxprune.result.saved import model_specs
 
 __all__ = ["prune"]
 

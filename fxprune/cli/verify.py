@@ -10,7 +10,7 @@ from fxprune.cli.errors import FAILED
 from fxprune.cli.models import device_of, original_with_weights
 from fxprune.cli.options import original_option, output_options, weights_options
 from fxprune.cli.progress import progress
-from fxprune.saved.check import check_rewrite, check_weights
+from fxprune.result.saved.check import check_rewrite, check_weights
 
 __all__ = ["verify"]
 

@@ -1,13 +1,24 @@
-"""Find what pickles of format 1 name: classes and functions by the files that they stood in then."""
+"""Find modules, and what pickles of format 1 name, under the names that they had before they moved."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import types
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 __all__ = ["install_old_names"]
+
+# Module or folder that moved whole -> where it is now.
+RELOCATED = {
+    "fxprune.axes": "fxprune.rules.axes",
+    "fxprune.plan": "fxprune.result",
+    "fxprune.rewrite": "fxprune.compiler.rewrite",
+    "fxprune.saved": "fxprune.result.saved",
+}
 
 # Module that is no more -> what was in it -> where that is now.
 MOVED = {
@@ -34,7 +45,30 @@ class _Moved(types.ModuleType):
         return getattr(importlib.import_module(now), RENAMED.get(name, name))
 
 
+class _Relocated(MetaPathFinder, Loader):
+    """Import a module that moved from where it is now: it is one module under both names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        for old, new in RELOCATED.items():
+            if fullname == old or fullname.startswith(f"{old}."):
+                return ModuleSpec(fullname, self, origin=new + fullname.removeprefix(old))
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        module = importlib.import_module(str(spec.origin))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state  # the import machinery has put the old name's there
+
+
 def install_old_names() -> None:
-    """Let `pickle` import the modules that are no more."""
+    """Let `import` and `pickle` find what is no more under its old name."""
+    if not any(isinstance(finder, _Relocated) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Relocated())
     for name in MOVED:
         sys.modules.setdefault(name, _Moved(name))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.typed_graph import Site
 from fxprune.graph.example import Example
-from fxprune.plan.plan import Plan
+from fxprune.result.plan import Plan
 
 __all__ = ["Record"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
+from fxprune.rules.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Flow, Typed, dims_of, rule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fxprune.axes import ONE, Axis
 from fxprune.graph.nests import leaves
+from fxprune.rules.axes import ONE, Axis
 from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, Typed, rule
 
 

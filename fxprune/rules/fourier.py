@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fxprune.axes import frozen
+from fxprune.rules.axes import frozen
 from fxprune.rules.registry import Flow, Typed, at, dims_of, rule
 
 _WHY = "a Fourier transform sums over it"

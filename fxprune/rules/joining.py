@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import split_by_sizes
+from fxprune.rules.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dims_of, rule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.axes import PIXELS, Product, atom
 from fxprune.rules import masked
+from fxprune.rules.axes import PIXELS, Product, atom
 from fxprune.rules.reductions import norm_axes
 from fxprune.rules.registry import Flow, Typed, rule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules import masked
+from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
 

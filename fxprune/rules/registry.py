@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
-from fxprune.axes import Axis, Reason
+from fxprune.rules.axes import Axis, Reason
 
 Axes = tuple[Axis, ...]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fxprune.axes import ONE, Axis, Product, atom, frozen, refine
+from fxprune.rules.axes import ONE, Axis, Product, atom, frozen, refine
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.axes import Axis, atom, frozen
+from fxprune.rules.axes import Axis, atom, frozen
 from fxprune.rules.registry import Flow, Typed, rule
 
 

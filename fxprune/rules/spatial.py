@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fxprune.axes import PIXELS, Axis, Product, Sum, atom, frozen
+from fxprune.rules.axes import PIXELS, Axis, Product, Sum, atom, frozen
 from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, at, rule
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fxprune.saved import model_specs
+from fxprune.result.saved import model_specs
 from fxprune.zoo import coverage, table
 from fxprune.zoo.result import EXCLUDED
 from fxprune.zoo.run import run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.files import write_whole
+from fxprune.result.files import write_whole
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Rule
 

@@ -18,12 +18,12 @@ from fxprune.certify.randomise import randomise, uninitialised
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import prune_analyzed
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.plan.plan import plan_of
-from fxprune.plan.selection import Selection
 from fxprune.result.measure import outputs_of
+from fxprune.result.plan import plan_of
 from fxprune.result.pruned_module import record_of
+from fxprune.result.saved import model_specs
+from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES
-from fxprune.saved import model_specs
 
 __all__ = ["Exactness", "check_shapes", "exactness", "exactness_built_smaller"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fxprune.errors import OptionError
-from fxprune.files import write_whole
+from fxprune.result.files import write_whole
 from fxprune.zoo.result import COLUMNS, EXCLUDED, Result
 
 __all__ = ["read", "summary", "write", "write_summary"]

@@ -15,9 +15,9 @@ import torch
 from torch import fx
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.axes import Axis, Product, Sum, atoms_of
 from fxprune.graph.op_names import op_name
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
 __all__ = ["is_static", "pin_sizes", "rescaled"]
 

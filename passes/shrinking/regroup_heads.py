@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from torch import fx
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import Atom, Axis, Sum, atoms_of
 from fxprune.errors import RewriteError
 from fxprune.graph.values import NodeError, propagate_values
 from fxprune.passes.shrinking.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.respell import respell
 from fxprune.passes.shrinking.shrink import copied
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Atom, Axis, Sum, atoms_of
 
 __all__ = ["head_dims", "regroup_heads"]
 

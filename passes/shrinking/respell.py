@@ -8,10 +8,10 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.axes import Axis
 from fxprune.graph.own_nodes import _getitem
 from fxprune.passes.shrinking.pin_sizes import is_static, rescaled
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Bound
 

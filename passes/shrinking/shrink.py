@@ -10,15 +10,15 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.axes import Axis
 from fxprune.passes.shrinking.hide_forwards import hide_forwards
 from fxprune.passes.shrinking.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.respell import (
     respell,
 )
 from fxprune.passes.shrinking.slice_weights import _Slicer
-from fxprune.plan.selection import Selection
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis
 from fxprune.rules.modules import native
 
 __all__ = ["copied", "shrink"]

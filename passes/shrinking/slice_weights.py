@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import get_or_create_submodule
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 __all__ = []
 

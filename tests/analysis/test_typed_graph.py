@@ -14,8 +14,8 @@ from torch import nn
 import fxprune
 from fxprune.analysis.groups import build_groups
 from fxprune.analysis.infer import infer
-from fxprune.axes import atoms_of
 from fxprune.capture.trace import capture_model, example_of
+from fxprune.rules.axes import atoms_of
 from fxprune.rules.registry import DEFAULT_RULES
 
 ROOT = Path(fxprune.__file__).parent / "analysis"

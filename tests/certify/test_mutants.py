@@ -32,7 +32,7 @@ from fxprune.graph.example import seeded_noise
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.tensors import tensor_at
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "vit": (small_vit, images()),

@@ -18,7 +18,7 @@ from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.score import score
 from fxprune.choose.importance.scores import shape_of
 from fxprune.errors import DataError
-from fxprune.plan.plan import Kept, Plan
+from fxprune.result.plan import Kept, Plan
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": small_vit,

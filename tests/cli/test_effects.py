@@ -24,8 +24,8 @@ import fxprune
 from fxprune.cli.app import app, run
 from fxprune.cli.images import Labelled
 from fxprune.graph.example import Example
-from fxprune.saved import model_specs
-from fxprune.saved.onnx_file import OnnxFile
+from fxprune.result.saved import model_specs
+from fxprune.result.saved.onnx_file import OnnxFile
 from fxprune.show.reports.accuracy import Accuracy
 
 NAME = "test_convnext"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import fx
 
-from fxprune.axes import atom
 from fxprune.graph.nests import leaves, map_leaves, outline
+from fxprune.rules.axes import atom
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Typed
 

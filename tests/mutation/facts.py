@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fxprune import DEFAULT_RULES, Flow
-from fxprune.axes import ONE, Atom, Axis, Product, Sum, atoms_of
+from fxprune.rules.axes import ONE, Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.elementwise import tensors_in
 from fxprune.rules.registry import Bound
 

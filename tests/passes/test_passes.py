@@ -33,7 +33,7 @@ from fxprune.passes.canonical.sums_to_means import sums_to_means
 from fxprune.passes.shrinking.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.rename import rename
 from fxprune.passes.shrinking.shrink import copied, shrink
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 
 Pass = Callable[[fx.GraphModule], fx.GraphModule]
 

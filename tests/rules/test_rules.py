@@ -26,14 +26,14 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import DEFAULT_RULES, Flow, RuleSet
-from fxprune.axes import Atom, atoms_of
 from fxprune.certify.certificate import Certificate
 from fxprune.certify.comparison import Comparison
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import in_float64
 from fxprune.passes.shrinking.shrink import shrink
-from fxprune.plan.selection import Selection
+from fxprune.result.selection import Selection
 from fxprune.rules import Typed
+from fxprune.rules.axes import Atom, atoms_of
 from fxprune.rules.contractions import linear_axes
 
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ from helpers import CAPTURES, randomise
 from torch import Tensor, nn
 
 import fxprune
-import fxprune.axes
+import fxprune.rules.axes
 from fxprune import DEFAULT_RULES, Flow, NotCovered, Op
 from fxprune.errors import CertificateError, FxpruneError, RuleError
 from fxprune.rules import Typed
@@ -87,7 +87,7 @@ def unmasked_rms(x: Tensor, scale: Tensor, eps: float, mask: Tensor) -> Tensor:
 
 
 def groups_axes(x: Typed, count: int, dim: int) -> Flow:
-    from fxprune.axes import Product, atom
+    from fxprune.rules.axes import Product, atom
 
     group, inner = atom(count), atom(dim // count)
     whole = Product.of((group, inner))
@@ -224,4 +224,4 @@ def test_a_rule_may_have_nothing_to_say() -> None:
 
 def test_the_former_name_of_reduced() -> None:
     x = Typed(())
-    assert Flow(x.axes, sums=[fxprune.axes.ONE]).reduced == [fxprune.axes.ONE]
+    assert Flow(x.axes, sums=[fxprune.rules.axes.ONE]).reduced == [fxprune.rules.axes.ONE]

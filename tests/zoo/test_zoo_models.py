@@ -13,7 +13,7 @@ import vit_pytorch
 from torch import nn
 from zoo_models import vit_pytorch_models as small
 
-from fxprune.saved import model_specs
+from fxprune.result.saved import model_specs
 from fxprune.zoo import check, table
 from fxprune.zoo.result import EXCLUDED
 

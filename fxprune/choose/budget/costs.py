@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import atoms_of, size_of
+from fxprune.rules.axes import atoms_of, size_of
 from fxprune.rules.registry import Axes
 
 __all__ = ["Cost", "Counts", "cost_of", "saving_of"]

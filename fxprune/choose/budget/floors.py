@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import Atom, atoms_of
 from fxprune.choose.budget.request import Budget
+from fxprune.rules.axes import Atom, atoms_of
 
 __all__ = ["floors"]
 

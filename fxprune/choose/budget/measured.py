@@ -10,8 +10,8 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.budget.request import Budget, Latency
 from fxprune.errors import BudgetError
-from fxprune.plan.plan import Plan
 from fxprune.result.measure import latency_ratio, macs_of, on_meta, parameters_of, twin_of
+from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, noise_for
 
 __all__ = ["Rewriter", "share_left"]

@@ -13,10 +13,10 @@ from itertools import groupby
 import numpy as np
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import Product
 from fxprune.choose.budget.floors import floors
 from fxprune.choose.budget.request import Budget
 from fxprune.choose.importance.scores import Scores
+from fxprune.rules.axes import Product
 
 __all__ = ["Pooled", "Schedule", "Uniform", "isomorphic", "multiple_of", "rounded"]
 

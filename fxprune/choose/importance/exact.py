@@ -26,8 +26,8 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.errors import DataError
-from fxprune.files import write_whole
 from fxprune.graph.tensors import in_float64
+from fxprune.result.files import write_whole
 
 __all__ = ["divergences", "kl_exact"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import Atom, coordinates
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.graph.chunks import in_blocks
+from fxprune.rules.axes import Atom, coordinates
 from fxprune.rules.registry import Axes
 
 __all__ = ["magnitude"]

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
-from fxprune.axes import Atom, Axis, atoms_of, coordinates, with_batch
+from fxprune.rules.axes import Atom, Axis, atoms_of, coordinates, with_batch
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes
 

@@ -25,8 +25,8 @@ from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.passes.shrinking.fold_scale import constant_of
-from fxprune.plan.selection import Selection
 from fxprune.result.pruned_module import record_of
+from fxprune.result.selection import Selection
 from fxprune.rules.calls import call_of
 
 __all__ = ["Sibling", "check_loads", "shaped_like", "sibling_analysis"]

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.groups import Group
-from fxprune.axes import Atom, Axis, Sum, atoms_of
 from fxprune.choose.like.names import tensor_names
 from fxprune.errors import SiblingError
 from fxprune.graph.tensors import named_tensors
+from fxprune.rules.axes import Atom, Axis, Sum, atoms_of
 
 __all__ = ["target_sizes"]
 

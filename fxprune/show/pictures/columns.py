@@ -10,7 +10,7 @@ from typing import Any
 from fxprune.analysis.colours import GREY
 from fxprune.analysis.groups import Group
 from fxprune.analysis.words import Word
-from fxprune.axes import Axis, atoms_of
+from fxprune.rules.axes import Axis, atoms_of
 from fxprune.show.pictures.chosen_rows import chosen_rows
 from fxprune.show.pictures.scene import Scene
 from fxprune.show.pictures.tree import Row, Tree, opened_at_first

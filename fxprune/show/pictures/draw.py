@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.errors import OptionError, shown
-from fxprune.files import write_whole
-from fxprune.plan.plan import Plan
+from fxprune.result.files import write_whole
+from fxprune.result.plan import Plan
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.pictures.libraries import drawing_library
 from fxprune.show.pictures.scene import Scene, scene_of

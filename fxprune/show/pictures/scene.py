@@ -16,16 +16,16 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.outputs import outputs_option
 from fxprune.analysis.typed_graph import Site, type_graph
 from fxprune.analysis.words import Words
-from fxprune.axes import Atom, Axis, size_of
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.errors import OptionError, PlanError
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
-from fxprune.plan.plan import Plan, plan_of
+from fxprune.result.plan import Plan, plan_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.record import Record
+from fxprune.rules.axes import Atom, Axis, size_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["Scene", "scene_of"]

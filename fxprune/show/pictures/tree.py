@@ -16,8 +16,8 @@ import torch
 from torch import fx
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.axes import Axis
 from fxprune.graph.own_nodes import is_guard
+from fxprune.rules.axes import Axis
 
 __all__ = ["Row", "Tree", "collapsed", "opened_at_first"]
 

@@ -15,8 +15,8 @@ from fxprune.analysis.analysis import Analysis, Group, Site
 from fxprune.analysis.analyze import analyze
 from fxprune.analysis.flow import flow_of
 from fxprune.analysis.words import Words
-from fxprune.axes import atoms_of
 from fxprune.errors import OptionError
+from fxprune.rules.axes import atoms_of
 
 __all__ = ["Explanation", "explain"]
 

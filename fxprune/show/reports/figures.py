@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import atoms_of
-from fxprune.plan.plan import Kept, Plan
+from fxprune.result.plan import Kept, Plan
+from fxprune.rules.axes import atoms_of
 
 __all__ = ["GroupFigures", "figures_of", "folded", "heads_of"]
 

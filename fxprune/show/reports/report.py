@@ -18,8 +18,8 @@ from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
 from fxprune.errors import OptionError, shown
-from fxprune.plan.plan import plan_of
 from fxprune.result.measure import parameters_of, threads_of
+from fxprune.result.plan import plan_of
 from fxprune.result.pruned_module import noise_for
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of

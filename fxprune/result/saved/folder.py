@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fxprune.errors import FileError
-from fxprune.files import TEMPORARY, write_whole
+from fxprune.result.files import TEMPORARY, write_whole
 from fxprune.result.fingerprint import json_digest
 
 __all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]

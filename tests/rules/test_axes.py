@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fxprune.analysis.solver import AxisError, Reason, Solver
-from fxprune.axes import (
+from fxprune.rules.axes import (
     ONE,
     Atom,
     Axis,

@@ -12,11 +12,11 @@ from torch import nn
 from fxprune.certify.certificate import Certificate
 from fxprune.certify.randomise import randomise
 from fxprune.compiler import verify
+from fxprune.result.saved.folder import read_record
+from fxprune.result.saved.hub import local_folder
+from fxprune.result.saved.load import load, original_of
+from fxprune.result.saved.replay import parent_of, replayed
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.saved.folder import read_record
-from fxprune.saved.hub import local_folder
-from fxprune.saved.load import load, original_of
-from fxprune.saved.replay import parent_of, replayed
 
 __all__ = ["check_rewrite", "check_weights"]
 

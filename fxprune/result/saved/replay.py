@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.compiler.rewrite import apply
 from fxprune.errors import FileError
-from fxprune.plan.plan import plan_from
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.origin import in_dtypes
+from fxprune.result.plan import plan_from
 from fxprune.result.pruned_module import PrunedModule
-from fxprune.rewrite import apply
+from fxprune.result.saved.examples import example_from
 from fxprune.rules.registry import RuleSet
-from fxprune.saved.examples import example_from
 
 __all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fxprune.errors import FileError
-from fxprune.saved.folder import RECORD, WEIGHTS
+from fxprune.result.saved.folder import RECORD, WEIGHTS
 
 __all__ = ["HUB", "local_folder"]
 

@@ -18,7 +18,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import FileError, PlanError
 from fxprune.result.fingerprint import json_digest
-from fxprune.saved.layer_data import CLASSES, layer_data, layer_from
+from fxprune.result.saved.layer_data import CLASSES, layer_data, layer_from
 
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "linear": lambda n: nn.Linear(n, 7),

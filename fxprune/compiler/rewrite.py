@@ -16,13 +16,13 @@ from fxprune.graph.values import refuse_broken
 from fxprune.passes.shrinking.fold_scale import fold_scales
 from fxprune.passes.shrinking.rename import prefixes, rename, renamed_path
 from fxprune.passes.shrinking.shrink import shrink
-from fxprune.plan.plan import Plan
-from fxprune.plan.selection import Selection
 from fxprune.result.facts import carry_facts, numbered_as_lists, without_weight_decay
 from fxprune.result.layers import layers_of
 from fxprune.result.origin import origin_of
+from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.record import Record
+from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["Rewriter", "apply", "rewrite"]

@@ -59,7 +59,8 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _timm(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    return _library("timm").create_model(name, pretrained=pretrained, **options)
+    model: nn.Module = _library("timm").create_model(name, pretrained=pretrained, **options)
+    return model
 
 
 def _torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -67,28 +68,32 @@ def _torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Mod
     weights: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
     if "weights_backbone" in _library("torchvision.models").get_model_builder(name).__annotations__:
         weights["weights_backbone"] = None
-    return _library("torchvision.models").get_model(name, **weights, **options)
+    model: nn.Module = _library("torchvision.models").get_model(name, **weights, **options)
+    return model
 
 
 def _hugging_face(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     transformers = _library("transformers")
+    model: nn.Module
     if pretrained:
-        return transformers.AutoModelForImageClassification.from_pretrained(name, **options)
+        model = transformers.AutoModelForImageClassification.from_pretrained(name, **options)
+        return model
     if "/" in name:
         config = transformers.AutoConfig.from_pretrained(name, **options)
     else:
         config = transformers.AutoConfig.for_model(name, **options)
     for kind in ("AutoModelForImageClassification", "AutoModel"):
         try:
-            return getattr(transformers, kind).from_config(config)
+            model = getattr(transformers, kind).from_config(config)
+            return model
         except ValueError:  # this configuration has no model of that kind
             continue
     raise ModelSpecError(f"hf:{name}: transformers makes no image model of {type(config).__name__}")
 
 
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
-    found = getattr(_library(module), name, None)
-    if not callable(found):
+    found: Callable[..., nn.Module] | None = getattr(_library(module), name, None)
+    if found is None or not callable(found):
         raise ModelSpecError(f"{module}:{name}: {module} has no callable {name!r}")
     return found
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune.errors import PlanError
-from fxprune.plan.plan import plan_from
+from fxprune.result.plan import plan_from
 
 
 @pytest.fixture(scope="module")

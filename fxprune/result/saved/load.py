@@ -13,14 +13,14 @@ from torch import fx, nn
 
 from fxprune.errors import FileError, FxpruneError
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
+from fxprune.result.saved import model_specs
+from fxprune.result.saved import recipe as recipes
+from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
+from fxprune.result.saved.hub import local_folder
+from fxprune.result.saved.layer_data import install
+from fxprune.result.saved.replay import parent_of, replayed, root_of, versions
+from fxprune.result.saved.tensors import assign
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.saved import model_specs
-from fxprune.saved import recipe as recipes
-from fxprune.saved.folder import OLD_FORMATS, read_record, read_tensors
-from fxprune.saved.hub import local_folder
-from fxprune.saved.layer_data import install
-from fxprune.saved.replay import parent_of, replayed, root_of, versions
-from fxprune.saved.tensors import assign
 
 __all__ = ["load", "original_from", "original_of"]
 

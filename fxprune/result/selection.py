@@ -11,9 +11,9 @@ import torch
 from torch import LongTensor, Tensor
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.axes import ONE, Atom, Axis, Product, Sum, atoms_of, coordinates
 from fxprune.errors import PlanError
-from fxprune.plan.plan import Kept, Plan
+from fxprune.result.plan import Kept, Plan
+from fxprune.rules.axes import ONE, Atom, Axis, Product, Sum, atoms_of, coordinates
 
 __all__ = ["Selection"]
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CertificateError, FileError
-from fxprune.files import TEMPORARY
 from fxprune.graph.example import Example
+from fxprune.result.files import TEMPORARY
 
 __all__ = ["OnnxFile", "write_onnx"]
 

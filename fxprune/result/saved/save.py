@@ -11,18 +11,18 @@ from typing import Any
 from torch import fx
 
 from fxprune.errors import FileError
-from fxprune.plan.plan import plan_data
 from fxprune.result.fingerprint import graph_digest, layout_digest
 from fxprune.result.layers import replaced_layers
+from fxprune.result.plan import plan_data
 from fxprune.result.pruned_module import PrunedModule, record_of
 from fxprune.result.record import Record
+from fxprune.result.saved import recipe as recipes
+from fxprune.result.saved.examples import example_record
+from fxprune.result.saved.folder import write_folder
+from fxprune.result.saved.layer_data import install, replaced_data
+from fxprune.result.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, root_of, versions
+from fxprune.result.saved.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.saved import recipe as recipes
-from fxprune.saved.examples import example_record
-from fxprune.saved.folder import write_folder
-from fxprune.saved.layer_data import install, replaced_data
-from fxprune.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, root_of, versions
-from fxprune.saved.tensors import named_tensors
 
 __all__ = ["save"]
 
@@ -114,7 +114,7 @@ def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any
     """A recipe that does build the original, or None with a warning."""
     root = root_of(record)
     origin = root["origin"]
-    known = record["origin"].get("build") or origin.get("build")
+    known: dict[str, Any] | None = record["origin"].get("build") or origin.get("build")
     if known:
         return known  # it was loaded by this recipe
     first = root["example"]["args"][:1]

@@ -32,10 +32,10 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import FileError
 from fxprune.result.fingerprint import graph_digest, json_digest
-from fxprune.saved import folder as folders
-from fxprune.saved import model_specs
-from fxprune.saved.recipe import rebuild
-from fxprune.saved.tensors import assign, named_tensors
+from fxprune.result.saved import folder as folders
+from fxprune.result.saved import model_specs
+from fxprune.result.saved.recipe import rebuild
+from fxprune.result.saved.tensors import assign, named_tensors
 
 VECTORS = torch.randn(3, 6)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from fxprune.errors import FileError, FxpruneError
 from fxprune.result.origin import scrubbed
-from fxprune.saved import model_specs
+from fxprune.result.saved import model_specs
 
 __all__ = ["candidates", "is_safe", "rebuild", "recipe_of"]
 
@@ -140,7 +140,8 @@ def _from_config(recipe: Mapping[str, Any]) -> nn.Module:
     config = transformers.CONFIG_MAPPING[kind].from_dict(record)
     if hasattr(config, "use_pretrained_backbone"):
         config.use_pretrained_backbone = False
-    return model_class(config)
+    model: nn.Module = model_class(config)
+    return model
 
 
 def _refuse_options(options: Any) -> None:

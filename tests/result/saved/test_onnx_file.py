@@ -16,8 +16,8 @@ import fxprune
 from fxprune.cli.app import run
 from fxprune.errors import CertificateError, FileError
 from fxprune.graph.example import Example
-from fxprune.saved import onnx_file
-from fxprune.saved.onnx_file import write_onnx
+from fxprune.result.saved import onnx_file
+from fxprune.result.saved.onnx_file import write_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -26,8 +26,8 @@ import torch
 from torch import LongTensor, fx
 
 from fxprune.errors import PlanError
-from fxprune.files import write_whole
-from fxprune.plan.bits import flags_of, mask_bits, position_bits, positions_of
+from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of
+from fxprune.result.files import write_whole
 
 __all__ = ["Kept", "Plan", "plan_data", "plan_from", "plan_of"]
 

@@ -18,12 +18,12 @@ from fxprune.choose.like.like import check_loads
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
+from fxprune.compiler.rewrite import Rewriter, rewrite
 from fxprune.errors import OptionError, PlanError
-from fxprune.plan.plan import plan_of
-from fxprune.plan.selection import Selection
 from fxprune.result.layers import replaced_layers
+from fxprune.result.plan import plan_of
 from fxprune.result.pruned_module import PrunedModule, noise_for
-from fxprune.rewrite import Rewriter, rewrite
+from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["prune", "prune_analyzed", "verify"]
