@@ -20,7 +20,7 @@ from torch import nn
 
 import fxprune
 from fxprune.cli.app import run
-from fxprune.saved import model_specs
+from fxprune.result.saved import model_specs
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
