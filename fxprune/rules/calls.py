@@ -25,9 +25,14 @@ from fxprune.rules.signatures import place_of
 __all__ = ["Call", "Weight", "call_of"]
 
 _IN_PLACE = {f"i{op}": op for op in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul")}
+# NumPy's words, which PyTorch takes beside its own; and one word of ours for several of PyTorch's.
 _KEYWORDS = {
     "axis": "dim",
     "keepdims": "keepdim",
+    "x": "input",
+    "a": "input",
+    "x1": "input",
+    "x2": "other",
     "self": "input",
     "split_size_or_sections": "split_size",
     "split_sizes": "split_size",
@@ -58,9 +63,14 @@ class Call:
         """
         named = self._named(rule)
         kwargs = {named[name]: value for name, value in self.kwargs.items() if name in named}
+        args = self.args
+        if (several := _takes_several(rule)) in kwargs:  # tensors=[..]
+            before = rule.positions[several] - len(args)
+            args = (*args, *(kwargs.pop(name) for name in list(rule.positions)[len(args) :][:before]))
+            args = (*args, kwargs.pop(several))
         if "result" in rule.signature.parameters:
             kwargs["result"] = None
-        bound = rule.signature.bind(*self.args, **kwargs)
+        bound = rule.signature.bind(*args, **kwargs)
         bound.arguments.pop("result", None)
         return bound.arguments
 
@@ -79,22 +89,34 @@ class Call:
     def _named(self, rule: Rule) -> dict[str, str]:
         """For each keyword of the call, the parameter of the rule that it means.
 
-        By name, or else by its place in PyTorch's signature; what only says how a result is held is left out.
+        By name, or else by its place in PyTorch's signature, under one of its names there; what only says
+        how a result is held is left out.
         """
         found: dict[str, str] = {}
         parameters = rule.signature.parameters.values()
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         positional = [p.name for p in itertools.takewhile(_is_positional, parameters)]
         for name in self.kwargs:
-            ours = _KEYWORDS.get(name, name)
-            if ours not in rule.signature.parameters:
-                place = place_of(self.node, name, self.kwargs) if self.node.op != "call_module" else None
+            own = rule.signature.parameters
+            ours = name if name in own else _KEYWORDS.get(name, name)
+            if ours not in own:
+                spelled = (place_of(self.node, word, self.kwargs) for word in dict.fromkeys((name, ours)))
+                places = () if self.node.op == "call_module" else (p for p in spelled if p is not None)
+                place = next(iter(places), None)
                 if place is not None and len(self.args) <= place < len(positional):
                     ours = positional[place]
+                elif place is not None and not takes_any and _takes_several(rule):
+                    ours = _takes_several(rule)
                 elif not takes_any and name in _DECORATIONS:
                     continue
             found[name] = ours
         return found
+
+
+def _takes_several(rule: Rule) -> str:
+    """The name that the rule has for any number of arguments, if it takes them."""
+    parameters = rule.signature.parameters.values()
+    return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
 
 
 def _is_positional(parameter: inspect.Parameter) -> bool:

@@ -339,7 +339,6 @@ def scatter_axes(
     src: Any = None,
     reduce: str | None = None,
     *,
-    value: Any = None,
     include_self: bool = True,
 ) -> Flow:
     """b n c, b m c, b m c -> b n c, n and m whole (and where one is shorter than another, both)"""

@@ -93,6 +93,7 @@ def aten_instance_norm_axes(
     running_mean: Typed | None,
     running_var: Typed | None,
     *options: Any,
+    **more: Any,
 ) -> Flow:
     """The same with ATen's order of arguments."""
     return instance_norm_axes(input, running_mean, running_var, weight, bias)

@@ -46,7 +46,13 @@ def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> F
     return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], whole=whole)
 
 
-@rule("pad", "constant_pad_nd")
+@rule("constant_pad_nd")
+def constant_pad_axes(input: Typed, pad: Sequence[int], value: Any = 0) -> Flow:
+    """... n -> ... [before | n | after]"""
+    return pad_axes(input, pad)
+
+
+@rule("pad")
 def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Flow:
     """... n -> ... [before | n | after]; negative padding cuts, padding with copies freezes"""
     if isinstance(mode, str) and mode != "constant":
