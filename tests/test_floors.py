@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("graph",),
-    ("rules",),
+    ("rules", "passes.check"),
     ("passes.canonical", "capture"),
     ("analysis",),
     ("result",),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, fx
 
@@ -233,11 +234,23 @@ class Removal:
 
     whole: the graph with the branches; it is not changed.
     module: the graph without them.
-    twins: node of `whole` -> the node of `module` that has its value where the branches are zero.
     branches: what was removed, as nodes of `whole`.
     """
 
     whole: fx.GraphModule
     module: fx.GraphModule
-    twins: dict[fx.Node, fx.Node]
     branches: tuple[Branch, ...]
+
+    @cached_property
+    def counterparts(self) -> Mapping[fx.Node, fx.Node]:
+        """Node of `whole` -> the node of `module` that has its value where the branches are zero."""
+        sources = {branch.add: branch.source for branch in self.branches}
+        gone = {node for branch in self.branches for node in branch.nodes} - sources.keys()
+        left = {node.name: node for node in self.module.graph.nodes}
+        found: dict[fx.Node, fx.Node] = {}
+        for node in self.whole.graph.nodes:
+            if node in sources and node.name not in left:
+                found[node] = found[sources[node]]
+            elif node not in gone:
+                found[node] = left[node.name]
+        return found

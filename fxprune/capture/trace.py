@@ -24,7 +24,7 @@ from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
-from fxprune.passes.canonical.check import Check
+from fxprune.passes.check import Check
 
 __all__ = ["Example", "capture_model", "example_of", "trace"]
 

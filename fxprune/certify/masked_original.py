@@ -37,7 +37,7 @@ class MaskedOriginal(Float64Interpreter):
         whole = analysis.module if removal is None else removal.whole
         super().__init__(doubled(whole))
         self.analysis, self.selection, self.batch = analysis, selection, batch
-        analysed = {n: n for n in whole.graph.nodes} if removal is None else removal.twins
+        analysed = {n: n for n in whole.graph.nodes} if removal is None else removal.counterparts
         # A node of a removed branch has no counterpart that was analysed.
         self.mirror = {n: analysed.get(w) for n, w in zip(self.graph.nodes, whole.graph.nodes, strict=True)}
         own = dict(zip(whole.graph.nodes, self.graph.nodes, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.analysis.branches import Branch, find_branches, pairs
+from fxprune.analysis.branches import Branch, Removal, find_branches, pairs
 from fxprune.analysis.patterns import excluded_modules, is_within
 from fxprune.choose.importance.branches import branch_divergences, branch_shares
 from fxprune.errors import NothingPrunableError, OptionError, ScoreError, shown
@@ -95,8 +95,8 @@ def without_branches(analysis: Analysis, branches: Sequence[Branch]) -> Analysis
     """The analysis of the graph without some of its own branches."""
     if not branches:
         return analysis
-    removal = remove_branches(analysis.module, branches)
-    return analysis.on(removal.module, removal=removal)
+    shorter = remove_branches(analysis.module, branches=branches)
+    return analysis.on(shorter, removal=Removal(analysis.module, shorter, tuple(branches)))
 
 
 # ---------------------------------------------------------------- which units

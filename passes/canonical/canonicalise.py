@@ -8,7 +8,6 @@ from torch import fx, nn
 
 from fxprune.graph.facts import Captured
 from fxprune.graph.values import propagate_values
-from fxprune.passes.canonical.check import Check, Pass, run_passes
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
 from fxprune.passes.canonical.follow_input import follow_input
@@ -18,6 +17,7 @@ from fxprune.passes.canonical.remove_noise import remove_noise
 from fxprune.passes.canonical.split_fused import split_fused
 from fxprune.passes.canonical.stop_gradients import stop_gradients
 from fxprune.passes.canonical.sums_to_means import sums_to_means
+from fxprune.passes.check import Check, Pass, run_passes
 
 __all__ = ["canonicalise"]
 

@@ -15,9 +15,9 @@ from torch import fx
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.errors import RewriteError
 from fxprune.graph.values import NodeError, propagate_values
-from fxprune.passes.shrinking.pin_sizes import pin_sizes
-from fxprune.passes.shrinking.respell import respell
-from fxprune.passes.shrinking.shrink import copied
+from fxprune.passes.shrinking.steps.draft import Draft, copied
+from fxprune.passes.shrinking.steps.pin_sizes import pin_sizes
+from fxprune.passes.shrinking.steps.respell import respell
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Sum, atoms_of
 
@@ -39,10 +39,10 @@ def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.Grap
         sizes |= {d: d.size * heads.size // count for d in head_dims(analysis, heads)}
     resized = _Resized(sizes)
     graph, new_of = copied(analysis.module.graph)
-    pin_sizes(graph, new_of, analysis, resized)
     module = fx.GraphModule(analysis.module, graph, type(analysis.module).__name__)
-    for node, step in analysis.steps.items():
-        respell(new_of[node], step, analysis, resized, module)
+    draft = Draft(analysis, resized, graph, new_of, module)
+    pin_sizes(draft)
+    respell(draft)
     captured = analysis.captured
     try:
         propagate_values(module, captured.example, captured.stand_in_batch)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from fxprune.analysis.branches import Branch, Removal
+from fxprune.analysis.branches import Branch
 from fxprune.graph.writes import writes_in_place
 
 __all__ = ["remove_branches"]
 
 
-def remove_branches(module: fx.GraphModule, branches: Sequence[Branch]) -> Removal:
+def remove_branches(module: fx.GraphModule, *, branches: Sequence[Branch]) -> fx.GraphModule:
     """Leave residual branches out of a graph.
 
     Needs: branches of `find_branches` on this very graph.  Guarantees: a new graph that computes what the old
@@ -25,15 +25,14 @@ def remove_branches(module: fx.GraphModule, branches: Sequence[Branch]) -> Remov
     sources = {branch.add: branch.source for branch in branches}
     gone = {node for branch in branches for node in branch.nodes}
     graph = fx.Graph()
-    twins: dict[fx.Node, fx.Node] = {}
+    new_of: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         if node in sources:
-            twins[node] = source = twins[sources[node]]
+            new_of[node] = source = new_of[sources[node]]
             if any(writes_in_place(user, module) for user in node.users):
                 # What writes into the sum must not write into the stream before it.
-                twins[node] = graph.call_function(torch.clone, (source,))
-                twins[node].meta = dict(node.meta)
+                new_of[node] = graph.create_node("call_function", torch.clone, (source,), name=node.name)
+                new_of[node].meta = dict(node.meta)
         elif node not in gone:
-            twins[node] = graph.node_copy(node, lambda n: twins[n])
-    shorter = fx.GraphModule(module, graph, type(module).__name__)
-    return Removal(module, shorter, twins, tuple(branches))
+            new_of[node] = graph.node_copy(node, lambda n: new_of[n])
+    return fx.GraphModule(module, graph, type(module).__name__)

@@ -146,7 +146,7 @@ def test_what_only_looks_like_a_branch_is_none(capture: str) -> None:
     module = fxprune.trace(randomise(Additions()), torch.randn(3, 6), capture=capture)
     (branch,) = find_branches(module)
     assert branch.weights == ()  # `true` serves twice: removing the branch leaves it in the model
-    without = remove_branches(module, [branch]).module
+    without = remove_branches(module, branches=[branch])
     assert {n for n, _ in without.named_parameters()} == {n for n, _ in module.named_parameters()}
 
 
@@ -249,7 +249,7 @@ def test_what_writes_into_the_sum_does_not_write_into_the_stream() -> None:
     assert fxprune.verify(model, pruned) < 1e-8
     assert_same(run(pruned, x), run(zeroed(model, "branch"), x), 1e-12)
     traced = fxprune.trace(model, x)
-    shorter = remove_branches(traced, find_branches(traced)).module
+    shorter = remove_branches(traced, branches=find_branches(traced))
     assert [n.name for n in shorter.graph.nodes if "val" not in n.meta] == []  # later steps need it
 
 

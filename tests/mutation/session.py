@@ -147,7 +147,7 @@ def _tracer(files: set[str], lines: set[tuple[str, int]]) -> Callable[..., Any]:
 
 def _watch_layers(met: Callable[[str], None] | None) -> None:
     """Tell the class of each layer that the rewrite copies."""
-    module = sys.modules["fxprune.passes.shrinking.shrink"]  # its name in the package is the function
+    module = sys.modules["fxprune.passes.shrinking.steps.describe_layers"]
 
     def telling(layer: Any) -> Any:
         entry = native(layer)

@@ -17,7 +17,7 @@ import fxprune
 from fxprune.errors import CaptureError, PassError
 from fxprune.passes import canonical, shrinking
 from fxprune.passes.canonical import canonicalise as pipeline
-from fxprune.passes.canonical.check import Check
+from fxprune.passes.check import Check
 from fxprune.zoo import randomise
 
 CAPTURES = ["symbolic", "export"]

@@ -30,9 +30,10 @@ from fxprune.passes.canonical.lift_modules import lift_modules
 from fxprune.passes.canonical.pack_varargs import pack_varargs
 from fxprune.passes.canonical.remove_noise import remove_noise
 from fxprune.passes.canonical.sums_to_means import sums_to_means
-from fxprune.passes.shrinking.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.rename import rename
-from fxprune.passes.shrinking.shrink import copied, shrink
+from fxprune.passes.shrinking.shrink import shrink
+from fxprune.passes.shrinking.steps.draft import Draft, copied
+from fxprune.passes.shrinking.steps.pin_sizes import pin_sizes
 from fxprune.result.selection import Selection
 
 Pass = Callable[[fx.GraphModule], fx.GraphModule]
@@ -705,7 +706,7 @@ def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
     analysis, selection = selected(model, x, capture, ratio)
     graph, new_of = copied(analysis.module.graph)
     before = str(graph)
-    pin_sizes(graph, new_of, analysis, selection)
+    pin_sizes(Draft(analysis, selection, graph, new_of, analysis.module))
     graph.lint()
     if ratio == 0:
         assert str(graph) == before

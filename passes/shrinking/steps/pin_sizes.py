@@ -1,7 +1,7 @@
 """Sizes that are read from tensors keep meaning the original's, whatever shrinks.
 
 `C = x.shape[-1]` becomes the number that it was, and so does all arithmetic on it: `C // num_heads`,
-`head_dim ** -0.5`.  After this pass every integer in the graph has its original value, and the integers
+`head_dim ** -0.5`.  After this step every integer in the graph has its original value, and the integers
 that spell a shrinking axis are exactly those that rules declare.
 """
 
@@ -16,6 +16,7 @@ from torch import fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.graph.op_names import op_name
+from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
@@ -43,16 +44,14 @@ _ARITHMETIC = {
 _ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
 
 
-def pin_sizes(
-    graph: fx.Graph, new_of: dict[fx.Node, fx.Node], analysis: Analysis, selection: Selection
-) -> None:
+def pin_sizes(draft: Draft) -> None:
     """Replace sizes that the graph reads of shrinking axes by what they were.
 
-    Needs: `new_of`, which maps the analysed nodes, in order, to the graph's own (`copied`).  Guarantees: the
-    graph computes the same for unshrunk weights.
+    Needs: a graph that spells the original's sizes.  Guarantees: it computes the same for unshrunk weights.
     """
+    analysis, selection = draft.analysis, draft.selection
     pinned: dict[fx.Node, Any] = {}  # node of the new graph -> what stands for it
-    for old, node in new_of.items():
+    for old, node in draft.new_of.items():
         node.args = fx.map_arg(node.args, lambda n: pinned.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: pinned.get(n, n))
         read = _read(old)
@@ -64,7 +63,7 @@ def pin_sizes(
             pinned[node] = node.target(*node.args)  # type: ignore[operator]
     for node in reversed(pinned):
         if not node.users:
-            graph.erase_node(node)
+            draft.graph.erase_node(node)
 
 
 def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:

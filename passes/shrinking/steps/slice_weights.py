@@ -12,11 +12,16 @@ from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.selection import Selection
 
-__all__ = []
+__all__ = ["sliced"]
+
+
+def sliced(analysis: Analysis, selection: Selection, original: nn.Module, graph: fx.Graph) -> nn.Module:
+    """Build the tree of modules that a copy of the analysed graph refers to, with sliced tensors."""
+    return _Slicer(analysis, selection, original).root(graph)
 
 
 class _Slicer:
-    """Builds the new tree of modules: copies of the leaves, holders for the rest, sliced tensors."""
+    """Builds the new tree of modules: copies of the leaves, empty modules above them, sliced tensors."""
 
     def __init__(self, analysis: Analysis, selection: Selection, original: nn.Module) -> None:
         self.analysis, self.selection = analysis, selection

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import fx
 
 from fxprune.graph.own_nodes import AutogradFunction
+from fxprune.passes.shrinking.steps.draft import Draft
 
 __all__ = ["hide_forwards"]
 
 
-def hide_forwards(graph: fx.Graph, root: nn.Module) -> None:
+def hide_forwards(draft: Draft) -> None:
     """Drop the forward that stands beside a user's own autograd function, for analysis only.
 
-    Needs: a graph of its own that nobody analyses any more.  Guarantees: the same values by fewer nodes.
+    Needs: nobody analyses the graph any more.  Guarantees: the same values by fewer nodes.
     """
-    for node in list(graph.nodes):
-        if node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), AutogradFunction):
+    for node in list(draft.graph.nodes):
+        if node.op == "call_module" and isinstance(
+            draft.root.get_submodule(str(node.target)), AutogradFunction
+        ):
             like, node.kwargs = node.kwargs["like"], {}
             _erase_unused(like)
 

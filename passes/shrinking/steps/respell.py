@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
 from fxprune.graph.own_nodes import _getitem
-from fxprune.passes.shrinking.pin_sizes import is_static, rescaled
+from fxprune.passes.shrinking.steps.draft import Draft
+from fxprune.passes.shrinking.steps.pin_sizes import is_static, rescaled
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis
 from fxprune.rules.modules import native
@@ -18,12 +18,17 @@ from fxprune.rules.registry import Bound
 __all__ = ["respell"]
 
 
-def respell(node: fx.Node, step: Step, analysis: Analysis, selection: Selection, root: nn.Module) -> None:
-    """Write the new size of each axis wherever the call spells one as an integer.
+def respell(draft: Draft) -> None:
+    """Write the new size of each axis wherever a call spells one as an integer.
 
-    Needs: `step`, of the analysed node that `node` is a copy of, and `root`, which holds copies of modules.
-    Guarantees: the call fits operands of the selection's sizes; one at which nothing shrinks is not changed.
+    Needs: integers that spell the original's sizes (`pin_sizes`).  Guarantees: every call fits operands of
+    the selection's sizes; one at which nothing shrinks is not changed.
     """
+    for node, step in draft.analysis.steps.items():
+        _respell_call(draft.new_of[node], step, draft.selection, draft.root)
+
+
+def _respell_call(node: fx.Node, step: Step, selection: Selection, root: nn.Module) -> None:
     for argument, spelled in step.flow.sizes.items():
         if not _shrinks(spelled, selection):
             continue
