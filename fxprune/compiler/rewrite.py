@@ -13,7 +13,8 @@ from fxprune.analysis.analyze import analyze
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
 from fxprune.graph.values import refuse_broken
-from fxprune.passes.shrinking.fold_scale import fold_scales
+from fxprune.passes.check import Check, Pass, run_passes
+from fxprune.passes.shrinking.fold_scales import fold_scales
 from fxprune.passes.shrinking.rename import prefixes, rename, renamed_path
 from fxprune.passes.shrinking.shrink import shrink
 from fxprune.result.facts import carry_facts, numbered_as_lists, without_weight_decay
@@ -38,6 +39,7 @@ def apply(
     split_qkv: bool = False,
     capture: str = "auto",
     strict: bool = False,
+    check: Check = False,
     rules: RuleSet = DEFAULT_RULES,
 ) -> fx.GraphModule:
     """Prune a model of the same architecture by an existing plan.
@@ -47,9 +49,12 @@ def apply(
         plan: of `plan_of(pruned)` or `Plan.load(file)`.
         example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
             they were when the plan was made, since they decide how groups are named.
+        check: verify the graph after every pass that shrinks it, for whoever works on passes: True, or
+            "values" to run the example as well; `trace(check=)` does so for those before.
 
     Raises:
         PlanError: the plan is for another model; names the group that does not fit.
+        PassError: with `check`, a pass broke the graph; names it and those that ran before it.
 
     Example:
         >>> plan = fxprune.plan_of(fxprune.prune(model, 0.5))
@@ -65,30 +70,30 @@ def apply(
         strict=strict,
         rules=rules,
     )
-    return rewrite(model, analysis, plan)
+    return rewrite(model, analysis, plan, check=check)
 
 
-def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
+def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = False) -> PrunedModule:
     """Build the model that a plan gives: a new GraphModule of sliced weights, with its record.
 
     Args:
         model: the original; it is not changed.
         analysis: of the original, or of the graph that the plan's groups are of.
         plan: its `kept` is not read: what weights keep follows from what groups keep.
+        check: verify the graph after every pass, as of `fxprune.passes.check.run_passes`.
 
     Raises:
         PlanError: the plan is for another model.
         RewriteError: the result does not run; a bug, named by node.
+        PassError: with `check`, a pass broke the graph; names it and those that ran before it.
     """
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     example = analysis.captured.example
-    pruned = shrink(analysis, selection=selection, original=model)
-    refuse_broken(pruned, example)
-    pruned = fold_scales(pruned, scales=plan.scales, example=example)
-    folded = pruned.folded
     new = plan.renamed
-    pruned = rename(pruned, names=new) if new else pruned
+    passes = _passes(analysis, selection, model, plan)
+    pruned = run_passes(analysis.module, passes, example, check=check)
+    assert isinstance(pruned, PrunedModule)
     sites = {
         group.name: [Site(new.get(site.name, site.name), site.dim) for site in group.sites]
         for group in analysis.groups
@@ -107,7 +112,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
             "capture": analysis.capture,
         },
         origin=origin,
-        folded={new.get(name, name): fold for name, fold in folded.items()},
+        folded=pruned.folded,
         sites=sites,
         dynamic=not analysis.captured.fixed_batch,
         ties=pruned.ties,
@@ -118,6 +123,28 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan) -> PrunedModule:
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}
     return pruned
+
+
+def _passes(analysis: Analysis, selection: Selection, model: nn.Module, plan: Plan) -> list[Pass]:
+    """List the passes of the rewrite in order; the first makes a new module of the analysed graph."""
+    example = analysis.captured.example
+
+    def shrunk(_: fx.GraphModule) -> PrunedModule:
+        pruned = shrink(analysis, selection=selection, original=model)
+        refuse_broken(pruned, example)
+        return pruned
+
+    def folded(pruned: fx.GraphModule) -> PrunedModule:
+        assert isinstance(pruned, PrunedModule)
+        return fold_scales(pruned, scales=plan.scales, example=example)
+
+    def renamed(pruned: fx.GraphModule) -> PrunedModule:
+        assert isinstance(pruned, PrunedModule)
+        return rename(pruned, names=plan.renamed)
+
+    passes = [Pass("shrink", shrunk, has_values=False, same_outputs=False)]
+    passes += [Pass("fold_scales", folded, has_values=False)] if plan.scales else []
+    return passes + ([Pass("rename", renamed, has_values=False)] if plan.renamed else [])
 
 
 def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[int]:

@@ -42,6 +42,7 @@ def rename(pruned: PrunedModule, *, names: Mapping[str, str]) -> PrunedModule:
         for second, first in pruned.ties.items()
     }
     renamed.meta = dict(pruned.meta)
+    renamed.folded = {names.get(name, name): fold for name, fold in pruned.folded.items()}
     modes = pruned.modes
     renamed.restore(ties, modes | {new: modes[old] for old, new in placed.items() if old in modes})
     return renamed

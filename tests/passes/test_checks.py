@@ -6,11 +6,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import images, small_vit
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -18,6 +21,7 @@ from fxprune.errors import CaptureError, PassError
 from fxprune.passes import canonical, shrinking
 from fxprune.passes.canonical import canonicalise as pipeline
 from fxprune.passes.check import Check
+from fxprune.passes.shrinking import steps
 from fxprune.zoo import randomise
 
 CAPTURES = ["symbolic", "export"]
@@ -142,22 +146,93 @@ def test_inputs_by_keyword_are_run_too() -> None:
     torch.testing.assert_close(module(x, **kwargs), model.eval()(x, **kwargs))
 
 
-def public_passes() -> list[Callable[..., object]]:
-    """Every function that a module of passes is named for."""
-    found = []
-    for package in (canonical, shrinking):
-        for info in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-            own = getattr(module, info.name, None) or getattr(module, f"{info.name}s", None)
-            found += [own] if callable(own) else []
-    return found
+def planned_by_a_smaller_model() -> tuple[nn.Module, fxprune.Plan, Tensor]:
+    """A plan that needs every pass that shrinks: channels, attention scales and names change."""
+    large, small = randomise(small_vit(depth=3)), small_vit(depth=2, embed_dim=24, num_heads=4)
+    x = images(2, 32)
+    pruned = fxprune.prune(large, like=small, example_inputs=x)
+    renamed = {name: name.replace("blocks.1.", "blocks.7.") for name in pruned.state_dict()}
+    return large, replace(fxprune.plan_of(pruned), renamed=renamed), x
 
 
-@pytest.mark.parametrize("each", public_passes(), ids=lambda f: f.__name__)
-def test_a_pass_says_what_it_needs_and_guarantees(each: Callable[..., object]) -> None:
+@pytest.mark.parametrize("check", [True, "values"])
+def test_a_rewrite_that_is_checked_is_the_same(check: Check) -> None:
+    model, plan, x = planned_by_a_smaller_model()
+    assert plan.scales and plan.renamed
+    checked = fxprune.apply(model, plan, example_inputs=x, check=check)
+    plain = fxprune.apply(model, plan, example_inputs=x)
+    assert str(checked.graph) == str(plain.graph)
+    assert all(torch.equal(plain.state_dict()[n], t) for n, t in checked.state_dict().items())
+    assert fxprune.verify(model, checked) < 1e-4
+
+
+BEFORE = {"shrink": "none", "fold_scales": "shrink", "rename": "shrink, fold_scales"}
+
+
+@pytest.mark.parametrize(  # what a shrunk model computes is the certificate's to compare
+    ("change", "name"),
+    [(c, n) for c in (double, disorder, fail) for n in BEFORE if (c, n) != (double, "shrink")],
+)
+def test_a_pass_that_breaks_the_rewrite_is_named(
+    change: Callable[[fx.GraphModule], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan, x = planned_by_a_smaller_model()
+    module = importlib.import_module("fxprune.compiler.rewrite")
+    own: Callable[..., fx.GraphModule] = getattr(module, name)
+
+    def broken(*arguments: Any, **options: Any) -> fx.GraphModule:
+        made = own(*arguments, **options)
+        change(made)
+        return made
+
+    monkeypatch.setattr(module, name, broken)
+    monkeypatch.setattr(module, "refuse_broken", lambda *_: None)  # it names the node, before any check
+    with pytest.raises(PassError) as caught:
+        fxprune.apply(model, plan, example_inputs=x, check="values")
+    assert f"the pass {name} broke the graph" in str(caught.value)
+    assert f"passes before it: {BEFORE[name]};" in str(caught.value)
+
+
+NO_PASSES = {"canonicalise"}  # the pipeline itself
+
+
+def modules_of(package: ModuleType) -> list[ModuleType]:
+    names = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg]
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+
+
+def own_function(module: ModuleType) -> Callable[..., object]:
+    """The function that a file is named for."""
+    function: Callable[..., object] = getattr(module, module.__name__.rpartition(".")[2])
+    return function
+
+
+PASSES = [
+    own_function(module)
+    for module in (*modules_of(canonical), *modules_of(shrinking))
+    if module.__name__.rpartition(".")[2] not in NO_PASSES
+]
+STEPS = [module for module in modules_of(steps) if module.__name__.rpartition(".")[2] != "draft"]
+
+
+@pytest.mark.parametrize("each", PASSES, ids=lambda f: f.__name__)
+def test_passes_have_one_shape(each: Callable[..., object]) -> None:
     text = inspect.getdoc(each) or ""
     assert "Needs: " in text and "Guarantees: " in text
-    first, *options = inspect.signature(each).parameters.values()
-    if each.__module__.startswith(f"{canonical.__name__}.") and each is not pipeline.canonicalise:
-        assert (first.annotation, inspect.signature(each).return_annotation) == ("fx.GraphModule",) * 2
-        assert all(option.kind is option.KEYWORD_ONLY for option in options)
+    signature = inspect.signature(each)
+    first, *options = signature.parameters.values()
+    is_canonical = each.__module__.startswith(f"{canonical.__name__}.")
+    taken = {"fx.GraphModule"} if is_canonical else {"fx.GraphModule", "PrunedModule", "Analysis"}
+    assert first.annotation in taken
+    assert signature.return_annotation in taken - {"Analysis"}
+    assert all(option.kind is option.KEYWORD_ONLY for option in options)
+
+
+@pytest.mark.parametrize("module", STEPS, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_steps_are_no_passes(module: ModuleType) -> None:
+    if module.__name__.endswith("slice_weights"):
+        return  # it makes the root that a draft is made with
+    (draft,) = inspect.signature(step := own_function(module)).parameters.values()
+    assert (draft.annotation, inspect.signature(step).return_annotation) == ("Draft", "None")
+    text = inspect.getdoc(step) or ""
+    assert "Needs: " in text and "Guarantees: " in text

@@ -24,7 +24,7 @@ from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.passes.shrinking.fold_scale import constant_of
+from fxprune.passes.shrinking.fold_scales import constant_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.selection import Selection
 from fxprune.rules.calls import call_of
