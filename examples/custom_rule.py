@@ -1,4 +1,4 @@
-"""Teach fxprune an op of your own in five lines: a rule says how axes flow through it.
+"""Teach fxprune ops of your own: a rule says how axes flow, `masked` what a norm is over kept channels.
 
 Without a rule the op is not understood: all that it touches stays whole, and the analysis says so.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import DEFAULT_RULES, Flow
+from fxprune import DEFAULT_RULES, Flow, Op
 
 
 @torch.library.custom_op("example::soft_gate", mutates_args=())
@@ -16,30 +16,54 @@ def soft_gate(x: Tensor, gate: Tensor) -> Tensor:
     return x * torch.sigmoid(gate)
 
 
+@torch.library.custom_op("example::scaled_norm", mutates_args=())
+def scaled_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """x over the root of its channels' mean square, times a scale per channel."""
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * scale
+
+
 @soft_gate.register_fake
-def _(x: Tensor, gate: Tensor) -> Tensor:
+@scaled_norm.register_fake
+def _(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# The five lines: element by element, so that the result has the axes of x, and the gate has the same.
+# Element by element: the result has the axes of x, and the gate has the same.
 def soft_gate_axes(x, gate):
     """b n c, b n c -> b n c"""
     return Flow(x.axes, same=list(zip(x.axes, gate.axes, strict=True)))
 
 
-RULES = DEFAULT_RULES.extended({"example.soft_gate": soft_gate_axes})
+# A norm takes a statistic over its channels: `reduced` says so.
+def scaled_norm_axes(x, scale):
+    """... c, c -> ... c"""
+    return Flow(x.axes, same=[(x.axes[-1], scale.axes[0])], reduced=[x.axes[-1]])
+
+
+# What the norm is over kept channels, written by hand: the certificate runs it on the model at full size,
+# where removed channels are zero (mask: 1 for a kept element, 0 for a removed one).
+def masked_scaled_norm(x, scale, mask):
+    mean = (x.square() * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    return x / (mean + 1e-6).sqrt() * scale
+
+
+RULES = DEFAULT_RULES.extended(
+    {"example::soft_gate": soft_gate_axes, "example::scaled_norm": Op(scaled_norm_axes, masked_scaled_norm)}
+)
 
 
 class GatedMlp(nn.Module):
-    """Tokens [batch, tokens, 32] to classes [batch, 10], through 128 gated hidden channels."""
+    """Tokens [batch, tokens, 32] to classes [batch, 10], through 128 gated and normed hidden channels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.value, self.gate = nn.Linear(32, 128), nn.Linear(32, 128)
+        self.scale = nn.Parameter(torch.rand(128) + 0.5)
         self.out = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(soft_gate(self.value(x), self.gate(x)).mean(dim=1))
+        gated = soft_gate(self.value(x), self.gate(x))
+        return self.out(scaled_norm(gated, self.scale).mean(dim=1))
 
 
 def main() -> None:

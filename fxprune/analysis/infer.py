@@ -129,7 +129,7 @@ class _Walk:
             self.found.missing.setdefault(call.op, []).append(node.name)
             self._give_up(node, call, Reason(text, node.name, reason.where))
             return
-        for axis, why in flow.whole:
+        for axis, why in flow.frozen:
             why = why if isinstance(why, Reason) else Reason(why)
             self.found.solver.freeze(axis, replace(why, node=node.name, where=reason.where))
         self.found.steps[node] = Step(call, rule, flow)

@@ -42,7 +42,7 @@ class TypedGraph:
     weights: the axes of each parameter and buffer in use, by its name in the graph.
     steps: each call as its rule understood it, with resolved axes.
     missing: ops without a rule that covers them -> the nodes that call them.
-    whole: atoms that rules froze, with the reason (those that are born frozen say so themselves).
+    reasons: atoms that rules froze, with the reason (those that are born frozen say so themselves).
     """
 
     captured: Captured
@@ -53,15 +53,15 @@ class TypedGraph:
     weights: Mapping[str, Axes]
     steps: Mapping[fx.Node, Step]
     missing: Mapping[str, tuple[str, ...]]
-    whole: Mapping[Atom, Reason]
+    reasons: Mapping[Atom, Reason]
 
     @property
     def module(self) -> fx.GraphModule:
         return self.captured.module
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Why rules keep an atom whole, or None."""
-        return self.whole.get(a) or a.frozen
+        """Say why an atom must keep all its elements, or None."""
+        return self.reasons.get(a) or a.frozen
 
     def at(self, site: Site) -> Axis:
         """The axis of a weight's dimension, by the weight's name in the graph."""
@@ -113,7 +113,7 @@ def type_graph(
         weights={name: tuple(map(resolve, axes)) for name, axes in found.weights.items()},
         steps={node: _resolved(step, found) for node, step in found.steps.items()},
         missing={op: tuple(nodes) for op, nodes in found.missing.items()},
-        whole=found.solver.reasons(),
+        reasons=found.solver.reasons(),
     )
 
 
@@ -132,7 +132,7 @@ def _resolved(step: Step, found: Inference) -> Step:
     resolved = Flow(
         out=flow.out,
         same=[(resolve(a), resolve(b)) for a, b in flow.same],
-        whole=[(resolve(axis), why) for axis, why in flow.whole],
+        frozen=[(resolve(axis), why) for axis, why in flow.frozen],
         sizes={argument: map_axes(spelled, resolve) for argument, spelled in flow.sizes.items()},
         replacement=flow.replacement,
         reduced=[resolve(axis) for axis in flow.reduced],

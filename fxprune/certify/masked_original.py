@@ -112,7 +112,7 @@ class MaskedOriginal(Float64Interpreter):
         if not alike(alone, self._on_kept(n, node, step, reduced)):
             raise CertificateError(
                 f"{where}: its rule says that it reduces an axis, and the order of the elements along that "
-                f"axis matters to it: it can't shrink (Flow(.., whole=[(axis, why)]))"
+                f"axis matters to it: it can't shrink (Flow(.., frozen=[(axis, why)]))"
             )
         return alone
 

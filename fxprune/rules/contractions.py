@@ -218,7 +218,7 @@ def _all(option: Any, value: int) -> bool:
 def embedding_axes(input: Typed, weight: Typed, *options: Any, **more: Any) -> Flow:
     """..., v c -> ... c"""
     vocabulary, c = weight.axes
-    return Flow((*input.axes, c), whole=[(vocabulary, "looked up by index")])
+    return Flow((*input.axes, c), frozen=[(vocabulary, "looked up by index")])
 
 
 @rule("aten.embedding")

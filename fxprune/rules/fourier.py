@@ -14,7 +14,7 @@ def _transformed(input: Typed, result: Typed, dims: Iterable[int]) -> Flow:
     out = list(input.axes)
     for d in dims:
         out[d] = frozen(result.shape[d], _WHY)
-    return Flow(tuple(out), whole=[(a, _WHY) for a, b in zip(input.axes, out, strict=True) if a is not b])
+    return Flow(tuple(out), frozen=[(a, _WHY) for a, b in zip(input.axes, out, strict=True) if a is not b])
 
 
 @rule("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft")
@@ -57,4 +57,4 @@ def fftn_axes(
 def fftshift_axes(input: Typed, dim: int | Sequence[int] | None = None) -> Flow:
     """a n c -> a n c, n whole: its frequencies change places"""
     dims = dims_of(list(dim) if isinstance(dim, Sequence) else dim, input.ndim)
-    return Flow(input.axes, whole=[(input.axes[d], "frequencies change places") for d in dims])
+    return Flow(input.axes, frozen=[(input.axes[d], "frequencies change places") for d in dims])

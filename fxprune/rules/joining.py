@@ -107,14 +107,14 @@ def unbind_axes(input: Typed, dim: int = 0) -> Flow:
     d = at(dim, input.ndim)
     taken = input.axes[d]
     out = replaced(input.axes, d)
-    return Flow([out] * taken.size, whole=[(taken, "taken apart element by element")])
+    return Flow([out] * taken.size, frozen=[(taken, "taken apart element by element")])
 
 
 @rule("select")
 def select_axes(input: Typed, dim: int, index: int) -> Flow:
     """3 n -> n"""
     d = at(dim, input.ndim)
-    return Flow(replaced(input.axes, d), whole=[(_part_with(input.axes[d], index), "selected by index")])
+    return Flow(replaced(input.axes, d), frozen=[(_part_with(input.axes[d], index), "selected by index")])
 
 
 def _part_with(axis: Axis, index: Any) -> Axis:
@@ -149,7 +149,7 @@ def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) ->
         same = [(axis, Product.of((piece, frozen(stride, why))))]
         return piece, Flow((), same=same), slice(None)
     out = frozen(size, "a slice of it")
-    return out, Flow((), whole=[(axis, "sliced at odd bounds")]), slice(None)
+    return out, Flow((), frozen=[(axis, "sliced at odd bounds")]), slice(None)
 
 
 def pieces_of_three(axis: Axis, begin: int, size: int) -> tuple[Axis, Axis, Axis]:
@@ -232,18 +232,18 @@ def getitem_axes(input: Any, index: Any) -> Flow:
         elif isinstance(entry, slice):
             piece, part, bounds = sliced(input.axes[dim], entry.start, entry.stop, entry.step)
             flow.same += part.same
-            flow.whole = [*flow.whole, *part.whole]
+            flow.frozen = [*flow.frozen, *part.frozen]
             out.append(piece)
             spelled.append(bounds)
             dim += 1
             continue
         elif isinstance(entry, int):
-            flow.whole = [*flow.whole, (_part_with(input.axes[dim], entry), "selected by index")]
+            flow.frozen = [*flow.frozen, (_part_with(input.axes[dim], entry), "selected by index")]
             dim += 1
         else:
             tensor = entry if isinstance(entry, Typed) else Typed((frozen(len(entry), "an index"),))
             advanced.append((len(out), tensor))
-            flow.whole = [*flow.whole, (input.axes[dim], "looked up by index")]
+            flow.frozen = [*flow.frozen, (input.axes[dim], "looked up by index")]
             dim += 1
         spelled.append(None)
     flow.out = _with_index_axes(out, advanced, flow)
@@ -257,8 +257,8 @@ def written_axes(x: Typed, index: Any, value: Any) -> Flow:
     """x[index] = value: the part written to and what is written there are the same."""
     part = getitem_axes(x, index)
     _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
-    whole = [*part.whole, *_places(index)]
-    return Flow(x.axes, same=[*part.same, *fits], whole=whole, sizes=part.sizes)
+    whole = [*part.frozen, *_places(index)]
+    return Flow(x.axes, same=[*part.same, *fits], frozen=whole, sizes=part.sizes)
 
 
 def _places(index: Any) -> list[tuple[Axis, str]]:
@@ -294,7 +294,7 @@ def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
     """v c, n -> n c"""
     d = at(dim, input.ndim)
     out = replaced(input.axes, d, *(index.axes or (ONE,)))
-    return Flow(out, whole=[(input.axes[d], "looked up by index")])
+    return Flow(out, frozen=[(input.axes[d], "looked up by index")])
 
 
 @rule("index_add", "index_copy")
@@ -310,7 +310,7 @@ def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: A
 def index_fill_axes(input: Typed, dim: int, index: Typed, value: Any) -> Flow:
     """b v c, n -> b v c, v whole"""
     d = at(dim, input.ndim)
-    return Flow(input.axes, whole=[(axis, "looked up by index") for axis in (input.axes[d], *index.axes)])
+    return Flow(input.axes, frozen=[(axis, "looked up by index") for axis in (input.axes[d], *index.axes)])
 
 
 @rule("index_put")
@@ -320,7 +320,7 @@ def index_put_axes(
     """v c, n, n c -> v c, v whole"""
     flow = index_axes(input, indices)
     _, fits = broadcast([flow.out, values.axes])
-    return Flow(input.axes, [*flow.same, *fits], [*flow.whole, *_places(indices)])
+    return Flow(input.axes, [*flow.same, *fits], [*flow.frozen, *_places(indices)])
 
 
 @rule("gather")
@@ -362,7 +362,7 @@ def _element_by_element(
 @rule("roll")
 def roll_axes(input: Typed, shifts: Any, dims: Any = None) -> Flow:
     """... n -> ... n, n whole: its order matters"""
-    return Flow(input.axes, whole=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
+    return Flow(input.axes, frozen=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
 
 
 @rule("flip")
@@ -374,4 +374,4 @@ def flip_axes(input: Typed, dims: Any) -> Flow:
 @rule("triu", "tril")
 def triangle_axes(input: Typed, diagonal: int = 0) -> Flow:
     """... n m -> ... n m, both whole"""
-    return Flow(input.axes, whole=[(axis, "its order matters") for axis in input.axes[-2:]])
+    return Flow(input.axes, frozen=[(axis, "its order matters") for axis in input.axes[-2:]])

@@ -81,7 +81,7 @@ def instance_norm_axes(
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..., positions whole"""
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
-    flow.whole = [(axis, PIXELS) for axis in input.axes[2:]]
+    flow.frozen = [(axis, PIXELS) for axis in input.axes[2:]]
     return flow
 
 
@@ -119,4 +119,4 @@ def aten_batch_norm_axes(
 def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
     flow = norm_axes(input, p, dim)
-    return Flow(input.axes, whole=flow.whole, reduced=flow.reduced)
+    return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced)

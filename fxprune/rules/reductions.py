@@ -81,7 +81,7 @@ def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     whole = [
         (input.axes[i], "max/min over it: a removed element is not a zero") for i in dims_of(dim, input.ndim)
     ]
-    return Flow(without(input, dim, keepdim), whole=whole)
+    return Flow(without(input, dim, keepdim), frozen=whole)
 
 
 @rule("max", "min")
@@ -90,7 +90,7 @@ def max_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     if isinstance(dim, Typed):  # torch.max(a, b)
         return elementwise_axes(input, dim)
     flow = extremum_axes(input, dim, keepdim)
-    return flow if dim is None else Flow([flow.out, flow.out], whole=flow.whole)
+    return flow if dim is None else Flow([flow.out, flow.out], frozen=flow.frozen)
 
 
 @rule("topk")
@@ -98,26 +98,26 @@ def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted:
     """... n -> ... k, ... k"""
     d = at(dim, input.ndim)
     out = (*input.axes[:d], frozen(k, "the k largest"), *input.axes[d + 1 :])
-    return Flow([out, out], whole=[(input.axes[d], "searched for the k largest")])
+    return Flow([out, out], frozen=[(input.axes[d], "searched for the k largest")])
 
 
 @rule("softmax", "log_softmax", "softmin", "_softmax")
 def softmax_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
     """... n -> ... n, n whole: leaving an element out is not the same as setting it to zero"""
-    return Flow(input.axes, whole=[(input.axes[at(dim, input.ndim)], "softmax over it")])
+    return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "softmax over it")])
 
 
 @rule("cumsum", "cumprod", "logcumsumexp")
 def scan_axes(input: Typed, dim: int, *, dtype: Any = None) -> Flow:
     """... n -> ... n, n whole"""
-    return Flow(input.axes, whole=[(input.axes[at(dim, input.ndim)], "its order matters")])
+    return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "its order matters")])
 
 
 @rule("sort")
 def sort_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
     """... n -> ... n, ... n, n whole"""
     flow = scan_axes(input, dim)
-    return Flow([flow.out, flow.out], whole=flow.whole)
+    return Flow([flow.out, flow.out], frozen=flow.frozen)
 
 
 @rule("argsort")

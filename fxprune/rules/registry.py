@@ -49,7 +49,7 @@ class Flow:
 
     out: the axes of the result, a tuple per tensor; lists of them where the op returns several.
     same: pairs of axes that must be equal.
-    whole: axes that must not shrink, each with the reason, in words or as a `Reason` with its kind.
+    frozen: axes that must not shrink, each with the reason, in words or as a `Reason` with its kind.
     sizes: for an argument that spells sizes as integers, the axes spelled, in the argument's shape
         (None where an element spells nothing; a list of axes may stand for a single integer).  An
         index is spelled by a `Bound`.
@@ -57,22 +57,27 @@ class Flow:
     reduced: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
     macs: for each product that the op takes, the axes that its multiplications run over.
     select_result: the call is made at full size, and what is kept selected from its result.
-    sums: the former name of `reduced`, for rules that were written for it.
+    sums, whole: the former names of `reduced` and `frozen`, for rules that were written for them.
     """
 
     out: Any
     same: list[tuple[Axis, Axis]] = field(default_factory=list)
-    whole: Sequence[tuple[Axis, str | Reason]] = field(default_factory=list)
+    frozen: Sequence[tuple[Axis, str | Reason]] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     replacement: Callable[..., Any] | None = None
     reduced: list[Axis] = field(default_factory=list)
     macs: list[Axes] = field(default_factory=list)
     select_result: bool = False
     sums: InitVar[list[Axis] | None] = None
+    whole: InitVar[Sequence[tuple[Axis, str | Reason]] | None] = None
 
-    def __post_init__(self, sums: list[Axis] | None) -> None:
+    def __post_init__(
+        self, sums: list[Axis] | None, whole: Sequence[tuple[Axis, str | Reason]] | None
+    ) -> None:
         if sums:
             self.reduced = [*self.reduced, *sums]
+        if whole:
+            self.frozen = [*self.frozen, *whole]
 
 
 class NotCovered(Exception):

@@ -31,10 +31,10 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
         kept = iter(left)
         return Flow(tuple(ONE if size == 1 else next(kept) for size in sizes))
     if 0 in right:
-        return Flow(tuple(frozen(s, "empty") for s in sizes), whole=[(a, "emptied") for a in axes])
+        return Flow(tuple(frozen(s, "empty") for s in sizes), frozen=[(a, "emptied") for a in axes])
     for seg in refine([f.size for f in left], right):
         if seg.left_pieces is None or seg.right_pieces is None:
-            flow.whole = [*flow.whole, *((left[i], "a reshape cuts across it") for i in seg.left)]
+            flow.frozen = [*flow.frozen, *((left[i], "a reshape cuts across it") for i in seg.left)]
             out += [frozen(right[j], "a reshape cuts across it") for j in seg.right]
             continue
         pieces: list[Axis] = []
@@ -55,7 +55,7 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
 def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
     """(a b) (c d) -> (a b c) d"""
     if not isinstance(shape, (list, tuple)):  # x.view(dtype)
-        return Flow(input.axes, whole=[(axis, "reinterpreted") for axis in input.axes])
+        return Flow(input.axes, frozen=[(axis, "reinterpreted") for axis in input.axes])
     known = math.prod(s for s in shape if s != -1)
     total = math.prod(input.shape)
     flow = regroup(input.axes, [total // known if s == -1 else s for s in shape])
@@ -141,7 +141,7 @@ def movedim_axes(input: Typed, source: Any, destination: Any) -> Flow:
 @rule("view_as_complex")
 def view_as_complex_axes(input: Typed) -> Flow:
     """... 2 -> ..."""
-    return Flow(input.axes[:-1], whole=[(input.axes[-1], "real and imaginary parts")])
+    return Flow(input.axes[:-1], frozen=[(input.axes[-1], "real and imaginary parts")])
 
 
 @rule("view_as_real")

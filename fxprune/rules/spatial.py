@@ -16,7 +16,7 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
         pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
         out = (*input.axes[:-n], *pixels)
         whole = [(axis, PIXELS) for axis in input.axes[-n:]]
-        return Flow(out if isinstance(result, Typed) else [out] * len(result), whole=whole)
+        return Flow(out if isinstance(result, Typed) else [out] * len(result), frozen=whole)
 
     return spatial_axes
 
@@ -43,7 +43,7 @@ def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> F
     """b c h w, b h' w' 2 -> b c h' w'"""
     batch, h, w, two = grid.axes
     whole = [(axis, PIXELS) for axis in (*input.axes[2:], h, w, two)]
-    return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], whole=whole)
+    return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], frozen=whole)
 
 
 @rule("constant_pad_nd")
@@ -67,7 +67,7 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: An
             out[-i] = frozen(input.shape[-i] + before + after, "cut by a negative padding")
             continue
         out[-i] = Sum.of((frozen(before, "padding"), input.axes[-i], frozen(after, "padding")))
-    return Flow(tuple(out), whole=whole)
+    return Flow(tuple(out), frozen=whole)
 
 
 @rule(
@@ -81,7 +81,7 @@ def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
         if before or after:
             whole.append((out[-i], "padded with copies"))
             out[-i] = frozen(input.shape[-i] + before + after, "padded with copies")
-    return Flow(tuple(out), whole=whole)
+    return Flow(tuple(out), frozen=whole)
 
 
 def _pairs(pad: Sequence[int]) -> list[tuple[int, int]]:
@@ -106,7 +106,7 @@ def pixel_unshuffle_axes(input: Typed, downscale_factor: int) -> Flow:
     r, s = frozen(downscale_factor, PIXELS), frozen(downscale_factor, PIXELS)
     h = frozen(height.size // downscale_factor, PIXELS)
     w = frozen(width.size // downscale_factor, PIXELS)
-    return Flow((*batch, Product.of((c, r, s)), h, w), whole=[(height, PIXELS), (width, PIXELS)])
+    return Flow((*batch, Product.of((c, r, s)), h, w), frozen=[(height, PIXELS), (width, PIXELS)])
 
 
 @rule("channel_shuffle")
@@ -125,11 +125,11 @@ def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow
         d = at(args[0] if args else options["dimension"], input.ndim)
         axes = list(input.axes)
         axes[d] = frozen(result.shape[d], PIXELS)
-        return Flow((*axes, frozen(result.shape[-1], PIXELS)), whole=[(input.axes[d], PIXELS)])
+        return Flow((*axes, frozen(result.shape[-1], PIXELS)), frozen=[(input.axes[d], PIXELS)])
     batch, c, *pixels = input.axes
     k = frozen(result.shape[1] // c.size, "kernel")
     out = (batch, Product.of((c, k)), frozen(result.shape[2], PIXELS))
-    return Flow(out, whole=[(axis, PIXELS) for axis in pixels])
+    return Flow(out, frozen=[(axis, PIXELS) for axis in pixels])
 
 
 @rule("fold", "col2im")
@@ -139,4 +139,4 @@ def fold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
     c = atom(result.shape[1])
     k = frozen(rows.size // c.size, "kernel")
     out = (batch, c, *(frozen(size, PIXELS) for size in result.shape[2:]))
-    return Flow(out, same=[(rows, Product.of((c, k)))], whole=[(length, PIXELS)])
+    return Flow(out, same=[(rows, Product.of((c, k)))], frozen=[(length, PIXELS)])

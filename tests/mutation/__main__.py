@@ -23,34 +23,14 @@ from typing import Any
 import pytest
 from explained import EXPLAINED
 from facts import RuleMutant
+from paths import ROOT, TESTS, TESTS_ROOT, sources
 from session import Session, by_reach
-from source import ROOT, SourceMutant, source_mutants
+from source import SourceMutant, source_mutants
 from tables import MaskedMutant, WidthMutant, table_mutants
 
 from fxprune import DEFAULT_RULES
 
-# What goes backward tells nothing: torch refuses to in a fork.
-TESTS = [
-    "rules/test_rules.py",
-    "passes/test_passes.py",
-    "graph/test_quick_shapes.py",
-    "capture/test_autograd_functions.py::test_half_of_it_is_exact",
-    "capture/test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
-    "choose/test_merge.py",
-    "capture/test_modes.py",
-    "passes/test_split_qkv.py",
-    "choose/test_like.py",
-    "choose/test_depth.py",
-    "test_contract.py",
-    "certify/test_certificate.py",
-    "test_errors.py",
-    "capture/test_decisions.py",
-    "rules/test_layers.py",
-    "test_hard_cases.py::test_shrinks_what_should",
-    "choose/test_selection.py",
-]
-SOURCES = sorted(f"passes/{p.name}" for p in (ROOT / "passes").glob("*.py") if p.name != "__init__.py")
-SOURCES += ["selection.py", *sorted(f"certify/{p.name}" for p in (ROOT / "certify").glob("*.py"))]
+SOURCES = sources()
 OWN = {"passes": ("test_passes", "test_autograd_functions"), "certify": ("test_certificate",)}
 KINDS = ["rules", "passes", "tables"]
 MOST = 100  # tests for one mutant: of what every test reaches, more would tell no more
@@ -67,8 +47,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="print survivors alone")
     options = parser.parse_args()
     check = Check(options.kinds or KINDS, options.only, options.jobs, options.quiet)
-    folder = Path(__file__).parents[1]
-    arguments = [str(folder / test) for test in options.tests]
+    arguments = [str(TESTS_ROOT / test) for test in options.tests]
     arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
     session = Session([str(ROOT / f) for f in SOURCES], check.run, options.notes)
     code = int(pytest.main(arguments, plugins=[session]))

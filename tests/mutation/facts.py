@@ -1,7 +1,7 @@
 """Mutants of rules: the same rule with one fact of its `Flow` left out.
 
 same[0]       the first unification is dropped
-whole[1]      the second axis that must stay whole may shrink
+frozen[1]     the second axis that must keep its elements may shrink
 thaw[0]       the first axis that the rule itself makes, and makes whole, may shrink
 sizes[shape]  the integers of an argument that spell sizes are not rewritten
 bound[0]      one end of a slice that spells a size is not rewritten
@@ -19,8 +19,7 @@ from typing import Any
 
 from fxprune import DEFAULT_RULES, Flow
 from fxprune.rules.axes import ONE, Atom, Axis, Product, Sum, atoms_of
-from fxprune.rules.elementwise import tensors_in
-from fxprune.rules.registry import Bound
+from fxprune.rules.registry import Bound, Typed
 
 Key = tuple[Any, ...]
 
@@ -75,7 +74,7 @@ def unwatch() -> None:
 def _watched(function: Callable[..., Flow], then: Callable[[Flow, set[Atom]], Flow]) -> Callable[..., Flow]:
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Flow:
-        given = {a for t in tensors_in([args, kwargs]) for axis in t.axes for a in atoms_of(axis)}
+        given = {a for t in _typed_in([args, kwargs]) for axis in t.axes for a in atoms_of(axis)}
         return then(function(*args, **kwargs), given)
 
     return called
@@ -84,7 +83,7 @@ def _watched(function: Callable[..., Flow], then: Callable[[Flow, set[Atom]], Fl
 def facts_of(flow: Flow, given: set[Atom]) -> set[Key]:
     """What a flow states and could leave out; `given` are the atoms of the operands."""
     found: set[Key] = {("same", i) for i, (a, b) in enumerate(flow.same) if a != b}
-    found |= {("whole", i) for i, (axis, _) in enumerate(flow.whole) if _is_free(axis)}
+    found |= {("frozen", i) for i, (axis, _) in enumerate(flow.frozen) if _is_free(axis)}
     found |= {("thaw", i) for i, _ in enumerate(_born_whole(flow, given))}
     found |= {("sizes", name) for name, spelled in flow.sizes.items() if any(_leaves(spelled))}
     bounds = [leaf for leaf in _leaves(list(flow.sizes.values())) if isinstance(leaf, Bound)]
@@ -99,8 +98,8 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
     kind, which = (*key, None)[:2]
     if kind == "same":
         return replace(flow, same=[pair for i, pair in enumerate(flow.same) if i != which])
-    if kind == "whole":
-        return replace(flow, whole=[entry for i, entry in enumerate(flow.whole) if i != which])
+    if kind == "frozen":
+        return replace(flow, frozen=[entry for i, entry in enumerate(flow.frozen) if i != which])
     if kind == "sizes":
         return replace(flow, sizes={name: s for name, s in flow.sizes.items() if name != which})
     if kind == "bound":
@@ -118,13 +117,22 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
             return Bound(_exchanged(leaf.axis, cold, warm))
         return leaf if isinstance(leaf, str) else _exchanged(leaf, cold, warm)
 
-    return Flow(
-        _mapped(flow.out, thawed),
-        _mapped(flow.same, thawed),
-        _mapped(flow.whole, thawed),
-        _mapped(flow.sizes, thawed),
-        flow.replacement,
+    return replace(
+        flow,
+        out=_mapped(flow.out, thawed),
+        same=_mapped(flow.same, thawed),
+        frozen=[(thawed(axis), reason) for axis, reason in flow.frozen],
+        sizes=_mapped(flow.sizes, thawed),
     )
+
+
+def _typed_in(value: Any) -> Iterator[Typed]:
+    """Every tensor in nested arguments of a rule."""
+    if isinstance(value, Typed):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _typed_in(item)
 
 
 def _is_free(axis: Axis) -> bool:

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fxprune
-
-ROOT = Path(fxprune.__file__).parent
+from paths import ROOT
 
 
 @dataclass(frozen=True)

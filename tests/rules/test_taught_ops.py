@@ -222,6 +222,7 @@ def test_a_rule_may_have_nothing_to_say() -> None:
     assert "an eps of its own" in str(analysis.group_of("scale[0]")[0].frozen)
 
 
-def test_the_former_name_of_reduced() -> None:
-    x = Typed(())
-    assert Flow(x.axes, sums=[fxprune.rules.axes.ONE]).reduced == [fxprune.rules.axes.ONE]
+def test_the_former_names_of_fields() -> None:
+    x, one = Typed(()), fxprune.rules.axes.ONE
+    assert Flow(x.axes, sums=[one]).reduced == [one]
+    assert list(Flow(x.axes, frozen=[(one, "a")], whole=[(one, "b")]).frozen) == [(one, "a"), (one, "b")]
