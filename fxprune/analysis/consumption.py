@@ -111,7 +111,7 @@ class Consumption:
         """Whether the op sums over the atom as one does over channels."""
         if a not in atoms_in(step.flow.reduced):
             return True  # its rule does not say what becomes of it
-        having = [s for s in sources if a in self._carried(s)]
+        having = [s for s in sources if a in self.graph.carried(s)]
         states = self._states(having, a)
         if any(s.token for s in states):
             return False
@@ -122,7 +122,7 @@ class Consumption:
         return len(having) > 1 or any(s.paired for s in states)
 
     def _passed(self, a: Atom, step: Step, sources: list[Source]) -> _State:
-        having = [s for s in sources if a in self._carried(s)]
+        having = [s for s in sources if a in self.graph.carried(s)]
         states = self._states(having, a)
         state = _State.of(states)
         op = step.call.op.removeprefix("aten.")
@@ -145,20 +145,15 @@ class Consumption:
         """Whether an op multiplies one value by another that has channels of its own."""
         if step.flow.macs:
             return True
-        others = [self._carried(s) for s in sources if s is not having]
-        own = frozenset[Atom]().union(*others) - self._carried(having)
+        others = [self.graph.carried(s) for s in sources if s is not having]
+        own = frozenset[Atom]().union(*others) - self.graph.carried(having)
         multiplies = step.call.op.removeprefix("aten.") == "mul"
         return multiplies and any(self.graph.frozen(a) is None for a in own)
 
     def _is_summed(self, source: Source, step: Step) -> bool:
-        return bool(self._carried(source) & atoms_in(step.flow.reduced))
+        return bool(self.graph.carried(source) & atoms_in(step.flow.reduced))
 
     def _states(self, sources: Iterable[Source], a: Atom) -> list[_State]:
         """Those of the values that have an atom; parameters are none."""
         nodes = [s for s in sources if isinstance(s, fx.Node) and not self.parameters(s)]
         return [self.states[n][a] for n in nodes if a in self.states.get(n, {})]
-
-    def _carried(self, source: Source) -> frozenset[Atom]:
-        if isinstance(source, Weight):
-            return self.graph.carried_by(source.name)
-        return self.graph.carried(source)

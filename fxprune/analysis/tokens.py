@@ -121,11 +121,11 @@ class _Walk:
         summed = atoms_in(sums)
         weight = bound.get("weight")
         layer = isinstance(weight, (fx.Node, Weight))
-        factors = [s for s in list(leaves(bound, _SOURCES)) if self._carried(s) & summed]
+        factors = [s for s in list(leaves(bound, _SOURCES)) if self.graph.carried(s) & summed]
         weights = [s for s in factors if self._parameters(s) and (s is weight or not layer)]
         for source in weights:
-            others = frozenset[Atom]().union(*(self._carried(s) for s in factors if s is not source))
-            out = self._carried(source) - summed - others
+            others = frozenset[Atom]().union(*(self.graph.carried(s) for s in factors if s is not source))
+            out = self.graph.carried(source) - summed - others
             event = _Brought(self._parameters(source), self._all_before(factors, source), len(out) > 1)
             for a in out:
                 self.brought[a].append(event)
@@ -143,7 +143,7 @@ class _Walk:
         op = step.call.op.removeprefix("aten.")
         if op == "embedding":
             table = bound["weight"]
-            for a in self._carried(table):
+            for a in self.graph.carried(table):
                 self.brought[a].append(_Brought(self._parameters(table), frozenset(), True))
             self._made(node, step)
             return
@@ -177,11 +177,6 @@ class _Walk:
         if isinstance(source, Weight):
             return frozenset([source.name])
         return self.laid_out.get(source, frozenset())
-
-    def _carried(self, source: Source) -> frozenset[Atom]:
-        if isinstance(source, Weight):
-            return self.graph.carried_by(source.name)
-        return self.graph.carried(source)
 
     def _all_before(self, factors: list[Source], but: Source) -> frozenset[Atom]:
         nodes = [s for s in factors if isinstance(s, fx.Node) and s is not but]

@@ -15,6 +15,7 @@ from fxprune.analysis.outputs import Outputs
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
+from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, Flow, RuleSet, map_axes
 
 __all__ = ["Site", "TypedGraph", "atoms_in", "type_graph"]
@@ -67,13 +68,11 @@ class TypedGraph:
         """The axis of a weight's dimension, by the weight's name in the graph."""
         return self.weights[site.name][site.dim]
 
-    def carried(self, node: fx.Node) -> frozenset[Atom]:
-        """The atoms of all tensors that a node returns."""
-        return self._carried.get(node, frozenset())
-
-    def carried_by(self, weight: str) -> frozenset[Atom]:
-        """The atoms of a weight, by its name in the graph."""
-        return atoms_in(self.weights[weight])
+    def carried(self, source: fx.Node | Weight) -> frozenset[Atom]:
+        """Find the atoms of all tensors that a node returns, or of a weight."""
+        if isinstance(source, Weight):
+            return atoms_in(self.weights[source.name])
+        return self._carried.get(source, frozenset())
 
     @cached_property
     def operands(self) -> Mapping[fx.Node, tuple[Site, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.analysis.outputs import whole_outputs
+from fxprune.analysis.outputs import named_outputs, whole_outputs
 from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled
@@ -23,7 +23,7 @@ from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import is_guard, makes_output
+from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
 from fxprune.result.record import Record
@@ -193,9 +193,9 @@ MANY_INPUTS = 8  # each is varied on its own
 
 
 def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:
-    """The tensors of numbers that a model returns."""
+    """Find the tensors of numbers that a model returns, as values of the captured graph."""
     output = next(n for n in analysis.module.graph.nodes if n.op == "output")
-    values = [pytree.tree_leaves(n.meta.get("val")) for n in _leaves(output.args[0])]
+    values = [pytree.tree_leaves(node.meta.get("val")) for node, _ in named_outputs(output)]
     return [t for vs in values for t in vs if isinstance(t, Tensor) and is_float(t)]
 
 
@@ -231,21 +231,6 @@ def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> 
             if is_float(t):
                 kept.append(positions)
     return kept
-
-
-def _leaves(value: Any) -> list[fx.Node]:
-    """The nodes that an output is made of, through a dataclass's own call."""
-    found: list[fx.Node] = []
-
-    def visit(n: fx.Node) -> fx.Node:
-        if makes_output(n):
-            fx.map_arg((n.args, n.kwargs), visit)
-        else:
-            found.append(n)
-        return n
-
-    fx.map_arg(value, visit)
-    return found
 
 
 def _unrounded(copied: fx.GraphModule, model: nn.Module) -> fx.GraphModule:

@@ -19,7 +19,7 @@ from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, with_batch
-from fxprune.rules.calls import Weight
+from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes, Rule, map_axes
 
 __all__ = ["MaskedOriginal"]
@@ -169,13 +169,7 @@ class MaskedOriginal(Float64Interpreter):
         return with_batch(axis, self.batch) if self.batch else axis
 
     def _value(self, value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return self.env[self._counterpart(value)]
-        if isinstance(value, Weight):
-            return self.fetch_attr(value.name)
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self._value, value))
-        return value
+        return filled(value, lambda node: self.env[self._counterpart(node)], self.fetch_attr)
 
     def _counterpart(self, node: fx.Node) -> fx.Node:
         """One that holds its value: a stream is the same before and after a branch that adds zero."""

@@ -43,8 +43,8 @@ def outline(value: object, kind: type[T], function: Callable[[T], S]) -> Any:
     return None
 
 
-def map_leaves(value: Any, kind: type[T], function: Callable[[T], object]) -> Any:
-    """Replace each leaf of one kind, in order, in the same containers.
+def map_leaves(value: Any, kind: type[T] | tuple[type[T], ...], function: Callable[[T], object]) -> Any:
+    """Replace each leaf of one kind (or of several), in order, in the same containers.
 
     A shape is no nest, and a dict of a class of its own is left as it is.
 

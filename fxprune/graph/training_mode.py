@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -11,7 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["follows_mode", "forward_reads_mode", "reads_mode"]
+__all__ = ["follows_mode", "forward_reads_mode", "in_eval_mode", "reads_mode"]
+
+
+@contextlib.contextmanager
+def in_eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode, and every module of theirs back in its own mode at the end."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def reads_mode(module: nn.Module) -> bool:

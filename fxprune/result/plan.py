@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor, fx
+from torch import LongTensor, fx, nn
 
 from fxprune.errors import PlanError
 from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of
 from fxprune.result.files import write_whole
 
-__all__ = ["Kept", "Plan", "plan_data", "plan_from", "plan_of"]
+__all__ = ["Kept", "Plan", "no_plan", "plan_data", "plan_from", "plan_of"]
 
 
 FORMAT = "fxprune-plan-2"
@@ -118,10 +118,14 @@ def plan_of(pruned: fx.GraphModule) -> Plan:
     """
     plan = getattr(getattr(pruned, "record", None), "plan", None)
     if not isinstance(plan, Plan):
-        raise PlanError(
-            f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
-        )
+        raise no_plan(pruned)
     return plan
+
+
+def no_plan(model: nn.Module) -> PlanError:
+    """Make the error for a module that was not pruned here."""
+    made = "it was not made by fxprune.prune or fxprune.apply"
+    return PlanError(f"{type(model).__name__} carries no plan: {made}")
 
 
 # ---------------------------------------------------------------- as JSON data

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import get_or_create_submodule
+from fxprune.result.plan import no_plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
@@ -85,9 +85,7 @@ def record_of(pruned: nn.Module) -> Record:
     """
     record = getattr(pruned, "record", None)
     if not isinstance(record, Record):
-        raise PlanError(
-            f"{type(pruned).__name__} carries no plan: it was not made by fxprune.prune or fxprune.apply"
-        )
+        raise no_plan(pruned)
     return record
 
 

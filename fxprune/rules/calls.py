@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.graph.nests import map_leaves
 from fxprune.graph.op_names import op_name, op_space
 from fxprune.graph.training_mode import follows_mode
 from fxprune.rules.modules import native
 from fxprune.rules.registry import DEFAULT_RULES, Rule, RuleSet
 from fxprune.rules.signatures import place_of
 
-__all__ = ["Call", "Weight", "call_of"]
+__all__ = ["Call", "Weight", "call_of", "filled"]
 
 _IN_PLACE = {f"i{op}": op for op in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul")}
 # NumPy's words, which PyTorch takes beside its own; and one word of ours for several of PyTorch's.
@@ -44,6 +45,15 @@ class Weight:
     """An argument that is a tensor of the called module: its name in the root's `state_dict`."""
 
     name: str
+
+
+def filled(arguments: Any, of_node: Callable[[fx.Node], Any], of_weight: Callable[[str], Any]) -> Any:
+    """Put values in the place of the nodes and weights in nested arguments of a call."""
+
+    def value(leaf: Any) -> Any:
+        return of_weight(leaf.name) if isinstance(leaf, Weight) else of_node(leaf)
+
+    return map_leaves(arguments, (fx.Node, Weight), value)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
 from fxprune.rules.axes import Atom, Axis, atoms_of, coordinates, with_batch
-from fxprune.rules.calls import Weight
+from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes
 
 __all__ = ["Masks", "SoftMasked"]
@@ -93,17 +93,8 @@ class SoftMasked(fx.Interpreter):
         mask = masks[0]
         for other in masks[1:]:
             mask = mask * other
-        bound = {k: self._value(v) for k, v in step.call.bind(step.rule).items()}
+        bound = filled(step.call.bind(step.rule), self.env.__getitem__, self.fetch_attr)
         return function(mask=mask.to(self.env[source]), **bound)
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return self.env[value]
-        if isinstance(value, Weight):
-            return self.fetch_attr(value.name)
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self._value, value))
-        return value
 
     def _mask(self, use: Use) -> Tensor:
         """The group's mask as it lies along the operand: its shape, with 1 where nothing is masked."""

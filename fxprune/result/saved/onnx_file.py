@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CertificateError, FileError
 from fxprune.graph.example import Example
+from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.files import TEMPORARY
 
 __all__ = ["OnnxFile", "write_onnx"]
@@ -82,11 +83,10 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise FileError(f"ONNX needs the package {error.name}: pip install 'fxprune[onnx]'") from error
-    training = {module: module.training for module in model.modules()}
     try:
-        with _silent():
+        with _silent(), in_eval_mode(model):
             return torch.onnx.export(
-                model.eval(),
+                model,
                 example.args,
                 kwargs=example.kwargs,
                 dynamo=True,
@@ -101,9 +101,6 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
         raise FileError(
             f"torch.onnx can't export {type(model).__name__}: {type(cause).__name__}: {first}"
         ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _free(example: Example) -> Any:
@@ -164,12 +161,8 @@ def _error(model: nn.Module, call: Example, session: Any, names: Sequence[str]) 
 
 
 def _outputs(model: nn.Module, call: Example) -> list[Tensor]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        found = model.eval()(*call.args, **call.kwargs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with in_eval_mode(model):
+        found = model(*call.args, **call.kwargs)
     return [t for t in pytree.tree_leaves(found) if isinstance(t, Tensor)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import DataError
+from fxprune.graph.training_mode import in_eval_mode
 
 __all__ = ["Accuracy", "accuracies", "class_scores"]
 
@@ -42,22 +43,16 @@ def accuracies(models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tens
         >>> dense, half = accuracies([model, pruned], loader)
         >>> print(f"{dense.top1:.1%} -> {half.top1:.1%}")
     """
-    modes = [{module: module.training for module in model.modules()} for model in models]
     right = [[0, 0] for _ in models]
     total, fewest = 0, None
-    try:
-        with torch.inference_mode():
-            for images, labels in batches:
-                total += len(labels)
-                for model, counts in zip(models, right, strict=True):
-                    scores = class_scores(model.eval()(images), len(labels))
-                    fewest = min(scores.shape[1], fewest or scores.shape[1])
-                    for i, k in enumerate(TOP):
-                        counts[i] += _right(scores, labels, k)
-    finally:
-        for mode in modes:
-            for module, training in mode.items():
-                module.training = training
+    with in_eval_mode(*models), torch.inference_mode():
+        for images, labels in batches:
+            total += len(labels)
+            for model, counts in zip(models, right, strict=True):
+                scores = class_scores(model(images), len(labels))
+                fewest = min(scores.shape[1], fewest or scores.shape[1])
+                for i, k in enumerate(TOP):
+                    counts[i] += _right(scores, labels, k)
     if fewest is None:
         raise DataError("there are no images to judge an accuracy by")
     return [

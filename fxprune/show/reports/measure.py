@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
+from fxprune.graph.training_mode import in_eval_mode
 from fxprune.graph.values import bound_arguments
 from fxprune.result.measure import counting, taking_turns
 
@@ -58,14 +59,6 @@ def latencies(
     progress: Callable[[int], object] = lambda run: None,
 ) -> list[float]:
     """Median seconds of a call of each model in eval mode, on the same input, taking turns."""
-    modes = [{m: m.training for m in model.modules()} for model in models]
-    try:
-        for model in models:
-            model.eval()
-        with torch.inference_mode():
-            taken = taking_turns(models, example, runs=runs, warmup=warmup, progress=progress)
-    finally:
-        for mode in modes:
-            for module, training in mode.items():
-                module.training = training
+    with in_eval_mode(*models), torch.inference_mode():
+        taken = taking_turns(models, example, runs=runs, warmup=warmup, progress=progress)
     return [statistics.median(seconds) for seconds in taken]
