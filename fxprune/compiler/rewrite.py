@@ -112,7 +112,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
             "capture": analysis.capture,
         },
         origin=origin,
-        folded=pruned.folded,
+        folded=dict(pruned.folded),
         sites=sites,
         dynamic=not analysis.captured.fixed_batch,
         ties=pruned.ties,
