@@ -115,7 +115,7 @@ class Analysis:
         return {group.atom: group for group in self.groups}
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Why an atom must stay whole, or None if it may shrink."""
+        """Say why an atom must stay whole, or None if it may shrink."""
         group = self.by_atom.get(a)
         return group.frozen if group is not None else self.graph.frozen(a)
 
@@ -126,14 +126,14 @@ class Analysis:
         removal: Removal | None = None,
         regrouped: Mapping[str, int] | None = None,
     ) -> Analysis:
-        """The analysis of a graph that a pass made of this one's; both share their tensors."""
+        """Return the analysis of a graph that a pass made of this one's; both share their tensors."""
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
         graph = type_graph(self.captured.on(module), self.rules, names, outputs=self.outputs)
         return Analysis(graph, build_groups(graph), self.original, removal, regrouped or self.regrouped)
 
     def renamed(self, names: Mapping[Group, str]) -> Analysis:
-        """The same analysis, with some groups under other names."""
+        """Return the same analysis, with some groups under other names."""
         return replace(self, groups=renamed(self.groups, names))
 
     def refuse_missing_rules(self) -> None:
@@ -147,15 +147,15 @@ class Analysis:
         )
 
     def group_of(self, site: str | Site) -> list[Group]:
-        """The groups that one dimension is made of: `group_of("blocks.0.attn.qkv.weight[0]")`."""
+        """Return the groups that one dimension is made of: `group_of("blocks.0.attn.qkv.weight[0]")`."""
         return [self.by_atom[a] for a in atoms_of(self.graph.at(self._site(site)))]
 
     def axis(self, site: Site) -> Axis:
-        """What a dimension means: `Product(3, heads, head_dim)`."""
+        """Say what a dimension means: `Product(3, heads, head_dim)`."""
         return self.weights[self.names.get(site.name, site.name)][site.dim]
 
     def why(self, a: str | Site, b: str | Site) -> list[str]:
-        """Why are two dimensions coupled?  The chain of nodes between them; empty if they are not.
+        """Say why two dimensions are coupled: the chain of nodes between them; empty if they are not.
 
         >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
         ['blocks.0.mlp.fc1.weight[0]', 'blocks_0_mlp_fc1', ..., 'blocks.0.mlp.fc2.weight[1]']
@@ -165,7 +165,7 @@ class Analysis:
         return chain_between(self.graph, first, second, shared)
 
     def to_networkx(self) -> nx.Graph:
-        """The dependency graph: sites, nodes and groups; edges are labelled with the group's name."""
+        """Return the dependency graph: sites, nodes and groups; edges are labelled with the group's name."""
         return dependency_graph(self.graph, self.groups)
 
     def _site(self, site: str | Site) -> Site:
@@ -188,7 +188,7 @@ class Analysis:
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        """The same table for a notebook, with the colours that pictures use."""
+        """Return the same table for a notebook, with the colours that pictures use."""
         from fxprune.analysis.table import groups_table
 
         return groups_table(self.groups, self._summary)
@@ -199,5 +199,5 @@ class Analysis:
 
 
 def analysis_of(graph: TypedGraph) -> Analysis:
-    """The groups of a typed graph that is a model's own: nothing was removed or merged in it."""
+    """Return the groups of a typed graph that is a model's own: nothing was removed or merged in it."""
     return Analysis(graph, build_groups(graph), graph.captured)

@@ -49,7 +49,7 @@ def _is_open(axis: Axis, samples: int) -> bool:
 
 
 def _size(run: FakeRun, node: fx.Node, i: int, dim: int) -> int | None:
-    """The size of a dimension of the i-th tensor that a node gives; None if it does not run."""
+    """Return the size of a dimension of the i-th tensor that a node gives; None if it does not run."""
     try:
         value = run.value(node)
     except NodeError:
@@ -58,7 +58,7 @@ def _size(run: FakeRun, node: fx.Node, i: int, dim: int) -> int | None:
 
 
 def _flag(axis: Axis, samples: int, found: Inference) -> None:
-    """Of its atoms, the first of a multiple of the batch's size."""
+    """Mark the first atom of the axis whose size is a multiple of the batch's as the batch."""
     first = next((a for a in atoms_of(axis) if a.size % samples == 0), None)
     if first is not None and not any(a.per_sample for a in atoms_of(axis)):
         found.solver.unify(first, batch(first.size, first.size // samples), Reason("the batch", kind="batch"))

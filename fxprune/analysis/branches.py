@@ -40,7 +40,7 @@ class Branch:
 
 
 def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> list[Branch]:
-    """Every branch of a canonical graph (with `meta["val"]`) that can be removed, in order.
+    """Return every branch of a canonical graph (with `meta["val"]`) that can be removed, in order.
 
     An addition of two tensors of one shape is residual if all that one operand takes from the model's
     inputs goes through the other, and if nothing but the addition needs it.  Of nested branches, one
@@ -78,7 +78,7 @@ def pairs(branches: list[Branch]) -> list[tuple[Branch, Branch]]:
 
 
 def nodes_after_input(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose value (not merely whose size) depends on the model's inputs."""
+    """Return nodes whose value (not merely whose size) depends on the model's inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or (is_value(node) and not found.isdisjoint(node.all_input_nodes)):
@@ -114,7 +114,7 @@ def _branch_at(
 
 
 def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx.Node, fx.Node] | None:
-    """The operands, if the node is a plain sum of two tensors of one shape."""
+    """Return the operands, if the node is a plain sum of two tensors of one shape."""
     if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
         return None
     a, b = node.args
@@ -127,7 +127,7 @@ def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx
 
 
 def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
-    """Nodes that only say whether an input's size is one that was captured, and what they alone need."""
+    """Return the nodes that only check an input's size against the capture, and what they alone need."""
     found: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
@@ -137,7 +137,7 @@ def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
 
 
 def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: dict[fx.Node, None]) -> list[fx.Node]:
-    """The nodes that nothing but this operand of the addition needs, in order; empty if others use it."""
+    """Return the nodes that this operand of the addition alone needs, in order; empty if others use it."""
     found: set[fx.Node] = set()
     if result.users.keys() - checks.keys() != {add}:
         return []
@@ -168,7 +168,7 @@ def _without_nested(found: list[Branch]) -> list[Branch]:
 
 
 def _name(branches: list[Branch], module: fx.GraphModule) -> None:
-    """The module with the most weights of those that lie in the branch whole; of several, the innermost."""
+    """Name a branch by the module with most weights that lies in it whole; of several, the innermost."""
     tensors = dict(named_tensors(module))
     used = {node: [n for n in _weights_of(node, module) if n in tensors] for node in module.graph.nodes}
     users: dict[int, set[fx.Node]] = {}  # by tensor: it may have several names
@@ -202,7 +202,7 @@ def _weights_of(node: fx.Node, module: fx.GraphModule) -> list[str]:
 
 
 def _paths(name: str) -> list[str]:
-    """The modules that a weight lies in, outermost first."""
+    """Return the modules that a weight lies in, outermost first."""
     return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 

@@ -18,7 +18,7 @@ SPREAD = 36  # degrees of hue between the first and the last group of a role
 
 
 def colours(groups: Iterable[Group]) -> dict[Group, str]:
-    """`#rrggbb` for each group: dark enough for text on white, grey if it stays whole."""
+    """Give each group a colour `#rrggbb`: dark enough for text on white, grey if it stays whole."""
     by_role: dict[str, list[Group]] = defaultdict(list)
     out = {}
     for group in groups:

@@ -51,7 +51,7 @@ class _State:
 
     @staticmethod
     def of(states: Iterable[_State]) -> _State:
-        """What an op of several operands is given."""
+        """Say what an op of several operands is given."""
         given = list(states)
         return _State(
             scores=bool(given) and all(s.scores for s in given),
@@ -94,7 +94,7 @@ class Consumption:
         return self
 
     def _after(self, node: fx.Node, out: frozenset[Atom]) -> dict[Atom, _State]:
-        """The states behind a node of the atoms that reach it; those that end in it are judged."""
+        """Return the states behind a node of the atoms that reach it; those that end in it are judged."""
         given = [n for n in node.all_input_nodes if self.states.get(n)]
         step = self.graph.steps.get(node)
         if not given or node.op == "output":
@@ -108,7 +108,7 @@ class Consumption:
         return {a: self._passed(a, step, sources) for a in reaching & out}
 
     def _is_channel(self, a: Atom, step: Step, sources: list[Source]) -> bool:
-        """Whether the op sums over the atom as one does over channels."""
+        """Say whether the op sums over the atom as one does over channels."""
         if a not in atoms_in(step.flow.reduced):
             return True  # its rule does not say what becomes of it
         having = [s for s in sources if a in self.graph.carried(s)]
@@ -142,7 +142,7 @@ class Consumption:
         return state
 
     def _is_product(self, step: Step, sources: list[Source], having: Source) -> bool:
-        """Whether an op multiplies one value by another that has channels of its own."""
+        """Say whether an op multiplies one value by another that has channels of its own."""
         if step.flow.macs:
             return True
         others = [self.graph.carried(s) for s in sources if s is not having]
@@ -154,6 +154,6 @@ class Consumption:
         return bool(self.graph.carried(source) & atoms_in(step.flow.reduced))
 
     def _states(self, sources: Iterable[Source], a: Atom) -> list[_State]:
-        """Those of the values that have an atom; parameters are none."""
+        """Return the states of the values that have an atom; parameters have none."""
         nodes = [s for s in sources if isinstance(s, fx.Node) and not self.parameters(s)]
         return [self.states[n][a] for n in nodes if a in self.states.get(n, {})]

@@ -28,7 +28,7 @@ def flow_of(graph: TypedGraph, wanted: Atom) -> nx.Graph:
 
 
 def chain_between(graph: TypedGraph, first: Site, second: Site, shared: Iterable[Group]) -> list[str]:
-    """The shortest chain from site to site along which one of the shared groups passes; or none."""
+    """Return the shortest chain from site to site along which one of the shared groups passes; or none."""
     for group in shared:
         try:
             path = nx.shortest_path(flow_of(graph, group.atom), str(first), str(second))

@@ -56,7 +56,7 @@ class _Links:
 
 
 def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
-    """One group per atom that some weight carries, in the order in which the model uses them."""
+    """Return one group per atom that some weight carries, in the order in which the model uses them."""
     sites = _sites(graph)
     whole = _whole(graph, sites)
 
@@ -78,7 +78,7 @@ def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
 
 
 def renamed(groups: Iterable[Group], names: Mapping[Group, str]) -> tuple[Group, ...]:
-    """The same groups, some under other names."""
+    """Return the same groups, some under other names."""
     groups = tuple(groups)
     links = {
         g.atom: _Links(
@@ -92,7 +92,7 @@ def renamed(groups: Iterable[Group], names: Mapping[Group, str]) -> tuple[Group,
 
 
 def _linked(groups: Iterable[Group], links: Mapping[Atom, _Links]) -> tuple[Group, ...]:
-    """Groups refer to each other in circles, so this last step of making them writes to frozen ones."""
+    """Link groups to one another: they refer in circles, so this last step writes to frozen ones."""
     by_atom = {group.atom: group for group in groups}
     for a, group in by_atom.items():
         link = links[a]
@@ -107,7 +107,7 @@ def _ordered(atoms: Iterable[Atom]) -> list[Atom]:
 
 
 def _sites(graph: TypedGraph) -> dict[Atom, list[Site]]:
-    """Each atom's places in the weights, under all the names that the model has for them."""
+    """Return each atom's places in the weights, under all the names that the model has for them."""
     sites: dict[Atom, list[Site]] = defaultdict(list)
     constants = {name: name for name in graph.weights if name not in graph.names}
     for name, used in {**graph.names, **constants}.items():
@@ -118,7 +118,7 @@ def _sites(graph: TypedGraph) -> dict[Atom, list[Site]]:
 
 
 def _whole(graph: TypedGraph, sites: Iterable[Atom]) -> dict[Atom, Reason | None]:
-    """Why each atom must stay whole: by the rules, or by what it is to the whole network."""
+    """Say why each atom must stay whole: by the rules, or by what it is to the whole network."""
     born, channels, twice = _born(graph), is_channel(graph), _used_twice(graph)
 
     def reason(a: Atom) -> Reason | None:
@@ -138,7 +138,7 @@ def _is_tokens(reason: Reason | None) -> bool:
 
 
 def _born(graph: TypedGraph) -> set[Atom]:
-    """Atoms that some parameter brings into the graph: a node's result carries them on from it.
+    """Return atoms that some parameter brings into the graph: a node's result carries them on from it.
 
     The rest are only summed over (the coordinates that a position MLP reads): data, not channels.
     """
@@ -153,7 +153,7 @@ def _born(graph: TypedGraph) -> set[Atom]:
 
 
 def _used_twice(graph: TypedGraph) -> set[Atom]:
-    """Atoms that meet themselves in one product: their elements can't be chosen independently."""
+    """Return atoms that meet themselves in one product: their elements can't be chosen independently."""
 
     def factors(axis: Axis) -> list[Atom]:
         if isinstance(axis, Atom):
@@ -184,7 +184,7 @@ def _role(a: Atom, frozen: Reason | None, nesting: Nesting, residual: set[Atom])
 
 
 def _residual(graph: TypedGraph) -> set[Atom]:
-    """Atoms along which two computed values are added: residual streams."""
+    """Return atoms along which two computed values are added: residual streams."""
     out: set[Atom] = set()
     for node, step in graph.steps.items():
         if step.call.op != "add":
@@ -196,7 +196,7 @@ def _residual(graph: TypedGraph) -> set[Atom]:
 
 
 def _names(groups: Mapping[Atom, tuple[str, Sequence[Site]]]) -> dict[Atom, str]:
-    """module.path.role of each role with its sites, numbered where that is not unique."""
+    """Name each role with its sites module.path.role, numbered where that is not unique."""
     taken: dict[str, int] = defaultdict(int)
     names = {}
     for a, (role, sites) in groups.items():
@@ -208,7 +208,7 @@ def _names(groups: Mapping[Atom, tuple[str, Sequence[Site]]]) -> dict[Atom, str]
 
 
 def _common_module(names: list[str]) -> str:
-    """The longest module path that all names share."""
+    """Return the longest module path that all names share."""
     paths = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
     return ".".join(column[0] for column in shared)

@@ -54,7 +54,7 @@ class Inference:
     missing: dict[str, list[str]] = field(default_factory=dict)  # op without a rule -> nodes
 
     def axes_of(self, node: fx.Node) -> list[Axes]:
-        """The axes of every tensor that a node returns, as far as they are known now."""
+        """Return the axes of every tensor that a node returns, as far as they are known now."""
         return [tuple(map(self.solver.resolve, t.axes)) for t in leaves(self.values.get(node), Typed)]
 
 
@@ -157,7 +157,7 @@ class _Walk:
         raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
 
     def _argument(self, value: Any) -> Any:
-        """An argument as a rule sees it: tensors typed, sizes as numbers."""
+        """Return an argument as a rule sees it: tensors typed, sizes as numbers."""
         if isinstance(value, fx.Node):
             known = self.found.values[value]
             return self._resolved(known) if known is not None else value.meta.get("val")
@@ -179,14 +179,14 @@ class _Walk:
         return value
 
     def _input(self, t: Tensor) -> Typed:
-        """An input's dimensions stay whole; the first counts samples if it is as long as the batch."""
+        """Return an input's dimensions stay whole; the first counts samples if it is as long as the batch."""
         axes = _whole(t, Reason("input", kind="input"))
         if t.ndim and t.shape[0] == self.samples:
             axes = (batch(t.shape[0]), *axes[1:])
         return Typed(axes)
 
     def _weight(self, name: str) -> Typed:
-        """A parameter or buffer: fresh axes, once per tensor."""
+        """Return a parameter or buffer: fresh axes, once per tensor."""
         tensor = tensor_at(self.module, name)
         axes = self._tensors.get(id(tensor))
         if axes is None:
@@ -195,7 +195,7 @@ class _Walk:
         return Typed(axes)
 
     def _from_container(self, node: fx.Node, call: Call) -> bool:
-        """x[0] of a tuple or dict of tensors, or a field by name, picks a value; it is no indexing."""
+        """Take a value out of a tuple or dict of tensors by place or name: that is no indexing."""
         source, index = call.args[:2]
         known = self.found.values.get(source) if isinstance(source, fx.Node) else None
         if known is None or isinstance(known, Typed):
@@ -206,7 +206,7 @@ class _Walk:
         return True
 
     def _give_up(self, node: fx.Node, call: Call, reason: Reason) -> None:
-        """An op that is not understood: all that goes in and comes out stays whole."""
+        """Freeze all that goes into and comes out of an op that is not understood."""
         self._freeze_all((call.args, call.kwargs), reason)
         if node.op == "call_module":
             owner = self.module.get_submodule(path := str(node.target))
@@ -225,7 +225,7 @@ class _Walk:
 
 
 def _mistake(rule: Rule, reason: Reason, error: Exception) -> str:
-    """What is wrong with a rule that a user taught, where, and at which call of the model."""
+    """Say what is wrong with a rule that a user taught, where, and at which call of the model."""
     code = inspect.unwrap(rule.function).__code__
     trace, line = error.__traceback__, None
     while trace is not None:
@@ -247,20 +247,20 @@ def _whole(t: Tensor, why: Reason) -> Axes:
 
 
 def _place_of(fields: Any, name: str) -> int:
-    """Where a named tuple holds the field of that name."""
+    """Say where a named tuple holds the field of that name."""
     field = getattr(fields, name)
     return next(i for i, value in enumerate(fields) if value is field)
 
 
 def _typed(out: Any, value: Any) -> Any:
-    """A rule's result, shaped like the value: axes for a tensor, lists for several."""
+    """Return a rule's result, shaped like the value: axes for a tensor, lists for several."""
     if isinstance(value, Tensor):
         return Typed(tuple(out))
     return [_typed(o, v) for o, v in zip(out, value, strict=True)]
 
 
 def _check_shape(out: Any, value: Any) -> None:
-    """A rule that claims another shape than the op returns does not fit the call."""
+    """Raise an error for a rule that claims another shape than the op returns."""
     if isinstance(value, Tensor):
         claimed = tuple(axis.size for axis in out)
         if claimed != tuple(value.shape):

@@ -25,13 +25,13 @@ class Nesting:
     nearest: dict[Atom, set[Atom | None]]
 
     def head(self, a: Atom) -> Atom | None:
-        """The atom right outside this one at every site, if it is always the same."""
+        """Return the atom right outside this one at every site, if it is always the same."""
         found = self.nearest.get(a, set())
         return next(iter(found)) if len(found) == 1 else None
 
 
 def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Nesting:
-    """The nesting of the atoms that may shrink."""
+    """Return the nesting of the atoms that may shrink."""
     nesting = Nesting(defaultdict(set), defaultdict(set), defaultdict(set))
 
     def walk(axis: Axis, outside: tuple[Atom, ...]) -> None:
@@ -63,7 +63,7 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
 
 
 def _mapped(graph: TypedGraph) -> Iterator[tuple[Atom, Atom]]:
-    """What a computed weight takes in, with what it brings out: atoms of two widths."""
+    """Say what a computed weight takes in, with what it brings out: atoms of two widths."""
     for node, step in graph.steps.items():
         weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.reduced else None
         if not isinstance(weight, fx.Node):

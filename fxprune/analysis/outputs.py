@@ -70,7 +70,7 @@ def whole_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, list
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """A pattern names an output, or what it is a part of."""
+    """Return a pattern names an output, or what it is a part of."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 
@@ -88,7 +88,7 @@ def _nodes(value: Any, path: tuple[str, ...]) -> Iterator[tuple[fx.Node, list[st
 
 
 def _made_of(node: fx.Node) -> dict[str, Any]:
-    """The arguments that an output's class is called with, by the names of its fields."""
+    """Return the arguments that an output's class is called with, by the names of its fields."""
     if node.target is object_of:
         return {str(name): part for name, part in node.args[1].items()}  # type: ignore[union-attr]
     cls: Any = node.target
@@ -105,7 +105,7 @@ def _fields(cls: Any) -> tuple[Any, ...]:
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """What a nest holds, by key, field or place; nothing of anything else."""
+    """Say what a nest holds, by key, field or place; nothing of anything else."""
     if isinstance(value, dict):
         return {str(key): part for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -115,7 +115,7 @@ def _parts(value: Any) -> dict[str, Any]:
 
 
 def _tensors(value: Any) -> Iterator[tuple[str, ...]]:
-    """The path of each tensor in the value of one node."""
+    """Yield the path of each tensor in the value of one node."""
     if isinstance(value, Tensor):
         yield ()
     for name, part in _parts(value).items():

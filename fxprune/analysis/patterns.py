@@ -12,13 +12,13 @@ __all__ = ["excluded_modules", "groups_touching", "groups_within", "is_within"]
 
 
 def groups_touching(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
-    """Groups with a weight in a module that matches, or in a child of one."""
+    """Return groups with a weight in a module that matches, or in a child of one."""
     hit = excluded_modules(analysis, patterns)
     return {g for g in analysis.groups if any(is_within(site.name, hit) for site in g.sites)}
 
 
 def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
-    """The modules that a pattern matches.  Raises PatternError where one matches none."""
+    """Return the modules that a pattern matches.  Raises PatternError where one matches none."""
     paths = _module_paths(analysis)
     hit: set[str] = set()
     for pattern in patterns:
@@ -32,7 +32,7 @@ def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
 
 
 def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
-    """Groups whose name matches, or whose weights all lie in modules that match."""
+    """Return groups whose name matches, or whose weights all lie in modules that match."""
     hit = set(fnmatch.filter(_module_paths(analysis), pattern))
     found = [
         g

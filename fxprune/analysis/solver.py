@@ -24,7 +24,7 @@ class Solver:
         self._frozen: dict[Atom, Reason] = {}
 
     def resolve(self, axis: Axis) -> Axis:
-        """The axis with everything known filled in."""
+        """Return the axis with everything known filled in."""
         if isinstance(axis, Atom):
             if axis not in self._bound:
                 return axis
@@ -36,11 +36,11 @@ class Solver:
         return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Why the atom must stay whole, or None if it may shrink."""
+        """Say why the atom must stay whole, or None if it may shrink."""
         return self._frozen.get(a) or a.frozen
 
     def reasons(self) -> dict[Atom, Reason]:
-        """What was frozen, and why; atoms that are born frozen say so themselves."""
+        """Say what was frozen, and why; atoms that are born frozen say so themselves."""
         return dict(self._frozen)
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
@@ -102,9 +102,9 @@ class Solver:
             per_sample = a.size // samples if follows else a.per_sample
             samples = 0 if follows else samples
             if a.frozen is None or follows:
-                twin = self._bound[a] = Atom(a.size, why if follows else a.frozen or apart, per_sample)
+                stand_in = self._bound[a] = Atom(a.size, why if follows else a.frozen or apart, per_sample)
                 if a in self._frozen:
-                    self._frozen[twin] = self._frozen[a]
+                    self._frozen[stand_in] = self._frozen[a]
 
     def _freeze_both(self, a: Iterable[Axis], b: Iterable[Axis], reason: Reason) -> None:
         for axis in (*a, *b):
@@ -132,7 +132,7 @@ class Solver:
             self.unify(x, y, reason)
 
     def _cut(self, axis: Sum, cuts: list[int], reason: Reason) -> list[Axis]:
-        """The axis as a list of parts that end at each of the cuts."""
+        """Return the axis as a list of parts that end at each of the cuts."""
         out: list[Axis] = []
         start = 0
         for part in axis.parts:
@@ -147,7 +147,7 @@ class Solver:
         return out
 
     def _unify_product_with_sum(self, a: Product, b: Sum, reason: Reason) -> None:
-        """(n r) = [p1 | p2 | ..]: each part is whole rows of r, and the rows are counted: n is frozen.
+        """Unify (n r) = [p1 | p2 | ..]: each part is whole rows of r, the rows are counted: n is frozen.
 
         Where the parts' borders cut through the factors ((8 6) = [32 | 16]: groups of 6), rows are as long as
         both allow: (8 3 2) = [16 2 | 8 2].

@@ -14,7 +14,7 @@ CELL = "text-align:{};padding:2px 12px 2px 0;background:none"
 
 
 def groups_table(groups: Sequence[Group], caption: str) -> str:
-    """One row per group: name with its colour, size, role, sites; whole ones last, grey, with the reason."""
+    """Write a row per group: name in its colour, size, role, sites; frozen ones last, with the reason."""
     colour = colours(groups)
     rows = []
     for group in sorted(groups, key=lambda g: g.frozen is not None):

@@ -29,7 +29,7 @@ _SOURCES: tuple[type[Source], ...] = (fx.Node, Weight)
 
 
 def is_channel(graph: TypedGraph) -> set[Atom]:
-    """The atoms that some weight contracts, or brings out of a contraction, as features."""
+    """Return the atoms that some weight contracts, or brings out of a contraction, as features."""
     return _Walk(graph).run()
 
 
@@ -79,7 +79,7 @@ class _Walk:
         return found.run()
 
     def _is_made_once(self, a: Atom) -> bool:
-        """Whether one parameter alone brings it out; layers may mix it."""
+        """Say whether one parameter alone brings it out; layers may mix it."""
         names = [e.weights for e in self.brought[a] if a not in e.before]
         return len(frozenset[str]().union(*names)) == 1
 
@@ -87,7 +87,7 @@ class _Walk:
         return any(a not in e.before and not (e.weights & entering) for e in self.brought.get(a, ()))
 
     def _outside_of(self, channels: set[Atom]) -> dict[Atom, set[str]]:
-        """Atoms outside a channel in a parameter that enters as data, and these parameters."""
+        """Return atoms outside a channel in a parameter that enters as data, and these parameters."""
         found: dict[Atom, set[str]] = defaultdict(set)
         for name in self.as_data:
             for a, inner in _nested(self.graph.weights.get(name, ())):
@@ -153,7 +153,7 @@ class _Walk:
         self._only_laid_out(node, tensors)
 
     def _only_laid_out(self, node: fx.Node, sources: Sequence[Source]) -> None:
-        """An op that keeps its operands' axes apart: of parameters alone, the result is as they are."""
+        """Note what a value is made of, where an op only lays out its operands."""
         if sources and all(map(self._parameters, sources)):
             self.made_of[node] = frozenset().union(*map(self._parameters, sources))
             self.laid_out[node] = frozenset().union(*map(self._laid_out, sources))
@@ -168,7 +168,7 @@ class _Walk:
     # ------------------------------------------------------------ what a source is
 
     def _parameters(self, source: Source) -> frozenset[str]:
-        """The parameters that it is computed from; none if data has a part in it."""
+        """Return the parameters that it is computed from; none if data has a part in it."""
         if isinstance(source, Weight):
             return frozenset([source.name])
         return self.made_of.get(source, frozenset())
@@ -184,7 +184,7 @@ class _Walk:
 
 
 def _alone(axis: Axis) -> Iterator[Atom]:
-    """The atoms that a sum over an axis runs over on their own, not as a factor of a flattened axis."""
+    """Yield the atoms that a sum over an axis runs over on their own, not as a factor of a flattened axis."""
     if isinstance(axis, Atom):
         yield axis
     elif isinstance(axis, Sum):
@@ -193,7 +193,7 @@ def _alone(axis: Axis) -> Iterator[Atom]:
 
 
 def _nested(axes: Iterable[Axis]) -> Iterator[tuple[Atom, set[Atom]]]:
-    """Each atom of a tensor with those that lie inside it: later dimensions, later factors."""
+    """Yield each atom of a tensor with those that lie inside it: later dimensions, later factors."""
     inner: set[Atom] = set()
     for axis in reversed(tuple(axes)):
         yield from _inside(axis, inner)

@@ -65,7 +65,7 @@ class TypedGraph:
         return self.reasons.get(a) or a.frozen
 
     def at(self, site: Site) -> Axis:
-        """The axis of a weight's dimension, by the weight's name in the graph."""
+        """Return the axis of a weight's dimension, by the weight's name in the graph."""
         return self.weights[site.name][site.dim]
 
     def carried(self, source: fx.Node | Weight) -> frozenset[Atom]:
@@ -117,7 +117,7 @@ def type_graph(
 
 
 def atoms_in(axes: Iterable[Axis]) -> frozenset[Atom]:
-    """The atoms of several axes together."""
+    """Return the atoms of several axes together."""
     return frozenset[Atom]().union(*map(_atoms, axes))
 
 
@@ -144,7 +144,7 @@ def _resolved(step: Step, found: Inference) -> Step:
 def _names_in_graph(
     tensors: Mapping[str, Tensor], module: fx.GraphModule, found: Inference
 ) -> dict[str, str]:
-    """Every name that a model has for a tensor -> the name under which the graph uses it."""
+    """Return every name that a model has for a tensor -> the name under which the graph uses it."""
     used: dict[int, str] = {}
     for name, tensor in named_tensors(module):
         if name in found.weights:

@@ -47,15 +47,15 @@ class Words:
         self.analysis = analysis
 
     def tensor(self, axes: Sequence[Axis]) -> str:
-        """A tensor's axes as one string, a blank between dimensions."""
+        """Return a tensor's axes as one string, a blank between dimensions."""
         return "".join(word.text for word in self.pieces(axes))
 
     def axis(self, axis: Axis) -> str:
-        """One axis as a string."""
+        """Return one axis as a string."""
         return self.tensor([axis])
 
     def value(self, node: fx.Node) -> list[Word]:
-        """The label of all that a node returns: equal tensors are counted, others follow one another."""
+        """Label all that a node returns: equal tensors are counted, others follow one another."""
         tensors = self.analysis.axes.get(node, ())
         if not tensors:
             return []
@@ -68,7 +68,7 @@ class Words:
         return [*out, Word(", ...")] if len(tensors) > 3 else out
 
     def pieces(self, axes: Sequence[Axis]) -> list[Word]:
-        """A tensor's label, cut where it changes from one group to another."""
+        """Return a tensor's label, cut where it changes from one group to another."""
         label = _Label(self, axes)
         out: list[Word] = []
         for i, axis in enumerate(axes):
@@ -76,7 +76,7 @@ class Words:
         return out
 
     def group(self, atom: Atom) -> Group | None:
-        """The group of an atom, if it may shrink or reaches the output."""
+        """Return the group of an atom, if it may shrink or reaches the output."""
         group = self.analysis.by_atom.get(atom)
         return group if group and (group.frozen is None or group.role == "output") else None
 
@@ -128,7 +128,7 @@ class _Label:
 
 
 def _merged(parts: Sequence[Axis], words: Words) -> list[Axis]:
-    """The parts of a product, neighbours that stay whole taken together."""
+    """Return the parts of a product, neighbours that stay whole taken together."""
     out: list[Axis] = []
     run: list[Axis] = []
     for part in parts:

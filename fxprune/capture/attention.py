@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["OPENED", "OPENED_FUNCTIONS", "open_modules"]
+__all__ = ["DECOMPOSED", "DECOMPOSED_FUNCTIONS", "decompose_modules"]
 
 
 def multi_head_attention(
@@ -225,19 +225,19 @@ def transformer_encoder(
     return src if self.norm is None else self.norm(src)
 
 
-OPENED: dict[type[nn.Module], Callable[..., Any]] = {
+DECOMPOSED: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: multi_head_attention,
     nn.TransformerEncoderLayer: transformer_encoder_layer,
     nn.TransformerEncoder: transformer_encoder,
 }
-OPENED_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+DECOMPOSED_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: multi_head_attention_forward,
 }
 
 
-def open_modules(model: nn.Module) -> None:
-    """Replace, on this (copied) model, the `forward` of each module of an opened class."""
+def decompose_modules(model: nn.Module) -> None:
+    """Replace, on this (copied) model, the `forward` of each module of a decomposed class."""
     for module in model.modules():
-        for cls, forward in OPENED.items():
+        for cls, forward in DECOMPOSED.items():
             if isinstance(module, cls) and type(module).forward is cls.forward:
                 module.forward = types.MethodType(forward, module)

@@ -26,7 +26,7 @@ __all__ = ["keep_elementwise_functions", "opened_functions", "traced_apply"]
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """`Function.apply`, which given a proxy traces through the forward and leaves a call in the graph."""
+    """Make a `Function.apply` that, given a proxy, traces the forward and leaves a call in the graph."""
 
     def traced(function: Any, *args: Any) -> Any:
         tracer: Any = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
@@ -48,7 +48,7 @@ def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _forward(function: Any, *args: Any) -> Any:
-    """The forward alone, which `apply` would run without gradients."""
+    """Return the forward alone, which `apply` would run without gradients."""
     if function.setup_context is not _SingleLevelFunction.setup_context:
         return function.forward(*args)
     ignored = {name: lambda *a, **k: None for name in dir(torch.autograd.function.FunctionCtx)}
@@ -79,7 +79,7 @@ def opened_functions(names: dict[str, None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_no_grad() -> Iterator[None]:
-    """A forward never records gradients: its own `no_grad` (a checkpoint has one) says nothing."""
+    """Ignore a forward's own `no_grad` (a checkpoint has one): it never records gradients anyway."""
     enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
     here = this_thread_only()
     torch.no_grad.__enter__ = lambda self: None if here() else enter(self)  # type: ignore[method-assign]

@@ -44,7 +44,7 @@ class _Noticing:
 
 @contextlib.contextmanager
 def noticed_checkpoints() -> Iterator[list[str]]:
-    """A list that is not empty once a checkpoint was computed meanwhile.  One capture at a time."""
+    """Yield a list that gets an entry for each checkpoint computed meanwhile; one capture at a time."""
     seen: list[str] = []
     real = {name: getattr(library, name) for name in _CALLED if hasattr(library, name)}
     for name, what in real.items():

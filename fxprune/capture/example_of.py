@@ -18,7 +18,7 @@ __all__ = ["example_of"]
 
 
 def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None) -> Example:
-    """The example given, or one that the model takes: two blank samples.
+    """Return the example given, or one that the model takes: two blank samples.
 
     Looked for in turn: an `example_input_array` (Lightning); the shapes that a result of ours was pruned
     with; the size that timm (`pretrained_cfg`), Hugging
@@ -42,14 +42,14 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
 
 
 def _recorded_example(recorded: Any) -> Example:
-    """A tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    """Return a tensor, a tuple of positional arguments or a dict of keyword arguments."""
     if isinstance(recorded, Mapping):
         return Example((), dict(recorded))
     return _given(recorded, None)
 
 
 def _on_device(example: Example, model: nn.Module) -> Example:
-    """In the dtype and on the device of the model's weights."""
+    """Bring an example to the dtype and device of the model's weights."""
     like = like_weights(model)
     return example.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 

@@ -59,7 +59,7 @@ def refuse_unsupported(model: nn.Module) -> None:
 
 
 def _refuse_rewritten_weight(hook: Any, name: str) -> None:
-    """torch.nn.utils.weight_norm and its like compute a weight anew before each call."""
+    """Refuse torch.nn.utils.weight_norm and its like, which compute a weight before each call."""
     package, _, kind = type(hook).__module__.rpartition(".")
     if package == "torch.nn.utils":
         undo = "prune.remove" if kind == "prune" else f"remove_{kind}"

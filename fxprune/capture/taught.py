@@ -22,7 +22,7 @@ def is_taught(what: type | FunctionType, taught: Collection[str]) -> bool:
 
 
 def taught_functions(model: nn.Module, taught: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
-    """All places (a namespace and a name in it) that hold a Python function of a taught name.
+    """Return all places (a namespace and a name in it) that hold a Python function of a taught name.
 
     Looked for in all modules that are imported, and where the code of the model's own modules was defined.
     """

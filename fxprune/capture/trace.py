@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.attention import open_modules
+from fxprune.capture.attention import decompose_modules
 from fxprune.capture.checkpoints import CHECKPOINTS, noticed_checkpoints
 from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import capture_exported
@@ -112,7 +112,7 @@ def _captured(
     model: nn.Module, example: Example, way: Way, split_qkv: bool, taught: frozenset[str], check: Check
 ) -> Captured:
     copy = structural_copy(model)
-    open_modules(copy)
+    decompose_modules(copy)
     with noticed_checkpoints() as checkpoints:
         if way == "symbolic":
             captured = capture_symbolic(copy, example, _copies(model, copy), taught)
@@ -127,7 +127,7 @@ def _captured(
 
 
 def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
-    """Sizes that torch.export took for fixed are so because of the line at which symbolic tracing stopped."""
+    """Write into guards of sizes the line at which symbolic tracing stopped: it is why they are needed."""
     for failure in failures:
         for node in captured.module.graph.nodes:
             if node.target is guard_size and failure.where:
@@ -137,11 +137,11 @@ def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
 
 def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:
     pairs = zip(model.modules(), copy.modules(), strict=True)
-    return {id(original): twin for original, twin in pairs if original is not twin}
+    return {id(original): copied for original, copied in pairs if original is not copied}
 
 
 def _located(way: str, error: Exception) -> CaptureError:
-    """The reason a capture failed, with the last line of the user's code that it passed through."""
+    """Return the reason a capture failed, with the last line of the user's code that it passed through."""
     frame, where = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename

@@ -162,7 +162,7 @@ def _nothing(look: Look) -> str:
 
 
 def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) -> float:
-    """The largest relative error between a rewritten graph and a module's own code, in float64."""
+    """Return the largest relative error between a rewritten graph and a module's own code, in float64."""
     example = example.map(in_float64)
     device = device_of(pruned)
     eager = in_float64(copy.deepcopy(stock).to(device))
@@ -176,7 +176,7 @@ def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) ->
 
 
 def _check_capture(model: nn.Module, captured: Captured, example: Example) -> None:
-    """A capture that took another branch than the model does would certify the wrong function."""
+    """Refuse a capture that took another branch than the model: it would certify the wrong function."""
     eager = structural_copy(model)
     in_eval_mode(eager)
     with torch.no_grad():

@@ -25,13 +25,13 @@ _INDICES = {"argmax", "argmin", "argsort"}
 
 
 def chooses(node: fx.Node) -> bool:
-    """Whether a node says which elements of a tensor are the largest, or in which order they are."""
+    """Say whether a node says which elements of a tensor are the largest, or in which order they are."""
     called = node.op in ("call_function", "call_method")
     return called and op_name(node.target) in _WITH_VALUES | _INDICES
 
 
 def agreed(node: fx.Node, operand: Any, own: Any, wanted: list[Tensor]) -> tuple[Any, bool]:
-    """What a node chose, with the original's indices where they choose equal values; whether it was another.
+    """Return what a node chose, the original's indices where values are equal; and whether it was another.
 
     operand: what it chose from.
     wanted: what the original's node of that name gave: values and indices, or indices.
@@ -50,7 +50,7 @@ def agreed(node: fx.Node, operand: Any, own: Any, wanted: list[Tensor]) -> tuple
 
 
 def _picked(node: fx.Node, operand: Tensor, indices: Tensor) -> Tensor:
-    """The elements that indices choose."""
+    """Return the elements that indices choose."""
     given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     dim = given.get("dim", -1 if op_name(node.target) == "argsort" else None)
     if dim is None:

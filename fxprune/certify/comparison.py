@@ -112,7 +112,7 @@ class Comparison:
         return drawn(example, self.names, self.tables, seed=seed, scale=scale, only=only)
 
     def depends(self, look: Look) -> bool:
-        """Whether it saw something else than zeros, and another thing for other inputs (if it takes any)."""
+        """Say whether a look saw more than zeros, and other numbers for other inputs (if it takes any)."""
         if not look.seen or not leaves_of(look.example):
             return look.seen
         refused = 0
@@ -125,7 +125,7 @@ class Comparison:
         return refused == 2  # it takes no other values: nothing is known
 
     def depends_on_weights(self, look: Look, before: Look) -> bool:
-        """Whether it saw something else than zeros, and another thing than with other random weights."""
+        """Say whether it saw something else than zeros, and another thing than with other random weights."""
         random = look.tensors is not None and before.tensors is not None
         return random and look.seen and before.seen and differ(look.got, before.got)
 
@@ -155,12 +155,12 @@ class Comparison:
         return names[leaf] if leaf < len(names) else str(leaf)
 
     def effect(self, example: Example) -> float:
-        """How far the original's outputs move where the result's weights are put into it."""
+        """Say how far the original's outputs move where the result's weights are put into it."""
         wanted, _ = self._original(example, None)
         return compare(wanted, self._original(example, self.weights.with_those_of(self.pruned))[0]).error
 
     def _original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Noise]:
-        """The masked original's outputs and what it drew; on the first example it runs once."""
+        """Return the masked original's outputs and what it drew; on the first example it runs once."""
         if tensors is None and self.first is not None and self.first[0] is example:
             return self.first[1]
         found = self._run_original(example, tensors)
@@ -215,12 +215,12 @@ def refuse_missing_guards(pruned: fx.GraphModule, analysis: Analysis, example: E
 
 
 def _guards(graph: fx.Graph) -> Counter[str]:
-    """How many guards of each kind a graph has."""
+    """Say how many guards of each kind a graph has."""
     return Counter(op_name(node.target) for node in graph.nodes if is_guard(node))
 
 
 def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
-    """For each output tensor, the kept positions per dimension (outputs shrink only when asked to)."""
+    """Return the kept positions per dimension of each output (outputs shrink only when asked to)."""
     kept = []
     for node, whole in whole_outputs(output, analysis.outputs):
         tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
@@ -257,7 +257,7 @@ def _unrounded(copied: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def same_draws(model: nn.Module) -> Iterator[None]:
-    """A model that draws random numbers in eval mode (masked patches) draws the same in each run."""
+    """Fix the seed, so that a model that draws in eval mode (masked patches) draws the same in each run."""
     devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
     with PROCESS_LOCK, torch.random.fork_rng(devices=list(devices)):
         torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)

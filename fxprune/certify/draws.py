@@ -17,17 +17,17 @@ __all__ = ["drawn", "is_varied", "leaves_of", "table_sizes"]
 
 
 def leaves_of(example: Example) -> list[Tensor]:
-    """The tensors of a call, in order."""
+    """Return the tensors of a call, in order."""
     return [t for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)]
 
 
 def is_varied(example: Example) -> bool:
-    """Whether no tensor of a call holds one value only."""
+    """Say whether no tensor of a call holds one value only."""
     return all(t.numel() < 2 or bool((t != t.flatten()[0]).any()) for t in leaves_of(example))
 
 
 def table_sizes(analysis: Analysis) -> dict[str, int]:
-    """For each input that is looked up in a table: how many rows the smallest has."""
+    """Count the rows of the smallest table that each input is looked up in."""
     sizes: dict[str, int] = {}
     for step in analysis.steps.values():
         if step.rule is None or not step.call.op.endswith("embedding"):
@@ -46,7 +46,7 @@ def _axes_of(analysis: Analysis, weight: Any) -> Any:
 
 
 def _inputs_behind(value: Any) -> set[str]:
-    """The inputs that a whole number is made of."""
+    """Return the inputs that a whole number is made of."""
     found, queue = set(), [value] if isinstance(value, fx.Node) else []
     while queue:
         node = queue.pop()

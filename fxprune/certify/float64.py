@@ -55,7 +55,7 @@ def in_eval_mode(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def default_float64() -> Iterator[None]:
-    """For tensors that the model's code makes on the way (`torch.zeros(n)`)."""
+    """Make tensors float64 that the model's code makes on the way (`torch.zeros(n)`)."""
     with PROCESS_LOCK:
         was = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)

@@ -25,7 +25,7 @@ __all__ = ["alike", "compacted", "flipped", "respelled", "scattered", "sliced_mo
 
 
 def compacted(t: Tensor, axes: Axes, selection: Selection) -> Tensor:
-    """The kept elements of a tensor, each head's own included."""
+    """Return the kept elements of a tensor, each head's own included."""
     mask = selection.mask(axes)
     if mask is None:
         return t
@@ -33,7 +33,7 @@ def compacted(t: Tensor, axes: Axes, selection: Selection) -> Tensor:
 
 
 def scattered(t: Tensor, axes: Axes, selection: Selection) -> Tensor:
-    """The kept elements back in their places, zeros elsewhere."""
+    """Return the kept elements back in their places, zeros elsewhere."""
     mask = selection.mask(axes)
     if mask is None:
         return t
@@ -42,12 +42,12 @@ def scattered(t: Tensor, axes: Axes, selection: Selection) -> Tensor:
 
 
 def flipped(t: Tensor, axes: Axes, reduced: Sequence[Axis]) -> Tensor:
-    """The tensor in reverse order along every axis that is reduced."""
+    """Return the tensor in reverse order along every axis that is reduced."""
     return t.flip([d for d, axis in enumerate(axes) if axis in reduced])
 
 
 def respelled(value: Any, spelled: Any, selection: Selection) -> Any:
-    """An argument with the sizes of axes as the kept elements have them."""
+    """Return an argument with the sizes of axes as the kept elements have them."""
     if spelled is None or value is None:
         return value
     if isinstance(spelled, (list, tuple)) and isinstance(value, (list, tuple)):
@@ -67,7 +67,7 @@ def respelled(value: Any, spelled: Any, selection: Selection) -> Any:
 def sliced_module(
     module: nn.Module, cut: Callable[[Tensor, str], Tensor], sizes: dict[str, Any]
 ) -> nn.Module:
-    """A copy of a module with its tensors cut by name, and some of its attributes set."""
+    """Return a copy of a module with its tensors cut by name, and some of its attributes set."""
     new = copy.copy(module)
     new._parameters = {
         name: None if t is None else nn.Parameter(cut(t, name), requires_grad=False)

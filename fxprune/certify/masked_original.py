@@ -66,7 +66,7 @@ class MaskedOriginal(Float64Interpreter):
         return value
 
     def _kept(self, value: Any, node: fx.Node | None) -> list[Tensor]:
-        """The kept elements of a node's tensors, copied."""
+        """Return the kept elements of a node's tensors, copied."""
         axes = self._axes(node) if node is not None else ()
         return [
             compact(t, [self.selection.positions(axis) for axis in of]).clone()
@@ -74,7 +74,7 @@ class MaskedOriginal(Float64Interpreter):
         ]
 
     def _statistic(self, step: Step) -> Callable[[], Any] | None:
-        """The masked form of a mean or norm, where the tensor that it is taken of shrinks."""
+        """Return the masked form of a mean or norm, where the tensor that it is taken of shrinks."""
         source = step.source
         if step.rule is None or step.rule.masked is None or source is None:
             return None
@@ -87,7 +87,7 @@ class MaskedOriginal(Float64Interpreter):
         return lambda: taken_by_user(rule, step, lambda: function(mask=mask.to(like), **bound))
 
     def _as_taught(self, n: fx.Node, node: fx.Node, step: Step, zeroed: Any) -> Any:
-        """An op without a masked form on its kept elements alone, if zeros are not the same to it.
+        """Return an op without a masked form on its kept elements alone, if zeros are not the same to it.
 
         Raises:
             CertificateError: they are not, and its rule names nothing that it reduces; or the order of the
@@ -117,7 +117,7 @@ class MaskedOriginal(Float64Interpreter):
         return alone
 
     def _on_kept(self, n: fx.Node, node: fx.Node, step: Step, reverse: list[Axis]) -> Any:
-        """The op on the kept elements, scattered back; in reverse order along some axes."""
+        """Return the op on the kept elements, scattered back; in reverse order along some axes."""
 
         def cut(t: Tensor, axes: Any) -> Tensor:
             true = tuple(map(self._true, axes))
@@ -165,14 +165,14 @@ class MaskedOriginal(Float64Interpreter):
         return self.analysis.axes.get(node, ())
 
     def _true(self, axis: Axis) -> Axis:
-        """An axis at the true batch size."""
+        """Return an axis at the true batch size."""
         return with_batch(axis, self.batch) if self.batch else axis
 
     def _value(self, value: Any) -> Any:
         return filled(value, lambda node: self.env[self._counterpart(node)], self.fetch_attr)
 
     def _counterpart(self, node: fx.Node) -> fx.Node:
-        """One that holds its value: a stream is the same before and after a branch that adds zero."""
+        """Return one that holds its value: a stream is the same before and after a branch that adds zero."""
         if not hasattr(self, "_counterparts"):
             self._counterparts: dict[Any, list[fx.Node]] = {}
             for new, old in self.mirror.items():
@@ -190,7 +190,7 @@ class MaskedOriginal(Float64Interpreter):
 
 
 def taken_by_user(rule: Rule, step: Step, run: Callable[[], Any]) -> Any:
-    """What a masked form gives.  Raises RuleError, naming op and node, where a user's own fails."""
+    """Say what a masked form gives.  Raises RuleError, naming op and node, where a user's own fails."""
     try:
         return run()
     except Exception as error:
@@ -204,6 +204,6 @@ def taken_by_user(rule: Rule, step: Step, run: Callable[[], Any]) -> Any:
 
 
 def _map_with(value: Any, axes: Iterable[Axes], function: Callable[[Tensor, Axes], Tensor]) -> Any:
-    """A function of each tensor in a nest, with the axes of each in order."""
+    """Return a function of each tensor in a nest, with the axes of each in order."""
     each = iter(axes)
     return map_leaves(value, Tensor, lambda t: function(t, next(each)))

@@ -22,7 +22,7 @@ TOLERANCE = 1e-8
 
 
 def survivors(comparison: Comparison) -> list[str]:
-    """The mutants that pass for the right result, in words.
+    """Return the mutants that pass for the right result, in words.
 
     Two weights are spoilt, a few elements of the one, another slice for the other: each must show in the
     outputs (unless the original's don't depend on it), and both where weights are held against the plan.
@@ -50,7 +50,7 @@ def survivors(comparison: Comparison) -> list[str]:
 
 
 def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:
-    """Whether a result may lose a guard that its capture has, and no one sees it."""
+    """Say whether a result may lose a guard that its capture has, and no one sees it."""
     guards = [i for i, node in enumerate(pruned.graph.nodes) if is_guard(node)]
     if not guards:
         return False
@@ -65,7 +65,7 @@ def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:
 
 
 def _shows(comparison: Comparison) -> bool:
-    """Whether outputs tell of the weights that the result has now, if they can."""
+    """Say whether outputs tell of the weights that the result has now, if they can."""
     assert comparison.first is not None
     example, _ = comparison.first
     look = comparison.look(example)
@@ -74,7 +74,7 @@ def _shows(comparison: Comparison) -> bool:
 
 @contextlib.contextmanager
 def _holding(comparison: Comparison, name: str, value: Tensor) -> Iterator[None]:
-    """The result with another tensor under a name."""
+    """Put another tensor under a name of the result for a while."""
     stored = tensor_at(comparison.pruned, name)
     own = stored.data
     stored.data = value
@@ -85,7 +85,7 @@ def _holding(comparison: Comparison, name: str, value: Tensor) -> Iterator[None]
 
 
 def _cut_weights(comparison: Comparison) -> list[str]:
-    """The parameters that lost elements, and have several left."""
+    """Return the parameters that lost elements, and have several left."""
     kept, originals = comparison.weights.kept, comparison.weights.originals
     return [
         name
@@ -98,7 +98,7 @@ def _cut_weights(comparison: Comparison) -> list[str]:
 
 
 def _elements_added(comparison: Comparison, name: str) -> Tensor:
-    """Every seventh element is off by the largest."""
+    """Return every seventh element is off by the largest."""
     value = tensor_at(comparison.pruned, name).detach().clone(memory_format=torch.contiguous_format)
     value.view(-1)[::7] += value.abs().max().clamp_min(1e-6)
     return value

@@ -35,7 +35,7 @@ _DRAWS = _FILLS | _SAMPLES
 
 
 def draws_noise(node: fx.Node) -> bool:
-    """Whether a node's value is drawn, rather than computed."""
+    """Say whether a node's value is drawn, rather than computed."""
     return node.op in ("call_function", "call_method") and op_name(node.target) in _DRAWS
 
 
@@ -50,13 +50,13 @@ class Drawn:
     given: list[Tensor]
 
     def is_given(self, tensors: list[Tensor]) -> bool:
-        """Whether another draw is made from the same values."""
+        """Say whether another draw is made from the same values."""
         shapes = [t.shape for t in tensors]
         return shapes == [t.shape for t in self.given] and compare(self.given, tensors).error <= SAME
 
 
 def given_to(node: fx.Node) -> list[fx.Node]:
-    """The operands by whose values a draw is made."""
+    """Return the operands by whose values a draw is made."""
     name = op_name(node.target)
     fills = name in _FILLS or (name == "bernoulli" and (len(node.args) > 1 or "p" in node.kwargs))
     return node.all_input_nodes[1:] if fills else node.all_input_nodes
@@ -120,5 +120,5 @@ class Replaying(Float64Interpreter):
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nest."""
+    """Return the tensors of a nest."""
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]

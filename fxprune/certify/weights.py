@@ -49,7 +49,7 @@ class PlannedWeights:
                 self.kept[name] = [selection.positions(axis) for axis in axes]
 
     def sliced(self, name: str, full: Tensor) -> Tensor:
-        """What the result should hold, in float64, of a tensor of the original's size."""
+        """Say what the result should hold, in float64, of a tensor of the original's size."""
         part = in_float64(compact(full, self.kept[name]).clone())
         if name in self.folded:
             rows, ratio = self.folded[name]
@@ -57,7 +57,7 @@ class PlannedWeights:
         return part
 
     def changed(self, pruned: fx.GraphModule) -> dict[str, float]:
-        """The tensors that are not the plan's slices, each with its largest relative difference.
+        """Return the tensors that are not the plan's slices, each with its largest relative difference.
 
         Raises:
             CertificateError: one has another shape: it was replaced.
@@ -91,11 +91,11 @@ class PlannedWeights:
         return found
 
     def own(self) -> dict[str, Tensor]:
-        """The original's tensors by its own names, in float64."""
+        """Return the original's tensors by its own names, in float64."""
         return {self.old_of.get(name, name): in_float64(t.detach()) for name, t in self.originals.items()}
 
     def with_those_of(self, pruned: fx.GraphModule) -> dict[str, Tensor]:
-        """The original's tensors with the result's in the places that they were kept from."""
+        """Return the original's tensors with the result's in the places that they were kept from."""
         found = self.own()
         for name, stored in named_tensors(pruned):
             if name not in self.originals:
@@ -109,7 +109,7 @@ class PlannedWeights:
         return found
 
     def constants(self) -> set[str]:
-        """Parameters and running statistics that hold one value only: what they do does not show."""
+        """Return parameters and running statistics that hold one value only: what they do does not show."""
         found = set()
         for name, t in self._random_ones():
             if t.numel() > 1 and bool((t == t.flatten()[0]).all()):
@@ -117,7 +117,7 @@ class PlannedWeights:
         return found
 
     def randomised(self, names: set[str] | None = None, seed: int = 1) -> dict[str, Tensor]:
-        """The original's tensors, with random numbers in some (None: in all parameters)."""
+        """Return the original's tensors, with random numbers in some (None: in all parameters)."""
         shadow = doubled(self.analysis.module)
         randomise(shadow, seed)
         random = dict(named_tensors(shadow))
@@ -130,7 +130,7 @@ class PlannedWeights:
         }
 
     def _random_ones(self) -> list[tuple[str, Tensor]]:
-        """Parameters and running statistics, under their own names."""
+        """Return parameters and running statistics, under their own names."""
         module = self.analysis.module
         buffers = [(n, t) for n, t in module.named_buffers() if n.endswith(("running_mean", "running_var"))]
         return [(n, t) for n, t in (*module.named_parameters(), *buffers) if is_float(t)]

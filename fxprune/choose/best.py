@@ -28,6 +28,6 @@ def select(analysis: Analysis, scores: Scores, counts: Mapping[Group, int]) -> S
 
 
 def best_of(scores: np.ndarray, count: int) -> np.ndarray:
-    """The positions of the highest scores along the last dimension, sorted; ties keep the first."""
+    """Return the positions of the highest scores along the last dimension, sorted; ties keep the first."""
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
     return np.sort(order, axis=-1)

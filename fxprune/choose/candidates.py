@@ -16,7 +16,7 @@ __all__ = ["candidates", "refuse_unused_ratios"]
 
 
 def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budget: Budget) -> list[Group]:
-    """The groups to shrink: of each product (heads x head_dim) one factor, so that its width shrinks once.
+    """Choose the groups to shrink: of each product (heads x head_dim) one, so that its width shrinks once.
 
     "auto" takes heads only where the ratio alone says how many stay, and they are a whole number.
 
@@ -66,7 +66,7 @@ def refuse_unused_ratios(analysis: Analysis, groups: Sequence[Group], budget: Bu
 def _one_factor(
     analysis: Analysis, members: set[Group], attention: str, ratios: Mapping[Group, float | None]
 ) -> set[Group]:
-    """Of coupled products: their outermost factors (whole heads) or their innermost ones (head dims).
+    """Choose the outermost factors of coupled products (whole heads) or the innermost (head dims).
 
     The choice is between factors of about the same weights.  A depthwise multiplier inside a residual width
     is no head dim: it would leave most of what the width carries whole.
@@ -84,7 +84,7 @@ def _one_factor(
 
 
 def _carried(analysis: Analysis, groups: set[Group]) -> int:
-    """How many elements the weights have that carry any of these groups."""
+    """Say how many elements the weights have that carry any of these groups."""
     weights = {analysis.names.get(site.name, site.name) for group in groups for site in group.sites}
     return sum(math.prod(axis.size for axis in analysis.weights[name]) for name in weights)
 

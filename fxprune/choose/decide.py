@@ -101,7 +101,7 @@ def _fitted(
 
 
 def _decide_like(analysis: Analysis, request: Request) -> Decision:
-    """Widths, heads, depth and names of a smaller model."""
+    """Decide by a smaller model: its widths, heads, depth and names."""
     assert request.like is not None
     small = sibling_analysis(request.like, analysis)
 

@@ -81,7 +81,7 @@ def branch_scores(
     data: Iterable[Any] | None,
     options: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """How much each unit matters: float64 [units]; the lowest go first."""
+    """Say how much each unit matters: float64 [units]; the lowest go first."""
     if data is None:
         return branch_shares(analysis, units)
     scores = branch_divergences(analysis, units, data, **(options or {}))
@@ -92,7 +92,7 @@ def branch_scores(
 
 
 def without_branches(analysis: Analysis, branches: Sequence[Branch]) -> Analysis:
-    """The analysis of the graph without some of its own branches."""
+    """Return the analysis of the graph without some of its own branches."""
     if not branches:
         return analysis
     shorter = remove_branches(analysis.module, branches=branches)
@@ -103,7 +103,7 @@ def without_branches(analysis: Analysis, branches: Sequence[Branch]) -> Analysis
 
 
 def _count(depth: float, overlaps: Sequence[bool]) -> int:
-    """The fraction, half up, of as many units as there are without overlap; one of them stays."""
+    """Return the fraction, half up, of as many units as there are without overlap; one of them stays."""
     fit = before = 0  # before: whether the last unit was counted
     for overlap in overlaps:
         before = 0 if overlap and before else 1
@@ -117,7 +117,7 @@ def _overlaps(units: Sequence[Unit]) -> list[bool]:
 
 
 def _least(scores: Sequence[float], overlaps: Sequence[bool], count: int) -> tuple[int, ...]:
-    """The `count` units with the least sum of scores of which no two overlap."""
+    """Return the `count` units with the least sum of scores of which no two overlap."""
     nothing: Choices = {0: (0.0, ())}
     before, last = nothing, nothing  # the best choices of each size, up to the last unit but one, and to it
     for i, (score, overlap) in enumerate(zip(scores, overlaps, strict=True)):

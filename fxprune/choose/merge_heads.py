@@ -13,7 +13,7 @@ __all__ = ["mergeable", "merged", "merged_by_name", "merged_for_ratio"]
 
 
 def merged_for_ratio(analysis: Analysis, ratio: float, exclude: Sequence[str] = ()) -> Analysis:
-    """The analysis of the model with `1 - ratio` of its heads, each as much wider.
+    """Return the analysis of the model with `1 - ratio` of its heads, each as much wider.
 
     Attention whose weights carry heads or head dims alone (a bias per head, query norms) stays as it is.
 
@@ -40,12 +40,12 @@ def merged_for_ratio(analysis: Analysis, ratio: float, exclude: Sequence[str] = 
 
 
 def mergeable(analysis: Analysis) -> list[Group]:
-    """The groups of heads that can be regrouped."""
+    """Return the groups of heads that can be regrouped."""
     return [g for g in analysis.prunable if g.role == "heads" and head_dims(analysis, g)]
 
 
 def merged(analysis: Analysis, counts: Mapping[Group, int]) -> Analysis:
-    """The analysis of the graph in which groups of heads have fewer, wider heads."""
+    """Return the analysis of the graph in which groups of heads have fewer, wider heads."""
     fewer = {group: count for group, count in counts.items() if count < group.size}
     if not fewer:
         return analysis
@@ -54,7 +54,7 @@ def merged(analysis: Analysis, counts: Mapping[Group, int]) -> Analysis:
 
 
 def merged_by_name(analysis: Analysis, counts: Mapping[str, int]) -> Analysis:
-    """The same for a plan's names.  Raises PlanError for a name or a number that does not fit."""
+    """Return the same for a plan's names.  Raises PlanError for a name or a number that does not fit."""
     known = {group.name: group for group in mergeable(analysis)} if counts else {}
     for name, count in counts.items():
         if name not in known or not 1 <= count <= known[name].size or known[name].size % count:

@@ -57,5 +57,5 @@ def analysis_behind(
 
 
 def options_behind(pruned: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> AnalysisOptions:
-    """The options that the original was analysed with when it was pruned."""
+    """Return the options that the original was analysed with when it was pruned."""
     return AnalysisOptions(**record_of(pruned).options, rules=rules)

@@ -81,14 +81,14 @@ class Request:
         return self.criterion in WITH_DATA
 
     def part(self, share: float) -> Request:
-        """The same request for a share of its ratios: step k of n."""
+        """Return the same request for a share of its ratios: step k of n."""
         own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}
         return replace(self, budget=replace(self.budget, ratio=self.budget.ratio * share, ratios=own))
 
     # ------------------------------------------------------------ what doesn't go together
 
     def _refuse_beside_like(self) -> None:
-        """A smaller model says how wide everything gets: nothing else can."""
+        """Refuse options that say how wide something gets beside `like=`, which says it all."""
         if self.like is None:
             return
         usual, budget = Request(Budget()), self.budget
@@ -126,7 +126,7 @@ class Request:
         )
 
     def _refuse_unknown_options(self) -> None:
-        """Each importance option must be one of the criterion's, or of the ranking of branches."""
+        """Refuse an importance option that is none of the criterion's, nor of the ranking of branches."""
         known = options_of(self.criterion)
         if self.ranks_branches and self.data is not None:
             known |= BRANCH_OPTIONS

@@ -35,7 +35,7 @@ def scores_of_the_rest(
     pruned: PrunedModule,
     judge: Judge,
 ) -> Scores:
-    """What the smaller model says of the elements that it still has; those that went have -inf."""
+    """Say what the smaller model says of the elements that it still has; those that went have -inf."""
     plan = plan_of(pruned)
     example = pruned.record.example.map(lambda t: torch.zeros_like(t, device=device_of(pruned)))
     options = replace(options_behind(pruned, analysis.rules), capture="auto")
@@ -54,7 +54,7 @@ def scores_of_the_rest(
 
 
 def _counterpart(analysis: Analysis, group: Group, smaller: Analysis) -> Group | None:
-    """The group of the smaller model that stands at the same place in the same weight."""
+    """Return the group of the smaller model that stands at the same place in the same weight."""
     for site in group.sites:
         name = smaller.names.get(site.name)
         if name is None:

@@ -77,7 +77,7 @@ def evaluate(
 
 
 def _saved(folder: str, model: str | None, options: dict[str, Any]) -> dict[str, nn.Module]:
-    """The saved model, with its original before it where that has weights."""
+    """Return the saved model, with its original before it where that has weights."""
     refuse("a FOLDER is pruned already", "ratio")
     refuse("a FOLDER has an example of its own", "input_size")
     pruned = subject(folder, model=model, device=options["device"]).model

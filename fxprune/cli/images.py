@@ -32,7 +32,7 @@ class Labelled:
     transform: str
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """[batch, channels, height, width] and class numbers [batch]."""
+        """Yield images [batch, channels, height, width] and class numbers [batch]."""
         for samples in _batches(self.dataset, self.count, size):
             images, labels = zip(*samples, strict=True)
             yield torch.stack(images).to(device), torch.tensor(labels, device=device)
@@ -41,7 +41,7 @@ class Labelled:
 def batches_from(
     folder: str, model: nn.Module, options: dict[str, Any], most: int, batch: int
 ) -> list[Tensor]:
-    """At most `most` images, evenly spread over the folder: [batch, channels, height, width] each.
+    """Read at most `most` images, evenly spread over the folder: [batch, channels, height, width] each.
 
     Mean, size and crop are those that timm records for the model, and timm's usual ones for others.
 
@@ -55,7 +55,7 @@ def batches_from(
 
 
 def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most: int | None) -> Labelled:
-    """At most `most` images, evenly spread over the folder, each with the class that its subfolder names.
+    """Read at most `most` images, evenly spread over the folder, each with its subfolder's class.
 
     Raises:
         DataError: as `batches_from`; or it is not certain which class of the model a subfolder means.
@@ -71,7 +71,7 @@ def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most
 
 
 def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
-    """Which output of the model each subfolder means, and how that was known.
+    """Say which output of the model each subfolder means, and how that was known.
 
     By number (`0`, `17`); by the names in a Hugging Face configuration; by ImageNet's synsets (`n01440764`)
     in timm's list for so many classes; in alphabetical order, where there are as many as the model has, and
@@ -101,7 +101,7 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """`a10` after `a2`."""
+    """Sort `a10` after `a2`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -123,7 +123,7 @@ def _image_of(model: nn.Module, options: dict[str, Any]) -> Tensor:
 
 
 def _dataset(folder: str, model: nn.Module, image: Tensor, classes: dict[str, int] | None) -> tuple[Any, str]:
-    """timm's data set of the folder, with its transform for the model, and that transform in words."""
+    """Make timm's data set of the folder, with its transform for the model, and that in words."""
     try:
         from timm.data import create_dataset, create_transform, resolve_model_data_config
     except ImportError as error:

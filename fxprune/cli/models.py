@@ -34,7 +34,7 @@ class Made:
 
 
 def subject(what: str, *, model: str | None, device: str = "cpu", **about: Any) -> Made:
-    """What a command is about: a saved folder, or a model as `made` makes it.
+    """Say what a command is about: a saved folder, or a model as `made` makes it.
 
     Raises:
         UsageError: an option was written that has an effect on the other kind only.
@@ -46,7 +46,7 @@ def subject(what: str, *, model: str | None, device: str = "cpu", **about: Any) 
 
 
 def loaded(folder: str, model: str | None, *, device: str, **about: Any) -> fx.GraphModule:
-    """A saved folder's pruned model.
+    """Return a saved folder's pruned model.
 
     Raises:
         UsageError: an option was written that says how another model is made.
@@ -58,7 +58,7 @@ def loaded(folder: str, model: str | None, *, device: str, **about: Any) -> fx.G
 def original_with_weights(
     folder: str, model: str | None, *, pretrained: bool, checkpoint: str | None, device: str
 ) -> nn.Module:
-    """The original of a saved folder with the library's published weights, or with those of a file.
+    """Return the original of a saved folder with the library's published weights, or with those of a file.
 
     Raises:
         UsageError: the folder does not say which published weights are its original's.
@@ -88,7 +88,7 @@ def made(
     capture: str = "auto",
     device: str = "cpu",
 ) -> Made:
-    """The model that a spec names, with the weights asked for.
+    """Return the model that a spec names, with the weights asked for.
 
     Raises:
         ModelSpecError: there is no such model.
@@ -107,7 +107,7 @@ def made(
 
 
 def _built(spec: str, pretrained: bool) -> nn.Module:
-    """Whatever a library says of a name that it can't build becomes one kind of error."""
+    """Build a model; whatever a library says of a name that it can't build becomes one kind of error."""
     try:
         return model_specs.build(spec, pretrained=pretrained)
     except FxpruneError:
@@ -136,7 +136,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _load_checkpoint(model: nn.Module, path: str) -> None:
-    """Weights of a safetensors file, all of them under the model's own names."""
+    """Load the weights of a safetensors file, all of them under the model's own names."""
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except SafetensorError as error:

@@ -13,7 +13,7 @@ __all__ = ["progress"]
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that says which step begins; `quiet` silences it, and warnings."""
+    """Yield a function that says which step begins; `quiet` silences it, and warnings."""
     console = Console(stderr=True, quiet=quiet)
     with warnings.catch_warnings(), console.status("") as status:
         if quiet:

@@ -21,7 +21,7 @@ __all__ = ["prune"]
 def _ratios(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> dict[str, float] | None:
-    """`blocks.0.*=0.25`, as often as it was given."""
+    """Parse `blocks.0.*=0.25`, as often as it was given."""
     try:
         return {pattern: float(ratio) for pattern, ratio in (t.rsplit("=", 1) for t in texts)} or None
     except ValueError:
@@ -29,7 +29,7 @@ def _ratios(
 
 
 def _floor(context: click.Context, option: click.Parameter, text: str | None) -> int | float | None:
-    """A whole number counts elements, any other is a share."""
+    """Return a whole number counts elements, any other is a share."""
     try:
         return None if text is None else int(text) if text.isdecimal() else float(text)
     except ValueError:
@@ -37,7 +37,7 @@ def _floor(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 def _outputs(context: click.Context, option: click.Parameter, text: str | None) -> str | list[str] | None:
-    """keep, prune, or names with commas between them."""
+    """Parse keep, prune, or names with commas between them."""
     return text if text in (None, "keep", "prune") else text.split(",")
 
 

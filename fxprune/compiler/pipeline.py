@@ -174,7 +174,7 @@ def prune_analyzed(
     attention: str = "auto",
     round_to: int = 1,
 ) -> fx.GraphModule:
-    """The second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
+    """Return the second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
     return _pruned(model, analysis, Request(Budget(ratio, round_to=round_to), attention=attention))
 
 

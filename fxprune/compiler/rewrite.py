@@ -148,7 +148,7 @@ def _passes(analysis: Analysis, selection: Selection, model: nn.Module, plan: Pl
 
 
 def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[int]:
-    """The full sizes of all that became smaller: numbers on the original that may be widths."""
+    """Return the full sizes of all that became smaller: numbers on the original that may be widths."""
     now = pruned.state_dict()
     sizes = {len(mask) for mask in selection.masks.values()}
     for name, tensor in model.state_dict().items():

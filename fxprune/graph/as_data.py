@@ -40,7 +40,7 @@ NodeData = tuple[str, str, Any, Any, Any, dict[str, Any]]
 
 
 def graph_as_data(graph: fx.Graph) -> list[NodeData]:
-    """Each node as (op, name, target, args, kwargs, meta), in order."""
+    """Return each node as (op, name, target, args, kwargs, meta), in order."""
     number: dict[fx.Node, Any] = {node: _Node(i) for i, node in enumerate(graph.nodes)}
 
     def argument(value: Any) -> Any:
@@ -62,7 +62,7 @@ def graph_as_data(graph: fx.Graph) -> list[NodeData]:
 
 
 def graph_from_data(data: list[NodeData]) -> fx.Graph:
-    """The graph that `graph_as_data` wrote down, node for node, under the same names."""
+    """Return the graph that `graph_as_data` wrote down, node for node, under the same names."""
     graph = fx.Graph()
     made: list[fx.Node] = []
 
@@ -90,7 +90,7 @@ def graph_from_data(data: list[NodeData]) -> fx.Graph:
 
 
 def own_name(value: Any) -> str | None:
-    """`fxprune::written` for a function or class of our own nodes; None for all else.
+    """Name `fxprune::written` a function or class of our own nodes; None for all else.
 
     Names of files are no part of it: what was saved survives a move of ours.
     """

@@ -15,12 +15,12 @@ BLOCK = 1 << 15  # elements: small enough that what is freed leaves no holes tha
 
 
 def in_blocks(t: Tensor) -> Iterable[Tensor]:
-    """Consecutive slices along dim 0, of about BLOCK elements each."""
+    """Yield consecutive slices along dim 0, of about BLOCK elements each."""
     return t.split(_rows(t.shape)) if t.ndim else [t]
 
 
 def taken(t: Tensor, kept: Sequence[np.ndarray | None]) -> Tensor:
-    """A copy of the elements at the kept positions of every dimension (None, or no entry: all)."""
+    """Return a copy of the elements at the kept positions of every dimension (None, or no entry: all)."""
     indices = {d: torch.from_numpy(k).to(t.device) for d, k in enumerate(kept) if k is not None}
     if len(indices) < 2:
         return t.index_select(*indices.popitem()) if indices else t.clone()

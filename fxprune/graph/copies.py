@@ -15,7 +15,7 @@ __all__ = ["structural_copy"]
 def structural_copy(
     model: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor] = lambda t: t
 ) -> nn.Module:
-    """The model's modules and Python state copied, its tensors shared: safe to trace and to edit.
+    """Return the model's modules and Python state copied, its tensors shared: safe to trace and to edit.
 
     `tensor` gives what stands for a tensor in the copy.
     """

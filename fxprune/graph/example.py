@@ -26,7 +26,7 @@ class Example:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def with_batch(self, n: int | None) -> Example:
-        """The same call with n samples; values repeat.  Tensors without a batch stay as they are."""
+        """Return the same call with n samples; values repeat.  Tensors without a batch stay as they are."""
         batch = self.batch
         if n is None or batch is None:
             return self
@@ -66,7 +66,7 @@ FEW = 1 << 14
 
 
 def seeded_noise(shapes: Example, model: nn.Module) -> Example:
-    """Normal noise of the recorded shapes, on the model's device; whole numbers as recorded, or zeros."""
+    """Draw noise of the recorded shapes, on the model's device; whole numbers as recorded, or zeros."""
     device = device_of(model)
     generator = torch.Generator().manual_seed(0)
 

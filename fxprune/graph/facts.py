@@ -45,5 +45,5 @@ class Captured:
         return batch if batch is None or self.fixed_batch else PRIME_BATCH
 
     def on(self, module: fx.GraphModule) -> Captured:
-        """The same facts of a graph that a pass made of this one."""
+        """Return the same facts of a graph that a pass made of this one."""
         return replace(self, module=module)

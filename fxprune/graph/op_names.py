@@ -10,7 +10,7 @@ __all__ = ["op_name", "op_space"]
 
 
 def op_name(target: Any) -> str:
-    """The bare name of a function, method or registered operator."""
+    """Return the bare name of a function, method or registered operator."""
     if isinstance(target, str):
         return target
     if isinstance(target, torch._ops.OpOverload):
@@ -21,6 +21,6 @@ def op_name(target: Any) -> str:
 
 
 def op_space(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> str:
-    """The library of a registered operator: `aten`, `torchvision`, a user's own."""
+    """Return the library of a registered operator: `aten`, `torchvision`, a user's own."""
     full = target._schema.name if isinstance(target, torch._ops.OpOverload) else target._qualified_op_name
     return full.split("::")[0]

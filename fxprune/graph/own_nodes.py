@@ -51,7 +51,7 @@ def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @one_node
 def written(x: Tensor, index: Any, value: Any) -> Tensor:
-    """`x[index] = value` as a value."""
+    """Compute what `x[index] = value` leaves in x."""
     x = x.clone()
     x[index] = value
     return x
@@ -65,7 +65,7 @@ _GUARDS: set[Callable[..., Any]] = set()
 def guard(
     error: Callable[..., Exception], same: Callable[[Any, Any], bool] | None = None
 ) -> Callable[..., None]:
-    """A node that raises `error(value, expected, **words)` for a call whose value is not the expected one.
+    """Make a node that raises `error(value, expected, **words)` where the value is not the expected one.
 
     `same` says what that means; equality by default.
 
@@ -154,7 +154,7 @@ def guard_tensor(value: Any, expected: Any, *, name: str) -> Exception:
 
 
 def layout_of_argument(value: Any) -> str:
-    """How an argument is nested: `[*, *]`, `{'a': *}`."""
+    """Say how an argument is nested: `[*, *]`, `{'a': *}`."""
     if isinstance(value, (list, tuple)):
         inner = ", ".join(map(layout_of_argument, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
@@ -175,7 +175,7 @@ def _is(value: Any, expected: Any) -> bool:
 
 @contextlib.contextmanager
 def _unseen_by_torchscript() -> Iterator[None]:
-    """While torch.jit.trace runs, sizes are tensors: what is computed with them here is in no trace."""
+    """Hide computations with sizes from torch.jit.trace, for which they are tensors."""
     tracing = torch._C._get_tracing_state()
     set_tracing = torch._C._set_tracing_state  # type: ignore[attr-defined]
     if tracing is None:
@@ -217,7 +217,7 @@ class ModeValue(nn.Module):
 
 
 def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """What every kind of split becomes once its parts have sizes of their own."""
+    """Say what every kind of split becomes once its parts have sizes of their own."""
     return torch.split(x, list(sizes), dim)
 
 
@@ -229,7 +229,7 @@ def _getitem(value: Any, index: int) -> Any:
 
 
 def object_of(kind: str, attributes: dict[str, Any]) -> Any:
-    """An object of a class by its name (`package.module:Class`), made of its attributes.
+    """Return an object of a class by its name (`package.module:Class`), made of its attributes.
 
     A model returns it as its own code built it, a cache of keys and values say: none of that code runs again.
     """
@@ -240,7 +240,7 @@ def object_of(kind: str, attributes: dict[str, Any]) -> Any:
 
 
 def class_named(kind: str) -> Any:
-    """The class `package.module:Class`."""
+    """Return the class `package.module:Class`."""
     module, _, path = kind.partition(":")
     found: Any = importlib.import_module(module)
     for name in path.split("."):
@@ -249,18 +249,18 @@ def class_named(kind: str) -> Any:
 
 
 def name_of_class(cls: type) -> str:
-    """What `class_named` finds it by."""
+    """Name a class as `class_named` finds it."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def makes_output(node: fx.Node) -> bool:
-    """Whether a node is the call of an output's own class: what it holds is what it is given."""
+    """Say whether a node is the call of an output's own class: what it holds is what it is given."""
     made = node.op == "call_function" and isinstance(node.target, type)
     return made or node.target is object_of
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts as a model's code makes them, rather than a graph's own."""
+    """Make plain lists and dicts of a graph's own kinds."""
     if isinstance(value, list):
         return [_plain(v) for v in value]
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ PROCESS_LOCK = threading.RLock()
 
 
 def this_thread_only() -> Callable[[], bool]:
-    """A question that only the thread at hand answers with yes.
+    """Return a question that only the thread at hand answers with yes.
 
     A patch lies in every thread's way: in the others it must do what was there before.
     """

@@ -19,7 +19,7 @@ Shape = tuple[int, ...] | None
 
 
 def quick_shape(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shape:
-    """The shape of what a module or a function gives; it is contiguous, of the first argument's dtype."""
+    """Compute the shape that a module or function gives, contiguous, in the first argument's dtype."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     if type(layer) in _MODULES:

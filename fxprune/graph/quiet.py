@@ -29,6 +29,6 @@ def quiet_torch() -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-    """One filter for the whole process, which looks at the thread's own flag: no level is ever changed."""
+    """Install one filter for the process, which looks at the thread's flag: no level is ever changed."""
     for name in TALKATIVE:
         logging.getLogger(name).addFilter(lambda record: not _quiet.get())

@@ -22,13 +22,13 @@ __all__ = [
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under each of its names."""
+    """Return every parameter and buffer under each of its names."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
 
 def tensor_at(module: nn.Module, name: str) -> Tensor:
-    """The tensor of a dotted name: a parameter, a buffer, or a plain attribute."""
+    """Return the tensor of a dotted name: a parameter, a buffer, or a plain attribute."""
     path, _, leaf = name.rpartition(".")
     tensor: Tensor = getattr(module.get_submodule(path), leaf)
     return tensor
@@ -40,12 +40,12 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_float(t: Tensor) -> bool:
-    """Whether it holds real or complex numbers, rather than whole ones or truth values."""
+    """Say whether it holds real or complex numbers, rather than whole ones or truth values."""
     return t.is_floating_point() or t.is_complex()
 
 
 def floats_of(value: Any) -> list[Tensor]:
-    """Every tensor of real or complex numbers of a nest of tuples, lists, dicts and objects, in order."""
+    """Find all tensors of real or complex numbers in a nest of containers and objects, in order."""
     if isinstance(value, Tensor):
         return [value] if is_float(value) else []
     if dataclasses.is_dataclass(value) and not isinstance(value, dict):
@@ -58,7 +58,7 @@ def floats_of(value: Any) -> list[Tensor]:
 
 
 def holds_attributes(value: Any) -> bool:
-    """Whether it is an object that code makes to hold what it computes: a cache of keys and values."""
+    """Say whether it is an object that code makes to hold what it computes: a cache of keys and values."""
     plain = (Tensor, nn.Module, dict, list, tuple, type, Enum, torch.Generator)
     return bool(getattr(value, "__dict__", None)) and not isinstance(value, plain) and not callable(value)
 
@@ -67,7 +67,7 @@ Raised = TypeVar("Raised", Tensor, nn.Module)
 
 
 def in_float64(value: Raised) -> Raised:
-    """A tensor in double precision, or a module (changed in place) all of whose tensors are."""
+    """Return a tensor in double precision, or a module (changed in place) all of whose tensors are."""
     if isinstance(value, nn.Module):
         return value._apply(in_float64)
     if value.is_complex():
@@ -76,7 +76,7 @@ def in_float64(value: Raised) -> Raised:
 
 
 def get_or_create_submodule(root: nn.Module, path: str) -> nn.Module:
-    """The module at a path, made of empty modules where there is none yet."""
+    """Return the module at a path, made of empty modules where there is none yet."""
     here = root
     for part in path.split(".") if path else ():
         if part not in here._modules:

@@ -89,7 +89,7 @@ def _methods(cls: type) -> Iterator[types.FunctionType]:
 
 
 def _functions(member: Any) -> Iterator[types.FunctionType]:
-    """The functions behind a method, a property or a decorated one of these."""
+    """Yield the functions behind a method, a property or a decorated one of these."""
     member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
     plain = inspect.unwrap(member) if callable(member) else member
     if isinstance(plain, types.FunctionType):
@@ -98,7 +98,7 @@ def _functions(member: Any) -> Iterator[types.FunctionType]:
 
 @functools.cache
 def _reads_training(function: types.FunctionType) -> bool:
-    """The function, or a helper beside it that it calls."""
+    """Return the function, or a helper beside it that it calls."""
     named = set(_names(function.__code__))
     helpers = (function.__globals__.get(name) for name in named)
     others = (
@@ -108,7 +108,7 @@ def _reads_training(function: types.FunctionType) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """What the code refers to, comprehensions and closures included."""
+    """Say what the code refers to, comprehensions and closures included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -51,7 +51,7 @@ def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
 
 
 def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
-    """The example's arguments in the order of the graph's placeholders."""
+    """Return the example's arguments in the order of the graph's placeholders."""
     return list(_bound(module.graph, example).values())
 
 
@@ -94,7 +94,7 @@ class FakeRun(fx.Interpreter):
         self.last: fx.Node | None = None
 
     def value(self, node: fx.Node) -> Any:
-        """What a node gives, after all that stand before it.
+        """Say what a node gives, after all that stand before it.
 
         Raises:
             NodeError: a node rejects what it is given.
@@ -129,7 +129,7 @@ class FakeRun(fx.Interpreter):
             return FakeTensor(self.mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
 
     def _constant(self, n: fx.Node) -> Any:
-        """The value of a node that depends on no input, computed for real."""
+        """Return the value of a node that depends on no input, computed for real."""
         with unset_fake_temporarily():
             value = self._real(n)
         return pytree.tree_map_only(Tensor, self.mode.from_tensor, value)
@@ -157,20 +157,20 @@ class FakeRun(fx.Interpreter):
 
 
 def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The same tree of modules with fake tensors; all else is shared."""
+    """Return the same tree of modules with fake tensors; all else is shared."""
     fakes = {id(t): fake_of(t, mode) for t in (*root.parameters(), *root.buffers())}
-    twins = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
+    shells = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
     for module in root.modules():
-        twins[id(module)].__dict__ |= module.__dict__ | {
+        shells[id(module)].__dict__ |= module.__dict__ | {
             "_parameters": {name: fakes.get(id(t)) for name, t in module._parameters.items()},
             "_buffers": {name: fakes.get(id(t)) for name, t in module._buffers.items()},
-            "_modules": {name: twins.get(id(m)) for name, m in module._modules.items()},
+            "_modules": {name: shells.get(id(m)) for name, m in module._modules.items()},
         }
-    return twins[id(root)]
+    return shells[id(root)]
 
 
 def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """As mode.from_tensor, without what only views, subclasses and symbolic sizes need."""
+    """Make a fake tensor as mode.from_tensor does, without what views and symbolic sizes need."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return mode.from_tensor(tensor, static_shapes=True)
     outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -34,13 +34,13 @@ def shares_memory(index: Any) -> bool:
 
 
 def value_of_write(method: str) -> str | None:
-    """`add` for `add_`: the method that returns what the other writes."""
+    """Name the method that returns what an in-place one writes: `add` for `add_`."""
     name = method[:-1] if method.endswith("_") and not method.endswith("__") else ""
     return name if callable(getattr(Tensor, name, None)) and name not in VIEWS else None
 
 
 def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
-    """The writes whose effect reaches further than their own result.
+    """Return the writes whose effect reaches further than their own result.
 
     `x = x.relu_()` is a value by another name.  A write is hidden where nobody reads its result, or
     where the tensor written to, or one that shares its memory, is read again afterwards.
@@ -72,12 +72,12 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
 
 
 def written_state(graph: fx.Graph, root: nn.Module) -> set[str]:
-    """The names of the model's own tensors that the graph changes."""
+    """Return the names of the model's own tensors that the graph changes."""
     return {name for node in graph.nodes if (name := state_of(node, root)) is not None}
 
 
 def state_of(node: fx.Node, root: nn.Module) -> str | None:
-    """The name of the model's own tensor that this node writes to, itself or a view of it."""
+    """Return the name of the model's own tensor that this node writes to, itself or a view of it."""
     if not writes_in_place(node, root):
         return None
     base = _base(node.args[0]) if node.args else None
@@ -85,7 +85,7 @@ def state_of(node: fx.Node, root: nn.Module) -> str | None:
 
 
 def _base(tensor: Any) -> Any:
-    """The tensor whose memory this one is, or is a part of."""
+    """Return the tensor whose memory this one is, or is a part of."""
     while isinstance(tensor, fx.Node) and _is_view(tensor) and tensor.args:
         tensor = tensor.args[0]
     return tensor

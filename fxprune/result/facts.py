@@ -51,7 +51,7 @@ def _vars_of_classes(model: nn.Module) -> dict[str, Any]:
 
 
 def without_weight_decay(model: nn.Module) -> tuple[str, ...]:
-    """The parameters that a model tells optimisers to leave undecayed, by timm's convention."""
+    """Return the parameters that a model tells optimisers to leave undecayed, by timm's convention."""
     asked = getattr(model, "no_weight_decay", None)
     try:
         names = asked() if callable(asked) else ()
@@ -69,7 +69,7 @@ def numbered_as_lists(pruned: nn.Module) -> None:
 
 
 def _record(value: Any, example: Example, classes: int | None) -> dict[str, Any]:
-    """A library's record of the checkpoint, with this model's own image size and classes."""
+    """Return a library's record of the checkpoint, with this model's own image size and classes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if not isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def _is_count(value: Any, classes: int | None, stale: Collection[int]) -> bool:
 
 
 def _is_words(value: Any) -> bool:
-    """A word, or a list or table of them: labels."""
+    """Return a word, or a list or table of them: labels."""
     if isinstance(value, Mapping):
         pairs = [*value.items()]
         return bool(pairs) and all(

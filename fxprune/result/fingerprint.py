@@ -23,7 +23,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def layout_digest(state: Mapping[str, Tensor]) -> str:
-    """Of the names and shapes of a `state_dict`: is this the same architecture, at the same sizes?"""
+    """Digest the names and shapes of a `state_dict`: the same architecture, at the same sizes?"""
     return json_digest({name: list(t.shape) for name, t in state.items()})
 
 
@@ -48,9 +48,9 @@ def unguarded_digest(module: fx.GraphModule) -> str:
         node.args = ()
         if not node.users:
             bare.erase_node(node)
-    twin = copy.copy(module)
-    twin.__dict__ = {**module.__dict__, "_graph": bare}
-    return graph_digest(twin, FORMAT_1)
+    unguarded = copy.copy(module)
+    unguarded.__dict__ = {**module.__dict__, "_graph": bare}
+    return graph_digest(unguarded, FORMAT_1)
 
 
 def _erase_with_inputs(node: fx.Node) -> None:
@@ -85,7 +85,7 @@ def settings_digest(layer: nn.Module) -> str:
 
 
 def _computed(node: fx.Node) -> dict[str, Any]:
-    """The arguments by name without those that are only words: a path on this machine."""
+    """Return the arguments by name without those that are only words: a path on this machine."""
     return {} if is_guard(node) else node.kwargs
 
 
@@ -110,7 +110,7 @@ class _Numbers:
 
 
 def _settings(module: nn.Module, number: _Numbers) -> list[Any]:
-    """A layer's class and its simple attributes, and those of the layers in it."""
+    """Return a layer's class and its simple attributes, and those of the layers in it."""
     own = {
         k: _spelled(v, number)
         for k, v in sorted(vars(module).items())

@@ -14,14 +14,14 @@ __all__ = ["called_layers", "layers_of", "replaced_layers"]
 
 
 def called_layers(pruned: PrunedModule) -> dict[str, nn.Module | None]:
-    """The modules that the graph calls, by path; None for one that is no more."""
+    """Return the modules that the graph calls, by path; None for one that is no more."""
     modules = dict(pruned.named_modules(remove_duplicate=False))
     paths = sorted({str(n.target) for n in pruned.graph.nodes if n.op == "call_module"})
     return {path: modules.get(path) for path in paths}
 
 
 def layers_of(pruned: PrunedModule) -> dict[str, str]:
-    """What the plan made: a digest of each layer's settings, and the shape of every tensor beside layers."""
+    """Digest what the plan made: each layer's settings, and the shape of every tensor beside layers."""
     called = called_layers(pruned)
     found = {path: settings_digest(layer) for path, layer in called.items() if layer is not None}
     within = tuple(f"{path}." for path in called)
@@ -32,7 +32,7 @@ def layers_of(pruned: PrunedModule) -> dict[str, str]:
 
 
 def replaced_layers(pruned: nn.Module) -> dict[str, str]:
-    """What differs from the plan's, by path: in words, what is there now."""
+    """Say what differs from the plan's, by path: in words, what is there now."""
     made: Mapping[str, str] = record_of(pruned).layers
     if not made or not isinstance(pruned, PrunedModule):
         return {}

@@ -20,6 +20,7 @@ from fxprune.graph.example import Example
 
 __all__ = [
     "counting",
+    "eval_copy",
     "latency_ratio",
     "macs_of",
     "on_meta",
@@ -28,18 +29,17 @@ __all__ = [
     "seconds_of",
     "taking_turns",
     "threads_of",
-    "twin_of",
     "without_fused_layers",
 ]
 
 
 def parameters_of(module: nn.Module) -> int:
-    """The number of parameters; a shared one counts once."""
+    """Return the number of parameters; a shared one counts once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def macs_of(module: nn.Module, example: Example) -> float:
-    """Multiply-accumulates of one call, by torch's own flop counter.
+    """Count the multiply-accumulates of one call, by torch's own flop counter.
 
     Shapes alone decide: they run on the meta device, and values only where the model reads some.
     """
@@ -64,7 +64,7 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def _outline(module: nn.Module) -> nn.Module:
-    """The module without values: a copy on the meta device, which takes no memory."""
+    """Return the module without values: a copy on the meta device, which takes no memory."""
     tensors = list(itertools.chain(module.parameters(), module.buffers()))
     return copy.deepcopy(module, {id(t): _on_meta(t) for t in tensors})
 
@@ -74,14 +74,14 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
-def twin_of(module: nn.Module) -> nn.Module:
-    """The module in eval mode: a copy that shares all tensors, so that the module's own mode stays."""
+def eval_copy(module: nn.Module) -> nn.Module:
+    """Return the module in eval mode: a copy that shares all tensors, so that the module's own mode stays."""
     shared = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared).eval()
 
 
 def outputs_of(module: nn.Module, example: Example) -> list[Tensor]:
-    """All tensors that a call returns, without gradients."""
+    """Return all tensors that a call returns, without gradients."""
     with torch.no_grad():
         out = module(*example.args, **example.kwargs)
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
@@ -95,7 +95,7 @@ def on_meta(module: nn.Module) -> bool:
 def latency_ratio(
     first: nn.Module, second: nn.Module, example: Example, *, threads: int | None = None, rounds: int = 9
 ) -> float:
-    """The time of `second` over that of `first`: the median of runs that take turns.
+    """Return the time of `second` over that of `first`: the median of runs that take turns.
 
     Turns cancel what slows the whole machine; the first run of each is not counted.
     """
@@ -125,7 +125,7 @@ def taking_turns(
 
 
 def seconds_of(module: nn.Module, example: Example) -> float:
-    """The time of one call, without gradients."""
+    """Return the time of one call, without gradients."""
     _synchronise(example)
     start = time.perf_counter()
     outputs_of(module, example)
@@ -151,7 +151,7 @@ def threads_of(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_fused_layers() -> Iterator[None]:
-    """nn.TransformerEncoderLayer layer by layer, as it is written."""
+    """Run nn.TransformerEncoderLayer layer by layer, as it is written."""
     fused = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:

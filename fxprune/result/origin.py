@@ -36,14 +36,14 @@ def origin_of(model: nn.Module, captured: fx.GraphModule) -> dict[str, Any]:
 
 
 def _dtypes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The usual floating-point type, and the weights that have another."""
+    """Return the usual floating-point type, and the weights that have another."""
     found = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items() if t.is_floating_point()}
     usual = Counter(found.values()).most_common(1)[0][0] if found else "float32"
     return {"usual": usual, "others": {name: dtype for name, dtype in found.items() if dtype != usual}}
 
 
 def in_dtypes(model: nn.Module, dtypes: Mapping[str, Any]) -> nn.Module:
-    """The model itself, or a copy in the precision recorded: a capture may write it down."""
+    """Return the model itself, or a copy in the precision recorded: a capture may write it down."""
     if _dtypes(model.state_dict()) == dtypes:
         return model
     model = copy.deepcopy(model).to(getattr(torch, dtypes["usual"]))
@@ -60,7 +60,7 @@ def _last_dimension(captured: fx.GraphModule) -> int | None:
 
 
 def _architecture(model: nn.Module) -> str | None:
-    """timm's name of the model, with the tag of its configuration."""
+    """Return timm's name of the model, with the tag of its configuration."""
     for name in ("pretrained_cfg", "default_cfg"):
         record = getattr(model, name, None)
         read = record.get if isinstance(record, Mapping) else lambda key, r=record: getattr(r, key, None)
@@ -71,7 +71,7 @@ def _architecture(model: nn.Module) -> str | None:
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:
-    """A Hugging Face configuration as JSON data, less what could name code or files elsewhere."""
+    """Return a Hugging Face configuration as JSON data, less what could name code or files elsewhere."""
     config = getattr(model, "config", None)
     to_dict = getattr(config, "to_dict", None)
     if to_dict is None or not getattr(config, "model_type", None):
@@ -99,7 +99,7 @@ _ELSEWHERE = {
 
 
 def scrubbed(value: Any) -> Any:
-    """A configuration without what leads elsewhere, at any depth; JSON data only."""
+    """Return a configuration without what leads elsewhere, at any depth; JSON data only."""
     if isinstance(value, Mapping):
         return {str(k): scrubbed(v) for k, v in value.items() if not leads_elsewhere(str(k))}
     if isinstance(value, (list, tuple)):

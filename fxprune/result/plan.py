@@ -111,7 +111,7 @@ class Plan:
 
 
 def plan_of(pruned: fx.GraphModule) -> Plan:
-    """The plan that a pruned model was made by.
+    """Return the plan that a pruned model was made by.
 
     Raises:
         PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
@@ -132,7 +132,7 @@ def no_plan(model: nn.Module) -> PlanError:
 
 
 def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
-    """A plan as JSON data; without `weights`, its groups only, of which the rest follows by replay."""
+    """Return a plan as JSON data; without `weights`, its groups only, of which the rest follows by replay."""
     record: dict[str, Any] = {
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
@@ -151,7 +151,7 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
 
 
 def plan_from(record: Any) -> Plan:
-    """Raises PlanError for what is no plan, or names elements that a group does not have."""
+    """Read a plan.  Raises PlanError for what is none, or names elements that a group does not have."""
     try:
         if record["format"] not in (FORMAT, OLD_FORMAT):
             raise PlanError(f"it is of format {record['format']!r}, not {FORMAT}")
@@ -190,7 +190,7 @@ def _written_group(kept: Kept) -> dict[str, Any]:
 
 
 def _read_group(name: str, size: Any, kept: Any, heads: Any = None) -> Kept:
-    """A group's record as data, if it is one: increasing whole numbers within the group."""
+    """Return a group's record as data, if it is one: increasing whole numbers within the group."""
     if type(size) is not int or size < 1 or not (heads is None or (type(heads) is int and heads > 0)):
         raise PlanError(f"{name}: a size is a whole number of at least 1")
     if isinstance(kept, str):

@@ -60,20 +60,20 @@ class PrunedModule(fx.GraphModule):
         return {path: module.training for path, module in self.named_modules()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
-        twin = _rebuilt(*self._parts(), {})
-        memo[id(self)] = twin
-        _adopt(twin, copy.deepcopy(self._state(), memo))
-        return twin
+        copied = _rebuilt(*self._parts(), {})
+        memo[id(self)] = copied
+        _adopt(copied, copy.deepcopy(self._state(), memo))
+        return copied
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The graph as data and what it calls: nothing is traced when it is read again."""
+        """Return the graph as data and what it calls: nothing is traced when it is read again."""
         return _rebuilt, (*self._parts(), self._state())
 
     def _parts(self) -> tuple[str, list[NodeData]]:
         return type(self).__name__, graph_as_data(self.graph)
 
     def _state(self) -> dict[str, Any]:
-        """Modules, tensors, record, modes, and attributes that users set; not what the graph says."""
+        """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
 
 
@@ -103,7 +103,7 @@ _OF_THE_GRAPH = {
 
 
 def _rebuilt(name: str, data: list[NodeData], state: dict[str, Any]) -> PrunedModule:
-    """A module of this graph; `state` is its `__dict__` beside that."""
+    """Return a module of this graph; `state` is its `__dict__` beside that."""
     module = PrunedModule(_Anything(), graph_from_data(data), name)
     _adopt(module, state)
     return module
@@ -133,7 +133,7 @@ def _unpickled(
     meta: dict[str, Any],
     modes: dict[str, bool],
 ) -> PrunedModule:
-    """What pickles of format 1 call: their graph is traced out of its code."""
+    """Say what pickles of format 1 call: their graph is traced out of its code."""
     plain = rebuild(*arguments)
     module = PrunedModule(plain, plain.graph, type(plain).__name__)
     module.meta = {name: value for name, value in meta.items() if name != "fxprune"}

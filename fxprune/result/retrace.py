@@ -22,7 +22,7 @@ READS_CODE = "reads_generated_code"
 
 
 def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
+    """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
 
     code = forward.__code__
     known = frozenset(code.co_varnames[1 : code.co_argcount])
@@ -40,7 +40,7 @@ def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unknown(given: Mapping[str, Any], known: frozenset[str]) -> Exception:
-    """An argument that the original takes as a keyword of any name, or does not take at all."""
+    """Return an argument that the original takes as a keyword of any name, or does not take at all."""
     names = ", ".join(sorted(set(given) - known))
     return InputArgumentError(
         f"unexpected keyword argument {names}: the model was captured without it; "
@@ -70,7 +70,7 @@ def _handed_over(module: fx.GraphModule, tracer: Any, args: Sequence[Any], kwarg
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts rather than a graph's own."""
+    """Make plain lists and dicts of a graph's own kinds."""
     if isinstance(value, list):
         return [*map(_plain, value)]
     if type(value) is tuple:

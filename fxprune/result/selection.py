@@ -28,7 +28,7 @@ class Selection:
 
     @staticmethod
     def of(analysis: Analysis, kept: dict[Group, Tensor]) -> Selection:
-        """From the kept indices of each shrinking group."""
+        """Make a selection of the kept indices of each shrinking group."""
         masks: dict[Atom, np.ndarray] = {}
         heads: dict[Atom, Atom] = {}
         for group, indices in kept.items():
@@ -41,7 +41,7 @@ class Selection:
 
     @staticmethod
     def from_plan(analysis: Analysis, plan: Plan) -> Selection:
-        """A plan's choice on an analysed model.  Raises PlanError if it belongs to another one."""
+        """Return a plan's choice on an analysed model.  Raises PlanError if it belongs to another one."""
         known = {group.name: group for group in analysis.groups}
         kept: dict[Group, Tensor] = {}
         for name, choice in plan.groups.items():
@@ -70,14 +70,14 @@ class Selection:
         return any(a in self.masks for a in atoms_of(axis))
 
     def positions(self, axis: Axis) -> np.ndarray | None:
-        """The kept positions along an axis, sorted; None for all of them."""
+        """Return the kept positions along an axis, sorted; None for all of them."""
         if axis not in self._positions:
             keep = self._keep(axis)
             self._positions[axis] = None if keep is None else np.flatnonzero(keep)
         return self._positions[axis]
 
     def size(self, axis: Axis) -> int:
-        """The number of elements that an axis is left with."""
+        """Return the number of elements that an axis is left with."""
         if isinstance(axis, Product):
             return math.prod(map(self.size, axis.parts))
         if isinstance(axis, Sum):
@@ -86,7 +86,7 @@ class Selection:
         return axis.size if mask is None else int(np.atleast_2d(mask)[0].sum())
 
     def mask(self, axes: Sequence[Axis]) -> Tensor | None:
-        """1 where a tensor's element is kept and 0 where not, [n or 1, ...]; None if all are kept."""
+        """Make a mask, 1 where a tensor's element is kept, [n or 1, ...]; None if all are kept."""
         if not any(map(self.shrinks, axes)):
             return None
         choosers = set(self.heads.values())  # whole themselves, but each chooses what it keeps
@@ -110,7 +110,7 @@ class Selection:
         return keep
 
     def plan(self, analysis: Analysis) -> Plan:
-        """The selection as data: what each group keeps."""
+        """Return the selection as data: what each group keeps."""
         groups = {
             group.name: Kept(group.size, _indices(self.masks[group.atom]))
             for group in analysis.groups
@@ -119,7 +119,7 @@ class Selection:
         return Plan(groups, removed=analysis.removed, regrouped=dict(analysis.regrouped))
 
     def kept(self, analysis: Analysis, saved: Iterable[str]) -> dict[str, tuple[LongTensor | None, ...]]:
-        """What each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
+        """Say what each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
         kept: dict[str, tuple[Any, ...]] = {}
         for name in saved:
             used = analysis.names.get(name)

@@ -86,7 +86,7 @@ class Product:
 
     @staticmethod
     def of(parts: Iterable[Axis]) -> Axis:
-        """Nested products flatten, units go, a product of one axis is that axis."""
+        """Build a product: nested ones flatten, units go, a product of one axis is that axis."""
         flat: list[Axis] = []
         for part in parts:
             if part.size != 1:
@@ -109,7 +109,7 @@ class Sum:
 
     @staticmethod
     def of(parts: Iterable[Axis]) -> Axis:
-        """Nested sums flatten, empty parts go, a sum of one axis is that axis."""
+        """Build a sum: nested ones flatten, empty parts go, a sum of one axis is that axis."""
         flat: list[Axis] = []
         for part in parts:
             if part.size != 0:
@@ -126,24 +126,24 @@ ONE: Axis = Product(())
 
 
 def atom(size: int) -> Axis:
-    """A fresh axis about which nothing is known yet."""
+    """Return a fresh axis about which nothing is known yet."""
     if size == 0:  # register tokens of which there are none
         return Atom(0, Reason("empty", kind="empty"))
     return ONE if size == 1 else Atom(size)
 
 
 def frozen(size: int, why: str | Reason) -> Axis:
-    """A fresh axis that must stay whole."""
+    """Return a fresh axis that must stay whole."""
     return ONE if size == 1 else Atom(size, why if isinstance(why, Reason) else Reason(why))
 
 
 def batch(size: int, per_sample: int = 1) -> Axis:
-    """A fresh axis whose size follows the batch: `per_sample` elements for each sample."""
+    """Return a fresh axis whose size follows the batch: `per_sample` elements for each sample."""
     return ONE if size == 1 else Atom(size, Reason("input", kind="batch"), per_sample)
 
 
 def atoms_of(axis: Axis) -> Iterator[Atom]:
-    """Every atom of a (resolved) axis, outermost first; an atom may come twice."""
+    """Yield every atom of a (resolved) axis, outermost first; an atom may come twice."""
     if isinstance(axis, Atom):
         yield axis
         return
@@ -152,7 +152,7 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
 
 
 def size_of(axis: Axis, sizes: Mapping[Atom, int]) -> int:
-    """The number of elements of an axis, some of whose atoms have other sizes than their own."""
+    """Return the number of elements of an axis, some of whose atoms have other sizes than their own."""
     if isinstance(axis, Atom):
         return sizes.get(axis, axis.size)
     parts = [size_of(part, sizes) for part in axis.parts]
@@ -160,7 +160,7 @@ def size_of(axis: Axis, sizes: Mapping[Atom, int]) -> int:
 
 
 def with_batch(axis: Axis, samples: int) -> Axis:
-    """The axis as it is for another number of samples."""
+    """Return the axis as it is for another number of samples."""
     if isinstance(axis, Atom):
         known = axis.per_sample
         return Atom(known * samples, axis.frozen, known) if known else axis
@@ -169,7 +169,7 @@ def with_batch(axis: Axis, samples: int) -> Axis:
 
 
 def coordinates(axis: Axis) -> dict[Atom, np.ndarray]:
-    """For each atom of an axis of size n: which of its elements each of the n positions uses.
+    """Say which element of each atom each of an axis's n positions uses.
 
     int64 [n]; -1 where a position does not involve the atom (another part of a `Sum`).
     """
@@ -238,7 +238,7 @@ def _times(a: int, b: int) -> int:
 
 
 def _pieces(own: list[int], cuts: list[int]) -> list[list[int]]:
-    """For each factor between two of its `own` running products, the factors that `cuts` makes."""
+    """Cut each factor between two of its `own` running products into the factors that `cuts` makes."""
     out = []
     for low, high in itertools.pairwise(own):
         inside = [c for c in cuts if low <= c <= high]

@@ -85,7 +85,7 @@ class Call:
         return bound.arguments
 
     def keyword(self, rule: Rule, argument: str) -> str | None:
-        """The keyword by which the call gives an argument of the rule, if it does."""
+        """Return the keyword by which the call gives an argument of the rule, if it does."""
         return next((name for name, ours in self._named(rule).items() if ours == argument), None)
 
     def write(self, node: fx.Node, rule: Rule, argument: str, value: Any) -> None:
@@ -97,7 +97,7 @@ class Call:
             node.update_kwarg(name, value)
 
     def _named(self, rule: Rule) -> dict[str, str]:
-        """For each keyword of the call, the parameter of the rule that it means.
+        """Map each keyword of the call to the parameter of the rule that it means.
 
         By name, or else by its place in PyTorch's signature, under one of its names there; what only says
         how a result is held is left out.
@@ -124,7 +124,7 @@ class Call:
 
 
 def _takes_several(rule: Rule) -> str:
-    """The name that the rule has for any number of arguments, if it takes them."""
+    """Return the name that the rule has for any number of arguments, if it takes them."""
     parameters = rule.signature.parameters.values()
     return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
 
@@ -140,7 +140,7 @@ _DECORATIONS = frozenset(
 
 
 def call_of(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
-    """The canonical call of a `call_module`, `call_function` or `call_method` node."""
+    """Return the canonical call of a `call_module`, `call_function` or `call_method` node."""
     if node.op == "call_module":
         return _module_call(node, root, rules)
     name = op_name(node.target)
@@ -149,7 +149,7 @@ def call_of(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
 
 
 def _spellings(target: Any, name: str) -> list[str]:
-    """The names that a rule may have for what a node calls, the fullest first."""
+    """Return the names that a rule may have for what a node calls, the fullest first."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         full = op_space(target)
         return [f"aten.{name}", name, name.rstrip("_")] if full == "aten" else _own(full, name)
@@ -160,13 +160,13 @@ def _spellings(target: Any, name: str) -> list[str]:
 
 
 def _own(space: str, name: str, qualified: str = "") -> list[str]:
-    """A user's function never passes for a library's of the same name."""
+    """Return a user's function never passes for a library's of the same name."""
     full = [f"{space}.{qualified or name}", f"{space}.{name}"]
     return [*full, *([] if name in DEFAULT_RULES else [name])]
 
 
 def _is_library(target: Callable[..., Any]) -> bool:
-    """Functions whose name alone says what they do: PyTorch's, Python's own operators."""
+    """Say whether a function's name alone says what it does: PyTorch's, Python's own operators."""
     module = getattr(target, "__module__", None) or ""
     return module.split(".")[0] in {"torch", "_operator", "builtins", "math", ""} or target in (
         operator.getitem,
@@ -191,7 +191,7 @@ def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
 
 
 def _opaque_call(node: fx.Node, module: nn.Module, rules: RuleSet) -> Call:
-    """A module by its class; its own tensors and numbers are given by name where the rule asks for them."""
+    """Call a module by its class; its tensors and numbers go by name where the rule asks for them."""
     cls = type(module)
     known = (name for name in _own(cls.__module__, cls.__name__, cls.__qualname__) if name in rules)
     op = next(known, cls.__name__)

@@ -88,7 +88,7 @@ def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
 
 
 def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
-    """einsum(x, [0, 1], y, [1, 2], [0, 2]) as einsum("ab,bc->ac", x, y)."""
+    """Write einsum(x, [0, 1], y, [1, 2], [0, 2]) as einsum("ab,bc->ac", x, y)."""
 
     def word(numbers: Sequence[Any]) -> str:
         return "".join("..." if n is Ellipsis else chr(ord("a") + n) for n in numbers)
@@ -197,7 +197,7 @@ def conv_transpose_axes(
 def _pixels(
     input: Typed, kernel: list[Axis], stride: Any, padding: Any, result: Typed
 ) -> tuple[Sequence[Axis], list[tuple[Axis, str | Reason]]]:
-    """The dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
+    """Return the dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
     n = len(kernel)
     pointwise = all(k == ONE for k in kernel) and _all(stride, 1) and _all(padding, 0)
     if pointwise:

@@ -17,7 +17,7 @@ from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dim
 
 
 def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
-    """The axes with one dimension replaced (by none: removed)."""
+    """Return the axes with one dimension replaced (by none: removed)."""
     return (*axes[:dim], *new, *axes[dim + 1 :])
 
 
@@ -46,7 +46,7 @@ def stack_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
 
 
 def pieces_of(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """Consecutive parts of an axis, as they are where its own parts end there already."""
+    """Cut an axis into consecutive parts, its own where they end there already."""
     if isinstance(axis, Sum) and [p.size for p in axis.parts] == list(sizes):
         return list(axis.parts)
     return [atom(size) for size in sizes]
@@ -118,7 +118,7 @@ def select_axes(input: Typed, dim: int, index: int) -> Flow:
 
 
 def _part_with(axis: Axis, index: Any) -> Axis:
-    """The part of a concatenation that holds one element: the others need not be whole for it."""
+    """Return the part of a concatenation that holds one element: the others need not be whole for it."""
     if not isinstance(axis, Sum) or not isinstance(index, int):
         return axis
     start, index = 0, at(index, axis.size)
@@ -130,7 +130,7 @@ def _part_with(axis: Axis, index: Any) -> Axis:
 
 
 def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) -> tuple[Axis, Flow, slice]:
-    """x[start:stop:step] along one axis: the result, what follows, and the axes its bounds spell."""
+    """Slice one axis, x[start:stop:step]: the result, what follows, and the axes its bounds spell."""
     begin, end, stride = slice(start, stop, step).indices(axis.size)
     size = len(range(begin, end, stride))
     if size == axis.size and stride == 1:
@@ -153,7 +153,7 @@ def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) ->
 
 
 def pieces_of_three(axis: Axis, begin: int, size: int) -> tuple[Axis, Axis, Axis]:
-    """An axis cut before and after a run of elements, along its own parts where they end there."""
+    """Return an axis cut before and after a run of elements, along its own parts where they end there."""
     if isinstance(axis, Sum):
         ends = [0, *itertools.accumulate(part.size for part in axis.parts)]
         if begin in ends and begin + size in ends:
@@ -262,7 +262,7 @@ def written_axes(x: Typed, index: Any, value: Any) -> Flow:
 
 
 def _places(index: Any) -> list[tuple[Axis, str]]:
-    """What is not written to all of them keeps other values there."""
+    """Say what is not written to all of them keeps other values there."""
     return [(axis, "written to") for tensor in leaves(index, Typed) for axis in tensor.axes]
 
 
@@ -353,7 +353,7 @@ def scatter_axes(
 def _element_by_element(
     axes: Axes, index: Axes, d: int
 ) -> tuple[list[tuple[Axis, Axis]], list[tuple[Axis, str]]]:
-    """What an index that is a tensor of the same dimensions says of all but the one that it looks up."""
+    """Say what an index that is a tensor of the same dimensions says of all but the one that it looks up."""
     pairs = [pair for i, pair in enumerate(zip(axes, index, strict=True)) if i != d]
     odd = [axis for pair in pairs if pair[0].size != pair[1].size for axis in pair]
     return [p for p in pairs if p[0].size == p[1].size], [(axis, "looked up by index") for axis in odd]

@@ -151,7 +151,7 @@ def std_mean(input: Tensor, mask: Tensor, **options: Any) -> Any:
 def normalize(
     input: Tensor, mask: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, **_: Any
 ) -> Tensor:
-    """Each term of the norm counted as much as its mask says."""
+    """Return each term of the norm counted as much as its mask says."""
     if p == math.inf:
         norm = (input * mask).abs().amax(dim, keepdim=True)
     elif p <= 0:  # its dimensions are whole

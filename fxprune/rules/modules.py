@@ -131,7 +131,7 @@ _native("Softsign", "softsign")
 
 
 def native(module: nn.Module) -> Native | None:
-    """The entry for a module, if its class (or one that changes nothing in `forward`) is known."""
+    """Return the entry for a module, if its class (or one that changes nothing in `forward`) is known."""
     for cls in type(module).__mro__:
         if cls in NATIVE:
             return NATIVE[cls] if type(module).forward is cls.forward else None

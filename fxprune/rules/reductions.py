@@ -11,7 +11,7 @@ from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
 
 
 def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
-    """The axes that are left when `dim` (None: every dimension) is reduced."""
+    """Return the axes that are left when `dim` (None: every dimension) is reduced."""
     gone = dims_of(dim, input.ndim)
     if keepdim:
         return tuple(ONE if i in gone else axis for i, axis in enumerate(input.axes))
@@ -19,7 +19,7 @@ def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
 
 
 def summed(input: Typed, dim: Any) -> list[Axis]:
-    """The axes that a reduction over `dim` adds up."""
+    """Return the axes that a reduction over `dim` adds up."""
     return [input.axes[d] for d in dims_of(dim, input.ndim)]
 
 

@@ -159,7 +159,7 @@ class RuleSet:
         self._rules[name] = Rule(name, op.axes, inspect.signature(op.axes), op.masked, taught)
 
     def extended(self, ops: Mapping[str, Op | Callable[..., Flow]]) -> RuleSet:
-        """A copy with a user's own ops added or replaced.
+        """Return a copy with a user's own ops added or replaced.
 
         An op's name may be its full one (`mylib::my_norm` or `mylib.my_norm` of a custom op,
         `mypackage.functions.my_norm` of a function, `mypackage.layers.MyNorm` of a module's class), or the
@@ -193,7 +193,7 @@ def rule(
 
 
 def at(dim: int, ndim: int) -> int:
-    """A dimension as a non-negative number."""
+    """Return a dimension as a non-negative number."""
     return dim + ndim if dim < 0 else dim
 
 

@@ -12,7 +12,7 @@ from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, r
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
-    """The dimensions of a tensor as one row-major list of factors, units left out."""
+    """Return the dimensions of a tensor as one row-major list of factors, units left out."""
     product = Product.of(axes)
     return list(product.parts) if isinstance(product, Product) else [product]
 

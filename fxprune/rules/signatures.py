@@ -20,7 +20,7 @@ __all__ = ["place_of"]
 
 
 def place_of(node: fx.Node, keyword: str, given: Collection[str]) -> int | None:
-    """The position of an argument that a call gives by keyword; None where it has none, or is unknown.
+    """Return the position of an argument that a call gives by keyword; None where it has none, or is unknown.
 
     `given`: all keywords of the call, which say which of an op's overloads it is.
     """
@@ -31,7 +31,7 @@ def place_of(node: fx.Node, keyword: str, given: Collection[str]) -> int | None:
 
 @functools.cache
 def _signatures(target: Any) -> list[dict[str, int | None]]:
-    """For each overload, the argument names with their positions (None: by keyword only)."""
+    """Return the argument names of each overload with their positions (None: by keyword only)."""
     if isinstance(target, torch._ops.OpOverload):
         return [_of_schema(target)]
     if isinstance(target, torch._ops.OpOverloadPacket):

@@ -104,7 +104,7 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
 
 
 def _model(spec: str) -> nn.Module:
-    """With random weights; a giant on the meta device, where it needs no memory."""
+    """Build a model with random weights; a giant on the meta device, where it needs no memory."""
     try:
         with torch.device("meta"):
             outline = model_specs.build(spec)
@@ -119,7 +119,7 @@ def _model(spec: str) -> nn.Module:
 
 
 def _whole_share(analysis: Analysis) -> float:
-    """The share of parameters in tensors of which no dimension can shrink."""
+    """Return the share of parameters in tensors of which no dimension can shrink."""
     sizes = {name: (p.numel(), analysis.weights.get(name)) for name, p in _parameters(analysis)}
     frozen = analysis.frozen
     whole = sum(
@@ -131,7 +131,7 @@ def _whole_share(analysis: Analysis) -> float:
 
 
 def _reasons(analysis: Analysis, most: int = 4) -> str:
-    """What keeps channels whole, each reason with the share of parameters that have such a dimension."""
+    """Say what keeps channels whole, each reason with the share of parameters that have such a dimension."""
     frozen = analysis.frozen
     total, share = 0, Counter[str]()
     for name, parameter in _parameters(analysis):
@@ -156,7 +156,7 @@ def _parameters(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
 
 
 def _ops_of_failed(model: nn.Module) -> tuple[OpUse, ...]:
-    """What it calls, if it can be captured at all: an op without a rule may be why it failed."""
+    """Say what it calls, if it can be captured at all: an op without a rule may be why it failed."""
     try:
         return ops_met(analyze(model))
     except Exception:  # the row already names what went wrong

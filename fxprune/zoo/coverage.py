@@ -39,7 +39,7 @@ Ops = Mapping[str, Iterable[OpUse]]  # by model
 
 
 def ops_met(analysis: Analysis) -> tuple[OpUse, ...]:
-    """Every op of a captured graph, sorted."""
+    """Return every op of a captured graph, sorted."""
     counts = Counter((s.call.op, *_named(s.rule)) for s in analysis.steps.values())
     counts.update({(op, NO_RULE, ""): len(nodes) for op, nodes in analysis.missing.items()})
     return tuple(OpUse(*met, calls) for met, calls in sorted(counts.items()))
@@ -59,12 +59,12 @@ def _named(rule: Rule | None) -> tuple[str, str]:
 
 
 def store_of(table: str | os.PathLike[str]) -> Path:
-    """Where the ops of each model stand, beside the zoo's table: zoo.csv -> zoo-ops.json."""
+    """Say where the ops of each model stand, beside the zoo's table: zoo.csv -> zoo-ops.json."""
     return Path(table).with_name(f"{Path(table).stem}-ops.json")
 
 
 def read(table: str | os.PathLike[str]) -> dict[str, tuple[OpUse, ...]]:
-    """The ops by model; none where there is no file yet."""
+    """Return the ops by model; none where there is no file yet."""
     store = store_of(table)
     if not store.exists():
         return {}
@@ -73,7 +73,7 @@ def read(table: str | os.PathLike[str]) -> dict[str, tuple[OpUse, ...]]:
 
 
 def write(table: str | os.PathLike[str], ops: Ops) -> None:
-    """The ops of every model (JSON), and the report made of them (CSV): zoo-ops.json, zoo-ops.csv."""
+    """Write the ops of every model, and the report made of them: zoo-ops.json, zoo-ops.csv."""
     lines = (f"{json.dumps(model)}: {json.dumps(list(ops[model]))}" for model in sorted(ops))
     store = store_of(table)
     write_whole(store, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -99,7 +99,7 @@ def report(ops: Ops) -> str:
 
 
 def summary(ops: Ops) -> str:
-    """How many ops were met, by tier, and those that no rule served."""
+    """Say how many ops were met, by tier, and those that no rule served."""
     served = {(use.op, use.tier) for uses in ops.values() for use in uses if use.rule != NO_RULE}
     rules = {use.rule for uses in ops.values() for use in uses} - {NO_RULE}
     tiers = Counter(tier for _, tier in served)

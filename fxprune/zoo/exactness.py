@@ -48,7 +48,7 @@ class Exactness(NamedTuple):
 def exactness(
     model: nn.Module, pruned: fx.GraphModule, analysis: Analysis, macs: float, brief: bool = False
 ) -> Exactness:
-    """In float64, at a batch size other than the traced one; and, unless `brief`, run at a third one."""
+    """Compare in float64, at a batch size other than the traced one; unless `brief`, run a third one."""
     smaller = None
     if macs > AFFORDABLE_MACS and analysis.capture == "symbolic":
         smaller = _smallest(model, pruned)
@@ -76,14 +76,14 @@ def exactness(
 def exactness_built_smaller(
     spec: str, macs: float, capture: str, ratio: float, brief: bool = False
 ) -> Exactness | None:
-    """Of the same architecture built for smaller images and pruned in the same way, where that is needed."""
+    """Compare the same architecture built for smaller images and pruned alike, where that is needed."""
     if macs <= SINGLE_IMAGE_MACS:
         return None
     for size in SMALLER_IMAGES:
-        twin = _built_for(spec, size)
-        if twin is not None:
-            analysis = analyze(twin, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
-            found = exactness(twin, prune_analyzed(twin, analysis, ratio), analysis, 0, brief)
+        small = _built_for(spec, size)
+        if small is not None:
+            analysis = analyze(small, example_inputs=torch.zeros(2, 3, size, size), capture=capture)
+            found = exactness(small, prune_analyzed(small, analysis, ratio), analysis, 0, brief)
             return found._replace(note=f"certified as built for {size} x {size}")
     return None
 
@@ -118,7 +118,7 @@ def _size(example: Example) -> int:
 
 
 def _smallest(model: nn.Module, pruned: fx.GraphModule) -> Example | None:
-    """The smallest square images that both take."""
+    """Return the smallest square images that both take."""
     example = _noise(model, pruned)
     for size in (s for s in SMALLER_IMAGES if s < _size(example)):
         smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)

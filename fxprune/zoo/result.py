@@ -62,7 +62,7 @@ class Result:
         return self.passed and not self.complaint
 
     def row(self) -> dict[str, str]:
-        """As text, rounded: the table changes only where something did."""
+        """Write the row as text, rounded: the table changes only where something did."""
         return {name: _text(name, getattr(self, name)) for name in COLUMNS}
 
     @staticmethod

@@ -24,7 +24,7 @@ MARKS = "<!-- zoo -->\n", "<!-- /zoo -->"
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Result]:
-    """The rows by model; none where there is no file yet."""
+    """Return the rows by model; none where there is no file yet."""
     if not Path(path).exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Result]:
 
 
 def write(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
-    """All rows, sorted by model; the file appears whole or not at all."""
+    """Write all rows, sorted by model; the file appears whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -70,7 +70,7 @@ def uses_of(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, exa
 
 
 def _sizes(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, example: Example) -> str:
-    """The first other size that the original takes."""
+    """Return the first other size that the original takes."""
     for change in (_larger, _shorter):
         other = example.map(change(example))
         said = _same(model, whole, pruned, other) if _shapes(other) != _shapes(example) else ""
@@ -80,7 +80,7 @@ def _sizes(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, exam
 
 
 def _larger(example: Example) -> Callable[[Tensor], Tensor]:
-    """Images and volumes half as large again."""
+    """Return images and volumes half as large again."""
 
     def change(t: Tensor) -> Tensor:
         if t.ndim < 4 or not t.is_floating_point() or t.shape[-1] < 8:
@@ -169,7 +169,7 @@ def _training(model: nn.Module, pruned: fx.GraphModule, example: Example) -> str
 
 
 def _with_gradients(module: nn.Module, example: Example) -> set[str]:
-    """The parameters that a step in train mode moves."""
+    """Return the parameters that a step in train mode moves."""
     trained = structural_copy(module) if not isinstance(module, fx.GraphModule) else copy.deepcopy(module)
     trained.train()
     for parameter in trained.parameters():

@@ -38,7 +38,7 @@ def canonicalise(captured: Captured, source: nn.Module, *, check: Check = False)
 
 
 def _passes(captured: Captured, source: nn.Module) -> list[Pass]:
-    """All passes in order; each takes a graph module, changes it and hands it on."""
+    """Return all passes in order; each takes a graph module, changes it and hands it on."""
     example, batch = captured.example, captured.stand_in_batch
 
     def values(module: fx.GraphModule) -> fx.GraphModule:

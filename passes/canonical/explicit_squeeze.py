@@ -48,7 +48,7 @@ def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.
 
 
 def _guard_batch(graph: fx.Graph, squeeze: fx.Node, x: fx.Node, dim: int) -> None:
-    """A batch of one would be squeezed as well."""
+    """Guard against a batch of one, which would be squeezed as well."""
     with graph.inserting_before(squeeze):
         size = graph.call_method("size", (x, dim))
         size.meta["val"] = x.meta["val"].shape[dim]

@@ -39,7 +39,7 @@ def lift_modules(module: fx.GraphModule, *, source: nn.Module) -> fx.GraphModule
     calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
     for node in module.graph.nodes:
         arguments = _arguments(node)
-        path = _owner(arguments, source) if arguments is not None and _is_fixed(arguments) else None
+        path = _owner(arguments, source) if arguments is not None and _is_constant(arguments) else None
         if path is not None and arguments is not None:
             calls[path].append((node, arguments))
     for path, sites in calls.items():
@@ -70,7 +70,7 @@ def _lift(
 
 
 def _arguments(node: fx.Node) -> dict[str, Any] | None:
-    """The arguments by name, if the node calls one of the liftable functions."""
+    """Return the arguments by name, if the node calls one of the liftable functions."""
     if node.op != "call_function":
         return None
     names = _SIGNATURES.get(node.target)  # type: ignore[arg-type]
@@ -81,14 +81,14 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     return {name: given.get(name, default.get(name)) for name in names.split()}
 
 
-def _is_fixed(arguments: dict[str, Any]) -> bool:
+def _is_constant(arguments: dict[str, Any]) -> bool:
     """Are the options numbers, not computed?  (The weights say what shape is normalised over.)"""
     options = [v for k, v in arguments.items() if k not in ("input", "normalized_shape", *_TENSORS)]
     return not any(isinstance(v, fx.Node) for v in pytree.tree_leaves(options))
 
 
 def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
-    """The one module that holds exactly these tensors under these names."""
+    """Return the one module that holds exactly these tensors under these names."""
     held = {name: arguments[name] for name in _TENSORS if arguments.get(name) is not None}
     if not held or not all(isinstance(n, fx.Node) and n.op == "get_attr" for n in held.values()):
         return None
@@ -122,7 +122,7 @@ def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, so
 
 
 def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
-    """A native layer that computes this call, around the owner's own tensors."""
+    """Return a native layer that computes this call, around the owner's own tensors."""
     weight: Any = getattr(owner, "weight", None)
     layer: Any
     with torch.device("meta"):

@@ -64,7 +64,7 @@ def _fused(node: fx.Node) -> _Fused | None:
 
 
 def _permuted(node: fx.Node, dim: int) -> tuple[list[tuple[fx.Node, list[int]]], fx.Node, int]:
-    """The permutes in a row behind a node, and where the dimension ends up."""
+    """Return the permutes in a row behind a node, and where the dimension ends up."""
     permutes = []
     while len(node.users) == 1 and (order := _order(next(iter(node.users)))) is not None:
         node = next(iter(node.users))
@@ -74,7 +74,7 @@ def _permuted(node: fx.Node, dim: int) -> tuple[list[tuple[fx.Node, list[int]]],
 
 
 def _order(node: fx.Node) -> list[int] | None:
-    """The order of dimensions that a permute or transpose makes."""
+    """Return the order of dimensions that a permute or transpose makes."""
     n = len(_shape(node)) if _has_shape(node) else 0
     if _name(node) == "permute" and isinstance(_args(node)[1], (list, tuple)):
         return [int(d) % n for d in _args(node)[1]]

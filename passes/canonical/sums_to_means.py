@@ -44,7 +44,7 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _divided_sum(node: fx.Node) -> fx.Node | None:
-    """The sum that this node divides by the number of its elements, if it does."""
+    """Return the sum that this node divides by the number of its elements, if it does."""
     if node.target not in _DIVISIONS | _PRODUCTS or len(node.args) != 2:
         return None
     total, number = node.args

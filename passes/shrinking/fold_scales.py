@@ -31,7 +31,7 @@ _BRINGS = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d"
 
 
 def constant_of(call: Call) -> float | None:
-    """The constant that an attention or a product multiplies by (or divides by); None if there is none."""
+    """Return the constant that an attention or product multiplies (or divides) by; None if there is none."""
     if call.op.removeprefix("aten.") == _ATTENTION:
         scale = call.kwargs.get("scale")
     elif call.op in (*_PRODUCTS, *_QUOTIENTS) and len(call.args) == 2 and isinstance(call.args[0], fx.Node):
@@ -73,7 +73,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
 
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:
-    """What is scaled; of a product of matrices, the left one: the query."""
+    """Say what is scaled; of a product of matrices, the left one: the query."""
     x = call.args[0] if call.args else call.kwargs["query"]
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
     if inner is not None and inner.op in _MATMULS:
@@ -113,7 +113,7 @@ def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tu
 
 
 def _origin(module: fx.GraphModule, factor: fx.Node) -> tuple[list[fx.Node], Call]:
-    """The layer that the factor comes from, and the nodes from there to it that only lay it out."""
+    """Return the layer that the factor comes from, and the nodes from there to it that only lay it out."""
     path = [factor]
     while path[-1].op.startswith("call"):
         call = call_of(path[-1], module, DEFAULT_RULES)
@@ -132,7 +132,7 @@ def _op(call: Call) -> str:
 
 
 def _rows(path: list[fx.Node], dim: int) -> Tensor:
-    """Which features of the first node's result end up in the last one's: numbers are sent along."""
+    """Say which features of the first node's result end up in the last one's: numbers are sent along."""
     first = path[0].meta["val"]
     numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
     sent: dict[fx.Node, Any] = {path[0]: numbers.movedim(-1, dim)}

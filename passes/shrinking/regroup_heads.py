@@ -53,7 +53,7 @@ def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.Grap
 
 
 def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
-    """What stands right inside the heads in every weight that carries either; empty if either stands
+    """Say what stands right inside the heads in every weight that carries either; empty if either stands
     alone somewhere (a bias per head, a norm per head dim): such weights can't be regrouped."""
     resolved = [axis for axes in analysis.weights.values() for axis in axes]
     live = {group.atom for group in analysis.prunable}
@@ -69,7 +69,7 @@ def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
 
 
 def _neighbours(axis: Axis) -> list[tuple[Atom, Atom | None]]:
-    """Each atom of an axis with the atom right inside it."""
+    """Return each atom of an axis with the atom right inside it."""
     if isinstance(axis, Atom):
         return [(axis, None)]
     found = [pair for part in axis.parts if not isinstance(part, Atom) for pair in _neighbours(part)]

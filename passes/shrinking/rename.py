@@ -74,7 +74,7 @@ def _at(root: nn.Module, target: str) -> nn.Module | Tensor:
 
 
 def prefixes(names: Mapping[str, str]) -> dict[str, str]:
-    """What renamed tensors say about the modules that hold them.
+    """Say what renamed tensors say about the modules that hold them.
 
     >>> prefixes({"blocks.7.attn.qkv.weight": "blocks.3.attn.qkv.weight"})
     {'blocks.7.attn.qkv': 'blocks.3.attn.qkv', 'blocks.7.attn': 'blocks.3.attn', 'blocks.7': 'blocks.3'}
@@ -89,7 +89,7 @@ def prefixes(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def renamed_path(path: str, modules: Mapping[str, str]) -> str:
-    """A path with the longest prefix that was renamed replaced."""
+    """Return a path with the longest prefix that was renamed replaced."""
     parts = path.split(".")
     for i in range(len(parts), 0, -1):
         known = modules.get(".".join(parts[:i]))

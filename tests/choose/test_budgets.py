@@ -25,7 +25,7 @@ from fxprune.choose.budget import Budget
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
 from fxprune.choose.importance.score import Scores
-from fxprune.result.measure import macs_of, twin_of
+from fxprune.result.measure import eval_copy, macs_of
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": small_vit,
@@ -260,8 +260,8 @@ def test_counting_leaves_the_model_as_it_is() -> None:
     assert dense.training
     for name, value in dense.state_dict().items():
         assert torch.equal(value, before[name])
-    twin = twin_of(dense)
-    assert not twin.training and macs_of(twin, fxprune.capture.example_of.Example((images(1),))) > 0
+    copied = eval_copy(dense)
+    assert not copied.training and macs_of(copied, fxprune.capture.example_of.Example((images(1),))) > 0
 
 
 def test_a_schedule_never_gives_more_at_a_higher_level() -> None:

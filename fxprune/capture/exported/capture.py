@@ -94,7 +94,7 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
 def _export(
     model: nn.Module, example: Example, training: bool, keep_eval: Collection[type] = ()
 ) -> tuple[fx.Graph, torch.export.ExportedProgram, Example]:
-    """The graph in one mode, the program that it is of, and what that was exported with.
+    """Return the graph in one mode, the program that it is of, and what that was exported with.
 
     That is the example itself where the program takes its batch size only.
     """
@@ -127,7 +127,7 @@ def _with_dynamic_batch(model: nn.Module, example: Example) -> tuple[torch.expor
 
 
 def _dynamic(model: nn.Module, example: Example, batch: int | None) -> dict[str, Any]:
-    """The first dimension of every tensor is dynamic, or of those alone that have a certain batch size."""
+    """Make the first dimension of every tensor dynamic, or of those alone of a certain batch size."""
 
     def dynamic(value: Any) -> Any:
         batched = isinstance(value, Tensor) and value.ndim > 0 and batch in (None, value.shape[0])

@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 
 def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.Graph:
-    """The exported graph with the original's names, inputs and nested outputs."""
+    """Return the exported graph with the original's names, inputs and nested outputs."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
     copied = _nested_inputs(graph, source.graph, program.call_spec.in_spec, model)
@@ -46,7 +46,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
 def _nested_inputs(
     graph: fx.Graph, source: fx.Graph, spec: pytree.TreeSpec, model: nn.Module
 ) -> dict[fx.Node, fx.Node]:
-    """Where an argument is a list or a dict of tensors: one input for each argument, taken apart.
+    """Make one input of each argument that is a list or a dict of tensors, and take it apart.
 
     Maps the placeholders that export makes of each tensor to what stands for it.
     """
@@ -73,7 +73,7 @@ def _nested_inputs(
 
 
 # What `run_decompositions` makes of a batch norm in eval mode, and of one without statistics of its own.
-_OPENED_NORMS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+_DECOMPOSED_NORMS: dict[Any, Callable[..., tuple[Any, ...]]] = {
     _aten._native_batch_norm_legit_no_training.default: lambda x, weight, bias, mean, var, momentum, eps: (
         *(x, weight, bias, mean, var, False, momentum, eps, False),
     ),
@@ -86,10 +86,10 @@ _OPENED_NORMS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 def _close_norms(graph: fx.Graph) -> None:
     """Batch norms that return what their derivative needs beside the result are plain ones again."""
     for node in list(graph.nodes):
-        if node.target not in _OPENED_NORMS or any(user.args[1] != 0 for user in node.users):
+        if node.target not in _DECOMPOSED_NORMS or any(user.args[1] != 0 for user in node.users):
             continue
         with graph.inserting_before(node):
-            whole = graph.call_function(_aten.batch_norm.default, _OPENED_NORMS[node.target](*node.args))
+            whole = graph.call_function(_aten.batch_norm.default, _DECOMPOSED_NORMS[node.target](*node.args))
         whole.meta = dict(node.meta)
         for user in list(node.users):
             user.replace_all_uses_with(whole)
@@ -147,7 +147,7 @@ def _inlined(
     source: fx.GraphModule,
     model: nn.Module,
 ) -> Any:
-    """The body of a no-grad or autocast region in place of the call."""
+    """Return the body of a no-grad or autocast region in place of the call."""
     body_at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
     getter = node.args[body_at]
     assert isinstance(getter, fx.Node)
@@ -171,7 +171,7 @@ def _inlined(
 
 
 def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: fx.Node) -> fx.Node:
-    """What an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
+    """Say what an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
     value = inner[node]
     if not stops:
         return value
@@ -199,7 +199,7 @@ def _add_constant(model: nn.Module, source: nn.Module, name: str) -> bool:
 
 
 def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
-    """The output as the model nests it: literals for tuples, lists and dicts, else the class's own call."""
+    """Nest the output as the model does: literals for tuples, lists and dicts, else the class's call."""
     if spec.is_leaf():
         return next(leaves)
     children = [_nested(graph, child, leaves) for child in spec.children()]
@@ -228,7 +228,7 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
 
 
 def _users_line(trace: str | None) -> str | None:
-    """The innermost line of a recorded stack that is the model's own."""
+    """Return the innermost line of a recorded stack that is the model's own."""
     for line in reversed((trace or "").splitlines()):
         file, found, number = line.strip().removeprefix('File "').partition('", line ')
         if found and is_users(file):
@@ -237,7 +237,7 @@ def _users_line(trace: str | None) -> str | None:
 
 
 def _module_path(node: fx.Node) -> str:
-    """The module whose code made an exported node."""
+    """Return the module whose code made an exported node."""
     stack = node.meta.get("nn_module_stack") or {}
     path, _ = next(reversed(stack.values()), ("", None))
     return path

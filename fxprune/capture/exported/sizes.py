@@ -65,19 +65,19 @@ def _leaves(name: str, value: Any) -> list[tuple[Path, Any]]:
 
 
 def _shapes(program: torch.export.ExportedProgram) -> list[Any]:
-    """The shape of each leaf of the arguments; None for what is no tensor."""
+    """Return the shape of each leaf of the arguments; None for what is no tensor."""
     own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
     return [n.meta["val"].shape if isinstance(n.meta.get("val"), Tensor) else None for n in nodes]
 
 
 def _guards_of(program: torch.export.ExportedProgram) -> list[str]:
-    """What export found that it must be able to rely on, as Python expressions over `L['x'].size()[0]`."""
+    """Return what export relies on, as Python expressions over `L['x'].size()[0]`."""
     return list(getattr(program, "_guards_code", None) or ())
 
 
 def _equal_sizes(code: str) -> tuple[tuple[Path, int], tuple[Path, int]] | None:
-    """The two sizes of `L['x'].size()[0] == L['y'].size()[0]`; None for any other expression."""
+    """Return the two sizes of `L['x'].size()[0] == L['y'].size()[0]`; None for any other expression."""
     tree = ast.parse(code, mode="eval").body
     if not isinstance(tree, ast.Compare) or len(tree.ops) != 1 or not isinstance(tree.ops[0], ast.Eq):
         return None
@@ -97,7 +97,7 @@ def _size(tree: ast.expr) -> tuple[Path, int] | None:
 
 
 def _path(tree: ast.expr) -> Path | None:
-    """`L['x'][0]` as `("x", 0)`."""
+    """Parse `L['x'][0]` to `("x", 0)`."""
     keys: list[Any] = []
     while isinstance(tree, ast.Subscript) and isinstance(tree.slice, ast.Constant):
         keys.append(tree.slice.value)

@@ -31,7 +31,7 @@ class Entry:
     stride: tuple[int, ...] = ()
 
     def patches(self) -> list[tuple[int, int]]:
-        """(channels, side) of square patches that, flattened, are as wide: 48 is 3 x 4 x 4."""
+        """Return (channels, side) of square patches that, flattened, are as wide: 48 is 3 x 4 x 4."""
         found = []
         for channels in (3, 1, 4, 2):
             side = math.isqrt(self.width // channels)
@@ -41,7 +41,7 @@ class Entry:
 
 
 def entry_of(layer: nn.Module) -> Entry | None:
-    """What a layer takes, where it is one that can be the first."""
+    """Say what a layer takes, where it is one that can be the first."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return Entry("ids", layer.num_embeddings, layer.embedding_dim)
     for convolution, kind in CONVOLUTIONS:
@@ -58,5 +58,5 @@ def entry_of(layer: nn.Module) -> Entry | None:
 
 
 def entries_of(model: nn.Module) -> list[Entry]:
-    """The layers that may be the first, in the order in which the model holds them."""
+    """Return the layers that may be the first, in the order in which the model holds them."""
     return list(dict.fromkeys(e for m in model.modules() if (e := entry_of(m)) is not None))

@@ -24,7 +24,7 @@ MOST = 80  # trials for each of them
 
 
 def find_example(model: nn.Module) -> Example:
-    """Two blank samples that the model takes.
+    """Return two blank samples that the model takes.
 
     First what is recorded on the model, if the model itself agrees: the record is that of published weights,
     and the model may be built for other sizes or channels.  Then what its first layer, its tables of

@@ -27,7 +27,7 @@ MEANINGS = {
 
 
 def hint_for(entry: Entry | None, model: nn.Module) -> str:
-    """`pass example_inputs=torch.zeros(2, 16, dtype=torch.long), token ids [batch, length]`."""
+    """Suggest a call: `pass example_inputs=torch.zeros(2, 16, dtype=torch.long), [batch, length]`."""
     needed = required_arguments(model)
     if entry is None:
         tensor, meaning = "TENSOR", "one call's input, its first dimension the batch"
@@ -44,7 +44,7 @@ def hint_for(entry: Entry | None, model: nn.Module) -> str:
 
 
 def required_arguments(model: nn.Module) -> list[str]:
-    """The names of `forward`'s arguments that have no default."""
+    """Return the names of `forward`'s arguments that have no default."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):

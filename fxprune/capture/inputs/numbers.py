@@ -22,12 +22,12 @@ MOST = 48  # of the numbers that a model keeps
 
 
 def rows(model: nn.Module) -> list[int]:
-    """How many rows each table has: [n, features] or [1, n, features]."""
+    """Say how many rows each table has: [n, features] or [1, n, features]."""
     return unique(shape[0] for shape in _tables(model) if len(shape) == 2)
 
 
 def grids(model: nn.Module, features: int | None = None) -> list[Size]:
-    """Patches down and across, of tables over both, and of tables with a square number of rows.
+    """Return patches down and across, of tables over both, and of tables with a square number of rows.
 
     features: only of tables whose rows are so wide; those of relative positions are not.
     """
@@ -48,12 +48,12 @@ def pairs(model: nn.Module) -> list[Size]:
 
 
 def numbers(model: nn.Module) -> list[int]:
-    """Whole numbers that modules of the model's own keep."""
+    """Return whole numbers that modules of the model's own keep."""
     return unique(v for m in model.modules() if _is_own(m) for v in _kept(m) if _is_size(v))[:MOST]
 
 
 def root(n: int) -> int:
-    """The side of a square number, or 0."""
+    """Return the side of a square number, or 0."""
     side = math.isqrt(n) if n > 0 else 0
     return side if side * side == n else 0
 
@@ -63,7 +63,7 @@ def unique(values: Iterable[T]) -> list[T]:
 
 
 def _tables(model: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of the parameters and buffers that modules of the model's own hold, and of embeddings.
+    """Return shapes of the parameters and buffers that modules of the model's own hold, and of embeddings.
 
     One of them may be a table of positions, with a row for each token; a leading 1 is left out.
     """
@@ -77,7 +77,7 @@ def _tables(model: nn.Module) -> list[tuple[int, ...]]:
 
 
 def _kept(module: nn.Module) -> Iterator[Any]:
-    """A module's attributes, and those of a configuration among them."""
+    """Yield a module's attributes, and those of a configuration among them."""
     for value in vars(module).values():
         yield value
         if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)):

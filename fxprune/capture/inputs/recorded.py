@@ -15,7 +15,7 @@ __all__ = ["like_weights", "recorded_calls", "recorded_size"]
 
 
 def recorded_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """(channels, height, width) of one image, as the model's library records it.
+    """Return (channels, height, width) of one image, as the model's library records it.
 
     That is the size of the library's weights, not of this model, which may be built for another one.
     """
@@ -37,7 +37,7 @@ def recorded_size(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def recorded_calls(model: nn.Module) -> list[Example]:
-    """Whole calls, as Hugging Face's models of text hold them ready, and those of videos record them."""
+    """Return whole calls, which Hugging Face's models of text hold ready, and those of videos record."""
     found = []
     like, size = like_weights(model), recorded_size(model)
     for name in ("pretrained_cfg", "default_cfg"):  # a series or a video, by timm's convention
@@ -65,7 +65,7 @@ def _held_ready(model: nn.Module) -> dict[str, Any]:
 
 
 def like_weights(model: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of the model's weights."""
+    """Return a tensor of the dtype and on the device of the model's weights."""
     return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
 

@@ -27,7 +27,7 @@ FEW, MOST = 6, 24  # of a list that may be long
 
 
 def shapes_for(entry: Entry, model: nn.Module, known: Iterable[Size] = ()) -> Iterator[tuple[int, ...]]:
-    """Shapes of one sample that a model with this first layer may take, the likeliest first.
+    """Yield shapes of one sample that a model with this first layer may take, the likeliest first.
 
     known: image sizes to try before all others.
     """
@@ -59,7 +59,7 @@ def _told(entry: Entry, stride: tuple[int, ...], model: nn.Module) -> list[Size]
 
 
 def _sizes(entry: Entry, stride: tuple[int, ...], model: nn.Module) -> list[Size]:
-    """All heights and widths worth a trial, with that stride of patches."""
+    """Return all heights and widths worth a trial, with that stride of patches."""
     down, across = stride[-2], stride[-1]
     usual = [(n, n) for n in USUAL if n % down == 0 and n % across == 0]
     usual += [(n * down, n * across) for n in GRIDS]
@@ -69,7 +69,7 @@ def _sizes(entry: Entry, stride: tuple[int, ...], model: nn.Module) -> list[Size
 
 
 def _other_layouts(entry: Entry, sizes: list[Size]) -> Iterator[tuple[int, ...]]:
-    """Images with channels last; videos, of which frames are read one by one; planes of one channel."""
+    """Yield images with channels last; videos, of which frames are read one by one; planes of one channel."""
     yield from ((*size, entry.width) for size in sizes)
     for frames, size in itertools.product(FRAMES[:3], sizes):
         yield (frames, entry.width, *size)
@@ -79,7 +79,7 @@ def _other_layouts(entry: Entry, sizes: list[Size]) -> Iterator[tuple[int, ...]]
 
 
 def _signals(entry: Entry, model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """[channels, time]; of one channel, the time alone as well."""
+    """Yield [channels, time]; of one channel, the time alone as well."""
     tables = [n * entry.stride[0] * more for more in (1, 2, 4) for n in rows(model)]
     lengths = unique((*tables, *SIGNALS, *numbers(model)))[:MOST]
     yield from ((entry.width, n) for n in lengths)
@@ -89,7 +89,7 @@ def _signals(entry: Entry, model: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def _videos(entry: Entry, model: nn.Module, known: Iterable[Size]) -> Iterator[tuple[int, ...]]:
-    """[channels, frames, height, width], and with channels and frames swapped."""
+    """Yield [channels, frames, height, width], and with channels and frames swapped."""
     step, stride = entry.stride[0], entry.stride[1:]
     frames = [n for n in unique((*FRAMES, *numbers(model), *range(2, 33))) if n % step == 0 and n <= 64]
     by_table = [
@@ -108,7 +108,7 @@ def _videos(entry: Entry, model: nn.Module, known: Iterable[Size]) -> Iterator[t
 
 
 def _vectors(entry: Entry, model: nn.Module, known: Iterable[Size]) -> Iterator[tuple[int, ...]]:
-    """Patches of an image that are cut out before the first layer; tokens; plain vectors."""
+    """Yield patches of an image that are cut out before the first layer; tokens; plain vectors."""
     known = list(known)
     for channels, side in entry.patches():
         sizes = unique((*known, *_sizes(entry, (side, side), model)))

@@ -63,7 +63,7 @@ class Trial:
         return error is None
 
     def accepts_really(self, example: Example) -> bool:
-        """The same where fake tensors miss errors: a whole number that is no row of a table, a rank."""
+        """Run a call where fake tensors miss errors: a whole number that is no row of a table, a rank."""
         return self.accepts(example) and (self._plainly or self._call(example) is None)
 
     def _call(self, example: Example, mode: FakeTensorMode | None = None) -> Exception | None:

@@ -66,7 +66,7 @@ def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> lis
 
 
 def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | None:
-    """The class of the module at a path, or else of the one around it, that is among some."""
+    """Return the class of the module at a path, or else of the one around it, that is among some."""
     while type(root.get_submodule(path)) not in classes:
         if not path:
             return None
@@ -75,6 +75,6 @@ def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | No
 
 
 def _branches_on_mode(module: nn.Module) -> bool:
-    """Not a layer, a dropout, or a batch norm of any kind (which `set_mode` holds in eval)."""
+    """Say whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
     held = isinstance(module, nn.modules.batchnorm._NormBase) or native(module) is not None
     return not held and not follows_mode(module) and reads_mode(module)

@@ -17,7 +17,7 @@ __all__ = ["difference", "merge_modes"]
 
 
 def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> list[str]:
-    """The modules at work where the graphs first differ in more than constants; none if nowhere.
+    """Return the modules at work where the graphs first differ in more than constants; none if nowhere.
 
     What both compute for nothing is dropped from them.
     """
@@ -29,10 +29,10 @@ def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> 
     for graph in (eval_graph, train_graph):
         graph.eliminate_dead_code(is_impure_node=is_impure)
         _spell_defaults(graph)
-    twin: dict[fx.Node, fx.Node] = {}
+    counterpart: dict[fx.Node, fx.Node] = {}
     for a, b in zip(eval_graph.nodes, train_graph.nodes, strict=False):
-        twin[b] = a
-        if not _aligned(a, b, twin):
+        counterpart[b] = a
+        if not _aligned(a, b, counterpart):
             return [str(n.meta.get("module") or "") for n in (b, a)]
     return []  # both have come to their output
 
@@ -56,22 +56,26 @@ def _spell_defaults(graph: fx.Graph) -> None:
                 node.args = (*node.args, *(a.default_value for a in rest))
 
 
-def _aligned(a: fx.Node, b: fx.Node, twin: dict[fx.Node, fx.Node]) -> bool:
-    return a.op == b.op and a.target == b.target and _same_shape((a.args, a.kwargs), (b.args, b.kwargs), twin)
+def _aligned(a: fx.Node, b: fx.Node, counterpart: dict[fx.Node, fx.Node]) -> bool:
+    return (
+        a.op == b.op
+        and a.target == b.target
+        and _same_shape((a.args, a.kwargs), (b.args, b.kwargs), counterpart)
+    )
 
 
-def _same_shape(a: Any, b: Any, twin: dict[fx.Node, fx.Node]) -> bool:
+def _same_shape(a: Any, b: Any, counterpart: dict[fx.Node, fx.Node]) -> bool:
     if isinstance(b, fx.Node):
-        return twin.get(b) is a
+        return counterpart.get(b) is a
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same_shape(a[k], b[k], twin) for k in a)
+        return a.keys() == b.keys() and all(_same_shape(a[k], b[k], counterpart) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same_shape(x, y, twin) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_same_shape(x, y, counterpart) for x, y in zip(a, b, strict=True))
     return not isinstance(a, fx.Node)
 
 
 def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
-    """`a`, with a call of a `ModeValue` of the module at hand wherever `b` holds another constant."""
+    """Copy `a`, with a call of the module's `ModeValue` wherever `b` has another constant."""
     if isinstance(a, dict):
         return {k: _follow(a[k], b[k], node, root, switches) for k in a}
     if isinstance(a, (list, tuple)):

@@ -118,7 +118,7 @@ def restore_module_caches(model: nn.Module) -> Iterator[None]:
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
-    """`bias[a:b].zero_()` acts through memory: torch.export turns such writes into values."""
+    """Refuse `bias[a:b].zero_()`, which acts through memory: torch.export turns such writes into values."""
     for node in hidden_writes(graph, model):
         if node.target is not _ASSIGNED:
             raise NotImplementedError(f"{node.name} at {node.meta.get('where')} writes in place")

@@ -39,7 +39,7 @@ class Decisions:
         self._other_runs = lambda: [FakeRun(root, graph, example, n) for n in OTHER_BATCHES]
 
     def value(self, proxy: fx.Proxy) -> Any:
-        """The number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
+        """Return the number, truth or tuple behind a proxy; a node of the graph checks that it stays so.
 
         Raises:
             TraceError: it depends on the batch size or on a tensor's values.
@@ -57,7 +57,7 @@ class Decisions:
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:
-        """What is behind a proxy; its size, if it is a tuple, is the same for every input."""
+        """Say what is behind a proxy; its size, if it is a tuple, is the same for every input."""
         return self.structure_of(proxy.node)
 
     def structure_of(self, node: fx.Node) -> Any:
@@ -80,7 +80,7 @@ class Decisions:
         return self._other_runs()
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
-        """The numbers that a number is computed from, back to the tensors whose sizes they are."""
+        """Yield the numbers that a number is computed from, back to the tensors whose sizes they are."""
         seen, front = {node}, [node]
         while front:
             at = front.pop()
@@ -97,7 +97,7 @@ class Decisions:
 
 @contextlib.contextmanager
 def _plain_modules() -> Iterator[None]:
-    """Modules run as they do outside of tracing."""
+    """Run modules as they do outside of tracing."""
     patched = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__ = _symbolic_trace._orig_module_call  # type: ignore[method-assign]
     nn.Module.__getattr__ = _symbolic_trace._orig_module_getattr  # type: ignore[method-assign]

@@ -42,14 +42,14 @@ def mark_literal_dtypes(graph: fx.Graph, model: nn.Module, example: Example, tra
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        twin = trace(structural_copy(model, cast), example.map(cast))
+        recast = trace(structural_copy(model, cast), example.map(cast))
     except Exception:  # whatever user code raises on a dtype that it does not know
         return
     finally:
         log.setLevel(level)
-    if [n.op for n in twin.nodes] != [n.op for n in graph.nodes]:
+    if [n.op for n in recast.nodes] != [n.op for n in graph.nodes]:
         return
-    for node, same in zip(graph.nodes, twin.nodes, strict=True):
+    for node, same in zip(graph.nodes, recast.nodes, strict=True):
         if dtype in _dtypes(node) and dtype in _dtypes(same):
             node.meta["literal_dtype"] = True
 

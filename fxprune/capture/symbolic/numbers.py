@@ -46,7 +46,7 @@ class AsksForNumber(BaseException):
 
 
 def numbers_as_nodes(tracer: fx.Tracer) -> dict[tuple[Any, str], Callable[..., Any]]:
-    """The functions that replace others while a model is traced, by where they live."""
+    """Return the functions that replace others while a model is traced, by where they live."""
     patched: dict[tuple[Any, str], Callable[..., Any]] = {
         (math, name): _traced(original, tracer) for name, original in _ORIGINALS.items()
     }
@@ -56,7 +56,7 @@ def numbers_as_nodes(tracer: fx.Tracer) -> dict[tuple[Any, str], Callable[..., A
 
 
 def ufunc_as_node(tracer: fx.Tracer, ufunc: Any, args: tuple[Any, ...]) -> Any:
-    """`np.sqrt(x.shape[1])`."""
+    """Record a NumPy function of sizes as a node: `np.sqrt(x.shape[1])`."""
     if ufunc.__name__ not in _BY_UFUNC:
         return NotImplemented
     target = _BY_UFUNC[ufunc.__name__]
@@ -115,7 +115,7 @@ def _traced(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., An
 def _extreme(
     function: Callable[..., Any], of_two: Callable[..., Any], tracer: fx.Tracer
 ) -> Callable[..., Any]:
-    """The larger of two sizes is a node; what is compared by a key is decided."""
+    """Return the larger of two sizes is a node; what is compared by a key is decided."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _shadow(of: type, target: Callable[..., Any], tracer: fx.Tracer) -> type:
-    """What `int` means in code that is followed: the same, but for a proxy."""
+    """Make what `int` means in code that is followed: the same, but for a proxy."""
 
     class Meta(type):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -183,7 +183,7 @@ def _shadow(of: type, target: Callable[..., Any], tracer: fx.Tracer) -> type:
 
 
 def _functions_of(namespace: dict[str, Any]) -> Iterator[types.CodeType]:
-    """The code of the functions and methods that a module defines."""
+    """Yield the code of the functions and methods that a module defines."""
     name = namespace.get("__name__")
     for value in list(namespace.values()):
         if getattr(value, "__module__", None) != name:
@@ -203,7 +203,7 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _compares_types(code: types.CodeType) -> bool:
-    """`type(x) is int`: a replaced `int` would not be it."""
+    """Say whether code asks `type(x) is int`: a replaced `int` would not be it."""
     if not {"int", "float"} & set(code.co_names):
         return False
     steps = list(dis.get_instructions(code))

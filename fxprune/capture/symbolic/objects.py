@@ -13,7 +13,7 @@ __all__ = ["holds_traced", "object_node"]
 
 
 def holds_traced(value: Any) -> bool:
-    """Whether an object holds traced values, however deep."""
+    """Say whether an object holds traced values, however deep."""
     if isinstance(value, (fx.Proxy, fx.Node)):
         return True
     if isinstance(value, (list, tuple)):
@@ -24,7 +24,7 @@ def holds_traced(value: Any) -> bool:
 
 
 def object_node(tracer: fx.Tracer, value: Any) -> fx.Node:
-    """A call that makes such an object anew, from its class's name and its attributes."""
+    """Return a call that makes such an object anew, from its class's name and its attributes."""
 
     def argument(value: Any) -> Any:
         if isinstance(value, list):

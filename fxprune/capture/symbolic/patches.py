@@ -72,7 +72,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
 
 
 def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    """`isinstance(x, Tensor)` in a model's code asks what x stands for; torch's own tells proxies apart."""
+    """Patch `isinstance(x, Tensor)` in a model's code to ask what x stands for; torch's own asks x itself."""
 
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
@@ -87,7 +87,7 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
 
 
 def _length(of: Callable[[Any], int]) -> Callable[[Any], Any]:
-    """Of a tensor a node; of a shape, a list, a dictionary a number."""
+    """Patch `len`: of a tensor a node, of a shape, a list or a dictionary a number."""
 
     def length(x: Any) -> Any:
         if not isinstance(x, fx.Proxy):
@@ -101,7 +101,7 @@ def _length(of: Callable[[Any], int]) -> Callable[[Any], Any]:
 
 
 def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
-    """A node where any argument, or an item of one, is a proxy."""
+    """Return a node where any argument, or an item of one, is a proxy."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -114,7 +114,7 @@ def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..
 
 @contextlib.contextmanager
 def kept_calls(tracer: fx.Tracer, places: Iterable[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
-    """Functions that a user taught rules for are called in the graph; `places` hold them."""
+    """Keep calls of functions that a user taught rules for in the graph; `places` hold the functions."""
     places = list(places)
     for space, name, function in places:
         space[name] = _given_sizes(function, tracer)
@@ -145,7 +145,7 @@ def _always_a_node(
 
 
 def _guarded(check: Callable[..., None]) -> Callable[..., None]:
-    """What a model asserts of sizes is a guard of the result; asserts on values are not in it."""
+    """Say what a model asserts of sizes is a guard of the result; asserts on values are not in it."""
 
     def checked(error: Any, cond: Any, *message: Any) -> None:
         if not isinstance(cond, fx.Proxy):
@@ -157,7 +157,7 @@ def _guarded(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _guarded_assert(check: Callable[..., None]) -> Callable[..., None]:
-    """The same for `torch._assert`, which takes the condition first."""
+    """Return the same for `torch._assert`, which takes the condition first."""
 
     def checked(condition: Any, message: Any) -> None:
         if not isinstance(condition, fx.Proxy):
@@ -177,7 +177,7 @@ def _hold(condition: fx.Proxy) -> None:
 
 
 def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:
-    """What it runs is no code on whole batches, which is what a graph holds."""
+    """Say what it runs is no code on whole batches, which is what a graph holds."""
 
     def mapped(function: Callable[..., Any], *options: Any, **named: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -191,7 +191,7 @@ def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _limits(of: Callable[..., Any]) -> Callable[..., Any]:
-    """Of the dtype that the example has."""
+    """Patch `torch.finfo` and `iinfo` to give the limits of the dtype that the example has."""
 
     def limits(dtype: Any = None) -> Any:
         if isinstance(dtype, fx.Proxy):

@@ -34,7 +34,7 @@ class TracedValue(fx.Proxy):
     tracer: Tracer
 
     def __getattr__(self, name: str) -> Any:
-        """`hasattr(x, "mask")` asks whether there is one; the base class has all.  A rank is a number."""
+        """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
         if not hasattr(Tensor, name):
@@ -44,7 +44,7 @@ class TracedValue(fx.Proxy):
         return TracedAttribute(self, name)
 
     def __int__(self) -> int:
-        """The example's number, which the graph checks, where the call itself can't be a node."""
+        """Return the example's number, which the graph checks, where the call itself can't be a node."""
         want_shadow(sys._getframe(1))
         return _number(self, torch.sym_int)
 
@@ -53,12 +53,12 @@ class TracedValue(fx.Proxy):
         return _number(self, torch.sym_float)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-        """`np.sqrt(n)` of a size; of a tensor it takes values, which are not there."""
+        """Record `np.sqrt(n)` of a size; of a tensor it takes values, which are not there."""
         numbers = all(not isinstance(_for_example(a), Tensor) for a in args if isinstance(a, TracedValue))
         return ufunc_as_node(self.tracer, ufunc, args) if numbers and not kwargs else NotImplemented
 
     def __index__(self) -> int:
-        """`range(n)` runs as often as for the example, which the graph checks."""
+        """Let `range(n)` run as often as for the example, which the graph checks."""
         return _number(self, torch.sym_int)
 
     def __floor__(self) -> Any:
@@ -84,7 +84,7 @@ class TracedValue(fx.Proxy):
         return other // self, other % self
 
     def __format__(self, spec: str) -> str:
-        """In a text a size is the example's, which the graph checks; the batch size has no number."""
+        """Write a size into a text as the example's, which the graph checks; the batch size has no number."""
         value = _for_example(self)
         if value is self or isinstance(value, Tensor):
             return repr(self)
@@ -94,7 +94,7 @@ class TracedValue(fx.Proxy):
             return repr(self)
 
     def __len__(self) -> int:
-        """`f(*x.shape)` asks how many there are."""
+        """Count the items, as `f(*x.shape)` asks."""
         value = self.tracer.decisions.structure(self)
         if isinstance(value, (tuple, list, dict)):
             self.tracer.rank_is_asked(self)
@@ -102,13 +102,13 @@ class TracedValue(fx.Proxy):
         raise TypeError("how long a tensor is may depend on the input")
 
     def __iter__(self) -> Iterator[Any]:
-        """`q, k, v = x` says how many; the base class decodes the caller's whole code to find it out."""
+        """Iterate as often as `q, k, v = x` says; the base class decodes the caller's whole code for that."""
         caller = sys._getframe(1)
         op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
         return (self[i] for i in range(count)) if op == UNPACK else self.tracer.iter(self)  # type: ignore[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """`x[index] = value`; where the index is a mask, it acts on each element alike."""
+        """Record `x[index] = value`; where the index is a mask, it acts on each element alike."""
         tracer = self.tracer
         mask = tracer.decisions.structure(index) if isinstance(index, fx.Proxy) else None
         if isinstance(mask, Tensor) and mask.dtype is torch.bool and isinstance(value, (bool, int, float)):
@@ -123,7 +123,7 @@ class TracedAttribute(TracedValue, Attribute):
     """`x.shape`, a node once it is used as a value; `x.view(..)` is a node of its own."""
 
     def __getattr__(self, name: str) -> Any:
-        """The type of a device is a word that other code compares and looks up."""
+        """Return the type of a device is a word that other code compares and looks up."""
         if name == "type" and self.attr == "device":
             return self.tracer.decisions.structure(self).type
         return super().__getattr__(name)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.arguments import is_followed
-from fxprune.capture.attention import OPENED_FUNCTIONS
+from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
 from fxprune.capture.symbolic.proxies import TracedValue
@@ -76,7 +76,7 @@ class Tracer(fx.Tracer):
         return graph
 
     def _show_assigned(self, root: nn.Module, graph: fx.Graph) -> None:
-        """`self.mean = ..` on a buffer: what Python did in between is a write at the end.
+        """Record `self.mean = ..` on a buffer as a write at the end, whatever Python did in between.
 
         A buffer that is not saved is a table for the next call: each call of the result makes its own.
         """
@@ -92,7 +92,7 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """A layer that the code makes as it runs has a name of our own."""
+        """Return a layer that the code makes as it runs has a name of our own."""
         try:
             return super().path_of_module(mod)
         except NameError:
@@ -103,7 +103,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """An input for each argument of the example; the others have their defaults, as in the example.
+        """Make an input for each argument of the example; the others have their defaults, as in it.
 
         The base class looks through decorators, and calls what it finds behind them.
         """
@@ -114,12 +114,12 @@ class Tracer(fx.Tracer):
         return lambda root: root_fn(root, *args, **kwargs), [self.root]
 
     def _input(self, name: str, value: Any) -> Any:
-        """What the model's code gets for an argument: itself, where a graph can't follow another."""
+        """Say what the model's code gets for an argument: itself, where a graph can't follow another."""
         proxy = self.create_proxy("placeholder", name, (), {})
         return proxy if is_followed(value) else value
 
     def create_arg(self, a: Any) -> Any:
-        """A model's own output class is called in the graph, even where it is a dict, too."""
+        """Return a model's own output class is called in the graph, even where it is a dict, too."""
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
@@ -131,7 +131,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _recognise(self, constant: torch.Tensor) -> None:
-        """A tensor that the code makes anew in every trace has the same name in each."""
+        """Give a tensor that the code makes anew in every trace the same name in each."""
         for i in itertools.count():
             name = f"_tensor_constant{i}"
             known = getattr(self.root, name, None)
@@ -143,7 +143,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """torch.fx patches the calls of all modules: those of another thread run.
+        """Trace a call of a module; torch.fx patches those of all threads: another thread's just runs.
 
         A module that a function of the model holds is the original's: its copy is traced.
         """
@@ -153,7 +153,7 @@ class Tracer(fx.Tracer):
         return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """The base class searches all names at each access, which is quadratic in depth."""
+        """Return the base class searches all names at each access, which is quadratic in depth."""
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
         if name is None or not self._tracing_here():
             return attr_val
@@ -169,14 +169,14 @@ class Tracer(fx.Tracer):
         return bool(self.decisions.value(obj))
 
     def value_or_self(self, proxy: fx.Proxy) -> Any:
-        """What it is for the example; the proxy itself where that can't tell."""
+        """Say what it is for the example; the proxy itself where that can't tell."""
         try:
             return self.decisions.structure(proxy)
         except (NodeError, fx.proxy.TraceError):
             return proxy
 
     def rank(self, tensor: Any) -> int | None:
-        """How many dimensions a tensor has: a number, the same for every input that is not refused."""
+        """Say how many dimensions a tensor has: a number, the same for every input that is not refused."""
         value = self.value_or_self(tensor)
         if not isinstance(value, torch.Tensor):
             return None
@@ -204,7 +204,7 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        """A shape has as many sizes as the example's."""
+        """Yield a shape has as many sizes as the example's."""
         value = self.decisions.structure(obj)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
@@ -213,9 +213,9 @@ class Tracer(fx.Tracer):
         return (obj[i] for i in range(len(value)))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """A method that writes in place becomes a value, which its tensor stands for from here on.
+        """Return a method that writes in place becomes a value, which its tensor stands for from here on.
 
-        A function that is opened runs its plain code.
+        A function that is decomposed runs its plain code.
         """
         if kind == "call_method" and isinstance(args[0], fx.Proxy) and args[0].node.op != "get_attr":
             if target in FILLS:
@@ -232,16 +232,16 @@ class Tracer(fx.Tracer):
             shape = self.value_or_self(args[0])
             if isinstance(shape, tuple):  # of some of the sizes, which may be numbers in the result
                 return functools.reduce(operator.mul, (args[0][i] for i in range(len(shape))), 1)
-        if kind == "call_function" and target in OPENED_FUNCTIONS:
-            opened: fx.Proxy = OPENED_FUNCTIONS[target](*args, **kwargs)
-            return opened
+        if kind == "call_function" and target in DECOMPOSED_FUNCTIONS:
+            decomposed: fx.Proxy = DECOMPOSED_FUNCTIONS[target](*args, **kwargs)
+            return decomposed
         made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):
             self._part_of[made] = args
         return made
 
     def write(self, proxy: fx.Proxy, value: fx.Proxy) -> fx.Proxy:
-        """`proxy` stands for `value` from here on, and so it is in what it is a part of (`x[i]` of `x`)."""
+        """Let `proxy` stand for `value` from here on, in what it is a part of as well (`x[i]` of `x`)."""
         if proxy.node.op == "get_attr":
             raise NotImplementedError("a weight is written to")
         value.node.meta["written"] = proxy.node
@@ -270,7 +270,7 @@ class Tracer(fx.Tracer):
 
     @contextlib.contextmanager
     def within_function(self) -> Iterator[None]:
-        """An autograd function's forward never records gradients; what matters is whether its caller does."""
+        """Trace an autograd function's forward with its caller's gradient mode: it never records itself."""
         before, enabled = self.grad_enabled, self.grad_enabled()
         self.grad_enabled = lambda: enabled
         try:
@@ -279,7 +279,7 @@ class Tracer(fx.Tracer):
             self.grad_enabled = before
 
     def _innermost(self) -> tuple[str, Any]:
-        """The path and the class of the module whose code runs."""
+        """Return the path and the class of the module whose code runs."""
         return next(reversed(self.module_stack.values()), ("", None))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -298,7 +298,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _users_line() -> str | None:
-    """The innermost line of the call stack that is the model's own."""
+    """Return the innermost line of the call stack that is the model's own."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename

@@ -21,7 +21,7 @@ Cost = Callable[[Counts], float]
 
 
 def cost_of(analysis: Analysis, measure: str) -> Cost:
-    """Parameters, or multiply-accumulates of one image (which stand for time as well)."""
+    """Return the cost in parameters, or in multiply-accumulates of one image (for time as well)."""
     terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
     one_image = {a: a.per_sample for term in terms for axis in term for a in atoms_of(axis) if a.per_sample}
 
@@ -33,7 +33,7 @@ def cost_of(analysis: Analysis, measure: str) -> Cost:
 
 
 def saving_of(group: Group, cost: Cost) -> float:
-    """What removing one element of an otherwise whole model saves."""
+    """Say what removing one element of an otherwise whole model saves."""
     return cost({}) - cost({group: group.size - 1})
 
 
@@ -44,6 +44,6 @@ def _parameters(analysis: Analysis) -> Iterable[Axes]:
 
 
 def _contractions(analysis: Analysis) -> Iterable[Axes]:
-    """The axes that each product of the graph runs over."""
+    """Return the axes that each product of the graph runs over."""
     for step in analysis.steps.values():
         yield from step.flow.macs

@@ -55,11 +55,11 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
     if budget.measure == "channels":
         return with_given(schedule.counts(budget.ratio), budget.ratio)
     cost = cost_of(analysis, budget.measure)
-    return _approach(schedule, _with(given.counts, cost), cost({}), budget, with_given, left)
+    return _estimate_and_correct(schedule, _with(given.counts, cost), cost({}), budget, with_given, left)
 
 
 def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitted:
-    """What the groups with ratios of their own keep."""
+    """Say what the groups with ratios of their own keep."""
     counts, floored = {}, []
     least = floors(analysis, list(own), Budget(floor=budget.floor))  # what each keeps is asked for
     for group, ratio in own.items():
@@ -85,7 +85,7 @@ def _with(given: dict[Group, int], cost: Cost) -> Cost:
     return lambda counts: cost({**counts, **given})
 
 
-def _approach(
+def _estimate_and_correct(
     schedule: Schedule,
     cost: Cost,
     whole: float,

@@ -27,7 +27,7 @@ SHARE = 0.1
 
 
 def floors(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> dict[Group, int]:
-    """How many elements each group keeps at least."""
+    """Say how many elements each group keeps at least."""
     if budget.floor is not None:
         return {group: _asked(group, budget.floor) for group in groups}
     normalised = _normalised(analysis)
@@ -55,7 +55,7 @@ def _half_up(number: float) -> int:
 
 
 def _normalised(analysis: Analysis) -> set[Atom]:
-    """The atoms that a statistic is taken over."""
+    """Return the atoms that a statistic is taken over."""
     return {
         a
         for step in analysis.steps.values()

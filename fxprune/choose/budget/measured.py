@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.budget.request import Budget, Latency
 from fxprune.errors import BudgetError
-from fxprune.result.measure import latency_ratio, macs_of, on_meta, parameters_of, twin_of
+from fxprune.result.measure import eval_copy, latency_ratio, macs_of, on_meta, parameters_of
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, noise_for
 
@@ -27,14 +27,14 @@ class Rewriter(Protocol):
 
 
 def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float]:
-    """The share of the model's cost that a pruned model is left with, counted or timed on both.
+    """Return the share of the model's cost that a pruned model is left with, counted or timed on both.
 
     Raises:
         BudgetError: time is asked of a model without values.
     """
     if budget.measure in ("channels", "params"):
         return lambda pruned: parameters_of(pruned) / parameters_of(model)
-    dense = twin_of(model)
+    dense = eval_copy(model)
     if budget.measure == "macs":
         whole: list[float] = []  # counted once, when the example is known
 
@@ -42,7 +42,7 @@ def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], flo
             example = noise_for(pruned, model, 1)
             if not whole:
                 whole.append(macs_of(dense, example))
-            return macs_of(twin_of(pruned), example) / whole[0]
+            return macs_of(eval_copy(pruned), example) / whole[0]
 
         return counted
     how = budget.target if isinstance(budget.target, Latency) else Latency()
@@ -51,6 +51,6 @@ def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], flo
 
     def timed(pruned: PrunedModule) -> float:
         example = noise_for(pruned, model, how.batch)
-        return latency_ratio(dense, twin_of(pruned), example, threads=how.threads, rounds=how.rounds)
+        return latency_ratio(dense, eval_copy(pruned), example, threads=how.threads, rounds=how.rounds)
 
     return timed

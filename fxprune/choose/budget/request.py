@@ -77,7 +77,7 @@ class Budget:
         return self.measure == "channels" and self.scope == "uniform"
 
     def overrides(self, analysis: Analysis) -> dict[Group, float]:
-        """The groups that `ratios` names, each with its own ratio; of several patterns the last holds."""
+        """Return the groups that `ratios` names, each with its ratio; of several patterns the last counts."""
         own: dict[Group, float] = {}
         for pattern, value in self.ratios.items():
             own |= dict.fromkeys(groups_within(analysis, pattern), value)

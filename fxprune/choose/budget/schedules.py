@@ -30,14 +30,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def counts(self, level: float) -> dict[Group, int]:
-        """How many elements each group keeps."""
+        """Say how many elements each group keeps."""
 
     @abstractmethod
     def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:
-        """The groups that would have lost more at this level, were it not for their floor."""
+        """Return the groups that would have lost more at this level, were it not for their floor."""
 
     def moves(self, counts: Mapping[Group, int]) -> Iterator[tuple[Group, int]]:
-        """A step up or down of each group."""
+        """Yield a step up or down of each group."""
         for group, multiple in self.multiple.items():
             down, up = (
                 (counts[group] - 1) // multiple * multiple,
@@ -109,7 +109,7 @@ class Pooled(Schedule):
         return counts
 
     def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:
-        """Those that are down to their floor: the ranking was left no more of them to take."""
+        """Return those that are down to their floor: the ranking was left no more of them to take."""
         return {
             group
             for group, multiple in self.multiple.items()
@@ -127,7 +127,7 @@ class _Removal:
 def _removals(
     group: Group, scores: np.ndarray, least: int, multiple: int, price: float
 ) -> Iterable[_Removal]:
-    """From whole to the floor, the least important first; worth never falls along the way."""
+    """Order the removals of a group, from all elements to its floor; worth never falls along the way."""
     ascending = np.sort(np.atleast_2d(scores), axis=-1).sum(0)
     worth, size = -math.inf, group.size
     while size > least:
@@ -141,7 +141,7 @@ def _removals(
 
 
 def isomorphic(analysis: Analysis) -> Callable[[Group], Hashable]:
-    """Groups of one role and shape rank together (Isomorphic Pruning, https://arxiv.org/abs/2407.04616)."""
+    """Pool groups of one role and shape (Isomorphic Pruning, https://arxiv.org/abs/2407.04616)."""
 
     def key(group: Group) -> Hashable:
         heads = group.inside.size if group.inside else 1
@@ -156,13 +156,13 @@ def isomorphic(analysis: Analysis) -> Callable[[Group], Hashable]:
 
 
 def rounded(count: float, size: int, multiple: int) -> int:
-    """Half up, at least one, to a multiple (upwards) as far as there are elements."""
+    """Round half up to at least one, to a multiple (upwards) as far as there are elements."""
     n = max(1, math.floor(count + 0.5))
     return min(size, -(-n // multiple) * multiple)
 
 
 def multiple_of(analysis: Analysis, group: Group, round_to: int) -> int:
-    """What the count must be a multiple of, so that the widths that it is a factor of are of `round_to`."""
+    """Say what a count must be a multiple of, so that the widths it is a factor of are of `round_to`."""
     others = [
         axis.size // group.size
         for site in group.sites

@@ -27,7 +27,7 @@ class Found:
 
 
 def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
-    """The choice whose cost is nearest to the goal.
+    """Return the choice whose cost is nearest to the goal.
 
     Two neighbouring levels enclose the goal.  Many groups take a step between them (all of one size at
     once); they take it one after the other, until the goal is met.
@@ -63,7 +63,7 @@ def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
 
 
 def _refined(found: Found, schedule: Schedule, cost: Cost, goal: float) -> Found:
-    """Where one step of a group is too much, steps of two groups, forth and back, come nearer."""
+    """Come nearer by steps of two groups, forth and back, where one step of a group is too much."""
     for _ in range(MOVES):
         if abs(found.cost - goal) <= CLOSE * goal:
             break
@@ -80,7 +80,7 @@ def _refined(found: Found, schedule: Schedule, cost: Cost, goal: float) -> Found
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` for which a falling condition holds; it holds for 0."""
+    """Return the largest number up to `most` for which a falling condition holds; it holds for 0."""
     low, high = 0, most + 1
     while high - low > 1:
         middle = (low + high) // 2

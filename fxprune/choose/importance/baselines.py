@@ -31,7 +31,7 @@ def random(analysis: Analysis, groups: Sequence[Group], *, seed: int = 0) -> Sco
 def activation(
     analysis: Analysis, groups: Sequence[Group], data: Iterable[Any] | None, *, progress: bool = True
 ) -> Scores:
-    """The root mean square of each channel where it is used, averaged over its uses."""
+    """Return the root mean square of each channel where it is used, averaged over its uses."""
     model = _Watching(analysis, groups)
     for batch in tqdm(batches_of(data, analysis, "activation"), disable=None if progress else True):
         with torch.no_grad():

@@ -32,7 +32,7 @@ def branch_divergences(
     log_probabilities: LogProbabilities | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """The KL divergence that leaving each unit out causes, averaged over the samples: float64 [units].
+    """Return the KL divergence that leaving each unit out causes, averaged over the samples: float64 [units].
 
     Measured, not estimated: one run of what lies after the branch for each batch, as in UP-ViTs
     (https://arxiv.org/abs/2111.15127).  Features are compared by squared error, see `predictions_of`.
@@ -52,7 +52,7 @@ def branch_divergences(
 
 
 def branch_shares(analysis: Analysis, units: Sequence[Unit]) -> np.ndarray:
-    """A stand-in where there is no data: how large each unit's branches are beside their stream, on noise.
+    """Score units without data: how large their branches are beside the stream, on noise.
 
     The sum of |f(x)| / |x| for one sample of normal noise: it sees the weights' and layer scales' sizes,
     and nothing of what the branch is good for.  A model without values keeps its first branches.
@@ -100,7 +100,7 @@ class _WithoutBranches(fx.Interpreter):
         return self.env[next(n for n in reversed(self.graph.nodes) if n.op == "output")]
 
     def run_node(self, n: fx.Node) -> Any:
-        """What writes in place is given copies: the values before it are needed again."""
+        """Run a node; one that writes in place gets copies, since the values before it are needed again."""
         if not writes_in_place(n, self.module):
             return super().run_node(n)
         originals = {node: self.env[node] for node in n.all_input_nodes}

@@ -30,17 +30,17 @@ class Batch:
     labels: Any = None
 
     def samples(self) -> Iterator[Batch]:
-        """The same samples one by one."""
+        """Yield the same samples one by one."""
         for i in range(self.size):
             yield Batch([_part(v, self.size, slice(i, i + 1)) for v in self.args], 1, self.labels)
 
     def repeated(self, times: int) -> list[Any]:
-        """The arguments with all samples `times` over: [times * size, ...]."""
+        """Return the arguments with all samples `times` over: [times * size, ...]."""
         return [_repeated(v, self.size, times) for v in self.args]
 
 
 def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -> list[Batch]:
-    """Every batch of `data`: a tensor of inputs, `(inputs, labels)`, or a mapping of keyword arguments.
+    """Read every batch of `data`: inputs, `(inputs, labels)`, or a mapping of keyword arguments.
 
     Raises:
         DataError: there is no data, or a batch is nothing that the model takes.
@@ -93,7 +93,7 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
 
 
 def _by_name(item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
-    """A mapping of the model's arguments; or of one tensor beside its labels, for a model of one input."""
+    """Read a mapping of the model's arguments; or of one tensor beside its labels, for one input."""
     given = {str(k): v for k, v in item.items() if k not in LABELS}
     wanted = [str(n.target) for n in analysis.module.graph.nodes if n.op == "placeholder" and not n.args]
     if set(wanted) <= given.keys():
@@ -113,12 +113,12 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _first(given: Mapping[str, Any]) -> str:
-    """The key that holds the inputs, as likely as not: the first tensor's."""
+    """Return the key that holds the inputs, as likely as not: the first tensor's."""
     return next((k for k, v in given.items() if isinstance(v, Tensor)), "image")
 
 
 def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
-    """A graph of torch.export takes one image size only; say so before an op does."""
+    """Refuse images of another size than the capture takes, before an op does."""
     first = next(n for n in analysis.module.graph.nodes if n.op == "placeholder")
     wanted = first.meta.get("val")
     if not isinstance(wanted, Tensor):

@@ -43,7 +43,7 @@ def kl_exact(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
-    """The mean KL divergence over the samples, element by element.
+    """Return the mean KL divergence over the samples, element by element.
 
     Args:
         elements: measure only these (flat) elements of each group; the others score NaN.
@@ -74,7 +74,7 @@ def divergences(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Scores:
-    """`kl_exact` on batches that are calls of the captured model already."""
+    """Measure `kl_exact` on batches that are calls of the captured model already."""
     runner = _Suffix(analysis, groups)
     shared = runner.without_batch()
     wanted = {g: list((elements or {}).get(g, range(int(np.prod(shape_of(g)))))) for g in groups}
@@ -104,7 +104,7 @@ def _measure(
     done: _Progress,
     bar: Any,
 ) -> None:
-    """All groups on one batch: the sum over samples of each element's divergence."""
+    """Measure all groups on one batch: the sum over samples of each element's divergence."""
     if all((group, i) in done for group in wanted):
         bar.update(sum(map(len, wanted.values())))
         return
@@ -132,7 +132,7 @@ class _Suffix(SoftMasked):
     """Runs what lies after a group's first use only; the values before it are kept from one whole run."""
 
     def whole(self, batch: Batch) -> Any:
-        """The unmasked outputs; keeps every value."""
+        """Return the unmasked outputs; keeps every value."""
         self.given, self.kept = batch, {}
         self.garbage_collect_values = False
         output = self.forward({}, batch.size, *batch.args)
@@ -140,7 +140,7 @@ class _Suffix(SoftMasked):
         return output
 
     def without(self, group: Group, elements: Sequence[int]) -> Any:
-        """The outputs with one element removed in each repetition of the batch: [elements * b, ...]."""
+        """Run with one element removed in each repetition of the batch: [elements * b, ...]."""
         times, size = len(elements), self.given.size
         like = next(self.module.parameters())
         mask = torch.ones(times, int(np.prod(shape_of(group))), device=like.device, dtype=like.dtype)
@@ -161,7 +161,7 @@ class _Suffix(SoftMasked):
         raise AssertionError("a graph without an output")
 
     def _affected(self, group: Group) -> set[fx.Node]:
-        """The nodes that apply the group's mask, all after them, and the output."""
+        """Return the nodes that apply the group's mask, all after them, and the output."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
             applies = group in self.groups_at(node)
@@ -170,7 +170,7 @@ class _Suffix(SoftMasked):
         return found
 
     def _again(self, node: fx.Node, times: int) -> Any:
-        """A value from before the mask, once for each repetition."""
+        """Return a value from before the mask, once for each repetition."""
         kept = self.kept[node]
         if isinstance(kept, int) and not isinstance(kept, bool):
             return self._size_again(node, kept, times)
@@ -187,7 +187,7 @@ class _Suffix(SoftMasked):
         return t
 
     def _size_again(self, node: fx.Node, value: int, times: int) -> int:
-        """A number that was read off a shape: it grows with the batch if its stand-in did."""
+        """Return a number that was read off a shape: it grows with the batch if its stand-in did."""
         stand_in = node.meta.get("val")
         samples = self.analysis.captured.samples
         counts = samples and isinstance(stand_in, int) and stand_in % samples == 0 and stand_in > 0
@@ -229,7 +229,7 @@ def _key(group: Group, batch: int) -> str:
 
 
 def _fingerprint(analysis: Analysis, batches: list[Batch]) -> str:
-    """A digest of the weights' sums and of the data: cheap, and different for different runs."""
+    """Return a digest of the weights' sums and of the data: cheap, and different for different runs."""
     digest = hashlib.sha256()
     for name, p in analysis.module.named_parameters():
         digest.update(f"{name} {tuple(p.shape)} {in_float64(p.detach()).sum().item()!r}".encode())

@@ -39,7 +39,7 @@ def kl(
     seed: int = 0,
     progress: bool = True,
 ) -> Scores:
-    """Half the Fisher information along each channel, averaged over samples and draws.
+    """Compute half the Fisher information along each channel, averaged over samples and draws.
 
     A channel of a residual width is read by every branch, and its removal is far from a small change:
     there the samples that matter most are measured, as `kl_exact` does, and the estimate is the rest.
@@ -86,7 +86,7 @@ def kl(
 
 
 def _measured(analysis: Analysis, samples: int) -> int:
-    """How many samples to measure by default; none where the batch size is fixed."""
+    """Say how many samples to measure by default; none where the batch size is fixed."""
     return 0 if analysis.captured.fixed_batch else min(samples, max(4, samples // 40))
 
 
@@ -97,7 +97,7 @@ def _with_measured(
     count: int,
     measure: Callable[..., Scores],
 ) -> np.ndarray:
-    """The mean over samples: those of the largest estimates as measured, the rest estimated to scale."""
+    """Take the mean over samples: the largest as measured, the rest as estimated, to scale."""
     order = np.argsort(-estimates.reshape(len(estimates), -1).sum(1), kind="stable")
     several = [sample for batch in batches for sample in batch.samples()]
     exact = measure([several[i] for i in order[:count]])[group] * count
@@ -113,7 +113,7 @@ def _squared_slopes(
     draws: int,
     generator: torch.Generator,
 ) -> list[tuple[Group, Tensor]]:
-    """For each group and sample the squared derivative by its masks, summed over draws: [b, size]."""
+    """Sum the squared derivative by masks over draws, for each group and sample: [b, size]."""
     masks = ones(model, groups, batch.size)
     with torch.enable_grad():
         output = model.forward(masks, batch.size, *batch.args)

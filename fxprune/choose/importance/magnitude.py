@@ -56,7 +56,7 @@ def _accumulate(
 
 
 def _energies(weight: Tensor, dims: list[int]) -> list[np.ndarray]:
-    """The sum of squares over all other dimensions, for each dim: float64 [n]."""
+    """Return the sum of squares over all other dimensions, for each dim: float64 [n]."""
     sums = [np.zeros(weight.shape[dim]) for dim in dims]
     row = 0
     if weight.is_complex():

@@ -28,7 +28,7 @@ class Prediction:
         self.classes, self.features = classes, features
 
     def drawn(self, generator: torch.Generator) -> Tensor:
-        """A scalar whose gradient, squared and averaged over draws, is the Fisher information.
+        """Return a scalar whose gradient, squared and averaged over draws, is the Fisher information.
 
         With random signs s, (sum over y of s sqrt(p(y)) d log p(y))^2 is sum of p(y) (d log p(y))^2 in the
         mean: every class takes part in every draw, where a drawn target of a confident model is always
@@ -61,12 +61,12 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _scale(features: Tensor) -> Tensor:
-    """The length of each sample's features: [b, 1]."""
+    """Return the length of each sample's features: [b, 1]."""
     return features.detach().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities | None) -> Prediction:
-    """The outputs as a prediction.
+    """Return the outputs as a prediction.
 
     By `log_probabilities(output)` if given.  Else one output [b, classes], or one called `logits`, is
     taken for class scores; anything else (feature maps, several outputs) is compared by squared error.

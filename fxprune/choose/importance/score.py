@@ -43,7 +43,7 @@ CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
 
 
 def criterion_for(importance: Importance | None, data: Iterable[Any] | None) -> Importance:
-    """What is asked for, or the default: "kl" where there is data, else "magnitude".
+    """Say what is asked for, or the default: "kl" where there is data, else "magnitude".
 
     Raises:
         OptionError: it is neither a name of CRITERIA nor a function.
@@ -56,7 +56,7 @@ def criterion_for(importance: Importance | None, data: Iterable[Any] | None) -> 
 
 
 def options_of(criterion: Importance) -> set[str]:
-    """The options that a criterion takes by name; none where it is the user's function."""
+    """Return the options that a criterion takes by name; none where it is the user's function."""
     if not isinstance(criterion, str):
         return set()
     parameters = inspect.signature((WITHOUT_DATA | WITH_DATA)[criterion]).parameters.values()
@@ -71,7 +71,7 @@ def score(
     relative: bool = False,
     **options: Any,
 ) -> Scores:
-    """One number per element of each group; the lowest go first.
+    """Return one number per element of each group; the lowest go first.
 
     Args:
         importance: a name of `CRITERIA`, a function (analysis, groups) -> scores, or None: "kl" where

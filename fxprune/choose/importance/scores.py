@@ -14,7 +14,7 @@ Scores = dict[Group, np.ndarray]
 
 
 def shape_of(group: Group) -> tuple[int, ...]:
-    """[size], or [heads, size] where each head may keep other elements."""
+    """Return a group's shape: [size], or [heads, size] where each head may keep other elements."""
     return (group.size,) if group.inside is None else (group.inside.size, group.size)
 
 

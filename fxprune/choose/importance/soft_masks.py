@@ -55,16 +55,16 @@ class SoftMasked(fx.Interpreter):
         self._indices: dict[Any, _Index] = {}
 
     def forward(self, masks: Masks, size: int, *args: Any) -> Any:
-        """The outputs for `size` samples; groups without a mask are whole."""
+        """Return the outputs for `size` samples; groups without a mask are whole."""
         self.masks, self.size = masks, size
         return self.run(*args)
 
     def groups_at(self, node: fx.Node) -> list[Group]:
-        """The groups whose masks a node applies."""
+        """Return the groups whose masks a node applies."""
         return [use.group for use in (*self.uses.get(node, ()), *self.statistics.get(node, ()))]
 
     def without_batch(self) -> set[Group]:
-        """Groups that are used where no sample is told from another (in an MLP over positions)."""
+        """Return groups that are used where no sample is told from another (in an MLP over positions)."""
         everything = [use for uses in (*self.uses.values(), *self.statistics.values()) for use in uses]
         return {u.group for u in everything if not any(self._has_batch(axis) for axis in u.axes)}
 
@@ -84,7 +84,7 @@ class SoftMasked(fx.Interpreter):
             self.env.update(whole)
 
     def _statistic(self, node: fx.Node) -> Any:
-        """A mean or norm over channels, each counted as much as its mask says."""
+        """Return a mean or norm over channels, each counted as much as its mask says."""
         step = self.analysis.steps[node]
         assert step.rule is not None
         function, source = step.rule.masked, step.source
@@ -97,7 +97,7 @@ class SoftMasked(fx.Interpreter):
         return function(mask=mask.to(self.env[source]), **bound)
 
     def _mask(self, use: Use) -> Tensor:
-        """The group's mask as it lies along the operand: its shape, with 1 where nothing is masked."""
+        """Return the group's mask as it lies along the operand: its shape, with 1 where nothing is masked."""
         return self._spread(use, self.masks[use.group])
 
     def _spread(self, use: Use, mask: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class SoftMasked(fx.Interpreter):
     # ------------------------------------------------------------ where masks apply
 
     def _uses(self, node: fx.Node) -> list[Use]:
-        """The groups that a node sums over, each with the operand to mask."""
+        """Return the groups that a node sums over, each with the operand to mask."""
         step = self.analysis.steps[node]
         summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & self.of_atom.keys()
         found: dict[Atom, Use] = {}
@@ -122,7 +122,7 @@ class SoftMasked(fx.Interpreter):
         return list(found.values())
 
     def _is_better(self, use: Use, than: Use | None) -> bool:
-        """Of two factors that are summed over together one is masked: rather one that has samples."""
+        """Say whether to mask this factor of two that are summed over together: rather one with samples."""
         return than is None or (self._samples(use) and not self._samples(than))
 
     def _samples(self, use: Use) -> bool:
@@ -172,5 +172,5 @@ _SAMPLES = Atom(1)
 
 
 def _coordinates(axis: Axis, size: int) -> dict[Atom, np.ndarray]:
-    """As `axes.coordinates`, at the true batch size, with the batch under one name."""
+    """Compute `axes.coordinates` at the true batch size, with the batch under one name."""
     return {_SAMPLES if a.is_batch else a: at for a, at in coordinates(with_batch(axis, size)).items()}

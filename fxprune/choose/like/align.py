@@ -65,7 +65,7 @@ def align(model: Analysis, sibling: Analysis, score: Scorer) -> Alignment:
 
 
 def _parts(analysis: Analysis) -> list[_Part]:
-    """The branches, and the nodes outside them that are more than layout, in order."""
+    """Return the branches, and the nodes outside them that are more than layout, in order."""
     branches = find_branches(analysis.module, analysis.rules)
     within = {node for b in branches for node in b.nodes}
     ends = {b.add: b for b in branches}
@@ -84,7 +84,7 @@ def _parts(analysis: Analysis) -> list[_Part]:
 
 
 def _kind(node: fx.Node, analysis: Analysis) -> tuple[object, ...]:
-    """The op, its weights, and the size of its kernel: what no width changes.
+    """Return the op, its weights, and the size of its kernel: what no width changes.
 
     Empty for sizes, for constants (one block may compute what several share), and for dropouts.
     """
@@ -138,6 +138,6 @@ def _no_match(ours: list[_Part], theirs: list[_Part], best: np.ndarray) -> Sibli
 
 
 def _words(part: _Part) -> str:
-    """Its first ops, with the sizes of their kernels."""
+    """Describe a part by its first ops, with the sizes of their kernels."""
     told = [" ".join(map(str, filter(None, kind))) for kind in part.kinds]
     return ", ".join(told[:6] + ["..."] * (len(told) > 6))

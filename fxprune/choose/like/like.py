@@ -88,7 +88,7 @@ def shaped_like(
 
 
 def _merged(model: Analysis, sizes: Mapping[Group, int]) -> Analysis:
-    """The model with the heads that a shallower one is to have; groups are told by their sites."""
+    """Return the model with the heads that a shallower one is to have; groups are told by their sites."""
     wanted = {site: size for group, size in sizes.items() if group.role == "heads" for site in group.sites}
     counts = {g: wanted[g.sites[0]] for g in mergeable(model) if g.sites[0] in wanted}
     return merged(model, {group: count for group, count in counts.items() if group.size % count == 0})
@@ -113,14 +113,14 @@ def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
 
 
 def _example_for(small: nn.Module, analysis: Analysis) -> Example:
-    """The model's own example in the dtype and on the device of another one."""
+    """Return the model's own example in the dtype and on the device of another one."""
     like = next((p for p in small.parameters() if p.is_floating_point()), torch.zeros(()))
     example = analysis.captured.example
     return example.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 
 
 def _renamed(model: Analysis, small: Analysis, pairs: Sequence[Pair]) -> dict[str, str]:
-    """All names that the model has for a tensor -> the sibling's for its counterpart, where they differ."""
+    """Map all names that the model has for a tensor to the smaller model's, where they differ."""
     ours, theirs = _aliases(model), _aliases(small)
     names: dict[str, str] = {}
     for old, new in tensor_names(model.module, pairs):
@@ -142,7 +142,7 @@ def _aliases(analysis: Analysis) -> dict[str, list[str]]:
 
 
 def _scales(model: Analysis, small: Analysis, pairs: Sequence[Pair]) -> dict[str, float]:
-    """The constants that differ, where the difference can be folded into weights."""
+    """Return the constants that differ, where the difference can be folded into weights."""
     found: dict[str, float] = {}
     for ours, theirs in pairs:
         if ours.op in ("get_attr", "placeholder"):

@@ -12,7 +12,7 @@ __all__ = ["tensor_names"]
 def tensor_names(
     module: fx.GraphModule, pairs: Sequence[tuple[fx.Node, fx.Node]]
 ) -> Iterator[tuple[str, str]]:
-    """(name in the model, name in the sibling) of every weight that corresponding nodes read."""
+    """Yield the names of each weight that corresponding nodes read: (in the model, in the smaller one)."""
     for ours, theirs in pairs:
         if ours.op == "get_attr":
             yield str(ours.target), str(theirs.target)

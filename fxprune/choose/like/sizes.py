@@ -22,7 +22,7 @@ __all__ = ["target_sizes"]
 def target_sizes(
     model: Analysis, sibling: Analysis, pairs: Sequence[tuple[fx.Node, fx.Node]]
 ) -> dict[Group, int]:
-    """For each group that may shrink, the size that the sibling has in its place.
+    """Find the size that the smaller model has in the place of each group that may shrink.
 
     Every dimension of every weight and value of the sibling is an equation about the model's axes:
     `Product(3, heads, head_dim) = 576`.  Values where heads stand alone tell them from head dims.

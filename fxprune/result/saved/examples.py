@@ -14,7 +14,7 @@ __all__ = ["example_from", "example_record"]
 
 
 def example_record(example: Example) -> dict[str, Any]:
-    """Raises FileError for an argument that is neither a tensor nor plain data."""
+    """Record an example.  Raises FileError for an argument that is neither a tensor nor plain data."""
     return {
         "args": [_written(a) for a in example.args],
         "kwargs": {k: _written(v) for k, v in example.kwargs.items()},
@@ -22,7 +22,7 @@ def example_record(example: Example) -> dict[str, Any]:
 
 
 def example_from(record: dict[str, Any], device: str) -> Example:
-    """The same call with zeros."""
+    """Return the same call with zeros."""
     args = tuple(_read(a, device) for a in record["args"])
     return Example(args, {k: _read(v, device) for k, v in record["kwargs"].items()})
 

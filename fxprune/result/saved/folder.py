@@ -59,7 +59,7 @@ def write_folder(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record, if it is whole and unedited.  Raises FileError for anything else."""
+    """Return the record, if it is whole and unedited.  Raises FileError for anything else."""
     path = folder / RECORD
     try:
         record = json.loads(path.read_bytes())
@@ -77,7 +77,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
-    """The tensors that a record was saved with, by name.  Raises FileError if they are not those."""
+    """Return the tensors that a record was saved with, by name.  Raises FileError if they are not those."""
     wanted = record["weights"]
     path = folder / PENDING.format(wanted["sha256"][:16])
     if not path.exists():
@@ -117,7 +117,7 @@ def _write_pending(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, d
 
 
 def _umask() -> int:
-    """A temporary file is its owner's alone; what takes its place should be as readable as any other."""
+    """Read the umask: what takes a temporary file's place should be as readable as any other."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -14,7 +14,7 @@ HUB = "hf-hub:"
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path:
-    """A folder as it is; `hf-hub:owner/name[@revision]` as the folder that it is downloaded to.
+    """Return a folder as it is; `hf-hub:owner/name[@revision]` as the folder that it is downloaded to.
 
     Raises:
         FileError: there is no such folder or repository.

@@ -36,7 +36,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def replaced_data(pruned: PrunedModule) -> dict[str, Any]:
-    """The layers that are no longer the plan's, by path.
+    """Return the layers that are no longer the plan's, by path.
 
     Raises:
         FileError: one is no standard layer, or a tensor was added, resized or taken away.
@@ -55,7 +55,7 @@ def replaced_data(pruned: PrunedModule) -> dict[str, Any]:
 
 
 def layer_data(layer: nn.Module, path: str) -> dict[str, Any]:
-    """A layer's class and constructor arguments; of a Sequential, its layers by name."""
+    """Return a layer's class and constructor arguments; of a Sequential, its layers by name."""
     kind = type(layer).__name__
     if type(layer) is nn.Sequential:
         inner = {name: layer_data(child, f"{path}.{name}") for name, child in layer.named_children()}
@@ -83,7 +83,7 @@ def _options(layer: nn.Module) -> dict[str, Any]:
 
 
 def layer_from(data: Any) -> nn.Module:
-    """The layer that `layer_data` wrote down, without values.  Raises FileError for anything else."""
+    """Return the layer that `layer_data` wrote down, without values.  Raises FileError for anything else."""
     try:
         kind = data["class"]
         if kind == "Sequential":

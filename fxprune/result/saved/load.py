@@ -70,7 +70,7 @@ def load(
 def original_from(
     folder: str | os.PathLike[str], model: nn.Module | str | None = None, *, rules: RuleSet = DEFAULT_RULES
 ) -> nn.Module:
-    """What a saved model was pruned from, with any weights; errors are those of `original_of`."""
+    """Say what a saved model was pruned from, with any weights; errors are those of `original_of`."""
     record = read_record(local_folder(folder))
     return parent_of(original_of(record, model), record, rules)
 
@@ -78,7 +78,7 @@ def original_from(
 def original_of(
     record: Mapping[str, Any], model: nn.Module | str | None = None, *, without_values: bool = False
 ) -> nn.Module:
-    """The original that a record speaks of, or the model given, with any weights, or none where none will do.
+    """Build the original of a record, or take the model given; with any weights, or none where none will do.
 
     Raises:
         FileError: the record does not say how to build it, or names code.

@@ -38,7 +38,7 @@ def build(spec: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
 
 
 def expand(pattern: str) -> list[str]:
-    """The specs that match a pattern: `timm:*deit*` -> every DeiT of timm; a plain spec is itself."""
+    """Return the specs that match a pattern: `timm:*deit*` -> every DeiT of timm; a plain spec is itself."""
     library, name = _split(pattern)
     if not set(name) & set("*?["):
         return [pattern]

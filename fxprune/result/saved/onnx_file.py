@@ -104,7 +104,7 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
 
 
 def _free(example: Example) -> Any:
-    """Each tensor's first dimension is the batch, where it is as large as the batch."""
+    """Free each tensor's first dimension where it is as large as the batch."""
 
     def shape(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -118,7 +118,7 @@ def _free(example: Example) -> Any:
 def _compared(
     model: nn.Module, example: Example, file: Path, dynamic: bool
 ) -> tuple[float | None, dict[str, Any], dict[str, Any]]:
-    """The largest error of the file, and its inputs and outputs with their shapes."""
+    """Return the largest error of the file, and its inputs and outputs with their shapes."""
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
@@ -167,7 +167,7 @@ def _outputs(model: nn.Module, call: Example) -> list[Tensor]:
 
 
 def _varied(call: Example) -> Example:
-    """Each sample another: noise in place of real numbers."""
+    """Give each sample other values: noise in place of real numbers."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(t: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _shape(value: Any) -> list[int | str]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter warns of its own parts, prints its steps, and a graph before it raises an error."""
+    """Silence the exporter, which warns of its own parts and prints its steps and graphs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

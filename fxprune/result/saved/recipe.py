@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r".*(/|\\|://).*|(hf-hub|local-dir|https?|file):.*", re.DO
 
 
 def recipe_of(spec: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A recipe as the user spells it: `timm:NAME` with options for its factory."""
+    """Return a recipe as the user spells it: `timm:NAME` with options for its factory."""
     recipe = {"from": spec, "options": scrubbed(dict(options or {}))}
     library, colon, name = spec.partition(":")
     if not (library and colon and name):
@@ -60,7 +60,7 @@ def candidates(origin: Mapping[str, Any], example: list[int] | None) -> Iterator
 
 
 def _options(classes: int | None, example: list[int] | None) -> Iterator[dict[str, Any]]:
-    """What is given most often: nothing, the number of classes, none of them, other images."""
+    """Yield the options given most often: nothing, the number of classes, none of them, other images."""
     heads: list[dict[str, Any]] = [{}, {"num_classes": 0}, {"num_classes": 0, "global_pool": ""}]
     if classes is not None:
         heads.insert(1, {"num_classes": classes})
@@ -73,7 +73,7 @@ def _options(classes: int | None, example: list[int] | None) -> Iterator[dict[st
 
 
 def _torchvision_names(kind: str) -> list[str]:
-    """The builders that say that they return this class."""
+    """Return the builders that say that they return this class."""
     models = model_specs._library("torchvision.models")
     names = []
     for name in models.list_models():
@@ -85,7 +85,7 @@ def _torchvision_names(kind: str) -> list[str]:
 
 
 def rebuild(recipe: Mapping[str, Any], device: str) -> nn.Module:
-    """The original's architecture, in eval mode, without its weights.
+    """Return the original's architecture, in eval mode, without its weights.
 
     device: "meta", or "cpu" for a constructor that computes with values.
 
@@ -108,7 +108,7 @@ def rebuild(recipe: Mapping[str, Any], device: str) -> nn.Module:
 
 
 def _registered(spec: str) -> str:
-    """A name that the library itself knows, and not one of a hub or a folder."""
+    """Return a name that the library itself knows, and not one of a hub or a folder."""
     library, _, name = spec.partition(":")
     if library == "timm":
         known = model_specs._library("timm").is_model(name.partition(".")[0])
@@ -123,7 +123,7 @@ def _registered(spec: str) -> str:
 
 
 def _from_config(recipe: Mapping[str, Any]) -> nn.Module:
-    """A transformers model by its class, of a configuration by its model type."""
+    """Return a transformers model by its class, of a configuration by its model type."""
     transformers = model_specs._library("transformers")
     record = scrubbed(recipe["config"])
     attention = record.pop("attention", None)

@@ -25,13 +25,13 @@ OTHER_FUNCTION = "computes something else with its weights"
 
 
 def root_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record of the first prune, of a model that was pruned again and again."""
+    """Return the record of the first prune, of a model that was pruned again and again."""
     before = record.get("before")
     return root_of(before) if before else record
 
 
 def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> PrunedModule:
-    """The plan applied to an original, in the precision that the original was pruned in.
+    """Return the plan applied to an original, in the precision that the original was pruned in.
 
     For the record of a model that was pruned again, `model` may be what that was pruned from, or the first
     original, to which every plan is applied in turn.
@@ -56,7 +56,7 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
 
 
 def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn.Module:
-    """What the record's plan was applied to: the original, or the result of the plans before."""
+    """Say what the record's plan was applied to: the original, or the result of the plans before."""
     before = record.get("before")
     if before and layout_digest(model.state_dict()) != record["origin"]["layout"]:
         return replayed(model, before, rules)
@@ -64,7 +64,7 @@ def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn
 
 
 def versions(kind: str) -> dict[str, str]:
-    """Of fxprune, torch and the library that the original's class comes from."""
+    """Return the versions of fxprune, torch and the library of the original's class."""
     names = dict.fromkeys(("fxprune", "torch", kind.partition(".")[0]))
     found = {}
     for name in names:

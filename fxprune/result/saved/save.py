@@ -81,7 +81,7 @@ def save(
 
 
 def _how_made(facts: Record) -> dict[str, Any]:
-    """What the plan is applied to again; of a model that was pruned again, the first plan as well."""
+    """Say what the plan is applied to again; of a model that was pruned again, the first plan as well."""
     made: dict[str, Any] = {
         "origin": facts.origin,
         "options": dict(facts.options),
@@ -92,13 +92,13 @@ def _how_made(facts: Record) -> dict[str, Any]:
 
 
 def _without_configs(record: dict[str, Any]) -> dict[str, Any]:
-    """The recipe holds the one that counts."""
+    """Return the recipe holds the one that counts."""
     lean = {**record, "origin": {k: v for k, v in record["origin"].items() if k != "config"}}
     return lean | ({"before": _without_configs(record["before"])} if record.get("before") else {})
 
 
 def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
-    """The user's recipe, tried if it is one that `load` follows."""
+    """Return the user's recipe, tried if it is one that `load` follows."""
     if not recipes.is_safe(recipe):
         return recipe
     problem = ""
@@ -111,7 +111,7 @@ def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: Rule
 
 
 def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
-    """A recipe that does build the original, or None with a warning."""
+    """Return a recipe that does build the original, or None with a warning."""
     root = root_of(record)
     origin = root["origin"]
     known: dict[str, Any] | None = record["origin"].get("build") or origin.get("build")
@@ -137,7 +137,7 @@ def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any
 
 
 def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSet) -> str:
-    """Why a recipe does not lead back to the graph that is saved; nothing if it does."""
+    """Say why a recipe does not lead back to the graph that is saved; nothing if it does."""
     try:
         model = recipes.rebuild(recipe, recipe["on"])
         if layout_digest(model.state_dict()) != root_of(record)["origin"]["layout"]:

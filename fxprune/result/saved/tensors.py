@@ -29,7 +29,7 @@ class _Slot:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Each tensor once, under its first name, contiguous and sharing memory with no other.
+    """Return each tensor once, under its first name, contiguous and sharing memory with no other.
 
     Raises:
         FileError: a tensor has no values (meta), or the state holds more than tensors.
@@ -79,7 +79,7 @@ def _refuse(what: str, names: list[str]) -> None:
 
 
 def _slots(module: nn.Module) -> list[_Slot]:
-    """Every parameter and buffer; one that any `state_dict` name leads to goes by the first such name."""
+    """List parameters and buffers; one that a `state_dict` name leads to goes by the first such name."""
     state = module.state_dict(keep_vars=True)
     names = {id(t): name for name, t in reversed(state.items()) if isinstance(t, Tensor)}
     slots: dict[int, _Slot] = {}

@@ -18,7 +18,7 @@ LINE = 0.19  # inches of height per row
 
 
 def coupling_map(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
-    """Modules by groups: a square where a weight of the module carries the group, larger for more sites.
+    """Draw modules by groups: a square where the module carries the group, larger for more sites.
 
     Only groups that may shrink have a column; they stand in the order in which the model uses them.
     """
@@ -49,7 +49,7 @@ def coupling_map(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
 
 
 def kept_bars(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
-    """A bar per layer: the share of its parameters that is kept, with the numbers before and after."""
+    """Return a bar per layer: the share of its parameters that is kept, with the numbers before and after."""
     counts = {}
     for layer, names in _layers(scene, patterns).items():
         known = [scene.parameters[name] for name in names if name in scene.parameters]
@@ -75,7 +75,7 @@ def kept_bars(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
 
 
 def _layers(scene: Scene, patterns: list[str]) -> dict[str, list[str]]:
-    """The weights of each layer, in the order of the graph; a weight outside any layer is its own."""
+    """Return the weights of each layer, in the order of the graph; a weight outside any layer is its own."""
     tree = Tree.of(scene.analysis)
     chosen = chosen_rows(tree, patterns)
     within = {r.index for row in chosen for r in (row, *tree.below(row))} if patterns else None
@@ -104,7 +104,7 @@ def _shade(share: float) -> str:
 
 
 def _figure(width: float, rows: int, extra: float) -> tuple[Any, Any]:
-    """A bare chart with a line for each row, the first on top."""
+    """Return a bare chart with a line for each row, the first on top."""
     figure = drawing_library("matplotlib.figure").Figure(
         figsize=(width, extra + LINE * rows), layout="constrained"
     )

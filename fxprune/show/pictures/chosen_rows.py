@@ -11,7 +11,7 @@ __all__ = ["chosen_rows"]
 
 
 def chosen_rows(tree: Tree, patterns: list[str]) -> list[Row]:
-    """The rows of modules and layers that match; everything inside them belongs to them.
+    """Return the rows of modules and layers that match; everything inside them belongs to them.
 
     Raises PatternError, with names that would match, for a pattern that chooses nothing.
     """

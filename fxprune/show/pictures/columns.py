@@ -39,7 +39,7 @@ class Columns:
             self.opened |= {r.index for r in (chosen, *self.tree.above(chosen), *self.tree.below(chosen))}
 
     def rows(self) -> Table:
-        """`dot`: whether wires may end there; `frame`: whether it is a module, framed when open."""
+        """Make the rows' columns.  `dot`: wires may end there; `frame`: a module, framed when open."""
         tree, rows = self.tree, self.tree.rows
         inner = {r.parent for r in rows}
         return {
@@ -64,7 +64,7 @@ class Columns:
         }
 
     def words(self) -> Table:
-        """The words of every label; `at` counts letters from the label's beginning."""
+        """Return the words of every label; `at` counts letters from the label's beginning."""
         out: Table = {name: [] for name in ("row", "at", "text", "color", "group", "title", "hint")}
         for row in self.tree.rows:
             at = 0
@@ -84,7 +84,7 @@ class Columns:
         return out
 
     def wires(self) -> Table:
-        """From row to row, with all groups that it carries; a residual stream gives its colour."""
+        """Make the wires from row to row, with the groups that each carries; a residual stream colours it."""
         out: Table = {name: [] for name in ("from", "to", "groups", "color")}
         for source, target, node in self.tree.wires:
             values = self.scene.analysis.axes.get(node, ())
@@ -98,7 +98,7 @@ class Columns:
         return out
 
     def sites(self) -> Table:
-        """Every site of every group, and the row of its weight."""
+        """Return every site of every group, and the row of its weight."""
         out: Table = {name: [] for name in ("row", "group", "name")}
         used = self.scene.analysis.names
         row_of = {row.path: row.index for row in self.tree.rows if row.kind == "weight"}
@@ -130,7 +130,7 @@ class Columns:
         return self.scene.words.value(row.node) if row.node is not None else []
 
     def _hint(self, word: Word) -> tuple[str, str]:
-        """What hovering over a word says: a title, and a line below."""
+        """Say what hovering over a word says: a title, and a line below."""
         if word.axis is None:
             return word.text.strip(), "punctuation: (a b) is a product, [a | b] a concatenation"
         if word.group is not None:
@@ -142,7 +142,7 @@ class Columns:
         return f"{word.text} = {word.axis.size}", f"whole: {'; '.join(why) or 'of size 1'}"
 
     def _told(self, group: Group) -> str:
-        """`12 → 6, 3 sites, heads`, or why it is whole."""
+        """Describe a group: `12 → 6, 3 sites, heads`, or why it is frozen."""
         count = f"{len(group.sites)} site{'s' * (len(group.sites) != 1)}"
         return (
             f"{self._size(group)}, {count}, {f'whole: {group.frozen.brief}' if group.frozen else group.role}"
@@ -152,7 +152,7 @@ class Columns:
         return _change(str(self.scene.before(group.atom)), str(self.scene.after(group.atom)))
 
     def _shape(self, row: Row) -> str:
-        """`b·197·768→384`: of a weight, or of the first tensor of a value."""
+        """Write the shape of a weight, or of the first tensor of a value: `b·197·768→384`."""
         if row.kind == "weight":
             before, after = ([*map(str, shape)] for shape in self.scene.shape(row.path))
         else:
@@ -164,13 +164,13 @@ class Columns:
         return "·".join(map(_change, before, after, ["→"] * len(before))) or "scalar"
 
     def _counted(self, axis: Axis, size: Callable[[Axis], int]) -> str:
-        """A size; the batch, of which no number is known, by its letter."""
+        """Return a size; the batch, of which no number is known, by its letter."""
         batch = math.prod(a.size for a in atoms_of(axis) if self.scene.words.is_batch(a))
         times = size(axis) // batch
         return str(times) if batch == 1 else "b" if times == 1 else f"{times}b"
 
     def _parameters(self, row: Row) -> str:
-        """Of a module or layer: how many parameters are in it."""
+        """Count the parameters in a module or layer, in words."""
         inside = [r.path for r in self.tree.below(row) if r.kind == "weight"]
         counts = [self.scene.parameters[name] for name in inside if name in self.scene.parameters]
         before, after = (sum(count[i] for count in counts) for i in (0, 1))
@@ -178,7 +178,7 @@ class Columns:
 
 
 def short(count: int) -> str:
-    """86567656 -> 86.6 M."""
+    """Shorten a number: 86567656 -> 86.6 M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

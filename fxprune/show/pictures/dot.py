@@ -19,7 +19,7 @@ DPI = {".png": "144", ".svg": "72", ".pdf": "72"}
 
 
 def static_graph(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
-    """The modules that patterns choose, in full; without any the whole model, blocks closed.
+    """Return the modules that patterns choose, in full; without any the whole model, blocks closed.
 
     Raises:
         DrawError: the package graphviz, or its program `dot`, is missing.
@@ -84,7 +84,7 @@ class _Drawing:
                 self._fill(cluster, i, inside)
 
     def _frames(self, index: int, outer: int | None) -> list[int]:
-        """The open modules around a row, innermost first, up to the one that is being filled."""
+        """Return the open modules around a row, innermost first, up to the one that is being filled."""
         out = []
         for row in self.tree.above(self.tree.rows[index]):
             if row.index == outer:
@@ -94,7 +94,7 @@ class _Drawing:
         return out
 
     def _box(self, row: Row) -> str:
-        """A table: name and class, then a line per weight with its axes and shape."""
+        """Return a table: name and class, then a line per weight with its axes and shape."""
         bold = f"<b>{escape(self.tree.name(row))}</b>" if row.kind != "op" else escape(row.name)
         what = f'&#160;<font color="{SOFT}" point-size="10">{escape(row.what)}</font>' if row.what else ""
         lines = [f'<tr><td align="left" colspan="3">{bold}{what}</td></tr>']
@@ -129,7 +129,7 @@ class _Drawing:
         return "".join(out)
 
     def _loose(self, dot: object, a: int, b: int, *, inside: bool) -> None:
-        """A wire from or to what is not in the picture: its end is the name of it."""
+        """Draw a wire from or to what is not in the picture: its end is the name of that."""
         other = self.tree.rows[a if inside else b]
         end = f"from{a}" if inside else f"to{b}"
         value = self.scene.words.value(self.graph.nodes[a]["row"].node) if a in self.graph else []

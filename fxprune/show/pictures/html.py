@@ -90,7 +90,7 @@ NUMBER_CELL = '<div title="<%= reason %>" style="text-align:right; color:<%= ink
 
 
 def html_page(scene: Scene, patterns: list[str]) -> str:
-    """The whole page as one string; modules that match a pattern are open at first."""
+    """Return the whole page as one string; modules that match a pattern are open at first."""
     return file_html(_Page(Columns(scene, patterns)).layout(), INLINE, title=f"{scene.title} - fxprune")
 
 
@@ -143,7 +143,7 @@ class _Page:
         return row(side, main, sizing_mode="stretch_both", stylesheets=[white])
 
     def _plot(self) -> figure:
-        """The graph: wires on the left, then name, class or line, axes, sizes and parameters."""
+        """Return the graph: wires on the left, then name, class or line, axes, sizes and parameters."""
         plot = _bare(Range1d(0, 1000), sizing_mode="stretch_both", name="plot")
         plot.background_fill_color = PAPER
         sans = {"y": "y", "text_font": value(SANS), "text_baseline": "middle", "text_font_size": "12.5px"}
@@ -194,7 +194,7 @@ class _Page:
         plot.add_glyph(self.rows, dot)
 
     def _overview(self) -> figure:
-        """The whole picture in a strip: modules as blocks, what is lit as ticks, the window as a frame."""
+        """Draw the picture in a strip: modules as blocks, what is lit as ticks, the window as a frame."""
         strip = _bare(Range1d(0, 1), width=46, sizing_mode="stretch_height")
         block = Quad(left=0.15, right=0.85, top="top", bottom="bottom", fill_color=INK, fill_alpha=0.05)
         line = Rect(x=0.5, y="y", width=0.5, height=0.12, fill_color=INK, fill_alpha=0.12, line_color=None)
@@ -235,7 +235,7 @@ class _Page:
         return Div(text=text, styles=_text(12.5), width=SIDE)
 
     def _key(self) -> Div:
-        """The legend: what the marks and words of the picture mean."""
+        """Return the legend: what the marks and words of the picture mean."""
         entries = [
             ("●", "an op or a module; ○ an input or output; □ a weight"),
             ("▸", "a module: a click opens it; on the right, its parameters"),
@@ -272,7 +272,7 @@ def _empty(name: str, *columns: str) -> ColumnDataSource:
 
 
 def _bare(across: Range1d, **options: Any) -> figure:
-    """A plot without axes, of which y counts rows downwards."""
+    """Return a plot without axes, of which y counts rows downwards."""
     plot = figure(tools="", toolbar_location=None, x_range=across, y_range=Range1d(-30, 0), **options)
     plot.update(min_border=0, outline_line_color=None)
     plot.axis.visible = plot.grid.visible = False
@@ -280,7 +280,7 @@ def _bare(across: Range1d, **options: Any) -> figure:
 
 
 def _range_tool(plot: figure) -> RangeTool:
-    """A frame around what the plot shows, to be dragged."""
+    """Return a frame around what the plot shows, to be dragged."""
     tool = RangeTool(y_range=plot.y_range)
     frame = {"fill_color": INK, "fill_alpha": 0.06, "line_color": INK, "line_alpha": 0.25}
     tool.overlay.update(line_dash="solid", **frame)

@@ -59,21 +59,21 @@ class Scene:
                 self._gone[site] = self._gone.get(site, 1) * self.before(group.atom)
 
     def before(self, axis: Axis) -> int:
-        """The size of an axis in the original."""
+        """Return the size of an axis in the original."""
         return size_of(axis, self._before)
 
     def after(self, axis: Axis) -> int:
-        """The size of an axis in the pruned model."""
+        """Return the size of an axis in the pruned model."""
         return size_of(axis, self._after)
 
     def shape(self, weight: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shape of a weight in the original and in the pruned model."""
+        """Return the shape of a weight in the original and in the pruned model."""
         axes = self.analysis.weights[weight]
         before = [self.before(a) * self._gone.get(Site(weight, d), 1) for d, a in enumerate(axes)]
         return tuple(before), tuple(map(self.after, axes))
 
     def colour(self, group: Group | None) -> str:
-        """`#rrggbb`; grey for what stays whole."""
+        """Return a colour `#rrggbb`; grey for what is frozen."""
         return GREY if group is None else self._colours[group]
 
     @cached_property
@@ -128,7 +128,7 @@ def _carries_plan(module: Any) -> TypeGuard[fx.GraphModule]:
 
 
 def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:
-    """The original's analysis (without removed branches, with heads merged), with a plan's sizes after."""
+    """Make a scene of the original's analysis (branches out, heads merged), with a plan's sizes after."""
     if pruned is None:
         return Scene(analysis, title)
     plan = pruned if isinstance(pruned, Plan) else plan_of(pruned)
@@ -141,7 +141,7 @@ def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | Non
 
 
 def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
-    """A pruned model alone: its own axes, named as in the plan."""
+    """Return a pruned model alone: its own axes, named as in the plan."""
     analysis = _analysis_of_pruned(pruned, rules)
     plan = plan_of(pruned)
     sites = record_of(pruned).sites
@@ -163,7 +163,7 @@ def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
 
 
 def _analysis_of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Analysis:
-    """Its graph is canonical already: only values and axes are missing.  The module is not changed."""
+    """Analyse a result, whose graph is canonical: only values and axes are missing.  It is not changed."""
     record = record_of(pruned)
     graph = fx.Graph()
     graph.output(graph.graph_copy(pruned.graph, {}))

@@ -58,27 +58,27 @@ class Tree:
         return _Growing(analysis).grown()
 
     def name(self, row: Row) -> str:
-        """`blocks.0` for a block: a number says little alone."""
+        """Name a row, `blocks.0` for a block: a number says little alone."""
         if row.name.isdigit() and row.parent is not None:
             return f"{self.rows[row.parent].name}.{row.name}"
         return row.name
 
     def below(self, row: Row) -> Iterator[Row]:
-        """All rows inside a row: they follow it directly."""
+        """Yield all rows inside a row: they follow it directly."""
         for other in self.rows[row.index + 1 :]:
             if other.depth <= row.depth:
                 return
             yield other
 
     def above(self, row: Row) -> Iterator[Row]:
-        """The rows that a row stands in, innermost first."""
+        """Yield the rows that a row stands in, innermost first."""
         while row.parent is not None:
             row = self.rows[row.parent]
             yield row
 
 
 def opened_at_first(tree: Tree) -> set[int]:
-    """Which rows are open before anybody clicks: containers of containers, level by level, and layers."""
+    """Say which rows are open before anybody clicks: containers of containers, level by level, and layers."""
     holders = {r.parent for r in tree.rows if r.kind == "module" and r.parent is not None}
     opened = {r.index for r in tree.rows if r.kind == "layer"}
     for depth in range(max((r.depth for r in tree.rows), default=0)):
@@ -90,7 +90,7 @@ def opened_at_first(tree: Tree) -> set[int]:
 
 
 def collapsed(tree: Tree, opened: set[int]) -> nx.MultiDiGraph:
-    """The graph between what is seen when only `opened` rows are open.
+    """Return the graph between what is seen when only `opened` rows are open.
 
     Nodes are row indices (attribute `row`); an edge carries the fx node whose value it is (`node`).
     """
@@ -212,7 +212,7 @@ class _Growing:
                 self.tree.wires.append((self.row_of[source], here, source))
 
     def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The nodes with a row whose tensors a node reads."""
+        """Yield the nodes with a row whose tensors a node reads."""
         seen: set[fx.Node] = set()
         waiting = list(node.all_input_nodes)
         while waiting:
@@ -226,7 +226,7 @@ class _Growing:
                 waiting += self.through.get(source, [])
 
     def _is_pick(self, node: fx.Node) -> bool:
-        """One of several values: `unbind(x)[0]`."""
+        """Say whether a node picks one of several values: `unbind(x)[0]`."""
         return bool(self.analysis.axes.get(node)) and node not in self.analysis.steps and _getitem(node)
 
     def _op(self, node: fx.Node) -> str:
@@ -254,7 +254,7 @@ class _Growing:
 
 
 def _homes(graph: fx.Graph) -> dict[fx.Node, list[str]]:
-    """The module that each call stands in, as a path.
+    """Return the module that each call stands in, as a path.
 
     A graph that was pickled has lost what its nodes noted: then, what the calls around have in common.
     """

@@ -61,7 +61,7 @@ def accuracies(models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tens
 
 
 def class_scores(output: Any, batch: int) -> Tensor:
-    """The scores of classes [batch, classes] in a model's output.
+    """Return the scores of classes [batch, classes] in a model's output.
 
     Raises:
         DataError: it holds none.
@@ -76,7 +76,7 @@ def class_scores(output: Any, batch: int) -> Tensor:
 
 
 def _right(scores: Tensor, labels: Tensor, k: int) -> int:
-    """How many labels are among the k highest scores; NaN is no score."""
+    """Say how many labels are among the k highest scores; NaN is no score."""
     if int(labels.max()) >= scores.shape[1]:
         raise DataError(f"class {int(labels.max())} of the data: the model has {scores.shape[1]} classes")
     first = scores.nan_to_num(nan=-torch.inf).topk(min(k, scores.shape[1])).indices

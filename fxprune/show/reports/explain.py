@@ -43,7 +43,7 @@ class Explanation:
 
 
 def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanation:
-    """What may shrink in a module, with what it is coupled and through what, and what is frozen and why.
+    """Say what may shrink in a module, with what it is coupled and through what, and what is frozen and why.
 
     Args:
         model: a model, or what `analyze` returned for it.
@@ -82,7 +82,7 @@ def _shape(analysis: Analysis, weight: str) -> str:
 
 
 def _sites(analysis: Analysis, name: str) -> list[Site]:
-    """The dimensions that a name stands for."""
+    """Return the dimensions that a name stands for."""
     every = list(dict.fromkeys(site for group in analysis.groups for site in group.sites))
     groups = {group.name: group for group in analysis.groups}
     inside = [s for s in every if name in (str(s), s.name) or s.name.startswith(f"{name}.")]
@@ -101,7 +101,7 @@ def _sites(analysis: Analysis, name: str) -> list[Site]:
 
 
 def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
-    """A paragraph on one group, as seen from some of its sites."""
+    """Return a paragraph on one group, as seen from some of its sites."""
     word = Words(analysis).axis(group.atom)
     if group.frozen is not None:
         where = os.path.basename(group.frozen.where or "")
@@ -120,7 +120,7 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
 
 
 def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
-    """The shortest paths to the nearest modules: a site, the nodes between, a site."""
+    """Return the shortest paths to the nearest modules: a site, the nodes between, a site."""
     flow = flow_of(analysis.graph, group.atom)
     if str(start) not in flow:
         return []
@@ -135,7 +135,7 @@ def _some(names: list[str], most: int) -> str:
 
 
 def _route(nodes: list[fx.Node]) -> str:
-    """Nodes with their source lines, the middle of a long path left out."""
+    """Return nodes with their source lines, the middle of a long path left out."""
     steps = []
     for node in nodes:
         where = os.path.basename(node.meta.get("where") or "")

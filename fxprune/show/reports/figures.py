@@ -40,7 +40,7 @@ def figures_of(
     pruned: nn.Module,
     macs: tuple[dict[str, float], dict[str, float]],
 ) -> list[GroupFigures]:
-    """The figures of each group; each weight and each call counts once."""
+    """Return the figures of each group; each weight and each call counts once."""
     dense = dict(analysis.module.named_parameters(remove_duplicate=False))
     left = dict(pruned.named_parameters(remove_duplicate=False))
     weights: dict[Group, list[str]] = {group: [] for group in groups}
@@ -98,7 +98,7 @@ def folded(groups: Sequence[GroupFigures]) -> list[tuple[str, GroupFigures]]:
 
 
 def _range(numbers: Sequence[int]) -> str:
-    """[0, 1, 2] as `0-2`; [0, 2] as `0,2`."""
+    """Write [0, 1, 2] as `0-2`, [0, 2] as `0,2`."""
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}-{numbers[-1]}"
     return ",".join(map(str, numbers))

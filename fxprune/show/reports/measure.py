@@ -19,7 +19,7 @@ __all__ = ["latencies", "macs_by_node"]
 
 
 def macs_by_node(module: fx.GraphModule, example: Example) -> dict[str, float]:
-    """Multiply-accumulates of each call of a graph, by torch's own counter."""
+    """Count the multiply-accumulates of each call of a graph, by torch's own counter."""
     module = _without_gradients(module)
     with torch.no_grad(), counting() as counter:
         interpreter = _Counting(module, counter)
@@ -41,7 +41,7 @@ class _Counting(fx.Interpreter):
 
 
 def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
-    """The same tensors in a module whose parameters ask for no gradient, which the counter can't stand."""
+    """Copy a module on the same tensors, with no gradients, which the counter can't stand."""
     copied = structural_copy(module)
     for owner in copied.modules():
         for name, p in owner._parameters.items():

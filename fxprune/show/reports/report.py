@@ -61,14 +61,14 @@ class Report:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_markdown(self) -> str:
-        """A table of groups, then one of totals."""
+        """Return a table of groups, then one of totals."""
         return "\n\n".join(_markdown(*table) for table in self._tables())
 
     def _repr_html_(self) -> str:
         return "\n".join(_html(*table) for table in self._tables())
 
     def __rich__(self) -> Any:
-        """For `rich.print`."""
+        """Make what `rich.print` shows."""
         from rich.console import Group as Stack
         from rich.table import Table
 
@@ -115,7 +115,7 @@ class Report:
         ]
 
     def _rest(self) -> list[str]:
-        """What no group that shrank carries: parameters and MACs, before and after."""
+        """Say what no group that shrank carries: parameters and MACs, before and after."""
         cells = []
         for total, own in ((self.parameters, "parameters"), (self.macs, "macs")):
             carried = [sum(getattr(g, own)[i] for g in self.groups) for i in (0, 1)]
@@ -123,7 +123,7 @@ class Report:
         return cells
 
     def _summary(self) -> str:
-        """A title that says what to expect of so few parameters."""
+        """Return a title that says what to expect of so few parameters."""
         left = self.parameters[1] / self.parameters[0] if self.parameters[0] else 1.0
         if left > EXPECTED_WHOLE:
             return "In total"
@@ -144,7 +144,7 @@ def report(
     runs: int | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Report:
-    """What pruning did to a model, per group and in total.
+    """Say what pruning did to a model, per group and in total.
 
     Args:
         model: the original; it is not changed.
@@ -209,7 +209,7 @@ def report(
 
 
 def _count(number: float) -> str:
-    """Three digits that count: 12.3M."""
+    """Write three digits that count: 12.3M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= unit:
             scaled = number / (1e3 if name == "k" else unit)

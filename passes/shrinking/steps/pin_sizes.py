@@ -20,7 +20,7 @@ from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
-__all__ = ["is_static", "pin_sizes", "rescaled"]
+__all__ = ["has_constant_size", "pin_sizes", "rescaled"]
 
 _ARITHMETIC = {
     operator.add,
@@ -67,7 +67,7 @@ def pin_sizes(draft: Draft) -> None:
 
 
 def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
-    """The tensor whose size this node reads, and the dimension (None: the whole shape)."""
+    """Return the tensor whose size this node reads, and the dimension (None: the whole shape)."""
     if node.op not in ("call_function", "call_method"):
         return None
     name = op_name(node.target)
@@ -92,7 +92,7 @@ def _axes_read(analysis: Analysis, read: tuple[fx.Node, int | None]) -> tuple[Ax
 
 
 def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection: Selection) -> Any:
-    """What the read gave before anything shrank; None if it gives that still."""
+    """Say what the read gave before anything shrank; None if it gives that still."""
     if dim is not None:
         dim = 0 if dim == _ALL else dim
         return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
@@ -101,7 +101,7 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
     with node.graph.inserting_after(node):
         sizes: list[Any] = []
         for i, axis in enumerate(axes):
-            if is_static(axis):
+            if has_constant_size(axis):
                 sizes.append(axis.size)
                 continue
             size = node.graph.call_function(operator.getitem, (node, i))
@@ -110,19 +110,19 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
 
 
 def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
-    if is_static(axis):
+    if has_constant_size(axis):
         return axis.size
     with size.graph.inserting_after(size):
         return rescaled(size.graph, size, axis, selection, to_pruned=False)
 
 
-def is_static(axis: Axis) -> bool:
+def has_constant_size(axis: Axis) -> bool:
     """Is the size the same for every input?  (What follows an input's shape is born frozen.)"""
     return axis.size != 1 and all(a.frozen is None for a in atoms_of(axis))
 
 
 def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, to_pruned: bool) -> fx.Node:
-    """A computed size of an axis with frozen, input-dependent parts: from old to new, or back."""
+    """Return a computed size of an axis with frozen, input-dependent parts: from old to new, or back."""
     if isinstance(axis, Sum):
         lost = axis.size - selection.size(axis)
         return graph.call_function(operator.sub if to_pruned else operator.add, (size, lost))

@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxprune.analysis.infer import Step
 from fxprune.graph.own_nodes import _getitem
 from fxprune.passes.shrinking.steps.draft import Draft
-from fxprune.passes.shrinking.steps.pin_sizes import is_static, rescaled
+from fxprune.passes.shrinking.steps.pin_sizes import has_constant_size, rescaled
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis
 from fxprune.rules.modules import native
@@ -57,7 +57,7 @@ def _keyword(node: fx.Node, step: Step, argument: str) -> Any:
 def _respell_attribute(
     module: nn.Module, argument: str, position: int, spelled: Any, selection: Selection
 ) -> None:
-    """A module of a user's own class has the attribute under the name that the rule asks for."""
+    """Write a layer's attribute; a user's own class has it under the name that the rule asks for."""
     entry = native(module)
     name = entry.arguments[position - 1] if entry else argument
     old = getattr(module, name)
@@ -69,7 +69,7 @@ def _respell_attribute(
 
 
 def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], selection: Selection) -> None:
-    """chunk(2), split(64): one number stood for all parts.  Equal parts stay so, others are listed."""
+    """Write the parts' sizes for chunk(2), split(64): equal parts stay one number, others are listed."""
     sizes = [selection.size(part) for part in parts]
     equal = len({*sizes[:-1]}) <= 1 and sizes[-1] <= sizes[0]
     if equal and argument == "split_size":
@@ -83,7 +83,7 @@ def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], 
 
 
 def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) -> Any:
-    """An argument with the spelled sizes replaced; -1 and what no shrinking axis spells stay."""
+    """Return an argument with the spelled sizes replaced; -1 and what no shrinking axis spells stay."""
     if spelled is None or not _shrinks(spelled, selection):
         return value
     if isinstance(value, slice):
@@ -100,7 +100,7 @@ def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) ->
         return type(value)(_new_value(v, s, selection, node) for v, s in pairs)
     bound = isinstance(spelled, Bound)
     axis = spelled.axis if bound else spelled
-    if isinstance(value, fx.Node) and (bound or not is_static(axis)):
+    if isinstance(value, fx.Node) and (bound or not has_constant_size(axis)):
         with node.graph.inserting_before(node):
             return rescaled(node.graph, value, axis, selection, to_pruned=True)
     if isinstance(value, int) and value < 0:
