@@ -2,14 +2,21 @@
 
 from fxprune.rules import (
     contractions,
+    distances,
     elementwise,
     fourier,
     joining,
+    lookups,
+    losses,
+    matrices,
     normalisation,
+    order,
+    recurrent,
     reductions,
     reshaping,
     sources,
     spatial,
+    stacking,
 )
 from fxprune.rules.registry import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet, Typed, rule
 
@@ -21,13 +28,20 @@ __all__ = [
     "RuleSet",
     "Typed",
     "contractions",
+    "distances",
     "elementwise",
     "fourier",
     "joining",
+    "lookups",
+    "losses",
+    "matrices",
     "normalisation",
+    "order",
+    "recurrent",
     "reductions",
     "reshaping",
     "rule",
     "sources",
     "spatial",
+    "stacking",
 ]

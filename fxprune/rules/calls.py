@@ -148,14 +148,51 @@ def call_of(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
     return Call(next(known, name), node.args, dict(node.kwargs), node)
 
 
+# The same function by a second name.
+_SAME = {
+    "special_expit": "sigmoid",
+    "special_psi": "digamma",
+    "special_gammaln": "lgamma",
+    "special_gammainc": "igamma",
+    "special_gammaincc": "igammac",
+    "special_multigammaln": "mvlgamma",
+    "unsafe_split_with_sizes": "split_with_sizes",
+    "_safe_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "lift_fresh": "lift_fresh_copy",
+    "matrix_H": "adjoint",
+    "native_channel_shuffle": "channel_shuffle",
+    "_prelu_kernel": "prelu",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "_reshape_alias": "_unsafe_view",
+    "_unsafe_index_put": "index_put",
+    "_index_put_impl": "index_put",
+    "iand": "and_",
+    "ior": "or_",
+    "ixor": "xor",
+    "ilshift": "lshift",
+    "irshift": "rshift",
+}
+
+
+def _second_names(name: str) -> list[str]:
+    """Other names under which a rule may know a library's function: of its family, or of a copy of a view."""
+    plain = name.removeprefix("special_").removesuffix("_copy")
+    return [same for same in (_SAME.get(name), plain) if same and same != name]
+
+
 def _spellings(target: Any, name: str) -> list[str]:
     """Return the names that a rule may have for what a node calls, the fullest first."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         full = op_space(target)
-        return [f"aten.{name}", name, name.rstrip("_")] if full == "aten" else _own(full, name)
+        if full != "aten":
+            return _own(full, name)
+        plain = name.rstrip("_")
+        return [f"aten.{name}", f"aten.{plain}", name, plain, *_second_names(name)]
     plain = _IN_PLACE.get(name, name)
     if isinstance(target, str) or _is_library(target):
-        return [plain, plain.rstrip("_")]
+        return [plain, plain.rstrip("_"), *_second_names(plain)]
     return _own(getattr(target, "__module__", "") or "", name, getattr(target, "__qualname__", name))
 
 
@@ -183,11 +220,15 @@ def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
     if entry is None:
         return _opaque_call(node, module, rules)
     values: list[Any] = []
+    names = {id(t): name for name, t in module._parameters.items()}
     for name in entry.arguments:
         value = getattr(module, name)
+        if isinstance(value, list) and all(id(t) in names for t in value):  # of a recurrent layer
+            value = [Weight(f"{path}.{names[id(t)]}") for t in value]
         values.append(Weight(f"{path}.{name}") if isinstance(value, torch.Tensor) else value)
-    inputs = (*node.args, *node.kwargs.values())
-    return Call(entry.op, (*inputs, *values), {}, node)
+    given = [*node.args, *node.kwargs.values()]
+    missing = [None] * (entry.inputs - len(given))
+    return Call(entry.op, (*given, *missing, *values), {}, node)
 
 
 def _opaque_call(node: fx.Node, module: nn.Module, rules: RuleSet) -> Call:

@@ -22,6 +22,13 @@ def broadcast(tensors: Iterable[Axes]) -> tuple[Axes, list[tuple[Axis, Axis]]]:
     return tuple(reversed(out)), same
 
 
+def lone(*tensors: Axes) -> list[Axis]:
+    """The axes that some tensors have and others stretch along: what one lacks, another still has."""
+    n = max(map(len, tensors))
+    padded = [(*[ONE] * (n - len(axes)), *axes) for axes in tensors]
+    return [axis for column in zip(*padded, strict=True) if ONE in column for axis in column if axis != ONE]
+
+
 def elementwise_axes(*args: Any, **kwargs: Any) -> Flow:
     """... n, ... n -> ... n"""
     out, same = broadcast(t.axes for t in leaves([args, kwargs], Typed))
@@ -50,7 +57,10 @@ elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf"
 elementwise("asinh", "acosh", "atanh", "arcsin", "arccos", "arctan", "arctan2", "sinc", "erfinv", "logaddexp")
 elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
 elementwise("arcsinh", "arccosh", "arctanh", "logaddexp2", "deg2rad", "rad2deg", "digamma", "lgamma", "i0")
-elementwise("igamma", "igammac", "polygamma")
+elementwise("igamma", "igammac", "polygamma", "mvlgamma", "special_entr", "special_erfcx", "special_i0e")
+elementwise("special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "special_xlog1py")
+elementwise("special_zeta", "special_bessel_j0", "special_bessel_j1", "special_bessel_y0", "special_ndtr")
+elementwise("special_bessel_y1")
 # complex numbers
 elementwise("polar", "complex", "conj", "_conj", "conj_physical", "resolve_conj", "real", "imag", "angle")
 # activations
@@ -58,12 +68,14 @@ elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "lea
 elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")
 elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "_threshold")
 elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
-elementwise("feature_dropout", "bernoulli", "rrelu")
+elementwise("feature_dropout", "bernoulli", "rrelu", "poisson", "binomial", "random")
+elementwise("normal_", "normal_functional", "uniform", "exponential", "cauchy", "geometric", "log_normal")
+elementwise("fake_quantize_per_tensor_affine", "__lshift__", "__rshift__", "lshift", "rshift", "chalf")
 # the same numbers, held otherwise
 elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
 elementwise("byte", "char", "short", "cfloat", "cdouble")
 elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
-elementwise("randn_like", "rand_like")
+elementwise("randn_like", "rand_like", "randint_like")
 elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive", "zero", "fill")
 
 
@@ -77,6 +89,12 @@ def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
 def autograd_function_axes(*args: Any, like: Typed) -> Flow:
     """..., like=... n -> ... n (`like` is the same value)"""
     return Flow(like.axes)
+
+
+@rule("frexp")
+def frexp_axes(input: Typed) -> Flow:
+    """... -> ..., ..."""
+    return Flow([input.axes, input.axes])
 
 
 @rule("prelu")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from fxprune.graph.nests import leaves
 from fxprune.rules.axes import frozen
 from fxprune.rules.registry import Flow, Typed, at, dims_of, rule
 
@@ -58,3 +60,12 @@ def fftshift_axes(input: Typed, dim: int | Sequence[int] | None = None) -> Flow:
     """a n c -> a n c, n whole: its frequencies change places"""
     dims = dims_of(list(dim) if isinstance(dim, Sequence) else dim, input.ndim)
     return Flow(input.axes, frozen=[(input.axes[d], "frequencies change places") for d in dims])
+
+
+@rule("stft")
+def stft_axes(input: Typed, *options: Any, result: Typed, **more: Any) -> Flow:
+    """b t -> b f n, all whole but b"""
+    tensors = [input, *leaves([options, more], Typed)]
+    batched = int(result.shape[:1] == input.shape[:1] and input.ndim > 1)
+    whole = [(axis, _WHY) for t in tensors for axis in (t.axes[batched:] if t is input else t.axes)]
+    return Flow((*input.axes[:batched], *(frozen(n, _WHY) for n in result.shape[batched:])), frozen=whole)

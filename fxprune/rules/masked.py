@@ -12,8 +12,8 @@ from torch import Tensor
 from fxprune.rules.registry import dims_of
 
 __all__ = [
-    *("batch_norm", "group_norm", "layer_norm", "mean", "normalize", "rms_norm"),
-    *("std", "std_mean", "var", "var_mean"),
+    *("batch_norm", "group_norm", "layer_norm", "mean", "normalize", "pairwise_distance"),
+    *("rms_norm", "std", "std_mean", "var", "var_mean"),
 ]
 
 
@@ -159,3 +159,11 @@ def normalize(
     else:
         norm = (mask * input.abs() ** p).sum(dim, keepdim=True) ** (1 / p)
     return input / norm.clamp_min(eps)
+
+
+def pairwise_distance(
+    x1: Tensor, mask: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    """A small number is added to each difference: to those of kept elements alone."""
+    norm: Tensor = torch.linalg.vector_norm((x1 - x2 + eps) * mask, p, -1, keepdim)
+    return norm

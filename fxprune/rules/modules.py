@@ -17,19 +17,25 @@ __all__ = ["NATIVE", "Native", "native"]
 
 @dataclass(frozen=True)
 class Native:
-    """A module class in terms of an op."""
+    """A module class in terms of an op: its inputs, then some of its attributes.
+
+    inputs: as many come before the attributes; one that is not given is None.
+    """
 
     op: str
     arguments: tuple[str, ...] = ()
     widths: dict[str, Callable[[Any], int]] = field(default_factory=dict)
+    inputs: int = 1
 
 
 NATIVE: dict[type[nn.Module], Native] = {}
 
 
-def _native(classes: str, op: str, arguments: str = "", **widths: Callable[[Any], int]) -> None:
+def _native(
+    classes: str, op: str, arguments: str = "", *, inputs: int = 1, **widths: Callable[[Any], int]
+) -> None:
     for name in classes.split():
-        NATIVE[getattr(nn, name)] = Native(op, tuple(arguments.split()), widths)
+        NATIVE[getattr(nn, name)] = Native(op, tuple(arguments.split()), widths, inputs)
 
 
 def _channels(m: Any) -> int:
@@ -96,6 +102,35 @@ _native(
     num_embeddings=lambda m: m.weight.shape[0],
     embedding_dim=lambda m: m.weight.shape[1],
 )
+_native(
+    "Bilinear",
+    "bilinear",
+    "weight bias",
+    inputs=2,
+    in1_features=lambda m: m.weight.shape[1],
+    in2_features=lambda m: m.weight.shape[2],
+    out_features=lambda m: m.weight.shape[0],
+)
+for _cell, _op in {"GRUCell": "gru_cell", "LSTMCell": "lstm_cell", "RNNCell": "rnn_tanh_cell"}.items():
+    _native(
+        _cell,
+        _op,
+        "weight_ih weight_hh bias_ih bias_hh",
+        inputs=2,
+        input_size=lambda m: m.weight_ih.shape[1],
+        hidden_size=lambda m: m.weight_hh.shape[1],
+    )
+for _layer, _op in {"GRU": "gru", "LSTM": "torch.nn.modules.rnn.LSTM", "RNN": "rnn_tanh"}.items():
+    _native(
+        _layer,
+        _op,
+        "_flat_weights bias num_layers dropout training bidirectional batch_first",
+        inputs=2,
+        input_size=lambda m: m.weight_ih_l0.shape[1],
+    )
+_native("CosineSimilarity", "cosine_similarity", "dim eps", inputs=2)
+_native("PairwiseDistance", "pairwise_distance", "norm eps keepdim", inputs=2)
+_native("LocalResponseNorm", "local_response_norm", "size alpha beta k")
 _native("PReLU", "prelu", "weight", num_parameters=lambda m: m.weight.shape[0])
 _native("Softmax LogSoftmax", "softmax", "dim")
 _native("GLU", "glu", "dim")

@@ -75,6 +75,12 @@ def vector_norm_axes(
     return norm_axes(input, ord, dim, keepdim)
 
 
+@rule("frobenius_norm")
+def frobenius_norm_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+    """... n -> ..."""
+    return norm_axes(input, 2, dim, keepdim)
+
+
 @rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
 def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
     """... n -> ..., n whole: a zero is not the same as a missing element"""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxprune.rules.axes import Axis, atom, frozen
+from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import Flow, Typed, rule
 
 
@@ -44,7 +45,11 @@ def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     return Flow(tuple(atom(size) for size in result.shape), select_result=True)
 
 
-@rule("eye", "scalar_tensor")
+@rule(
+    *("eye", "scalar_tensor", "randint", "randperm", "tril_indices", "triu_indices", "empty_strided"),
+    *("hann_window", "hamming_window", "blackman_window", "bartlett_window", "kaiser_window"),
+    *("fft_fftfreq", "fft_rfftfreq"),
+)
 def eye_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     """-> n m, whole: each element has a value of its own"""
     return Flow(tuple(frozen(size, "it numbers positions") for size in result.shape))
@@ -54,3 +59,11 @@ def eye_axes(*args: Any, result: Typed, **options: Any) -> Flow:
 def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow:
     """... -> ... n, n whole"""
     return Flow((*tensor.axes, frozen(result.shape[-1], "it numbers positions")))
+
+
+@rule("normal")
+def normal_axes(mean: Any, std: Any = 1.0, size: Sequence[int] | None = None, **options: Any) -> Flow:
+    """-> n m; or ... n, ... n -> ... n, around means of their own"""
+    if size is not None:
+        return zeros_axes(size)
+    return elementwise_axes(mean, std)

@@ -24,6 +24,11 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
 for _n in (1, 2, 3):
     for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
+    for _op in ("max_pool", "adaptive_max_pool"):
+        DEFAULT_RULES.add(f"{_op}{_n}d_with_indices", _spatial_axes(_n))
+    if _n > 1:
+        DEFAULT_RULES.add(f"fractional_max_pool{_n}d", _spatial_axes(_n))
+        DEFAULT_RULES.add(f"fractional_max_pool{_n}d_with_indices", _spatial_axes(_n))
     for _op in ("upsample_nearest", "_upsample_nearest_exact"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
 DEFAULT_RULES.add("upsample_linear1d", _spatial_axes(1))
@@ -38,12 +43,36 @@ def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: Any) ->
     return _spatial_axes(input.ndim - 2)(input, result=result)
 
 
-@rule("grid_sample")
+@rule("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> Flow:
-    """b c h w, b h' w' 2 -> b c h' w'"""
-    batch, h, w, two = grid.axes
-    whole = [(axis, PIXELS) for axis in (*input.axes[2:], h, w, two)]
-    return Flow((*input.axes[:2], h, w), same=[(input.axes[0], batch)], frozen=whole)
+    """b c h w, b h' w' 2 -> b c h' w' (and in three dimensions)"""
+    batch, *places, numbers = grid.axes
+    whole = [(axis, PIXELS) for axis in (*input.axes[2:], *places, numbers)]
+    return Flow((*input.axes[:2], *places), same=[(input.axes[0], batch)], frozen=whole)
+
+
+@rule("affine_grid", "affine_grid_generator")
+def affine_grid_axes(theta: Typed, size: Sequence[int], *options: Any, result: Typed, **more: Any) -> Flow:
+    """b 2 3 -> b h w 2, all whole but b: what the size says of channels is not read"""
+    pixels = (frozen(n, PIXELS) for n in result.shape[1:])
+    whole = [(axis, "a transform of places") for axis in theta.axes[1:]]
+    spelled = [theta.axes[0], *[None] * (len(size) - 1)]
+    return Flow((theta.axes[0], *pixels), frozen=whole, sizes={"size": spelled})
+
+
+@rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def max_unpool_axes(input: Typed, indices: Typed, *options: Any, result: Typed, **more: Any) -> Flow:
+    """b c h w, b c h w -> b c h' w'"""
+    n = 3 if input.ndim > 4 else input.ndim - 2
+    pixels = tuple(frozen(size, PIXELS) for size in result.shape[-n:])
+    whole = [(axis, PIXELS) for axis in input.axes[-n:]]
+    return Flow((*input.axes[:-n], *pixels), list(zip(input.axes, indices.axes, strict=True)), whole)
+
+
+@rule("local_response_norm")
+def local_response_norm_axes(input: Typed, *options: Any, **more: Any) -> Flow:
+    """b c ... -> b c ..., c whole"""
+    return Flow(input.axes, frozen=[(input.axes[1], "each is divided by its neighbours")])
 
 
 @rule("constant_pad_nd")

@@ -6,9 +6,17 @@ from op_cases.case import Case, Cases
 from op_cases.contractions import contraction_cases
 from op_cases.elementwise import deep_elementwise_cases, elementwise_cases
 from op_cases.joining import joining_cases
+from op_cases.places import (
+    lookup_cases,
+    order_cases,
+    stacking_cases,
+    wider_pixel_cases,
+    wider_source_cases,
+)
 from op_cases.reductions import normalisation_cases, reduction_cases
 from op_cases.reshaping import deep_cases, reshaping_cases
 from op_cases.spatial import fourier_cases, source_cases, spatial_cases
+from op_cases.vectors import distance_cases, loss_cases, matrix_cases, recurrent_cases
 
 
 def all_cases() -> list[Case]:
@@ -25,6 +33,15 @@ def all_cases() -> list[Case]:
         source_cases,
         spatial_cases,
         fourier_cases,
+        loss_cases,
+        distance_cases,
+        recurrent_cases,
+        matrix_cases,
+        order_cases,
+        lookup_cases,
+        stacking_cases,
+        wider_pixel_cases,
+        wider_source_cases,
     ):
         family(cases)
     return cases.all

@@ -79,6 +79,26 @@ def elementwise_cases(case: Cases) -> None:
         case(name, lambda a, name=name: getattr(a * 9, name)(), unit(4, 6))
     for name in ["asinh", "atanh", "arcsin", "arccos", "arctan", "erfinv"]:
         case(name, getattr(torch, name), unit(4, 6))
+    for name in ["entr", "erfcx", "i0e", "i1", "i1e", "log_ndtr", "ndtri", "ndtr"]:
+        case(f"special_{name}", getattr(torch.special, name), unit(4, 6))
+    for name in ["bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1"]:
+        case(f"special_{name}", getattr(torch.special, name), unit(4, 6))
+    case("special_xlog1py", torch.special.xlog1py, unit(4, 6), unit(6))
+    case("special_zeta", torch.special.zeta, unit(4, 6) + 2, unit(6) + 1)
+    for name, op in {"expit": "sigmoid", "psi": "digamma", "gammaln": "lgamma", "log1p": "log1p"}.items():
+        case(op, getattr(torch.special, name), unit(4, 6))
+    case("mvlgamma", lambda a: torch.mvlgamma(a + 1, 2), unit(4, 6))
+    case("frexp", torch.frexp, (4, 6))
+    case("chalf", lambda a: a.chalf(), (4, 6))
+    quantize = torch.fake_quantize_per_tensor_affine
+    case("fake_quantize_per_tensor_affine", lambda a: quantize(a.float(), 0.1, 0, -9, 9), (4, 6))
+    for name in ["lshift", "rshift"]:
+        shift = getattr(operator, name)
+        case(name, lambda a, b, shift=shift: shift((a * 5).int(), (b * 3).int()), unit(4, 6), unit(6))
+        shift = getattr(aten, f"__{name}__").Tensor
+        case(
+            f"__{name}__", lambda a, b, shift=shift: shift((a * 5).int(), (b * 3).int()), unit(4, 6), unit(6)
+        )
     case("acosh", torch.acosh, unit(4, 6) + 1)
     for name in ["polar", "complex"]:
         case(name, getattr(torch, name), unit(4, 6), (6,))

@@ -37,6 +37,7 @@ def reduction_cases(case: Cases) -> None:
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, math.inf, (0, 1)), (4, 6, 5))
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, -math.inf, 1), (4, 6, 5))
     case("linalg_vector_norm", lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), (4, 6, 5))
+    case("frobenius_norm", lambda a: torch.frobenius_norm(a, (1, 2)), (4, 6, 5))
     case("linalg_norm", lambda a: torch.linalg.norm(a, dim=-1), (4, 6))
     case("linalg_norm", lambda a: torch.linalg.norm(a, 2, dim=(0, 1)), (4, 6))
     case("linalg_norm", lambda a: torch.linalg.norm(a, -1, dim=(0, 1)), (4, 6), whole=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from exactness import assert_exact
@@ -83,3 +85,76 @@ def test_a_pruned_embedding_knows_its_widths(capture: str) -> None:
     if capture == "symbolic":  # export leaves the function that it is
         words = pruned.get_submodule("words")
         assert (words.num_embeddings, words.embedding_dim) == (10, 8)
+
+
+class Remembers(nn.Module):
+    """A recurrent layer, or a cell called for each step, between two linear layers."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(3, 16), layer, nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if isinstance(self.layer, nn.RNNBase):
+            return self.last(self.layer(y)[0].relu())
+        state = None
+        for step in range(3):
+            state = self.layer(y[:, step], state)
+        return self.last(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_a_recurrent_layer_reads_less(kind: str, capture: str) -> None:
+    layer = getattr(nn, kind)(16, 12, num_layers=2, bidirectional=True, batch_first=True)
+    model, x = randomise(Remembers(layer, 24).eval()), torch.randn(2, 4, 3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("layer.weight_ih_l0_reverse").shape[1] == 8
+    assert_exact(model, pruned, 1, 3)
+    pruned.train()(x).sum().backward()
+    before = pruned(x)
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            assert parameter.grad is not None
+            parameter += 0.1
+    assert not torch.equal(pruned(x), before)
+    if capture == "symbolic":
+        assert pruned.get_submodule("layer").input_size == 8
+        torch.testing.assert_close(pickle.loads(pickle.dumps(pruned))(x), pruned(x))
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNNCell"])
+def test_a_recurrent_cell_is_half_as_wide(kind: str, capture: str) -> None:
+    layer = getattr(nn, kind)(16, 12)
+    model, x = randomise(Remembers(layer, 12).eval()), torch.randn(2, 4, 3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("layer.weight_ih").shape == (layer.weight_ih.shape[0] // 2, 8)
+    assert_exact(model, pruned, 1, 3)
+    pruned.train()(x).sum().backward()
+    if capture == "symbolic":
+        cell = pruned.get_submodule("layer")
+        assert (cell.input_size, cell.hidden_size) == (8, 6)
+
+
+class Between(nn.Module):
+    """A layer of two inputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.layer, self.last = nn.Linear(3, 16), nn.Linear(3, 12), layer, nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_bilinear_layer_knows_its_widths(capture: str) -> None:
+    model, x = randomise(Between(nn.Bilinear(16, 12, 20)).eval()), torch.randn(2, 3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("layer.weight").shape == (10, 8, 12)  # one factor of two
+    assert_exact(model, pruned, 1, 3)
+    if capture == "symbolic":
+        layer = pruned.get_submodule("layer")
+        assert (layer.in1_features, layer.in2_features, layer.out_features) == (8, 12, 10)

@@ -59,7 +59,7 @@ def _respell_attribute(
 ) -> None:
     """Write a layer's attribute; a user's own class has it under the name that the rule asks for."""
     entry = native(module)
-    name = entry.arguments[position - 1] if entry else argument
+    name = entry.arguments[position - entry.inputs] if entry else argument
     old = getattr(module, name)
     if isinstance(spelled, (list, tuple)):
         value = tuple(selection.size(axis) if o != -1 else -1 for axis, o in zip(spelled, old, strict=True))

@@ -44,6 +44,9 @@ class _Slicer:
         new._parameters = {n: self._slice(t, f"{path}.{n}") for n, t in module._parameters.items()}
         new._buffers = {n: self._slice(t, f"{path}.{n}") for n, t in module._buffers.items()}
         new._modules = {n: m and self._leaf(m, f"{path}.{n}") for n, m in module._modules.items()}
+        if isinstance(new, nn.RNNBase):  # it reads its weights from a list of its own
+            new._flat_weights = [new._parameters[n] for n in new._flat_weights_names]
+            new._init_flat_weights()
         return new
 
     def _slice(self, tensor: Tensor | None, name: str) -> Any:

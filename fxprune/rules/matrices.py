@@ -1,0 +1,54 @@
+"""Matrix functions: a matrix is one thing and stays whole, a batch of them passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.graph.nests import leaves
+from fxprune.rules.axes import frozen
+from fxprune.rules.elementwise import broadcast
+from fxprune.rules.registry import Axes, Flow, Typed, at, rule
+
+_WHY = "a function of the whole matrix"
+
+
+@rule(
+    *("det", "linalg_det", "logdet", "slogdet", "linalg_slogdet", "svd", "linalg_svd"),
+    *("linalg_svdvals", "linalg_qr", "linalg_eig", "linalg_eigh", "linalg_eigvals", "linalg_eigvalsh"),
+    *("matrix_exp", "linalg_matrix_exp", "matrix_power", "linalg_matrix_power", "linalg_matrix_rank"),
+    *("linalg_cond", "linalg_pinv", "pinverse", "nuclear_norm", "linalg_matrix_norm", "linalg_lu"),
+    *("linalg_inv_ex", "linalg_cholesky_ex"),
+)
+def matrix_axes(input: Typed, *options: Any, result: Any, **more: Any) -> Flow:
+    """... n m -> ... , n and m whole"""
+    others = [t for t in leaves([options, more], Typed) if t.ndim]
+    batch = input.axes[:-2]
+    whole = [(axis, _WHY) for t in (input, *others) for axis in (t.axes if t is not input else t.axes[-2:])]
+    return Flow(_shaped(result, batch), frozen=whole)
+
+
+def _shaped(result: Any, batch: Axes) -> Any:
+    """The batch, then what a function makes of a matrix; a result without one is a number for all."""
+    if not isinstance(result, Typed):
+        return [_shaped(r, batch) for r in result]
+    if result.shape[: len(batch)] != Typed(batch).shape:
+        return result.axes
+    return (*batch, *(frozen(size, _WHY) for size in result.shape[len(batch) :]))
+
+
+@rule(
+    *("inverse", "linalg_inv", "linalg_cholesky", "cholesky_inverse", "linalg_lu_factor"),
+    *("linalg_solve", "linalg_lstsq", "linalg_solve_triangular", "cholesky_solve", "triangular_solve"),
+)
+def inverse_axes(*args: Any, result: Any, **options: Any) -> Flow:
+    """all whole: of a matrix of zeros, which stands for a removed one, there is no inverse"""
+    whole = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
+    return Flow(_shaped(result, ()), frozen=whole)
+
+
+@rule("cross", "linalg_cross")
+def cross_axes(input: Typed, other: Typed, dim: int | None = -1) -> Flow:
+    """... 3, ... 3 -> ... 3, the three whole"""
+    out, same = broadcast([input.axes, other.axes])
+    dims = range(len(out)) if dim is None else [at(dim, len(out))]
+    return Flow(out, same, frozen=[(out[d], "a product of vectors mixes it") for d in dims])
