@@ -21,7 +21,7 @@ from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 
-__all__ = ["Uses", "uses_of"]
+__all__ = ["Uses", "copied_in_turn", "uses_of"]
 
 # Single precision, and the same ops in the same order but for what is opened.
 TOLERANCE = 1e-3
@@ -138,6 +138,22 @@ def _copies(model: nn.Module, pruned: fx.GraphModule, example: Example) -> str:
         except Exception as error:
             failed.append(f"{name}: {_words(error)}")
     return "; ".join(failed) or RIGHT
+
+
+def copied_in_turn(pruned: fx.GraphModule, example: Example) -> str:
+    """Copy in every way, each the copy before, and run the last: what `Uses.copies` says, in less time."""
+    twin: nn.Module = pruned
+    for name, copied in COPIES.items():
+        try:
+            twin = copied(twin)
+        except Exception as error:
+            return f"{name}: {_words(error)}"
+    alike = list(twin.state_dict()) == list(pruned.state_dict())
+    try:
+        same = alike and _equal(_run(pruned, example), _run(twin, example), 1e-5)
+    except Exception as error:
+        return f"a copy: {_words(error)}"
+    return RIGHT if same else "a copy: WRONG"
 
 
 def _saved(module: nn.Module) -> nn.Module:

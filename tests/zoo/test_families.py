@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import randomise, tensors_of
+from helpers import assert_same, randomise, run, tensors_of
 from torch import nn
 
 import fxprune
@@ -48,6 +48,7 @@ def test_every_family_is_here() -> None:
 def test_certified(spec: str) -> None:
     row = check(spec, brief=True)
     assert row.passed, row.note
+    assert row.copies in ("right", ""), row.copies
     assert row.params_left is not None
     assert row.params_left == pytest.approx(TABLE[spec].params_left, abs=2e-3), "run `make zoo` again"
 
@@ -61,6 +62,27 @@ def test_one_training_step_changes_what_it_changes_in_the_original(spec: str) ->
     del model  # with its gradients, before the other has some
     assert len(expected) > len(remaining) / 2
     assert expected <= changed_by_a_step(pruned, size)
+
+
+@pytest.mark.parametrize("spec", up_to(1))
+def test_a_replaced_head_is_saved_and_loaded(spec: str, tmp_path: Path) -> None:
+    """The last linear layer is another; of the smallest models, and of all where slow tests run."""
+    model, size = buildable(spec)
+    pruned = fxprune.prune(model.eval(), example_inputs=torch.zeros(2, *size))
+    path = [name for name, m in pruned.named_modules() if type(m) in (nn.Linear, nn.Conv2d)][-1]
+    old = pruned.get_submodule(path)
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features, old.out_features, bias=old.bias is None)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, old.out_channels, 3, old.stride, 1, groups=old.groups, bias=False)
+    pruned.set_submodule(path, randomise(new))
+    x = torch.randn(2, *size)
+    wanted = run(pruned, x)
+    fxprune.save(pruned, tmp_path)
+    loaded = fxprune.load(tmp_path, model=model)
+    assert str(loaded.get_submodule(path)) == str(new)
+    assert_same(run(loaded, x), wanted, 0)
 
 
 def buildable(spec: str) -> tuple[nn.Module, tuple[int, ...]]:

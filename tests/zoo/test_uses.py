@@ -14,7 +14,7 @@ import fxprune
 from fxprune.errors import InputSizeError
 from fxprune.graph.example import Example
 from fxprune.zoo.quiet import listening
-from fxprune.zoo.uses import RIGHT, Uses, uses_of
+from fxprune.zoo.uses import RIGHT, Uses, copied_in_turn, uses_of
 
 EXAMPLE = Example((torch.randn(2, 3, 8, 8),))
 
@@ -101,6 +101,27 @@ def test_a_wrong_size_is_found() -> None:
 def test_lost_gradients_are_named() -> None:
     said = tried(Untrainable).training
     assert said.startswith("no gradient for head.weight, stem.bias, stem.weight")
+
+
+class Forgetful(Spoilt):
+    """A copy of it is another model."""
+
+    def spoil(self, out: Tensor, x: Tensor) -> Tensor:
+        return out
+
+    def __deepcopy__(self, memo: object) -> Forgetful:
+        other = Forgetful(self)
+        other.head = copy.deepcopy(self.head)
+        with torch.no_grad():
+            other.head.bias.add_(1)  # type: ignore[union-attr, operator]
+        return other
+
+
+def test_copies_in_turn_find_what_each_does() -> None:
+    pruned = fxprune.prune(randomise(Small().eval()), 0.5, example_inputs=EXAMPLE.args)
+    assert copied_in_turn(pruned, EXAMPLE) == RIGHT
+    assert copied_in_turn(Forgetful(pruned), EXAMPLE) == "a copy: WRONG"
+    assert "cannot be pickled" in copied_in_turn(Unpicklable(pruned), EXAMPLE)
 
 
 def test_a_copy_that_fails_is_named() -> None:
