@@ -28,6 +28,48 @@ def test_every_error_is_an_fxprune_error() -> None:
         assert issubclass(getattr(errors, name), fxprune.FxpruneError)
 
 
+# ---------------------------------------------------------------- what is no model, no data
+
+
+@pytest.mark.parametrize("model", ["timm:deit", [nn.Linear(2, 2)], lambda x: x, None])
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 3)])
+def test_what_is_no_model(model: Any, example: Tensor | None) -> None:
+    for function in (fxprune.prune, fxprune.analyze, fxprune.trace):
+        with pytest.raises(errors.OptionError, match=r"model is a torch\.nn\.Module, and was given"):
+            function(model, example_inputs=example)
+
+
+def test_an_exported_program_is_no_model() -> None:
+    program = torch.export.export(mlp(), (VECTORS,))
+    with pytest.raises(errors.OptionError, match="the module that it was exported from"):
+        fxprune.prune(program, example_inputs=VECTORS)
+
+
+def test_a_shape_is_no_input() -> None:
+    with pytest.raises(errors.ExampleInputError, match=r"torch\.zeros\(2, 6\)"):
+        fxprune.prune(mlp(), example_inputs=(2, 6))
+
+
+def test_a_model_that_takes_numbers_is_no_mistake() -> None:
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.out = nn.Linear(1, 8), nn.Linear(8, 2)
+
+        def forward(self, h: int, w: int) -> Tensor:
+            return self.out(self.line(torch.ones(h * w, 1)).relu())
+
+    model = Grid()
+    pruned = fxprune.prune(model, example_inputs=(2, 3))
+    assert pruned.line.out_features == 4
+
+
+def test_a_data_set_is_no_batches() -> None:
+    data = torch.utils.data.TensorDataset(VECTORS, torch.zeros(3))
+    with pytest.raises(errors.DataError, match=r"not a TensorDataset.* wrap it in a DataLoader"):
+        fxprune.prune(mlp(), example_inputs=VECTORS, data=data)
+
+
 # ---------------------------------------------------------------- options
 
 
@@ -131,7 +173,7 @@ def test_a_missing_argument(capture: str) -> None:
 
 
 def test_example_inputs_of_a_type_that_is_none() -> None:
-    with pytest.raises(errors.ExampleInputError, match="not dict"):
+    with pytest.raises(errors.ExampleInputError, match="not dict; keyword arguments go to example_kwargs="):
         fxprune.prune(mlp(), 0.5, example_inputs={"input": VECTORS})
 
 

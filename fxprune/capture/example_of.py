@@ -62,8 +62,9 @@ def _given(example_inputs: Any, example_kwargs: Any) -> Example:
     elif isinstance(example_inputs, (tuple, list)):
         args = tuple(example_inputs)
     else:
+        cure = "; keyword arguments go to example_kwargs=" if isinstance(example_inputs, Mapping) else ""
         raise ExampleInputError(
             "example_inputs is a tensor or a tuple of positional arguments, "
-            f"not {type(example_inputs).__name__}"
+            f"not {type(example_inputs).__name__}{cure}"
         )
     return Example(args, dict(example_kwargs or {}))

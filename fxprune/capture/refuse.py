@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fxprune.errors import UnsupportedModuleError
+from fxprune.errors import OptionError, UnsupportedModuleError, shown
 from fxprune.rules.modules import native
 
 __all__ = ["refuse_unsupported"]
@@ -21,6 +21,10 @@ def refuse_unsupported(model: nn.Module) -> None:
     A forward hook that the model's own library put on one of its modules is part of the library's code,
     and is traced with it.
     """
+    if not isinstance(model, nn.Module):
+        program = isinstance(model, torch.export.ExportedProgram)
+        cure = "the module that it was exported from" if program else "build or load one first"
+        raise OptionError(f"model is a torch.nn.Module, and was given {shown(model)}: {cure}")
     if isinstance(getattr(model, "meta", None), dict) and hasattr(model, "_guards_fn"):
         raise UnsupportedModuleError(
             f"{type(model).__name__} is what torch.export made of a model, which holds no layers: prune the "

@@ -158,6 +158,12 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
     """Was it the example that the model rejects, or the model that no capture takes?"""
     shapes = [tuple(t.shape) for t in example.args if hasattr(t, "shape")]
     rejected = _rejection(model, example)
+    if rejected is not None and example.args and all(type(a) is int for a in example.args):
+        size = ", ".join(map(str, example.args))
+        return ExampleInputError(
+            f"{type(model).__name__} rejects the example inputs ({size}), which are no tensors: for "
+            f"an input of that shape give torch.zeros({size})"
+        )
     if rejected is not None:
         return ExampleInputError(
             f"{type(model).__name__} rejects the example inputs {shapes}: {rejected}; pass "

@@ -59,7 +59,8 @@ def _iterate(data: Iterable[Any]) -> Iterable[Any]:
         return [data]
     if not isinstance(data, Iterable):
         raise DataError(
-            f"data= is an iterable of batches of inputs (a DataLoader, a list of tensors), not {shown(data)}"
+            f"data= is an iterable of batches of inputs (a DataLoader, a list of tensors), not a "
+            f"{type(data).__name__}; a data set of single samples: wrap it in a DataLoader"
         )
     return data
 
