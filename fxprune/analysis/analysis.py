@@ -151,7 +151,7 @@ class Analysis:
         return [self.by_atom[a] for a in atoms_of(self.graph.at(self._site(site)))]
 
     def axis(self, site: Site) -> Axis:
-        """Say what a dimension means: `Product(3, heads, head_dim)`."""
+        """Return what a dimension means: `Product(3, heads, head_dim)`."""
         return self.weights[self.names.get(site.name, site.name)][site.dim]
 
     def why(self, a: str | Site, b: str | Site) -> list[str]:

@@ -51,7 +51,7 @@ class _State:
 
     @staticmethod
     def of(states: Iterable[_State]) -> _State:
-        """Say what an op of several operands is given."""
+        """Return what an op of several operands is given."""
         given = list(states)
         return _State(
             scores=bool(given) and all(s.scores for s in given),

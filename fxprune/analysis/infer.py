@@ -135,10 +135,10 @@ class _Walk:
         self.found.steps[node] = Step(call, rule, flow)
         self._put(node, _typed(flow.out, value))
 
-    def _ask(self, rule: Rule, call: Call, value: Any) -> Flow:
+    def _ask(self, rule: Rule, call: Call, value: object) -> Flow:
         bound = {name: self._argument(arg) for name, arg in call.bind(rule).items()}
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
+        args: list[object] = []
+        kwargs: dict[str, object] = {}
         for name, parameter in rule.signature.parameters.items():
             if name == "result":
                 kwargs[name] = outline(value, Tensor, lambda t: Typed(_whole(t, Reason("result"))))
@@ -156,7 +156,7 @@ class _Walk:
             return flow
         raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: object) -> Any:
         """Return an argument as a rule sees it: tensors typed, sizes as numbers."""
         if isinstance(value, fx.Node):
             known = self.found.values[value]
@@ -171,7 +171,7 @@ class _Walk:
             return slice(*map(self._argument, (value.start, value.stop, value.step)))
         return value
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolved(self, value: object) -> object:
         if isinstance(value, Typed):
             return Typed(tuple(map(self.found.solver.resolve, value.axes)))
         if isinstance(value, (list, tuple)):
@@ -179,14 +179,14 @@ class _Walk:
         return value
 
     def _input(self, t: Tensor) -> Typed:
-        """Return an input's dimensions stay whole; the first counts samples if it is as long as the batch."""
+        """Type an input: its dimensions are frozen; the first counts samples if as long as the batch."""
         axes = _whole(t, Reason("input", kind="input"))
         if t.ndim and t.shape[0] == self.samples:
             axes = (batch(t.shape[0]), *axes[1:])
         return Typed(axes)
 
     def _weight(self, name: str) -> Typed:
-        """Return a parameter or buffer: fresh axes, once per tensor."""
+        """Type a parameter or buffer: fresh axes, once per tensor."""
         tensor = tensor_at(self.module, name)
         axes = self._tensors.get(id(tensor))
         if axes is None:
@@ -215,12 +215,12 @@ class _Walk:
         value = node.meta.get("val")
         self._put(node, outline(value, Tensor, lambda t: Typed(_whole(t, Reason(reason.text)))))
 
-    def _freeze_all(self, value: Any, reason: Reason) -> None:
+    def _freeze_all(self, value: object, reason: Reason) -> None:
         for typed in leaves(self._argument(value), Typed):
             for axis in typed.axes:
                 self.found.solver.freeze(axis, reason)
 
-    def _put(self, node: fx.Node, value: Any) -> None:
+    def _put(self, node: fx.Node, value: object) -> None:
         self.found.values[node] = value
 
 
@@ -246,13 +246,13 @@ def _whole(t: Tensor, why: Reason) -> Axes:
     return tuple(frozen(size, why) for size in t.shape)
 
 
-def _place_of(fields: Any, name: str) -> int:
+def _place_of(fields: tuple[object, ...], name: str) -> int:
     """Say where a named tuple holds the field of that name."""
     field = getattr(fields, name)
     return next(i for i, value in enumerate(fields) if value is field)
 
 
-def _typed(out: Any, value: Any) -> Any:
+def _typed(out: Any, value: Any) -> Typed | list[object]:
     """Return a rule's result, shaped like the value: axes for a tensor, lists for several."""
     if isinstance(value, Tensor):
         return Typed(tuple(out))

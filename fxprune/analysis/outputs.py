@@ -70,7 +70,7 @@ def whole_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, list
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Return a pattern names an output, or what it is a part of."""
+    """Say whether a pattern names an output, or what it is a part of."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 
@@ -105,7 +105,7 @@ def _fields(cls: Any) -> tuple[Any, ...]:
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """Say what a nest holds, by key, field or place; nothing of anything else."""
+    """Return what a nest holds, by key, field or place; nothing of anything else."""
     if isinstance(value, dict):
         return {str(key): part for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -40,7 +40,7 @@ class Solver:
         return self._frozen.get(a) or a.frozen
 
     def reasons(self) -> dict[Atom, Reason]:
-        """Say what was frozen, and why; atoms that are born frozen say so themselves."""
+        """Return what was frozen, and why; atoms that are born frozen say so themselves."""
         return dict(self._frozen)
 
     def freeze(self, axis: Axis, reason: Reason) -> None:

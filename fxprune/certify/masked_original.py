@@ -190,7 +190,7 @@ class MaskedOriginal(Float64Interpreter):
 
 
 def taken_by_user(rule: Rule, step: Step, run: Callable[[], Any]) -> Any:
-    """Say what a masked form gives.  Raises RuleError, naming op and node, where a user's own fails."""
+    """Return what a masked form gives.  Raises RuleError, naming op and node, where a user's own fails."""
     try:
         return run()
     except Exception as error:

@@ -98,14 +98,14 @@ def _cut_weights(comparison: Comparison) -> list[str]:
 
 
 def _elements_added(comparison: Comparison, name: str) -> Tensor:
-    """Return every seventh element is off by the largest."""
+    """Put every seventh element off by the largest."""
     value = tensor_at(comparison.pruned, name).detach().clone(memory_format=torch.contiguous_format)
     value.view(-1)[::7] += value.abs().max().clamp_min(1e-6)
     return value
 
 
 def _another_slice(comparison: Comparison, name: str) -> Tensor:
-    """Along one dimension the last kept element is one that was removed."""
+    """Put a removed element in the place of the last kept one along one dimension."""
     weights = comparison.weights
     kept = list(weights.kept[name])
     full = weights.originals[name].detach()

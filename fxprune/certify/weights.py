@@ -49,7 +49,7 @@ class PlannedWeights:
                 self.kept[name] = [selection.positions(axis) for axis in axes]
 
     def sliced(self, name: str, full: Tensor) -> Tensor:
-        """Say what the result should hold, in float64, of a tensor of the original's size."""
+        """Return what the result should hold, in float64, of a tensor of the original's size."""
         part = in_float64(compact(full, self.kept[name]).clone())
         if name in self.folded:
             rows, ratio = self.folded[name]

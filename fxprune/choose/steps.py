@@ -35,7 +35,7 @@ def scores_of_the_rest(
     pruned: PrunedModule,
     judge: Judge,
 ) -> Scores:
-    """Say what the smaller model says of the elements that it still has; those that went have -inf."""
+    """Return what the smaller model says of the elements that it still has; those that went have -inf."""
     plan = plan_of(pruned)
     example = pruned.record.example.map(lambda t: torch.zeros_like(t, device=device_of(pruned)))
     options = replace(options_behind(pruned, analysis.rules), capture="auto")

@@ -34,7 +34,7 @@ class Made:
 
 
 def subject(what: str, *, model: str | None, device: str = "cpu", **about: Any) -> Made:
-    """Say what a command is about: a saved folder, or a model as `made` makes it.
+    """Return what a command is about: a saved folder, or a model as `made` makes it.
 
     Raises:
         UsageError: an option was written that has an effect on the other kind only.

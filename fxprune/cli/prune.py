@@ -29,7 +29,7 @@ def _ratios(
 
 
 def _floor(context: click.Context, option: click.Parameter, text: str | None) -> int | float | None:
-    """Return a whole number counts elements, any other is a share."""
+    """Parse a floor: a whole number counts elements, any other is a share."""
     try:
         return None if text is None else int(text) if text.isdecimal() else float(text)
     except ValueError:

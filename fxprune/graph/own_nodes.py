@@ -217,7 +217,7 @@ class ModeValue(nn.Module):
 
 
 def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """Say what every kind of split becomes once its parts have sizes of their own."""
+    """Return what every kind of split becomes once its parts have sizes of their own."""
     return torch.split(x, list(sizes), dim)
 
 

@@ -108,7 +108,7 @@ def _reads_training(function: types.FunctionType) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Say what the code refers to, comprehensions and closures included."""
+    """Return what the code refers to, comprehensions and closures included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

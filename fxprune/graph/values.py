@@ -94,7 +94,7 @@ class FakeRun(fx.Interpreter):
         self.last: fx.Node | None = None
 
     def value(self, node: fx.Node) -> Any:
-        """Say what a node gives, after all that stand before it.
+        """Return what a node gives, after all that stand before it.
 
         Raises:
             NodeError: a node rejects what it is given.

@@ -133,7 +133,7 @@ def _unpickled(
     meta: dict[str, Any],
     modes: dict[str, bool],
 ) -> PrunedModule:
-    """Say what pickles of format 1 call: their graph is traced out of its code."""
+    """Return what pickles of format 1 call: their graph is traced out of its code."""
     plain = rebuild(*arguments)
     module = PrunedModule(plain, plain.graph, type(plain).__name__)
     module.meta = {name: value for name, value in meta.items() if name != "fxprune"}

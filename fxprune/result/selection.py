@@ -119,7 +119,7 @@ class Selection:
         return Plan(groups, removed=analysis.removed, regrouped=dict(analysis.regrouped))
 
     def kept(self, analysis: Analysis, saved: Iterable[str]) -> dict[str, tuple[LongTensor | None, ...]]:
-        """Say what each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
+        """Return what each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
         kept: dict[str, tuple[Any, ...]] = {}
         for name in saved:
             used = analysis.names.get(name)

@@ -197,7 +197,7 @@ def _spellings(target: Any, name: str) -> list[str]:
 
 
 def _own(space: str, name: str, qualified: str = "") -> list[str]:
-    """Return a user's function never passes for a library's of the same name."""
+    """Spell a target's names; a user's function never passes for a library's of the same name."""
     full = [f"{space}.{qualified or name}", f"{space}.{name}"]
     return [*full, *([] if name in DEFAULT_RULES else [name])]
 

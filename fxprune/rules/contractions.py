@@ -7,7 +7,7 @@ from typing import Any
 
 from fxprune.rules.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Flow, Typed, dims_of, rule
+from fxprune.rules.registry import Flow, PerDim, Typed, dims_of, rule
 
 
 @rule("linear")
@@ -33,7 +33,7 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
 
 
 @rule("addmm", "baddbmm")
-def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
+def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: object) -> Flow:
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
@@ -41,7 +41,7 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: Any) -> Flow:
 
 
 @rule("tensordot")
-def tensordot_axes(a: Typed, b: Typed, dims: Any = 2) -> Flow:
+def tensordot_axes(a: Typed, b: Typed, dims: int | Sequence[Sequence[int]] = 2) -> Flow:
     """a i j, i j m -> a m (`dims`: how many, or which of each)"""
     if isinstance(dims, int):
         dims = (range(a.ndim - dims, a.ndim), range(dims))
@@ -55,12 +55,12 @@ def tensordot_axes(a: Typed, b: Typed, dims: Any = 2) -> Flow:
 
 @rule("aten.tensordot")
 def aten_tensordot_axes(a: Typed, b: Typed, dims_self: Sequence[int], dims_other: Sequence[int]) -> Flow:
-    """The same with ATen's two lists."""
+    """Bind ATen's two lists."""
     return tensordot_axes(a, b, (dims_self, dims_other))
 
 
 @rule("einsum")
-def einsum_axes(equation: Any, *operands: Any, path: Any = None) -> Flow:
+def einsum_axes(equation: Any, *operands: Any, path: object = None) -> Flow:
     """Whatever the equation says: one letter, one axis."""
     if isinstance(equation, Typed):
         equation, operands = _equation_of_sublists([equation, *operands])
@@ -116,9 +116,9 @@ def conv_axes(
     input: Typed,
     weight: Typed,
     bias: Typed | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: PerDim = 1,
+    padding: PerDim = 0,
+    dilation: PerDim = 1,
     groups: int = 1,
     *,
     result: Typed,
@@ -173,11 +173,11 @@ def conv_transpose_axes(
     input: Typed,
     weight: Typed,
     bias: Typed | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    stride: PerDim = 1,
+    padding: PerDim = 0,
+    output_padding: PerDim = 0,
     groups: int = 1,
-    dilation: Any = 1,
+    dilation: PerDim = 1,
     *,
     result: Typed,
 ) -> Flow:
@@ -195,7 +195,7 @@ def conv_transpose_axes(
 
 
 def _pixels(
-    input: Typed, kernel: list[Axis], stride: Any, padding: Any, result: Typed
+    input: Typed, kernel: list[Axis], stride: PerDim, padding: PerDim, result: Typed
 ) -> tuple[Sequence[Axis], list[tuple[Axis, str | Reason]]]:
     """Return the dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
     n = len(kernel)
@@ -207,7 +207,7 @@ def _pixels(
     return [frozen(size, PIXELS) for size in result.shape[-n:]], whole
 
 
-def _all(option: Any, value: int) -> bool:
+def _all(option: object, value: int) -> bool:
     """Is an option, given once or per dimension (or not at all), this value everywhere?"""
     return option in (None, value, []) or (
         isinstance(option, (list, tuple)) and all(o == value for o in option)
@@ -215,15 +215,15 @@ def _all(option: Any, value: int) -> bool:
 
 
 @rule("embedding")
-def embedding_axes(input: Typed, weight: Typed, *options: Any, **more: Any) -> Flow:
+def embedding_axes(input: Typed, weight: Typed, *options: object, **more: object) -> Flow:
     """..., v c -> ... c"""
     vocabulary, c = weight.axes
     return Flow((*input.axes, c), frozen=[(vocabulary, "looked up by index")])
 
 
 @rule("aten.embedding")
-def aten_embedding_axes(weight: Typed, input: Typed, *options: Any, **more: Any) -> Flow:
-    """The same with ATen's order of arguments."""
+def aten_embedding_axes(weight: Typed, input: Typed, *options: object, **more: object) -> Flow:
+    """Bind ATen's order of arguments."""
     return embedding_axes(input, weight)
 
 

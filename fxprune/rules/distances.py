@@ -10,7 +10,7 @@ from fxprune.rules import masked
 from fxprune.rules.axes import ONE, Axis, Product
 from fxprune.rules.contractions import conv_axes, conv_transpose_axes, matmul_axes
 from fxprune.rules.elementwise import broadcast, lone
-from fxprune.rules.registry import Flow, NotCovered, Typed, at, rule
+from fxprune.rules.registry import Flow, NotCovered, PerDim, Typed, at, rule
 
 _COUNTS = "a removed element would count"
 
@@ -92,13 +92,13 @@ def bilinear_axes(input1: Typed, input2: Typed, weight: Typed, bias: Typed | Non
 
 
 @rule("addmv")
-def addmv_axes(input: Typed, mat: Typed, vec: Typed, **scalars: Any) -> Flow:
+def addmv_axes(input: Typed, mat: Typed, vec: Typed, **scalars: object) -> Flow:
     """n, n i, i -> n"""
     return _added(input, matmul_axes(mat, vec))
 
 
 @rule("addbmm")
-def addbmm_axes(input: Typed, batch1: Typed, batch2: Typed, **scalars: Any) -> Flow:
+def addbmm_axes(input: Typed, batch1: Typed, batch2: Typed, **scalars: object) -> Flow:
     """n m, b n i, b i m -> n m"""
     product = matmul_axes(batch1, batch2)
     batch, *out = product.out
@@ -106,7 +106,7 @@ def addbmm_axes(input: Typed, batch1: Typed, batch2: Typed, **scalars: Any) -> F
 
 
 @rule("addr")
-def addr_axes(input: Typed, vec1: Typed, vec2: Typed, **scalars: Any) -> Flow:
+def addr_axes(input: Typed, vec1: Typed, vec2: Typed, **scalars: object) -> Flow:
     """n m, n, m -> n m"""
     return _added(input, Flow((*vec1.axes, *vec2.axes)))
 
@@ -148,11 +148,11 @@ def convolution_axes(
     input: Typed,
     weight: Typed,
     bias: Typed | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: PerDim,
+    padding: PerDim,
+    dilation: PerDim,
     transposed: bool,
-    output_padding: Any,
+    output_padding: PerDim,
     groups: int,
     *,
     result: Typed,
@@ -166,7 +166,7 @@ def convolution_axes(
 
 
 @rule("embedding_bag")
-def embedding_bag_axes(input: Typed, weight: Typed, *options: Any, result: Typed, **more: Any) -> Flow:
+def embedding_bag_axes(input: Typed, weight: Typed, *options: object, result: Typed, **more: object) -> Flow:
     """b n, v c -> b c, v and n whole"""
     vocabulary, c = weight.axes
     bags: Axis = input.axes[0] if input.ndim == 2 else result.axes[0]

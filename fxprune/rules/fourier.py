@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import frozen
@@ -63,7 +62,7 @@ def fftshift_axes(input: Typed, dim: int | Sequence[int] | None = None) -> Flow:
 
 
 @rule("stft")
-def stft_axes(input: Typed, *options: Any, result: Typed, **more: Any) -> Flow:
+def stft_axes(input: Typed, *options: object, result: Typed, **more: object) -> Flow:
     """b t -> b f n, all whole but b"""
     tensors = [input, *leaves([options, more], Typed)]
     batched = int(result.shape[:1] == input.shape[:1] and input.ndim > 1)

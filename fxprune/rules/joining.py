@@ -13,7 +13,7 @@ from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import split_by_sizes
 from fxprune.rules.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Axes, Bound, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Bound, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 
 def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
@@ -253,7 +253,7 @@ def getitem_axes(input: Any, index: Any) -> Flow:
 
 
 @rule("written")
-def written_axes(x: Typed, index: Any, value: Any) -> Flow:
+def written_axes(x: Typed, index: Any, value: object) -> Flow:
     """x[index] = value: the part written to and what is written there are the same."""
     part = getitem_axes(x, index)
     _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
@@ -262,7 +262,7 @@ def written_axes(x: Typed, index: Any, value: Any) -> Flow:
 
 
 def _places(index: Any) -> list[tuple[Axis, str]]:
-    """Say what is not written to all of them keeps other values there."""
+    """Freeze the axes of index tensors: what is not written to all of them keeps other values there."""
     return [(axis, "written to") for tensor in leaves(index, Typed) for axis in tensor.axes]
 
 
@@ -298,7 +298,7 @@ def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
 
 
 @rule("index_add", "index_copy")
-def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: Any = 1) -> Flow:
+def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: object = 1) -> Flow:
     """b v c, n, b n c -> b v c, v and n whole"""
     d = at(dim, input.ndim)
     same = [pair for i, pair in enumerate(zip(input.axes, source.axes, strict=True)) if i != d]
@@ -307,7 +307,7 @@ def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: A
 
 
 @rule("index_fill")
-def index_fill_axes(input: Typed, dim: int, index: Typed, value: Any) -> Flow:
+def index_fill_axes(input: Typed, dim: int, index: Typed, value: object) -> Flow:
     """b v c, n -> b v c, v whole"""
     d = at(dim, input.ndim)
     return Flow(input.axes, frozen=[(axis, "looked up by index") for axis in (input.axes[d], *index.axes)])
@@ -353,20 +353,20 @@ def scatter_axes(
 def _element_by_element(
     axes: Axes, index: Axes, d: int
 ) -> tuple[list[tuple[Axis, Axis]], list[tuple[Axis, str]]]:
-    """Say what an index that is a tensor of the same dimensions says of all but the one that it looks up."""
+    """Couple a tensor and an index of the same dimensions along all but the one that is looked up."""
     pairs = [pair for i, pair in enumerate(zip(axes, index, strict=True)) if i != d]
     odd = [axis for pair in pairs if pair[0].size != pair[1].size for axis in pair]
     return [p for p in pairs if p[0].size == p[1].size], [(axis, "looked up by index") for axis in odd]
 
 
 @rule("roll")
-def roll_axes(input: Typed, shifts: Any, dims: Any = None) -> Flow:
+def roll_axes(input: Typed, shifts: Any, dims: Dims = None) -> Flow:
     """... n -> ... n, n whole: its order matters"""
     return Flow(input.axes, frozen=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
 
 
 @rule("flip")
-def flip_axes(input: Typed, dims: Any) -> Flow:
+def flip_axes(input: Typed, dims: Dims) -> Flow:
     """... n -> ... n, n whole: its order matters"""
     return roll_axes(input, None, dims)
 

@@ -17,9 +17,11 @@ _WHY = "a loss is taken over it"
 
 
 def _masked(function: Callable[..., Tensor], scale: str | None = None) -> Callable[..., Tensor]:
-    """The loss of each element, then the sum or mean over those that are kept."""
+    """Make the masked form of a loss: of each element, then the sum or mean over those that are kept."""
 
-    def loss(input: Tensor, mask: Tensor, target: Tensor, reduction: Any = "mean", **options: Any) -> Tensor:
+    def loss(
+        input: Tensor, mask: Tensor, target: Tensor, reduction: Any = "mean", **options: object
+    ) -> Tensor:
         given = {} if scale is None or scale not in options else {scale: options[scale]}
         if options.get("weight") is not None:
             given["weight"] = options["weight"]
@@ -75,13 +77,13 @@ def huber_axes(
 @rule("aten.mse_loss", masked=_masked(F.mse_loss))
 @rule("aten.l1_loss", masked=_masked(F.l1_loss))
 def aten_error_axes(input: Typed, target: Typed, reduction: int = 1) -> Flow:
-    """The same with ATen's arguments."""
+    """Bind ATen's arguments."""
     return error_axes(input, target, reduction=reduction)
 
 
 @rule("aten.smooth_l1_loss", masked=_masked(F.smooth_l1_loss, "beta"))
 def aten_smooth_error_axes(input: Typed, target: Typed, reduction: int = 1, beta: float = 1.0) -> Flow:
-    """The same with ATen's arguments."""
+    """Bind ATen's arguments."""
     return error_axes(input, target, reduction=reduction)
 
 
@@ -89,7 +91,7 @@ def aten_smooth_error_axes(input: Typed, target: Typed, reduction: int = 1, beta
     *("binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "poisson_nll_loss"),
     *("soft_margin_loss", "hinge_embedding_loss"),
 )
-def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """... n, ... n -> ... n; their sum or mean keeps all whole, since the loss at zero is not zero"""
     out, same = broadcast(t.axes for t in (input, target, *leaves([args, options], Typed)))
     if result.shape == tuple(axis.size for axis in out):
@@ -98,7 +100,7 @@ def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **op
 
 
 @rule("cross_entropy", "nll_loss", "cross_entropy_loss", "nll_loss_nd", "nll_loss2d")
-def class_loss_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+def class_loss_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """b c .., b .. -> b ..; or their mean; all whole"""
     tensors = [input, target, *leaves([args, options], Typed)]
     whole = [(axis, _WHY) for t in tensors for axis in t.axes]

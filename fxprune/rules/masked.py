@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxprune.rules.registry import dims_of
+from fxprune.rules.registry import Dims, dims_of
 
 __all__ = [
     *("batch_norm", "group_norm", "layer_norm", "mean", "normalize", "pairwise_distance"),
@@ -41,7 +41,7 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    **_: Any,
+    **_: object,
 ) -> Tensor:
     dims = list(range(-len(normalized_shape), 0))
     normed = (input - _mean(input, mask, dims)) / (_variance(input, mask, dims) + eps).sqrt()
@@ -54,7 +54,7 @@ def rms_norm(
     normalized_shape: Any,
     weight: Tensor | None = None,
     eps: float | None = None,
-    **_: Any,
+    **_: object,
 ) -> Tensor:
     dims = list(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
@@ -68,7 +68,7 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    **_: Any,
+    **_: object,
 ) -> Tensor:
     x = input.unflatten(1, (num_groups, -1))  # type: ignore[no-untyped-call]
     m = mask.unsqueeze(1)
@@ -94,7 +94,7 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    **_: Any,
+    **_: object,
 ) -> Tensor:
     """Statistics of the batch itself: how weights are standardised."""
     if not training and running_mean is not None:
@@ -114,7 +114,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def mean(input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+def mean(input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **_: object) -> Tensor:
     dims = dims_of(dim, input.ndim)
     return _squeezed(_mean(input, mask, dims), dims, keepdim)
 
@@ -126,7 +126,7 @@ def _correction(unbiased: Any, correction: Any) -> float:
 def var(
     input: Tensor,
     mask: Tensor,
-    dim: Any = None,
+    dim: Dims = None,
     unbiased: Any = True,
     keepdim: bool = False,
     correction: Any = None,
@@ -139,17 +139,24 @@ def std(input: Tensor, mask: Tensor, **options: Any) -> Tensor:
     return var(input, mask, **options).sqrt()
 
 
-def var_mean(input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+def var_mean(
+    input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **options: object
+) -> tuple[Tensor, Tensor]:
     return var(input, mask, dim=dim, keepdim=keepdim, **options), mean(input, mask, dim, keepdim)
 
 
-def std_mean(input: Tensor, mask: Tensor, **options: Any) -> Any:
+def std_mean(input: Tensor, mask: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     variance, average = var_mean(input, mask, **options)
     return variance.sqrt(), average
 
 
 def normalize(
-    input: Tensor, mask: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, **_: Any
+    input: Tensor,
+    mask: Tensor,
+    p: float = 2.0,
+    dim: int | list[int] | tuple[int, ...] = 1,
+    eps: float = 1e-12,
+    **_: object,
 ) -> Tensor:
     """Return each term of the norm counted as much as its mask says."""
     if p == math.inf:
@@ -164,6 +171,6 @@ def normalize(
 def pairwise_distance(
     x1: Tensor, mask: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
-    """A small number is added to each difference: to those of kept elements alone."""
+    """Take the distance of kept elements alone: a small number is added to each difference."""
     norm: Tensor = torch.linalg.vector_norm((x1 - x2 + eps) * mask, p, -1, keepdim)
     return norm

@@ -19,7 +19,7 @@ _WHY = "a function of the whole matrix"
     *("linalg_cond", "linalg_pinv", "pinverse", "nuclear_norm", "linalg_matrix_norm", "linalg_lu"),
     *("linalg_inv_ex", "linalg_cholesky_ex"),
 )
-def matrix_axes(input: Typed, *options: Any, result: Any, **more: Any) -> Flow:
+def matrix_axes(input: Typed, *options: object, result: Any, **more: object) -> Flow:
     """... n m -> ... , n and m whole"""
     others = [t for t in leaves([options, more], Typed) if t.ndim]
     batch = input.axes[:-2]
@@ -28,7 +28,7 @@ def matrix_axes(input: Typed, *options: Any, result: Any, **more: Any) -> Flow:
 
 
 def _shaped(result: Any, batch: Axes) -> Any:
-    """The batch, then what a function makes of a matrix; a result without one is a number for all."""
+    """Return the batch, then what a function makes of a matrix; a result without one is a number for all."""
     if not isinstance(result, Typed):
         return [_shaped(r, batch) for r in result]
     if result.shape[: len(batch)] != Typed(batch).shape:
@@ -40,7 +40,7 @@ def _shaped(result: Any, batch: Axes) -> Any:
     *("inverse", "linalg_inv", "linalg_cholesky", "cholesky_inverse", "linalg_lu_factor"),
     *("linalg_solve", "linalg_lstsq", "linalg_solve_triangular", "cholesky_solve", "triangular_solve"),
 )
-def inverse_axes(*args: Any, result: Any, **options: Any) -> Flow:
+def inverse_axes(*args: Any, result: Any, **options: object) -> Flow:
     """all whole: of a matrix of zeros, which stands for a removed one, there is no inverse"""
     whole = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
     return Flow(_shaped(result, ()), frozen=whole)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fxprune.rules import masked
 from fxprune.rules.axes import PIXELS, Product, atom
 from fxprune.rules.reductions import norm_axes
-from fxprune.rules.registry import Flow, Typed, rule
+from fxprune.rules.registry import Dims, Flow, Typed, rule
 
 
 @rule("rms_norm", masked=masked.rms_norm)
@@ -60,7 +58,7 @@ def batch_norm_axes(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    **more: Any,
+    **more: object,
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..."""
     vectors = [t for t in (running_mean, running_var, weight, bias) if t is not None]
@@ -76,8 +74,8 @@ def instance_norm_axes(
     running_var: Typed | None = None,
     weight: Typed | None = None,
     bias: Typed | None = None,
-    *options: Any,
-    **more: Any,
+    *options: object,
+    **more: object,
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..., positions whole"""
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
@@ -92,10 +90,10 @@ def aten_instance_norm_axes(
     bias: Typed | None,
     running_mean: Typed | None,
     running_var: Typed | None,
-    *options: Any,
-    **more: Any,
+    *options: object,
+    **more: object,
 ) -> Flow:
-    """The same with ATen's order of arguments."""
+    """Bind ATen's order of arguments."""
     return instance_norm_axes(input, running_mean, running_var, weight, bias)
 
 
@@ -111,12 +109,14 @@ def aten_batch_norm_axes(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Flow:
-    """The same with ATen's order of arguments."""
+    """Bind ATen's order of arguments."""
     return batch_norm_axes(input, running_mean, running_var, weight, bias, training)
 
 
 @rule("normalize", masked=masked.normalize)
-def normalize_axes(input: Typed, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Flow:
+def normalize_axes(
+    input: Typed, p: float = 2.0, dim: Dims = 1, eps: float = 1e-12, out: object = None
+) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
     flow = norm_axes(input, p, dim)
     return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced)

@@ -8,7 +8,7 @@ from typing import Any
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import Axis, frozen
 from fxprune.rules.reductions import extremum_axes, max_axes, scan_axes, without
-from fxprune.rules.registry import DEFAULT_RULES, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import DEFAULT_RULES, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 _WHY = "its order matters"
 
@@ -92,7 +92,7 @@ def trapezoid_axes(y: Typed, x: Typed | None = None, *, dx: Any = 1, dim: int = 
 
 
 @rule("count_nonzero")
-def count_nonzero_axes(input: Typed, dim: Any = None) -> Flow:
+def count_nonzero_axes(input: Typed, dim: Dims = None) -> Flow:
     """... n -> ... (a removed element counts as zero)"""
     return Flow(without(input, dim, False), reduced=[input.axes[d] for d in dims_of(dim, input.ndim)])
 
@@ -105,13 +105,13 @@ def renorm_axes(input: Typed, p: float, dim: int, maxnorm: float) -> Flow:
 
 
 @rule("bucketize")
-def bucketize_axes(input: Typed, boundaries: Typed, **options: Any) -> Flow:
+def bucketize_axes(input: Typed, boundaries: Typed, **options: object) -> Flow:
     """..., n -> ..., n whole"""
     return Flow(input.axes, frozen=[(boundaries.axes[0], _WHY)])
 
 
 @rule("searchsorted")
-def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: Any) -> Flow:
+def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: object) -> Flow:
     """... n, ... m -> ... m, n whole (or n, any shape)"""
     *lead, n = sorted_sequence.axes
     axes = input.axes if isinstance(input, Typed) else ()
@@ -120,14 +120,14 @@ def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: Any) -> Flo
 
 
 @rule("isin")
-def isin_axes(elements: Typed, test_elements: Any, **options: Any) -> Flow:
+def isin_axes(elements: Typed, test_elements: Any, **options: object) -> Flow:
     """..., n -> ..., n whole"""
     tested = test_elements.axes if isinstance(test_elements, Typed) else ()
     return Flow(elements.axes, frozen=[(axis, "compared with each element") for axis in tested])
 
 
 def _whole_axes(why: str) -> Callable[..., Flow]:
-    def whole_axes(*args: Any, result: Any, **options: Any) -> Flow:
+    def whole_axes(*args: Any, result: Any, **options: object) -> Flow:
         """all whole"""
         whole = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
         return Flow(_shapes(result), frozen=whole)

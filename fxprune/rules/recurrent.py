@@ -83,8 +83,8 @@ def layer_axes(
 
 
 @rule("torch.nn.modules.rnn.LSTM")
-def lstm_layer_axes(input: Typed, hx: Any, params: Sequence[Typed], *options: Any, result: Any) -> Flow:
-    """The same as a layer, whose two states are one pair."""
+def lstm_layer_axes(input: Typed, hx: Any, params: Sequence[Typed], *options: object, result: Any) -> Flow:
+    """Bind the arguments of a layer, whose two states are one pair."""
     flow = layer_axes(input, hx, params, *options, result=[result[0], *result[1]])
     outer, *states = flow.out
     flow.out = [outer, states]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fxprune.rules import masked
 from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
-from fxprune.rules.registry import Axes, Flow, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Dims, Flow, Typed, at, dims_of, rule
 
 
-def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
+def without(input: Typed, dim: Dims, keepdim: bool) -> Axes:
     """Return the axes that are left when `dim` (None: every dimension) is reduced."""
     gone = dims_of(dim, input.ndim)
     if keepdim:
@@ -18,14 +16,14 @@ def without(input: Typed, dim: Any, keepdim: bool) -> Axes:
     return tuple(axis for i, axis in enumerate(input.axes) if i not in gone)
 
 
-def summed(input: Typed, dim: Any) -> list[Axis]:
+def summed(input: Typed, dim: Dims) -> list[Axis]:
     """Return the axes that a reduction over `dim` adds up."""
     return [input.axes[d] for d in dims_of(dim, input.ndim)]
 
 
 @rule("sum", "nansum")
 @rule("mean", masked=masked.mean)
-def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
+def mean_axes(input: Typed, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
     return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
 
@@ -34,11 +32,11 @@ def mean_axes(input: Typed, dim: Any = None, keepdim: bool = False, dtype: Any =
 @rule("std", masked=masked.std)
 def var_axes(
     input: Typed,
-    dim: Any = None,
+    dim: Dims = None,
     unbiased: bool = True,
     keepdim: bool = False,
     *,
-    correction: Any = None,
+    correction: object = None,
 ) -> Flow:
     """... n -> ..."""
     return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
@@ -48,11 +46,11 @@ def var_axes(
 @rule("std_mean", masked=masked.std_mean)
 def var_mean_axes(
     input: Typed,
-    dim: Any = None,
+    dim: Dims = None,
     unbiased: bool = True,
     keepdim: bool = False,
     *,
-    correction: Any = None,
+    correction: object = None,
 ) -> Flow:
     """... n -> ..., ..."""
     out = without(input, dim, keepdim)
@@ -60,7 +58,9 @@ def var_mean_axes(
 
 
 @rule("norm")
-def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Flow:
+def norm_axes(
+    input: Typed, p: object = 2, dim: Dims = None, keepdim: bool = False, dtype: object = None
+) -> Flow:
     """... n -> ... (zeros add nothing to a norm; a negative order is a kind of minimum)"""
     if isinstance(p, (int, float)) and p < 0:
         return extremum_axes(input, dim, keepdim)
@@ -69,20 +69,20 @@ def norm_axes(input: Typed, p: Any = 2, dim: Any = None, keepdim: bool = False, 
 
 @rule("linalg_vector_norm", "linalg_norm")
 def vector_norm_axes(
-    input: Typed, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    input: Typed, ord: object = 2, dim: Dims = None, keepdim: bool = False, *, dtype: object = None
 ) -> Flow:
     """... n -> ..."""
     return norm_axes(input, ord, dim, keepdim)
 
 
 @rule("frobenius_norm")
-def frobenius_norm_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+def frobenius_norm_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
     """... n -> ..."""
     return norm_axes(input, 2, dim, keepdim)
 
 
 @rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
-def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+def extremum_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
     """... n -> ..., n whole: a zero is not the same as a missing element"""
     whole = [
         (input.axes[i], "max/min over it: a removed element is not a zero") for i in dims_of(dim, input.ndim)
@@ -91,7 +91,7 @@ def extremum_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
 
 
 @rule("max", "min")
-def max_axes(input: Typed, dim: Any = None, keepdim: bool = False) -> Flow:
+def max_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
     """... n -> ..., ... (values and indices; of the whole tensor: values alone)"""
     if isinstance(dim, Typed):  # torch.max(a, b)
         return elementwise_axes(input, dim)
@@ -108,26 +108,26 @@ def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted:
 
 
 @rule("softmax", "log_softmax", "softmin", "_softmax")
-def softmax_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+def softmax_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
     """... n -> ... n, n whole: leaving an element out is not the same as setting it to zero"""
     return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "softmax over it")])
 
 
 @rule("cumsum", "cumprod", "logcumsumexp")
-def scan_axes(input: Typed, dim: int, *, dtype: Any = None) -> Flow:
+def scan_axes(input: Typed, dim: int, *, dtype: object = None) -> Flow:
     """... n -> ... n, n whole"""
     return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "its order matters")])
 
 
 @rule("sort")
-def sort_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+def sort_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
     """... n -> ... n, ... n, n whole"""
     flow = scan_axes(input, dim)
     return Flow([flow.out, flow.out], frozen=flow.frozen)
 
 
 @rule("argsort")
-def argsort_axes(input: Typed, dim: int = -1, *options: Any, **more: Any) -> Flow:
+def argsort_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
     """... n -> ... n, n whole"""
     return scan_axes(input, dim)
 

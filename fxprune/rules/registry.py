@@ -19,6 +19,8 @@ from typing import Any
 from fxprune.rules.axes import Axis, Reason
 
 Axes = tuple[Axis, ...]
+Dims = int | Sequence[int] | None  # one dimension, several, or None for all
+PerDim = int | str | Sequence[int]  # an option given once, by a word, or for each dimension
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ def at(dim: int, ndim: int) -> int:
     return dim + ndim if dim < 0 else dim
 
 
-def dims_of(dim: int | list[int] | tuple[int, ...] | None, ndim: int) -> list[int]:
-    """Any spelling of a set of dimensions (one, several, None for all) as non-negative numbers."""
+def dims_of(dim: Dims, ndim: int) -> list[int]:
+    """Write a set of dimensions (one, several, None for all) as non-negative numbers."""
     if dim is None or dim == [] or dim == ():
         return list(range(ndim))
     return [at(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]

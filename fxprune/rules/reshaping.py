@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.rules.axes import ONE, Axis, Product, atom, frozen, refine
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Axes, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
@@ -158,7 +158,7 @@ def unsqueeze_axes(input: Typed, dim: int) -> Flow:
 
 
 @rule("squeeze")
-def squeeze_axes(input: Typed, dim: Any = None) -> Flow:
+def squeeze_axes(input: Typed, dim: Dims = None) -> Flow:
     """a 1 b -> a b"""
     gone = dims_of(dim, input.ndim)
     return Flow(tuple(a for i, a in enumerate(input.axes) if i not in gone or a != ONE))
@@ -203,7 +203,7 @@ def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
 
 @rule("repeat_interleave")
 def repeat_interleave_axes(
-    input: Typed, repeats: Any, dim: int | None = None, *, output_size: Any = None
+    input: Typed, repeats: Any, dim: int | None = None, *, output_size: object = None
 ) -> Flow:
     """a b -> a (b 3)"""
     if dim is None or not isinstance(repeats, int):

@@ -15,32 +15,32 @@ def _filled(shape: Sequence[int]) -> tuple[Axis, ...]:
 
 
 @rule("zeros", "ones", "empty", "rand", "randn")
-def zeros_axes(size: Sequence[int], **options: Any) -> Flow:
+def zeros_axes(size: Sequence[int], **options: object) -> Flow:
     """-> n m: the same value everywhere, so any element can go"""
     out = _filled(size)
     return Flow(out, sizes={"size": out})
 
 
 @rule("full")
-def full_axes(size: Sequence[int], fill_value: Any, **options: Any) -> Flow:
+def full_axes(size: Sequence[int], fill_value: object, **options: object) -> Flow:
     """-> n m"""
     return zeros_axes(size)
 
 
 @rule("new_zeros", "new_ones", "new_empty")
-def new_zeros_axes(input: Any, size: Sequence[int], **options: Any) -> Flow:
+def new_zeros_axes(input: Any, size: Sequence[int], **options: object) -> Flow:
     """-> n m"""
     return zeros_axes(size)
 
 
 @rule("new_full")
-def new_full_axes(input: Any, size: Sequence[int], fill_value: Any, **options: Any) -> Flow:
+def new_full_axes(input: Any, size: Sequence[int], fill_value: object, **options: object) -> Flow:
     """-> n m"""
     return zeros_axes(size)
 
 
 @rule("arange", "linspace", "logspace", "range")
-def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
+def arange_axes(*args: Any, result: Typed, **options: object) -> Flow:
     """-> n, of which the kept numbers are selected: the frequencies of a sine embedding"""
     return Flow(tuple(atom(size) for size in result.shape), select_result=True)
 
@@ -50,7 +50,7 @@ def arange_axes(*args: Any, result: Typed, **options: Any) -> Flow:
     *("hann_window", "hamming_window", "blackman_window", "bartlett_window", "kaiser_window"),
     *("fft_fftfreq", "fft_rfftfreq"),
 )
-def eye_axes(*args: Any, result: Typed, **options: Any) -> Flow:
+def eye_axes(*args: Any, result: Typed, **options: object) -> Flow:
     """-> n m, whole: each element has a value of its own"""
     return Flow(tuple(frozen(size, "it numbers positions") for size in result.shape))
 
@@ -62,7 +62,7 @@ def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow
 
 
 @rule("normal")
-def normal_axes(mean: Any, std: Any = 1.0, size: Sequence[int] | None = None, **options: Any) -> Flow:
+def normal_axes(mean: Any, std: Any = 1.0, size: Sequence[int] | None = None, **options: object) -> Flow:
     """-> n m; or ... n, ... n -> ... n, around means of their own"""
     if size is not None:
         return zeros_axes(size)

@@ -10,7 +10,7 @@ from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, at, rule
 
 
 def _spatial_axes(n: int) -> Callable[..., Flow]:
-    def spatial_axes(input: Typed, *args: Any, result: Any, **options: Any) -> Flow:
+    def spatial_axes(input: Typed, *args: Any, result: Any, **options: object) -> Flow:
         """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
         first = result if isinstance(result, Typed) else result[0]
         pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
@@ -38,13 +38,13 @@ DEFAULT_RULES.add("upsample_trilinear3d", _spatial_axes(3))
 
 
 @rule("interpolate")
-def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """b c h w -> b c h' w'"""
     return _spatial_axes(input.ndim - 2)(input, result=result)
 
 
 @rule("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> Flow:
+def grid_sample_axes(input: Typed, grid: Typed, *options: object, **more: object) -> Flow:
     """b c h w, b h' w' 2 -> b c h' w' (and in three dimensions)"""
     batch, *places, numbers = grid.axes
     whole = [(axis, PIXELS) for axis in (*input.axes[2:], *places, numbers)]
@@ -52,7 +52,9 @@ def grid_sample_axes(input: Typed, grid: Typed, *options: Any, **more: Any) -> F
 
 
 @rule("affine_grid", "affine_grid_generator")
-def affine_grid_axes(theta: Typed, size: Sequence[int], *options: Any, result: Typed, **more: Any) -> Flow:
+def affine_grid_axes(
+    theta: Typed, size: Sequence[int], *options: object, result: Typed, **more: object
+) -> Flow:
     """b 2 3 -> b h w 2, all whole but b: what the size says of channels is not read"""
     pixels = (frozen(n, PIXELS) for n in result.shape[1:])
     whole = [(axis, "a transform of places") for axis in theta.axes[1:]]
@@ -61,7 +63,7 @@ def affine_grid_axes(theta: Typed, size: Sequence[int], *options: Any, result: T
 
 
 @rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
-def max_unpool_axes(input: Typed, indices: Typed, *options: Any, result: Typed, **more: Any) -> Flow:
+def max_unpool_axes(input: Typed, indices: Typed, *options: object, result: Typed, **more: object) -> Flow:
     """b c h w, b c h w -> b c h' w'"""
     n = 3 if input.ndim > 4 else input.ndim - 2
     pixels = tuple(frozen(size, PIXELS) for size in result.shape[-n:])
@@ -70,19 +72,19 @@ def max_unpool_axes(input: Typed, indices: Typed, *options: Any, result: Typed, 
 
 
 @rule("local_response_norm")
-def local_response_norm_axes(input: Typed, *options: Any, **more: Any) -> Flow:
+def local_response_norm_axes(input: Typed, *options: object, **more: object) -> Flow:
     """b c ... -> b c ..., c whole"""
     return Flow(input.axes, frozen=[(input.axes[1], "each is divided by its neighbours")])
 
 
 @rule("constant_pad_nd")
-def constant_pad_axes(input: Typed, pad: Sequence[int], value: Any = 0) -> Flow:
+def constant_pad_axes(input: Typed, pad: Sequence[int], value: object = 0) -> Flow:
     """... n -> ... [before | n | after]"""
     return pad_axes(input, pad)
 
 
 @rule("pad")
-def pad_axes(input: Typed, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Flow:
+def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value: object = None) -> Flow:
     """... n -> ... [before | n | after]; negative padding cuts, padding with copies freezes"""
     if isinstance(mode, str) and mode != "constant":
         return copying_pad_axes(input, pad)
@@ -162,7 +164,7 @@ def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow
 
 
 @rule("fold", "col2im")
-def fold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+def fold_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """b (c k) l -> b c h w"""
     batch, rows, length = input.axes
     c = atom(result.shape[1])

@@ -160,7 +160,7 @@ def _parameters(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
 
 
 def _ops_of_failed(model: nn.Module) -> tuple[OpUse, ...]:
-    """Say what it calls, if it can be captured at all: an op without a rule may be why it failed."""
+    """Return what it calls, if it can be captured at all: an op without a rule may be why it failed."""
     try:
         return ops_met(analyze(model))
     except Exception:  # the row already names what went wrong

@@ -73,7 +73,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
 
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:
-    """Say what is scaled; of a product of matrices, the left one: the query."""
+    """Return what is scaled; of a product of matrices, the left one: the query."""
     x = call.args[0] if call.args else call.kwargs["query"]
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
     if inner is not None and inner.op in _MATMULS:

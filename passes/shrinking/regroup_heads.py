@@ -53,7 +53,7 @@ def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.Grap
 
 
 def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
-    """Say what stands right inside the heads in every weight that carries either; empty if either stands
+    """Return what stands right inside the heads in every weight that carries either; empty if either stands
     alone somewhere (a bias per head, a norm per head dim): such weights can't be regrouped."""
     resolved = [axis for axes in analysis.weights.values() for axis in axes]
     live = {group.atom for group in analysis.prunable}

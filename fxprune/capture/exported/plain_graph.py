@@ -171,7 +171,7 @@ def _inlined(
 
 
 def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: fx.Node) -> fx.Node:
-    """Say what an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
+    """Return what an inlined region returns; without gradients if it ran under `torch.no_grad()`."""
     value = inner[node]
     if not stops:
         return value

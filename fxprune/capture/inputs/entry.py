@@ -41,7 +41,7 @@ class Entry:
 
 
 def entry_of(layer: nn.Module) -> Entry | None:
-    """Say what a layer takes, where it is one that can be the first."""
+    """Return what a layer takes, where it is one that can be the first."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return Entry("ids", layer.num_embeddings, layer.embedding_dim)
     for convolution, kind in CONVOLUTIONS:

@@ -57,7 +57,7 @@ class Decisions:
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:
-        """Say what is behind a proxy; its size, if it is a tuple, is the same for every input."""
+        """Return what is behind a proxy; its size, if it is a tuple, is the same for every input."""
         return self.structure_of(proxy.node)
 
     def structure_of(self, node: fx.Node) -> Any:

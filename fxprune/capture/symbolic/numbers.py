@@ -115,7 +115,7 @@ def _traced(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., An
 def _extreme(
     function: Callable[..., Any], of_two: Callable[..., Any], tracer: fx.Tracer
 ) -> Callable[..., Any]:
-    """Return the larger of two sizes is a node; what is compared by a key is decided."""
+    """Patch `max` and `min`: the larger of two sizes is a node; what is compared by a key is decided."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

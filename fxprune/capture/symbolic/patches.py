@@ -145,7 +145,7 @@ def _always_a_node(
 
 
 def _guarded(check: Callable[..., None]) -> Callable[..., None]:
-    """Say what a model asserts of sizes is a guard of the result; asserts on values are not in it."""
+    """Make a guard of what a model asserts of sizes; asserts on values are not in the result."""
 
     def checked(error: Any, cond: Any, *message: Any) -> None:
         if not isinstance(cond, fx.Proxy):
@@ -177,7 +177,7 @@ def _hold(condition: fx.Proxy) -> None:
 
 
 def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:
-    """Say what it runs is no code on whole batches, which is what a graph holds."""
+    """Refuse torch.vmap of proxies: what it runs is no code on whole batches, as a graph is."""
 
     def mapped(function: Callable[..., Any], *options: Any, **named: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -123,7 +123,7 @@ class TracedAttribute(TracedValue, Attribute):
     """`x.shape`, a node once it is used as a value; `x.view(..)` is a node of its own."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return the type of a device is a word that other code compares and looks up."""
+        """Read an attribute; the type of a device is a word that other code compares and looks up."""
         if name == "type" and self.attr == "device":
             return self.tracer.decisions.structure(self).type
         return super().__getattr__(name)

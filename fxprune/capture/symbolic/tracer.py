@@ -92,7 +92,7 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """Return a layer that the code makes as it runs has a name of our own."""
+        """Name a layer that the code makes as it runs."""
         try:
             return super().path_of_module(mod)
         except NameError:
@@ -114,12 +114,12 @@ class Tracer(fx.Tracer):
         return lambda root: root_fn(root, *args, **kwargs), [self.root]
 
     def _input(self, name: str, value: Any) -> Any:
-        """Say what the model's code gets for an argument: itself, where a graph can't follow another."""
+        """Return what the model's code gets for an argument: itself, where a graph can't follow another."""
         proxy = self.create_proxy("placeholder", name, (), {})
         return proxy if is_followed(value) else value
 
     def create_arg(self, a: Any) -> Any:
-        """Return a model's own output class is called in the graph, even where it is a dict, too."""
+        """Call a model's own output class in the graph, even where it is a dict, too."""
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
@@ -153,7 +153,7 @@ class Tracer(fx.Tracer):
         return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return the base class searches all names at each access, which is quadratic in depth."""
+        """Look a tensor up by its id: the base class searches all names, which is quadratic in depth."""
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
         if name is None or not self._tracing_here():
             return attr_val
@@ -169,7 +169,7 @@ class Tracer(fx.Tracer):
         return bool(self.decisions.value(obj))
 
     def value_or_self(self, proxy: fx.Proxy) -> Any:
-        """Say what it is for the example; the proxy itself where that can't tell."""
+        """Return a proxy's value for the example; the proxy itself where that can't tell."""
         try:
             return self.decisions.structure(proxy)
         except (NodeError, fx.proxy.TraceError):
@@ -204,7 +204,7 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        """Yield a shape has as many sizes as the example's."""
+        """Iterate over a proxy: a shape has as many sizes as the example's."""
         value = self.decisions.structure(obj)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
@@ -213,7 +213,7 @@ class Tracer(fx.Tracer):
         return (obj[i] for i in range(len(value)))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Return a method that writes in place becomes a value, which its tensor stands for from here on.
+        """Make a node; a method that writes in place gives a value, which its tensor stands for from now on.
 
         A function that is decomposed runs its plain code.
         """

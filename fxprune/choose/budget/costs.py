@@ -33,7 +33,7 @@ def cost_of(analysis: Analysis, measure: str) -> Cost:
 
 
 def saving_of(group: Group, cost: Cost) -> float:
-    """Say what removing one element of an otherwise whole model saves."""
+    """Return what removing one element of an otherwise whole model saves."""
     return cost({}) - cost({group: group.size - 1})
 
 

@@ -59,7 +59,7 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
 
 
 def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitted:
-    """Say what the groups with ratios of their own keep."""
+    """Return what the groups with ratios of their own keep."""
     counts, floored = {}, []
     least = floors(analysis, list(own), Budget(floor=budget.floor))  # what each keeps is asked for
     for group, ratio in own.items():

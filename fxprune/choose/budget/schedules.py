@@ -162,7 +162,7 @@ def rounded(count: float, size: int, multiple: int) -> int:
 
 
 def multiple_of(analysis: Analysis, group: Group, round_to: int) -> int:
-    """Say what a count must be a multiple of, so that the widths it is a factor of are of `round_to`."""
+    """Return what a count must be a multiple of, so that the widths it is a factor of are of `round_to`."""
     others = [
         axis.size // group.size
         for site in group.sites

@@ -43,7 +43,7 @@ CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
 
 
 def criterion_for(importance: Importance | None, data: Iterable[Any] | None) -> Importance:
-    """Say what is asked for, or the default: "kl" where there is data, else "magnitude".
+    """Return what is asked for, or the default: "kl" where there is data, else "magnitude".
 
     Raises:
         OptionError: it is neither a name of CRITERIA nor a function.

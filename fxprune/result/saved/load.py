@@ -70,7 +70,7 @@ def load(
 def original_from(
     folder: str | os.PathLike[str], model: nn.Module | str | None = None, *, rules: RuleSet = DEFAULT_RULES
 ) -> nn.Module:
-    """Say what a saved model was pruned from, with any weights; errors are those of `original_of`."""
+    """Return what a saved model was pruned from, with any weights; errors are those of `original_of`."""
     record = read_record(local_folder(folder))
     return parent_of(original_of(record, model), record, rules)
 

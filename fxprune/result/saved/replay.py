@@ -56,7 +56,7 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
 
 
 def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn.Module:
-    """Say what the record's plan was applied to: the original, or the result of the plans before."""
+    """Return what the record's plan was applied to: the original, or the result of the plans before."""
     before = record.get("before")
     if before and layout_digest(model.state_dict()) != record["origin"]["layout"]:
         return replayed(model, before, rules)

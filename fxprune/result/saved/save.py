@@ -81,7 +81,7 @@ def save(
 
 
 def _how_made(facts: Record) -> dict[str, Any]:
-    """Say what the plan is applied to again; of a model that was pruned again, the first plan as well."""
+    """Return what the plan is applied to again; of a model that was pruned again, the first plan as well."""
     made: dict[str, Any] = {
         "origin": facts.origin,
         "options": dict(facts.options),
@@ -92,7 +92,7 @@ def _how_made(facts: Record) -> dict[str, Any]:
 
 
 def _without_configs(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe holds the one that counts."""
+    """Drop the configurations from a record: the recipe has the one that counts."""
     lean = {**record, "origin": {k: v for k, v in record["origin"].items() if k != "config"}}
     return lean | ({"before": _without_configs(record["before"])} if record.get("before") else {})
 

@@ -130,7 +130,7 @@ class Columns:
         return self.scene.words.value(row.node) if row.node is not None else []
 
     def _hint(self, word: Word) -> tuple[str, str]:
-        """Say what hovering over a word says: a title, and a line below."""
+        """Return what hovering over a word says: a title, and a line below."""
         if word.axis is None:
             return word.text.strip(), "punctuation: (a b) is a product, [a | b] a concatenation"
         if word.group is not None:

@@ -80,7 +80,7 @@ def draw(
 
 
 def _drawn(scene: Scene, suffix: str, view: str, patterns: list[str]) -> bytes:
-    """Return each renderer's libraries are imported only when it is used."""
+    """Draw a scene; each renderer's libraries are imported only when it is used."""
     if view != "graph":
         from fxprune.show.pictures.charts import coupling_map, kept_bars
 

@@ -144,7 +144,7 @@ def report(
     runs: int | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Report:
-    """Say what pruning did to a model, per group and in total.
+    """Return what pruning did to a model, per group and in total.
 
     Args:
         model: the original; it is not changed.

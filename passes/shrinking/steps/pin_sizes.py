@@ -92,7 +92,7 @@ def _axes_read(analysis: Analysis, read: tuple[fx.Node, int | None]) -> tuple[Ax
 
 
 def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection: Selection) -> Any:
-    """Say what the read gave before anything shrank; None if it gives that still."""
+    """Return what the read gave before anything shrank; None if it gives that still."""
     if dim is not None:
         dim = 0 if dim == _ALL else dim
         return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
