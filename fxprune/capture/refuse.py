@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import keyword
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -30,6 +32,7 @@ def refuse_unsupported(model: nn.Module) -> None:
             f"{type(model).__name__} is what torch.export made of a model, which holds no layers: prune the "
             f"module that it was exported from, and export the result"
         )
+    _refuse_names(model)
     for path, module in model.named_modules():
         name = path or type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -59,6 +62,30 @@ def refuse_unsupported(model: nn.Module) -> None:
                 raise UnsupportedModuleError(
                     f"{name} carries a {kind.strip('_').replace('_', ' ')[:-1]}, which a rewritten graph "
                     f"would lose: remove it first and register it on the result"
+                )
+
+
+@functools.cache
+def _taken_names() -> frozenset[str]:
+    """Return what a graph module uses on itself, beyond what any module does."""
+    own = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}
+    return frozenset(own | {"record", "self"})
+
+
+def _refuse_names(model: nn.Module) -> None:
+    """Refuse names of layers and weights that no graph module can have: its own, and Python's keywords."""
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            full = f"{path}.{name}".lstrip(".")
+            if keyword.iskeyword(name):
+                raise UnsupportedModuleError(
+                    f"{full} of {type(model).__name__} is named by a keyword of Python, which code that is "
+                    f"generated can't spell: rename it"
+                )
+            if not path and name in _taken_names():
+                raise UnsupportedModuleError(
+                    f"{type(model).__name__} has something named {name!r}, which torch.fx.GraphModule "
+                    f"needs for itself: rename it, or prune torch.nn.Sequential(model)"
                 )
 
 
