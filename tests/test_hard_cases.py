@@ -259,5 +259,5 @@ def test_channels_under_a_softmax_stay_whole_and_say_why() -> None:
 
 
 def test_what_no_rule_covers_stays_whole_and_says_why() -> None:
-    case = CASE["LstmStaysWhole"]
+    case = CASE["UnknownStaysWhole"]
     assert "has no rule" in reasons(case.model(), "embed.weight[0]", case.inputs)[0]

@@ -32,7 +32,6 @@ def refuse_unsupported(model: nn.Module) -> None:
             f"{type(model).__name__} is what torch.export made of a model, which holds no layers: prune the "
             f"module that it was exported from, and export the result"
         )
-    _refuse_names(model)
     for path, module in model.named_modules():
         name = path or type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -63,6 +62,7 @@ def refuse_unsupported(model: nn.Module) -> None:
                     f"{name} carries a {kind.strip('_').replace('_', ' ')[:-1]}, which a rewritten graph "
                     f"would lose: remove it first and register it on the result"
                 )
+    _refuse_names(model)
 
 
 @functools.cache
