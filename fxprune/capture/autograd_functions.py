@@ -22,7 +22,7 @@ from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["keep_elementwise_functions", "opened_functions", "traced_apply"]
+__all__ = ["keep_elementwise_functions", "traced_functions", "traced_apply"]
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
         try:
             tracer.create_arg(args)
         except NotImplementedError:  # it is given what no graph can hold: a function, as checkpoints are
-            like.node.meta["opened"] = function.__name__
+            like.node.meta["traced_forward"] = function.__name__
             return like
         name = tracer.add_helper_module(AutogradFunction(function))
         return tracer.create_proxy("call_module", name, args, {"like": like})
@@ -57,12 +57,12 @@ def _forward(function: Any, *args: Any) -> Any:
 
 
 @contextlib.contextmanager
-def opened_functions(names: dict[str, None]) -> Iterator[None]:
+def traced_functions(names: dict[str, None]) -> Iterator[None]:
     """Meanwhile functions are nothing but their forwards.  Collects the names of those that are applied."""
     apply = vars(torch.autograd.Function)["apply"]
     exporting_here = this_thread_only()
 
-    def opened(function: Any, *args: Any) -> Any:
+    def traced(function: Any, *args: Any) -> Any:
         if not exporting_here():
             return apply.__get__(None, function)(*args)
         if not function.__name__.startswith("GeneratedBackwardFor_"):  # a custom op: called in the graph
@@ -70,7 +70,7 @@ def opened_functions(names: dict[str, None]) -> Iterator[None]:
         with _without_no_grad():
             return _forward(function, *args)
 
-    torch.autograd.Function.apply = classmethod(opened)
+    torch.autograd.Function.apply = classmethod(traced)
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def keep_elementwise_functions(graph: fx.Graph, root: nn.Module) -> list[str]:
 
     A slice of an elementwise function's result is its result on the slices, whatever its code looks like.
     """
-    lost = {node.meta["opened"]: None for node in graph.nodes if "opened" in node.meta}
+    lost = {node.meta["traced_forward"]: None for node in graph.nodes if "traced_forward" in node.meta}
     for node in list(graph.nodes):
         if node.op != "call_module" or "like" not in node.kwargs:
             continue

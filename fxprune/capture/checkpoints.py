@@ -1,4 +1,4 @@
-"""Does a model compute parts of itself again in the backward pass (`torch.utils.checkpoint`)?
+"""Notice that a model computes parts of itself again in the backward pass (`torch.utils.checkpoint`).
 
 A graph holds what is computed, and not when: the result keeps every activation, which its user is told.
 """

@@ -1,4 +1,4 @@
-"""Which groups shrink, and which of their elements stay."""
+"""Choose the groups that shrink, and check what is asked of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose code is a file: the model's, or that of who traces it?"""
+"""Tell a model's own source files from those of libraries and of tracing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose code depends on the mode: what looks at `self.training` when it is called."""
+"""Find modules whose code depends on the mode: they look at `self.training` when they are called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers of a result are no longer the plan's: `pruned.head = nn.Linear(96, 7)`."""
+"""Find layers of a result that are no longer the plan's: `pruned.head = nn.Linear(96, 7)`."""
 
 from __future__ import annotations
 

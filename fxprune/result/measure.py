@@ -1,4 +1,4 @@
-"""What a model costs, measured: parameters, multiply-accumulates, and time beside another model."""
+"""Measure what a model costs: parameters, multiply-accumulates, and time beside another model."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class PrunedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         copied = _rebuilt(*self._parts(), {})
         memo[id(self)] = copied
-        _adopt(copied, copy.deepcopy(self._state(), memo))
+        _take_state(copied, copy.deepcopy(self._state(), memo))
         return copied
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -105,11 +105,11 @@ _OF_THE_GRAPH = {
 def _rebuilt(name: str, data: list[NodeData], state: dict[str, Any]) -> PrunedModule:
     """Return a module of this graph; `state` is its `__dict__` beside that."""
     module = PrunedModule(_Anything(), graph_from_data(data), name)
-    _adopt(module, state)
+    _take_state(module, state)
     return module
 
 
-def _adopt(module: PrunedModule, state: dict[str, Any]) -> None:
+def _take_state(module: PrunedModule, state: dict[str, Any]) -> None:
     for name, value in state.items():
         module.__dict__[name] = value
 

@@ -49,14 +49,22 @@ def summary(results: Iterable[Result]) -> str:
     for library, rows in sorted(by_library.items()):
         tried = [r for r in rows if r.outcome != EXCLUDED]
         certified = sum(r.outcome == "certified" for r in tried)
-        giants = sum(r.outcome == "shapes" for r in tried)
+        shape_checked = sum(r.outcome == "shapes" for r in tried)
         figures = (
             _median(r.params_left for r in tried),
             _median(r.macs_left for r in tried),
             _median(r.seconds for r in tried),
         )
         symbolic = sum(r.capture == "symbolic" for r in tried)
-        cells = (library, len(tried), certified, giants, len(tried) - certified - giants, symbolic, *figures)
+        cells = (
+            library,
+            len(tried),
+            certified,
+            shape_checked,
+            len(tried) - certified - shape_checked,
+            symbolic,
+            *figures,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.arguments import guard_arguments
-from fxprune.capture.autograd_functions import opened_functions
+from fxprune.capture.autograd_functions import traced_functions
 from fxprune.capture.exported.plain_graph import (
     _plain_graph,
 )
@@ -58,7 +58,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         if follows_mode(module) or _is_norm_with_modes(module):
             module.forward = _marked_forward(path)
     functions: dict[str, None] = {}
-    with opened_functions(functions):
+    with traced_functions(functions):
         graph, program, taken = _export(model, example, training=False)
         fixed_batch = taken is example
         notes = [FIXED_BATCH] if fixed_batch else []

@@ -1,4 +1,4 @@
-"""What to write for a model whose inputs can't be found, in the words of its kind of input."""
+"""Suggest what to write for a model whose inputs can't be found, in the words of its kind of input."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ())
             module.training = False
 
 
-FOLLOWS_EVAL = "train mode runs other code than eval mode: the result follows eval mode"
+FOLLOWS_EVAL = "training runs other operations: the result always follows eval mode"
 
 Trace = Callable[[Collection[type]], fx.Graph]
 

@@ -1,4 +1,4 @@
-"""How much each residual branch matters: what the model predicts without it."""
+"""Score residual branches by what the model predicts without each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a channel's weights are: importance without data."""
+"""Score channels by how large their weights are: importance without data."""
 
 from __future__ import annotations
 

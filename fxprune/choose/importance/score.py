@@ -1,4 +1,4 @@
-"""How much each element of each group matters: criteria by name, or the user's own."""
+"""Score each element of each group: criteria by name, or the user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which node of a model is which of its smaller sibling: the same code, with fewer blocks."""
+"""Align the nodes of a model with those of its smaller sibling: the same code, with fewer blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's tensors and modules are called in its smaller sibling."""
+"""Map the names of a model's tensors and modules to those in its smaller sibling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many elements of each group a smaller sibling has: its shapes, solved for the model's groups."""
+"""Solve a smaller sibling's shapes for the sizes of the model's groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a saved model lies: a folder here, or a repository of the Hugging Face Hub."""
+"""Find a saved model: a folder here, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 

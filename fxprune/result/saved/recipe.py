@@ -1,4 +1,4 @@
-"""How an original is built again, from a file that nobody need trust.
+"""Build an original again, from a file that nobody need trust.
 
 A recipe names a model in the registry of timm, torchvision or transformers, with plain options.  Those
 libraries build it without weights; nothing is imported by a name that stands in the file, and nothing is

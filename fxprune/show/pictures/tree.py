@@ -79,10 +79,10 @@ class Tree:
 
 def opened_at_first(tree: Tree) -> set[int]:
     """Say which rows are open before anybody clicks: containers of containers, level by level, and layers."""
-    holders = {r.parent for r in tree.rows if r.kind == "module" and r.parent is not None}
+    containers = {r.parent for r in tree.rows if r.kind == "module" and r.parent is not None}
     opened = {r.index for r in tree.rows if r.kind == "layer"}
     for depth in range(max((r.depth for r in tree.rows), default=0)):
-        level = {r.index for r in tree.rows if r.depth == depth and r.index in holders}
+        level = {r.index for r in tree.rows if r.depth == depth and r.index in containers}
         if len(_visible(tree, opened | level)) > FIRST_SIGHT:
             break
         opened |= level
