@@ -22,7 +22,7 @@ from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["keep_elementwise_functions", "traced_functions", "traced_apply"]
+__all__ = ["keep_elementwise_functions", "traced_apply", "traced_functions"]
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,7 +49,7 @@ def summary(results: Iterable[Result]) -> str:
     for library, rows in sorted(by_library.items()):
         tried = [r for r in rows if r.outcome != EXCLUDED]
         certified = sum(r.outcome == "certified" for r in tried)
-        shape_checked = sum(r.outcome == "shapes" for r in tried)
+        shapes_alone = sum(r.outcome == "shapes" for r in tried)
         figures = (
             _median(r.params_left for r in tried),
             _median(r.macs_left for r in tried),
@@ -60,8 +60,8 @@ def summary(results: Iterable[Result]) -> str:
             library,
             len(tried),
             certified,
-            shape_checked,
-            len(tried) - certified - shape_checked,
+            shapes_alone,
+            len(tried) - certified - shapes_alone,
             symbolic,
             *figures,
         )

@@ -48,15 +48,15 @@ def _nested_inputs(
 ) -> dict[fx.Node, fx.Node]:
     """Make one input of each argument that is a list or a dict of tensors, and take it apart.
 
-    Maps the placeowners that export makes of each tensor to what stands for it.
+    Maps the placeholders that export makes of each tensor to what stands for it.
     """
     args, kwargs = spec.children()
     names = [*list(inspect.signature(model.forward).parameters)[: args.num_children], *kwargs.context]
     arguments = [*args.children(), *kwargs.children()]
     if all(argument.is_leaf() for argument in arguments):
         return {}
-    leaves = iter([n for n in source.nodes if n.op == "placeowner"])
-    inputs = [graph.placeowner(name) for name in names]
+    leaves = iter([n for n in source.nodes if n.op == "placeholder"])
+    inputs = [graph.placeholder(name) for name in names]
     copied: dict[fx.Node, fx.Node] = {}
 
     def take_apart(value: fx.Node, inside: pytree.TreeSpec) -> None:
@@ -154,13 +154,13 @@ def _inlined(
     body = source.get_submodule(str(getter.target))
     inner = dict(
         zip(
-            (n for n in body.graph.nodes if n.op == "placeowner"),  # type: ignore[union-attr]
+            (n for n in body.graph.nodes if n.op == "placeholder"),  # type: ignore[union-attr]
             (copied[a] for a in node.args[body_at + 1 :]),  # type: ignore[index]
             strict=True,
         )
     )
     for n in body.graph.nodes:  # type: ignore[union-attr]
-        if n.op == "placeowner":
+        if n.op == "placeholder":
             continue
         if n.op == "output":
             stops = "set_grad" in str(node.target) and node.args[0] is False
