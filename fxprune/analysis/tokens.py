@@ -24,6 +24,8 @@ from fxprune.rules.calls import Weight
 
 __all__ = ["is_channel"]
 
+# Ops that take only a dtype and a device from all but their first tensor.
+_LENDING = {"to", "type_as", "new_zeros", "new_ones", "new_empty", "new_full"}
 _ATTENTION = "scaled_dot_product_attention"
 _SOURCES: tuple[type[Source], ...] = (fx.Node, Weight)
 
@@ -98,13 +100,14 @@ class _Walk:
     def _visit(self, node: fx.Node) -> None:
         axes = self.graph.axes[node]
         own = self.graph.carried(node)
-        self.before[node] = own.union(*(self.before.get(n, frozenset()) for n in node.all_input_nodes))
+        step = self.graph.steps.get(node)
+        given = node.all_input_nodes[:1] if step and step.call.op in _LENDING else node.all_input_nodes
+        self.before[node] = own.union(*(self.before.get(n, frozenset()) for n in given))
         if node.op == "get_attr":
             self.made_of[node] = self.laid_out[node] = frozenset([str(node.target)])
             return
         if node.op == "placeholder" or not axes:
             return
-        step = self.graph.steps.get(node)
         if step is None or step.rule is None:  # picked from a tuple, an output's own class
             self._only_laid_out(node, [n for n in node.all_input_nodes if self.graph.axes.get(n)])
             return
@@ -148,6 +151,8 @@ class _Walk:
             self._made(node, step)
             return
         tensors = list(leaves(bound, _SOURCES))
+        if op in _LENDING:
+            tensors = tensors[:1]
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
             self.contracted |= atoms_in(step.flow.reduced)
         self._only_laid_out(node, tensors)

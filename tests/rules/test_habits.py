@@ -1,0 +1,177 @@
+"""Habits of other people's models, whole: what they half and what they leave, through both captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from exactness import assert_exact
+from helpers import CAPTURES, randomise
+from torch import Tensor, nn
+
+import fxprune
+
+
+def pruned_half(model: nn.Module, x: Tensor, capture: str) -> nn.Module:
+    """The result at a half: exact, at other batch sizes, and it learns."""
+    model = randomise(model.eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert_exact(model, pruned, 1, 3)
+    pruned.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    return pruned
+
+
+# ---------------------------------------------------------------- a weight's dtype is read
+
+
+class Casts(nn.Module):
+    """A residual block whose activations are cast as some weight is."""
+
+    def __init__(self, cast: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inp, self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 40), nn.Linear(40, 16)
+        self.out, self.cast = nn.Linear(16, 6), cast
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cast(self, self.inp(x))
+        return self.out(x + self.down(self.up(x).relu()))
+
+
+CASTS: dict[str, Callable[..., Tensor]] = {
+    "to dtype": lambda m, x: x.to(m.up.weight.dtype),
+    "to dtype and device": lambda m, x: x.to(device=m.up.weight.device, dtype=m.up.weight.dtype),
+    "type": lambda m, x: x.type(m.down.bias.dtype),
+    "to tensor": lambda m, x: x.to(m.up.weight),
+    "type_as": lambda m, x: x.type_as(m.up.weight),
+    "compared": lambda m, x: x.to(m.up.weight.dtype) if x.dtype != m.up.weight.dtype else x,
+    "first parameter": lambda m, x: x.to(next(m.parameters()).dtype),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("cast", CASTS)
+def test_reading_a_dtype_contracts_nothing(cast: str, capture: str) -> None:
+    pruned = pruned_half(Casts(CASTS[cast]), torch.randn(2, 5, 6), capture)
+    assert pruned.get_parameter("up.weight").shape == (20, 8)
+    assert pruned.get_parameter("down.weight").shape == (8, 20)
+
+
+# ---------------------------------------------------------------- group norm over a concatenation
+
+
+class Skips(nn.Module):
+    """Feature maps side by side, then normalised in groups of both."""
+
+    def __init__(self, widths: tuple[int, ...], groups: int, by_hand: bool = False) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, width, 1) for width in widths)
+        self.norm, self.by_hand = nn.GroupNorm(groups, sum(widths)), by_hand
+        self.out = nn.Conv2d(sum(widths), 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([part(x) for part in self.parts], 1)
+        if self.by_hand:
+            groups = y.unflatten(1, (self.norm.num_groups, -1))
+            variance, mean = torch.var_mean(groups, (2, 3, 4), unbiased=False, keepdim=True)
+            return self.out(((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2))
+        return self.out(self.norm(y).relu())
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [((32, 16), 8), ((16, 32), 8), ((32, 16, 16), 4), ((24, 8, 16), 4), ((40, 24), 8), ((16, 16), 4)],
+    ids=str,
+)
+def test_groups_may_cross_the_borders_of_a_concatenation(
+    widths: tuple[int, ...], groups: int, capture: str
+) -> None:
+    pruned = pruned_half(Skips(widths, groups), torch.randn(2, 3, 4, 4), capture)
+    for i, width in enumerate(widths):
+        assert pruned.get_parameter(f"parts.{i}.weight").shape[0] == width // 2
+    assert pruned.get_parameter("norm.weight").shape == (sum(widths) // 2,)
+
+
+# ---------------------------------------------------------------- repeats whose length is given
+
+
+class Widens(nn.Module):
+    """A shortcut that repeats channels, as many times as a block widens them."""
+
+    def __init__(self, times: int, repeat: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.first, self.wide = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16 * times, 3, padding=1)
+        self.last, self.times, self.repeat = nn.Conv2d(16 * times, 4, 1), times, repeat
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.wide(x).relu() + self.repeat(x, self.times))
+
+
+REPEATS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "from the shape": lambda x, n: x.repeat_interleave(n, dim=1, output_size=x.shape[1] * n),
+    "a number": lambda x, n: torch.repeat_interleave(x, n, dim=1, output_size=16 * n),
+    "none": lambda x, n: torch.repeat_interleave(x, repeats=n, dim=1),
+    "from size()": lambda x, n: x.repeat_interleave(repeats=n, dim=-3, output_size=n * x.size(1)),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_a_repeat_whose_length_is_given_shrinks(repeat: str, times: int, capture: str) -> None:
+    pruned = pruned_half(Widens(times, REPEATS[repeat]), torch.randn(2, 3, 4, 4), capture)
+    assert pruned.get_parameter("first.weight").shape[0] == 8
+    assert pruned.get_parameter("wide.weight").shape[:2] == (8 * times, 8)
+
+
+# ---------------------------------------------------------------- written where a mask says
+
+
+class Prompts(nn.Module):
+    """Features changed where a label says so."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.given, self.b = nn.Linear(3, 16), nn.Embedding(1, 16), nn.Linear(16, 4)
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.write(self.a(x), x[..., 0] > 0, self.given.weight))
+
+
+def set_to_number(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = 0.5
+    return y
+
+
+def set_to_row(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = w[0]
+    return y
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "number": set_to_number,
+    "row": set_to_row,
+    "index_put": lambda y, mask, w: y.index_put((mask,), w[0]),
+    "accumulated": lambda y, mask, w: y.index_put((mask,), w[0], accumulate=True),
+    "in place": lambda y, mask, w: y.index_put_((mask,), w[0], accumulate=True),
+    "where": lambda y, mask, w: torch.where(mask[..., None], y + w, y),
+    "filled": lambda y, mask, w: y.masked_fill(mask.unsqueeze(-1), 0.5) + w,
+    "scattered": lambda y, mask, w: y.masked_scatter(mask.unsqueeze(-1), w.expand(10, -1)),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("write", WRITES)
+def test_what_is_written_under_a_mask_shrinks(write: str, capture: str) -> None:
+    model = randomise(Prompts(WRITES[write]).eval())
+    x = torch.randn(2, 5, 3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.get_parameter("a.weight").shape[0] == 8
+    if write == "scattered":  # as many rows as the example has
+        return assert_exact(model, pruned)
+    assert_exact(model, pruned, 1, 3)
+    pruned.train()(x).sum().backward()
