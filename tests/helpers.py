@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,3 +126,17 @@ def widths(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Body(nn.Module):
+    """Two convolutions and a head around what the code in question does to a map of 16 channels."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.between(self.conv1(x)).relu())
+        return self.head(x.mean((2, 3)))

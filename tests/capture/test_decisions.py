@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import groups_of
-from helpers import assert_same, mlp, randomise, run
+from helpers import Body, assert_same, mlp, randomise, run
 from torch import Tensor, nn
 
 import fxprune
@@ -22,20 +22,6 @@ from fxprune.errors import CaptureError, InputSizeError
 from fxprune.graph.own_nodes import guard_branch
 from fxprune.graph.source_files import is_users
 from fxprune.result.fingerprint import graph_digest
-
-
-class Body(nn.Module):
-    """Two convolutions and a head around what the code in question does to a map of 16 channels."""
-
-    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, 5)
-        self.between = between
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv2(self.between(self.conv1(x)).relu())
-        return self.head(x.mean((2, 3)))
 
 
 def padded(x: Tensor) -> Tensor:

@@ -12,25 +12,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from einops.layers.torch import Rearrange
-from helpers import randomise
+from helpers import Body, randomise
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputSizeError
-
-
-class Body(nn.Module):
-    """Two convolutions and a head around what the code in question does to a map of 16 channels."""
-
-    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, 5)
-        self.between = between
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv2(self.between(self.conv1(x)).relu())
-        return self.head(x.mean((2, 3)))
 
 
 def batch_from_windows(x: Tensor) -> Tensor:
