@@ -141,7 +141,10 @@ class FakeRun(fx.Interpreter):
         if n.op == "get_attr":
             return tensor_at(self.source, str(n.target))
         if n.op == "placeholder":
-            raise ValueError("a shape depends on the values of an input")
+            raise ValueError(
+                "a shape depends on the values of an input (where a mask picks, x[mask] += y: write "
+                "torch.where(mask[..., None], x + y, x), which keeps shapes)"
+            )
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._real)
         return getattr(super(), n.op)(n.target, args, kwargs)
 

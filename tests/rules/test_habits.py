@@ -11,6 +11,7 @@ from helpers import CAPTURES, randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.errors import CaptureError
 
 
 def pruned_half(model: nn.Module, x: Tensor, capture: str) -> nn.Module:
@@ -175,3 +176,22 @@ def test_what_is_written_under_a_mask_shrinks(write: str, capture: str) -> None:
         return assert_exact(model, pruned)
     assert_exact(model, pruned, 1, 3)
     pruned.train()(x).sum().backward()
+
+
+def added(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] += w
+    return y
+
+
+def scaled(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = y[mask] * 2
+    return y
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("write", [added, scaled])
+def test_as_many_rows_as_a_mask_has_are_refused_and_the_cure_is_named(
+    write: Callable[[Tensor, Tensor, Tensor], Tensor], capture: str
+) -> None:
+    with pytest.raises(CaptureError, match=r"test_habits.py:\d+.*depends on the values.*torch.where\(mask"):
+        fxprune.prune(Prompts(write).eval(), 0.5, example_inputs=torch.randn(2, 5, 3), capture=capture)
