@@ -36,6 +36,7 @@ _PAIRING = {"mul", "sub", "rsub"}
 class _State:
     """What became of an atom up to a node.
 
+    made: a contraction has brought it out; it does not only lie along a parameter that was added.
     scores: the value is a softmax or a sigmoid: it may be what others are read by.
     row: it came out of a product of two values of which one alone has it: `scores @ x`.
     read: the one that has it was scores.
@@ -43,6 +44,7 @@ class _State:
     paired: two values that have it were multiplied or subtracted, element by element.
     """
 
+    made: bool = False
     scores: bool = False
     row: bool = False
     read: bool = False
@@ -54,6 +56,7 @@ class _State:
         """Return what an op of several operands is given."""
         given = list(states)
         return _State(
+            made=any(s.made for s in given),
             scores=bool(given) and all(s.scores for s in given),
             row=any(s.row for s in given),
             read=any(s.read for s in given),
@@ -90,7 +93,9 @@ class Consumption:
         for node in self.graph.axes:
             out = self.graph.carried(node) & self.candidates
             states = self._after(node, out)
-            self.states[node] = {a: states.get(a, _State()) for a in out}
+            step = self.graph.steps.get(node)
+            new = _State(made=step is not None and bool(step.flow.macs))
+            self.states[node] = {a: states.get(a, new) for a in out}
         return self
 
     def _after(self, node: fx.Node, out: frozenset[Atom]) -> dict[Atom, _State]:
@@ -119,14 +124,16 @@ class Consumption:
             return not any(s.read for s in states)
         if a in self.queries and any(s.read for s in states):
             return False
-        return len(having) > 1 or any(s.paired for s in states)
+        return sum(s.made for s in states) > 1 or any(s.paired for s in states)
 
     def _passed(self, a: Atom, step: Step, sources: list[Source]) -> _State:
         having = [s for s in sources if a in self.graph.carried(s)]
         states = self._states(having, a)
+        if not states:
+            return _State(made=bool(step.flow.macs))
         state = _State.of(states)
         op = step.call.op.removeprefix("aten.")
-        if op in _PAIRING and len(states) > 1 and not state.row:
+        if op in _PAIRING and sum(s.made for s in states) > 1 and not state.row:
             state = replace(state, paired=True)
         if op in _SCORES:
             return replace(state, scores=True)
@@ -134,10 +141,12 @@ class Consumption:
             works = state.row and not any(map(self.parameters, having))
             token = works and (state.read or a in self.alone)
             return replace(state, scores=False, token=state.token or token)
-        if len(having) == 1 and self._is_product(step, sources, having[0]):
+        makers = [s for s in having if any(t.made for t in self._states([s], a))]
+        if len(makers) == 1 and self._is_product(step, sources, makers[0]):
             read = state.scores and not state.row  # (heads, and channels that attend to channels, are rows)
             if read:
                 self.read_by.add(a)
+            read = read or (not state.row and a in self.queries & self.alone)  # whatever scores they are
             return replace(state, scores=False, row=True, read=state.read or read, paired=False)
         return state
 

@@ -57,6 +57,10 @@ def as_a_layer(m: Read, x: Tensor) -> Tensor:
     return F.linear(x, m.queries).softmax(1).transpose(1, 2)
 
 
+def signed(m: Read, x: Tensor) -> Tensor:
+    return (m.queries @ x.transpose(1, 2)).tanh()
+
+
 def unit_length(m: Read, x: Tensor) -> Tensor:
     """Cosines, divided by their sum: slots."""
     scores = (F.normalize(m.queries, dim=-1) @ F.normalize(x, dim=-1).transpose(1, 2)).sigmoid()
@@ -127,6 +131,12 @@ def written_out(m: Read, y: Tensor, scores: Tensor, x: Tensor) -> Tensor:
     return m.flat(y.flatten(1)) + m.head(y.mean(1))
 
 
+def residuals(m: Read, y: Tensor, scores: Tensor, x: Tensor) -> Tensor:
+    """What patches are beside learned centres, a token for each."""
+    y = (scores.transpose(1, 2)[..., None] * (x[:, :, None] - m.queries)).sum(1)
+    return m.head(y.mean(1))
+
+
 ANSWERS = [
     mean,
     total,
@@ -146,6 +156,7 @@ def mixed(m: Read, y: Tensor, scores: Tensor, x: Tensor) -> Tensor:
 
 PAIRS = [(s, a) for s in (sigmoid, softmax, learner) for a in ANSWERS]
 PAIRS += [(s, a) for s in (queries_last, as_a_layer, unit_length, *BY_LAYERS[1:]) for a in (mean, fused_back)]
+PAIRS += [(signed, flattened), (signed, mean), (learner, residuals), (learner_of_two_layers, residuals)]
 PAIRS += [(s, a) for a in (mixed, given_back) for s in (sigmoid, softmax, queries_last, unit_length)]
 
 
