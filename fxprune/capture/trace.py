@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import fx, nn
 from fxprune.capture.attention import decompose_modules
 from fxprune.capture.checkpoints import CHECKPOINTS, noticed_checkpoints
 from fxprune.capture.example_of import example_of
-from fxprune.capture.exported.capture import capture_exported
+from fxprune.capture.exported.capture import FIXED_BATCH, capture_exported
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
@@ -20,8 +21,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
-from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.graph.quiet import quiet_torch
+from fxprune.graph.quiet import quiet_libraries
 from fxprune.graph.source_files import is_users
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check
@@ -97,9 +97,11 @@ def capture_model(
     failures: list[CaptureError] = []
     for way in ways:
         try:
-            with PROCESS_LOCK, quiet_torch():
+            with quiet_libraries():
                 captured = _captured(model, example, way, split_qkv, taught, check)
             _say_where(captured, failures)
+            if captured.way == "export" and captured.fixed_batch:
+                warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
             return captured
         except (ExampleInputError, PassError):
             raise

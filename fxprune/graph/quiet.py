@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-__all__ = ["quiet_torch"]
+from fxprune.graph.process_lock import PROCESS_LOCK
+
+__all__ = ["quiet_libraries", "quiet_torch"]
 
 # They print a stack trace before they raise an error, which whoever tries something catches.
 TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 
 _quiet: ContextVar[bool] = ContextVar("fxprune_quiet", default=False)
+_inside: ContextVar[bool] = ContextVar("fxprune_quiet_libraries", default=False)
 
 
 @contextlib.contextmanager
@@ -25,6 +29,33 @@ def quiet_torch() -> Iterator[None]:
         yield
     finally:
         _quiet.reset(token)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Drop what libraries log and warn of while fxprune runs a model's code: its own calls say it as well.
+
+    Filters of warnings are the process's, so one thread at a time may be in here.
+    """
+    if _inside.get():  # it costs a look at all loggers
+        yield
+        return
+    with PROCESS_LOCK, quiet_torch(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in list(logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):  # of libraries that print by themselves
+                if _by_users not in handler.filters:
+                    handler.addFilter(_by_users)
+        token = _inside.set(True)
+        try:
+            yield
+        finally:
+            _inside.reset(token)
+
+
+def _by_users(record: logging.LogRecord) -> bool:
+    """Is it said at another time, or an error, or by other code than an installed library's?"""
+    return not _quiet.get() or record.levelno > logging.WARNING or "-packages" not in record.pathname
 
 
 @functools.cache

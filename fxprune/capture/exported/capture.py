@@ -7,7 +7,9 @@ makes layers of ATen calls.)
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Callable, Collection
@@ -32,7 +34,7 @@ from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
 
-__all__ = ["capture_exported"]
+__all__ = ["FIXED_BATCH", "capture_exported"]
 
 FIXED_BATCH = "the model's code fixes the batch size: the result takes the example's only"
 
@@ -119,11 +121,9 @@ def _with_dynamic_batch(model: nn.Module, example: Example) -> tuple[torch.expor
         except Exception as error:  # whatever the export of user code raises
             first = first or error
     try:
-        program = _quietly(model, example, None)
+        return _quietly(model, example, None), example
     except Exception:
         raise first from None  # type: ignore[misc]
-    warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
-    return program, example
 
 
 def _dynamic(model: nn.Module, example: Example, batch: int | None) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.Ex
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Before it raises some errors, it prints the graph so far.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             fresh = example.map(Tensor.clone)  # export marks what it is given
             return torch.export.export(model, fresh.args, fresh.kwargs, dynamic_shapes=shapes, strict=False)

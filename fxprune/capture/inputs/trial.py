@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from fxprune.capture.inputs.entry import Entry, entry_of
 from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.quiet import quiet_torch
+from fxprune.graph.quiet import quiet_libraries
 from fxprune.graph.values import fake_of
 
 __all__ = ["Trial"]
@@ -71,9 +70,7 @@ class Trial:
         copy.eval()
         self._watch(copy, example)
         with contextlib.ExitStack() as around:
-            around.enter_context(quiet_torch())
-            around.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
+            around.enter_context(quiet_libraries())
             around.enter_context(torch.no_grad())
             try:
                 if mode is not None:
