@@ -213,7 +213,7 @@ def test_other_outputs_by_squared_error_or_the_users_probabilities(criterion: st
     [
         ({"importance": "kl"}, "needs data="),
         ({"data": []}, "holds no batch"),
-        ({"data": 3}, "is an iterable of batches of inputs .*, not 3"),
+        ({"data": 3}, "is an iterable of batches of inputs .*, not an? int"),
         ({"data": ["a"]}, "holds no tensor"),
         ({"data": [torch.zeros(2, 3)]}, r"inputs of shape \(2, 3\)"),
         ({"data": images(), "importance": "taylor"}, "needs labels: batch 0"),
