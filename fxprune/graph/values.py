@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import ExampleInputError, RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.quick_shapes import quick_shape
-from fxprune.graph.quiet import quiet_libraries
+from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
 
 __all__ = ["FakeRun", "NodeError", "bound_arguments", "fake_of", "propagate_values", "refuse_broken"]
@@ -33,7 +33,7 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
         NodeError: the graph rejects the example; names the node and the user's line.
     """
     run = FakeRun(module, module.graph, example, batch)
-    with quiet_libraries():
+    with quiet_torch():
         for node in module.graph.nodes:
             node.meta["val"] = run.value(node)
 
@@ -100,7 +100,7 @@ class FakeRun(fx.Interpreter):
         Raises:
             NodeError: a node rejects what it is given.
         """
-        with quiet_libraries(), self.mode, torch.no_grad():
+        with quiet_torch(), self.mode, torch.no_grad():
             while node not in self.env:
                 self.last = self.last.next if self.last else next(iter(self.graph.nodes))
                 self.env[self.last] = self.run_node(self.last)
