@@ -58,6 +58,7 @@ def names() -> dict[str, Any]:
         "train": lambda pruned, step: None,
         "other": small(SMALL),
         "hf_model": small_hf_vit(),
+        "images": images(2, 160),
         "backbone": features,
     }
 

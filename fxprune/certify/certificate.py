@@ -26,7 +26,7 @@ from fxprune.certify.comparison import (
     same_draws,
 )
 from fxprune.certify.draws import is_varied
-from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_eval_mode
+from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.certify.noise import drawn_in_order
 from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
@@ -69,6 +69,13 @@ class Certificate(float):
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return float(self), self.changed, self.function, self.unseen, self.notes
+
+    def beside(self, error: float) -> Certificate:
+        """Say the same of an instance whose code differs by `error` from the graph that this certifies."""
+        notes = self.notes
+        if not error <= self.tolerance:
+            notes = (*notes, f"the model's own code differs from its graph by {error:.2e}")
+        return Certificate(max(float(self), error), self.changed, self.function, self.unseen, notes)
 
     @property
     def exact(self) -> bool:
@@ -168,7 +175,7 @@ def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) ->
     eager = in_float64(copy.deepcopy(stock).to(device))
     in_eval_mode(eager)
     with torch.no_grad(), default_float64():
-        with same_draws(pruned):
+        with same_draws(pruned), in_double():
             wanted = floats_of(eager(*example.args, **example.kwargs))
         with same_draws(pruned):
             got = floats_of(Float64Interpreter(doubled(pruned)).run_on(example))

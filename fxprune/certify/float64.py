@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.example import Example
@@ -19,7 +20,7 @@ from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import in_float64
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Float64Interpreter", "default_float64", "doubled", "in_eval_mode"]
+__all__ = ["Float64Interpreter", "default_float64", "doubled", "in_double", "in_eval_mode"]
 
 _RAISED = {
     torch.float16: torch.float64,
@@ -63,6 +64,26 @@ def default_float64() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(was)
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Python code runs in double precision meanwhile, tensors and casts that it makes included."""
+    with default_float64(), _Raising():
+        yield
+
+
+class _Raising(TorchFunctionMode):
+    """Casts to a lower precision go to float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _CASTS and args and isinstance(args[0], torch.Tensor):
+            return args[0].to(_CASTS[name])
+        if any(isinstance(a, torch.dtype) for a in pytree.tree_leaves((args, kwargs))):
+            args, kwargs = _raised(args, kwargs)
+        return func(*args, **kwargs)
 
 
 class Float64Interpreter(fx.Interpreter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyzed
@@ -38,7 +38,7 @@ def as_planned(analysis: Analysis, plan: Plan) -> Analysis:
 
 def analysis_behind(
     model: nn.Module,
-    pruned: fx.GraphModule,
+    pruned: nn.Module,
     example: Example | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Analysis:
@@ -56,6 +56,6 @@ def analysis_behind(
     return analyzed(model, example, options_behind(pruned, rules))
 
 
-def options_behind(pruned: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> AnalysisOptions:
+def options_behind(pruned: nn.Module, rules: RuleSet = DEFAULT_RULES) -> AnalysisOptions:
     """Return the options that the original was analysed with when it was pruned."""
     return AnalysisOptions(**record_of(pruned).options, rules=rules)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.analyze import analyzed
@@ -19,12 +20,12 @@ from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of
 from fxprune.result.plan import Plan, plan_of
-from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.pruned_module import PrunedModule, record_of
 from fxprune.rules.axes import atoms_of
 
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
 
-Between = Callable[[PrunedModule, int], None]
+Between = Callable[[Any, int], None]
 Judge = Callable[[Analysis, Sequence[Group]], Scores]
 
 
@@ -67,13 +68,24 @@ def _counterpart(analysis: Analysis, group: Group, smaller: Analysis) -> Group |
     return None
 
 
-def carry_over(trained: PrunedModule, smaller: PrunedModule) -> None:
+def carry_over(trained: nn.Module, smaller: nn.Module) -> None:
     """Copy into the smaller model those of the trained weights that it keeps."""
-    old, new = plan_of(trained), plan_of(smaller)
+    old, new = record_of(trained), record_of(smaller)
     values = trained.state_dict()
     with torch.no_grad():
         for name, tensor in smaller.state_dict().items():
-            tensor.copy_(_kept_of(values[name], name, old, new))
+            value = _times(values[name], old.folded.get(name), inverse=True)
+            tensor.copy_(_times(_kept_of(value, name, old.plan, new.plan), new.folded.get(name)))
+
+
+def _times(tensor: Tensor, fold: tuple[Tensor, float] | None, *, inverse: bool = False) -> Tensor:
+    """Multiply the factor of a folded scale into its rows, or out of them."""
+    if fold is None:
+        return tensor
+    rows, factor = fold
+    scaled = tensor.clone()
+    scaled[rows.to(tensor.device)] *= 1 / factor if inverse else factor
+    return scaled
 
 
 def _kept_of(tensor: Tensor, name: str, old: Plan, new: Plan) -> Tensor:

@@ -76,6 +76,7 @@ Examples:
     callback=_outputs,
     help="Outputs that stay whole: all (keep), none (prune), or those of these names.",
 )
+@click.option("--form", help="graph, or module: an instance of the model's own class.")
 @click.option("--certify", is_flag=True, help="Verify the result in float64.")
 @original_option
 @model_options

@@ -1,5 +1,7 @@
-"""The compiler: `pipeline` reads top-down, `rewrite` is its third arrow."""
+"""The compiler: `pipeline` reads top-down, `rewrite` is its third arrow, `native` its user's own class."""
 
-from fxprune.compiler.pipeline import prune, prune_analyzed, verify
+from fxprune.compiler.apply import apply
+from fxprune.compiler.pipeline import prune, prune_analyzed
+from fxprune.compiler.verify import verify
 
-__all__ = ["prune", "prune_analyzed", "verify"]
+__all__ = ["apply", "prune", "prune_analyzed", "verify"]

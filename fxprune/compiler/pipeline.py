@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
-from fxprune.capture.trace import example_of
-from fxprune.certify.certificate import Certificate, certify
 from fxprune.choose.budget import Budget, Latency
 from fxprune.choose.decide import decide, decide_again
 from fxprune.choose.importance.score import Importance
 from fxprune.choose.like.like import check_loads
-from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
-from fxprune.compiler.rewrite import Rewriter, rewrite
-from fxprune.errors import OptionError, PlanError
-from fxprune.result.layers import replaced_layers
-from fxprune.result.plan import plan_of
-from fxprune.result.pruned_module import PrunedModule, noise_for
-from fxprune.result.selection import Selection
+from fxprune.compiler.native.own_class import check_form, in_form
+from fxprune.compiler.rewrite import Rewriter
+from fxprune.result.forms import graph_form
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["prune", "prune_analyzed", "verify"]
+__all__ = ["prune", "prune_analyzed"]
 
 
 def prune(
@@ -55,7 +49,8 @@ def prune(
     capture: str = "auto",
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
-) -> fx.GraphModule:
+    form: str = "graph",
+) -> Any:
     """Remove a fraction of every prunable channel dimension of a vision model.
 
     The result computes exactly what the model would with the removed channels and branches set to
@@ -128,10 +123,15 @@ def prune(
         capture: "auto", "symbolic" or "export", see `trace`.
         strict: raise MissingRuleError where an op has no rule, rather than keep its axes whole.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
+        form: "graph" for a GraphModule, or "module" for an instance of the model's own class: its own code,
+            methods, blocks and configuration on the sliced weights, proved equal to the graph in float64.
+            The numbers that its code reads are edited; an attention scale that follows the head dim is
+            folded into the query projection, and recorded.  A module whose code can't hold the new sizes is
+            replaced by its part of the graph, in its place: the report says which and why.
 
     Returns:
-        A GraphModule whose weights are index-selects of the model's, under the same names; in the
-        same mode, on the same device.  `plan_of(result)` says what was kept.
+        A GraphModule (or an instance of the model's class) whose weights are index-selects of the model's,
+        under the same names; in the same mode, on the same device.  `plan_of(result)` says what was kept.
 
     Raises:
         FxpruneError: one subclass per kind of failure, see `fxprune.errors`.
@@ -140,6 +140,7 @@ def prune(
         >>> pruned = fxprune.prune(timm.create_model("deit_small_patch16_224"), ratio=0.5)
         >>> assert fxprune.verify(model, pruned) < 1e-8
     """
+    check_form(form)
     request = Request(
         budget=Budget(ratio, target, scope, ratios or {}, floor, round_to),
         exclude=exclude,
@@ -163,7 +164,7 @@ def prune(
         strict=strict,
         rules=rules,
     )
-    return _pruned(model, analysis, request)
+    return _pruned(model, analysis, request, form)
 
 
 def prune_analyzed(
@@ -173,78 +174,25 @@ def prune_analyzed(
     *,
     attention: str = "auto",
     round_to: int = 1,
-) -> fx.GraphModule:
+    form: str = "graph",
+) -> Any:
     """Return the second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
-    return _pruned(model, analysis, Request(Budget(ratio, round_to=round_to), attention=attention))
+    return _pruned(model, analysis, Request(Budget(ratio, round_to=round_to), attention=attention), form)
 
 
-def _pruned(model: nn.Module, analysis: Analysis, request: Request) -> PrunedModule:
+def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -> nn.Module:
     """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
     rewriter = Rewriter(model)
     decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter)
-    pruned = rewrite(model, decision.analysis, decision.plan)
+    pruned = in_form(form, model, decision.analysis, decision.plan, like=request.like)
     for step in range(2, request.steps + 1):
         if request.between is not None:
             request.between(pruned, step - 1)
         part = request.part(step / request.steps)
-        decision = decide_again(decision, pruned, part, rewriter=rewriter)
-        smaller = rewrite(model, decision.analysis, decision.plan)
+        decision = decide_again(decision, graph_form(pruned), part, rewriter=rewriter)
+        smaller = in_form(form, model, decision.analysis, decision.plan)
         carry_over(pruned, smaller)
         pruned = smaller
     if request.like is not None:
-        check_loads(pruned, request.like)
+        check_loads(graph_form(pruned), request.like)
     return pruned
-
-
-def verify(
-    model: nn.Module,
-    pruned: fx.GraphModule,
-    *,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
-    batch: int | None = None,
-    rules: RuleSet = DEFAULT_RULES,
-) -> Certificate:
-    """Prove that a pruned model computes the right function: the largest relative error in float64.
-
-    Runs the captured original at full size under masks (removed channels zero, norms over kept ones)
-    beside the pruned model.  1e-8 or less is exact.  Weights are held against the plan as well: after
-    training, `certificate.changed` names those that differ and `certificate.function` is the error with
-    them put into the original.  Where constants hide something (a layer scale of zeros), random numbers
-    stand for them in a second comparison; where nothing was seen for all that, the certificate is inf and
-    `certificate.unseen` says why.
-
-    Args:
-        model: the original, with the weights that it had when it was pruned.
-        pruned: what `prune`, `apply` or `load` made of it.
-        example_inputs, example_kwargs: the call to compare, as of `prune`; by default noise of the shape
-            that the model was pruned with.
-        batch: samples of that noise, 3 by default.
-        rules: those that it was pruned with.
-
-    Raises:
-        PlanError: `pruned` was not made by fxprune, or from another model, or a layer of it was replaced.
-        CertificateError: no values to compare, or the capture differs from the model.
-        OptionError: `batch` beside an example, which has a batch of its own.
-
-    Example:
-        >>> assert fxprune.verify(model, fxprune.prune(model, 0.5)) < 1e-8
-    """
-    replaced = replaced_layers(pruned)
-    if replaced:
-        said = ", ".join(f"{name} is now {what}" for name, what in list(replaced.items())[:3])
-        raise PlanError(
-            f"the pruned model was changed since it was pruned, and its original computes nothing to compare "
-            f"it with: {said}; verify before layers are replaced"
-        )
-    if example_inputs is None and example_kwargs is None:
-        example = noise_for(pruned, model, 3 if batch is None else batch)
-    elif batch is not None:
-        raise OptionError(
-            "batch= is for noise, and example_inputs= have a batch of their own: give one of them"
-        )
-    else:
-        example = example_of(model, example_inputs, example_kwargs)
-    plan = plan_of(pruned)
-    analysis = as_planned(analysis_behind(model, pruned, example, rules), plan)
-    return certify(model, pruned, analysis, Selection.from_plan(analysis, plan), example)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
-from fxprune.analysis.analyze import analyze
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
 from fxprune.graph.values import refuse_broken
@@ -18,59 +15,15 @@ from fxprune.passes.shrinking.fold_scales import fold_scales
 from fxprune.passes.shrinking.rename import prefixes, rename, renamed_path
 from fxprune.passes.shrinking.shrink import shrink
 from fxprune.result.facts import carry_facts, numbered_as_lists, without_weight_decay
+from fxprune.result.forms import is_result
 from fxprune.result.layers import layers_of
 from fxprune.result.origin import origin_of
 from fxprune.result.plan import Plan
-from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.pruned_module import PrunedModule, record_of
 from fxprune.result.record import Record
 from fxprune.result.selection import Selection
-from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["Rewriter", "apply", "rewrite"]
-
-
-def apply(
-    model: nn.Module,
-    plan: Plan,
-    *,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
-    outputs: str | Sequence[str] = "keep",
-    split_qkv: bool = False,
-    capture: str = "auto",
-    strict: bool = False,
-    check: Check = False,
-    rules: RuleSet = DEFAULT_RULES,
-) -> fx.GraphModule:
-    """Prune a model of the same architecture by an existing plan.
-
-    Args:
-        model: of the architecture that the plan was made for, with any weights; it is not changed.
-        plan: of `plan_of(pruned)` or `Plan.load(file)`.
-        example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
-            they were when the plan was made, since they decide how groups are named.
-        check: verify the graph after every pass that shrinks it, for whoever works on passes: True, or
-            "values" to run the example as well; `trace(check=)` does so for those before.
-
-    Raises:
-        PlanError: the plan is for another model; names the group that does not fit.
-        PassError: with `check`, a pass broke the graph; names it and those that ran before it.
-
-    Example:
-        >>> plan = fxprune.plan_of(fxprune.prune(model, 0.5))
-        >>> again = fxprune.apply(model, plan)
-    """
-    analysis = analyze(
-        model,
-        example_inputs=example_inputs,
-        example_kwargs=example_kwargs,
-        outputs=outputs,
-        split_qkv=split_qkv,
-        capture=capture,
-        strict=strict,
-        rules=rules,
-    )
-    return rewrite(model, analysis, plan, check=check)
+__all__ = ["Rewriter", "rewrite"]
 
 
 def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = False) -> PrunedModule:
@@ -118,7 +71,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
         ties=pruned.ties,
         layers=layers_of(pruned),
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
-        before=getattr(model, "record", None) if isinstance(model, PrunedModule) else None,
+        before=record_of(model) if is_result(model) else None,
     )
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}

@@ -8,6 +8,7 @@ from torch import nn
 
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.fingerprint import settings_digest
+from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import PrunedModule, record_of
 
 __all__ = ["called_layers", "layers_of", "replaced_layers"]
@@ -34,9 +35,10 @@ def layers_of(pruned: PrunedModule) -> dict[str, str]:
 def replaced_layers(pruned: nn.Module) -> dict[str, str]:
     """Say what differs from the plan's, by path: in words, what is there now."""
     made: Mapping[str, str] = record_of(pruned).layers
-    if not made or not isinstance(pruned, PrunedModule):
+    if not made:
         return {}
-    now, called = layers_of(pruned), called_layers(pruned)
+    graph = graph_form(pruned)
+    now, called = layers_of(graph), called_layers(graph)
     changed = [name for name in sorted({*made, *now}) if made.get(name) != now.get(name)]
     return {name: _words(called.get(name), now.get(name)) for name in changed}
 

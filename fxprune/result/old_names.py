@@ -16,7 +16,7 @@ __all__ = ["install_old_names"]
 RELOCATED = {
     "fxprune.axes": "fxprune.rules.axes",
     "fxprune.plan": "fxprune.result",
-    "fxprune.rewrite": "fxprune.compiler.rewrite",
+    "fxprune.rewrite": "fxprune.compiler.apply",
     "fxprune.saved": "fxprune.result.saved",
 }
 

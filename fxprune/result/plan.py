@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor, fx, nn
+from torch import LongTensor, nn
 
 from fxprune.errors import PlanError
 from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of
@@ -110,13 +110,15 @@ class Plan:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
 
 
-def plan_of(pruned: fx.GraphModule) -> Plan:
+def plan_of(pruned: nn.Module) -> Plan:
     """Return the plan that a pruned model was made by.
 
     Raises:
         PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
     """
-    plan = getattr(getattr(pruned, "record", None), "plan", None)
+    # In the form of the user's own class, the record is out of the way of the class's own attributes.
+    carrier = vars(pruned).get("_fxprune", pruned) if isinstance(pruned, nn.Module) else pruned
+    plan = getattr(getattr(carrier, "record", None), "plan", None)
     if not isinstance(plan, Plan):
         raise no_plan(pruned)
     return plan

@@ -19,7 +19,9 @@ from fxprune.result.plan import no_plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
-__all__ = ["PrunedModule", "noise_for", "record_of"]
+__all__ = ["FORM", "PrunedModule", "noise_for", "record_of"]
+
+FORM = "_fxprune"  # where an instance of the user's own class carries its record
 
 
 class PrunedModule(fx.GraphModule):
@@ -83,13 +85,14 @@ def record_of(pruned: nn.Module) -> Record:
     Raises:
         PlanError: it was not made by fxprune.
     """
-    record = getattr(pruned, "record", None)
+    form = vars(pruned).get(FORM)
+    record = getattr(pruned if form is None else form, "record", None)
     if not isinstance(record, Record):
         raise no_plan(pruned)
     return record
 
 
-def noise_for(pruned: fx.GraphModule, model: nn.Module, batch: int) -> Example:
+def noise_for(pruned: nn.Module, model: nn.Module, batch: int) -> Example:
     """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
     record = record_of(pruned)
     return seeded_noise(record.example.with_batch(batch if record.dynamic else None), model)

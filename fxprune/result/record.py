@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.typed_graph import Site
 from fxprune.graph.example import Example
+from fxprune.result.own_code import OwnCode
 from fxprune.result.plan import Plan
 
 __all__ = ["Record"]
@@ -33,6 +34,7 @@ class Record:
     layers: a digest of each layer as the plan made it: `pruned.head = ..` shows, see `replaced_layers`.
     undecayed: parameters that the original tells optimisers to leave without weight decay.
     before: the record of the model that was pruned, where that was a result itself.
+    own: how the instance of the original's class came about, where the result is one (form="module").
     """
 
     plan: Plan
@@ -46,6 +48,7 @@ class Record:
     layers: Mapping[str, str] = field(default_factory=dict)
     undecayed: tuple[str, ...] = ()
     before: Record | None = None
+    own: OwnCode | None = None
 
     @staticmethod
     def of_format_1(facts: Mapping[str, Any]) -> Record:

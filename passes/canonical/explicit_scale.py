@@ -14,7 +14,8 @@ _ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_
 def explicit_scale(module: fx.GraphModule) -> fx.GraphModule:
     """Write the scale of each attention that leaves it open.
 
-    Needs: `meta["val"]`.  Guarantees: the same values and nodes.
+    Needs: `meta["val"]`.  Guarantees: the same values and nodes; those that it wrote have
+    `meta["default_scale"]`.
     """
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in _ATTENTION:
@@ -23,4 +24,5 @@ def explicit_scale(module: fx.GraphModule) -> fx.GraphModule:
         if scale is None:
             query = node.args[0] if node.args else node.kwargs["query"]
             node.update_kwarg("scale", query.meta["val"].shape[-1] ** -0.5)
+            node.meta["default_scale"] = True
     return module

@@ -20,7 +20,7 @@ from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, Weight, call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["constant_of", "fold_scales"]
+__all__ = ["can_fold", "constant_of", "fold_scales"]
 
 _ATTENTION = "scaled_dot_product_attention"
 _PRODUCTS = ("mul", "multiply")
@@ -70,6 +70,15 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
     pruned.recompile()
     pruned.folded = folded
     return pruned
+
+
+def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Does the factor that a node scales come straight from a weight?"""
+    try:
+        _origin(module, _factor(call_of(node, module, DEFAULT_RULES), module))
+    except RewriteError:
+        return False
+    return True
 
 
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:

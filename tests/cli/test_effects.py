@@ -48,6 +48,7 @@ VALUES = {
     "ratio": "0.25",
     "target": "macs",
     "like": MODEL,
+    "form": "module",
     "scope": "global",
     "depth": "0.25",
     "data": "others",

@@ -18,8 +18,9 @@ from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.result.saved.hub import local_folder
 from fxprune.result.saved.layer_data import install
+from fxprune.result.saved.own_data import OWN, own_from, own_instance
 from fxprune.result.saved.replay import parent_of, replayed, root_of, versions
-from fxprune.result.saved.tensors import assign
+from fxprune.result.saved.tensors import CONSTANT, assign
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["load", "original_from", "original_of"]
@@ -31,7 +32,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     rules: RuleSet = DEFAULT_RULES,
-) -> fx.GraphModule:
+) -> Any:
     """Read a pruned model that `save` wrote.  No code of the folder is run or imported.
 
     Args:
@@ -42,7 +43,7 @@ def load(
         rules: those that it was pruned with.
 
     Returns:
-        The pruned model with its weights, constants, modes and plan as they were saved.
+        The pruned model in the form, with the weights, constants, modes and plan that it was saved with.
 
     Raises:
         FileError: the folder is missing, truncated, edited, or of another model; or `model` is needed.
@@ -60,11 +61,28 @@ def load(
     except FxpruneError as error:
         raise FileError(f"{path}: the plan does not fit {_whence(record, model)}: {error}") from error
     _compare(pruned, record, _whence(record, model))
-    assign(pruned, read_tensors(path, record, device), set(record["frozen"]))
-    _set_modes(pruned, record["modes"])
+    tensors, frozen = read_tensors(path, record, device), set(record["frozen"])
+    assign(pruned, {n: t for n, t in tensors.items() if not n.startswith(OWN)}, frozen)
     origin = {"config": None, **record["origin"], "build": record["build"]}
     pruned.record = replace(pruned.record, origin=origin)
-    return pruned
+    made: nn.Module = pruned
+    own = own_from(record["own"]) if "own" in record else None
+    if own is not None and own.is_graph:
+        pruned.record = replace(pruned.record, own=own)
+    elif own is not None:
+        more = {_plain(n): t for n, t in tensors.items() if n.startswith(OWN)}
+        parent = parent_of(original, record, rules)
+        made = own_instance(parent, pruned, own, more)
+        for layer in record.get("replaced", {}):
+            made.set_submodule(layer, pruned.get_submodule(layer))
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    _set_modes(made, record["modes"])
+    return made
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(OWN).removeprefix(CONSTANT)
 
 
 def original_from(

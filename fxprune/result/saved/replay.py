@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.compiler.rewrite import apply
+from fxprune.compiler import apply
 from fxprune.errors import FileError
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.origin import in_dtypes
 from fxprune.result.plan import plan_from
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.saved.examples import example_from
+from fxprune.result.saved.own_data import own_from, own_instance
 from fxprune.rules.registry import RuleSet
 
 __all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
@@ -59,7 +60,10 @@ def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn
     """Return what the record's plan was applied to: the original, or the result of the plans before."""
     before = record.get("before")
     if before and layout_digest(model.state_dict()) != record["origin"]["layout"]:
-        return replayed(model, before, rules)
+        parent = parent_of(model, before, rules)
+        pruned = replayed(parent, before, rules)
+        own = own_from(before["own"]) if "own" in before else None
+        return pruned if own is None or own.is_graph else own_instance(parent, pruned, own, {})
     return model
 
 

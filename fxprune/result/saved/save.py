@@ -8,27 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import nn
 
 from fxprune.errors import FileError
+from fxprune.graph.tensors import named_tensors as all_tensors
 from fxprune.result.fingerprint import graph_digest, layout_digest
+from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
 from fxprune.result.plan import plan_data
-from fxprune.result.pruned_module import PrunedModule, record_of
+from fxprune.result.pruned_module import record_of
 from fxprune.result.record import Record
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.examples import example_record
 from fxprune.result.saved.folder import write_folder
 from fxprune.result.saved.layer_data import install, replaced_data
+from fxprune.result.saved.own_data import OWN, own_data
 from fxprune.result.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, root_of, versions
-from fxprune.result.saved.tensors import named_tensors
+from fxprune.result.saved.tensors import CONSTANT, named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["save"]
 
 
 def save(
-    pruned: fx.GraphModule,
+    pruned: nn.Module,
     folder: str | os.PathLike[str],
     *,
     build: str | None = None,
@@ -41,7 +44,7 @@ def save(
     is (`huggingface_hub.upload_folder`).
 
     Args:
-        pruned: what `prune`, `apply` or `load` returned, trained since or not, on any device.
+        pruned: what `prune`, `apply` or `load` returned, in either form, trained since or not, on any device.
         folder: made where there is none; a model saved there before is replaced.
         build: how the original is built: `timm:NAME`, `torchvision:NAME`, `hf:MODEL_TYPE`, or
             `package.module:factory`, which `load` only shows and never runs.  By default it is found
@@ -59,18 +62,24 @@ def save(
         >>> pruned = fxprune.load("deit-half")
     """
     facts = record_of(pruned)
-    tensors = named_tensors(pruned)
+    graph = graph_form(pruned)
+    tensors = named_tensors(graph)
+    if graph is not pruned:
+        used = {id(t) for _, t in all_tensors(graph)}
+        own = {name for name, t in all_tensors(pruned) if id(t) not in used}
+        more = {name: t for name, t in named_tensors(pruned).items() if name.removeprefix(CONSTANT) in own}
+        tensors |= {OWN + name: t for name, t in more.items()}
     record: dict[str, Any] = {
         **_how_made(facts),
         "made_by": {},
         "build": None,
-        "graph": graph_digest(pruned),
+        "graph": graph_digest(graph),
         "modes": _modes(pruned),
         "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
     }
     record["made_by"] = versions(root_of(record)["origin"]["class"])
-    if isinstance(pruned, PrunedModule) and replaced_layers(pruned):
-        record["replaced"] = replaced_data(pruned)
+    if replaced_layers(graph):
+        record["replaced"] = replaced_data(graph)
     if build is not None:
         record["build"] = _recipe_given(recipes.recipe_of(build, build_options), record, rules)
     elif build_options is not None:
@@ -88,6 +97,7 @@ def _how_made(facts: Record) -> dict[str, Any]:
         "example": example_record(facts.example),
         "plan": plan_data(facts.plan, weights=False),
     }
+    made |= {"own": own_data(facts.own)} if facts.own else {}
     return made | ({"before": _how_made(facts.before)} if facts.before else {})
 
 
@@ -149,7 +159,7 @@ def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSe
     return "" if graph_digest(pruned) == record["graph"] else OTHER_FUNCTION
 
 
-def _modes(pruned: fx.GraphModule) -> dict[str, Any]:
+def _modes(pruned: nn.Module) -> dict[str, Any]:
     """Train or eval, and the modules that are in the other mode."""
     modes = {path: m.training for path, m in pruned.named_modules()}
     return {"training": modes[""], "others": [path for path, mode in modes.items() if mode != modes[""]]}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.errors import OptionError, shown
@@ -27,7 +27,7 @@ def draw(
     what: nn.Module | Analysis,
     path: str | os.PathLike[str],
     *,
-    pruned: fx.GraphModule | Plan | None = None,
+    pruned: nn.Module | Plan | None = None,
     view: str = "graph",
     modules: str | Sequence[str] = (),
     example_inputs: Any = None,

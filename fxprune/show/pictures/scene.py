@@ -22,9 +22,9 @@ from fxprune.errors import OptionError, PlanError
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
+from fxprune.result.forms import graph_form, is_result
 from fxprune.result.plan import Plan, plan_of
 from fxprune.result.pruned_module import record_of
-from fxprune.result.record import Record
 from fxprune.rules.axes import Atom, Axis, size_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -86,7 +86,7 @@ class Scene:
 
 def scene_of(
     what: nn.Module | Analysis,
-    pruned: fx.GraphModule | Plan | None = None,
+    pruned: nn.Module | Plan | None = None,
     *,
     example_inputs: Any = None,
     example_kwargs: dict[str, Any] | None = None,
@@ -123,11 +123,11 @@ def scene_of(
     return _planned(analysis, type(what).__name__, pruned)
 
 
-def _carries_plan(module: Any) -> TypeGuard[fx.GraphModule]:
-    return isinstance(getattr(module, "record", None), Record)
+def _carries_plan(module: Any) -> TypeGuard[nn.Module]:
+    return is_result(module)
 
 
-def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | None) -> Scene:
+def _planned(analysis: Analysis, title: str, pruned: nn.Module | Plan | None) -> Scene:
     """Make a scene of the original's analysis (branches out, heads merged), with a plan's sizes after."""
     if pruned is None:
         return Scene(analysis, title)
@@ -140,9 +140,9 @@ def _planned(analysis: Analysis, title: str, pruned: fx.GraphModule | Plan | Non
     return Scene(analysis, title, after={groups[n].atom: kept.count for n, kept in plan.groups.items()})
 
 
-def _of_pruned(pruned: fx.GraphModule, rules: RuleSet) -> Scene:
+def _of_pruned(pruned: nn.Module, rules: RuleSet) -> Scene:
     """Return a pruned model alone: its own axes, named as in the plan."""
-    analysis = _analysis_of_pruned(pruned, rules)
+    analysis = _analysis_of_pruned(graph_form(pruned), rules)
     plan = plan_of(pruned)
     sites = record_of(pruned).sites
     free = {(frozenset(g.sites), g.size): g for g in analysis.groups if g.frozen is None}

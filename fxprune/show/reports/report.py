@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
 from fxprune.errors import OptionError, shown
+from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.plan import plan_of
-from fxprune.result.pruned_module import noise_for
+from fxprune.result.pruned_module import noise_for, record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
 from fxprune.show.reports.measure import latencies, macs_by_node
@@ -39,6 +40,8 @@ class Report:
     latency: median seconds of such a call with `threads` threads, or None where it was not measured.
     certificate: the largest relative error, or None where it was not asked for.
     floored: the groups of which the request would have taken more, had their floor not held it up.
+    replaced: of an instance of the model's own class, the modules that are parts of the graph, each with what
+        its own code said of the new sizes.
     """
 
     model: str
@@ -51,6 +54,7 @@ class Report:
     latency: tuple[float, float] | None = None
     certificate: float | None = None
     floored: tuple[str, ...] = ()
+    replaced: tuple[tuple[str, str], ...] = ()
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +113,8 @@ class Report:
                 len(self.floored) > 4
             )
             total.append([f"at their floor: {some}", "", str(len(self.floored)), ""])
+        for path, why in self.replaced:
+            total.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
         return [
             (self.model, ["group", "width", "its parameters", "its MACs"], groups),
             (self._summary(), ["", "before", "after", "left"], total),
@@ -132,7 +138,7 @@ class Report:
 
 def report(
     model: nn.Module,
-    pruned: fx.GraphModule,
+    pruned: nn.Module,
     *,
     format: str = "table",
     latency: bool = False,
@@ -174,13 +180,13 @@ def report(
         )
     if not latency and (threads is not None or runs is not None):
         raise OptionError("threads= and runs= say how time is measured: give latency=True as well")
-    plan = plan_of(pruned)
+    plan, graph = plan_of(pruned), graph_form(pruned)
     if given:
         example = example_of(model, example_inputs, example_kwargs)
     else:
         example = noise_for(pruned, model, 1 if batch is None else batch)
     analysis = analysis_behind(model, pruned, rules=rules)
-    macs = macs_by_node(analysis.module, example), macs_by_node(pruned, example)
+    macs = macs_by_node(analysis.module, example), macs_by_node(graph, example)
     with threads_of(threads):
         seconds = latencies([model, pruned], example, runs=11 if runs is None else runs) if latency else None
     error = None
@@ -192,7 +198,7 @@ def report(
     groups = {group.name: group for group in planned.groups}
     return Report(
         model=type(model).__name__,
-        groups=figures_of(planned, [groups[name] for name in plan.groups], plan, pruned, macs),
+        groups=figures_of(planned, [groups[name] for name in plan.groups], plan, graph, macs),
         parameters=(parameters_of(model), parameters_of(pruned)),
         macs=(sum(macs[0].values()), sum(macs[1].values())),
         heads=(heads_of(analysis, {}), heads_of(planned, plan.groups)),
@@ -201,8 +207,14 @@ def report(
         latency=(seconds[0], seconds[1]) if seconds else None,
         certificate=error,
         floored=plan.floored,
+        replaced=_replaced(pruned),
         format=format,
     )
+
+
+def _replaced(pruned: nn.Module) -> tuple[tuple[str, str], ...]:
+    own = record_of(pruned).own
+    return tuple((part.path, part.why) for part in own.parts) if own else ()
 
 
 # ---------------------------------------------------------------- figures and tables as text

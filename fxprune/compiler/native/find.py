@@ -1,0 +1,107 @@
+"""Find what makes an instance of the user's own class compute what the pruned graph does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.certify.float64 import doubled, in_eval_mode
+from fxprune.compiler.native.boundaries import Boundary, boundaries_of
+from fxprune.compiler.native.instance import Slices
+from fxprune.compiler.native.parts import PartError, cut, part_at
+from fxprune.compiler.native.search import Proposals, Search
+from fxprune.compiler.native.sizes import sizes_by_module
+from fxprune.compiler.native.structure import in_double_as, resized_copy
+from fxprune.compiler.native.watch import Expected, Fault, expected_of
+from fxprune.graph.example import seeded_noise
+from fxprune.graph.tensors import in_float64
+from fxprune.result.own_code import Edit, OwnCode, Part
+from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.selection import Selection
+
+__all__ = ["own_code_of"]
+
+
+def own_code_of(
+    model: nn.Module, analysis: Analysis, selection: Selection, pruned: PrunedModule
+) -> OwnCode | str:
+    """Find the edits and the parts that make an instance of the model's class equal a pruned graph.
+
+    In float64, to 1e-8, on an example.  Where a module's own code can't hold the new sizes, the smallest
+    module around it that can stand alone becomes its part of the graph; why it can't be the root, in words.
+    """
+    return _Finder(model, analysis, selection, pruned).find()
+
+
+class _Finder:
+    def __init__(
+        self, model: nn.Module, analysis: Analysis, selection: Selection, pruned: PrunedModule
+    ) -> None:
+        self.model, self.analysis, self.pruned = model, analysis, pruned
+        self.double = doubled(pruned)
+        slices = Slices(analysis, selection, pruned)
+        root = resized_copy(model, lambda n, t: in_double_as(slices(n, t)), pruned)
+        in_eval_mode(root)
+        self.example = seeded_noise(analysis.captured.example.with_batch(2), model).map(in_float64)
+        sizes = sizes_by_module(model, analysis, selection)
+        self.search = Search(root, Proposals(model, sizes))
+        self.parts: dict[str, Part] = {}
+        self.boundaries: dict[str, list[Boundary]] | None = None
+
+    def find(self) -> OwnCode | str:
+        expected = expected_of(self.double, self.example)
+        fault = self.search.fault(expected)
+        while fault is not None:
+            if self.boundaries is None:  # a second look, at what each module returns
+                expected = self._with_results()
+            elif not self._replace(fault):
+                return fault.error
+            fault = self.search.fault(expected)
+        return OwnCode(tuple(self._edits()), tuple(self.parts.values()))
+
+    def _edits(self) -> Iterator[Edit]:
+        """List what was edited, less what lies in a part, or may be no width: nobody has read it."""
+        search = self.search
+        for slot, new in search.edits.items():
+            old = slot.read(self.model)
+            sure = search.reads.has(slot) or search.proposals.is_evident(slot, old)
+            if old != new and sure and not _is_within(slot.path, self.parts):
+                yield Edit(slot, old, new)
+
+    def _with_results(self) -> Expected:
+        removal = self.analysis.removal
+        removed = {b.add.name: b.source.name for b in removal.branches} if removal else {}
+        self.boundaries = boundaries_of(self.model, self.analysis.original.module, self.example, removed)
+        results = {
+            path: [call.names for call in calls]
+            for path, calls in self.boundaries.items()
+            if path and all(call.is_known for call in calls)
+        }
+        return expected_of(self.double, self.example, results)
+
+    def _replace(self, fault: Fault) -> bool:
+        """Put the graph's part in the place of the module at fault, or of the smallest around it that can."""
+        path, root = fault.path, self.search.root
+        while path:
+            if path not in self.parts:
+                try:
+                    part = self._part(path, fault.error)
+                    root.set_submodule(path, cut(part, root, self.double))
+                    self.parts = {p: known for p, known in self.parts.items() if not _is_within(p, [path])}
+                    self.parts[path] = part
+                    return True
+                except PartError:
+                    pass  # what lies around it may have what it needs
+            path = path.rpartition(".")[0]
+        return False
+
+    def _part(self, path: str, why: str) -> Part:
+        assert self.boundaries is not None
+        captured = self.analysis.original.module.graph
+        return part_at(self.model, self.boundaries.get(path, []), why, captured, self.double)
+
+
+def _is_within(path: str, modules: Iterable[str]) -> bool:
+    return any(path == m or path.startswith(f"{m}.") for m in modules)

@@ -1,0 +1,51 @@
+"""Make the instance that edits and parts say, on the tensors of a pruned graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.compiler.native.parts import cut
+from fxprune.compiler.native.structure import Resized, resized_copy
+from fxprune.graph.chunks import taken
+from fxprune.graph.tensors import named_tensors
+from fxprune.result.forms import attach
+from fxprune.result.own_code import OwnCode
+from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.selection import Selection
+
+__all__ = ["Slices", "instance_of"]
+
+
+def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Resized) -> nn.Module:
+    """Build the instance of a model's class that its pruned graph, edits and parts make.
+
+    slices: the tensor that stands for each of the model's, by name: the graph's own, where it has one.
+    """
+    made = resized_copy(model, slices, pruned)
+    for edit in own.edits:
+        edit.slot.write(made, edit.new)
+    for part in own.parts:
+        made.set_submodule(part.path, cut(part, made, pruned))
+    pruned.record = replace(pruned.record, own=own)
+    attach(made, pruned)
+    return made
+
+
+class Slices:
+    """The tensors of a pruned graph by name; of those that it does not use, the slices that its plan says."""
+
+    def __init__(self, analysis: Analysis, selection: Selection, pruned: PrunedModule) -> None:
+        self.analysis, self.selection = analysis, selection
+        self.tensors = dict(named_tensors(pruned))
+
+    def __call__(self, names: Sequence[str], t: Tensor) -> Tensor:
+        for name in names:
+            if name in self.tensors:
+                return self.tensors[name]
+        axes = self.analysis.weights.get(self.analysis.names.get(names[0], names[0]), ())
+        new = taken(t.detach(), [self.selection.positions(axis) for axis in axes])
+        return nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new

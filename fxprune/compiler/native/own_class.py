@@ -1,0 +1,91 @@
+"""What a plan makes of a model, in the form asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.planned import as_planned
+from fxprune.compiler.native.find import own_code_of
+from fxprune.compiler.native.instance import Slices, instance_of
+from fxprune.compiler.native.scales import computed_scales, default_scales
+from fxprune.compiler.native.structure import resized_copy
+from fxprune.compiler.rewrite import rewrite
+from fxprune.errors import OptionError, shown
+from fxprune.graph.tensors import named_tensors
+from fxprune.passes.check import Check
+from fxprune.result.forms import attach
+from fxprune.result.own_code import OwnCode, Part
+from fxprune.result.plan import Plan
+from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.selection import Selection
+
+__all__ = ["check_form", "in_form", "own_class"]
+
+FORMS = ("graph", "module")
+
+
+def check_form(form: str) -> None:
+    """Raise OptionError for a form that there is none of."""
+    if form not in FORMS:
+        raise OptionError(f"form={shown(form)}: one of {', '.join(map(repr, FORMS))}")
+
+
+def in_form(
+    form: str,
+    model: nn.Module,
+    analysis: Analysis,
+    plan: Plan,
+    *,
+    like: nn.Module | None = None,
+    check: Check = False,
+) -> nn.Module:
+    """Rewrite a model by a plan, as a graph or as an instance of its own class.
+
+    like: the smaller model whose names and sizes the plan gives.
+
+    Raises:
+        OptionError: an unknown form.
+        PlanError: the plan is for another model.
+    """
+    check_form(form)
+    if form == "graph":
+        return rewrite(model, analysis, plan, check=check)
+    if like is not None:
+        return _stock_class(like, rewrite(model, analysis, plan))
+    return own_class(model, analysis, plan, check=check)
+
+
+def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = False) -> nn.Module:
+    """Build an instance of the model's own class that equals the graph that a plan gives.
+
+    Where the root's own code can't hold the new sizes, and no part can stand for what is wrong in it, that is
+    the graph itself, and its record says why.
+    """
+    analysis = as_planned(analysis, plan)
+    selection = Selection.from_plan(analysis, plan)
+    plan = replace(plan, scales={**default_scales(analysis, selection), **plan.scales})
+    pruned = rewrite(model, analysis, plan, check=check)
+    own = own_code_of(model, analysis, selection, pruned)
+    unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
+    more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
+    if more:  # code that computes its scale from a head dim can hold another one, once that is folded
+        folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
+        other = own_code_of(model, analysis, selection, folded)
+        if not isinstance(other, str) and (isinstance(own, str) or len(other.parts) < len(own.parts)):
+            own, pruned = other, folded
+    if isinstance(own, str):
+        pruned.record = replace(pruned.record, own=OwnCode(parts=(Part("", own, (), (), None),)))
+        return pruned
+    return instance_of(model, own, pruned, Slices(analysis, selection, pruned))
+
+
+def _stock_class(like: nn.Module, pruned: PrunedModule) -> nn.Module:
+    """Put the smaller model itself on the result's tensors."""
+    tensors = dict(named_tensors(pruned))
+    made = resized_copy(like, lambda names, t: tensors.get(names[0], t), pruned)
+    pruned.record = replace(pruned.record, own=OwnCode())
+    attach(made, pruned)
+    return made

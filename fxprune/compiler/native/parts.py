@@ -1,0 +1,258 @@
+"""Cut a module's part out of the rewritten graph, to stand in its place and under its name."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.compiler.native.boundaries import Boundary
+from fxprune.graph.tensors import get_or_create_submodule, named_tensors
+from fxprune.result.own_code import Part, Read, Ref
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["PartError", "cut", "part_at"]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class PartError(Exception):
+    """A module's part of the graph can't stand alone: why."""
+
+
+def part_at(
+    model: nn.Module, calls: list[Boundary], why: str, captured: fx.Graph, pruned: fx.GraphModule
+) -> Part:
+    """Find what can stand in the place of a module, and try it.
+
+    Args:
+        model: of the structure that the module lies in.
+        calls: where its calls begin and end.
+        captured: the graph before it was rewritten, with `meta["val"]`.
+
+    Raises:
+        PartError: it is called more than once, or its part needs what the module is not given.
+    """
+    if len(calls) != 1:
+        raise PartError(f"it is called {len(calls)} times")
+    call = calls[0]
+    if not call.is_known:
+        raise PartError("it returns what the graph does not compute")
+    if not _is_plain(call.result):
+        raise PartError(f"it returns a {type(call.result).__name__}")
+    inputs = tuple(_inputs(model.get_submodule(call.path), call))
+    part = Part(call.path, why, inputs, (), call.result)
+    values = {node.name: node.meta.get("val") for node in captured.nodes}
+    found: list[Read] = []
+
+    def read(node: str) -> Read | None:
+        known = _read_off(node, inputs, values)
+        found.extend([known] if known else [])
+        return known
+
+    _Cutter(part, model, pruned, read).cut()
+    return replace(part, reads=tuple(found))
+
+
+def cut(part: Part, root: nn.Module, pruned: fx.GraphModule) -> PrunedModule:
+    """Cut out a module that is called as the one at `part.path` is and computes what the graph does there."""
+    known = {read.node: read for read in part.reads}
+    return _Cutter(part, root, pruned, known.get).cut()
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return isinstance(value, (Ref, *_PLAIN))
+
+
+def _inputs(module: nn.Module, call: Boundary) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+    """Find where in the arguments of a call its nodes stand."""
+    try:
+        bound = inspect.signature(type(module).forward).bind(module, *call.args, **call.kwargs)
+    except TypeError as error:
+        raise PartError(f"its arguments don't fit its signature: {error}") from error
+    for name, value in [*bound.arguments.items()][1:]:
+        yield from ((name, keys, node) for keys, node in _refs(value, ()))
+
+
+def _refs(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    if isinstance(value, Ref):
+        yield keys, value.node
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _refs(item, (*keys, i))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _refs(item, (*keys, key))
+
+
+def _read_off(
+    node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], values: Mapping[str, Any]
+) -> Read | None:
+    """Find a size, dtype or device of the model's input that is that of one of the module's inputs."""
+    value = values.get(node)
+    for _, _, given in inputs:
+        tensor = values.get(given)
+        if not isinstance(tensor, Tensor):
+            continue
+        if isinstance(value, torch.dtype) and tensor.dtype == value:
+            return Read(node, given, "dtype")
+        if isinstance(value, torch.device) and tensor.device == value:
+            return Read(node, given, "device")
+        if type(value) is int and value in tensor.shape:
+            return Read(node, given, "size", tensor.shape.index(value))
+    return None
+
+
+class _Cutter:
+    def __init__(
+        self, part: Part, root: nn.Module, pruned: fx.GraphModule, read: Callable[[str], Read | None]
+    ) -> None:
+        self.part, self.owner, self.pruned, self.read = part, root, pruned, read
+        self.module = root.get_submodule(part.path)
+        self.nodes = {node.name: node for node in pruned.graph.nodes}
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.env: dict[fx.Node, fx.Node] = {}
+
+    def cut(self) -> PrunedModule:
+        self._placeholders()
+        self.graph.output(pytree.tree_map(self._computed, self.part.result))
+        self.graph.lint()
+        part = PrunedModule(self.root, self.graph, type(self.module).__name__)
+        self._keep_names(part)
+        part.restore({}, dict.fromkeys(["", *(p for p, _ in part.named_modules())], self.module.training))
+        return part
+
+    def _computed(self, value: Any) -> Any:
+        return self._copied(self._node(value.node)) if isinstance(value, Ref) else value
+
+    def _node(self, name: str) -> fx.Node:
+        if name not in self.nodes:
+            raise PartError(f"{name} is not in the pruned graph")
+        return self.nodes[name]
+
+    def _placeholders(self) -> None:
+        """Make an input for each argument of the call, under the name that the module's own code gives it."""
+        made = {}
+        parameters = [*inspect.signature(type(self.module).forward).parameters.values()][1:]
+        for parameter in parameters:
+            stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+            made[parameter.name] = self.graph.placeholder(
+                stars + parameter.name,
+                default_value=inspect.Parameter.empty if stars else parameter.default,
+            )
+        for name, keys, node in self.part.inputs:
+            here = made[name]
+            for key in keys:
+                here = self.graph.call_function(operator.getitem, (here, key))
+            if node in self.nodes:  # else a size that became a number
+                self.env.setdefault(self.nodes[node], here)
+
+    def _copied(self, wanted: fx.Node) -> fx.Node:
+        """Copy a node and all that it needs, back to the module's inputs."""
+        stack = [wanted]
+        while stack:
+            node = stack[-1]
+            if node in self.env:
+                stack.pop()
+                continue
+            read = self._read(node) if self._needs_models_input(node) else None
+            missing = [n for n in node.all_input_nodes if n not in self.env]
+            if read is None and missing:
+                stack += missing
+                continue
+            stack.pop()
+            self.env[node] = self._copy(node) if read is None else read
+        return self.env[wanted]
+
+    def _needs_models_input(self, node: fx.Node) -> bool:
+        """Is it computed from an input of the model that the module is not given?"""
+        seen, front = {node}, [node]
+        while front:
+            at = front.pop()
+            if at in self.env:
+                continue
+            if at.op == "placeholder":
+                return True
+            front += [n for n in at.all_input_nodes if n not in seen]
+            seen.update(at.all_input_nodes)
+        return False
+
+    def _read(self, node: fx.Node) -> fx.Node | None:
+        found = self.read(node.name)
+        if found is None or found.of not in self.nodes:
+            return None
+        ours = self.env[self.nodes[found.of]]
+        if found.what == "size":
+            return self.graph.call_method("size", (ours, found.dim))
+        return self.graph.call_function(getattr, (ours, found.what))
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        if node.op == "placeholder":
+            raise PartError(f"it needs the model's input {node.target!r} itself")
+        new = self.graph.node_copy(node, lambda n: self.env[n])
+        new.meta = {k: v for k, v in node.meta.items() if k in ("where", "module")}
+        if node.op in ("call_module", "get_attr"):
+            new.target = self._placed(node)
+        return new
+
+    def _placed(self, node: fx.Node) -> str:
+        """Put what the node refers to into the part, under its name inside the module."""
+        full = str(node.target)
+        inner = self._inside(full, is_module=node.op == "call_module")
+        parent, _, leaf = inner.rpartition(".")
+        place = get_or_create_submodule(self.root, parent)
+        if node.op == "call_module":
+            place._modules[leaf] = self.pruned.get_submodule(full)
+            return inner
+        owner = self.pruned.get_submodule(full.rpartition(".")[0])
+        name = full.rpartition(".")[2]
+        if name in owner._parameters:
+            place.register_parameter(leaf, owner._parameters[name])
+        else:
+            persistent = name not in owner._non_persistent_buffers_set
+            place.register_buffer(leaf, owner._buffers[name], persistent=persistent)
+        return inner
+
+    def _inside(self, full: str, *, is_module: bool) -> str:
+        """Find the name that a layer or a tensor has inside the module, which may hold it under another."""
+        prefix = f"{self.part.path}."
+        if full.startswith(prefix):
+            return full.removeprefix(prefix)
+        owner, _, leaf = full.rpartition(".")
+        try:
+            held = self.owner.get_submodule(full if is_module else owner)
+        except AttributeError:  # a module or a constant that capture made
+            return full.replace(".", "_")
+        for name, inner in self.module.named_modules(remove_duplicate=False):
+            if inner is held:
+                return name if is_module else f"{name}.{leaf}".lstrip(".")
+        if not is_module and not owner and not hasattr(self.owner, leaf):
+            return leaf  # a constant that capture made
+        raise PartError(f"it uses {full}, which lies outside of it")
+
+    def _keep_names(self, part: nn.Module) -> None:
+        """Keep weights that the graph does not use, under their names."""
+        for name, own in named_tensors(self.module):
+            parent, _, leaf = name.rpartition(".")
+            try:
+                place = get_or_create_submodule(part, parent)
+            except TypeError:
+                continue
+            if leaf in place._parameters or leaf in place._buffers:
+                continue
+            if isinstance(own, nn.Parameter):
+                place.register_parameter(leaf, own)
+            else:
+                owner = self.module.get_submodule(parent)
+                place.register_buffer(leaf, own, persistent=leaf not in owner._non_persistent_buffers_set)

@@ -1,0 +1,218 @@
+"""Edit the sizes that a model's code reads until it computes what the pruned graph does."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.slots import slots_of
+from fxprune.compiler.native.watch import Expected, Fault, fault_in
+from fxprune.graph.example import Example
+from fxprune.result.own_code import Slot
+
+__all__ = ["Proposals", "Search"]
+
+TRIES = 256  # combinations of numbers for one module
+RUNS = 2048  # of modules, in all
+WIDTH = 16  # smaller numbers are no widths at first sight
+STRIDE = 64  # up to here, numbers that no code has read may be strides
+
+Options = list[tuple[Slot, list[int]]]  # a number, and all that it may be
+
+
+class Proposals:
+    """For each module, the numbers in its state and what each may have become, the likeliest first."""
+
+    def __init__(self, model: nn.Module, sizes: Mapping[str, Sizes]) -> None:
+        self.sizes = sizes
+        self.slots = slots_of(model)
+        self.classes = {path: type(module) for path, module in model.named_modules()}
+
+    def first(self) -> Iterator[tuple[Slot, int]]:
+        """Propose what one would take without a look at the code: a width that all such axes agree on.
+
+        Small numbers count layers, strides and heads as often as channels: the code has to ask for those.
+        """
+        for path, slots in self.slots.items():
+            for slot, old in slots:
+                new = self.sizes[path].is_sure(old) if old >= WIDTH else None
+                if new is not None:
+                    yield slot, new
+
+    def is_evident(self, slot: Slot, old: int) -> bool:
+        """Is a number a width, though no code has read it?
+
+        It is larger than strides are; or its module has it under several names; or it is one of many of its
+        kind, in modules of the same class under the same keys, that all are widths, some of them large.
+        """
+        same = [other for other, n in self.slots[slot.path] if n == old and len(other.keys) == 1]
+        if old > STRIDE or (len(slot.keys) == 1 and len(same) >= 2):
+            return True
+        alike = [
+            (self.sizes[path].is_sure(n), n)
+            for path, slots in self.slots.items()
+            for other, n in slots
+            if self._kind(other) == self._kind(slot)
+        ]
+        return all(new is not None for new, _ in alike) and max(n for _, n in alike) > STRIDE
+
+    def _kind(self, slot: Slot) -> tuple[object, ...]:
+        return self.classes[slot.path], *("*" if isinstance(key, int) else key for key in slot.keys)
+
+    def options(self, path: str, reads: Reads) -> Options:
+        """List every number that code has read and that may have become another one.
+
+        In a module's own state, in that of modules inside it, and of what it shares with others.
+        """
+        return [
+            (slot, [*(n for n in news if n != old), old])
+            for there, slots in self.slots.items()
+            for slot, old in slots
+            if (slot.held > 1 or _is_inside(there, path)) and reads.has(slot)
+            if (news := self.sizes[there].may_be(old))
+        ]
+
+
+@dataclass
+class Search:
+    """Edits of `root`, a float64 model on sliced weights, in place.
+
+    edits: what they are by now.
+    reads: what any code has looked at.
+    """
+
+    root: nn.Module
+    proposals: Proposals
+    edits: dict[Slot, int] = field(default_factory=dict)
+    reads: Reads = field(default_factory=Reads)
+    runs: int = 0
+
+    def __post_init__(self) -> None:
+        for slot, value in self.proposals.first():
+            self._set(slot, value)
+
+    def fault(self, expected: Expected) -> Fault | None:
+        """Find the first module that no edit mends; None: the model equals the graph."""
+        mended: set[str] = set()
+        with reads_noted(self.root, self.reads):
+            while True:
+                fault = self._run(self.root, "", expected.example, Counter(), expected)
+                if fault is None:
+                    return None
+                if fault.path in mended or not self._mend(fault, expected):
+                    return fault
+                mended.add(fault.path)
+
+    def _run(
+        self, module: nn.Module, path: str, example: Example, calls: Counter[str], expected: Expected
+    ) -> Fault | None:
+        self.runs += 1
+        return fault_in(module, path, example, calls, expected)
+
+    def _set(self, slot: Slot, value: int) -> None:
+        slot.write(self.root, value)
+        self.edits[slot] = value
+
+    def _mend(self, fault: Fault, expected: Expected) -> bool:
+        """Try other numbers in the module at fault; where one choice works, its likes take it too.
+
+        Returns whether there is one.
+        """
+        module, example = self.root.get_submodule(fault.path), Example(fault.args, fault.kwargs)
+        options: Options = []
+        while len(options) < len(options := self.proposals.options(fault.path, self.reads)):
+            before = [(slot, slot.read(self.root)) for slot, _ in options]
+            reached: int | None = None  # how far the code goes with what stands there now
+            for values in itertools.islice(_choices(options, [n for _, n in before]), TRIES):
+                if self.runs > RUNS:
+                    break
+                for (slot, _), value in zip(options, values, strict=True):
+                    slot.write(self.root, value)
+                again = self._run(module, fault.path, example, _entered(fault), expected)
+                if reached is None and again is not None:
+                    reached = again.progress
+                if again is None or (again.path != fault.path and again.progress > (reached or 0)):
+                    chosen = [(slot, v) for (slot, _), v in zip(options, values, strict=True)]
+                    changed = [(s, v) for (s, v), (_, n) in zip(chosen, before, strict=True) if v != n]
+                    for slot, value in changed:
+                        self._set(slot, value)
+                    self._pass_on(fault.path, options, dict(chosen))
+                    return True
+            for slot, value in before:
+                slot.write(self.root, value)
+            # Code that went further than before has read more.
+        return False
+
+    def _pass_on(self, path: str, options: Options, chosen: Mapping[Slot, int]) -> None:
+        """Make the same choice in modules of the same class where the same numbers have the same options."""
+        module = self.root.get_submodule(path)
+        own = {_within(slot, news, path): chosen[slot] for slot, news in options if slot.held == 1}
+        for there, other in self.root.named_modules():
+            if other is module or type(other) is not type(module):
+                continue
+            theirs = {
+                _within(slot, news, there): slot
+                for slot, news in self._like(there, [s for s, _ in options if s.held == 1], path)
+            }
+            if theirs.keys() == own.keys():
+                for key, slot in theirs.items():
+                    if slot.read(self.root) != own[key]:
+                        self._set(slot, own[key])
+
+    def _like(self, there: str, slots: Sequence[Slot], path: str) -> Iterator[tuple[Slot, list[int]]]:
+        """Find the numbers of a module that stand where those of another one do."""
+        wanted = {(slot.path[len(path) :], slot.keys) for slot in slots}
+        for inside, own in self.proposals.slots.items():
+            if _is_inside(inside, there):
+                for slot, old in own:
+                    news = self.proposals.sizes[inside].may_be(old)
+                    if news and (slot.path[len(there) :], slot.keys) in wanted:
+                        yield slot, [*(n for n in news if n != old), old]
+
+
+def _within(slot: Slot, news: list[int], path: str) -> tuple[object, ...]:
+    return slot.path[len(path) :], slot.keys, tuple(news)
+
+
+def _is_inside(there: str, path: str) -> bool:
+    return not path or there == path or there.startswith(f"{path}.")
+
+
+def _entered(fault: Fault) -> Counter[str]:
+    """Count how often each layer had been called when the module at fault was entered.
+
+    Entering it again counts it again, if it is a layer of the graph itself.
+    """
+    calls = Counter(fault.calls)
+    if calls[fault.path]:
+        calls[fault.path] -= 1
+    return calls
+
+
+def _choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
+    """List every combination, those that change least of what stands there first."""
+    ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
+    combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked)
+    yield from sorted(
+        itertools.islice(combinations, 4096), key=lambda c: sum(a != b for a, b in zip(c, now, strict=True))
+    )
+
+
+def _few_changes(ranked: list[list[int]]) -> Iterator[tuple[int, ...]]:
+    """List one and two changes of many numbers, and all at once."""
+    now = [values[0] for values in ranked]
+    yield tuple(now)
+    yield tuple(values[min(1, len(values) - 1)] for values in ranked)
+    places = [(i, v) for i, values in enumerate(ranked) for v in values[1:]]
+    for count in (1, 2):
+        for some in itertools.combinations(places, count):
+            new = list(now)
+            for i, v in some:
+                new[i] = v
+            yield tuple(new)

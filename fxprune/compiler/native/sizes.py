@@ -1,0 +1,90 @@
+"""What each size that a module's axes have has become."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import Atom, Axis, Product, Sum
+
+__all__ = ["Sizes", "sizes_by_module"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What sizes of axes became: old -> the new ones that some axis of that size has.
+
+    whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
+    parts: of their factors, and of runs of factors, as well.
+    """
+
+    whole: Mapping[int, Mapping[int, int]]
+    parts: Mapping[int, set[int]]
+
+    def may_be(self, old: int) -> list[int]:
+        """List every size that something of this size may have become; empty if all of it stayed."""
+        found = {*self.parts.get(old, ()), *self.whole.get(old, ())}
+        return sorted(found) if found - {old} else []
+
+    def is_sure(self, old: int) -> int | None:
+        """Return the new size, if it is another and the nearest whole dimensions of the old one agree."""
+        depths = self.whole.get(old, {})
+        nearest = [new for new, depth in depths.items() if depth == min(depths.values())]
+        return nearest[0] if len(nearest) == 1 and nearest[0] != old else None
+
+
+def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) -> dict[str, Sizes]:
+    """Find the sizes of the axes that each module's weights and values carry.
+
+    The sizes of the model's inputs are every module's own: a number that is one of them is no width for sure.
+    """
+    placed = [(name.rpartition(".")[0], own) for name, own in analysis.weights.items()]
+    given: set[Axis] = set()
+    for node, values in analysis.axes.items():
+        placed += [(str(node.meta.get("module") or ""), own) for own in values]
+        if node.op == "placeholder":
+            given.update(axis for own in values for axis in own)
+    depths: dict[str, dict[Axis, int]] = defaultdict(dict)
+    for where, axes in placed:
+        for depth, path in enumerate(_above(where)):
+            known = depths[path]
+            for axis in axes:
+                known[axis] = min(depth, known.get(axis, depth))
+    paths = [path for path, _ in model.named_modules()]
+    return {path: _sizes(depths[path] | dict.fromkeys(given, 0), selection) for path in paths}
+
+
+def _sizes(axes: Mapping[Axis, int], selection: Selection) -> Sizes:
+    whole: dict[int, dict[int, int]] = defaultdict(dict)
+    parts: dict[int, set[int]] = defaultdict(set)
+    for axis, depth in axes.items():
+        known, new = whole[axis.size], selection.size(axis)
+        known[new] = min(depth, known.get(new, depth))
+        for part in _runs(axis):
+            parts[part.size].add(selection.size(part))
+    return Sizes(dict(whole), dict(parts))
+
+
+def _runs(axis: Axis) -> Iterator[Axis]:
+    """List the axis, its factors or parts, and all neighbours among them taken together."""
+    if isinstance(axis, Atom):
+        yield axis
+        return
+    for i in range(len(axis.parts)):
+        for j in range(i + 1, len(axis.parts) + 1):
+            run = axis.parts[i:j]
+            yield Product.of(run) if isinstance(axis, Product) else Sum.of(run)
+    for part in axis.parts:
+        if not isinstance(part, Atom):
+            yield from _runs(part)
+
+
+def _above(path: str) -> Iterator[str]:
+    """List a module's path and those of all around it, the nearest first, the root's last."""
+    parts = path.split(".") if path else []
+    yield from (".".join(parts[:i]) for i in range(len(parts), -1, -1))

@@ -1,0 +1,88 @@
+"""Find the numbers that a module's code may read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune.graph.tensors import holds_attributes
+from fxprune.result.own_code import Slot
+from fxprune.rules.modules import native
+
+__all__ = ["holders_of", "slots_of"]
+
+_DEPTH = 4  # lists in dicts in objects: deeper nests hold data, not sizes
+_LENGTH = 256  # longer lists hold data
+# torch.nn.Module's own state, and ours.
+_NOT_THE_USERS = frozenset(vars(nn.Module())) | {"_fxprune"}
+
+
+def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
+    """Find every whole number above one in each module's own state, in its lists, dicts and objects too.
+
+    What several modules hold (a configuration) goes by the first of them.  Layers of torch.nn have none:
+    their numbers are those of their weights.
+    """
+    seen: set[int] = set()
+    found: dict[str, list[tuple[Slot, int]]] = {}
+    for path, module in root.named_modules():
+        own = found.setdefault(path, [])
+        for name, value in _state(module):
+            own += [(Slot(path, keys, held), n) for keys, held, n in _numbers(value, (name,), 1, seen)]
+    return found
+
+
+def holders_of(root: nn.Module) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
+    """Find every object that slots lie in: (the module's path, keys to it, the object)."""
+    seen: set[int] = set()
+    for path, module in root.named_modules():
+        if native(module) is None:
+            yield path, (), module
+            for name, value in _state(module):
+                for keys, holder in _objects(value, (name,), seen):
+                    yield path, keys, holder
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    if native(module) is None:
+        yield from ((name, value) for name, value in vars(module).items() if name not in _NOT_THE_USERS)
+
+
+def _numbers(
+    value: Any, keys: tuple[Any, ...], held: int, seen: set[int]
+) -> Iterator[tuple[tuple[Any, ...], int, int]]:
+    if type(value) is int:
+        if value > 1:
+            yield keys, held, value
+        return
+    for key, inner, is_object in _items(value, keys, seen):
+        longer = (*keys, key)
+        yield from _numbers(inner, longer, len(longer) if is_object else held, seen)
+
+
+def _objects(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if holds_attributes(value) and id(value) not in seen:
+        yield keys, value
+    for key, inner, _ in _items(value, keys, seen):
+        yield from _objects(inner, (*keys, key), seen)
+
+
+def _items(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterable[tuple[Any, Any, bool]]:
+    """List what a nest holds: (key, value, whether the nest is an object with attributes); each nest once."""
+    if len(keys) > _DEPTH or isinstance(value, (str, bytes, type, Tensor, nn.Module)):
+        return
+    is_object = holds_attributes(value)
+    if isinstance(value, dict):
+        items = [*value.items()]
+    elif isinstance(value, (list, tuple)):
+        items = [*enumerate(value)]
+    elif is_object:
+        items = [*vars(value).items()]
+    else:
+        return
+    if id(value) in seen or len(items) > _LENGTH:
+        return
+    seen.add(id(value))
+    yield from ((key, inner, is_object) for key, inner in items if isinstance(key, (str, int)))

@@ -1,0 +1,90 @@
+"""Copy a model's modules and Python state, with other tensors in the places of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.tensors import in_float64
+from fxprune.rules.modules import NATIVE, native
+
+Resized = Callable[[Sequence[str], Tensor], Tensor]  # every name that a model has for a tensor, and itself
+
+__all__ = ["Resized", "doubled_copy", "in_double_as", "leaf_paths", "resized_copy"]
+
+
+def doubled_copy(model: nn.Module) -> nn.Module:
+    """Copy a model in float64, tensors that are plain attributes included."""
+    return structural_copy(model, in_double_as)
+
+
+def in_double_as(t: Tensor) -> Tensor:
+    """Copy a tensor in float64 as what it is, a parameter or none."""
+    made = in_float64(t.detach())
+    return nn.Parameter(made, requires_grad=False) if isinstance(t, nn.Parameter) else made
+
+
+def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> nn.Module:
+    """Copy a model's class and state on the tensors that `resized(names, tensor)` gives.
+
+    Layers of torch.nn have their own numbers (`in_features`, `groups`, `normalized_shape`) as the pruned
+    graph's layer at the same path has them, or as their weights say.
+    """
+    names: dict[int, list[str]] = {}
+    for name, t in _tensor_places(model):
+        names.setdefault(id(t), []).append(name)
+    new = structural_copy(model, lambda t: resized(names[id(t)], t) if id(t) in names else t)
+    for module in new.modules():
+        _describe(module)
+    for path in leaf_paths(pruned):
+        source = pruned.get_submodule(path)
+        try:
+            target = new.get_submodule(path)
+        except AttributeError:  # a module that capture made
+            continue
+        if type(target) is type(source):
+            _copy_settings(source, target)
+    return new
+
+
+def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """List every parameter, buffer and tensor attribute by each of its names, saved or not."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{name}".lstrip("."), value
+
+
+def leaf_paths(pruned: fx.GraphModule) -> list[str]:
+    """List the modules that a graph calls."""
+    return list(dict.fromkeys(str(n.target) for n in pruned.graph.nodes if n.op == "call_module"))
+
+
+def _describe(module: nn.Module) -> None:
+    """Set what a layer says of its weights, or a layer of a class that inherits from it."""
+    for cls in type(module).__mro__:
+        entry = NATIVE.get(cls)
+        if entry is not None and getattr(module, "weight", None) is not None:
+            for name, width in entry.widths.items():
+                if hasattr(module, name):
+                    setattr(module, name, width(module))
+            return
+
+
+def _copy_settings(source: nn.Module, target: nn.Module) -> None:
+    """Copy the plain attributes of a layer and of those in it."""
+    if native(target) is not None:
+        for name, value in vars(source).items():
+            if not name.startswith("_") and name != "training" and isinstance(value, (int, tuple, list)):
+                setattr(target, name, copy.copy(value))
+    for name, child in source.named_children():
+        inner: Any = target._modules.get(name)
+        if isinstance(inner, nn.Module) and type(inner) is type(child):
+            _copy_settings(child, inner)

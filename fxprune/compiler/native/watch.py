@@ -1,0 +1,196 @@
+"""Run a module's own code beside the pruned graph, and find the module that makes the first difference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.certify.float64 import Float64Interpreter, default_float64, in_double
+from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
+from fxprune.graph.example import Example
+from fxprune.graph.source_files import is_users
+from fxprune.graph.tensors import floats_of
+from fxprune.rules.modules import native
+
+__all__ = ["Expected", "Fault", "expected_of", "fault_in"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the graph computes on an example: its layers' inputs, call by call, and its outputs.
+
+    results: what other modules return, call by call, where that is known.
+    """
+
+    example: Example
+    inputs: Mapping[str, list[Prints]]
+    outputs: list[Tensor]
+    results: Mapping[str, list[Prints]] = field(default_factory=dict)
+
+
+def expected_of(
+    double: fx.GraphModule, example: Example, results: Mapping[str, list[list[str]]] | None = None
+) -> Expected:
+    """Run a graph in float64 and note what goes into its layers.
+
+    results: for modules, call by call, the names of the nodes that their results stand in.
+    """
+    results = results or {}
+    with torch.no_grad(), default_float64():
+        run = _Recorder(double, {name for calls in results.values() for names in calls for name in names})
+        outputs = run.run_on(example)
+    known = {
+        path: [tuple(run.prints[name] for name in names) for names in calls]
+        for path, calls in results.items()
+        if all(name in run.prints for names in calls for name in names)
+    }
+    return Expected(example, run.inputs, floats_of(outputs), known)
+
+
+class _Recorder(Float64Interpreter):
+    def __init__(self, module: fx.GraphModule, noted: set[str]) -> None:
+        super().__init__(module)
+        self.inputs: dict[str, list[Prints]] = {}
+        self.noted, self.prints = noted, dict[str, Fingerprint]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.noted and isinstance(value, Tensor):
+            self.prints[n.name] = Fingerprint.of(value)
+        return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.inputs.setdefault(str(target), []).append(prints_of((args, kwargs)))
+        return super().call_module(target, args, kwargs)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Where a module's code first does something else than the graph.
+
+    path: the module whose own code was running.
+    args, kwargs: what it was called with.
+    calls: how often each layer had been called before.
+    error: what the code raised, with its line, or what differed.
+    progress: how many modules had been entered and left as they should.
+    """
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    calls: Counter[str]
+    error: str
+    progress: int
+
+
+def fault_in(
+    module: nn.Module, path: str, example: Example, calls: Counter[str], expected: Expected
+) -> Fault | None:
+    """Call a float64 module; the first difference to what the graph expects, or None.
+
+    Of the root (path ""), what it returns is compared as well.
+    """
+    watch = _Watch(expected, Counter(calls))
+    first = _Call(path, example.args, example.kwargs, calls)
+    with torch.no_grad(), in_double(), _watched(module, path, watch):
+        try:
+            outputs = module(*example.args, **example.kwargs)
+        except Exception as error:  # whatever the code does with sizes that it did not expect
+            first = watch.stack[-1] if watch.stack else first
+            return Fault(first.path, first.args, first.kwargs, first.calls, _said(error), watch.progress)
+    if path or is_same(floats_of(outputs), expected.outputs):
+        return None
+    said = "what the model returns is not what it should be"
+    return Fault("", example.args, example.kwargs, calls, said, watch.progress)
+
+
+class _Differs(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class _Call:
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    calls: Counter[str]
+
+
+@dataclass
+class _Watch:
+    """Follows a run of a module through hooks, and compares what goes into each layer."""
+
+    expected: Expected
+    calls: Counter[str]
+    left: Counter[str] = field(default_factory=Counter)
+    stack: list[_Call] = field(default_factory=list)
+    progress: int = 0
+
+    def enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: bool) -> None:
+        known = None if own else self.expected.inputs.get(path)
+        if known is not None:
+            count = self.calls[path]
+            self.calls[path] += 1
+            if count >= len(known) or not prints_match(prints_of((args, kwargs)), known[count]):
+                raise _Differs(f"what goes into {path} is not what it should be")
+        self.stack.append(_Call(path, args, kwargs, Counter(self.calls)))
+        self.progress += 1
+
+    def leave(self, path: str, out: Any) -> None:
+        known = self.expected.results.get(path)
+        if known is not None:
+            count = self.left[path]
+            self.left[path] += 1
+            if count < len(known) and not prints_match(prints_of(out), known[count]):
+                raise _Differs(f"what {path} returns is not what it should be")
+        self.stack.pop()
+        self.progress += 1
+
+
+@contextlib.contextmanager
+def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
+    handles = []
+    for name, module in root.named_modules():
+        path = f"{prefix}.{name}".strip(".")
+        # A user's own layer may take the graph's input in another layout.
+        own = native(module) is None and bool(module._parameters or module._buffers)
+
+        def enter(m: nn.Module, args: Any, kwargs: Any, path: str = path, own: bool = own) -> None:
+            watch.enter(path, args, kwargs, own)
+
+        def leave(m: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path) -> None:
+            watch.leave(path, out)
+
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _said(error: Exception) -> str:
+    said = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, _Differs):
+        return said
+    where = _line_of_users(error.__traceback__)
+    return f"{type(error).__name__}: {said}" + (f" at {where}" if where else "")
+
+
+def _line_of_users(frame: TracebackType | None) -> str:
+    """Find the last line of the user's (or their library's) code that an error passed through."""
+    where = ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if is_users(file):
+            where = f"{file}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return where

@@ -1,0 +1,127 @@
+"""What makes an instance of the user's own class of a pruned graph, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+__all__ = ["Edit", "OwnCode", "Part", "Read", "Ref", "Slot"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A number at a place that a module's code can read.
+
+    path: the module's.
+    keys: from the module's `__dict__` inward: names of attributes, keys of dicts, places in lists.
+    held: how many of the keys lead to the attribute of the innermost object (the module, a configuration).
+    """
+
+    path: str
+    keys: tuple[Any, ...]
+    held: int = 1
+
+    def __str__(self) -> str:
+        name, *inner = self.keys
+        said = "".join(f".{k}" if i < self.held - 1 else f"[{k!r}]" for i, k in enumerate(inner))
+        return f"{self.path}.{name}".lstrip(".") + said
+
+    def read(self, root: nn.Module) -> Any:
+        """Get the number that stands here in a model of the same structure."""
+        value: Any = vars(root.get_submodule(self.path))
+        for key in self.keys:
+            value = _item(value, key)
+        return value
+
+    def write(self, root: nn.Module, new: int) -> None:
+        """Put another number here; tuples on the way are made anew."""
+        _written(vars(root.get_submodule(self.path)), self.keys, new)
+
+
+def _item(holder: Any, key: Any) -> Any:
+    return holder[key] if isinstance(holder, (dict, list, tuple)) else vars(holder)[key]
+
+
+def _written(holder: Any, keys: tuple[Any, ...], new: int) -> Any:
+    """Put the number into its holder and return it: itself, unless it is a tuple."""
+    key, *inner = keys
+    value = _written(_item(holder, key), tuple(inner), new) if inner else new
+    if isinstance(holder, tuple):
+        items: list[Any] = [value if i == key else item for i, item in enumerate(holder)]
+        return type(holder)(*items) if hasattr(holder, "_fields") else type(holder)(items)
+    if isinstance(holder, (dict, list)):
+        holder[key] = value
+    elif vars(holder)[key] is not value:
+        vars(holder)[key] = value
+    return holder
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A number of the original's state that the code of the result reads as another one."""
+
+    slot: Slot
+    old: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.slot}: {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A node of the pruned graph, by name, in the place of a value."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A size, dtype or device of the model's input, read off one of a module's own inputs."""
+
+    node: str
+    of: str
+    what: Literal["size", "dtype", "device"]
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module whose own code can't hold the new sizes, and the part of the graph in its place.
+
+    path: the module's.
+    why: what its own code said, with the line.
+    inputs: (parameter of its `forward`, keys inside the argument, node of the graph that stands there).
+    reads: what it knows of the model's input.
+    result: what it returns, in lists, tuples and dicts: a `Ref` for each tensor.
+    """
+
+    path: str
+    why: str
+    inputs: tuple[tuple[str, tuple[Any, ...], str], ...]
+    reads: tuple[Read, ...]
+    result: Any
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """How an instance of the user's own class came about.
+
+    edits: numbers in its state that are no longer the original's.
+    parts: modules that their part of the graph replaces.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def is_graph(self) -> bool:
+        """Is it no instance after all, but the graph itself, since the root can't hold the sizes?"""
+        return any(not part.path for part in self.parts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Is every module the user's own?"""
+        return not self.parts
