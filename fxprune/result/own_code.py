@@ -111,10 +111,12 @@ class OwnCode:
 
     edits: numbers in its state that are no longer the original's.
     parts: modules that their part of the graph replaces.
+    unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     """
 
     edits: tuple[Edit, ...] = ()
     parts: tuple[Part, ...] = ()
+    unsaid: str = ""
 
     @property
     def is_graph(self) -> bool:

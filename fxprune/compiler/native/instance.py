@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.structure import Resized, resized_copy
+from fxprune.errors import FileError
 from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
@@ -32,7 +35,14 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
         made.set_submodule(part.path, cut(part, made, pruned))
     pruned.record = replace(pruned.record, own=own)
     attach(made, pruned)
+    if own.unsaid:
+        vars(made)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
     return made
+
+
+def _refuse_to_save(why: str, *args: Any, **kwargs: Any) -> None:
+    """Raise FileError: what its library would save builds another function."""
+    raise FileError(f"{why}: its library would build another model from what it saved; use fxprune.save")
 
 
 class Slices:

@@ -8,9 +8,11 @@ from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.planned import as_planned
+from fxprune.compiler.native.configuration import configured
 from fxprune.compiler.native.find import own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of
 from fxprune.compiler.native.scales import computed_scales, default_scales
+from fxprune.compiler.native.sizes import sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, shown
@@ -79,7 +81,14 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     if isinstance(own, str):
         pruned.record = replace(pruned.record, own=OwnCode(parts=(Part("", own, (), (), None),)))
         return pruned
-    return instance_of(model, own, pruned, Slices(analysis, selection, pruned))
+    slices = Slices(analysis, selection, pruned)
+    made = instance_of(model, own, pruned, slices)
+    sizes = sizes_by_module(model, analysis, selection)[""]
+    edits, unsaid = configured(model, made, pruned, sizes, own.edits)
+    if edits or unsaid:
+        own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
+        made = instance_of(model, own, pruned, slices)
+    return made
 
 
 def _stock_class(like: nn.Module, pruned: PrunedModule) -> nn.Module:

@@ -21,6 +21,7 @@ OWN = "own:"  # before the names of tensors that the instance has and its graph 
 def own_data(own: OwnCode) -> dict[str, Any]:
     """Plain lists, words and numbers."""
     return {
+        "unsaid": own.unsaid,
         "edits": [[e.slot.path, list(e.slot.keys), e.slot.held, e.old, e.new] for e in own.edits],
         "parts": [
             {
@@ -53,7 +54,7 @@ def own_from(data: Any) -> OwnCode:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
-    return OwnCode(tuple(edits), tuple(parts))
+    return OwnCode(tuple(edits), tuple(parts), str(data.get("unsaid", "")))
 
 
 def own_instance(

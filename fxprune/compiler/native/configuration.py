@@ -1,0 +1,110 @@
+"""Let the configuration that a model is built of say the new sizes, where it can.
+
+A model that is saved by its own library comes back from its configuration: one that says other sizes than the
+weights have would build another function in silence.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from fxprune.certify.certificate import same_function
+from fxprune.certify.randomise import uninitialised
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.slots import slots_of
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import holds_attributes
+from fxprune.result.own_code import Edit, Slot
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["configured"]
+
+SAVES = "save_pretrained"  # how a library that builds models of configurations calls its saving
+TRIES = 48
+
+
+def configured(
+    model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes: Sizes, edits: Sequence[Edit]
+) -> tuple[list[Edit], str]:
+    """Edit the configuration of an instance, in place, until its class builds the same function of it.
+
+    Returns the edits; and, where none will do, that in words: its library can't save it.
+    """
+    if not hasattr(type(model), SAVES):
+        return [], ""
+    for name, held in vars(instance).items():
+        if holds_attributes(held) and _built(instance, held) is not None:
+            found = _edited(model, instance, pruned, name, sizes, edits)
+            if found is None:
+                return [], f"{type(held).__name__} can't express its sizes"
+            return found, ""
+    return [], ""
+
+
+def _edited(
+    model: nn.Module,
+    instance: nn.Module,
+    pruned: PrunedModule,
+    name: str,
+    sizes: Sizes,
+    edits: Sequence[Edit],
+) -> list[Edit] | None:
+    done = {edit.slot for edit in edits}
+    options = [
+        (slot, old, news)
+        for slot, old in slots_of(model)[""]
+        if slot.keys[0] == name and slot not in done and (news := _news(old, sizes, edits))
+    ]
+    for changes in itertools.islice(_choices(options), TRIES):
+        for slot, _, new in changes:
+            slot.write(instance, new)
+        if _is_same(instance, vars(instance)[name], pruned):
+            return [Edit(slot, old, new) for slot, old, new in changes]
+        for slot, old, _ in changes:
+            slot.write(instance, old)
+    return None
+
+
+def _news(old: int, sizes: Sizes, edits: Sequence[Edit]) -> list[int]:
+    """List what a number may have become: what it did elsewhere in the model first."""
+    elsewhere = [edit.new for edit in edits if edit.old == old]
+    return [n for n in dict.fromkeys((*elsewhere, *sizes.may_be(old))) if n != old]
+
+
+def _choices(options: list[tuple[Slot, int, list[int]]]) -> Iterator[list[tuple[Slot, int, int]]]:
+    """List no change, then every one, two and three of them."""
+    single = [(slot, old, new) for slot, old, news in options for new in news]
+    for count in range(4):
+        for some in itertools.combinations(single, count):
+            if len({slot for slot, _, _ in some}) == count:
+                yield [*some]
+
+
+def _built(instance: nn.Module, configuration: Any) -> nn.Module | None:
+    """Build a model of the class from a configuration alone, if that is how it is built."""
+    try:
+        with uninitialised():
+            return type(instance)(copy.deepcopy(configuration)).eval()
+    except Exception:  # whatever a constructor says of an argument that it does not take
+        return None
+
+
+def _is_same(instance: nn.Module, configuration: Any, pruned: PrunedModule) -> bool:
+    built = _built(instance, configuration)
+    if built is None:
+        return False
+    try:
+        built.load_state_dict(instance.state_dict(), strict=True)
+        return same_function(pruned, built, _example(pruned)) <= 1e-6
+    except Exception:  # other shapes, or code that does not take them
+        return False
+
+
+def _example(pruned: PrunedModule) -> Example:
+    example = seeded_noise(pruned.record.example, pruned)
+    return example.with_batch(2) if pruned.record.dynamic else example

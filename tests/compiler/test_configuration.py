@@ -1,0 +1,48 @@
+"""A model of a library that saves configurations comes back from its own, or says that it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_hf_vit
+
+import fxprune
+from fxprune.errors import FileError
+from fxprune.result.pruned_module import record_of
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layers", [1, 4])  # as many layers as heads: only one of them shrinks
+def test_its_own_saving_round_trips(layers: int, tmp_path: Path) -> None:
+    model = small_hf_vit(num_hidden_layers=layers)
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, form="module").eval()
+    assert (pruned.config.hidden_size, pruned.config.num_attention_heads) == (24, 2)
+    assert pruned.config.num_hidden_layers == layers and model.config.hidden_size == 48
+    pruned.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(IMAGES).logits, pruned(IMAGES).logits, atol=1e-5)
+
+
+def test_sizes_that_it_cannot_say_are_refused(tmp_path: Path) -> None:
+    model = small_hf_vit(num_hidden_layers=2)
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, attention="head_dim", form="module")
+    assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned, example_inputs=IMAGES) < 1e-8
+    with pytest.raises(FileError, match=r"fxprune\.save"):
+        pruned.save_pretrained(tmp_path)
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved")
+    with pytest.raises(FileError, match=r"fxprune\.save"):
+        loaded.save_pretrained(tmp_path)
+
+
+def test_labels_hidden_states_and_checkpointing_are_the_librarys() -> None:
+    pruned = fxprune.prune(small_hf_vit(), 0.5, example_inputs=IMAGES, form="module")
+    found = pruned(IMAGES, labels=torch.tensor([1, 2]), output_hidden_states=True)
+    assert found.loss.isfinite() and found.hidden_states[0].shape[-1] == 24
+    pruned.gradient_checkpointing_enable()
+    pruned.train()(IMAGES).logits.sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
