@@ -79,7 +79,8 @@ def layer_axes(
     same = [(i, params[k].axes[1]) for k in sorted(reads)] + [(batch, t.axes[1]) for t in states]
     outer, *last = result
     shapes = [(*input.axes[:-1], outer.axes[-1]), *((t.axes[0], batch, t.axes[2]) for t in last)]
-    return Flow(shapes, same, whole, reduced=[i])
+    macs = [(*input.axes[:-1], *w.axes) for w in params if w.ndim == 2]
+    return Flow(shapes, same, whole, reduced=[i], macs=macs)
 
 
 @rule("torch.nn.modules.rnn.LSTM")

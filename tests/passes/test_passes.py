@@ -12,7 +12,7 @@ from helpers import CAPTURES, assert_same, images, mlp, randomise, run, small_co
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.capture.attention import open_modules
+from fxprune.capture.attention import decompose_modules
 from fxprune.capture.exported.capture import capture_exported
 from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.choose.best import select
@@ -51,7 +51,7 @@ PASSES: dict[str, Pass] = {
 def captured(model: nn.Module, x: Tensor, capture: str) -> tuple[fx.GraphModule, nn.Module]:
     """A model's graph with values, before any pass, and the copy that it was captured from."""
     source = structural_copy(model)
-    open_modules(source)
+    decompose_modules(source)
     example = Example((x,))
     module = (capture_symbolic if capture == "symbolic" else capture_exported)(source, example).module
     propagate_values(module, example)
