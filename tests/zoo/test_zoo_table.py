@@ -53,7 +53,9 @@ def test_what_is_left_large_is_large_for_a_reason(row: Result) -> None:
 def test_families_leave_little_but_for_what_is_justified() -> None:
     by_family = defaultdict(list)
     for row in TIMM:
-        if (row.params_left or 0) <= MUCH_LEFT:
+        # What a recurrent layer remembers stays whole by rule: 0.42 is what is left of one.
+        recurrent = "the hidden state of a recurrent layer" in row.reasons
+        if (row.params_left or 0) <= MUCH_LEFT and not recurrent:
             by_family[family(row)].append(row.params_left or 0.0)
     assert {name: median(left) for name, left in by_family.items() if median(left) > 0.40} == {}
 
