@@ -85,7 +85,7 @@ class _Finder:
         """Put the graph's part in the place of the module at fault, or of the smallest around it that can."""
         path, root = fault.path, self.search.root
         while path:
-            if path not in self.parts:
+            if not _is_within(path, self.parts):
                 try:
                     part = self._part(path, fault.error)
                     root.set_submodule(path, cut(part, root, self.double))

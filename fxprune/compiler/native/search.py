@@ -99,15 +99,15 @@ class Search:
 
     def fault(self, expected: Expected) -> Fault | None:
         """Find the first module that no edit mends; None: the model equals the graph."""
-        mended: set[str] = set()
+        reached = -1
         with reads_noted(self.root, self.reads):
             while True:
                 fault = self._run(self.root, "", expected.example, Counter(), expected)
                 if fault is None:
                     return None
-                if fault.path in mended or not self._mend(fault, expected):
+                if fault.progress <= reached or not self._mend(fault, expected):
                     return fault
-                mended.add(fault.path)
+                reached = fault.progress
 
     def _run(
         self, module: nn.Module, path: str, example: Example, calls: Counter[str], expected: Expected
@@ -122,32 +122,46 @@ class Search:
     def _mend(self, fault: Fault, expected: Expected) -> bool:
         """Try other numbers in the module at fault; where one choice works, its likes take it too.
 
+        A choice works if the code leaves the module as it should; or else, if it goes further than before.
         Returns whether there is one.
         """
         module, example = self.root.get_submodule(fault.path), Example(fault.args, fault.kwargs)
         options: Options = []
+        further: tuple[Options, tuple[int, ...]] | None = None
+        reached: int | None = None  # how far the code goes with what stands there now
         while len(options) < len(options := self.proposals.options(fault.path, self.reads)):
-            before = [(slot, slot.read(self.root)) for slot, _ in options]
-            reached: int | None = None  # how far the code goes with what stands there now
-            for values in itertools.islice(_choices(options, [n for _, n in before]), TRIES):
+            before = [slot.read(self.root) for slot, _ in options]
+            for values in itertools.islice(_choices(options, before), TRIES):
                 if self.runs > RUNS:
                     break
-                for (slot, _), value in zip(options, values, strict=True):
-                    slot.write(self.root, value)
+                self._write(options, values)
                 again = self._run(module, fault.path, example, _entered(fault), expected)
-                if reached is None and again is not None:
+                if again is None or (reached is not None and again.progress > reached):
+                    if again is None or again.path != fault.path:
+                        self._adopt(fault.path, options, before, values)
+                        return True
+                    further, reached = (options, values), again.progress
+                elif reached is None:
                     reached = again.progress
-                if again is None or (again.path != fault.path and again.progress > (reached or 0)):
-                    chosen = [(slot, v) for (slot, _), v in zip(options, values, strict=True)]
-                    changed = [(s, v) for (s, v), (_, n) in zip(chosen, before, strict=True) if v != n]
-                    for slot, value in changed:
-                        self._set(slot, value)
-                    self._pass_on(fault.path, options, dict(chosen))
-                    return True
-            for slot, value in before:
-                slot.write(self.root, value)
+            self._write(options, before)
             # Code that went further than before has read more.
-        return False
+        if further is None:
+            return False
+        options, values = further
+        self._adopt(fault.path, options, [slot.read(self.root) for slot, _ in options], values)
+        return True
+
+    def _write(self, options: Options, values: Sequence[int]) -> None:
+        for (slot, _), value in zip(options, values, strict=True):
+            slot.write(self.root, value)
+
+    def _adopt(self, path: str, options: Options, before: Sequence[int], values: Sequence[int]) -> None:
+        """Keep a choice, in the modules that are like this one as well."""
+        chosen = {slot: value for (slot, _), value in zip(options, values, strict=True)}
+        for (slot, value), old in zip(chosen.items(), before, strict=True):
+            if value != old:
+                self._set(slot, value)
+        self._pass_on(path, options, chosen)
 
     def _pass_on(self, path: str, options: Options, chosen: Mapping[Slot, int]) -> None:
         """Make the same choice in modules of the same class where the same numbers have the same options."""
