@@ -130,9 +130,9 @@ class ComplexWeights(TwoLayers):
         return torch.view_as_real(x).flatten(-2).relu()
 
 
-@case(block__fc1__weight=(40, 12), block__fc2__weight=(12, 40))
+@case(block__fc1__weight=(20, 12), block__recurrent__weight_ih_l0=(120, 20), block__fc2__weight=(12, 40))
 class Gru(TwoLayers):
-    """Kept whole, like an LSTM; what is around it shrinks."""
+    """What it reads shrinks, what it remembers stays whole, like an LSTM's."""
 
     def __init__(self) -> None:
         super().__init__()
