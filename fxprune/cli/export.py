@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from fxprune.capture.example_of import example_of
-from fxprune.cli.models import is_saved, subject
+from fxprune.cli.models import subject
 from fxprune.cli.options import original_option, output_options, weights_options
 from fxprune.cli.progress import progress
+from fxprune.result.forms import is_result
+from fxprune.result.pruned_module import record_of
 from fxprune.result.saved.onnx_file import write_onnx
 
 __all__ = ["export"]
@@ -42,8 +44,7 @@ def export(what: str, onnx: str, as_json: bool, quiet: bool, **options: Any) -> 
         made = subject(what, **options)
         example = example_of(made.model, made.options.get("example_inputs"))
         step(f"exporting to {onnx}")
-        record = getattr(made.model, "record", None)
-        dynamic = record.dynamic if is_saved(what) and record is not None else True
+        dynamic = record_of(made.model).dynamic if is_result(made.model) else True
         written = write_onnx(made.model, example, onnx, dynamic=dynamic)
     if as_json:
         record = {"file": onnx, "inputs": written.inputs, "outputs": written.outputs, "error": written.error}

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.compiler.native.fingerprint import Fingerprint
-from fxprune.compiler.native.structure import doubled_copy
+from fxprune.compiler.native.structure import doubled_copy, is_inside
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Ref
 
@@ -116,7 +116,7 @@ class _Values(Float64Interpreter):
             if not isinstance(value, Tensor):
                 return value
             nodes = self._alike(value)
-            own = [n for n in nodes if _is_inside(str(n.meta.get("module") or ""), path)]
+            own = [n for n in nodes if is_inside(str(n.meta.get("module") or ""), path)]
             return self._ref((own or nodes)[-1:])
 
         return pytree.tree_map(last, value)
@@ -132,7 +132,3 @@ class _Values(Float64Interpreter):
         while name in self.removed:
             name = self.removed[name]
         return Ref(name)
-
-
-def _is_inside(where: str, path: str) -> bool:
-    return not path or where == path or where.startswith(f"{path}.")

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import doubled, in_eval_mode
 from fxprune.compiler.native.boundaries import Boundary, boundaries_of
-from fxprune.compiler.native.instance import Slices
 from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.search import Proposals, Search
-from fxprune.compiler.native.sizes import sizes_by_module
-from fxprune.compiler.native.structure import in_double_as, resized_copy
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.structure import Resized, in_double_as, is_inside, resized_copy
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
 from fxprune.graph.tensors import in_float64
 from fxprune.result.own_code import Edit, OwnCode, Part
 from fxprune.result.pruned_module import PrunedModule
-from fxprune.result.selection import Selection
 
 __all__ = ["own_code_of"]
 
 
 def own_code_of(
-    model: nn.Module, analysis: Analysis, selection: Selection, pruned: PrunedModule
+    model: nn.Module,
+    analysis: Analysis,
+    sizes: Mapping[str, Sizes],
+    slices: Resized,
+    pruned: PrunedModule,
 ) -> OwnCode | str:
     """Find the edits and the parts that make an instance of the model's class equal a pruned graph.
 
     In float64, to 1e-8, on an example.  Where a module's own code can't hold the new sizes, the smallest
     module around it that can stand alone becomes its part of the graph; why it can't be the root, in words.
     """
-    return _Finder(model, analysis, selection, pruned).find()
+    return _Finder(model, analysis, sizes, slices, pruned).find()
 
 
 class _Finder:
     def __init__(
-        self, model: nn.Module, analysis: Analysis, selection: Selection, pruned: PrunedModule
+        self,
+        model: nn.Module,
+        analysis: Analysis,
+        sizes: Mapping[str, Sizes],
+        slices: Resized,
+        pruned: PrunedModule,
     ) -> None:
-        self.model, self.analysis, self.pruned = model, analysis, pruned
+        self.model, self.analysis = model, analysis
         self.double = doubled(pruned)
-        slices = Slices(analysis, selection, pruned)
         root = resized_copy(model, lambda n, t: in_double_as(slices(n, t)), pruned)
         in_eval_mode(root)
         self.example = seeded_noise(analysis.captured.example.with_batch(2), model).map(in_float64)
-        sizes = sizes_by_module(model, analysis, selection)
         self.search = Search(root, Proposals(model, sizes))
         self.parts: dict[str, Part] = {}
         self.boundaries: dict[str, list[Boundary]] | None = None
@@ -104,4 +109,4 @@ class _Finder:
 
 
 def _is_within(path: str, modules: Iterable[str]) -> bool:
-    return any(path == m or path.startswith(f"{m}.") for m in modules)
+    return any(is_inside(path, module) for module in modules)

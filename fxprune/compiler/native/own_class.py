@@ -70,21 +70,21 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     selection = Selection.from_plan(analysis, plan)
     plan = replace(plan, scales={**default_scales(analysis, selection), **plan.scales})
     pruned = rewrite(model, analysis, plan, check=check)
-    own = own_code_of(model, analysis, selection, pruned)
+    sizes, slices = sizes_by_module(model, analysis, selection), Slices(analysis, selection, pruned)
+    own = own_code_of(model, analysis, sizes, slices, pruned)
     unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
-        other = own_code_of(model, analysis, selection, folded)
+        others = Slices(analysis, selection, folded)
+        other = own_code_of(model, analysis, sizes, others, folded)
         if not isinstance(other, str) and (isinstance(own, str) or len(other.parts) < len(own.parts)):
-            own, pruned = other, folded
+            own, pruned, slices = other, folded, others
     if isinstance(own, str):
         pruned.record = replace(pruned.record, own=OwnCode(parts=(Part("", own, (), (), None),)))
         return pruned
-    slices = Slices(analysis, selection, pruned)
     made = instance_of(model, own, pruned, slices)
-    sizes = sizes_by_module(model, analysis, selection)[""]
-    edits, unsaid = configured(model, made, pruned, sizes, own.edits)
+    edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     if edits or unsaid:
         own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
         made = instance_of(model, own, pruned, slices)

@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import slots_of
+from fxprune.compiler.native.structure import is_inside
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Slot
@@ -74,7 +75,7 @@ class Proposals:
             (slot, [*(n for n in news if n != old), old])
             for there, slots in self.slots.items()
             for slot, old in slots
-            if (slot.held > 1 or _is_inside(there, path)) and reads.has(slot)
+            if (slot.held > 1 or is_inside(there, path)) and reads.has(slot)
             if (news := self.sizes[there].may_be(old))
         ]
 
@@ -183,7 +184,7 @@ class Search:
         """Find the numbers of a module that stand where those of another one do."""
         wanted = {(slot.path[len(path) :], slot.keys) for slot in slots}
         for inside, own in self.proposals.slots.items():
-            if _is_inside(inside, there):
+            if is_inside(inside, there):
                 for slot, old in own:
                     news = self.proposals.sizes[inside].may_be(old)
                     if news and (slot.path[len(there) :], slot.keys) in wanted:
@@ -192,10 +193,6 @@ class Search:
 
 def _within(slot: Slot, news: list[int], path: str) -> tuple[object, ...]:
     return slot.path[len(path) :], slot.keys, tuple(news)
-
-
-def _is_inside(there: str, path: str) -> bool:
-    return not path or there == path or there.startswith(f"{path}.")
 
 
 def _entered(fault: Fault) -> Counter[str]:

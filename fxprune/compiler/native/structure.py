@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import in_float64
+from fxprune.graph.tensors import in_float64, named_tensors
 from fxprune.rules.modules import NATIVE, native
 
 Resized = Callable[[Sequence[str], Tensor], Tensor]  # every name that a model has for a tensor, and itself
 
-__all__ = ["Resized", "doubled_copy", "in_double_as", "leaf_paths", "resized_copy"]
+__all__ = ["Resized", "doubled_copy", "in_double_as", "is_inside", "leaf_paths", "resized_copy"]
 
 
 def doubled_copy(model: nn.Module) -> nn.Module:
@@ -54,12 +54,16 @@ def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> 
 
 def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """List every parameter, buffer and tensor attribute by each of its names, saved or not."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    yield from named_tensors(model)
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}.{name}".lstrip("."), value
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Is a path that of a module, or of one in it?  The root's is empty."""
+    return not module or path == module or path.startswith(f"{module}.")
 
 
 def leaf_paths(pruned: fx.GraphModule) -> list[str]:
