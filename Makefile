@@ -18,7 +18,7 @@ test: lint
 # make zoo FILTER='timm:*deit*' checks one family, AGAIN=--again also what passed before.
 FILTER ?= timm:* torchvision:* zoo_models:* field:*
 zoo: $(VENV)/.installed-test $(VENV)/.installed-field
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m fxprune.zoo $(foreach f,$(FILTER),'$(f)') \
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m fxprune.certify.zoo $(foreach f,$(FILTER),'$(f)') \
 		--table tests/zoo.csv --summary README.md $(AGAIN)
 
 # The large models at three ratios and in both captures; `make test` leaves them out.

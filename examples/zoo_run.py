@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-import fxprune.zoo
+import fxprune.certify.zoo
 from fxprune.result.saved.model_specs import expand
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     options = parser.parse_args()
 
     specs = [spec for pattern in options.patterns for spec in expand(pattern)]
-    for result in fxprune.zoo.run(specs, options.table, workers=1):
+    for result in fxprune.certify.zoo.run(specs, options.table, workers=1):
         left = "" if result.params_left is None else f"{result.params_left:.0%} of the parameters left"
         print(f"{result.model:28} {result.outcome:10} {left}  {result.note}".rstrip())
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.zoo import randomise
+from fxprune.certify.zoo import randomise
 
 CAPTURES = ("symbolic", "export")
 

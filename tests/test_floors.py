@@ -24,7 +24,7 @@ FLOORS = (
     ("certify", "choose"),
     ("compiler",),
     ("show.pictures",),
-    ("result.saved", "show.reports", "zoo"),
+    ("result.saved", "show.reports", "certify.zoo"),
     ("",),  # fxprune/__init__.py
     ("cli", "__main__"),
 )

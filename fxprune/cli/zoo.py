@@ -16,7 +16,7 @@ __all__ = ["zoo"]
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def zoo(arguments: tuple[str, ...]) -> int:
     """Prune and certify many models, and keep a table of them."""
-    from fxprune.zoo.__main__ import main
+    from fxprune.certify.zoo.__main__ import main
 
     try:
         return main(list(arguments))

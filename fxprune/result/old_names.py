@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -18,6 +19,7 @@ RELOCATED = {
     "fxprune.plan": "fxprune.result",
     "fxprune.rewrite": "fxprune.compiler.apply",
     "fxprune.saved": "fxprune.result.saved",
+    "fxprune.zoo": "fxprune.certify.zoo",
 }
 
 # Module that is no more -> what was in it -> where that is now.
@@ -45,25 +47,38 @@ class _Moved(types.ModuleType):
         return getattr(importlib.import_module(now), RENAMED.get(name, name))
 
 
-class _Relocated(MetaPathFinder, Loader):
+class _Relocated(MetaPathFinder, InspectLoader):
     """Import a module that moved from where it is now: it is one module under both names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
-        for old, new in RELOCATED.items():
-            if fullname == old or fullname.startswith(f"{old}."):
-                return ModuleSpec(fullname, self, origin=new + fullname.removeprefix(old))
-        return None
+        now = _spec_now(fullname)
+        if now is None:
+            return None
+        package = now.submodule_search_locations is not None
+        return ModuleSpec(fullname, self, origin=now.name, loader_state=now, is_package=package)
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
-        module = importlib.import_module(str(spec.origin))
-        spec.loader_state = module.__spec__
-        return module
+        return importlib.import_module(str(spec.origin))
+
+    def get_source(self, fullname: str) -> str | None:
+        """Return the source of a module that runs under its old name: `python -m old.name`."""
+        now = _spec_now(fullname)
+        loader = now and now.loader
+        return loader.get_source(now.name) if now and isinstance(loader, InspectLoader) else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state  # the import machinery has put the old name's there
+
+
+def _spec_now(fullname: str) -> ModuleSpec | None:
+    """Find a module that moved where it is now; None for a name under which nothing has been."""
+    for old, new in RELOCATED.items():
+        if fullname == old or fullname.startswith(f"{old}."):
+            return importlib.util.find_spec(new + fullname.removeprefix(old))
+    return None
 
 
 def install_old_names() -> None:

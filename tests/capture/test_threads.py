@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.certify.zoo import randomise
 from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.zoo import randomise
 
 INPUT = torch.randn(2, 6, 8)
 

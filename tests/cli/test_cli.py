@@ -239,7 +239,7 @@ def test_bench_a_folder_and_a_model(saved: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_zoo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxprune.zoo import __main__ as zoo
+    from fxprune.certify.zoo import __main__ as zoo
 
     given: list[str] = []
     monkeypatch.setattr(zoo, "main", lambda arguments: given.extend(arguments) or 1)

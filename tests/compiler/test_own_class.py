@@ -16,10 +16,10 @@ from helpers import small_hf_vit, small_swin, small_torchvision_vit, small_vit
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.certify.zoo import randomise
 from fxprune.errors import OptionError
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import record_of
-from fxprune.zoo import randomise
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (small_vit, 32),

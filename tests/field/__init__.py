@@ -1,6 +1,6 @@
 """The field: models of packages that pip installs, as their users build them, in small configurations.
 
-`fxprune.zoo` takes them as `field:monai_unetr`, or all of them as `field:*`.  A package is imported when one
+The zoo takes them as `field:monai_unetr`, or all of them as `field:*`.  A package is imported when one
 of its models is built.
 """
 

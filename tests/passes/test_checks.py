@@ -17,12 +17,12 @@ from helpers import images, small_vit
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.certify.zoo import randomise
 from fxprune.errors import CaptureError, PassError
 from fxprune.passes import canonical, shrinking
 from fxprune.passes.canonical import canonicalise as pipeline
 from fxprune.passes.check import Check
 from fxprune.passes.shrinking import steps
-from fxprune.zoo import randomise
 
 CAPTURES = ["symbolic", "export"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -19,6 +21,7 @@ NAMES = {
     "fxprune.rewrite": "apply",
     "fxprune.saved": "__path__",
     "fxprune.saved.load": "load",
+    "fxprune.zoo": "randomise",
 }
 
 
@@ -35,6 +38,11 @@ def test_an_old_name_is_the_module_itself(name: str) -> None:
 def test_an_old_name_that_never_was_is_no_module() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("fxprune.plan.nothing")
+
+
+def test_a_module_runs_under_its_old_name() -> None:
+    command = [sys.executable, "-m", "fxprune.zoo", "--help"]
+    assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_pickles_of_a_plan_load_by_its_old_module() -> None:

@@ -13,7 +13,7 @@ from helpers import assert_same, randomise, run, tensors_of
 from torch import nn
 
 import fxprune
-from fxprune.zoo import check, table
+from fxprune.certify.zoo import check, table
 
 TABLE = table.read(Path(__file__).parents[1] / "zoo.csv")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import field
 import pytest
 
-from fxprune.zoo import check, table
-from fxprune.zoo.result import EXCLUDED
+from fxprune.certify.zoo import check, table
+from fxprune.certify.zoo.result import EXCLUDED
 
 TABLE = table.read(Path(__file__).parents[1] / "zoo.csv")
 

@@ -11,10 +11,10 @@ from helpers import randomise
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.certify.zoo.quiet import listening
+from fxprune.certify.zoo.uses import RIGHT, Uses, copied_in_turn, uses_of
 from fxprune.errors import InputSizeError
 from fxprune.graph.example import Example
-from fxprune.zoo.quiet import listening
-from fxprune.zoo.uses import RIGHT, Uses, copied_in_turn, uses_of
 
 EXAMPLE = Example((torch.randn(2, 3, 8, 8),))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.zoo import Result, __main__, check, coverage, exactness, run, table
-from fxprune.zoo.coverage import NO_RULE, OpUse
+from fxprune.certify.zoo import Result, __main__, check, coverage, exactness, run, table
+from fxprune.certify.zoo.coverage import NO_RULE, OpUse
 
 TINY, CRASHING = "odd_models:tiny", "odd_models:crashing"
 

@@ -13,9 +13,9 @@ import vit_pytorch
 from torch import nn
 from zoo_models import vit_pytorch_models as small
 
+from fxprune.certify.zoo import check, table
+from fxprune.certify.zoo.result import EXCLUDED
 from fxprune.result.saved import model_specs
-from fxprune.zoo import check, table
-from fxprune.zoo.result import EXCLUDED
 
 TABLE = Path(__file__).parents[1] / "zoo.csv"
 # A list of images, packed into sequences whose lengths it reads from the values of a mask.

@@ -10,8 +10,8 @@ from statistics import median
 import pytest
 import timm
 
-from fxprune.zoo import table
-from fxprune.zoo.result import EXCLUDED, Result
+from fxprune.certify.zoo import table
+from fxprune.certify.zoo.result import EXCLUDED, Result
 
 HERE = Path(__file__).parents[1]
 ROWS = list(table.read(HERE / "zoo.csv").values())

@@ -1,6 +1,6 @@
 """Models that no name builds: small configurations, one factory without arguments each.
 
-`fxprune.zoo` takes them as `zoo_models:hf_beit`, or all of them as `zoo_models:*`.
+`fxprune.certify.zoo` takes them as `zoo_models:hf_beit`, or all of them as `zoo_models:*`.
 """
 
 from zoo_models import hugging_face, torchvision_parts, vit_pytorch_models

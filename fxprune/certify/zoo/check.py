@@ -14,16 +14,16 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
 from fxprune.capture.example_of import example_of
 from fxprune.certify.randomise import fit_batch_norms, randomise, uninitialised
+from fxprune.certify.zoo.coverage import OpUse, ops_met
+from fxprune.certify.zoo.exactness import AFFORDABLE_MACS, check_shapes, exactness, exactness_built_smaller
+from fxprune.certify.zoo.quiet import listening
+from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
+from fxprune.certify.zoo.uses import Uses, copied_in_turn, uses_of
 from fxprune.compiler import prune_analyzed
 from fxprune.result.measure import macs_of, on_meta, outputs_of, parameters_of
 from fxprune.result.pruned_module import noise_for, record_of
 from fxprune.result.saved import model_specs
 from fxprune.rules.axes import atoms_of
-from fxprune.zoo.coverage import OpUse, ops_met
-from fxprune.zoo.exactness import AFFORDABLE_MACS, check_shapes, exactness, exactness_built_smaller
-from fxprune.zoo.quiet import listening
-from fxprune.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
-from fxprune.zoo.uses import Uses, copied_in_turn, uses_of
 
 __all__ = ["check"]
 

@@ -1,19 +1,19 @@
-"""`python -m fxprune.zoo 'timm:*deit*'`: check models, keep the table, print its summary."""
+"""`python -m fxprune.certify.zoo 'timm:*deit*'`: check models, keep the table, print its summary."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from fxprune.certify.zoo import coverage, table
+from fxprune.certify.zoo.result import EXCLUDED
+from fxprune.certify.zoo.run import run
 from fxprune.result.saved import model_specs
-from fxprune.zoo import coverage, table
-from fxprune.zoo.result import EXCLUDED
-from fxprune.zoo.run import run
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fxprune.zoo", description="Prune and certify many models."
+        prog="python -m fxprune.certify.zoo", description="Prune and certify many models."
     )
     parser.add_argument("specs", nargs="+", help="timm:NAME, torchvision:PATTERN*, package.module:*, ...")
     parser.add_argument("--table", default="zoo.csv", help="the CSV file to resume and to add to")

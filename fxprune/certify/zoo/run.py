@@ -10,9 +10,9 @@ from concurrent.futures import as_completed
 
 from tqdm import tqdm
 
-from fxprune.zoo import coverage, table
-from fxprune.zoo.check import check
-from fxprune.zoo.result import FAILED, Result
+from fxprune.certify.zoo import coverage, table
+from fxprune.certify.zoo.check import check
+from fxprune.certify.zoo.result import FAILED, Result
 
 __all__ = ["run"]
 
@@ -30,7 +30,7 @@ def run(
     Args:
         specs: `timm:resnet18`, `package.module:factory`, ...
         path: the CSV file; rows of other models stay as they are.  The ops that were met, and the rule
-            that served each, stand beside it (`fxprune.zoo.coverage`).
+            that served each, stand beside it (`fxprune.certify.zoo.coverage`).
         workers: processes side by side, one thread each.
         limit: seconds for one model, after which it counts as failed.
         again: check those that passed before, too.

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from fxprune.certify.zoo.result import COLUMNS, EXCLUDED, Result
 from fxprune.errors import OptionError
 from fxprune.result.files import write_whole
-from fxprune.zoo.result import COLUMNS, EXCLUDED, Result
 
 __all__ = ["read", "summary", "write", "write_summary"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fxprune.zoo.coverage import OpUse
+from fxprune.certify.zoo.coverage import OpUse
 
 __all__ = ["COLUMNS", "EXCLUDED", "FAILED", "PASSED", "Result"]
 
@@ -28,10 +28,10 @@ class Result:
     whole: the share of parameters in tensors that no group can shrink.
     reasons: what keeps dimensions whole, each with the share of parameters that it concerns.
     note: the failure, or the reduced image size of the certificate.
-    batches, sizes, copies, training: what became of each use, see `fxprune.zoo.uses.Uses`; empty where
+    batches, sizes, copies, training: what became of each use, see `certify.zoo.uses.Uses`; empty where
         the model itself does not take it, or is too large for it to be tried.
     complaint: what someone would complain about, though the certificate holds; empty: nothing.
-    ops: what `fxprune.zoo.coverage` keeps, in a file of its own.
+    ops: what `fxprune.certify.zoo.coverage` keeps, in a file of its own.
     """
 
     model: str
