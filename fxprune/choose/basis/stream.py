@@ -1,0 +1,144 @@
+"""The rotation of a residual stream after which its first coordinates are the ones to keep.
+
+Norms read a stream, so only rotations leave it what it is; a norm that subtracts a mean allows those that
+keep the vector of ones where it is.  The width that stays is known here, and the rotation is made for it:
+an index-select of the first `keep` coordinates then is the projection on the kept directions, and a
+LayerNorm over them still is one (nothing is added to the skips, as SliceGPT has to,
+https://arxiv.org/abs/2401.15024).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxprune.choose.basis.principal import square_root
+
+__all__ = ["descended", "discarded_cost", "kept_directions", "rotation"]
+
+STEPS = 60
+CLOSE_ENOUGH = 1e-3  # a descent ends where ten steps gain less than this share
+
+
+def kept_directions(vectors: Tensor, covectors: Tensor, count: int, *, centred: bool) -> Tensor:
+    """Find the `count` orthonormal directions whose complement costs least to discard.
+
+    Minimises the sum over readers r of tr(P C_r P G_r), P the projector on what is discarded: from the
+    principal directions of all readers together by descent on orthonormal frames.
+
+    Args:
+        vectors: C_r, second moments of what each reader reads, [readers, n, n].
+        covectors: G_r, second moments of the derivatives of log p by it, [readers, n, n].
+        count: how many directions are kept, at most n (n - 1 where centred).
+        centred: nothing lies along the vector of ones (a mean is subtracted), and no direction shall.
+
+    Returns:
+        float64 [n, count].
+    """
+    c, g = _without_ones(vectors, centred), _without_ones(covectors, centred)
+    root, _ = square_root(c.mean(0))
+    _, directions = torch.linalg.eigh(root @ g.sum(0) @ root)
+    start = directions.flip(-1)[:, : count + 1] if centred else directions.flip(-1)[:, :count]
+    return descended(_frame(start, centred)[:, :count], c, g, centred=centred)
+
+
+def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
+    """Improve a frame by conjugate gradients with backtracking, retracted by QR; never to a worse one."""
+    cost, slope = discarded_cost(frame, vectors, covectors)
+    length = float(torch.linalg.matrix_norm(slope, 2))
+    step, way, costs = 0.1 / length if length else 0.0, -slope, [cost]
+    for _ in range(STEPS if length else 0):
+        descent = float((way * slope).sum())
+        if descent >= 0:
+            way, descent = -slope, -float(slope.square().sum())
+        step *= 2
+        while step > 1e-16:
+            nearby = _frame(frame + step * way, centred)
+            found, next_slope = discarded_cost(nearby, vectors, covectors)
+            if found <= cost + 1e-4 * step * descent:
+                break
+            step /= 2
+        else:
+            break
+        turn = float((next_slope * (next_slope - slope)).sum() / slope.square().sum())
+        frame, cost, slope, way = nearby, found, next_slope, -next_slope + max(0.0, turn) * way
+        costs.append(cost)
+        if len(costs) > 10 and costs[-11] - cost <= CLOSE_ENOUGH * cost:
+            break
+    return frame
+
+
+def discarded_cost(frame: Tensor, vectors: Tensor, covectors: Tensor) -> tuple[float, Tensor]:
+    """Sum tr(P C_r P G_r) over readers, P = 1 - U U^T, with its slope along frames U [n, count]."""
+    c_frame, g_frame = vectors @ frame, covectors @ frame
+    c_inner, g_inner = frame.mT @ c_frame, frame.mT @ g_frame
+    total = (vectors * covectors).sum() - 2 * (c_frame * g_frame).sum() + (c_inner * g_inner).sum()
+    crossed = vectors @ g_frame + covectors @ c_frame
+    slope = 2 * (c_frame @ g_inner + g_frame @ c_inner - crossed).sum(0)
+    return float(total), slope - frame @ (frame.mT @ slope + slope.mT @ frame) / 2
+
+
+def rotation(directions: Tensor, keep: int, *, centred: bool) -> Tensor:
+    """Turn kept directions into the first `keep` coordinates, all others into the rest.
+
+    Where a mean is subtracted, ones stay ones: the kept directions become the vectors of the first `keep`
+    coordinates whose sum is zero, one discarded direction is what differs between the means of both parts,
+    and a norm over the first part subtracts that.
+
+    Args:
+        directions: orthonormal, [n, keep]; [n, keep - 1] and orthogonal to ones where centred.
+
+    Returns:
+        float64 [n, n], orthogonal: new coordinates are `rotation @ x`.
+    """
+    n = len(directions)
+    if not centred:
+        return _completed(directions).mT.contiguous()
+    old = _completed(torch.cat([_ones(n), directions], 1))  # ones, kept, discarded
+    rest = n - keep
+    between = torch.cat([torch.full((keep, 1), float(rest)), torch.full((rest, 1), -float(keep))])
+    new = torch.cat(
+        [
+            _ones(n),
+            _padded(_zero_sums(keep), 0, rest),
+            between.double() / between.double().norm().clamp_min(1.0) if rest else between[:, :0].double(),
+            _padded(_zero_sums(rest), keep, 0),
+        ],
+        1,
+    )
+    return new @ old.mT
+
+
+def _without_ones(moments: Tensor, centred: bool) -> Tensor:
+    moments = moments.double()
+    if not centred:
+        return moments
+    moments = moments - moments.mean(-1, keepdim=True)
+    return moments - moments.mean(-2, keepdim=True)
+
+
+def _frame(directions: Tensor, centred: bool) -> Tensor:
+    """Orthonormalise directions, without what lies along the vector of ones."""
+    if centred:
+        directions = directions - directions.mean(0, keepdim=True)
+    return torch.linalg.qr(directions)[0]
+
+
+def _ones(n: int) -> Tensor:
+    return torch.full((n, 1), n**-0.5, dtype=torch.float64)
+
+
+def _zero_sums(n: int) -> Tensor:
+    """Return orthonormal columns that span the vectors whose sum is zero: [n, n - 1]."""
+    return _completed(_ones(n))[:, 1:] if n else torch.zeros(0, 0, dtype=torch.float64)
+
+
+def _completed(columns: Tensor) -> Tensor:
+    """Complete orthonormal columns to a basis, those first."""
+    n, count = columns.shape
+    full = torch.linalg.qr(columns, mode="complete")[0]
+    return torch.cat([columns, full[:, count:]], 1) if n else columns
+
+
+def _padded(columns: Tensor, before: int, after: int) -> Tensor:
+    return torch.nn.functional.pad(columns, (0, 0, before, after))
