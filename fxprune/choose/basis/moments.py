@@ -1,0 +1,172 @@
+"""Second moments of what each reader of an axis reads, and of the derivative of log p by it.
+
+They are taken where an op sums over the axis (a linear layer, an attention product), a reader each, since
+one operand may have many: a residual stream is read by every branch.  Only moments are kept, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.soft_masks import SoftMasked, Use
+from fxprune.rules.axes import Atom, Axis, Product, atoms_of, with_batch
+
+__all__ = ["Moments", "along", "moments_of"]
+
+
+@dataclass
+class Moments:
+    """What one reader of an axis says of it; leading dims are a head each, where heads choose for themselves.
+
+    vectors: second moment of what is read, about zero, [..., n, n].
+    mean: its mean, [..., n].
+    covectors: second moment of the derivatives of log p by it, summed over places, for the mean sample.
+
+    What is read counts as much as log p depends on it there (the square of its derivative): a head that
+    reads the class token alone asks about no other token.
+    """
+
+    vectors: Tensor
+    mean: Tensor
+    covectors: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """The second moment about the mean."""
+        return self.vectors - self.mean[..., :, None] * self.mean[..., None, :]
+
+
+def moments_of(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Any] | None,
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    draws: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[Group, list[Moments]]:
+    """Collect the moments of every reader of each group, in the order in which the model runs them.
+
+    Args:
+        draws: derivatives taken per sample; each costs one backward pass.
+
+    Raises:
+        DataError: there is no data, or a batch is nothing that the model takes.
+    """
+    batches = batches_of(data, analysis, "basis")
+    model = _Readers(analysis, groups)
+    generator = torch.Generator().manual_seed(seed)
+    for batch in tqdm(batches, desc="moments", unit="batch", disable=None if progress else True):
+        with torch.enable_grad():
+            output = model.forward({}, batch.size, *batch.args)
+            prediction = predictions_of(output, batch.size, log_probabilities)
+            for draw in range(draws):
+                model.read_slopes(prediction.drawn(generator), last=draw == draws - 1)
+    samples = draws * sum(batch.size for batch in batches)
+    found: dict[Group, list[Moments]] = {group: [] for group in groups}
+    for (_, group), total in model.totals.items():
+        found[group].append(total.moments(samples))
+    return found
+
+
+def along(tensor: Tensor, axes: Sequence[Axis], wanted: Atom, head: Atom | None, size: int) -> Tensor:
+    """Lay a value out as vectors along one atom: [heads, places, n], or [places, n] without heads.
+
+    `size` is the number of samples, which the axes' own may differ from.
+    """
+    pieces = [(tensor, [with_batch(axis, size) for axis in axes])]
+    done = []
+    while pieces:
+        value, parts = pieces.pop()
+        dim = next(d for d, part in enumerate(parts) if wanted in atoms_of(part))
+        composed, before, after = parts[dim], parts[:dim], parts[dim + 1 :]
+        if isinstance(composed, Atom):
+            done.append(_vectors(value, parts, wanted, head))
+            continue
+        sizes = [part.size for part in composed.parts]
+        if isinstance(composed, Product):
+            pieces.append((value.unflatten(dim, sizes), [*before, *composed.parts, *after]))
+            continue
+        for piece, part in zip(value.split(sizes, dim), composed.parts, strict=True):
+            if wanted in atoms_of(part):
+                pieces.append((piece, [*before, part, *after]))
+    return torch.cat(done, -2)
+
+
+def _vectors(value: Tensor, parts: Sequence[Axis], wanted: Atom, head: Atom | None) -> Tensor:
+    value = value.movedim(parts.index(wanted), -1)
+    if head is None:
+        return value.reshape(-1, wanted.size)
+    others = [p for p in parts if p is not wanted]
+    return value.movedim(others.index(head), 0).reshape(head.size, -1, wanted.size)
+
+
+@dataclass
+class _Total:
+    vectors: Tensor | float = 0.0
+    mean: Tensor | float = 0.0
+    covectors: Tensor | float = 0.0
+    weight: Tensor | float = 0.0
+
+    def add(self, x: Tensor, g: Tensor) -> None:
+        """Add places [..., places, n] of a value and of its derivative."""
+        counts = g.square().sum(-1, keepdim=True)
+        self.vectors = self.vectors + ((x * counts).mT @ x).double()
+        self.mean = self.mean + (x * counts).sum(-2).double()
+        self.covectors = self.covectors + (g.mT @ g).double()
+        self.weight = self.weight + counts.sum((-1, -2)).double()
+
+    def moments(self, samples: int) -> Moments:
+        assert isinstance(self.vectors, Tensor) and isinstance(self.weight, Tensor)
+        assert isinstance(self.mean, Tensor) and isinstance(self.covectors, Tensor)
+        weight = self.weight.clamp_min(math.ulp(0.0))[..., None]
+        return Moments(self.vectors / weight[..., None], self.mean / weight, self.covectors / samples)
+
+
+class _Readers(SoftMasked):
+    """Runs the captured model; each reader of a group has a copy of its operand, whose derivative is seen."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+        super().__init__(analysis, groups)
+        self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self._read: dict[tuple[fx.Node, Group], tuple[Use, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        uses = self.uses.get(n, [])
+        originals = {use.operand: self.env[use.operand] for use in uses}
+        for operand, value in originals.items():
+            alias = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+            self.env[operand] = alias
+            for use in uses:
+                if use.operand is operand:
+                    self._read[(n, use.group)] = use, alias
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(originals)
+
+    def read_slopes(self, drawn: Tensor, *, last: bool) -> None:
+        """Take the derivative of one draw by all that was read, and add it to the totals."""
+        reads = self._read
+        slopes = torch.autograd.grad(
+            drawn, [alias for _, alias in reads.values()], retain_graph=not last, allow_unused=True
+        )
+        for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=True):
+            head = use.group.inside.atom if use.group.inside is not None else None
+            total = self.totals.setdefault(key, _Total())
+            slope = torch.zeros_like(alias) if slope is None else slope
+            pair = [along(t.detach(), use.axes, use.group.atom, head, self.size) for t in (alias, slope)]
+            total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))
+        if last:
+            self._read = {}
