@@ -8,7 +8,17 @@ import time
 import torch
 from torch import Tensor, nn
 
-__all__ = ["crashing", "tiny", "unbuildable", "uncapturable", "unending", "unknown", "unknown_alone"]
+__all__ = [
+    "crashing",
+    "literal",
+    "literal_attention",
+    "tiny",
+    "unbuildable",
+    "uncapturable",
+    "unending",
+    "unknown",
+    "unknown_alone",
+]
 
 
 class Images(nn.Module):
@@ -49,6 +59,46 @@ class DependsOnValues(Images):
 
     def between(self, x: Tensor) -> Tensor:
         return x.relu() if x.sum() > 0 else -x
+
+
+class Literal(nn.Module):
+    """Its code has a width for a literal, which no size on `self` can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x).unflatten(-1, (24,)).relu())
+
+
+class LiteralAttention(nn.Module):
+    """Its heads are a literal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return self.proj(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Around(Images):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.middle = module
+
+    def between(self, x: Tensor) -> Tensor:
+        return x + self.middle(x)
+
+
+def literal() -> nn.Module:
+    return Around(Literal())
+
+
+def literal_attention() -> nn.Module:
+    return Around(LiteralAttention())
 
 
 def tiny() -> nn.Module:

@@ -173,11 +173,13 @@ def prune_analyzed(
     ratio: float,
     *,
     attention: str = "auto",
+    scope: str = "uniform",
     round_to: int = 1,
     form: str = "graph",
 ) -> Any:
     """Return the second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
-    return _pruned(model, analysis, Request(Budget(ratio, round_to=round_to), attention=attention), form)
+    budget = Budget(ratio, scope=scope, round_to=round_to)
+    return _pruned(model, analysis, Request(budget, attention=attention), form)
 
 
 def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -> nn.Module:

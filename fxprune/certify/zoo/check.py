@@ -25,7 +25,7 @@ from fxprune.result.pruned_module import noise_for, record_of
 from fxprune.result.saved import model_specs
 from fxprune.rules.axes import atoms_of
 
-__all__ = ["check"]
+__all__ = ["built", "check"]
 
 # Beyond this a model is pruned on the meta device, and only its shapes are checked.
 NUMERIC_LIMIT = 310e6
@@ -44,7 +44,7 @@ def check(spec: str, ratio: float = 0.5, *, brief: bool = False) -> Result:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # processes run side by side
     try:
-        model = _model(spec)
+        model = built(spec)
     except Exception as error:  # the library's own failure
         return Result(spec, EXCLUDED, note=_first_line("can't be built", error))
     try:
@@ -107,7 +107,7 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
     )
 
 
-def _model(spec: str) -> nn.Module:
+def built(spec: str) -> nn.Module:
     """Build a model with random weights; a giant on the meta device, where it needs no memory."""
     try:
         with torch.device("meta"):

@@ -1,0 +1,220 @@
+"""`python -m fxprune.certify.zoo.own_class SPEC...`: how much of many models' own code holds the new sizes.
+
+One file of a command: what it asks of one model, its table (resumable, sorted), and the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import multiprocessing
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import as_completed
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.analyze import analyze
+from fxprune.certify.zoo.check import built
+from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED
+from fxprune.compiler import prune_analyzed, verify
+from fxprune.errors import FxpruneError
+from fxprune.result.files import write_whole
+from fxprune.result.measure import on_meta
+from fxprune.result.own_code import OwnCode
+from fxprune.result.pruned_module import record_of
+from fxprune.result.saved import model_specs
+from fxprune.rules.calls import call_of
+from fxprune.rules.registry import DEFAULT_RULES
+
+__all__ = ["Outcome", "own_class", "read", "summary"]
+
+WAYS: Mapping[str, Mapping[str, str]] = {
+    "uniform": {},
+    "global": {"scope": "global"},
+    "head_dim": {"attention": "head_dim"},
+}
+SOFTMAX = {"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model, pruned at 0.5 as an instance of its own class.
+
+    way: how its channels were chosen, one of `WAYS`.
+    outcome: "certified", "refused" (with the words in `note`), "excluded" (nobody can build it) or "FAILED".
+    own_class: "whole", "attention" (the replaced modules all are those that run a softmax, or lie in one),
+        "parts" or "graph".
+    parts: the replaced modules, with why.
+    certificate: the largest relative error in float64.
+    seconds: processor time from the analysis to the instance.
+    """
+
+    model: str
+    way: str
+    outcome: str
+    own_class: str = ""
+    parts: str = ""
+    certificate: str = ""
+    seconds: str = ""
+    note: str = ""
+
+
+COLUMNS = [field.name for field in fields(Outcome)]
+
+
+def own_class(spec: str, ways: Iterable[str]) -> list[Outcome]:
+    """Prune the model that a spec names in each way, and say how much of its own code is left."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        model = built(spec)
+    except Exception as error:  # the library's own failure
+        return [Outcome(spec, way, EXCLUDED, note=_said(error)) for way in ways]
+    if on_meta(model):
+        return [Outcome(spec, way, EXCLUDED, note="too large for numbers") for way in ways]
+    try:
+        analysis = analyze(model)
+    except Exception as error:  # a model that is not captured
+        return [Outcome(spec, way, FAILED, note=_said(error)) for way in ways]
+    return [_pruned(spec, model, analysis, way) for way in ways]
+
+
+def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcome:
+    start = time.process_time()
+    try:
+        pruned = prune_analyzed(model, analysis, 0.5, form="module", **WAYS[way])
+        seconds = f"{time.process_time() - start:.2f}"
+        error = verify(model, pruned, batch=None if record_of(pruned).dynamic else 2)
+    except FxpruneError as refused:
+        return Outcome(spec, way, "refused", note=_said(refused))
+    except Exception as error:  # the row names whatever went wrong
+        return Outcome(spec, way, FAILED, note=_said(error))
+    own = record_of(pruned).own
+    assert own is not None
+    parts = "; ".join(f"{part.path or 'root'}: {_told(part.why)}" for part in own.parts[:3])
+    parts += f"; {len(own.parts) - 3} more" if len(own.parts) > 3 else ""
+    outcome = CERTIFIED if error.exact else FAILED
+    return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(error):.0e}", seconds)
+
+
+def _kind(pruned: nn.Module, own: OwnCode) -> str:
+    if own.is_graph:
+        return "graph"
+    if own.is_whole:
+        return "whole"
+    attention = all(_runs_softmax(pruned.get_submodule(p.path), p.path) for p in own.parts)
+    return "attention" if attention else "parts"
+
+
+def _runs_softmax(part: nn.Module, path: str) -> bool:
+    """Is a replaced module one that runs a softmax itself, or one inside such?"""
+    assert isinstance(part, fx.GraphModule)
+    homes = {
+        str(node.meta.get("module") or "")
+        for node in part.graph.nodes
+        if node.op.startswith("call") and call_of(node, part, DEFAULT_RULES).op in SOFTMAX
+    }
+    return any(home == path or home.rpartition(".")[0] == path for home in homes)
+
+
+def read(path: str | os.PathLike[str]) -> dict[tuple[str, str], Outcome]:
+    """Return the rows by model and way; none where there is no file yet."""
+    if not Path(path).exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {(row["model"], row["way"]): Outcome(**row) for row in csv.DictReader(file)}
+
+
+def write(path: str | os.PathLike[str], outcomes: Iterable[Outcome]) -> None:
+    """Write all rows, sorted."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(o) for o in sorted(outcomes, key=lambda o: (o.model, o.way)))
+    write_whole(path, text.getvalue())
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """By way and library: how many models keep their class whole, in parts, or not at all."""
+    header = "way", "library", "models", "whole", "but attention", "but parts", "graph", "refused", "failed"
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    tried = [o for o in outcomes if o.outcome != EXCLUDED]
+    for way in WAYS:
+        rows = [o for o in tried if o.way == way]
+        libraries = sorted({o.model.partition(":")[0] for o in rows})
+        lines += [_line(way, lib, [o for o in rows if o.model.startswith(f"{lib}:")]) for lib in libraries]
+        if len(libraries) > 1:
+            lines.append(_line(way, "all", rows))
+    return "\n".join(lines)
+
+
+def _line(way: str, library: str, rows: list[Outcome]) -> str:
+    kinds = [o.own_class if o.outcome == CERTIFIED else o.outcome for o in rows]
+    order = "whole", "attention", "parts", "graph", "refused", FAILED
+    return f"| {' | '.join(map(str, (way, library, len(rows), *map(kinds.count, order))))} |"
+
+
+def _said(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {_told(lines[0])}"
+
+
+def _told(words: str) -> str:
+    """Shorten what was said, and name files by where they stand in their package."""
+    return re.sub(r"/\S*/(?:site-packages|tests)/", "", words)[:200]
+
+
+def run(
+    specs: Iterable[str], path: str, ways: Iterable[str], *, workers: int, limit: float, again: bool
+) -> Iterator[Outcome]:
+    """Ask every model that the table does not hold, in a process of its own; the table grows as they end."""
+    from pebble import ProcessPool
+
+    rows, ways = read(path), [*ways]
+    due = {spec: [way for way in ways if again or (spec, way) not in rows] for spec in dict.fromkeys(specs)}
+    with ProcessPool(workers, max_tasks=20, context=multiprocessing.get_context("spawn")) as pool:
+        running = {
+            pool.schedule(own_class, args=[spec, some], timeout=limit): (spec, some)
+            for spec, some in due.items()
+            if some
+        }
+        for done in as_completed(running):
+            spec, some = running[done]
+            try:
+                found: list[Outcome] = done.result()
+            except Exception as error:  # out of time, out of memory, a crash in native code
+                found = [Outcome(spec, way, FAILED, note=_said(error)) for way in some]
+            for outcome in found:
+                rows[spec, outcome.way] = outcome
+                yield outcome
+            write(path, rows.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Prune many models as instances of their own classes.")
+    parser.add_argument("specs", nargs="*", help="timm:NAME, torchvision:PATTERN*, package.module:*, ...")
+    parser.add_argument("--table", default="zoo_own_class.csv", help="the CSV file to resume and to add to")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
+    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one model")
+    parser.add_argument("--again", action="store_true", help="also ask what the table holds")
+    options = parser.parse_args(arguments)
+    specs = [spec for pattern in options.specs for spec in model_specs.expand(pattern)]
+    settings = {"workers": options.workers, "limit": options.limit, "again": options.again}
+    for outcome in run(specs, options.table, options.ways, **settings):
+        print(*vars(outcome).values(), sep=" | ", flush=True)
+    print(summary(read(options.table).values()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
