@@ -1,6 +1,6 @@
 """Teach fxprune ops of your own: a rule says how axes flow, `masked` what a norm is over kept channels.
 
-Without a rule the op is not understood: all that it touches stays whole, and the analysis says so.
+Without a rule the op is not understood: all that it touches is frozen, and the analysis says so.
 """
 
 import torch

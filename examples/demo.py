@@ -160,7 +160,7 @@ def median_milliseconds(model: nn.Module, images: Tensor, runs: int = 50) -> flo
 
 
 def show_head(analysis: fxprune.Analysis, lines: int = 12) -> None:
-    """What shrinks together, what stays whole and why."""
+    """What shrinks together, what is frozen and why."""
     table = str(analysis).splitlines()
     print(*table[:lines], "...", table[-1], sep="\n")
 

@@ -53,7 +53,7 @@ def assert_runs(pruned: fx.GraphModule, batch: int) -> None:
 
 
 def groups_of(analysis: fxprune.Analysis, model: nn.Module) -> set[tuple[frozenset[str], int, bool]]:
-    """Groups as both captures must agree on them: the model's own sites, the size, live or whole."""
+    """Groups as both captures must agree on them: the model's own sites, the size, live or frozen."""
     own = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}
     found = set()
     for group in analysis.groups:

@@ -48,7 +48,7 @@ class Unknown(Images):
 
 
 class UnknownAlone(Images):
-    """All of it stays whole for want of a rule."""
+    """All of it is frozen for want of a rule."""
 
     def between(self, x: Tensor) -> Tensor:
         return torch.native_layer_norm(x, (16,), None, None, 1e-5)[0]

@@ -17,7 +17,7 @@ def test_quickstart_certifies_what_it_pruned() -> None:
 
 def test_a_rule_of_one_s_own_frees_what_was_whole() -> None:
     printed = run("custom_rule.py")
-    assert "whole: soft_gate has no rule" in printed
+    assert "frozen: soft_gate has no rule" in printed
     assert "128 -> 64 hidden channels, certified to" in printed
 
 

@@ -233,7 +233,7 @@ def test_len_of_the_batch_keeps_it_free() -> None:
     assert_exact(model, pruned, 1, 5)
 
 
-# ---------------------------------------------------------------- what must stay whole
+# ---------------------------------------------------------------- what is frozen
 
 
 def reasons(model: nn.Module, site: str, x: Any, **options: Any) -> list[str]:

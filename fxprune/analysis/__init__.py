@@ -1,1 +1,1 @@
-"""Analyse: which dimensions of a model's weights are coupled, and which must stay whole."""
+"""Analyse: which dimensions of a model's weights are coupled, and which are frozen."""

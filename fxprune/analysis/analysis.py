@@ -115,7 +115,7 @@ class Analysis:
         return {group.atom: group for group in self.groups}
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Say why an atom must stay whole, or None if it may shrink."""
+        """Say why an atom is frozen, or None if it may shrink."""
         group = self.by_atom.get(a)
         return group.frozen if group is not None else self.graph.frozen(a)
 
@@ -143,7 +143,7 @@ class Analysis:
         lines = [f"{op} at {', '.join(nodes[:5])}" for op, nodes in sorted(self.missing.items())]
         raise MissingRuleError(
             "strict=True, and no rule covers:\n  " + "\n  ".join(lines) + "\nTeach them with "
-            "rules=DEFAULT_RULES.extended({...}), or drop strict to keep what they touch whole"
+            "rules=DEFAULT_RULES.extended({...}), or drop strict to freeze what they touch"
         )
 
     def group_of(self, site: str | Site) -> list[Group]:
@@ -180,7 +180,7 @@ class Analysis:
     def __str__(self) -> str:
         rows = [("group", "size", "role", "sites", "")]
         for group in self.groups:
-            frozen = f"whole: {group.frozen.brief}" if group.frozen else ""
+            frozen = f"frozen: {group.frozen.brief}" if group.frozen else ""
             rows.append((group.name, str(group.size), group.role, str(len(group.sites)), frozen))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)) for row in rows]

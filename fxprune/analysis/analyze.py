@@ -48,7 +48,7 @@ def analyze(
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Analysis:
-    """Find which dimensions of a model's weights are coupled, and which must stay whole and why.
+    """Find which dimensions of a model's weights are coupled, and which are frozen and why.
 
     Arguments as of `prune`.
 

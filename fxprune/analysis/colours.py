@@ -10,7 +10,7 @@ from fxprune.analysis.groups import Group
 
 __all__ = ["GREY", "colours"]
 
-GREY = "#8a93a3"  # what stays whole
+GREY = "#8a93a3"  # what is frozen
 
 HUES = {"embed": 215, "heads": 26, "head_dim": 160, "hidden": 280}
 OTHER_HUE = 335
@@ -18,7 +18,7 @@ SPREAD = 36  # degrees of hue between the first and the last group of a role
 
 
 def colours(groups: Iterable[Group]) -> dict[Group, str]:
-    """Give each group a colour `#rrggbb`: dark enough for text on white, grey if it stays whole."""
+    """Give each group a colour `#rrggbb`: dark enough for text on white, grey if it is frozen."""
     by_role: dict[str, list[Group]] = defaultdict(list)
     out = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""From axes to groups: which atoms the weights carry, what each is, and what keeps it whole."""
+"""From axes to groups: which atoms the weights carry, what each is, and what freezes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Group:
     name: unique and readable, e.g. `blocks.3.attn.heads`.
     role: what it is: embed, hidden, heads, head_dim, groups, ...
     sites: the weights' dimensions that carry it.
-    frozen: why it must stay whole, or None.
+    frozen: why it may not shrink, or None.
     inside: the heads group that lets each head keep other indices of this one.
     outer, inner: live groups outside and inside it in a product.
     """
@@ -42,7 +42,7 @@ class Group:
         return self.atom.size
 
     def __repr__(self) -> str:
-        state = "whole" if self.frozen else "prunable"
+        state = "frozen" if self.frozen else "prunable"
         return f"Group({self.name!r}, size={self.size}, sites={len(self.sites)}, {state})"
 
 
@@ -58,16 +58,16 @@ class _Links:
 def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
     """Return one group per atom that some weight carries, in the order in which the model uses them."""
     sites = _sites(graph)
-    whole = _whole(graph, sites)
+    frozen = _reasons(graph, sites)
 
     def live(a: Atom | None) -> bool:
-        return a in sites and whole[a] is None
+        return a in sites and frozen[a] is None
 
-    nesting = nesting_of(graph, lambda a: whole[a] if _is_tokens(whole.get(a)) else graph.frozen(a))
+    nesting = nesting_of(graph, lambda a: frozen[a] if _is_tokens(frozen.get(a)) else graph.frozen(a))
     residual, carriers = _residual(graph), carriers_of(graph)
-    roles = {a: _role(a, whole[a], nesting, residual) for a in sites}
+    roles = {a: _role(a, frozen[a], nesting, residual) for a in sites}
     names = _names({a: (roles[a], where) for a, where in sites.items()})
-    groups = [Group(names[a], roles[a], a, tuple(where), whole[a]) for a, where in sites.items()]
+    groups = [Group(names[a], roles[a], a, tuple(where), frozen[a]) for a, where in sites.items()]
     links = {}
     for a in sites:
         head = nesting.head(a)
@@ -117,8 +117,8 @@ def _sites(graph: TypedGraph) -> dict[Atom, list[Site]]:
     return dict(sites)
 
 
-def _whole(graph: TypedGraph, sites: Iterable[Atom]) -> dict[Atom, Reason | None]:
-    """Say why each atom must stay whole: by the rules, or by what it is to the whole network."""
+def _reasons(graph: TypedGraph, sites: Iterable[Atom]) -> dict[Atom, Reason | None]:
+    """Say why each atom is frozen: by the rules, or by what it is to the whole network."""
     born, channels, twice = _born(graph), is_channel(graph), _used_twice(graph)
 
     def reason(a: Atom) -> Reason | None:
@@ -175,7 +175,7 @@ def _used_twice(graph: TypedGraph) -> set[Atom]:
 
 def _role(a: Atom, frozen: Reason | None, nesting: Nesting, residual: set[Atom]) -> str:
     if frozen is not None:
-        return "output" if frozen.kind == "output" else "whole"
+        return "output" if frozen.kind == "output" else "frozen"
     if nesting.inner[a]:
         return "heads"
     if nesting.outer[a]:

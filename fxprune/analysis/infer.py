@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, fx
 
 from fxprune.analysis.batch import flag_batch
-from fxprune.analysis.outputs import Outputs, whole_outputs
+from fxprune.analysis.outputs import Outputs, frozen_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
@@ -94,8 +94,8 @@ class _Walk:
         reason = Reason("reaches the output", node.name, kind="output")
         if self.outputs == "keep":
             return self._freeze_all(node.args, reason)
-        for returned, whole in whole_outputs(node, self.outputs):
-            for typed, stays in zip(leaves(self._argument(returned), Typed), whole, strict=True):
+        for returned, stay in frozen_outputs(node, self.outputs):
+            for typed, stays in zip(leaves(self._argument(returned), Typed), stay, strict=True):
                 for axis in typed.axes if stays else ():
                     self.found.solver.freeze(axis, reason)
 
@@ -141,7 +141,7 @@ class _Walk:
         kwargs: dict[str, object] = {}
         for name, parameter in rule.signature.parameters.items():
             if name == "result":
-                kwargs[name] = outline(value, Tensor, lambda t: Typed(_whole(t, Reason("result"))))
+                kwargs[name] = outline(value, Tensor, lambda t: Typed(_frozen(t, Reason("result"))))
             elif name not in bound:
                 continue
             elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -180,7 +180,7 @@ class _Walk:
 
     def _input(self, t: Tensor) -> Typed:
         """Type an input: its dimensions are frozen; the first counts samples if as long as the batch."""
-        axes = _whole(t, Reason("input", kind="input"))
+        axes = _frozen(t, Reason("input", kind="input"))
         if t.ndim and t.shape[0] == self.samples:
             axes = (batch(t.shape[0]), *axes[1:])
         return Typed(axes)
@@ -213,7 +213,7 @@ class _Walk:
             for name, _ in (*owner.named_parameters(), *owner.named_buffers()):
                 self._freeze_all(Weight(f"{path}.{name}"), reason)
         value = node.meta.get("val")
-        self._put(node, outline(value, Tensor, lambda t: Typed(_whole(t, Reason(reason.text)))))
+        self._put(node, outline(value, Tensor, lambda t: Typed(_frozen(t, Reason(reason.text)))))
 
     def _freeze_all(self, value: object, reason: Reason) -> None:
         for typed in leaves(self._argument(value), Typed):
@@ -238,11 +238,11 @@ def _mistake(rule: Rule, reason: Reason, error: Exception) -> str:
         f"the rule that you taught for {rule.op!r} fails at {reason.node}{at}: "
         f"{type(error).__name__}: {error}; the rule is {rule.function.__name__} at {where}.  Mend it, or "
         f"raise fxprune.NotCovered in it for "
-        f"calls that it has nothing to say about: what they touch stays whole"
+        f"calls that it has nothing to say about: what they touch is frozen"
     )
 
 
-def _whole(t: Tensor, why: Reason) -> Axes:
+def _frozen(t: Tensor, why: Reason) -> Axes:
     return tuple(frozen(size, why) for size in t.shape)
 
 

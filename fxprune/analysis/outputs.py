@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxprune.errors import OptionError, shown
 from fxprune.graph.own_nodes import makes_output, object_of
 
-__all__ = ["Outputs", "named_outputs", "outputs_option", "whole_outputs"]
+__all__ = ["Outputs", "frozen_outputs", "named_outputs", "outputs_option"]
 
 # "keep", "prune", or patterns of the names of those that stay whole.
 Outputs = str | tuple[str, ...]
@@ -49,7 +49,7 @@ def named_outputs(output: fx.Node) -> list[tuple[fx.Node, list[str]]]:
     return list(_nodes(output.args[0], ()))
 
 
-def whole_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, list[bool]]]:
+def frozen_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, list[bool]]]:
     """Say of each tensor that a graph returns whether it stays whole, by the option `outputs`.
 
     Raises:

@@ -36,7 +36,7 @@ class Solver:
         return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Say why the atom must stay whole, or None if it may shrink."""
+        """Say why the atom is frozen, or None if it may shrink."""
         return self._frozen.get(a) or a.frozen
 
     def reasons(self) -> dict[Atom, Reason]:
@@ -44,7 +44,7 @@ class Solver:
         return dict(self._frozen)
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
-        """Keep every atom of the axis whole; the first reason given is the one remembered."""
+        """Freeze every atom of the axis; the first reason given is the one remembered."""
         for a in atoms_of(self.resolve(axis)):
             if self.frozen(a) is None:
                 self._frozen[a] = reason
@@ -81,7 +81,7 @@ class Solver:
 
     def _bind(self, a: Atom, b: Axis) -> None:
         why = self.frozen(a)
-        if a in atoms_of(b):  # a = Product(.., a, ..) has no finite solution but "whole"
+        if a in atoms_of(b):  # a = Product(.., a, ..) has no finite solution but a frozen one
             self.freeze(b, Reason("it would have to contain itself"))
             return
         self._bound[a] = b

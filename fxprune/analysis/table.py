@@ -30,7 +30,7 @@ def groups_table(groups: Sequence[Group], caption: str) -> str:
             + _cell(str(group.size), "right")
             + _cell(group.role)
             + f'<td style="{CELL.format("right")}" title="{sites}">{len(group.sites)}</td>'
-            + _cell(escape(f"whole: {group.frozen.brief}") if group.frozen else "")
+            + _cell(escape(f"frozen: {group.frozen.brief}") if group.frozen else "")
             + "</tr>"
         )
     head = "".join(f'<th style="{CELL.format("left")}">{title}</th>' for title in _TITLES)

@@ -4,10 +4,10 @@
 |---|---|
 | `b` | the batch |
 | `h`, `w` | rows and columns of pixels or patches |
-| `n` | a composite of whole axes: tokens, windows, positions |
+| `n` | a composite of frozen axes: tokens, windows, positions |
 | `embed`, `heads`, `head_dim`, `hidden` | the role of a group that may shrink |
 | `out` | a dimension that reaches the output |
-| a number | any other whole axis, by its size |
+| a number | any other frozen axis, by its size |
 | `(a b)`, `[a | b]` | a product, outermost first; a concatenation |
 """
 
@@ -27,7 +27,7 @@ __all__ = ["Word", "Words"]
 
 @dataclass(frozen=True)
 class Word:
-    """A piece of a label, and what it stands for: a group, a whole axis, or neither (a bracket)."""
+    """A piece of a label, and what it stands for: a group, a frozen axis, or neither (a bracket)."""
 
     text: str
     group: Group | None = None
@@ -103,7 +103,7 @@ class _Label:
             return [Word("b", axis=axis)]
         known = [a for a in atoms_of(axis) if self.words.group(a) or self.words.is_batch(a)]
         if not known:
-            return [self._whole(axis)]
+            return [self._frozen(axis)]
         if isinstance(axis, Atom):
             group = self.words.group(axis)
             assert group is not None
@@ -115,7 +115,7 @@ class _Label:
             out += between + self.of(part)
         return [*out, Word(")" if product else "]")]
 
-    def _whole(self, axis: Axis) -> Word:
+    def _frozen(self, axis: Axis) -> Word:
         composite = not isinstance(axis, Atom) and axis.size > 1
         return Word(self.plane.get(axis) or ("n" if composite else str(axis.size)), axis=axis)
 
@@ -128,7 +128,7 @@ class _Label:
 
 
 def _merged(parts: Sequence[Axis], words: Words) -> list[Axis]:
-    """Return the parts of a product, neighbours that stay whole taken together."""
+    """Return the parts of a product, frozen neighbours taken together."""
     out: list[Axis] = []
     run: list[Axis] = []
     for part in parts:

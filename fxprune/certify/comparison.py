@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.analysis.outputs import named_outputs, whole_outputs
+from fxprune.analysis.outputs import frozen_outputs, named_outputs
 from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled
@@ -222,9 +222,9 @@ def _guards(graph: fx.Graph) -> Counter[str]:
 def _kept_outputs(analysis: Analysis, selection: Selection, output: fx.Node) -> list[list[Any]]:
     """Return the kept positions per dimension of each output (outputs shrink only when asked to)."""
     kept = []
-    for node, whole in whole_outputs(output, analysis.outputs):
+    for node, frozen in frozen_outputs(output, analysis.outputs):
         tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        for t, axes, stays in zip(tensors, analysis.axes[node], whole, strict=True):
+        for t, axes, stays in zip(tensors, analysis.axes[node], frozen, strict=True):
             positions = [selection.positions(axis) for axis in axes]
             if stays and any(p is not None for p in positions):
                 raise CertificateError("an output lost elements, though it is to stay whole")

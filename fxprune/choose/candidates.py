@@ -31,7 +31,7 @@ def candidates(analysis: Analysis, exclude: Sequence[str], attention: str, budge
         reasons = sorted({g.frozen.text for g in analysis.groups if g.frozen})
         raise NothingPrunableError(
             f"nothing can shrink: {len(analysis.prunable)} of {len(analysis.groups)} groups are prunable, "
-            f"{len(excluded)} excluded; the rest must stay whole ({'; '.join(reasons) or 'no weights'})"
+            f"{len(excluded)} excluded; the rest is frozen ({'; '.join(reasons) or 'no weights'})"
         )
     products = nx.Graph()
     products.add_nodes_from(free)

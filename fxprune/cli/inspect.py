@@ -32,7 +32,7 @@ def _analysis(what: str, quiet: bool, options: dict[str, Any]) -> fxprune.Analys
 @model_options
 @output_options
 def inspect_model(what: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """List the groups of coupled dimensions of MODEL or FOLDER, and why some must stay whole."""
+    """List the groups of coupled dimensions of MODEL or FOLDER, and why some are frozen."""
     analysis = _analysis(what, quiet, options)
     if not as_json:
         click.echo(str(analysis))
@@ -45,7 +45,7 @@ def inspect_model(what: str, as_json: bool, quiet: bool, **options: Any) -> None
             "size": group.size,
             "role": group.role,
             "sites": list(map(str, group.sites)),
-            "whole": str(group.frozen) if group.frozen else None,
+            "frozen": str(group.frozen) if group.frozen else None,
         }
         for group in analysis.groups
     ]
@@ -71,5 +71,5 @@ def explain(what: str, name: str, as_json: bool, quiet: bool, **options: Any) ->
     if not as_json:
         click.echo(str(found))
         return
-    groups = [{"name": g.name, "size": g.size, "whole": str(g.frozen or "") or None} for g in found.groups]
+    groups = [{"name": g.name, "size": g.size, "frozen": str(g.frozen or "") or None} for g in found.groups]
     click.echo(json.dumps({"weights": found.weights, "groups": groups, "text": found.text}, indent=1))

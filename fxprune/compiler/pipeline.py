@@ -121,7 +121,7 @@ def prune(
         split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
             queries and keys.
         capture: "auto", "symbolic" or "export", see `trace`.
-        strict: raise MissingRuleError where an op has no rule, rather than keep its axes whole.
+        strict: raise MissingRuleError where an op has no rule, rather than freeze its axes.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
         form: "graph" for a GraphModule, or "module" for an instance of the model's own class: its own code,
             methods, blocks and configuration on the sliced weights, proved equal to the graph in float64.

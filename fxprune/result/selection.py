@@ -53,7 +53,7 @@ class Selection:
                     f"the plan is for another model: {name} has {group.size} elements, not {choice.size}"
                 )
             if group.frozen is not None:
-                raise PlanError(f"{name} must stay whole in this model: {group.frozen}")
+                raise PlanError(f"{name} is frozen in this model: {group.frozen}")
             if choice.indices.ndim == 2 and (
                 group.inside is None or group.inside.size != choice.indices.shape[0]
             ):

@@ -8,7 +8,7 @@ An axis is an `Atom`, a `Product` of axes (row-major, outermost first) or a `Sum
     [q_bias | k_bias]      Sum(q, k)
 
 Atoms are unification variables.  A `Solver` holds what is known about them: equal to which other
-axis, or frozen (must stay whole) and why.  Rules only ever build terms; the solver alone unifies.
+axis, or frozen (it may not shrink) and why.  Rules only ever build terms; the solver alone unifies.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _serial = itertools.count()
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an atom must stay whole: `text` for people, `kind` for code, and the node that made it so."""
+    """Why an atom is frozen: `text` for people, `kind` for code, and the node that made it so."""
 
     text: str
     node: str | None = None
@@ -56,7 +56,7 @@ PIXELS = Reason("pixels", kind="pixels")
 class Atom:
     """An axis that is not composed of others.
 
-    frozen: why it is born whole, if it is.
+    frozen: why it is born frozen, if it is.
     per_sample: how many elements it has for each sample, where its size follows the batch; else 0.
     """
 
@@ -133,7 +133,7 @@ def atom(size: int) -> Axis:
 
 
 def frozen(size: int, why: str | Reason) -> Axis:
-    """Return a fresh axis that must stay whole."""
+    """Return a fresh axis that is frozen."""
     return ONE if size == 1 else Atom(size, why if isinstance(why, Reason) else Reason(why))
 
 
@@ -187,8 +187,8 @@ def coordinates(axis: Axis) -> dict[Atom, np.ndarray]:
     start = 0
     for part in axis.parts:
         for a, index in coordinates(part).items():
-            whole = out.setdefault(a, np.full(axis.size, -1))
-            whole[start : start + part.size] = index
+            places = out.setdefault(a, np.full(axis.size, -1))
+            places[start : start + part.size] = index
         start += part.size
     return out
 

@@ -130,9 +130,9 @@ def conv_axes(
     same = [(channels, Product.of((g, i))), (out, Product.of((g, atom(out.size // groups))))]
     if bias is not None:
         same.append((out, bias.axes[0]))
-    pixels, whole = _pixels(input, kernel, stride, padding, result)
+    pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*batch, out, *pixels, i, *kernel)]
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
+    return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
 @rule("torchvision.deform_conv2d")
@@ -161,11 +161,11 @@ def deform_conv_axes(
     o, c = atom(out.size // groups), atom(channels.size // offset_groups)
     same = [(channels, Product.of((g, i))), (out, Product.of((g, o))), (out, bias.axes[0])]
     same += [(channels, Product.of((n, c))), (b, offset.axes[0]), (b, mask.axes[0])]
-    whole = [(k, "kernel") for k in kernel] + [(axis, PIXELS) for axis in (h, w)]
-    whole += [(axis, "places to look at") for axis in (*offset.axes[1:], *mask.axes[1:], n)]
+    reasons = [(k, "kernel") for k in kernel] + [(axis, PIXELS) for axis in (h, w)]
+    reasons += [(axis, "places to look at") for axis in (*offset.axes[1:], *mask.axes[1:], n)]
     pixels = [frozen(size, PIXELS) for size in result.shape[-2:]]
     macs = [(b, out, *pixels, i, *kernel)]
-    return Flow((b, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
+    return Flow((b, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -189,22 +189,22 @@ def conv_transpose_axes(
     same = [(channels, rows), (rows, Product.of((g, i)))]
     if bias is not None:
         same.append((out, bias.axes[0]))
-    pixels, whole = _pixels(input, kernel, stride, padding, result)
+    pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*input.axes, o, *kernel)]
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs)
+    return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
 
 
 def _pixels(
     input: Typed, kernel: list[Axis], stride: PerDim, padding: PerDim, result: Typed
 ) -> tuple[Sequence[Axis], list[tuple[Axis, str | Reason]]]:
-    """Return the dimensions that a kernel moves over: whole, unless it looks at one element at a time."""
+    """Return the dimensions that a kernel moves over: frozen, unless it looks at one element at a time."""
     n = len(kernel)
     pointwise = all(k == ONE for k in kernel) and _all(stride, 1) and _all(padding, 0)
     if pointwise:
         return input.axes[-n:], []
-    whole: list[tuple[Axis, str | Reason]] = [(k, "kernel") for k in kernel]
-    whole += [(axis, PIXELS) for axis in input.axes[-n:]]
-    return [frozen(size, PIXELS) for size in result.shape[-n:]], whole
+    reasons: list[tuple[Axis, str | Reason]] = [(k, "kernel") for k in kernel]
+    reasons += [(axis, PIXELS) for axis in input.axes[-n:]]
+    return [frozen(size, PIXELS) for size in result.shape[-n:]], reasons
 
 
 def _all(option: object, value: int) -> bool:
@@ -257,6 +257,6 @@ def attention_axes(
     if attn_mask is not None:
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
-    whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
+    reasons = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
     macs = [(*batch, n, m, d), (*batch, n, m, e)]
-    return Flow((*batch, n, e), same, whole, reduced=[d], macs=macs)
+    return Flow((*batch, n, e), same, reasons, reduced=[d], macs=macs)

@@ -21,8 +21,8 @@ def cosine_similarity_axes(x1: Typed, x2: Typed, dim: int = 1, eps: float = 1e-8
     both, same = broadcast([x1.axes, x2.axes])
     d = at(dim, len(both))
     columns = [t.axes[d - len(both) :][:1] if t.ndim >= len(both) - d else () for t in (x1, x2)]
-    whole = [(axis, _COUNTS) for axis in lone(*columns)]
-    return Flow((*both[:d], *both[d + 1 :]), same, whole, reduced=[both[d]])
+    reasons = [(axis, _COUNTS) for axis in lone(*columns)]
+    return Flow((*both[:d], *both[d + 1 :]), same, reasons, reduced=[both[d]])
 
 
 @rule("linalg_vecdot")
@@ -39,8 +39,8 @@ def pairwise_distance_axes(
     if p <= 0:
         raise NotCovered(_COUNTS)
     both, same = broadcast([x1.axes, x2.axes])
-    whole = [(axis, _COUNTS) for axis in lone(x1.axes[-1:], x2.axes[-1:])]
-    return Flow((*both[:-1], ONE) if keepdim else both[:-1], same, whole, reduced=[both[-1]])
+    reasons = [(axis, _COUNTS) for axis in lone(x1.axes[-1:], x2.axes[-1:])]
+    return Flow((*both[:-1], ONE) if keepdim else both[:-1], same, reasons, reduced=[both[-1]])
 
 
 @rule("cdist")
@@ -167,9 +167,9 @@ def convolution_axes(
 
 @rule("embedding_bag")
 def embedding_bag_axes(input: Typed, weight: Typed, *options: object, result: Typed, **more: object) -> Flow:
-    """b n, v c -> b c, v and n whole"""
+    """b n, v c -> b c, v and n frozen"""
     vocabulary, c = weight.axes
     bags: Axis = input.axes[0] if input.ndim == 2 else result.axes[0]
-    whole = [(vocabulary, "looked up by index"), (input.axes[-1], "its places are added up")]
-    whole += [(axis, "its places are added up") for t in leaves([options, more], Typed) for axis in t.axes]
-    return Flow((bags, c), frozen=whole)
+    reasons = [(vocabulary, "looked up by index"), (input.axes[-1], "its places are added up")]
+    reasons += [(axis, "its places are added up") for t in leaves([options, more], Typed) for axis in t.axes]
+    return Flow((bags, c), frozen=reasons)

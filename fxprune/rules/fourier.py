@@ -1,4 +1,4 @@
-"""Fourier transforms: each frequency sums over all positions, so what is transformed stays whole."""
+"""Fourier transforms: each frequency sums over all positions, so what is transformed is frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _transformed(input: Typed, result: Typed, dims: Iterable[int]) -> Flow:
 def fft_axes(
     input: Typed, n: int | None = None, dim: int = -1, norm: str | None = None, *, result: Typed
 ) -> Flow:
-    """a n c -> a k c, n and k whole"""
+    """a n c -> a k c, n and k frozen"""
     return _transformed(input, result, [at(dim, input.ndim)])
 
 
@@ -35,7 +35,7 @@ def fft2_axes(
     *,
     result: Typed,
 ) -> Flow:
-    """a h w -> a k l, all whole but a"""
+    """a h w -> a k l, all frozen but a"""
     return _transformed(input, result, dims_of(list(dim), input.ndim))
 
 
@@ -48,7 +48,7 @@ def fftn_axes(
     *,
     result: Typed,
 ) -> Flow:
-    """a d h w -> a j k l, all whole but a; without `dim`, the last as many as `s` has sizes, or all"""
+    """a d h w -> a j k l, all frozen but a; without `dim`, the last as many as `s` has sizes, or all"""
     if dim is None and s is not None:
         dim = range(-len(s), 0)
     return _transformed(input, result, dims_of(None if dim is None else list(dim), input.ndim))
@@ -56,15 +56,15 @@ def fftn_axes(
 
 @rule("fft_fftshift", "fft_ifftshift")
 def fftshift_axes(input: Typed, dim: int | Sequence[int] | None = None) -> Flow:
-    """a n c -> a n c, n whole: its frequencies change places"""
+    """a n c -> a n c, n frozen: its frequencies change places"""
     dims = dims_of(list(dim) if isinstance(dim, Sequence) else dim, input.ndim)
     return Flow(input.axes, frozen=[(input.axes[d], "frequencies change places") for d in dims])
 
 
 @rule("stft")
 def stft_axes(input: Typed, *options: object, result: Typed, **more: object) -> Flow:
-    """b t -> b f n, all whole but b"""
+    """b t -> b f n, all frozen but b"""
     tensors = [input, *leaves([options, more], Typed)]
     batched = int(result.shape[:1] == input.shape[:1] and input.ndim > 1)
-    whole = [(axis, _WHY) for t in tensors for axis in (t.axes[batched:] if t is input else t.axes)]
-    return Flow((*input.axes[:batched], *(frozen(n, _WHY) for n in result.shape[batched:])), frozen=whole)
+    reasons = [(axis, _WHY) for t in tensors for axis in (t.axes[batched:] if t is input else t.axes)]
+    return Flow((*input.axes[:batched], *(frozen(n, _WHY) for n in result.shape[batched:])), frozen=reasons)

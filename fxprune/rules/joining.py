@@ -103,7 +103,7 @@ def _equal_parts(n: int, size: int) -> list[int]:
 
 @rule("unbind")
 def unbind_axes(input: Typed, dim: int = 0) -> Flow:
-    """3 n -> n, n, n; the axis that is taken apart is whole"""
+    """3 n -> n, n, n; the axis that is taken apart is frozen"""
     d = at(dim, input.ndim)
     taken = input.axes[d]
     out = replaced(input.axes, d)
@@ -118,7 +118,7 @@ def select_axes(input: Typed, dim: int, index: int) -> Flow:
 
 
 def _part_with(axis: Axis, index: Any) -> Axis:
-    """Return the part of a concatenation that holds one element: the others need not be whole for it."""
+    """Return the part of a concatenation that holds one element: the others need not be frozen for it."""
     if not isinstance(axis, Sum) or not isinstance(index, int):
         return axis
     start, index = 0, at(index, axis.size)
@@ -257,8 +257,8 @@ def written_axes(x: Typed, index: Any, value: object) -> Flow:
     """x[index] = value: the part written to and what is written there are the same."""
     part = getitem_axes(x, index)
     _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
-    whole = [*part.frozen, *_places(index)]
-    return Flow(x.axes, same=[*part.same, *fits], frozen=whole, sizes=part.sizes)
+    reasons = [*part.frozen, *_places(index)]
+    return Flow(x.axes, same=[*part.same, *fits], frozen=reasons, sizes=part.sizes)
 
 
 def _places(index: Any) -> list[tuple[Axis, str]]:
@@ -299,16 +299,16 @@ def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
 
 @rule("index_add", "index_copy")
 def index_add_axes(input: Typed, dim: int, index: Typed, source: Typed, alpha: object = 1) -> Flow:
-    """b v c, n, b n c -> b v c, v and n whole"""
+    """b v c, n, b n c -> b v c, v and n frozen"""
     d = at(dim, input.ndim)
     same = [pair for i, pair in enumerate(zip(input.axes, source.axes, strict=True)) if i != d]
-    whole = [(axis, "looked up by index") for axis in (input.axes[d], source.axes[d], *index.axes)]
-    return Flow(input.axes, same, whole)
+    reasons = [(axis, "looked up by index") for axis in (input.axes[d], source.axes[d], *index.axes)]
+    return Flow(input.axes, same, reasons)
 
 
 @rule("index_fill")
 def index_fill_axes(input: Typed, dim: int, index: Typed, value: object) -> Flow:
-    """b v c, n -> b v c, v whole"""
+    """b v c, n -> b v c, v frozen"""
     d = at(dim, input.ndim)
     return Flow(input.axes, frozen=[(axis, "looked up by index") for axis in (input.axes[d], *index.axes)])
 
@@ -317,7 +317,7 @@ def index_fill_axes(input: Typed, dim: int, index: Typed, value: object) -> Flow
 def index_put_axes(
     input: Typed, indices: Sequence[Typed | None], values: Typed, accumulate: bool = False
 ) -> Flow:
-    """v c, n, n c -> v c, v whole"""
+    """v c, n, n c -> v c, v frozen"""
     flow = index_axes(input, indices)
     _, fits = broadcast([flow.out, values.axes])
     return Flow(input.axes, [*flow.same, *fits], [*flow.frozen, *_places(indices)])
@@ -325,10 +325,10 @@ def index_put_axes(
 
 @rule("gather")
 def gather_axes(input: Typed, dim: int, index: Typed, *, sparse_grad: bool = False) -> Flow:
-    """b n c, b m c -> b m c, n whole (and where the index is shorter than the input, both)"""
+    """b n c, b m c -> b m c, n frozen (and where the index is shorter than the input, both)"""
     d = at(dim, input.ndim)
-    same, whole = _element_by_element(input.axes, index.axes, d)
-    return Flow(index.axes, same, [*whole, (input.axes[d], "looked up by index")])
+    same, reasons = _element_by_element(input.axes, index.axes, d)
+    return Flow(index.axes, same, [*reasons, (input.axes[d], "looked up by index")])
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
@@ -341,13 +341,13 @@ def scatter_axes(
     *,
     include_self: bool = True,
 ) -> Flow:
-    """b n c, b m c, b m c -> b n c, n and m whole (and where one is shorter than another, both)"""
+    """b n c, b m c, b m c -> b n c, n and m frozen (and where one is shorter than another, both)"""
     d = at(dim, input.ndim)
-    same, whole = _element_by_element(input.axes, index.axes, d)
+    same, reasons = _element_by_element(input.axes, index.axes, d)
     if isinstance(src, Typed):
         more, odd = _element_by_element(src.axes, index.axes, d)
-        same, whole = [*same, *more], [*whole, *odd, (src.axes[d], "looked up by index")]
-    return Flow(input.axes, same, [*whole, *((t.axes[d], "looked up by index") for t in (input, index))])
+        same, reasons = [*same, *more], [*reasons, *odd, (src.axes[d], "looked up by index")]
+    return Flow(input.axes, same, [*reasons, *((t.axes[d], "looked up by index") for t in (input, index))])
 
 
 def _element_by_element(
@@ -361,17 +361,17 @@ def _element_by_element(
 
 @rule("roll")
 def roll_axes(input: Typed, shifts: Any, dims: Dims = None) -> Flow:
-    """... n -> ... n, n whole: its order matters"""
+    """... n -> ... n, n frozen: its order matters"""
     return Flow(input.axes, frozen=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
 
 
 @rule("flip")
 def flip_axes(input: Typed, dims: Dims) -> Flow:
-    """... n -> ... n, n whole: its order matters"""
+    """... n -> ... n, n frozen: its order matters"""
     return roll_axes(input, None, dims)
 
 
 @rule("triu", "tril")
 def triangle_axes(input: Typed, diagonal: int = 0) -> Flow:
-    """... n m -> ... n m, both whole"""
+    """... n m -> ... n m, both frozen"""
     return Flow(input.axes, frozen=[(axis, "its order matters") for axis in input.axes[-2:]])

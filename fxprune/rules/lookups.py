@@ -1,4 +1,4 @@
-"""Elements picked or written by place: the places stay whole, what lies beside them passes."""
+"""Elements picked or written by place: the places are frozen, what lies beside them passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIAGONAL = "a diagonal runs across it"
 
 @rule("take_along_dim")
 def take_along_dim_axes(input: Typed, indices: Typed, dim: int | None = None) -> Flow:
-    """b n c, b m 1 -> b m c, n whole"""
+    """b n c, b m 1 -> b m c, n frozen"""
     if dim is None:
         return Flow(indices.axes, frozen=[(axis, _LOOKED_UP) for axis in input.axes])
     d = at(dim, input.ndim)
@@ -25,7 +25,7 @@ def take_along_dim_axes(input: Typed, indices: Typed, dim: int | None = None) ->
 
 @rule("masked_scatter")
 def masked_scatter_axes(input: Typed, mask: Typed, source: Typed) -> Flow:
-    """b n c, b n 1, m c -> b n c, all whole but c: rows of the source go where the mask says"""
+    """b n c, b n 1, m c -> b n c, all frozen but c: rows of the source go where the mask says"""
     rows = 0  # how many trailing dimensions the mask says nothing of
     padded = [ONE] * (input.ndim - mask.ndim) + list(mask.axes)
     while rows < min(input.ndim - 1, source.ndim) and padded[-1 - rows] == ONE:
@@ -42,31 +42,31 @@ def masked_scatter_axes(input: Typed, mask: Typed, source: Typed) -> Flow:
 def index_reduce_axes(
     input: Typed, dim: int, index: Typed, source: Typed, reduce: str, *, include_self: bool = True
 ) -> Flow:
-    """b v c, n, b n c -> b v c, v and n whole"""
+    """b v c, n, b n c -> b v c, v and n frozen"""
     d = at(dim, input.ndim)
     same = [pair for i, pair in enumerate(zip(input.axes, source.axes, strict=True)) if i != d]
-    whole = [(axis, _LOOKED_UP) for axis in (input.axes[d], source.axes[d], *index.axes)]
-    return Flow(input.axes, same, whole)
+    reasons = [(axis, _LOOKED_UP) for axis in (input.axes[d], source.axes[d], *index.axes)]
+    return Flow(input.axes, same, reasons)
 
 
 @rule("diagonal")
 def diagonal_axes(input: Typed, offset: int = 0, dim1: int = 0, dim2: int = 1, *, result: Typed) -> Flow:
-    """a n n -> a n, n whole"""
+    """a n n -> a n, n frozen"""
     dims = dims_of([dim1, dim2], input.ndim)
     rest = tuple(axis for i, axis in enumerate(input.axes) if i not in dims)
-    whole = [(input.axes[d], _DIAGONAL) for d in dims]
-    return Flow((*rest, frozen(result.shape[-1], _DIAGONAL)), frozen=whole)
+    reasons = [(input.axes[d], _DIAGONAL) for d in dims]
+    return Flow((*rest, frozen(result.shape[-1], _DIAGONAL)), frozen=reasons)
 
 
 @rule("linalg_diagonal")
 def matrix_diagonal_axes(A: Typed, *, offset: int = 0, dim1: int = -2, dim2: int = -1, result: Typed) -> Flow:
-    """a n n -> a n, n whole"""
+    """a n n -> a n, n frozen"""
     return diagonal_axes(A, offset, dim1, dim2, result=result)
 
 
 @rule("diagonal_scatter")
 def diagonal_scatter_axes(input: Typed, src: Typed, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Flow:
-    """a n n, a n -> a n n, n whole"""
+    """a n n, a n -> a n n, n frozen"""
     flow = diagonal_axes(input, offset, dim1, dim2, result=src)
     flow.same += zip(flow.out, src.axes, strict=True)
     flow.out = input.axes
@@ -75,7 +75,7 @@ def diagonal_scatter_axes(input: Typed, src: Typed, offset: int = 0, dim1: int =
 
 @rule("diag_embed")
 def diag_embed_axes(input: Typed, offset: int = 0, dim1: int = -2, dim2: int = -1, *, result: Typed) -> Flow:
-    """a n -> a n n, n whole"""
+    """a n -> a n n, n frozen"""
     dims = dims_of([dim1, dim2], result.ndim)
     rest = iter(input.axes[:-1])
     out = [frozen(size, _DIAGONAL) if d in dims else next(rest) for d, size in enumerate(result.shape)]
@@ -84,12 +84,12 @@ def diag_embed_axes(input: Typed, offset: int = 0, dim1: int = -2, dim2: int = -
 
 @rule("diag", "diagflat")
 def diag_axes(input: Typed, diagonal: int = 0, *, result: Typed, **offset: Any) -> Flow:
-    """n -> n n; n n -> n; n whole"""
+    """n -> n n; n n -> n; n frozen"""
     out = tuple(frozen(size, _DIAGONAL) for size in result.shape)
     return Flow(out, frozen=[(axis, _DIAGONAL) for axis in input.axes])
 
 
 @rule("trace")
 def trace_axes(input: Typed) -> Flow:
-    """n n -> , n whole"""
+    """n n -> , n frozen"""
     return Flow((), frozen=[(axis, _DIAGONAL) for axis in input.axes])

@@ -49,8 +49,8 @@ def error_axes(
     out, same = broadcast(t.axes for t in (input, target, weight) if t is not None)
     if reduction in ("none", 0):
         return Flow(out, same)
-    whole = [(axis, "a removed element would count") for axis in lone(input.axes, target.axes)]
-    return Flow((), same, whole, reduced=list(out))
+    reasons = [(axis, "a removed element would count") for axis in lone(input.axes, target.axes)]
+    return Flow((), same, reasons, reduced=list(out))
 
 
 @rule("smooth_l1_loss", masked=_masked(F.smooth_l1_loss, "beta"))
@@ -92,7 +92,7 @@ def aten_smooth_error_axes(input: Typed, target: Typed, reduction: int = 1, beta
     *("soft_margin_loss", "hinge_embedding_loss"),
 )
 def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
-    """... n, ... n -> ... n; their sum or mean keeps all whole, since the loss at zero is not zero"""
+    """... n, ... n -> ... n; their sum or mean freezes all, since the loss at zero is not zero"""
     out, same = broadcast(t.axes for t in (input, target, *leaves([args, options], Typed)))
     if result.shape == tuple(axis.size for axis in out):
         return Flow(out, same)
@@ -101,8 +101,8 @@ def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **op
 
 @rule("cross_entropy", "nll_loss", "cross_entropy_loss", "nll_loss_nd", "nll_loss2d")
 def class_loss_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
-    """b c .., b .. -> b ..; or their mean; all whole"""
+    """b c .., b .. -> b ..; or their mean; all frozen"""
     tensors = [input, target, *leaves([args, options], Typed)]
-    whole = [(axis, _WHY) for t in tensors for axis in t.axes]
+    reasons = [(axis, _WHY) for t in tensors for axis in t.axes]
     out = (*input.axes[:1], *input.axes[2:]) if result.ndim and input.ndim > 1 else result.axes
-    return Flow(out, frozen=whole)
+    return Flow(out, frozen=reasons)

@@ -161,7 +161,7 @@ def normalize(
     """Return each term of the norm counted as much as its mask says."""
     if p == math.inf:
         norm = (input * mask).abs().amax(dim, keepdim=True)
-    elif p <= 0:  # its dimensions are whole
+    elif p <= 0:  # its dimensions are frozen
         norm = input.norm(p, dim, keepdim=True)
     else:
         norm = (mask * input.abs() ** p).sum(dim, keepdim=True) ** (1 / p)

@@ -1,4 +1,4 @@
-"""Matrix functions: a matrix is one thing and stays whole, a batch of them passes."""
+"""Matrix functions: a matrix is one thing and is frozen, a batch of them passes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WHY = "a function of the whole matrix"
     *("linalg_inv_ex", "linalg_cholesky_ex"),
 )
 def matrix_axes(input: Typed, *options: object, result: Any, **more: object) -> Flow:
-    """... n m -> ... , n and m whole"""
+    """... n m -> ... , n and m frozen"""
     others = [t for t in leaves([options, more], Typed) if t.ndim]
     batch = input.axes[:-2]
-    whole = [(axis, _WHY) for t in (input, *others) for axis in (t.axes if t is not input else t.axes[-2:])]
-    return Flow(_shaped(result, batch), frozen=whole)
+    reasons = [(axis, _WHY) for t in (input, *others) for axis in (t.axes if t is not input else t.axes[-2:])]
+    return Flow(_shaped(result, batch), frozen=reasons)
 
 
 def _shaped(result: Any, batch: Axes) -> Any:
@@ -41,14 +41,14 @@ def _shaped(result: Any, batch: Axes) -> Any:
     *("linalg_solve", "linalg_lstsq", "linalg_solve_triangular", "cholesky_solve", "triangular_solve"),
 )
 def inverse_axes(*args: Any, result: Any, **options: object) -> Flow:
-    """all whole: of a matrix of zeros, which stands for a removed one, there is no inverse"""
-    whole = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
-    return Flow(_shaped(result, ()), frozen=whole)
+    """all frozen: of a matrix of zeros, which stands for a removed one, there is no inverse"""
+    reasons = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
+    return Flow(_shaped(result, ()), frozen=reasons)
 
 
 @rule("cross", "linalg_cross")
 def cross_axes(input: Typed, other: Typed, dim: int | None = -1) -> Flow:
-    """... 3, ... 3 -> ... 3, the three whole"""
+    """... 3, ... 3 -> ... 3, the three frozen"""
     out, same = broadcast([input.axes, other.axes])
     dims = range(len(out)) if dim is None else [at(dim, len(out))]
     return Flow(out, same, frozen=[(out[d], "a product of vectors mixes it") for d in dims])

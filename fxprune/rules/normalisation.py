@@ -77,7 +77,7 @@ def instance_norm_axes(
     *options: object,
     **more: object,
 ) -> Flow:
-    """b c ..., c, c, c, c -> b c ..., positions whole"""
+    """b c ..., c, c, c, c -> b c ..., positions frozen"""
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
     flow.frozen = [(axis, PIXELS) for axis in input.axes[2:]]
     return flow

@@ -1,4 +1,4 @@
-"""Ops on the order of elements along a dimension: what is ordered stays whole, the rest passes."""
+"""Ops on the order of elements along a dimension: what is ordered is frozen, the rest passes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _WHY = "its order matters"
 
 @rule("median", "nanmedian")
 def median_axes(input: Typed, dim: int | None = None, keepdim: bool = False) -> Flow:
-    """... n -> ..., ..., n whole (values and indices; of the whole tensor: the value alone)"""
+    """... n -> ..., ..., n frozen (values and indices; of the whole tensor: the value alone)"""
     return max_axes(input, dim, keepdim)
 
 
 @rule("mode")
 def mode_axes(input: Typed, dim: int = -1, keepdim: bool = False) -> Flow:
-    """... n -> ..., ..., n whole"""
+    """... n -> ..., ..., n frozen"""
     return max_axes(input, dim, keepdim)
 
 
 @rule("kthvalue")
 def kthvalue_axes(input: Typed, k: int, dim: int = -1, keepdim: bool = False) -> Flow:
-    """... n -> ..., ..., n whole"""
+    """... n -> ..., ..., n frozen"""
     return max_axes(input, dim, keepdim)
 
 
 @rule("aminmax")
 def aminmax_axes(input: Typed, *, dim: int | None = None, keepdim: bool = False) -> Flow:
-    """... n -> ..., ..., n whole"""
+    """... n -> ..., ..., n frozen"""
     flow = extremum_axes(input, dim, keepdim)
     return Flow([flow.out, flow.out], frozen=flow.frozen)
 
@@ -42,7 +42,7 @@ def aminmax_axes(input: Typed, *, dim: int | None = None, keepdim: bool = False)
 def quantile_axes(
     input: Typed, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Flow:
-    """... n, q -> q ..., n whole"""
+    """... n, q -> q ..., n frozen"""
     flow = extremum_axes(input, dim, keepdim)
     if isinstance(q, Typed):
         flow.out = (*q.axes, *flow.out)
@@ -51,14 +51,14 @@ def quantile_axes(
 
 @rule("cummax", "cummin")
 def running_extremum_axes(input: Typed, dim: int) -> Flow:
-    """... n -> ... n, ... n, n whole"""
+    """... n -> ... n, ... n, n frozen"""
     flow = scan_axes(input, dim)
     return Flow([flow.out, flow.out], frozen=flow.frozen)
 
 
 @rule("msort")
 def msort_axes(input: Typed) -> Flow:
-    """n ... -> n ..., n whole"""
+    """n ... -> n ..., n frozen"""
     return scan_axes(input, 0)
 
 
@@ -72,23 +72,23 @@ def diff_axes(
     *,
     result: Typed,
 ) -> Flow:
-    """... n -> ... n-1, n whole"""
+    """... n -> ... n-1, n frozen"""
     d = at(dim, input.ndim)
     ends = [t for t in (prepend, append) if t is not None]
-    whole = [(t.axes[d], _WHY) for t in (input, *ends)]
+    reasons = [(t.axes[d], _WHY) for t in (input, *ends)]
     same = [(a, b) for t in ends for i, (a, b) in enumerate(zip(input.axes, t.axes, strict=True)) if i != d]
-    return Flow((*input.axes[:d], frozen(result.shape[d], _WHY), *input.axes[d + 1 :]), same, whole)
+    return Flow((*input.axes[:d], frozen(result.shape[d], _WHY), *input.axes[d + 1 :]), same, reasons)
 
 
 @rule("trapezoid", "trapz", "cumulative_trapezoid")
 def trapezoid_axes(y: Typed, x: Typed | None = None, *, dx: Any = 1, dim: int = -1, result: Typed) -> Flow:
-    """... n, n -> ..., n whole"""
+    """... n, n -> ..., n frozen"""
     if x is not None and x.ndim > 1:
         raise NotCovered("only one set of places for all is understood")
     d = at(dim, y.ndim)
-    whole = [(y.axes[d], _WHY)] + ([] if x is None else [(x.axes[0], _WHY)])
+    reasons = [(y.axes[d], _WHY)] + ([] if x is None else [(x.axes[0], _WHY)])
     kept = [frozen(result.shape[d], _WHY)] if result.ndim == y.ndim else []
-    return Flow((*y.axes[:d], *kept, *y.axes[d + 1 :]), frozen=whole)
+    return Flow((*y.axes[:d], *kept, *y.axes[d + 1 :]), frozen=reasons)
 
 
 @rule("count_nonzero")
@@ -106,13 +106,13 @@ def renorm_axes(input: Typed, p: float, dim: int, maxnorm: float) -> Flow:
 
 @rule("bucketize")
 def bucketize_axes(input: Typed, boundaries: Typed, **options: object) -> Flow:
-    """..., n -> ..., n whole"""
+    """..., n -> ..., n frozen"""
     return Flow(input.axes, frozen=[(boundaries.axes[0], _WHY)])
 
 
 @rule("searchsorted")
 def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: object) -> Flow:
-    """... n, ... m -> ... m, n whole (or n, any shape)"""
+    """... n, ... m -> ... m, n frozen (or n, any shape)"""
     *lead, n = sorted_sequence.axes
     axes = input.axes if isinstance(input, Typed) else ()
     same: list[tuple[Axis, Axis]] = list(zip(lead, axes[:-1], strict=True)) if lead else []
@@ -121,16 +121,16 @@ def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: object) -> 
 
 @rule("isin")
 def isin_axes(elements: Typed, test_elements: Any, **options: object) -> Flow:
-    """..., n -> ..., n whole"""
+    """..., n -> ..., n frozen"""
     tested = test_elements.axes if isinstance(test_elements, Typed) else ()
     return Flow(elements.axes, frozen=[(axis, "compared with each element") for axis in tested])
 
 
 def _whole_axes(why: str) -> Callable[..., Flow]:
     def whole_axes(*args: Any, result: Any, **options: object) -> Flow:
-        """all whole"""
-        whole = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
-        return Flow(_shapes(result), frozen=whole)
+        """all frozen"""
+        reasons = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
+        return Flow(_shapes(result), frozen=reasons)
 
     return whole_axes
 

@@ -65,22 +65,22 @@ def layer_axes(
     *,
     result: Any,
 ) -> Flow:
-    """n b i, .., (g h) i, .. -> n b h, l b h: what is read shrinks, what is remembered stays whole"""
+    """n b i, .., (g h) i, .. -> n b h, l b h: what is read shrinks, what is remembered is frozen"""
     if not isinstance(params, (list, tuple)):
         raise NotCovered("a packed sequence is not understood")
     each = len(params) // (num_layers * (2 if bidirectional else 1))
     reads = {0, each} if bidirectional else {0}  # the first layer's weights, in each direction
     i, batch = input.axes[-1], input.axes[0 if batch_first else 1]
-    whole: list[tuple[Axis, str]] = [(w.axes[0], _HIDDEN) for w in params]
-    whole += [(w.axes[1], _HIDDEN) for k, w in enumerate(params) if w.ndim == 2 and k not in reads]
+    reasons: list[tuple[Axis, str]] = [(w.axes[0], _HIDDEN) for w in params]
+    reasons += [(w.axes[1], _HIDDEN) for k, w in enumerate(params) if w.ndim == 2 and k not in reads]
     states = hx if isinstance(hx, (list, tuple)) else [hx] if hx is not None else []
-    whole.append((input.axes[1 if batch_first else 0], "its order matters"))
-    whole += [(axis, _HIDDEN) for t in states for axis in (t.axes[0], t.axes[2])]
+    reasons.append((input.axes[1 if batch_first else 0], "its order matters"))
+    reasons += [(axis, _HIDDEN) for t in states for axis in (t.axes[0], t.axes[2])]
     same = [(i, params[k].axes[1]) for k in sorted(reads)] + [(batch, t.axes[1]) for t in states]
     outer, *last = result
     shapes = [(*input.axes[:-1], outer.axes[-1]), *((t.axes[0], batch, t.axes[2]) for t in last)]
     macs = [(*input.axes[:-1], *w.axes) for w in params if w.ndim == 2]
-    return Flow(shapes, same, whole, reduced=[i], macs=macs)
+    return Flow(shapes, same, reasons, reduced=[i], macs=macs)
 
 
 @rule("torch.nn.modules.rnn.LSTM")

@@ -83,11 +83,11 @@ def frobenius_norm_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -
 
 @rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
 def extremum_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
-    """... n -> ..., n whole: a zero is not the same as a missing element"""
-    whole = [
+    """... n -> ..., n frozen: a zero is not the same as a missing element"""
+    reasons = [
         (input.axes[i], "max/min over it: a removed element is not a zero") for i in dims_of(dim, input.ndim)
     ]
-    return Flow(without(input, dim, keepdim), frozen=whole)
+    return Flow(without(input, dim, keepdim), frozen=reasons)
 
 
 @rule("max", "min")
@@ -109,26 +109,26 @@ def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted:
 
 @rule("softmax", "log_softmax", "softmin", "_softmax")
 def softmax_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
-    """... n -> ... n, n whole: leaving an element out is not the same as setting it to zero"""
+    """... n -> ... n, n frozen: leaving an element out is not the same as setting it to zero"""
     return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "softmax over it")])
 
 
 @rule("cumsum", "cumprod", "logcumsumexp")
 def scan_axes(input: Typed, dim: int, *, dtype: object = None) -> Flow:
-    """... n -> ... n, n whole"""
+    """... n -> ... n, n frozen"""
     return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "its order matters")])
 
 
 @rule("sort")
 def sort_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
-    """... n -> ... n, ... n, n whole"""
+    """... n -> ... n, ... n, n frozen"""
     flow = scan_axes(input, dim)
     return Flow([flow.out, flow.out], frozen=flow.frozen)
 
 
 @rule("argsort")
 def argsort_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
-    """... n -> ... n, n whole"""
+    """... n -> ... n, n frozen"""
     return scan_axes(input, dim)
 
 

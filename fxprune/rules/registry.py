@@ -83,7 +83,7 @@ class Flow:
 
 
 class NotCovered(Exception):
-    """Raised by a rule: this call is one that it has nothing to say about.  All that it touches stays whole.
+    """Raised by a rule: this call is one that it has nothing to say about.  All that it touches is frozen.
 
     >>> raise NotCovered("a cell with projections is not understood")  # doctest: +SKIP
     """

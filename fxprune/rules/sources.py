@@ -51,13 +51,13 @@ def arange_axes(*args: Any, result: Typed, **options: object) -> Flow:
     *("fft_fftfreq", "fft_rfftfreq"),
 )
 def eye_axes(*args: Any, result: Typed, **options: object) -> Flow:
-    """-> n m, whole: each element has a value of its own"""
+    """-> n m, frozen: each element has a value of its own"""
     return Flow(tuple(frozen(size, "it numbers positions") for size in result.shape))
 
 
 @rule("one_hot")
 def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow:
-    """... -> ... n, n whole"""
+    """... -> ... n, n frozen"""
     return Flow((*tensor.axes, frozen(result.shape[-1], "it numbers positions")))
 
 

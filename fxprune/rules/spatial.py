@@ -1,4 +1,4 @@
-"""Ops on pixels: channels pass through, positions are whole."""
+"""Ops on pixels: channels pass through, positions are frozen."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
         first = result if isinstance(result, Typed) else result[0]
         pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
         out = (*input.axes[:-n], *pixels)
-        whole = [(axis, PIXELS) for axis in input.axes[-n:]]
-        return Flow(out if isinstance(result, Typed) else [out] * len(result), frozen=whole)
+        reasons = [(axis, PIXELS) for axis in input.axes[-n:]]
+        return Flow(out if isinstance(result, Typed) else [out] * len(result), frozen=reasons)
 
     return spatial_axes
 
@@ -47,19 +47,19 @@ def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: object)
 def grid_sample_axes(input: Typed, grid: Typed, *options: object, **more: object) -> Flow:
     """b c h w, b h' w' 2 -> b c h' w' (and in three dimensions)"""
     batch, *places, numbers = grid.axes
-    whole = [(axis, PIXELS) for axis in (*input.axes[2:], *places, numbers)]
-    return Flow((*input.axes[:2], *places), same=[(input.axes[0], batch)], frozen=whole)
+    reasons = [(axis, PIXELS) for axis in (*input.axes[2:], *places, numbers)]
+    return Flow((*input.axes[:2], *places), same=[(input.axes[0], batch)], frozen=reasons)
 
 
 @rule("affine_grid", "affine_grid_generator")
 def affine_grid_axes(
     theta: Typed, size: Sequence[int], *options: object, result: Typed, **more: object
 ) -> Flow:
-    """b 2 3 -> b h w 2, all whole but b: what the size says of channels is not read"""
+    """b 2 3 -> b h w 2, all frozen but b: what the size says of channels is not read"""
     pixels = (frozen(n, PIXELS) for n in result.shape[1:])
-    whole = [(axis, "a transform of places") for axis in theta.axes[1:]]
+    reasons = [(axis, "a transform of places") for axis in theta.axes[1:]]
     spelled = [theta.axes[0], *[None] * (len(size) - 1)]
-    return Flow((theta.axes[0], *pixels), frozen=whole, sizes={"size": spelled})
+    return Flow((theta.axes[0], *pixels), frozen=reasons, sizes={"size": spelled})
 
 
 @rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
@@ -67,13 +67,13 @@ def max_unpool_axes(input: Typed, indices: Typed, *options: object, result: Type
     """b c h w, b c h w -> b c h' w'"""
     n = 3 if input.ndim > 4 else input.ndim - 2
     pixels = tuple(frozen(size, PIXELS) for size in result.shape[-n:])
-    whole = [(axis, PIXELS) for axis in input.axes[-n:]]
-    return Flow((*input.axes[:-n], *pixels), list(zip(input.axes, indices.axes, strict=True)), whole)
+    reasons = [(axis, PIXELS) for axis in input.axes[-n:]]
+    return Flow((*input.axes[:-n], *pixels), list(zip(input.axes, indices.axes, strict=True)), reasons)
 
 
 @rule("local_response_norm")
 def local_response_norm_axes(input: Typed, *options: object, **more: object) -> Flow:
-    """b c ... -> b c ..., c whole"""
+    """b c ... -> b c ..., c frozen"""
     return Flow(input.axes, frozen=[(input.axes[1], "each is divided by its neighbours")])
 
 
@@ -89,16 +89,16 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value:
     if isinstance(mode, str) and mode != "constant":
         return copying_pad_axes(input, pad)
     out: list[Axis] = list(input.axes)
-    whole: list[tuple[Axis, str]] = []
+    reasons: list[tuple[Axis, str]] = []
     for i, (before, after) in enumerate(_pairs(pad), start=1):
         if before == after == 0:
             continue
         if before < 0 or after < 0:
-            whole.append((out[-i], "cut by a negative padding"))
+            reasons.append((out[-i], "cut by a negative padding"))
             out[-i] = frozen(input.shape[-i] + before + after, "cut by a negative padding")
             continue
         out[-i] = Sum.of((frozen(before, "padding"), input.axes[-i], frozen(after, "padding")))
-    return Flow(tuple(out), frozen=whole)
+    return Flow(tuple(out), frozen=reasons)
 
 
 @rule(
@@ -106,13 +106,13 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value:
     *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
 )
 def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
-    """... n -> ... m, n whole: what is added are copies of its elements"""
-    out, whole = list(input.axes), []
+    """... n -> ... m, n frozen: what is added are copies of its elements"""
+    out, reasons = list(input.axes), []
     for i, (before, after) in enumerate(_pairs(padding), start=1):
         if before or after:
-            whole.append((out[-i], "padded with copies"))
+            reasons.append((out[-i], "padded with copies"))
             out[-i] = frozen(input.shape[-i] + before + after, "padded with copies")
-    return Flow(tuple(out), frozen=whole)
+    return Flow(tuple(out), frozen=reasons)
 
 
 def _pairs(pad: Sequence[int]) -> list[tuple[int, int]]:

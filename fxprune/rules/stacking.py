@@ -108,19 +108,19 @@ def cartesian_prod_axes(*tensors: Any) -> Flow:
 
 @rule("fliplr")
 def fliplr_axes(input: Typed) -> Flow:
-    """a n ... -> a n ..., n whole"""
+    """a n ... -> a n ..., n frozen"""
     return roll_axes(input, None, 1)
 
 
 @rule("flipud")
 def flipud_axes(input: Typed) -> Flow:
-    """n ... -> n ..., n whole"""
+    """n ... -> n ..., n frozen"""
     return roll_axes(input, None, 0)
 
 
 @rule("rot90")
 def rot90_axes(input: Typed, k: int = 1, dims: Sequence[int] = (0, 1)) -> Flow:
-    """a b -> b a, both whole"""
+    """a b -> b a, both frozen"""
     flow = roll_axes(input, None, list(dims))
     if k % 2:
         axes = list(input.axes)

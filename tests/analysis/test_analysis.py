@@ -97,7 +97,7 @@ def test_it_prints_as_a_table(analysis: fxprune.Analysis) -> None:
         assert (name, size, role, sites) == (group.name, str(group.size), group.role, str(len(group.sites)))
         assert bool(frozen) == (group.frozen is not None)
         if group.frozen is not None:
-            assert frozen[0].startswith(f"whole: {group.frozen.text}")
+            assert frozen[0].startswith(f"frozen: {group.frozen.text}")
     assert summary == f"{len(rows)} groups, {len(analysis.prunable)} can shrink (symbolic capture)"
 
 
@@ -119,7 +119,7 @@ def test_frozen_reasons_name_the_users_line() -> None:
 
     for capture in ("symbolic", "export"):
         table = str(fxprune.analyze(Softmax(), example_inputs=torch.randn(2, 6), capture=capture))
-        assert re.search(r"16 .*whole: .*softmax.*\(test_analysis\.py:\d+\)", table), table
+        assert re.search(r"16 .*frozen: .*softmax.*\(test_analysis\.py:\d+\)", table), table
 
 
 # ---------------------------------------------------------------- the graph

@@ -22,7 +22,7 @@ ROOT = Path(fxprune.__file__).parent / "analysis"
 
 
 class Latents(nn.Module):
-    """Learned tokens: what keeps them whole is known only once the groups are built."""
+    """Learned tokens: what freezes them is known only once the groups are built."""
 
     def __init__(self) -> None:
         super().__init__()

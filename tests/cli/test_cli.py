@@ -166,8 +166,8 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", *OWN, "--quiet", "--json"]) == 0
     groups = {group["name"]: group for group in parsed(capsys)["groups"]}
     assert groups["embed"]["size"] == 48
-    assert groups["embed"]["whole"] is None
-    assert groups["head.output"]["whole"].startswith("reaches the output")
+    assert groups["embed"]["frozen"] is None
+    assert groups["head.output"]["frozen"].startswith("reaches the output")
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:

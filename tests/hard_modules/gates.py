@@ -28,7 +28,7 @@ class GluByChunk(Gate):
         return self.fc2(F.silu(a) * b)
 
 
-# An older torch.export writes by index_put, which does not tell a mask from positions: all stays whole.
+# An older torch.export writes by index_put, which does not tell a mask from positions: all is frozen.
 @case(captures=CAPTURES if torch.__version__ >= "2.15" else only("symbolic"), **GATED)
 class MaskedWrites(Gate):
     """`x[x < 0] = 0`, and some tokens cleared whole."""

@@ -97,7 +97,7 @@ class Checkpointed(TwoLayers):
 
 @case(block__fc1__weight=(20, 24), embed__weight=(24, 5), head__weight=(7, 24))
 class FourierMixing(TwoLayers):
-    """FNet's: the transform over tokens and channels; the channels that it mixes stay whole."""
+    """FNet's: the transform over tokens and channels; the channels that it mixes are frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(torch.fft.fft2(x).real).relu())
@@ -132,7 +132,7 @@ class ComplexWeights(TwoLayers):
 
 @case(block__fc1__weight=(20, 12), block__recurrent__weight_ih_l0=(120, 20), block__fc2__weight=(12, 40))
 class Gru(TwoLayers):
-    """What it reads shrinks, what it remembers stays whole, like an LSTM's."""
+    """What it reads shrinks, what it remembers is frozen, like an LSTM's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -130,7 +130,7 @@ class TalkingHeadsByConvolution(Attention):
 
 @case(block__qkv__weight=(36, 12), block__temperature=(2, 1, 1))
 class CrossCovariance(FusedAttention):
-    """XCiT: attention between channels, so that head dims stay whole and heads shrink."""
+    """XCiT: attention between channels, so that head dims are frozen and heads shrink."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Shared and tied weights, outputs of every kind, neighbours that stay whole, small traps."""
+"""Shared and tied weights, outputs of every kind, frozen neighbours, small traps."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class ModelOutput(TwoHeads):
         return ImageClassifierOutput(logits=a, hidden_states=(b,))
 
 
-# ---------------------------------------------------------------- kept whole, and its surroundings
+# ---------------------------------------------------------------- frozen, and its surroundings
 
 
 @case(
@@ -138,7 +138,7 @@ class ModelOutput(TwoHeads):
     head__weight=(CLASSES, EMBED),
 )
 class UnknownStaysWhole(nn.Module):
-    """No rule covers this spelling of a norm: what touches it stays whole, what lies beyond shrinks."""
+    """No rule covers this spelling of a norm: what touches it is frozen, what lies beyond shrinks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class UnknownStaysWhole(nn.Module):
     head__weight=(CLASSES, 12),
 )
 class LstmReadsLess(nn.Module):
-    """The state of an LSTM stays whole, what it reads and what lies beyond shrinks."""
+    """The state of an LSTM is frozen, what it reads and what lies beyond shrinks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class DividedByNumel(nn.Module):
 
 @case(block__tail__weight=(6, 12), block__out__weight=(12, 11))
 class SlicedFromTheEnd(nn.Module):
-    """[whole | shrinking]: negative bounds count elements that go."""
+    """[frozen | shrinking]: negative bounds count elements that go."""
 
     def __init__(self) -> None:
         super().__init__()

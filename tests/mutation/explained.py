@@ -1,6 +1,6 @@
 """Survivors that no test can kill, or need not, each with the reason."""
 
-_NO_LOSS = "dropping it loses nothing: it only keeps more whole than it must"
+_NO_LOSS = "dropping it loses nothing: it only freezes more than it must"
 
 EXPLAINED = {
     "any: frozen[0]": f"{_NO_LOSS} (a False adds nothing to any)",
@@ -27,7 +27,7 @@ EXPLAINED = {
         ],
         "dead code goes at the end",
     ),
-    "rules/modules.py: Embedding.num_embeddings stays": "the words are whole, so that it never changes",
+    "rules/modules.py: Embedding.num_embeddings stays": "the words are frozen, so that it never changes",
     **dict.fromkeys(
         [
             "cuda: rule",

@@ -2,7 +2,7 @@
 
 same[0]       the first unification is dropped
 frozen[1]     the second axis that must keep its elements may shrink
-thaw[0]       the first axis that the rule itself makes, and makes whole, may shrink
+thaw[0]       the first axis that the rule itself makes, and makes frozen, may shrink
 sizes[shape]  the integers of an argument that spell sizes are not rewritten
 bound[0]      one end of a slice that spells a size is not rewritten
 out[-1]       the result's last axis has nothing to do with the operands'
@@ -84,7 +84,7 @@ def facts_of(flow: Flow, given: set[Atom]) -> set[Key]:
     """What a flow states and could leave out; `given` are the atoms of the operands."""
     found: set[Key] = {("same", i) for i, (a, b) in enumerate(flow.same) if a != b}
     found |= {("frozen", i) for i, (axis, _) in enumerate(flow.frozen) if _is_free(axis)}
-    found |= {("thaw", i) for i, _ in enumerate(_born_whole(flow, given))}
+    found |= {("thaw", i) for i, _ in enumerate(_born_frozen(flow, given))}
     found |= {("sizes", name) for name, spelled in flow.sizes.items() if any(_leaves(spelled))}
     bounds = [leaf for leaf in _leaves(list(flow.sizes.values())) if isinstance(leaf, Bound)]
     found |= {("bound", i) for i, _ in enumerate(bounds)}
@@ -109,7 +109,7 @@ def without(flow: Flow, key: Key, given: set[Atom]) -> Flow:
         return replace(flow, replacement=None)
     if kind == "out":
         return replace(flow, out=_let_go(flow.out, which))
-    cold = _born_whole(flow, given)[which]
+    cold = _born_frozen(flow, given)[which]
     warm = Atom(cold.size)
 
     def thawed(leaf: Any) -> Any:
@@ -139,8 +139,8 @@ def _is_free(axis: Axis) -> bool:
     return any(a.frozen is None and a.size > 1 for a in atoms_of(axis))
 
 
-def _born_whole(flow: Flow, given: set[Atom]) -> list[Atom]:
-    """Atoms that the rule makes whole, in order."""
+def _born_frozen(flow: Flow, given: set[Atom]) -> list[Atom]:
+    """Atoms that the rule makes frozen, in order."""
     terms = [axis for axes in _results(flow.out) for axis in axes]
     terms += [axis for pair in flow.same for axis in pair]
     made = dict.fromkeys(a for term in terms for a in atoms_of(term) if a not in given)

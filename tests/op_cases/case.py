@@ -17,7 +17,7 @@ class Case:
     """One call of one op.
 
     statistic: a mean or norm over a shrinking axis; the reference is the certificate's masked form.
-    whole: nothing is left to shrink.
+    frozen: nothing is left to shrink.
     values: False where the op returns random or uninitialised numbers: only shapes are compared.
     """
 
@@ -25,7 +25,7 @@ class Case:
     run: Callable[..., Any]
     operands: tuple[Operand, ...]
     statistic: bool = False
-    whole: bool = False
+    frozen: bool = False
     values: bool = True
     captures: tuple[str, ...] = ("symbolic",)
     label: str = ""

@@ -124,7 +124,7 @@ def joining_cases(case: Cases) -> None:
     case("index_put", lambda a, i, b: aten.index_put.default(a, [i], b, True), (7, 6), rows, (6,))
     case("roll", lambda a: torch.roll(a, (1, 2), (1, 2)), (4, 5, 6, 3), captures=BOTH)
     case("roll", lambda a: a.roll(1, dims=-1), (4, 6))
-    case("roll", lambda a: a.roll(1), (4, 6), whole=True)
+    case("roll", lambda a: a.roll(1), (4, 6), frozen=True)
     case("flip", lambda a: a.flip(1), (4, 6))
     case("flip", lambda a: torch.flip(a, [0, -1]), (4, 5, 6), captures=BOTH)
     for name in ("triu", "tril"):

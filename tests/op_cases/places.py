@@ -11,20 +11,20 @@ aten = torch.ops.aten
 
 
 def order_cases(case: Cases) -> None:
-    """What is ordered stays whole, the rest passes."""
+    """What is ordered is frozen, the rest passes."""
     for name in ("median", "nanmedian", "mode"):
         run = getattr(torch, name)
         case(name, lambda a, run=run: run(a, 1), (4, 7, 5), captures=BOTH)
         case(name, lambda a, run=run: run(a, dim=-1, keepdim=True), (3, 2, 4, 6, 7))
-    case("median", torch.median, (4, 6), whole=True)
+    case("median", torch.median, (4, 6), frozen=True)
     case("kthvalue", lambda a: a.kthvalue(2, 1), (4, 7, 5), captures=BOTH)
     case("aminmax", lambda a: a.aminmax(dim=1), (4, 6, 5), captures=BOTH)
-    case("aminmax", torch.aminmax, (4, 6), whole=True)
+    case("aminmax", torch.aminmax, (4, 6), frozen=True)
     for name in ("quantile", "nanquantile"):
         run = getattr(torch, name)
         case(name, lambda a, run=run: run(a, 0.3, dim=1), (4, 6, 5), captures=BOTH)
         case(name, lambda a, q, run=run: run(a, q, 1, True), (4, 6, 5), unit(3))
-        case(name, lambda a, run=run: run(a, 0.3), (4, 6), whole=True)
+        case(name, lambda a, run=run: run(a, 0.3), (4, 6), frozen=True)
     for name in ("cummax", "cummin"):
         case(name, lambda a, name=name: getattr(torch, name)(a, 1), (4, 6, 5), captures=BOTH)
     case("msort", torch.msort, (4, 6))
@@ -40,22 +40,22 @@ def order_cases(case: Cases) -> None:
     case("searchsorted", torch.searchsorted, torch.arange(5.0).double(), (4, 6), captures=BOTH)
     case("searchsorted", lambda s, a: torch.searchsorted(s.sort(-1)[0], a), (3, 4, 6), (3, 4, 5))
     case("isin", torch.isin, (4, 6), (5,))
-    case("histc", lambda a: torch.histc(a, 4), (4, 6), whole=True)
-    case("bincount", torch.bincount, indices(6, below=4), whole=True)
-    case("multinomial", lambda a: torch.multinomial(a, 2), unit(4, 6), values=False, whole=True)
+    case("histc", lambda a: torch.histc(a, 4), (4, 6), frozen=True)
+    case("bincount", torch.bincount, indices(6, below=4), frozen=True)
+    case("multinomial", lambda a: torch.multinomial(a, 2), unit(4, 6), values=False, frozen=True)
     for name in ("nonzero", "argwhere", "unique", "unique_consecutive"):
-        case(name, getattr(torch, name), (4, 6), whole=True)
-    case("_unique2", lambda a: aten._unique2.default(a), (4, 6), whole=True)
-    case("unique_dim", lambda a: aten.unique_dim.default(a, 0), (4, 6), whole=True)
-    case("masked_select", torch.masked_select, (4, 6), flags(4, 6), whole=True)
-    case("combinations", torch.combinations, (4,), whole=True)
-    case("as_strided", lambda a: torch.as_strided(a, (2, 3), (1, 2)), (4, 6), whole=True)
+        case(name, getattr(torch, name), (4, 6), frozen=True)
+    case("_unique2", lambda a: aten._unique2.default(a), (4, 6), frozen=True)
+    case("unique_dim", lambda a: aten.unique_dim.default(a, 0), (4, 6), frozen=True)
+    case("masked_select", torch.masked_select, (4, 6), flags(4, 6), frozen=True)
+    case("combinations", torch.combinations, (4,), frozen=True)
+    case("as_strided", lambda a: torch.as_strided(a, (2, 3), (1, 2)), (4, 6), frozen=True)
 
 
 def lookup_cases(case: Cases) -> None:
-    """Places stay whole, what lies beside them passes."""
-    case("take", torch.take, (4, 6), indices(5, below=24), whole=True)
-    case("put", lambda a, i, b: a.put(i, b), (4, 6), torch.arange(3), (3,), whole=True)
+    """Places are frozen, what lies beside them passes."""
+    case("take", torch.take, (4, 6), indices(5, below=24), frozen=True)
+    case("put", lambda a, i, b: a.put(i, b), (4, 6), torch.arange(3), (3,), frozen=True)
     case(
         "take_along_dim",
         lambda a, i: torch.take_along_dim(a, i, 1),
@@ -78,7 +78,7 @@ def lookup_cases(case: Cases) -> None:
         (20, 6),
         captures=BOTH,
     )
-    case("masked_scatter", lambda a, m, b: a.masked_scatter(m, b), (4, 6), flags(4, 6), (4, 6), whole=True)
+    case("masked_scatter", lambda a, m, b: a.masked_scatter(m, b), (4, 6), flags(4, 6), (4, 6), frozen=True)
     case("masked_scatter", lambda a, m, b: a.masked_scatter(m, b), (3, 4, 5, 6), flags(4, 1, 1), (12, 5, 6))
     case(
         "index_reduce",
@@ -94,9 +94,9 @@ def lookup_cases(case: Cases) -> None:
     case("diag_embed", torch.diag_embed, (4, 6), captures=BOTH)
     case("diag_embed", lambda a: torch.diag_embed(a, dim1=0, dim2=2), (4, 6))
     for name in ("diag", "diagflat"):
-        case(name, getattr(torch, name), (6,), whole=True)
-    case("diag", torch.diag, (4, 4), whole=True)
-    case("trace", torch.trace, (4, 4), whole=True)
+        case(name, getattr(torch, name), (6,), frozen=True)
+    case("diag", torch.diag, (4, 4), frozen=True)
+    case("trace", torch.trace, (4, 4), frozen=True)
 
 
 def stacking_cases(case: Cases) -> None:

@@ -40,7 +40,7 @@ def reduction_cases(case: Cases) -> None:
     case("frobenius_norm", lambda a: torch.frobenius_norm(a, (1, 2)), (4, 6, 5))
     case("linalg_norm", lambda a: torch.linalg.norm(a, dim=-1), (4, 6))
     case("linalg_norm", lambda a: torch.linalg.norm(a, 2, dim=(0, 1)), (4, 6))
-    case("linalg_norm", lambda a: torch.linalg.norm(a, -1, dim=(0, 1)), (4, 6), whole=True)
+    case("linalg_norm", lambda a: torch.linalg.norm(a, -1, dim=(0, 1)), (4, 6), frozen=True)
     for name in ["amax", "amin", "argmax", "argmin", "prod", "logsumexp"]:
         case(name, lambda a, name=name: getattr(torch, name)(a, 1), (4, 6, 5))
     for name in ["all", "any"]:
@@ -50,7 +50,7 @@ def reduction_cases(case: Cases) -> None:
     for name in ["max", "min"]:
         case(name, lambda a, name=name: getattr(torch, name)(a, 1), (4, 6, 5), captures=BOTH)
         case(name, getattr(torch, name), (4, 6), (6,))
-        case(name, lambda a, name=name: getattr(torch, name)(a), (4, 6), whole=True)
+        case(name, lambda a, name=name: getattr(torch, name)(a), (4, 6), frozen=True)
     case("topk", lambda a: a.topk(3), (4, 6), captures=BOTH)
     case("topk", lambda a: torch.topk(a, 2, dim=1, largest=False), (4, 6, 5))
     for name in ["softmax", "log_softmax"]:

@@ -24,13 +24,13 @@ def reshaping_cases(case: Cases) -> None:
         (4, 3, 2, 5, 1),
     ):
         case("reshape", lambda a, sizes=sizes: a.reshape(sizes), (4, 6, 5))
-    case("reshape", lambda a: a.reshape(5, 24), (4, 6, 5), whole=True)
+    case("reshape", lambda a: a.reshape(5, 24), (4, 6, 5), frozen=True)
     case("reshape", lambda a: a.reshape(4, 2, 3, 2, 5), (4, 12, 5))
     case("reshape", lambda a: a.reshape(4, 3, -1), (4, 12), captures=BOTH)
     case("reshape", lambda a: a.reshape(a.shape[0], 3, a.shape[1] // 3), (4, 12))
     case("reshape", lambda a, b: torch.cat([a, b], 1).reshape(4, 24), (4, 2, 6), (4, 2, 6))
     case("view", lambda a: a.view(4, 3, 4), (4, 12), captures=BOTH)
-    case("view", lambda a: a.view(torch.int64), (4, 6), whole=True)
+    case("view", lambda a: a.view(torch.int64), (4, 6), frozen=True)
     case("_unsafe_view", lambda a: aten._unsafe_view.default(a, [4, 3, 4]), (4, 12))
     case("reshape_as", lambda a, b: a.reshape_as(b), (4, 12), (4, 3, 4))
     case("reshape_as", lambda a, b: a.reshape_as(b), (5, 24), (5, 4, 6))

@@ -37,7 +37,7 @@ def source_cases(case: Cases) -> None:
 
 
 def fourier_cases(case: Cases) -> None:
-    """What is transformed stays whole; what lies beside it shrinks."""
+    """What is transformed is frozen; what lies beside it shrinks."""
     fft = torch.fft
     for name in ["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"]:
         function = getattr(fft, name)
@@ -50,12 +50,12 @@ def fourier_cases(case: Cases) -> None:
         case(f"fft_{name}", partial(function, s=(4, 8), dim=(1, 3)), (4, 6, 5, 7))
     for name in ["fftn", "ifftn", "rfftn", "irfftn"]:
         function = getattr(fft, name)
-        case(f"fft_{name}", function, (4, 6), whole=True)
+        case(f"fft_{name}", function, (4, 6), frozen=True)
         case(f"fft_{name}", partial(function, s=(4, 4, 4)), (4, 6, 5, 7))
         case(f"fft_{name}", partial(function, dim=(0, 2)), (4, 6, 5, 7), captures=BOTH)
     for name in ["fftshift", "ifftshift"]:
         function = getattr(fft, name)
-        case(f"fft_{name}", function, (4, 6), whole=True)
+        case(f"fft_{name}", function, (4, 6), frozen=True)
         case(f"fft_{name}", partial(function, dim=1), (4, 6, 5), captures=BOTH)
         case(f"fft_{name}", partial(function, dim=(0, -1)), (4, 6, 5))
 

@@ -42,7 +42,7 @@ def loss_cases(case: Cases) -> None:
     ):
         run = getattr(F, name)
         case(name, lambda a, b, run=run: run(a, b, reduction="none"), unit(4, 6), unit(4, 6))
-        case(name, lambda a, b, run=run: run(a, b, reduction="sum"), unit(4, 6), unit(4, 6), whole=True)
+        case(name, lambda a, b, run=run: run(a, b, reduction="sum"), unit(4, 6), unit(4, 6), frozen=True)
     case(
         "binary_cross_entropy_with_logits",
         lambda a, b, w: F.binary_cross_entropy_with_logits(a, b, pos_weight=w, reduction="none"),
@@ -52,35 +52,35 @@ def loss_cases(case: Cases) -> None:
     )
     each = {"reduction": "none"}
     classes = indices(4, below=6)
-    case("cross_entropy", lambda a, i: F.cross_entropy(a, i), (4, 6), classes, whole=True)
+    case("cross_entropy", lambda a, i: F.cross_entropy(a, i), (4, 6), classes, frozen=True)
     case(
         "cross_entropy",
         lambda a, i: F.cross_entropy(a, i, **each),
         (4, 6, 3),
         indices(4, 3, below=6),
-        whole=True,
+        frozen=True,
     )
-    case("nll_loss", lambda a, i: F.nll_loss(a, i), (4, 6), classes, whole=True)
+    case("nll_loss", lambda a, i: F.nll_loss(a, i), (4, 6), classes, frozen=True)
     case(
-        "cross_entropy_loss", lambda a, i: aten.cross_entropy_loss.default(a, i), (4, 6), classes, whole=True
+        "cross_entropy_loss", lambda a, i: aten.cross_entropy_loss.default(a, i), (4, 6), classes, frozen=True
     )
-    case("nll_loss_nd", lambda a, i: aten.nll_loss_nd.default(a, i), (4, 6), classes, whole=True)
+    case("nll_loss_nd", lambda a, i: aten.nll_loss_nd.default(a, i), (4, 6), classes, frozen=True)
     image = indices(4, 3, 2, below=6)
-    case("nll_loss2d", lambda a, i: aten.nll_loss2d.default(a, i), (4, 6, 3, 2), image, whole=True)
+    case("nll_loss2d", lambda a, i: aten.nll_loss2d.default(a, i), (4, 6, 3, 2), image, frozen=True)
     signs = signed((4,), 3).sign()
-    case("cosine_embedding_loss", F.cosine_embedding_loss, (4, 6), (4, 6), signs, whole=True)
-    case("triplet_margin_loss", F.triplet_margin_loss, (4, 6), (4, 6), (4, 6), whole=True)
-    case("margin_ranking_loss", F.margin_ranking_loss, (4,), (4,), signs, whole=True)
-    case("multi_margin_loss", F.multi_margin_loss, (4, 6), classes, whole=True)
-    case("multilabel_margin_loss", F.multilabel_margin_loss, (4, 6), indices(4, 6, below=6), whole=True)
+    case("cosine_embedding_loss", F.cosine_embedding_loss, (4, 6), (4, 6), signs, frozen=True)
+    case("triplet_margin_loss", F.triplet_margin_loss, (4, 6), (4, 6), (4, 6), frozen=True)
+    case("margin_ranking_loss", F.margin_ranking_loss, (4,), (4,), signs, frozen=True)
+    case("multi_margin_loss", F.multi_margin_loss, (4, 6), classes, frozen=True)
+    case("multilabel_margin_loss", F.multilabel_margin_loss, (4, 6), indices(4, 6, below=6), frozen=True)
     labels = flags(4, 6).double()
-    case("multilabel_soft_margin_loss", F.multilabel_soft_margin_loss, (4, 6), labels, whole=True)
+    case("multilabel_soft_margin_loss", F.multilabel_soft_margin_loss, (4, 6), labels, frozen=True)
     case(
         "ctc_loss",
         lambda a, t: F.ctc_loss(a.log_softmax(-1), t, torch.tensor([7, 7]), torch.tensor([3, 3])),
         (7, 2, 6),
         1 + indices(2, 3, below=5),
-        whole=True,
+        frozen=True,
     )
 
 
@@ -196,7 +196,7 @@ def recurrent_cases(case: Cases) -> None:
 
 
 def matrix_cases(case: Cases) -> None:
-    """A batch of matrices passes, each of them stays whole."""
+    """A batch of matrices passes, each of them is frozen."""
     square = torch.eye(4, dtype=torch.float64) + 0.1 * signed((5, 4, 4), 3)
     positive = square @ square.mT
     for name in (
@@ -221,27 +221,27 @@ def matrix_cases(case: Cases) -> None:
         case(name, zeroes(getattr(torch, name)), positive)
     case("svd", zeroes(torch.svd), square, values=False)
     case("matrix_power", lambda a: torch.matrix_power(a, 2), square)
-    case("nuclear_norm", torch.nuclear_norm, (4, 6), whole=True)
-    case("inverse", zeroes(torch.inverse), square, whole=True)
-    case("cholesky_inverse", zeroes(torch.cholesky_inverse), square, whole=True)
+    case("nuclear_norm", torch.nuclear_norm, (4, 6), frozen=True)
+    case("inverse", zeroes(torch.inverse), square, frozen=True)
+    case("cholesky_inverse", zeroes(torch.cholesky_inverse), square, frozen=True)
     for name in ("inv", "lu_factor"):
-        case(f"linalg_{name}", zeroes(getattr(torch.linalg, name)), square, whole=True, captures=BOTH)
-    case("linalg_cholesky", zeroes(torch.linalg.cholesky), positive, whole=True)
+        case(f"linalg_{name}", zeroes(getattr(torch.linalg, name)), square, frozen=True, captures=BOTH)
+    case("linalg_cholesky", zeroes(torch.linalg.cholesky), positive, frozen=True)
     sides = (5, 4, 3)
     for name in ("solve", "lstsq"):
         solve = getattr(torch.linalg, name)
-        case(f"linalg_{name}", lambda a, b, solve=solve: solve(upright(a), b), square, sides, whole=True)
+        case(f"linalg_{name}", lambda a, b, solve=solve: solve(upright(a), b), square, sides, frozen=True)
     triangular = torch.linalg.solve_triangular
     case(
         "linalg_solve_triangular",
         lambda a, b: triangular(upright(a), b, upper=True),
         square,
         sides,
-        whole=True,
+        frozen=True,
     )
     for name in ("cholesky_solve", "triangular_solve"):
         solve = getattr(torch, name)
-        case(name, lambda b, a, solve=solve: solve(b, upright(a)), sides, square, whole=True)
+        case(name, lambda b, a, solve=solve: solve(b, upright(a)), sides, square, frozen=True)
     case("cross", lambda a, b: torch.cross(a, b, dim=1), (4, 3, 5), (4, 3, 5), captures=BOTH)
     case("linalg_cross", torch.linalg.cross, (4, 5, 3), (1, 5, 3))
 

@@ -10,7 +10,7 @@ from random_networks.projections import heads_first
 
 
 class CrossCovariance(nn.Module):
-    """XCiT: the softmax is over channels, whose head dims so stay whole."""
+    """XCiT: the softmax is over channels, whose head dims so are frozen."""
 
     def __init__(self, embed: int, heads: int, dim: int) -> None:
         super().__init__()

@@ -332,7 +332,7 @@ def test_split() -> None:
     assert [solver.resolve(piece) for piece in again] == [three, times(heads, dim)]
 
 
-# ---------------------------------------------------------------- what must stay whole
+# ---------------------------------------------------------------- what is frozen
 
 
 def test_the_first_reason_is_remembered() -> None:

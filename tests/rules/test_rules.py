@@ -74,7 +74,7 @@ def check(case: Case, capture: str = "symbolic", rules: RuleSet = DEFAULT_RULES,
     assert case.op in used or capture != case.captures[0], f"the call was read as {used}"
     for seed in range(seeds):
         selection = random_selection(analysis, seed)
-        assert bool(selection.masks) != case.whole, "the rule keeps all of it whole"
+        assert bool(selection.masks) != case.frozen, "the rule freezes all of it"
         compare(case, model, analysis, selection)
 
 

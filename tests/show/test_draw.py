@@ -218,8 +218,8 @@ def test_a_notebook_shows_the_groups_as_a_table(analysis: Analysis) -> None:
     table = analysis._repr_html_()
     assert table.count("<tr") == 1 + len(analysis.groups)
     assert "blocks.0.attn.heads" in table
-    assert "whole: taken apart element by element" in table
-    assert "#8a93a3" in table  # grey for what is whole
+    assert "frozen: taken apart element by element" in table
+    assert "#8a93a3" in table  # grey for what is frozen
 
 
 # ---------------------------------------------------------------- errors

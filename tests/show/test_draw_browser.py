@@ -108,7 +108,7 @@ def test_search_shows_what_matches_and_what_it_stands_in(page: Page) -> None:
 def test_hovering_over_a_whole_axis_says_why(page: Page) -> None:
     page.press("Open all")
     text = page.hover_word("blocks.0.attn.qkv.weight", "3")
-    assert "whole: taken apart element by element at unbind" in text
+    assert "frozen: taken apart element by element at unbind" in text
 
 
 def test_a_pruned_model_shows_sizes_before_and_after(browser: Any, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_legend_is_seen(browser: Any, wordy: Path, width: int) -> None:
         "an op or a module",
         "a wire",
         "a group, in its colour",
-        "stays whole",
+        "frozen; hovering",
         "a product of axes",
     ):
         box = page.tab.get_by_text(words).last.bounding_box()

@@ -165,7 +165,7 @@ def test_explain_a_module(analysis: fxprune.Analysis) -> None:
     assert found.weights["blocks.1.attn.qkv.weight"] == ("(3 heads head_dim)", "embed")
     assert found.weights["blocks.1.attn.qkv.bias"] == ("(3 heads head_dim)",)
     text = str(found)
-    assert "3 must stay whole: taken apart element by element at unbind_1 (attention.py:" in text
+    assert "3 is frozen: taken apart element by element at unbind_1 (attention.py:" in text
     assert "heads may shrink: 4 elements, group blocks.1.attn.heads" in text
     assert "each of blocks.1.attn.heads keeps a choice of its own" in text
     assert "blocks.1.attn.qkv.weight[0] with blocks.1.attn.proj.weight[1]: blocks_1_attn_qkv (" in text
@@ -176,7 +176,7 @@ def test_explain_a_module(analysis: fxprune.Analysis) -> None:
 def test_explain_a_weight_and_one_of_its_dimensions(analysis: fxprune.Analysis) -> None:
     whole = fxprune.explain(analysis, "head.weight")
     assert [g.role for g in whole.groups] == ["output", "embed"]
-    assert "out must stay whole: reaches the output" in str(whole)
+    assert "out is frozen: reaches the output" in str(whole)
     assert [g.role for g in fxprune.explain(analysis, "head.weight[1]").groups] == ["embed"]
 
 
@@ -190,7 +190,7 @@ def test_explain_a_group(analysis: fxprune.Analysis) -> None:
 def test_explain_a_model_by_itself() -> None:
     text = str(fxprune.explain(mlp(), "0", example_inputs=VECTORS))
     assert "0.weight [16, 6]: hidden 6" in text
-    assert "6 must stay whole: input" in text
+    assert "6 is frozen: input" in text
 
 
 @pytest.mark.parametrize(

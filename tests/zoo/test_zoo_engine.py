@@ -23,7 +23,7 @@ ROW = Result(
     params_left=0.254,
     macs_left=0.26,
     certificate=3e-15,
-    whole=0.0,
+    frozen=0.0,
     reasons="reaches the output 0.04; softmax over it 0.02",
     note='a comma, a "quote" and\na line',
 )

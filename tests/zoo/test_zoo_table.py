@@ -46,14 +46,14 @@ def test_half_of_every_width_leaves_a_quarter_of_the_weights() -> None:
     ids=lambda row: row.model,
 )
 def test_what_is_left_large_is_large_for_a_reason(row: Result) -> None:
-    """A reason that keeps many of its weights whole is justified by what an op means."""
+    """A reason that freezes many of its weights is justified by what an op means."""
     assert row.model in JUSTIFIED or any(reason in row.reasons for reason in JUSTIFIED), row.reasons
 
 
 def test_families_leave_little_but_for_what_is_justified() -> None:
     by_family = defaultdict(list)
     for row in TIMM:
-        # What a recurrent layer remembers stays whole by rule: 0.42 is what is left of one.
+        # What a recurrent layer remembers is frozen by rule: 0.42 is what is left of one.
         recurrent = "the hidden state of a recurrent layer" in row.reasons
         if (row.params_left or 0) <= MUCH_LEFT and not recurrent:
             by_family[family(row)].append(row.params_left or 0.0)

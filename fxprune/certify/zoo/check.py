@@ -31,7 +31,7 @@ __all__ = ["built", "check"]
 NUMERIC_LIMIT = 310e6
 # Beyond this nobody tries what people do with a result.
 USED_LIMIT = 50e6
-# Dimensions that are whole by what they are: a convolution's window, the input's colours.
+# Dimensions that are frozen by what they are: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
 
 
@@ -98,7 +98,7 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
         params_left=parameters_of(pruned) / parameters_of(model),
         macs_left=None if macs is None else macs / dense_macs,
         certificate=found.certificate if found else None,
-        whole=_whole_share(analysis),
+        frozen=_frozen_share(analysis),
         reasons=_reasons(analysis),
         note=_joined(found.note if found else "", *_missing(analysis), *analysis.notes),
         **uses._asdict(),
@@ -122,20 +122,20 @@ def built(spec: str) -> nn.Module:
     return model.to("meta") if parameters_of(model) > NUMERIC_LIMIT else randomise(model)
 
 
-def _whole_share(analysis: Analysis) -> float:
+def _frozen_share(analysis: Analysis) -> float:
     """Return the share of parameters in tensors of which no dimension can shrink."""
     sizes = {name: (p.numel(), analysis.weights.get(name)) for name, p in _parameters(analysis)}
     frozen = analysis.frozen
-    whole = sum(
+    stays = sum(
         n
         for n, axes in sizes.values()
         if axes is None or all(frozen(a) is not None for axis in axes for a in atoms_of(axis))
     )
-    return whole / max(1, sum(n for n, _ in sizes.values()))
+    return stays / max(1, sum(n for n, _ in sizes.values()))
 
 
 def _reasons(analysis: Analysis, most: int = 4) -> str:
-    """Say what keeps channels whole, each reason with the share of parameters that have such a dimension."""
+    """Say what freezes channels, each reason with the share of parameters that have such a dimension."""
     frozen = analysis.frozen
     total, share = 0, Counter[str]()
     for name, parameter in _parameters(analysis):

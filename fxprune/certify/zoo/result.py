@@ -25,8 +25,8 @@ class Result:
     params: millions of parameters of the original.
     params_left, macs_left: the share that the pruned model keeps.
     certificate: the largest relative error in float64.
-    whole: the share of parameters in tensors that no group can shrink.
-    reasons: what keeps dimensions whole, each with the share of parameters that it concerns.
+    frozen: the share of parameters in tensors that no group can shrink.
+    reasons: what freezes dimensions, each with the share of parameters that it concerns.
     note: the failure, or the reduced image size of the certificate.
     batches, sizes, copies, training: what became of each use, see `certify.zoo.uses.Uses`; empty where
         the model itself does not take it, or is too large for it to be tried.
@@ -42,7 +42,7 @@ class Result:
     params_left: float | None = None
     macs_left: float | None = None
     certificate: float | None = None
-    whole: float | None = None
+    frozen: float | None = None
     reasons: str = ""
     note: str = ""
     batches: str = ""

@@ -28,7 +28,7 @@ def target_sizes(
     `Product(3, heads, head_dim) = 576`.  Values where heads stand alone tell them from head dims.
 
     Raises:
-        SiblingError: a dimension must stay whole and differs, or is larger, or tells no factors apart.
+        SiblingError: a frozen dimension differs, or is larger, or tells no factors apart.
     """
     equations = list(_equations(model, sibling, pairs))
     known = _solved(equations, model)
@@ -67,7 +67,7 @@ def _equations(
 def _solved(equations: list[Equation], model: Analysis) -> dict[Atom, int]:
     """Substitute until nothing new is learned."""
     known: dict[Atom, int] = {}
-    for _, axis, _ in equations:  # what must stay whole first: its errors are the clearest
+    for _, axis, _ in equations:  # what is frozen first: its errors are the clearest
         for a in atoms_of(axis):
             if model.frozen(a) is not None:
                 known[a] = a.size
@@ -115,12 +115,12 @@ def _contradiction(place: str, axis: Axis, ours: int, size: int, model: Analysis
     groups = [model.by_atom[a] for a in atoms_of(axis) if a in model.by_atom]
     whole = [g for g in groups if g.frozen is not None]
     if isinstance(axis, Atom) and whole:
-        return _refused(whole[0], size, f"it must stay whole: {whole[0].frozen}", place)
+        return _refused(whole[0], size, f"it is frozen: {whole[0].frozen}", place)
     reason = model.frozen(axis) if isinstance(axis, Atom) else None
     if reason is not None:
         return SiblingError(
             f"like=: {place} has {axis.size} elements here and {size} in the smaller model; it must stay "
-            f"whole: {reason}"
+            f"frozen: {reason}"
         )
     names = ", ".join(dict.fromkeys(g.name for g in groups)) or "it"
     return SiblingError(

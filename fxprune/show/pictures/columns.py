@@ -139,13 +139,13 @@ class Columns:
             return "b", "the batch: any size"
         reasons = (self.scene.analysis.frozen(a) for a in atoms_of(word.axis))
         why = dict.fromkeys(reason.brief for reason in reasons if reason)
-        return f"{word.text} = {word.axis.size}", f"whole: {'; '.join(why) or 'of size 1'}"
+        return f"{word.text} = {word.axis.size}", f"frozen: {'; '.join(why) or 'of size 1'}"
 
     def _told(self, group: Group) -> str:
         """Describe a group: `12 → 6, 3 sites, heads`, or why it is frozen."""
         count = f"{len(group.sites)} site{'s' * (len(group.sites) != 1)}"
         return (
-            f"{self._size(group)}, {count}, {f'whole: {group.frozen.brief}' if group.frozen else group.role}"
+            f"{self._size(group)}, {count}, {f'frozen: {group.frozen.brief}' if group.frozen else group.role}"
         )
 
     def _size(self, group: Group) -> str:

@@ -37,7 +37,7 @@ def draw(
     """Draw a model's graph, its groups, or what pruning kept, into one file.
 
     A graph as `.html` is interactive and opens offline: modules open on a click, a click on a group (in
-    the list or on a word) lights up all its sites, hovering over a grey axis says why it is whole.
+    the list or on a word) lights up all its sites, hovering over a grey axis says why it is frozen.
 
     Args:
         what: a model (it is analysed), an `Analysis`, or a pruned model (with the sizes before).

@@ -241,7 +241,7 @@ class _Page:
             ("▸", "a module: a click opens it; on the right, its parameters"),
             ("─", "a wire: what an op reads; in colour, a residual stream"),
             (f'<span style="color:{EMBED}">embed</span>', "a group, in its colour: a click lights its sites"),
-            ("b n 3", "in grey: stays whole; hovering says why"),
+            ("b n 3", "in grey: frozen; hovering says why"),
             ("(a b) [a | b]", "a product of axes; a concatenation"),
             ("12 → 6", "before → after pruning"),
         ]

@@ -158,7 +158,7 @@ def _of_pruned(pruned: nn.Module, rules: RuleSet) -> Scene:
         before[group.atom] = kept.size
     for group in free.values():
         if group.name in sites:
-            names[group] = f"{group.name}_whole"
+            names[group] = f"{group.name}_frozen"
     return Scene(analysis.renamed(names), type(pruned).__name__, before=before, gone=gone)
 
 

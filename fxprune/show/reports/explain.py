@@ -105,7 +105,7 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
     word = Words(analysis).axis(group.atom)
     if group.frozen is not None:
         where = os.path.basename(group.frozen.where or "")
-        return [f"{word} must stay whole: {replace(group.frozen, where=where)}"]
+        return [f"{word} is frozen: {replace(group.frozen, where=where)}"]
     heads = f"; each of {group.inside.name} keeps a choice of its own" if group.inside else ""
     lines = [f"{word} may shrink: {group.size} elements, group {group.name}{heads}"]
     start = next(site for site in group.sites if site in here)
