@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.errors import FileError, FxpruneError
+from fxprune.graph.copies import structural_copy
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
+from fxprune.result.measure import on_meta
 from fxprune.result.saved import model_specs
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
@@ -106,7 +108,8 @@ def original_of(
     if isinstance(model, str):
         return model_specs.build(model)
     if model is not None:
-        return model
+        # An outline may hold values yet: a buffer that the constructor filled, which the folder has as well.
+        return structural_copy(model, _without_value) if on_meta(model) else model
     if recipe is None:
         raise FileError(
             f"the folder does not say how to build its {kind}: pass model=, the "
@@ -118,6 +121,10 @@ def original_of(
             f"run because a file says so: pass model={recipe['from']!r}, or the model itself"
         )
     return recipes.rebuild(recipe, recipe["on"] if without_values else "cpu")
+
+
+def _without_value(tensor: Tensor) -> Tensor:
+    return tensor if tensor.device.type == "meta" else tensor.to("meta")
 
 
 def _whence(record: Mapping[str, Any], model: nn.Module | str | None) -> str:
