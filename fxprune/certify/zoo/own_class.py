@@ -14,9 +14,10 @@ import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -37,7 +38,7 @@ from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["Outcome", "own_class", "read", "summary"]
 
-WAYS: Mapping[str, Mapping[str, str]] = {
+WAYS: Mapping[str, Mapping[str, Any]] = {
     "uniform": {},
     "global": {"scope": "global"},
     "head_dim": {"attention": "head_dim"},
@@ -93,17 +94,17 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
     try:
         pruned = prune_analyzed(model, analysis, 0.5, form="module", **WAYS[way])
         seconds = f"{time.process_time() - start:.2f}"
-        error = verify(model, pruned, batch=None if record_of(pruned).dynamic else 2)
+        found = verify(model, pruned, batch=None if record_of(pruned).dynamic else 2)
     except FxpruneError as refused:
         return Outcome(spec, way, "refused", note=_said(refused))
-    except Exception as error:  # the row names whatever went wrong
-        return Outcome(spec, way, FAILED, note=_said(error))
+    except Exception as wrong:  # the row names whatever went wrong
+        return Outcome(spec, way, FAILED, note=_said(wrong))
     own = record_of(pruned).own
     assert own is not None
     parts = "; ".join(f"{part.path or 'root'}: {_told(part.why)}" for part in own.parts[:3])
     parts += f"; {len(own.parts) - 3} more" if len(own.parts) > 3 else ""
-    outcome = CERTIFIED if error.exact else FAILED
-    return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(error):.0e}", seconds)
+    outcome = CERTIFIED if found.exact else FAILED
+    return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
 
 
 def _kind(pruned: nn.Module, own: OwnCode) -> str:
@@ -182,7 +183,7 @@ def run(
     rows, ways = read(path), [*ways]
     due = {spec: [way for way in ways if again or (spec, way) not in rows] for spec in dict.fromkeys(specs)}
     with ProcessPool(workers, max_tasks=20, context=multiprocessing.get_context("spawn")) as pool:
-        running = {
+        running: dict[Future[list[Outcome]], tuple[str, list[str]]] = {
             pool.schedule(own_class, args=[spec, some], timeout=limit): (spec, some)
             for spec, some in due.items()
             if some
