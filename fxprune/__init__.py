@@ -9,7 +9,7 @@ from fxprune.analysis.analyze import analyze
 from fxprune.capture.trace import trace
 from fxprune.certify.certificate import Certificate
 from fxprune.choose.budget import Latency
-from fxprune.compiler import apply, prune, verify
+from fxprune.compiler import apply, prune, rebase, verify
 from fxprune.errors import FxpruneError
 from fxprune.result.old_names import install_old_names
 from fxprune.result.plan import Kept, Plan, plan_of
@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "plan_of",
     "prune",
+    "rebase",
     "report",
     "save",
     "trace",

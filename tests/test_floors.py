@@ -20,7 +20,7 @@ FLOORS = (
     ("passes.canonical", "capture"),
     ("analysis",),
     ("result",),
-    ("passes.shrinking",),
+    ("passes.shrinking", "passes.rebasing"),
     ("certify", "choose"),
     ("compiler",),
     ("show.pictures",),

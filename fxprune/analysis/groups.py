@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fxprune.analysis.freedom.find import regions_of
+from fxprune.analysis.freedom.regions import Freedom, Region
 from fxprune.analysis.nesting import Nesting, carriers_of, nesting_of, only_inside
 from fxprune.analysis.tokens import is_channel
 from fxprune.analysis.typed_graph import Site, TypedGraph
@@ -25,6 +27,7 @@ class Group:
     frozen: why it may not shrink, or None.
     inside: the heads group that lets each head keep other indices of this one.
     outer, inner: live groups outside and inside it in a product.
+    regions: the parts of it that change by a matrix of their own, and which matrices each allows.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Group:
     atom: Atom
     sites: tuple[Site, ...]
     frozen: Reason | None
+    regions: tuple[Region, ...] = ()
     inside: Group | None = field(default=None, init=False)
     outer: tuple[Group, ...] = field(default=(), init=False)
     inner: tuple[Group, ...] = field(default=(), init=False)
@@ -40,6 +44,29 @@ class Group:
     def size(self) -> int:
         """Number of elements."""
         return self.atom.size
+
+    @property
+    def freedom(self) -> Freedom:
+        """Which changes of basis all of it allows: none, permutations, rotations, or any matrix."""
+        if self.frozen is not None:
+            return Freedom.NONE
+        return min((r.freedom for r in self.regions), default=Freedom.PERMUTATION)
+
+    @property
+    def limited_by(self) -> Reason | None:
+        """Say what does not let it change by any matrix; None if it may."""
+        if self.frozen is not None:
+            return self.frozen
+        return next((r.limited_by for r in self.regions if r.freedom is self.freedom), None)
+
+    @property
+    def bases(self) -> dict[str, Region]:
+        """Name the regions that a matrix may change, as `fxprune.rebase` takes them."""
+        if len(self.regions) == 1:
+            named = {self.name: self.regions[0]}
+        else:
+            named = {f"{self.name}:{i}": region for i, region in enumerate(self.regions)}
+        return {name: region for name, region in named.items() if region.freedom >= Freedom.ROTATION}
 
     def __repr__(self) -> str:
         state = "frozen" if self.frozen else "prunable"
@@ -67,7 +94,11 @@ def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
     residual, carriers = _residual(graph), carriers_of(graph)
     roles = {a: _role(a, frozen[a], nesting, residual) for a in sites}
     names = _names({a: (roles[a], where) for a, where in sites.items()})
-    groups = [Group(names[a], roles[a], a, tuple(where), frozen[a]) for a, where in sites.items()]
+    regions = regions_of(graph, [a for a in sites if frozen[a] is None])
+    groups = [
+        Group(names[a], roles[a], a, tuple(where), frozen[a], regions.get(a, ()))
+        for a, where in sites.items()
+    ]
     links = {}
     for a in sites:
         head = nesting.head(a)
@@ -88,7 +119,9 @@ def renamed(groups: Iterable[Group], names: Mapping[Group, str]) -> tuple[Group,
         )
         for g in groups
     }
-    return _linked([Group(names.get(g, g.name), g.role, g.atom, g.sites, g.frozen) for g in groups], links)
+    return _linked(
+        [Group(names.get(g, g.name), g.role, g.atom, g.sites, g.frozen, g.regions) for g in groups], links
+    )
 
 
 def _linked(groups: Iterable[Group], links: Mapping[Atom, _Links]) -> tuple[Group, ...]:

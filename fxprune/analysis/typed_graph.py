@@ -137,6 +137,9 @@ def _resolved(step: Step, found: Inference) -> Step:
         reduced=[resolve(axis) for axis in flow.reduced],
         macs=[tuple(map(resolve, axes)) for axes in flow.macs],
         select_result=flow.select_result,
+        linear=flow.linear or (step.rule.linear if step.rule is not None else ""),
+        rotates=[resolve(axis) for axis in flow.rotates],
+        centred=[resolve(axis) for axis in flow.centred],
     )
     return replace(step, flow=resolved)
 

@@ -19,7 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 from fxprune.graph.own_nodes import AutogradFunction
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.rules.calls import call_of
-from fxprune.rules.elementwise import elementwise_axes
+from fxprune.rules.elementwise import ELEMENTWISE
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["keep_elementwise_functions", "traced_apply", "traced_functions"]
@@ -118,7 +118,7 @@ def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
         if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
             return False
         rule = DEFAULT_RULES.get(call_of(inner, root, DEFAULT_RULES).op)
-        if rule is None or inspect.unwrap(rule.function) is not elementwise_axes:
+        if rule is None or inspect.unwrap(rule.function) not in ELEMENTWISE:
             return False
         front += inner.all_input_nodes
     return True

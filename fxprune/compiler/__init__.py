@@ -2,6 +2,7 @@
 
 from fxprune.compiler.apply import apply
 from fxprune.compiler.pipeline import prune, prune_analyzed
+from fxprune.compiler.rebase import rebase
 from fxprune.compiler.verify import verify
 
-__all__ = ["apply", "prune", "prune_analyzed", "verify"]
+__all__ = ["apply", "prune", "prune_analyzed", "rebase", "verify"]

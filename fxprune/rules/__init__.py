@@ -1,6 +1,7 @@
 """Per-op knowledge: how axes flow through each op.  One file per op family."""
 
 from fxprune.rules import (
+    attention,
     contractions,
     distances,
     elementwise,
@@ -27,6 +28,7 @@ __all__ = [
     "Op",
     "RuleSet",
     "Typed",
+    "attention",
     "contractions",
     "distances",
     "elementwise",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxprune.rules.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
+from fxprune.rules.laws import LAYOUT, dims_named
 from fxprune.rules.registry import Flow, PerDim, Typed, dims_of, rule
 
 
@@ -17,7 +18,8 @@ def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
     same = [(input.axes[-1], i)]
     if bias is not None:
         same.append((o, bias.axes[0]))
-    return Flow((*input.axes[:-1], o), same, reduced=[i], macs=[(*input.axes, o)])
+    law = "... i, o i" + ("; o" if bias is not None else "") + " -> ... o"
+    return Flow((*input.axes[:-1], o), same, reduced=[i], macs=[(*input.axes, o)], linear=law)
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
@@ -29,7 +31,16 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
     out = (*batch, *rows, *columns)
-    return Flow(out, [*same, (left[-1], inner)], reduced=[inner], macs=[(*out, inner)])
+    ndim = len(batch)
+    first = [*dims_named(left[:-2], ndim).split(), *(["n"] if rows else []), "i"]
+    second = [*dims_named(right[:-2], ndim).split(), "i", *(["m"] if columns else [])]
+    result = [*dims_named(batch).split(), *(["n"] if rows else []), *(["m"] if columns else [])]
+    law = f"{_words(first)}, {_words(second)} -> {_words(result)}"
+    return Flow(out, [*same, (left[-1], inner)], reduced=[inner], macs=[(*out, inner)], linear=law)
+
+
+def _words(names: Sequence[str]) -> str:
+    return " ".join(name for name in names if name != "()") or "()"
 
 
 @rule("addmm", "baddbmm")
@@ -37,7 +48,12 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: object) -> Flo
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
-    return Flow(out, [*product.same, *same], reduced=product.reduced, macs=product.macs)
+    factors, _, made = product.linear.partition(" -> ")
+    made_names = [name for name in made.split() if name != "()"]
+    last = zip(input.axes[::-1], made_names[::-1], strict=False)
+    added = ["1" if axis == ONE else name for axis, name in last][::-1]
+    law = f"{_words(added)}; {factors} -> {made}" if len(added) == input.ndim else ""
+    return Flow(out, [*product.same, *same], reduced=product.reduced, macs=product.macs, linear=law)
 
 
 @rule("tensordot")
@@ -50,7 +66,14 @@ def tensordot_axes(a: Typed, b: Typed, dims: int | Sequence[Sequence[int]] = 2) 
     out = [axis for i, axis in enumerate(a.axes) if i not in left]
     out += [axis for j, axis in enumerate(b.axes) if j not in right]
     sums = [axis for axis, _ in same]
-    return Flow(tuple(out), same, reduced=sums, macs=[(*out, *sums)])
+    names = [f"a{i}" for i in range(a.ndim)], [f"b{j}" for j in range(b.ndim)]
+    for i, j in zip(left, right, strict=True):
+        names[1][j] = names[0][i]
+    made = [n for i, n in enumerate(names[0]) if i not in left] + [
+        n for j, n in enumerate(names[1]) if j not in right
+    ]
+    law = f"{_words(names[0])}, {_words(names[1])} -> {_words(made)}"
+    return Flow(tuple(out), same, reduced=sums, macs=[(*out, *sums)], linear=law)
 
 
 @rule("aten.tensordot")
@@ -84,7 +107,16 @@ def einsum_axes(equation: Any, *operands: Any, path: object = None) -> Flow:
                 same.append((known, axis))
     sums = [axis for letter, axis in named.items() if letter not in output]
     macs = [tuple(named.values())] if len(operands) > 1 else []
-    return Flow(tuple(named[letter] for letter in output), same, reduced=sums, macs=macs)
+    factors = ", ".join(
+        _words(_present(term, t.axes, named)) for term, t in zip(terms, operands, strict=True)
+    )
+    law = f"{factors} -> {_words(list(output))}"
+    return Flow(tuple(named[letter] for letter in output), same, reduced=sums, macs=macs, linear=law)
+
+
+def _present(term: str, axes: Sequence[Axis], named: Mapping[str, Axis]) -> list[str]:
+    """Return the letters of a term, those left out along which it stretches."""
+    return ["1" if axis == ONE != named[letter] else letter for letter, axis in zip(term, axes, strict=True)]
 
 
 def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
@@ -132,7 +164,21 @@ def conv_axes(
         same.append((out, bias.axes[0]))
     pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*batch, out, *pixels, i, *kernel)]
+<<<<<<< HEAD
     return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
+=======
+    law = _conv_law(len(batch), len(kernel), "o i", bias, moved=bool(whole)) if groups == 1 else ""
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs, linear=law)
+
+
+def _conv_law(batch: int, n: int, weight: str, bias: Typed | None, *, moved: bool) -> str:
+    """Write the law of a convolution that is not grouped; positions that a kernel moves over are others."""
+    before = " ".join(f"b{k}" for k in range(batch))
+    pixels, kernel = (" ".join(f"{name}{k}" for k in range(n)) for name in "pk")
+    after = pixels.replace("p", "q") if moved else pixels
+    added = "; o" if bias is not None else ""
+    return f"{before} i {pixels}, {weight} {kernel}{added} -> {before} o {after}"
+>>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
 
 
 @rule("torchvision.deform_conv2d")
@@ -191,7 +237,12 @@ def conv_transpose_axes(
         same.append((out, bias.axes[0]))
     pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*input.axes, o, *kernel)]
+<<<<<<< HEAD
     return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
+=======
+    law = _conv_law(len(batch), len(kernel), "i o", bias, moved=bool(whole)) if groups == 1 else ""
+    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs, linear=law)
+>>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
 
 
 def _pixels(
@@ -218,7 +269,7 @@ def _all(option: object, value: int) -> bool:
 def embedding_axes(input: Typed, weight: Typed, *options: object, **more: object) -> Flow:
     """..., v c -> ... c"""
     vocabulary, c = weight.axes
-    return Flow((*input.axes, c), frozen=[(vocabulary, "looked up by index")])
+    return Flow((*input.axes, c), frozen=[(vocabulary, "looked up by index")], linear=LAYOUT)
 
 
 @rule("aten.embedding")
@@ -230,6 +281,7 @@ def aten_embedding_axes(weight: Typed, input: Typed, *options: object, **more: o
 @rule("outer", "ger")
 def outer_axes(input: Typed, vec2: Typed) -> Flow:
     """n, m -> n m"""
+<<<<<<< HEAD
     return Flow((*input.axes, *vec2.axes))
 
 
@@ -260,3 +312,6 @@ def attention_axes(
     reasons = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
     macs = [(*batch, n, m, d), (*batch, n, m, e)]
     return Flow((*batch, n, e), same, reasons, reduced=[d], macs=macs)
+=======
+    return Flow((*input.axes, *vec2.axes), linear="n, m -> n m")
+>>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, Axis
+from fxprune.rules.laws import LAYOUT, dims_named, product_law, sum_law
 from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, Typed, rule
 
 
@@ -40,22 +41,101 @@ def elementwise(*ops: str) -> None:
         DEFAULT_RULES.add(op, elementwise_axes)
 
 
+def alike_axes(*args: Any, **kwargs: Any) -> Flow:
+    """... n, ... n -> ... n, the same numbers, or all of them times one number"""
+    flow = elementwise_axes(*args, **kwargs)
+    flow.linear = LAYOUT
+    return flow
+
+
+def alike(*ops: str) -> None:
+    for op in ops:
+        DEFAULT_RULES.add(op, alike_axes)
+
+
+@rule("add", "sub", "rsub", "subtract")
+def sum_axes(input: Any, other: Any, alpha: object = 1) -> Flow:
+    """... n, ... n -> ... n"""
+    flow = elementwise_axes(input, other)
+    flow.linear = sum_law([input, other], flow.out)
+    return flow
+
+
+@rule("mul", "multiply")
+def product_axes(input: Any, other: Any) -> Flow:
+    """... n, ... n -> ... n"""
+    flow = elementwise_axes(input, other)
+    flow.linear = product_law([input, other], flow.out)
+    return flow
+
+
+@rule("div", "truediv", "true_divide", "divide")
+def quotient_axes(input: Any, other: Any, rounding_mode: object = None) -> Flow:
+    """... n, ... n -> ... n (along what divides: element by element)"""
+    flow = elementwise_axes(input, other)
+    if rounding_mode is None and isinstance(input, Typed):
+        apart = dims_named(other.axes, max(input.ndim, other.ndim)) if isinstance(other, Typed) else ""
+        flow.linear = product_law([input, other], flow.out) + f" / {apart}"
+    return flow
+
+
+@rule("pow")
+def power_axes(input: Any, exponent: Any) -> Flow:
+    """... n -> ... n; a square is a product with itself"""
+    flow = elementwise_axes(input, exponent)
+    if isinstance(input, Typed) and isinstance(exponent, (int, float)) and exponent in (1, 2):
+        flow.linear = product_law([input] * int(exponent), flow.out)
+    return flow
+
+
+@rule("square")
+def square_axes(input: Typed) -> Flow:
+    """... n -> ... n"""
+    return Flow(input.axes, linear=product_law([input, input], input.axes))
+
+
+@rule("where")
+def where_axes(condition: Any, input: Any = 0, other: Any = 0) -> Flow:
+    """... n, ... n, ... n -> ... n"""
+    flow = elementwise_axes(condition, input, other)
+    if isinstance(condition, Typed) and isinstance(input, Typed):
+        ndim = len(flow.out)
+        first = f"{dims_named(condition.axes, ndim)}, {dims_named(input.axes, ndim)}"
+        rest = dims_named(other.axes, ndim) if isinstance(other, Typed) else "()"
+        zero = not isinstance(other, Typed) and other == 0
+        flow.linear = (first if zero else f"{first}; {rest}") + " -> " + dims_named(flow.out)
+    return flow
+
+
+@rule("masked_fill")
+def masked_fill_axes(input: Typed, mask: Typed, value: Any) -> Flow:
+    """... n, ... n -> ... n"""
+    flow = elementwise_axes(input, mask, value)
+    flow.linear = product_law([input, mask], flow.out, value)
+    return flow
+
+
+# Rules of ops that treat every element alike, whatever they say of freedom.
+ELEMENTWISE = frozenset({elementwise_axes, alike_axes, sum_axes, product_axes, quotient_axes, power_axes})
+ELEMENTWISE |= {square_axes, where_axes, masked_fill_axes}
+
 # arithmetic and comparison
-elementwise("add", "sub", "rsub", "mul", "div", "truediv", "true_divide", "floordiv", "floor_divide")
-elementwise("remainder", "mod", "fmod", "pow", "neg", "pos", "abs", "sign", "reciprocal", "addcmul")
-elementwise("addcdiv", "lerp", "maximum", "minimum", "fmax", "fmin", "where", "clamp", "clip")
+elementwise("floordiv", "floor_divide")
+elementwise("remainder", "mod", "fmod", "abs", "sign", "reciprocal", "addcmul")
+alike("neg", "pos", "negative", "positive")
+elementwise("addcdiv", "lerp", "maximum", "minimum", "fmax", "fmin", "clamp", "clip")
 elementwise("clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite")
 elementwise("logical_and", "logical_or", "logical_not", "logical_xor", "and_", "or_", "invert")
-elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor", "subtract", "multiply", "divide")
+elementwise("bitwise_and", "bitwise_or", "bitwise_not", "xor")
 elementwise("bitwise_xor", "__and__", "__or__", "__xor__", "float_power", "copysign", "hypot", "isclose")
 elementwise("greater", "greater_equal", "less", "less_equal", "not_equal", "isreal", "heaviside", "nextafter")
 elementwise("gcd", "lcm", "ldexp", "bitwise_left_shift", "bitwise_right_shift", "resolve_neg")
-elementwise("negative", "absolute", "sgn", "fix", "isposinf", "isneginf", "signbit")
+elementwise("absolute", "sgn", "fix", "isposinf", "isneginf", "signbit")
 # transcendental
-elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "sin")
+elementwise("exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "sin")
 elementwise("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "floor")
 elementwise("asinh", "acosh", "atanh", "arcsin", "arccos", "arctan", "arctan2", "sinc", "erfinv", "logaddexp")
-elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "masked_fill", "logit")
+elementwise("ceil", "round", "trunc", "frac", "xlogy", "nan_to_num", "logit")
 elementwise("arcsinh", "arccosh", "arctanh", "logaddexp2", "deg2rad", "rad2deg", "digamma", "lgamma", "i0")
 elementwise("igamma", "igammac", "polygamma", "mvlgamma", "special_entr", "special_erfcx", "special_i0e")
 elementwise("special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "special_xlog1py")
@@ -67,22 +147,23 @@ elementwise("polar", "complex", "conj", "_conj", "conj_physical", "resolve_conj"
 elementwise("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "sigmoid")
 elementwise("tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid")
 elementwise("log_sigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "_threshold")
-elementwise("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
-elementwise("feature_dropout", "bernoulli", "rrelu", "poisson", "binomial", "random")
+alike("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+elementwise("alpha_dropout", "feature_alpha_dropout", "bernoulli", "rrelu", "poisson", "binomial", "random")
 elementwise("normal_", "normal_functional", "uniform", "exponential", "cauchy", "geometric", "log_normal")
 elementwise("fake_quantize_per_tensor_affine", "__lshift__", "__rshift__", "lshift", "rshift", "chalf")
 # the same numbers, held otherwise
-elementwise("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity")
-elementwise("byte", "char", "short", "cfloat", "cdouble")
-elementwise("float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "cuda", "requires_grad_")
+alike("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "identity", "cpu", "cuda")
+alike("float", "double", "half", "bfloat16", "requires_grad_", "cfloat", "cdouble")
+elementwise("byte", "char", "short", "bool", "int", "long")
 elementwise("randn_like", "rand_like", "randint_like")
-elementwise("zeros_like", "ones_like", "full_like", "empty_like", "copy", "positive", "zero", "fill")
+alike("zeros_like")
+elementwise("ones_like", "full_like", "empty_like", "copy", "zero", "fill")
 
 
 @rule("to", "type", "_to_copy", "type_as")
 def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
     """... -> ... (another tensor argument lends only its dtype and device)"""
-    return Flow(input.axes)
+    return Flow(input.axes, linear=LAYOUT)
 
 
 @rule("AutogradFunction")

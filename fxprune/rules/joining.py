@@ -13,6 +13,7 @@ from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import split_by_sizes
 from fxprune.rules.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.rules.elementwise import broadcast
+from fxprune.rules.laws import LAYOUT
 from fxprune.rules.registry import Axes, Bound, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 
@@ -26,7 +27,7 @@ def unify_all(tensors: Sequence[Axes]) -> list[tuple[Axis, Axis]]:
     return [pair for other in tensors[1:] for pair in zip(tensors[0], other, strict=True)]
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat", "concat", "concatenate", linear=LAYOUT)
 def cat_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
     """... n, ... m -> ... [n | m]"""
     filled = [t for t in tensors if t.shape != (0,)]
@@ -36,7 +37,7 @@ def cat_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
     return Flow(replaced(filled[0].axes, d, joined), same)
 
 
-@rule("stack")
+@rule("stack", linear=LAYOUT)
 def stack_axes(tensors: Sequence[Typed], dim: int = 0) -> Flow:
     """n, n -> 2 n"""
     axes = tensors[0].axes
@@ -64,7 +65,7 @@ def split_flow(input: Typed, sizes: Sequence[int], dim: int, argument: str) -> F
     )
 
 
-@rule("split", "split_with_sizes", "unsafe_split")
+@rule("split", "split_with_sizes", "unsafe_split", linear=LAYOUT)
 def split_axes(input: Typed, split_size: int | Sequence[int], dim: int = 0) -> Flow:
     """... [n | n | m] -> ... n, ... n, ... m"""
     n = input.shape[at(dim, input.ndim)]
@@ -72,14 +73,14 @@ def split_axes(input: Typed, split_size: int | Sequence[int], dim: int = 0) -> F
     return split_flow(input, sizes, dim, "split_size")
 
 
-@rule("chunk", "unsafe_chunk")
+@rule("chunk", "unsafe_chunk", linear=LAYOUT)
 def chunk_axes(input: Typed, chunks: int, dim: int = 0) -> Flow:
     """... [n | n] -> ... n, ... n"""
     n = input.shape[at(dim, input.ndim)]
     return split_flow(input, _equal_parts(n, -(-n // chunks)), dim, "chunks")
 
 
-@rule("tensor_split")
+@rule("tensor_split", linear=LAYOUT)
 def tensor_split_axes(input: Typed, indices_or_sections: Any, dim: int = 0) -> Flow:
     """... [n | m] -> ... n, ... m"""
     n = input.shape[at(dim, input.ndim)]
@@ -101,7 +102,7 @@ def _equal_parts(n: int, size: int) -> list[int]:
     return [min(size, n - start) for start in range(0, n, size)]
 
 
-@rule("unbind")
+@rule("unbind", linear=LAYOUT)
 def unbind_axes(input: Typed, dim: int = 0) -> Flow:
     """3 n -> n, n, n; the axis that is taken apart is frozen"""
     d = at(dim, input.ndim)
@@ -110,7 +111,7 @@ def unbind_axes(input: Typed, dim: int = 0) -> Flow:
     return Flow([out] * taken.size, frozen=[(taken, "taken apart element by element")])
 
 
-@rule("select")
+@rule("select", linear=LAYOUT)
 def select_axes(input: Typed, dim: int, index: int) -> Flow:
     """3 n -> n"""
     d = at(dim, input.ndim)
@@ -162,7 +163,7 @@ def pieces_of_three(axis: Axis, begin: int, size: int) -> tuple[Axis, Axis, Axis
     return atom(begin), atom(size), atom(axis.size - begin - size)
 
 
-@rule("slice")
+@rule("slice", linear=LAYOUT)
 def slice_axes(
     input: Typed, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Flow:
@@ -174,7 +175,7 @@ def slice_axes(
     return flow
 
 
-@rule("slice_scatter")
+@rule("slice_scatter", linear=LAYOUT)
 def slice_scatter_axes(
     input: Typed,
     src: Typed,
@@ -190,7 +191,7 @@ def slice_scatter_axes(
     return flow
 
 
-@rule("select_scatter")
+@rule("select_scatter", linear=LAYOUT)
 def select_scatter_axes(input: Typed, src: Typed, dim: int, index: int) -> Flow:
     """3 n, n -> 3 n"""
     flow = select_axes(input, dim, index)
@@ -199,7 +200,7 @@ def select_scatter_axes(input: Typed, src: Typed, dim: int, index: int) -> Flow:
     return flow
 
 
-@rule("narrow")
+@rule("narrow", linear=LAYOUT)
 def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     """... [a | n | b] -> ... n"""
     d = at(dim, input.ndim)
@@ -209,7 +210,7 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     return flow
 
 
-@rule("getitem")
+@rule("getitem", linear=LAYOUT)
 def getitem_axes(input: Any, index: Any) -> Flow:
     """x[i, :, a:b, None, ..., table]: each element of the index acts on its own dimension."""
     if not isinstance(input, Typed):
@@ -281,7 +282,7 @@ def _with_index_axes(out: list[Axis], advanced: list[tuple[int, Typed]], flow: F
     return (*out[:where], *axes, *out[where:])
 
 
-@rule("aten.index", "_unsafe_index")
+@rule("aten.index", "_unsafe_index", linear=LAYOUT)
 def index_axes(input: Typed, indices: Sequence[Typed | None]) -> Flow:
     """v c, n m -> n m c"""
     flow = getitem_axes(input, tuple(slice(None) if i is None else i for i in indices))
@@ -289,7 +290,7 @@ def index_axes(input: Typed, indices: Sequence[Typed | None]) -> Flow:
     return flow
 
 
-@rule("index_select")
+@rule("index_select", linear=LAYOUT)
 def index_select_axes(input: Typed, dim: int, index: Typed) -> Flow:
     """v c, n -> n c"""
     d = at(dim, input.ndim)
@@ -359,13 +360,13 @@ def _element_by_element(
     return [p for p in pairs if p[0].size == p[1].size], [(axis, "looked up by index") for axis in odd]
 
 
-@rule("roll")
+@rule("roll", linear=LAYOUT)
 def roll_axes(input: Typed, shifts: Any, dims: Dims = None) -> Flow:
     """... n -> ... n, n frozen: its order matters"""
     return Flow(input.axes, frozen=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
 
 
-@rule("flip")
+@rule("flip", linear=LAYOUT)
 def flip_axes(input: Typed, dims: Dims) -> Flow:
     """... n -> ... n, n frozen: its order matters"""
     return roll_axes(input, None, dims)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fxprune.rules import masked
-from fxprune.rules.axes import PIXELS, Product, atom
-from fxprune.rules.reductions import norm_axes
+from fxprune.rules.axes import ONE, PIXELS, Product, atom
+from fxprune.rules.laws import LAYOUT, dims_named, product_law
+from fxprune.rules.reductions import norm_axes, summed
 from fxprune.rules.registry import Dims, Flow, Typed, rule
 
 
@@ -13,7 +14,9 @@ def rms_norm_axes(
     input: Typed, normalized_shape: list[int], weight: Typed | None = None, eps: float | None = None
 ) -> Flow:
     """... c, c -> ... c"""
-    return layer_norm_axes(input, normalized_shape, weight)
+    flow = layer_norm_axes(input, normalized_shape, weight)
+    flow.rotates, flow.centred = flow.centred, ()
+    return flow
 
 
 @rule("layer_norm", masked=masked.layer_norm)
@@ -28,7 +31,15 @@ def layer_norm_axes(
     """... c, c, c -> ... c"""
     normed = input.axes[-len(normalized_shape) :]
     same = [pair for t in (weight, bias) if t is not None for pair in zip(normed, t.axes, strict=True)]
-    return Flow(input.axes, same, sizes={"normalized_shape": normed}, reduced=list(normed))
+    law = product_law([input, weight], input.axes, bias)
+    return Flow(
+        input.axes,
+        same,
+        sizes={"normalized_shape": normed},
+        reduced=list(normed),
+        linear=law,
+        centred=normed,
+    )
 
 
 @rule("group_norm", masked=masked.group_norm)
@@ -45,7 +56,10 @@ def group_norm_axes(
     g, c = atom(num_groups), atom(channels.size // num_groups)
     same = [(channels, Product.of((g, c)))]
     same += [(channels, t.axes[0]) for t in (weight, bias) if t is not None]
-    return Flow(input.axes, same, sizes={"num_groups": g}, reduced=[c])
+    law, vector = dims_named(input.axes), "1" if channels == ONE else "d1"
+    law += (f", {vector}" if weight is not None else "") + (f"; {vector}" if bias is not None else "")
+    law += f" -> {dims_named(input.axes)}" + ("" if num_groups == 1 else " / d1")
+    return Flow(input.axes, same, sizes={"num_groups": g}, reduced=[c], linear=law, centred=[c])
 
 
 @rule("batch_norm", masked=masked.batch_norm)
@@ -119,4 +133,5 @@ def normalize_axes(
 ) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
     flow = norm_axes(input, p, dim)
-    return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced)
+    law = LAYOUT if p == 2 else ""
+    return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced, linear=law, rotates=summed(input, dim))

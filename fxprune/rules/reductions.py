@@ -5,6 +5,7 @@ from __future__ import annotations
 from fxprune.rules import masked
 from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
+from fxprune.rules.laws import reduced_law
 from fxprune.rules.registry import Axes, Dims, Flow, Typed, at, dims_of, rule
 
 
@@ -21,11 +22,16 @@ def summed(input: Typed, dim: Dims) -> list[Axis]:
     return [input.axes[d] for d in dims_of(dim, input.ndim)]
 
 
+def _law(input: Typed, dim: Dims, keepdim: bool, *, linear: bool = True) -> str:
+    return reduced_law(input, dims_of(dim, input.ndim), keepdim=keepdim, linear=linear)
+
+
 @rule("sum", "nansum")
 @rule("mean", masked=masked.mean)
 def mean_axes(input: Typed, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
-    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
+    law = _law(input, dim, keepdim)
+    return Flow(without(input, dim, keepdim), reduced=summed(input, dim), linear=law)
 
 
 @rule("var", masked=masked.var)
@@ -39,7 +45,9 @@ def var_axes(
     correction: object = None,
 ) -> Flow:
     """... n -> ..."""
-    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
+    gone = summed(input, dim)
+    law = _law(input, dim, keepdim, linear=False)
+    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, centred=gone)
 
 
 @rule("var_mean", masked=masked.var_mean)
@@ -64,7 +72,9 @@ def norm_axes(
     """... n -> ... (zeros add nothing to a norm; a negative order is a kind of minimum)"""
     if isinstance(p, (int, float)) and p < 0:
         return extremum_axes(input, dim, keepdim)
-    return Flow(without(input, dim, keepdim), reduced=summed(input, dim))
+    gone = summed(input, dim)
+    law = _law(input, dim, keepdim, linear=False) if p in (2, "fro") else ""
+    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, rotates=gone)
 
 
 @rule("linalg_vector_norm", "linalg_norm")

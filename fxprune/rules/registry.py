@@ -59,6 +59,11 @@ class Flow:
     reduced: axes over which the op adds up, or takes a statistic: where a missing channel is missed.
     macs: for each product that the op takes, the axes that its multiplications run over.
     select_result: the call is made at full size, and what is kept selected from its result.
+    linear: the law of the op, as of `fxprune.rules.laws`: an equation of its tensors' dimensions, such as
+        "... i, o i; o -> ... o", or "layout" where elements are only moved; by default the `Op`'s own.  It
+        decides which changes of basis an axis allows; what no law speaks of is only ever permuted.
+    rotates: axes that the op depends on by a norm alone, besides what `linear` says: an RMS norm.
+    centred: the same, of what is left once its mean is subtracted: a layer norm.
     sums, whole: the former names of `reduced` and `frozen`, for rules that were written for them.
     """
 
@@ -70,6 +75,9 @@ class Flow:
     reduced: list[Axis] = field(default_factory=list)
     macs: list[Axes] = field(default_factory=list)
     select_result: bool = False
+    linear: str = ""
+    rotates: Sequence[Axis] = ()
+    centred: Sequence[Axis] = ()
     sums: InitVar[list[Axis] | None] = None
     whole: InitVar[Sequence[tuple[Axis, str | Reason]] | None] = None
 
@@ -100,6 +108,8 @@ class Op:
         one that broadcasts to it; 1 where an element is kept, 0 where it is not (while importance is
         measured, a weight in between).  Its result must equal the op's on the kept elements alone.
 
+    linear: its law, where that is the same for every call, see `Flow`.
+
     An op that is taught without `masked`, and whose rule names a shrinking axis as `reduced`, is run on the
     kept elements alone and its result scattered back, see `fxprune.certify.kept_elements`.  The certificate
     then takes the rule's word that a statistic is taken over what is kept; `masked` checks it.
@@ -115,6 +125,7 @@ class Op:
 
     axes: Callable[..., Flow]
     masked: Callable[..., Any] | None = None
+    linear: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class Rule:
     function: Callable[..., Flow]
     signature: inspect.Signature
     masked: Callable[..., Any] | None = None
+    linear: str = ""
     taught: bool = False  # a user's own: a mistake in it is shown, and not taken for an odd call
 
     @functools.cached_property
@@ -158,7 +170,7 @@ class RuleSet:
         if name in self._rules:
             raise ValueError(f"a rule for {name!r} exists: {self._rules[name].function.__name__}")
         op = op if isinstance(op, Op) else Op(op)
-        self._rules[name] = Rule(name, op.axes, inspect.signature(op.axes), op.masked, taught)
+        self._rules[name] = Rule(name, op.axes, inspect.signature(op.axes), op.masked, op.linear, taught)
 
     def extended(self, ops: Mapping[str, Op | Callable[..., Flow]]) -> RuleSet:
         """Return a copy with a user's own ops added or replaced.
@@ -182,13 +194,13 @@ DEFAULT_RULES = RuleSet()
 
 
 def rule(
-    *ops: str, masked: Callable[..., Any] | None = None
+    *ops: str, masked: Callable[..., Any] | None = None, linear: str = ""
 ) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
-    """Register the decorated function for one or more spellings of an op, with its masked statistic."""
+    """Register the decorated function for spellings of an op, with its masked statistic and its law."""
 
     def register(function: Callable[..., Flow]) -> Callable[..., Flow]:
         for op in ops:
-            DEFAULT_RULES.add(op, Op(function, masked))
+            DEFAULT_RULES.add(op, Op(function, masked, linear))
         return function
 
     return register

@@ -8,6 +8,7 @@ from typing import Any
 
 from fxprune.rules.axes import ONE, Axis, Product, atom, frozen, refine
 from fxprune.rules.elementwise import broadcast
+from fxprune.rules.laws import LAYOUT
 from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 
@@ -51,7 +52,7 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
     return flow
 
 
-@rule("reshape", "view", "_unsafe_view")
+@rule("reshape", "view", "_unsafe_view", linear=LAYOUT)
 def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
     """(a b) (c d) -> (a b c) d"""
     if not isinstance(shape, (list, tuple)):  # x.view(dtype)
@@ -63,7 +64,7 @@ def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
     return flow
 
 
-@rule("reshape_as", "view_as")
+@rule("reshape_as", "view_as", linear=LAYOUT)
 def reshape_as_axes(input: Typed, other: Typed) -> Flow:
     """a (b c), a b c -> a b c"""
     flow = regroup(input.axes, other.shape)
@@ -71,14 +72,14 @@ def reshape_as_axes(input: Typed, other: Typed) -> Flow:
     return flow
 
 
-@rule("flatten", "ravel")
+@rule("flatten", "ravel", linear=LAYOUT)
 def flatten_axes(input: Typed, start_dim: int = 0, end_dim: int = -1) -> Flow:
     """a b c d -> a (b c) d"""
     i, j = at(start_dim, input.ndim), at(end_dim, input.ndim)
     return Flow((*input.axes[:i], Product.of(input.axes[i : j + 1]), *input.axes[j + 1 :]))
 
 
-@rule("unflatten")
+@rule("unflatten", linear=LAYOUT)
 def unflatten_axes(input: Typed, dim: int, sizes: Sequence[int]) -> Flow:
     """a (b c) d -> a b c d"""
     d = at(dim, input.ndim)
@@ -90,13 +91,13 @@ def unflatten_axes(input: Typed, dim: int, sizes: Sequence[int]) -> Flow:
     return flow
 
 
-@rule("permute")
+@rule("permute", linear=LAYOUT)
 def permute_axes(input: Typed, dims: Sequence[int]) -> Flow:
     """a b c -> c a b"""
     return Flow(tuple(input.axes[d] for d in dims_of(list(dims), input.ndim)))
 
 
-@rule("transpose", "swapaxes", "swapdims")
+@rule("transpose", "swapaxes", "swapdims", linear=LAYOUT)
 def transpose_axes(input: Typed, dim0: int, dim1: int) -> Flow:
     """a b c -> a c b"""
     axes = list(input.axes)
@@ -104,19 +105,19 @@ def transpose_axes(input: Typed, dim0: int, dim1: int) -> Flow:
     return Flow(tuple(axes))
 
 
-@rule("t", "adjoint", "mT", "mH")
+@rule("t", "adjoint", "mT", "mH", linear=LAYOUT)
 def t_axes(input: Typed) -> Flow:
     """... a b -> ... b a"""
     return Flow((*input.axes[:-2], *reversed(input.axes[-2:])))
 
 
-@rule("numpy_T")
+@rule("numpy_T", linear=LAYOUT)
 def numpy_t_axes(input: Typed) -> Flow:
     """a b c -> c b a"""
     return Flow(tuple(reversed(input.axes)))
 
 
-@rule("getattr")
+@rule("getattr", linear=LAYOUT)
 def getattr_axes(input: Typed, name: str) -> Flow:
     """x.T, x.mT, x.data: attributes that are tensors themselves"""
     if name in ("T", "H"):
@@ -128,7 +129,7 @@ def getattr_axes(input: Typed, name: str) -> Flow:
     raise NotCovered(f"the attribute {name!r} is not understood")
 
 
-@rule("movedim", "moveaxis")
+@rule("movedim", "moveaxis", linear=LAYOUT)
 def movedim_axes(input: Typed, source: Any, destination: Any) -> Flow:
     """a b c -> b c a"""
     sources, targets = dims_of(source, input.ndim), dims_of(destination, input.ndim)
@@ -150,21 +151,21 @@ def view_as_real_axes(input: Typed) -> Flow:
     return Flow((*input.axes, frozen(2, "real and imaginary parts")))
 
 
-@rule("unsqueeze")
+@rule("unsqueeze", linear=LAYOUT)
 def unsqueeze_axes(input: Typed, dim: int) -> Flow:
     """a b -> a 1 b"""
     d = at(dim, input.ndim + 1)
     return Flow((*input.axes[:d], ONE, *input.axes[d:]))
 
 
-@rule("squeeze")
+@rule("squeeze", linear=LAYOUT)
 def squeeze_axes(input: Typed, dim: Dims = None) -> Flow:
     """a 1 b -> a b"""
     gone = dims_of(dim, input.ndim)
     return Flow(tuple(a for i, a in enumerate(input.axes) if i not in gone or a != ONE))
 
 
-@rule("expand", "broadcast_to")
+@rule("expand", "broadcast_to", linear=LAYOUT)
 def expand_axes(input: Typed, size: Sequence[int], *, implicit: bool = False) -> Flow:
     """1 n -> b n, b free: as many copies as what they meet has elements"""
     new = len(size) - input.ndim
@@ -173,7 +174,7 @@ def expand_axes(input: Typed, size: Sequence[int], *, implicit: bool = False) ->
     return Flow(out, sizes={"size": out})
 
 
-@rule("expand_as")
+@rule("expand_as", linear=LAYOUT)
 def expand_as_axes(input: Typed, other: Typed) -> Flow:
     """1 n, b n -> b n"""
     padded = (*(ONE for _ in range(other.ndim - input.ndim)), *input.axes)
@@ -189,7 +190,7 @@ def broadcast_tensors_axes(*tensors: Any) -> Flow:
     return Flow([out for _ in given], same)
 
 
-@rule("repeat", "tile")
+@rule("repeat", "tile", linear=LAYOUT)
 def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
     """a b 1 -> (2 a) (3 b) c, c free: a repeat of one element is an expand"""
     given = len(repeats)
@@ -201,7 +202,7 @@ def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
     return Flow(out, sizes={"repeats": spelled[-given:]})
 
 
-@rule("repeat_interleave")
+@rule("repeat_interleave", linear=LAYOUT)
 def repeat_interleave_axes(
     input: Typed, repeats: Any, dim: int | None = None, *, output_size: object = None
 ) -> Flow:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fxprune.rules.axes import PIXELS, Axis, Product, Sum, atom, frozen
-from fxprune.rules.registry import DEFAULT_RULES, Flow, Typed, at, rule
+from fxprune.rules.laws import LAYOUT
+from fxprune.rules.registry import DEFAULT_RULES, Flow, Op, Typed, at, rule
 
 
 def _spatial_axes(n: int) -> Callable[..., Flow]:
@@ -22,7 +23,9 @@ def _spatial_axes(n: int) -> Callable[..., Flow]:
 
 
 for _n in (1, 2, 3):
-    for _op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
+    for _op in ("avg_pool", "adaptive_avg_pool"):
+        DEFAULT_RULES.add(f"{_op}{_n}d", Op(_spatial_axes(_n), linear=LAYOUT))
+    for _op in ("max_pool", "adaptive_max_pool", "lp_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
     for _op in ("max_pool", "adaptive_max_pool"):
         DEFAULT_RULES.add(f"{_op}{_n}d_with_indices", _spatial_axes(_n))
@@ -30,14 +33,14 @@ for _n in (1, 2, 3):
         DEFAULT_RULES.add(f"fractional_max_pool{_n}d", _spatial_axes(_n))
         DEFAULT_RULES.add(f"fractional_max_pool{_n}d_with_indices", _spatial_axes(_n))
     for _op in ("upsample_nearest", "_upsample_nearest_exact"):
-        DEFAULT_RULES.add(f"{_op}{_n}d", _spatial_axes(_n))
-DEFAULT_RULES.add("upsample_linear1d", _spatial_axes(1))
+        DEFAULT_RULES.add(f"{_op}{_n}d", Op(_spatial_axes(_n), linear=LAYOUT))
+DEFAULT_RULES.add("upsample_linear1d", Op(_spatial_axes(1), linear=LAYOUT))
 for _op in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
-    DEFAULT_RULES.add(_op, _spatial_axes(2))
-DEFAULT_RULES.add("upsample_trilinear3d", _spatial_axes(3))
+    DEFAULT_RULES.add(_op, Op(_spatial_axes(2), linear=LAYOUT))
+DEFAULT_RULES.add("upsample_trilinear3d", Op(_spatial_axes(3), linear=LAYOUT))
 
 
-@rule("interpolate")
+@rule("interpolate", linear=LAYOUT)
 def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """b c h w -> b c h' w'"""
     return _spatial_axes(input.ndim - 2)(input, result=result)
@@ -80,14 +83,16 @@ def local_response_norm_axes(input: Typed, *options: object, **more: object) -> 
 @rule("constant_pad_nd")
 def constant_pad_axes(input: Typed, pad: Sequence[int], value: object = 0) -> Flow:
     """... n -> ... [before | n | after]"""
-    return pad_axes(input, pad)
+    return pad_axes(input, pad, value=value)
 
 
 @rule("pad")
 def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value: object = None) -> Flow:
     """... n -> ... [before | n | after]; negative padding cuts, padding with copies freezes"""
     if isinstance(mode, str) and mode != "constant":
-        return copying_pad_axes(input, pad)
+        flow = copying_pad_axes(input, pad)
+        flow.linear = LAYOUT
+        return flow
     out: list[Axis] = list(input.axes)
     reasons: list[tuple[Axis, str]] = []
     for i, (before, after) in enumerate(_pairs(pad), start=1):
@@ -98,12 +103,17 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value:
             out[-i] = frozen(input.shape[-i] + before + after, "cut by a negative padding")
             continue
         out[-i] = Sum.of((frozen(before, "padding"), input.axes[-i], frozen(after, "padding")))
+<<<<<<< HEAD
     return Flow(tuple(out), frozen=reasons)
+=======
+    return Flow(tuple(out), frozen=whole, linear="" if value else LAYOUT)
+>>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
 
 
 @rule(
     *("reflection_pad", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
     *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
+    linear=LAYOUT,
 )
 def copying_pad_axes(input: Typed, padding: Sequence[int]) -> Flow:
     """... n -> ... m, n frozen: what is added are copies of its elements"""
@@ -119,7 +129,7 @@ def _pairs(pad: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(pad[::2], pad[1::2], strict=True))
 
 
-@rule("pixel_shuffle")
+@rule("pixel_shuffle", linear=LAYOUT)
 def pixel_shuffle_axes(input: Typed, upscale_factor: int) -> Flow:
     """b (c r s) h w -> b c (h r) (w s)"""
     *batch, channels, h, w = input.axes
@@ -130,7 +140,7 @@ def pixel_shuffle_axes(input: Typed, upscale_factor: int) -> Flow:
     return Flow(out, same=[(channels, Product.of((c, rows, columns)))])
 
 
-@rule("pixel_unshuffle")
+@rule("pixel_unshuffle", linear=LAYOUT)
 def pixel_unshuffle_axes(input: Typed, downscale_factor: int) -> Flow:
     """b c (h r) (w s) -> b (c r s) h w"""
     *batch, c, height, width = input.axes
@@ -149,7 +159,7 @@ def channel_shuffle_axes(input: Typed, groups: int) -> Flow:
     return Flow((input.axes[0], Product.of((c, g)), *input.axes[2:]), same)
 
 
-@rule("unfold", "im2col")
+@rule("unfold", "im2col", linear=LAYOUT)
 def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
     """b c h w -> b (c k) l; or, of a tensor along a dimension, ... n -> ... l k"""
     if result.ndim == input.ndim + 1:
@@ -163,7 +173,7 @@ def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow
     return Flow(out, frozen=[(axis, PIXELS) for axis in pixels])
 
 
-@rule("fold", "col2im")
+@rule("fold", "col2im", linear=LAYOUT)
 def fold_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
     """b (c k) l -> b c h w"""
     batch, rows, length = input.axes

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.result.files import write_whole
-from fxprune.rules.elementwise import elementwise_axes
+from fxprune.rules.elementwise import alike_axes, elementwise_axes
 from fxprune.rules.registry import Rule
 
 __all__ = ["NO_RULE", "OpUse", "ops_met", "read", "report", "store_of", "summary", "write"]
@@ -50,7 +50,7 @@ def _named(rule: Rule | None) -> tuple[str, str]:
         return NO_RULE, ""
     function = rule.function
     name = f"{function.__name__} ({function.__module__.replace('.', '/')}.py)"
-    if function is elementwise_axes:
+    if function in (elementwise_axes, alike_axes):
         return name, "table"
     return name, "helper" if "<locals>" in function.__qualname__ else "function"
 

@@ -1,0 +1,1 @@
+"""Changes of basis: weights that compute the same in other coordinates."""
