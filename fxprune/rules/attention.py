@@ -31,10 +31,10 @@ def attention_axes(
     if attn_mask is not None:
         _, masked = broadcast([(*batch, n, m), attn_mask.axes])
         same += masked
-    whole = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
+    reasons = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
     macs = [(*batch, n, m, d), (*batch, n, m, e)]
     return Flow(
-        (*batch, n, e), same, whole, reduced=[d], macs=macs, linear=_attention_law(len(batch), attn_mask)
+        (*batch, n, e), same, reasons, reduced=[d], macs=macs, linear=_attention_law(len(batch), attn_mask)
     )
 
 

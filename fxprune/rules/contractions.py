@@ -164,11 +164,10 @@ def conv_axes(
         same.append((out, bias.axes[0]))
     pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*batch, out, *pixels, i, *kernel)]
-<<<<<<< HEAD
-    return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
-=======
-    law = _conv_law(len(batch), len(kernel), "o i", bias, moved=bool(whole)) if groups == 1 else ""
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs, linear=law)
+    law = _conv_law(len(batch), len(kernel), "o i", bias, moved=bool(reasons)) if groups == 1 else ""
+    return Flow(
+        (*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs, linear=law
+    )
 
 
 def _conv_law(batch: int, n: int, weight: str, bias: Typed | None, *, moved: bool) -> str:
@@ -178,7 +177,6 @@ def _conv_law(batch: int, n: int, weight: str, bias: Typed | None, *, moved: boo
     after = pixels.replace("p", "q") if moved else pixels
     added = "; o" if bias is not None else ""
     return f"{before} i {pixels}, {weight} {kernel}{added} -> {before} o {after}"
->>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
 
 
 @rule("torchvision.deform_conv2d")
@@ -237,12 +235,10 @@ def conv_transpose_axes(
         same.append((out, bias.axes[0]))
     pixels, reasons = _pixels(input, kernel, stride, padding, result)
     macs = [(*input.axes, o, *kernel)]
-<<<<<<< HEAD
-    return Flow((*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs)
-=======
-    law = _conv_law(len(batch), len(kernel), "i o", bias, moved=bool(whole)) if groups == 1 else ""
-    return Flow((*batch, out, *pixels), same, whole, sizes={"groups": g}, reduced=[i], macs=macs, linear=law)
->>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
+    law = _conv_law(len(batch), len(kernel), "i o", bias, moved=bool(reasons)) if groups == 1 else ""
+    return Flow(
+        (*batch, out, *pixels), same, reasons, sizes={"groups": g}, reduced=[i], macs=macs, linear=law
+    )
 
 
 def _pixels(
@@ -281,37 +277,4 @@ def aten_embedding_axes(weight: Typed, input: Typed, *options: object, **more: o
 @rule("outer", "ger")
 def outer_axes(input: Typed, vec2: Typed) -> Flow:
     """n, m -> n m"""
-<<<<<<< HEAD
-    return Flow((*input.axes, *vec2.axes))
-
-
-@rule("scaled_dot_product_attention")
-def attention_axes(
-    query: Typed,
-    key: Typed,
-    value: Typed,
-    attn_mask: Typed | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Flow:
-    """b h n d, b h m d, b h m e -> b h n e"""
-    *q_batch, n, d = query.axes
-    *k_batch, m, d_key = key.axes
-    *v_batch, m_value, e = value.axes
-    if enable_gqa:  # query heads are (key heads, share)
-        shared = atom(q_batch[-1].size // k_batch[-1].size)
-        k_batch[-1] = Product.of((k_batch[-1], shared))
-        v_batch[-1] = Product.of((v_batch[-1], shared))
-    batch, same = broadcast([tuple(q_batch), tuple(k_batch), tuple(v_batch)])
-    same += [(d, d_key), (m, m_value)]
-    if attn_mask is not None:
-        _, masked = broadcast([(*batch, n, m), attn_mask.axes])
-        same += masked
-    reasons = [(m, "softmax over it")] + ([(n, "its order matters")] if is_causal else [])
-    macs = [(*batch, n, m, d), (*batch, n, m, e)]
-    return Flow((*batch, n, e), same, reasons, reduced=[d], macs=macs)
-=======
     return Flow((*input.axes, *vec2.axes), linear="n, m -> n m")
->>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)

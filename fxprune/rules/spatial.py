@@ -103,11 +103,7 @@ def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value:
             out[-i] = frozen(input.shape[-i] + before + after, "cut by a negative padding")
             continue
         out[-i] = Sum.of((frozen(before, "padding"), input.axes[-i], frozen(after, "padding")))
-<<<<<<< HEAD
-    return Flow(tuple(out), frozen=reasons)
-=======
-    return Flow(tuple(out), frozen=whole, linear="" if value else LAYOUT)
->>>>>>> 762a897 (Freedom: rules say the laws of their ops, analyses say which changes of basis each axis allows, rebase(model) writes the same function in other coordinates)
+    return Flow(tuple(out), frozen=reasons, linear="" if value else LAYOUT)
 
 
 @rule(
