@@ -171,6 +171,8 @@ class Comparison:
     def _run_original(self, example: Example, tensors: Tensors | None) -> tuple[list[Tensor], Noise]:
         with torch.no_grad(), default_float64(), same_draws(self.model):
             masked = MaskedOriginal(self.analysis, self.selection, example.batch)
+            if tensors is None and self.weights.refitted:
+                tensors = self.weights.own()
             if tensors is not None:
                 self.weights.put_into_original(masked.module, tensors)
             outputs = floats_of(masked.run_on(example))

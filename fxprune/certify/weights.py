@@ -15,6 +15,7 @@ from fxprune.certify.randomise import randomise
 from fxprune.errors import CertificateError
 from fxprune.graph.tensors import in_float64, is_float, named_tensors, tensor_at
 from fxprune.result.record import Record
+from fxprune.result.refitted import Refit
 from fxprune.result.selection import Selection
 
 __all__ = ["PlannedWeights"]
@@ -26,6 +27,8 @@ class PlannedWeights:
     originals: name in the result -> the original's tensor.
     kept: name in the result -> kept positions (None: all) per dimension.
     folded: name in the result -> the rows that a factor is folded into, and the factor.
+    refitted: names in the result that were solved again, and hold that still: `originals` then has what was
+        solved for in the places that the plan keeps.
     """
 
     def __init__(
@@ -41,12 +44,32 @@ class PlannedWeights:
         tensors = dict(named_tensors(model)) | dict(named_tensors(analysis.module))
         self.originals: dict[str, Tensor] = {}
         self.kept: dict[str, list[Any]] = {}
+        self.refitted: set[str] = set()
         for name, _ in named_tensors(pruned):
             old = self.old_of.get(name, name)
             if old in tensors:
                 axes = analysis.weights.get(analysis.names.get(old, old), ())
                 self.originals[name] = tensors[old]
                 self.kept[name] = [selection.positions(axis) for axis in axes]
+        if isinstance(record, Record):
+            self._take_refitted(pruned, record.plan.refit)
+
+    def _take_refitted(self, pruned: fx.GraphModule, refit: Mapping[str, Refit]) -> None:
+        """Put what was solved again into the original, where the result holds it still."""
+        tensors = dict(named_tensors(pruned))
+        self.refitted = {
+            name for name, done in refit.items() if name in self.originals and done.is_of(tensors[name])
+        }
+        for name in self.refitted:
+            self.originals[name] = self._put_back(name, tensors[name], self.originals[name])
+
+    def _put_back(self, name: str, stored: Tensor, full: Tensor) -> Tensor:
+        """Return the original's tensor in float64, with a result's in the places that it came from."""
+        part = in_float64(stored.detach().clone()).to(full.device)
+        if name in self.folded:
+            rows, ratio = self.folded[name]
+            part[rows.to(part.device)] /= ratio
+        return _put(in_float64(full.detach().clone()), part, self.kept[name])
 
     def sliced(self, name: str, full: Tensor) -> Tensor:
         """Return what the result should hold, in float64, of a tensor of the original's size."""
@@ -101,11 +124,7 @@ class PlannedWeights:
             if name not in self.originals:
                 continue
             old = self.old_of.get(name, name)
-            part = in_float64(stored.detach().clone()).to(found[old].device)
-            if name in self.folded:
-                rows, ratio = self.folded[name]
-                part[rows.to(part.device)] /= ratio
-            found[old] = _put(found[old].clone(), part, self.kept[name])
+            found[old] = self._put_back(name, stored, found[old])
         return found
 
     def constants(self) -> set[str]:

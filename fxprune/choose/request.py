@@ -40,6 +40,7 @@ class Request:
     importance_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
     between: Between | None = None
+    refit: bool | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
@@ -60,6 +61,15 @@ class Request:
     def criterion(self) -> Importance:
         """A name of CRITERIA or the user's function."""
         return criterion_for(self.importance, self.data)
+
+    @property
+    def refits(self) -> bool:
+        """Are layers solved again after selection?"""
+        return self.data is not None if self.refit is None else self.refit
+
+    @property
+    def shows_progress(self) -> bool:
+        return bool(self.importance_options.get("progress", True))
 
     @property
     def score_options(self) -> dict[str, Any]:
@@ -117,7 +127,9 @@ class Request:
             )
 
     def _refuse_unused_data(self) -> None:
-        if self.data is None or self.judges_by_data or self.ranks_branches:
+        if self.data is None and self.refit:
+            raise OptionError("refit=True solves layers again on data=, which is missing")
+        if self.data is None or self.judges_by_data or self.ranks_branches or self.refits:
             return
         name = repr(self.criterion) if isinstance(self.criterion, str) else "a function of your own"
         raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -34,7 +35,8 @@ def apply(
 
     Args:
         model: of the architecture that the plan was made for, with any weights; it is not changed.
-        plan: of `plan_of(pruned)` or `Plan.load(file)`.
+        plan: of `plan_of(pruned)` or `Plan.load(file)`.  What was re-fitted on data is not part of it: the
+            result holds the plan's slices.
         example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
             they were when the plan was made, since they decide how groups are named.
         check: verify the graph after every pass that shrinks it, for whoever works on passes: True, or
@@ -59,4 +61,5 @@ def apply(
         strict=strict,
         rules=rules,
     )
+    plan = replace(plan, refit={}, unfitted={})
     return in_form(form, model, analysis, plan, check=check)

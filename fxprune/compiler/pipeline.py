@@ -16,6 +16,7 @@ from fxprune.choose.like.like import check_loads
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
 from fxprune.compiler.native.own_class import check_form, in_form
+from fxprune.compiler.refit.refit import refit as refitted
 from fxprune.compiler.rewrite import Rewriter
 from fxprune.result.forms import graph_form
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -50,6 +51,7 @@ def prune(
     strict: bool = False,
     rules: RuleSet = DEFAULT_RULES,
     form: str = "graph",
+    refit: bool | None = None,
 ) -> Any:
     """Remove a fraction of every prunable channel dimension of a vision model.
 
@@ -128,10 +130,15 @@ def prune(
             The numbers that its code reads are edited; an attention scale that follows the head dim is
             folded into the query projection, and recorded.  A module whose code can't hold the new sizes is
             replaced by its part of the graph, in its place: the report says which and why.
+        refit: solve every linear layer and convolution that reads a shrunk axis again, in closed form, so
+            that its outputs on `data` stay what they were; each with a ridge that is chosen on held-out
+            samples, and kept as it is where none helps there.  No labels, no training.  By default where
+            there is data; between steps, before the first `between` only.
 
     Returns:
         A GraphModule (or an instance of the model's class) whose weights are index-selects of the model's,
-        under the same names; in the same mode, on the same device.  `plan_of(result)` says what was kept.
+        under the same names, but for those that `plan_of(result).refit` names; in the same mode, on the same
+        device.  `plan_of(result)` says what was kept.
 
     Raises:
         FxpruneError: one subclass per kind of failure, see `fxprune.errors`.
@@ -153,6 +160,7 @@ def prune(
         importance_options=importance_options or {},
         steps=steps,
         between=between,
+        refit=refit,
     )
     analysis = analyze(
         model,
@@ -187,6 +195,8 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     rewriter = Rewriter(model)
     decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter)
     pruned = in_form(form, model, decision.analysis, decision.plan, like=request.like)
+    if request.refits and (request.steps == 1 or request.between is not None):
+        refitted(decision.analysis, pruned, request.data, progress=request.shows_progress)
     for step in range(2, request.steps + 1):
         if request.between is not None:
             request.between(pruned, step - 1)
@@ -195,6 +205,8 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
         smaller = in_form(form, model, decision.analysis, decision.plan)
         carry_over(pruned, smaller)
         pruned = smaller
+    if request.refits and request.steps > 1 and request.between is None:
+        refitted(decision.analysis, pruned, request.data, progress=request.shows_progress)
     if request.like is not None:
         check_loads(graph_form(pruned), request.like)
     return pruned

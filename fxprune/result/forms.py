@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from fxprune.result.pruned_module import FORM, PrunedModule, record_of
 from fxprune.result.record import Record
 from fxprune.rules.modules import native
 
-__all__ = ["attach", "graph_form", "is_result"]
+__all__ = ["attach", "graph_form", "is_result", "with_record"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ def graph_form(pruned: nn.Module) -> PrunedModule:
                     held[leaf] = tensors[name]
     graph.restore(graph.ties, {path: module.training for path, module in modules.items()})
     return graph
+
+
+def with_record(result: nn.Module, change: Callable[[Record], Record]) -> nn.Module:
+    """Change the record that a result carries, in either form; returns the result."""
+    if isinstance(result, PrunedModule):
+        result.record = change(result.record)
+    else:
+        form: Form = vars(result)[FORM]
+        record = change(form.record)
+        form.graph.record = record
+        vars(result)[FORM] = replace(form, record=record)
+    return result
 
 
 def _outline(t: Tensor) -> Tensor:

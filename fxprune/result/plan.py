@@ -28,12 +28,13 @@ from torch import LongTensor, nn
 from fxprune.errors import PlanError
 from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of
 from fxprune.result.files import write_whole
+from fxprune.result.refitted import Refit
 
 __all__ = ["Kept", "Plan", "no_plan", "plan_data", "plan_from", "plan_of"]
 
 
 FORMAT = "fxprune-plan-2"
-NAMED = {"renamed": str, "scales": float, "regrouped": int}
+NAMED = {"renamed": str, "scales": float, "regrouped": int, "unfitted": str}
 LISTED = {"removed": "removed branches", "floored": "groups at their floor"}
 OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
 
@@ -69,6 +70,9 @@ class Plan:
     floored: the groups of which the request would have taken more, had `floor=` (or its default) not
         held it up.
     removed: the names of the residual branches that were left out, e.g. `blocks.3.attn`.
+    refit: name in the result's `state_dict` -> how it was solved again after selection; such a tensor is
+        no plain slice.  `apply` to another model gives the slices.
+    unfitted: weight, or node -> why the layer kept its slice, where others were solved again.
     """
 
     groups: dict[str, Kept]
@@ -78,6 +82,8 @@ class Plan:
     scales: dict[str, float] = field(default_factory=dict)
     regrouped: dict[str, int] = field(default_factory=dict)
     floored: tuple[str, ...] = ()
+    refit: dict[str, Refit] = field(default_factory=dict)
+    unfitted: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
@@ -139,7 +145,8 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
     }
-    extras = {"renamed": plan.renamed, "scales": plan.scales, "regrouped": plan.regrouped}
+    extras: dict[str, Any] = {name: getattr(plan, name) for name in NAMED}
+    extras["refit"] = {name: done.as_data() for name, done in plan.refit.items()}
     extras |= {name: list(getattr(plan, name)) for name in LISTED}
     record |= {name: value for name, value in extras.items() if value}
     if weights:
@@ -167,7 +174,8 @@ def plan_from(record: Any) -> Plan:
         raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
     listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
-    return Plan(groups, kept, **listed, **named)  # type: ignore[arg-type]
+    refit = {name: Refit.from_data(name, done) for name, done in record.get("refit", {}).items()}
+    return Plan(groups, kept, refit=refit, **listed, **named)  # type: ignore[arg-type]
 
 
 def _listed(record: dict[str, Any], field: str, what: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class Batch:
         """Yield the same samples one by one."""
         for i in range(self.size):
             yield Batch([_part(v, self.size, slice(i, i + 1)) for v in self.args], 1, self.labels)
+
+    def taken(self, rows: Sequence[int]) -> Batch:
+        """Return some of the samples as a batch."""
+        at = torch.tensor(rows)
+        return Batch([_part(v, self.size, at) for v in self.args], len(rows), self.labels)
 
     def repeated(self, times: int) -> list[Any]:
         """Return the arguments with all samples `times` over: [times * size, ...]."""
@@ -134,7 +139,7 @@ def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
         )
 
 
-def _part(value: Any, size: int, at: slice) -> Any:
+def _part(value: Any, size: int, at: slice | Tensor) -> Any:
     batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
     return value[at] if batched else value
 

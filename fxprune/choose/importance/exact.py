@@ -236,5 +236,6 @@ def _fingerprint(analysis: Analysis, batches: list[Batch]) -> str:
     for batch in batches:
         for t in batch.args:
             if isinstance(t, Tensor):
-                digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+                numbers = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()

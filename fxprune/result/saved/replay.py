@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -44,15 +45,18 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     model = in_dtypes(model, origin["dtypes"])
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     example = example_from(record["example"], str(device))
+    plan = plan_from(record["plan"])
     pruned = apply(
         model,
-        plan_from(record["plan"]),
+        plan,
         example_inputs=example.args,
         example_kwargs=example.kwargs,
         rules=rules,
         **record["options"],
     )
     assert isinstance(pruned, PrunedModule)
+    solved = replace(pruned.record.plan, refit=plan.refit, unfitted=plan.unfitted)
+    pruned.record = replace(pruned.record, plan=solved)
     return pruned
 
 

@@ -1,0 +1,161 @@
+"""The layers that sum over a shrunk axis with a weight of their own, each laid out as a regression."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.infer import Step
+from fxprune.graph.tensors import named_tensors
+from fxprune.result.selection import Selection
+from fxprune.rules.axes import atoms_of
+from fxprune.rules.calls import Weight
+from fxprune.rules.contractions import conv_axes, linear_axes
+from fxprune.rules.registry import Axes
+
+__all__ = ["Consumer", "Consumers", "consumers_of"]
+
+WIDEST = 16384  # inputs per output beyond which the square of them is too much to hold
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A linear layer or a convolution that reads a shrunk axis.
+
+    node: its name in the analysed graph, and in the result's.
+    weight, bias: the names of its tensors in the graph.
+    kernel: dimensions that a kernel moves over; 0 for a linear layer.
+    read, given: the axes of what it reads, and of what it gives.
+    options: `stride`, `padding`, `dilation` of a convolution.
+    """
+
+    node: str
+    weight: str
+    bias: str | None
+    kernel: int
+    read: Axes
+    given: Axes
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def vectors(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Lay what it reads out as [groups, places, inputs], inputs in the order of the weight's."""
+        if not self.kernel:
+            return x.reshape(1, -1, x.shape[-1])
+        size, steps = weight.shape[2:], self._per_dim("stride")
+        spread, pad = self._per_dim("dilation"), self._padding(weight)
+        x = torch.nn.functional.pad(x, [p for pair in reversed(pad) for p in pair])
+        first = x.ndim - self.kernel
+        for d in range(self.kernel):
+            x = x.unfold(first + d, (size[d] - 1) * spread[d] + 1, steps[d])[..., :: spread[d]]
+        if first == 1:  # one sample without its dimension
+            x = x.unsqueeze(0)
+        groups = x.shape[1] // weight.shape[1]
+        x = x.unflatten(1, (groups, weight.shape[1])).movedim(1, 0)  # [g, b, i, *out, *kernel]
+        places = [1, *range(3, 3 + self.kernel)]
+        x = x.permute(0, *places, 2, *range(3 + self.kernel, x.ndim))
+        return x.reshape(groups, math.prod(x.shape[1 : 2 + self.kernel]), -1)
+
+    def answers(self, y: Tensor, groups: int) -> Tensor:
+        """Lay what it gives out as [groups, places, outputs]."""
+        if not self.kernel:
+            return y.reshape(1, -1, y.shape[-1])
+        y = y if y.ndim == self.kernel + 2 else y.unsqueeze(0)
+        return y.unflatten(1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+
+    def channel(self, t: Tensor) -> int:
+        """Return the dimension of its channels in what it reads or gives."""
+        return t.ndim - 1 if not self.kernel else t.ndim - self.kernel - 1
+
+    def _per_dim(self, name: str) -> tuple[int, ...]:
+        value = self.options.get(name, 1)
+        value = [value] if isinstance(value, int) else list(value or [1])
+        return tuple(value * self.kernel if len(value) == 1 else value)
+
+    def _padding(self, weight: Tensor) -> list[tuple[int, int]]:
+        given, spread = self.options.get("padding", 0), self._per_dim("dilation")
+        if given == "same":
+            total = [d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)]
+            return [(t // 2, t - t // 2) for t in total]
+        if isinstance(given, str):
+            return [(0, 0)] * self.kernel
+        values = [given] if isinstance(given, int) else list(given or [0])
+        return [(p, p) for p in (values * self.kernel if len(values) == 1 else values)]
+
+
+@dataclass(frozen=True)
+class Consumers:
+    """Those that can be solved, in the order in which they run; of the others, why not, by node."""
+
+    solved: tuple[Consumer, ...]
+    left: dict[str, str]
+
+
+def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
+    """Find every call that sums over a shrunk axis with a weight: where a missing channel is missed."""
+    tensor = dict(named_tensors(analysis.module))
+    users = Counter(
+        t for sites in analysis.graph.operands.values() for t in {id(tensor[site.name]) for site in sites}
+    )
+    places = {name: users[id(t)] for name, t in tensor.items()}
+    solved, left = [], {}
+    for node, step in analysis.steps.items():
+        summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & selection.masks.keys()
+        carrying = [
+            s.name for s in analysis.graph.operands.get(node, ()) if summed & {*atoms_of(analysis.axis(s))}
+        ]
+        if not carrying or _is_statistic(step):
+            continue
+        found = _consumer(analysis, node, step, places)
+        if isinstance(found, Consumer):
+            solved.append(found)
+        else:
+            left[node.name] = found
+    return Consumers(tuple(solved), left)
+
+
+def _is_statistic(step: Step) -> bool:
+    return step.rule is not None and step.rule.masked is not None
+
+
+def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str, int]) -> Consumer | str:
+    """Return a call as a regression, or say why it is none."""
+    assert step.rule is not None
+    if step.rule.function not in (linear_axes, conv_axes):
+        return f"{step.rule.op} has no closed form here"
+    bound = step.call.bind(step.rule)
+    names = {name: _tensor_name(bound.get(name)) for name in ("weight", "bias")}
+    weight, bias = names["weight"], names["bias"]
+    if weight is None or (bias is None and bound.get("bias") is not None):
+        return "its weight is computed"
+    if places[weight] > 1 or (bias is not None and places[bias] > 1):
+        return "its weight is used in several places"
+    axes = analysis.weights[weight]
+    if math.prod(axis.size for axis in axes[1:]) > WIDEST:
+        return f"it reads more than {WIDEST} numbers at a place"
+    operand = bound["input"]
+    if not isinstance(operand, fx.Node) or not analysis.axes.get(operand):
+        return "what it reads is no value of the graph"
+    options: dict[str, Any] = {
+        name: bound[name] for name in ("stride", "padding", "dilation") if name in bound
+    }
+    if any(isinstance(value, fx.Node) for value in options.values()):
+        return "its stride or padding is computed"
+    kernel = 0 if step.rule.function is linear_axes else len(axes) - 2
+    return Consumer(
+        node.name, weight, bias, kernel, analysis.axes[operand][0], analysis.axes[node][0], options
+    )
+
+
+def _tensor_name(argument: Any) -> str | None:
+    if isinstance(argument, Weight):
+        return argument.name
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return str(argument.target)
+    return None

@@ -1,0 +1,120 @@
+"""Solve again, in closed form, the layers that read what was narrowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.choose.planned import as_planned
+from fxprune.compiler.refit.consumers import Consumer, consumers_of
+from fxprune.compiler.refit.regression import Solution, solved
+from fxprune.compiler.refit.walk import Sides, split
+from fxprune.result.forms import graph_form, with_record
+from fxprune.result.plan import plan_of
+from fxprune.result.refitted import Refit
+from fxprune.result.selection import Selection
+
+__all__ = ["refit"]
+
+FEW = 32  # samples below which a note says so
+WAVES = 6  # passes over the data where every layer is solved on what those before it give now
+HELD = 1 << 26  # numbers that the moments of one pass take at most, or the largest layer's where that is more
+NO_GAIN = "its error on held-out data did not fall"
+
+
+def refit(
+    analysis: Analysis, result: nn.Module, data: Iterable[Any] | None, *, progress: bool = True
+) -> nn.Module:
+    """Solve every layer that reads a shrunk axis again, in place, and record which.
+
+    Where only what lies between two layers was narrowed, each is solved on what is kept of what it read in
+    the original; where a norm runs over less than before, on what it reads in the result, the first layers
+    first, for they change what the others read.
+
+    Args:
+        analysis: of the original, or of the graph that the plan's groups are of.
+        result: what `rewrite` made of it, in either form.
+        data: calibration batches; labels are not looked at.
+
+    Returns:
+        The result.
+
+    Raises:
+        DataError: there is no data, or a batch is nothing that the model takes.
+    """
+    plan, pruned = plan_of(result), graph_form(result)
+    analysis = as_planned(analysis, plan)
+    selection = Selection.from_plan(analysis, plan)
+    consumers = consumers_of(analysis, selection)
+    batches = batches_of(data, analysis, "refit")
+    calibration = split(batches, whole=analysis.captured.fixed_batch)
+    found: dict[str, Refit] = {}
+    left = dict(consumers.left)
+    if consumers.solved and not calibration.held:
+        left |= {c.node: "there is one sample only, and none to choose by" for c in consumers.solved}
+    elif consumers.solved:
+        sides = Sides(analysis, selection, pruned)
+        own = narrows_a_norm(analysis, selection)
+        waves = list(_waves(consumers.solved, sides, WAVES if own else 1))
+        parts = len(calibration.seen) + len(calibration.held)
+        with tqdm(
+            total=parts * len(waves), desc="re-fit", unit="batch", disable=None if progress else True
+        ) as bar:
+            for wave in waves:
+                moments = sides.moments(wave, calibration, own=own, step=bar.update)
+                for consumer in wave:
+                    if consumer.node not in moments:
+                        continue
+                    seen, held = moments.pop(consumer.node)
+                    weight, bias = sides.matrix(consumer, len(seen.x))
+                    solution = solved(seen, held, weight, bias, free_bias=consumer.bias is not None)
+                    if solution is None:
+                        left[consumer.node] = NO_GAIN
+                    else:
+                        found |= _stored(sides, consumer, solution)
+        left |= sides.refused
+    names = {node: consumer.weight for consumer in consumers.solved for node in [consumer.node]}
+    plan = replace(plan, refit=found, unfitted={names.get(node, node): why for node, why in left.items()})
+    return with_record(result, lambda record: replace(record, plan=plan))
+
+
+def narrows_a_norm(analysis: Analysis, selection: Selection) -> bool:
+    """Is a statistic taken over an axis that shrinks, so that more changes than what is missing?"""
+    groups = [group for group in analysis.groups if group.atom in selection.masks]
+    return bool(SoftMasked(analysis, groups).statistics)
+
+
+def _waves(consumers: Sequence[Consumer], sides: Sides, count: int) -> Iterator[list[Consumer]]:
+    """Cut the layers, in order, into so many passes, or more where their moments would take too much."""
+    share, wave, held = len(consumers) / count, list[Consumer](), 0
+    for i, consumer in enumerate(consumers):
+        weight = sides.weight(consumer)
+        size = 2 * weight[0].numel() * (weight[0].numel() + len(weight))
+        if wave and (held + size > HELD or int(i / share) != int((i - 1) / share)):
+            yield wave
+            wave, held = [], 0
+        wave.append(consumer)
+        held += size
+    yield wave
+
+
+def _stored(sides: Sides, consumer: Consumer, solution: Solution) -> dict[str, Refit]:
+    """Write a solution into the result, in its dtype; returns what was done, by tensor."""
+    stored = {}
+    for name, value in ((consumer.weight, solution.weight), (consumer.bias, solution.bias)):
+        if name is None:
+            continue
+        tensor = sides.weight(consumer) if name == consumer.weight else sides.bias(consumer)
+        assert isinstance(tensor, Tensor)
+        with torch.no_grad():
+            tensor.copy_(value.reshape(tensor.shape))
+        stored[sides.new_name(name)] = Refit.of(tensor, solution.ridge, solution.before, solution.after)
+    return stored

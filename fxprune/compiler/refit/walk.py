@@ -1,0 +1,184 @@
+"""Run the original and the result side by side over calibration data, as far as needed, for moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.certify.float64 import in_eval_mode
+from fxprune.choose.importance.data import Batch
+from fxprune.compiler.refit.consumers import Consumer
+from fxprune.compiler.refit.regression import PairMoments
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.tensors import tensor_at
+from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.selection import Selection
+
+__all__ = ["Sides", "Split", "split"]
+
+Seen = Callable[[str, Tensor, Tensor], None]
+HELD_OUT = 5  # one sample in so many chooses lambda
+
+
+@dataclass(frozen=True)
+class Split:
+    """Calibration batches: what is solved from, and what is held out to choose by."""
+
+    seen: tuple[Batch, ...]
+    held: tuple[Batch, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(batch.size for batch in (*self.seen, *self.held))
+
+
+def split(batches: Sequence[Batch], *, whole: bool) -> Split:
+    """Hold out every fifth sample; whole batches where they can't be cut."""
+    seen: list[Batch] = []
+    held: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if whole:
+            (held if count % HELD_OUT == HELD_OUT - 1 else seen).append(batch)
+            count += 1
+            continue
+        at = [(count + i) % HELD_OUT == HELD_OUT - 1 for i in range(batch.size)]
+        count += batch.size
+        for parts, chosen in ((seen, False), (held, True)):
+            if rows := [i for i, is_held in enumerate(at) if is_held is chosen]:
+                parts.append(batch.taken(rows))
+    if seen and not held and len(seen) > 1:
+        held = [seen.pop()]
+    return Split(tuple(seen), tuple(held))
+
+
+class Sides:
+    """The original and the result, in eval mode, on the tensors that they have."""
+
+    def __init__(self, analysis: Analysis, selection: Selection, pruned: PrunedModule) -> None:
+        self.analysis, self.selection, self.pruned = analysis, selection, pruned
+        self.renamed = pruned.record.plan.renamed
+        self._dense, self._small = (_runner(m) for m in (analysis.module, pruned))
+        self.refused: dict[str, str] = {}
+        self.checked: set[str] = set()
+
+    def moments(
+        self,
+        consumers: Sequence[Consumer],
+        data: Split,
+        *,
+        own: bool,
+        step: Callable[[], Any],
+    ) -> dict[str, tuple[PairMoments, PairMoments]]:
+        """Collect moments of what each consumer reads and of what it gave, seen and held out, in one pass.
+
+        own: what it reads is the result's; else what is kept of the original's.
+        """
+        found = {c.node: (PairMoments(), PairMoments()) for c in consumers}
+        by_name = {c.node: c for c in consumers}
+        for i, batches in enumerate((data.seen, data.held)):
+            for batch in batches:
+                answers: dict[str, Tensor] = {}
+
+                def dense(name: str, x: Tensor, y: Tensor, i: int = i, answers: Any = answers) -> None:
+                    consumer = by_name[name]
+                    answers[name] = self._kept(y, consumer, consumer.given)
+                    if not own:
+                        x = self._kept(x, consumer, consumer.read)
+                        self._add(consumer, found[name][i], x, answers.pop(name))
+
+                def small(name: str, x: Tensor, y: Tensor, i: int = i, answers: Any = answers) -> None:
+                    self._check(by_name[name], x, y)
+                    self._add(by_name[name], found[name][i], x, answers.pop(name))
+
+                self._dense.run_with(dense, by_name, batch.args)
+                if own:
+                    self._small.run_with(small, by_name, batch.args)
+                step()
+        return {name: pair for name, pair in found.items() if name not in self.refused}
+
+    def new_name(self, name: str) -> str:
+        """Return the name that one of the original's tensors has in the result."""
+        return self.renamed.get(name, name)
+
+    def weight(self, consumer: Consumer) -> Tensor:
+        return tensor_at(self.pruned, self.new_name(consumer.weight))
+
+    def bias(self, consumer: Consumer) -> Tensor | None:
+        return None if consumer.bias is None else tensor_at(self.pruned, self.new_name(consumer.bias))
+
+    def matrix(self, consumer: Consumer, groups: int) -> tuple[Tensor, Tensor]:
+        """Return the result's weight [groups, o, k] and bias [groups, o], in float64."""
+        weight, bias = self.weight(consumer).detach().double(), self.bias(consumer)
+        weight = weight.reshape(groups, len(weight) // groups, -1)
+        zeros = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device)
+        return weight, zeros if bias is None else bias.detach().double().reshape(groups, -1)
+
+    def _add(self, consumer: Consumer, moments: PairMoments, x: Tensor, y: Tensor) -> None:
+        if consumer.node not in self.refused:
+            read = consumer.vectors(x, self.weight(consumer))
+            moments.add(read, consumer.answers(y, len(read)) * self._factor(consumer, len(read)))
+
+    def _check(self, consumer: Consumer, x: Tensor, y: Tensor) -> None:
+        """Refuse a layer that gives something else than what the regression takes it to."""
+        if consumer.node in self.checked:
+            return
+        self.checked.add(consumer.node)
+        read = consumer.vectors(x, self.weight(consumer))
+        weight, bias = self.matrix(consumer, len(read))
+        given = consumer.answers(y, len(read)).double()
+        off = read.double() @ weight.mT + bias[:, None] - given
+        if not bool(off.square().mean().sqrt() <= 0.05 * given.square().mean().sqrt() + 1e-12):
+            self.refused[consumer.node] = "it computes more than its weight says"
+
+    def _factor(self, consumer: Consumer, groups: int) -> Tensor | float:
+        """Return what was folded into rows of the weight: the original's answers lack it."""
+        folded = self.pruned.folded.get(self.new_name(consumer.weight))
+        if folded is None:
+            return 1.0
+        weight = self.weight(consumer)
+        factors = torch.ones(len(weight), device=weight.device)
+        factors[folded[0].to(weight.device)] = folded[1]
+        return factors.reshape(groups, 1, -1)
+
+    def _kept(self, t: Tensor, consumer: Consumer, axes: Any) -> Tensor:
+        dim = consumer.channel(t)
+        positions = self.selection.positions(axes[dim])
+        return t if positions is None else t.index_select(dim, torch.from_numpy(positions).to(t.device))
+
+
+def _runner(module: fx.GraphModule) -> _Recorder:
+    copied = cast(fx.GraphModule, structural_copy(module))
+    in_eval_mode(copied)
+    return _Recorder(copied)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph up to the last of some nodes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.left: set[str] = set()
+
+    def run_with(self, seen: Seen, wanted: Collection[str], args: Iterable[Any]) -> None:
+        """Call `seen` with the name of each wanted node, what it reads first, and what it gives."""
+        self.seen, self.left = seen, set(wanted)
+        with torch.no_grad():
+            self.run(*args)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if not self.left:
+            return None  # all that was wanted has run
+        if n.name not in self.left:
+            return super().run_node(n)
+        operand = n.args[0] if n.args else n.kwargs["input"]
+        assert isinstance(operand, fx.Node)
+        read, given = self.env[operand], super().run_node(n)
+        self.seen(n.name, read, given)
+        self.left.discard(n.name)
+        return given
