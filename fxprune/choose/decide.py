@@ -110,7 +110,8 @@ def _decide_like(analysis: Analysis, request: Request) -> Decision:
 
     merge = request.attention == "merge"
     sibling = shaped_like(analysis, small, of_branches, list(request.exclude), merge=merge)
-    if request.data is not None and not request.judges_by_data and not sibling.analysis.removed:
+    unused = request.data is not None and not request.judges_by_data and not request.refits
+    if unused and not sibling.analysis.removed:
         raise OptionError(
             f"data= is not looked at by importance={request.criterion!r}, and like= has as many branches: "
             f"leave out data="

@@ -60,6 +60,7 @@ Examples:
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="A folder of images to rank by.")
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True, help="How many of them.")
 @click.option("--importance", help="magnitude, kl, kl-exact, taylor, activation or random.")
+@click.option("--no-refit", is_flag=True, help="With --data: keep the weights as selected, solve none again.")
 @click.option("--attention", help="Remove whole heads, head_dim inside each, or auto.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules that stay whole; may be repeated.")
 @click.option(
@@ -89,6 +90,7 @@ def prune(
     images: int,
     like: str | None,
     certify: bool,
+    no_refit: bool,
     as_json: bool,
     quiet: bool,
     **others: Any,
@@ -96,6 +98,7 @@ def prune(
     """Prune MODEL and save the result to a folder; or a saved FOLDER once more."""
     if data is None:
         refuse("it counts the images of --data, which is missing", "images")
+        refuse("layers are solved again on --data, which is missing", "no_refit")
     if like is not None:
         refuse("--like decides widths, heads and depth by a smaller model", "ratio")
     about_model = {name: others.pop(name) for name in _MODEL_OPTIONS}
@@ -108,6 +111,8 @@ def prune(
         if data is not None:
             step(f"reading images of {data}")
             options["data"] = batches_from(data, dense.model, dense.options, images, 16)
+        if no_refit:
+            options["refit"] = False
         step("pruning")
         pruned = fxprune.prune(dense.model, ratio, **dense.options, **options)
         step(f"writing {out}")

@@ -75,8 +75,8 @@ VALUES = {
 OF_MODELS = {"pretrained", "checkpoint", "input_size", "capture"}
 # (command, what it is about) -> the options that would do nothing there; every other one does something.
 REFUSED = {
-    ("prune", "model"): {"model", "images"},
-    ("prune", "folder"): OF_MODELS | {"images"},
+    ("prune", "model"): {"model", "images", "no_refit"},
+    ("prune", "folder"): OF_MODELS | {"images", "no_refit"},
     ("inspect", "model"): {"model"},
     ("inspect", "folder"): OF_MODELS,
     ("explain", "model"): {"model"},
