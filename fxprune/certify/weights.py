@@ -18,7 +18,10 @@ from fxprune.result.record import Record
 from fxprune.result.refitted import Refit
 from fxprune.result.selection import Selection
 
-__all__ = ["PlannedWeights"]
+__all__ = ["PlannedWeights", "settle_rounding"]
+
+
+ROUNDING = 16  # units in the last place
 
 
 class PlannedWeights:
@@ -166,6 +169,28 @@ class PlannedWeights:
             old, stored = self.old_of.get(name, name), tensor_at(module, name)
             if is_float(stored) and old in tensors:
                 stored.data = self.sliced(name, tensors[old]).to(stored)
+
+
+def settle_rounding(weights: PlannedWeights, pruned: fx.GraphModule) -> None:
+    """Take a result's numbers for an original's where they are the same but for rounding.
+
+    The original was brought to other coordinates anew, and matrix products round as the machine will.
+    """
+    for name, stored in named_tensors(pruned):
+        original = weights.originals.get(name)
+        if original is None or not is_float(original):
+            continue
+        wanted = weights.sliced(name, original.detach())
+        if stored.shape != wanted.shape or name in weights.folded or not wanted.numel():
+            continue
+        given = in_float64(stored.detach()).to(wanted.device)
+        if bool(
+            ((given - wanted).abs() <= ROUNDING * torch.finfo(original.dtype).eps * wanted.abs().max()).all()
+        ):
+            with torch.no_grad():
+                original.copy_(
+                    _put(original.detach().clone(), stored.detach().to(original), weights.kept[name])
+                )
 
 
 def _put(full: Tensor, part: Tensor, kept: list[Any]) -> Tensor:

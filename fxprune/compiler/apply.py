@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.analysis.analyze import analyze
 from fxprune.compiler.native.own_class import in_form
+from fxprune.compiler.rebase import rebased
 from fxprune.passes.check import Check
 from fxprune.result.plan import Plan
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -62,4 +63,5 @@ def apply(
         rules=rules,
     )
     plan = replace(plan, refit={}, unfitted={})
+    model, analysis = rebased(model, analysis, plan.bases)
     return in_form(form, model, analysis, plan, check=check)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.analysis.analyze import analyze
+from fxprune.analysis.analyze import AnalysisOptions, analyze, analyzed
 from fxprune.certify.compare import compare
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
-from fxprune.errors import RewriteError
+from fxprune.errors import OptionError, PlanError, RewriteError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import floats_of, in_float64, is_float, named_tensors
 from fxprune.passes.rebasing.change import changed_weights
 from fxprune.passes.rebasing.random import random_bases
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["rebase", "rebase_analyzed"]
+__all__ = ["rebase", "rebase_analyzed", "rebased"]
 
 TOLERANCE = 1e-8
 
@@ -69,6 +69,25 @@ def rebase(
         rules=rules,
     )
     return rebase_analyzed(model, analysis, random_bases(analysis, seed) if bases is None else bases)
+
+
+def rebased(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -> tuple[nn.Module, Analysis]:
+    """Return a model in other coordinates and its analysis, whose groups have the same names.
+
+    Both are what was given where no basis changes.
+
+    Raises:
+        PlanError: the bases are of another model.
+    """
+    if not bases:
+        return model, analysis
+    try:
+        other = rebase_analyzed(model, analysis, bases)
+    except OptionError as error:
+        raise PlanError(f"the plan is for another model: {error}") from error
+    captured = analysis.captured
+    options = AnalysisOptions(analysis.outputs, captured.split_qkv, analysis.capture, rules=analysis.rules)
+    return other, analyzed(other, captured.example, options)
 
 
 def rebase_analyzed(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -> nn.Module:

@@ -8,7 +8,9 @@ from torch import nn
 
 from fxprune.capture.trace import example_of
 from fxprune.certify.certificate import Certificate, certify, same_function
+from fxprune.certify.weights import PlannedWeights, settle_rounding
 from fxprune.choose.planned import analysis_behind, as_planned
+from fxprune.compiler.rebase import rebased
 from fxprune.errors import OptionError, PlanError
 from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
@@ -37,6 +39,9 @@ def verify(
     them put into the original.  Where constants hide something (a layer scale of zeros), random numbers
     stand for them in a second comparison; where nothing was seen for all that, the certificate is inf and
     `certificate.unseen` says why.
+
+    Where the plan changes bases first (`plan.bases`), the model is brought to these coordinates, which must
+    leave what it computes the same in float64, and is held against the result there.
 
     An instance of the model's own class (form="module") is held against the graph that it equals, and that
     graph against the masked original: the certificate is the larger error.
@@ -73,6 +78,10 @@ def verify(
     else:
         example = example_of(model, example_inputs, example_kwargs)
     plan, graph = plan_of(pruned), graph_form(pruned)
-    analysis = as_planned(analysis_behind(model, graph, example, rules), plan)
-    found = certify(model, graph, analysis, Selection.from_plan(analysis, plan), example)
+    model, analysis = rebased(model, analysis_behind(model, graph, example, rules), plan.bases)
+    analysis = as_planned(analysis, plan)
+    selection = Selection.from_plan(analysis, plan)
+    if plan.bases:
+        settle_rounding(PlannedWeights(model, graph, analysis, selection), graph)
+    found = certify(model, graph, analysis, selection, example)
     return found if graph is pruned else found.beside(same_function(graph, pruned, example))

@@ -1,13 +1,15 @@
-"""Pack kept positions as bits: one bit per element, 1 for kept, the first in the highest bit, as base64."""
+"""Pack numbers as base64: kept positions as bits (1 for kept, the first in the highest bit), and matrices."""
 
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["flags_of", "mask_bits", "position_bits", "positions_of"]
+__all__ = ["flags_of", "mask_bits", "position_bits", "positions_of", "read_matrix", "written_matrix"]
 
 
 def position_bits(positions: Tensor) -> str:
@@ -26,3 +28,17 @@ def mask_bits(mask: np.ndarray) -> str:
 
 def flags_of(bits: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(bits, validate=True), dtype=np.uint8))
+
+
+def written_matrix(matrix: Tensor) -> dict[str, Any]:
+    """Write a tensor as JSON data: its shape, and its numbers in base64."""
+    numbers = matrix.detach().cpu().double().contiguous().numpy().astype("<f8")
+    return {"shape": list(matrix.shape), "numbers": base64.b64encode(numbers.tobytes()).decode()}
+
+
+def read_matrix(written: dict[str, Any]) -> Tensor:
+    """Read what `written_matrix` wrote.  Raises ValueError for another count of numbers, or none at all."""
+    numbers = np.frombuffer(base64.b64decode(written["numbers"], validate=True), dtype="<f8")
+    if not np.isfinite(numbers).all():
+        raise ValueError("a matrix has numbers that are none")
+    return torch.from_numpy(numbers.astype(np.float64).reshape(written["shape"]))

@@ -10,7 +10,8 @@ Pure data, applied by rewriting.  As JSON it is small beside the weights that it
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
 since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales" and "regrouped"
-stand as in `Plan`, and are absent where they are empty.  A plain list of indices is read as well as BITS.
+stand as in `Plan`, and are absent where they are empty; a matrix of "bases" as its shape and its numbers in
+base64, float64 of the lowest byte first.  A plain list of indices is read as well as BITS.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor, nn
+from torch import LongTensor, Tensor, nn
 
 from fxprune.errors import PlanError
-from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of
+from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of, read_matrix, written_matrix
 from fxprune.result.files import write_whole
 from fxprune.result.refitted import Refit
 
@@ -73,6 +74,8 @@ class Plan:
     refit: name in the result's `state_dict` -> how it was solved again after selection; such a tensor is
         no plain slice.  `apply` to another model gives the slices.
     unfitted: weight, or node -> why the layer kept its slice, where others were solved again.
+    bases: name of a basis, as of `fxprune.rebase` -> the matrix that changed it first, float64 [n, n] or
+        [heads, n, n]; the indices are then those of the model in these coordinates.
     """
 
     groups: dict[str, Kept]
@@ -84,12 +87,14 @@ class Plan:
     floored: tuple[str, ...] = ()
     refit: dict[str, Refit] = field(default_factory=dict)
     unfitted: dict[str, str] = field(default_factory=dict)
+    bases: dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [("group", "size", "kept")]
         rows += [(name, str(k.size), str(k.count)) for name, k in self.groups.items()]
         rows += [(name, "branch", "none") for name in self.removed]
         rows += [(name, "merged", str(count)) for name, count in self.regrouped.items()]
+        rows += [(name, "basis", "changed") for name in self.bases]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows
@@ -148,6 +153,7 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
     extras: dict[str, Any] = {name: getattr(plan, name) for name in NAMED}
     extras["refit"] = {name: done.as_data() for name, done in plan.refit.items()}
     extras |= {name: list(getattr(plan, name)) for name in LISTED}
+    extras["bases"] = {name: written_matrix(matrix) for name, matrix in plan.bases.items()}
     record |= {name: value for name, value in extras.items() if value}
     if weights:
         numbers: dict[str, int] = {}
@@ -170,12 +176,13 @@ def plan_from(record: Any) -> Plan:
             choices = [positions_of(bits) for bits in record.get("indices", [])]
             weights = {n: [d if d is None else choices[d] for d in dims] for n, dims in weights.items()}
         kept = {n: tuple(None if d is None else torch.tensor(d) for d in dims) for n, dims in weights.items()}
+        bases = {name: read_matrix(written) for name, written in record.get("bases", {}).items()}
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
     listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
     refit = {name: Refit.from_data(name, done) for name, done in record.get("refit", {}).items()}
-    return Plan(groups, kept, refit=refit, **listed, **named)  # type: ignore[arg-type]
+    return Plan(groups, kept, refit=refit, bases=bases, **listed, **named)  # type: ignore[arg-type]
 
 
 def _listed(record: dict[str, Any], field: str, what: str) -> tuple[str, ...]:

@@ -43,5 +43,5 @@ def _attention_law(ndim: int, mask: Typed | None) -> str:
     before = " ".join(f"b{k}" for k in range(ndim))
     added = ""
     if mask is not None:
-        added = ", " + (" ".join([*(f"b{k}" for k in range(ndim)), "n", "m"][ndim + 2 - mask.ndim :]) or "()")
+        added = ", " + (" ".join([*(f"b{k}" for k in range(ndim)), "n", "m"][ndim + 2 - mask.ndim :]) or "[]")
     return f"{before} n d, {before} m d, {before} m e{added} -> {before} n e / {before} n m"

@@ -40,7 +40,7 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
 
 
 def _words(names: Sequence[str]) -> str:
-    return " ".join(name for name in names if name != "()") or "()"
+    return " ".join(name for name in names if name != "[]") or "[]"
 
 
 @rule("addmm", "baddbmm")
@@ -49,7 +49,7 @@ def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: object) -> Flo
     product = matmul_axes(mat1, mat2)
     out, same = broadcast([product.out, input.axes])
     factors, _, made = product.linear.partition(" -> ")
-    made_names = [name for name in made.split() if name != "()"]
+    made_names = [name for name in made.split() if name != "[]"]
     last = zip(input.axes[::-1], made_names[::-1], strict=False)
     added = ["1" if axis == ONE else name for axis, name in last][::-1]
     law = f"{_words(added)}; {factors} -> {made}" if len(added) == input.ndim else ""

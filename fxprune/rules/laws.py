@@ -5,8 +5,8 @@
     b n c -> b n / b n              summed over `c`, element by element along what follows the stroke
 
 A word is a dimension's name, `1` one of size one, `...` all that are left, aligned to the right.  `,` joins
-factors, `;` summands, `()` is a number; tensors come in the order of the rule's arguments, and a single one
-that is named twice is multiplied by itself.
+factors, `;` summands, `()` is a number, `[]` a tensor without dimensions.  Tensors come in the order of the
+rule's arguments; a single one that is named twice is multiplied by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def dims_named(axes: Axes, ndim: int | None = None) -> str:
     """Name dimensions by their places in a result of `ndim`, aligned to the right."""
     first = (len(axes) if ndim is None else ndim) - len(axes)
     words = ["1" if axis == ONE else f"d{first + i}" for i, axis in enumerate(axes)]
-    return " ".join(words) or "()"
+    return " ".join(words) or "[]"
 
 
 def _rank(operands: Iterable[object]) -> int:
@@ -53,7 +53,7 @@ def reduced_law(input: Typed, gone: Sequence[int], *, keepdim: bool = False, lin
     """Write a reduction over some dimensions; one that is not linear goes element by element along others."""
     names = dims_named(input.axes).split() if input.ndim else []
     kept = " ".join("1" if i in gone else n for i, n in enumerate(names) if keepdim or i not in gone)
-    return f"{' '.join(names) or '()'} -> {kept or '()'}" + ("" if linear else f" / {kept}")
+    return f"{' '.join(names) or '[]'} -> {kept or '[]'}" + ("" if linear else f" / {kept}")
 
 
 def _is_zero(value: object) -> bool:

@@ -14,6 +14,7 @@ from fxprune.analysis.freedom.positions import Operand, Position, Tensors
 from fxprune.analysis.freedom.regions import Freedom
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
+from fxprune.errors import RuleError
 from fxprune.graph.nests import leaves
 from fxprune.graph.tensors import is_float, tensor_at
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
@@ -84,7 +85,9 @@ class _Call:
         ordered = sorted(atoms, key=lambda a: a.serial)
         equation = None
         if law != LAYOUT:
-            equation = equation_of(law, tuple(len(t.axes) for t in read), len(out[0].axes))
+            equation = self._read(law, read, out[0])
+            if equation is None:
+                return self._limit_all([*read, *out], Freedom.PERMUTATION, self.reason)
         picks = self.found.tensors.picks.get(node, ())
         for choice in choices:
             made = [
@@ -98,6 +101,18 @@ class _Call:
                 else:
                     self._equation(a, equation, read, out[0], choice)
         self._norms(read)
+
+    def _read(self, law: str, read: Sequence[Operand], out: Operand) -> Equation | None:
+        """Read an equation; one that does not fit an odd call says nothing, unless a user wrote it."""
+        try:
+            return equation_of(law, tuple(len(t.axes) for t in read), len(out.axes))
+        except ValueError as error:
+            rule = self.step.rule if self.step else None
+            if rule is not None and rule.taught:
+                raise RuleError(
+                    f"the law that you taught for {rule.op!r} does not fit {self.reason}: {error}"
+                ) from error
+            return None
 
     def _runs(self, operand: Operand, dim: int, a: Atom, choice: Mapping[Atom, int]) -> list[Position]:
         """Return the positions of an atom in one dimension, one for each of its runs."""

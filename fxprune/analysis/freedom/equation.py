@@ -58,7 +58,7 @@ def equation_of(law: str, ranks: tuple[int, ...], rank: int) -> Equation:
 
 
 def _spelled(words: Sequence[str], rank: int, law: str) -> Names:
-    words = [word for word in words if word != "()"]
+    words = [word for word in words if word != "[]"]
     if "..." in words:
         at = words.index("...")
         more = rank - len(words) + 1

@@ -48,14 +48,14 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     plan = plan_from(record["plan"])
     pruned = apply(
         model,
-        plan,
+        replace(plan, bases={}),  # what is saved is in these coordinates already
         example_inputs=example.args,
         example_kwargs=example.kwargs,
         rules=rules,
         **record["options"],
     )
     assert isinstance(pruned, PrunedModule)
-    solved = replace(pruned.record.plan, refit=plan.refit, unfitted=plan.unfitted)
+    solved = replace(pruned.record.plan, refit=plan.refit, unfitted=plan.unfitted, bases=plan.bases)
     pruned.record = replace(pruned.record, plan=solved)
     return pruned
 
