@@ -11,6 +11,9 @@ from fxprune.certify.certificate import Certificate
 from fxprune.choose.budget import Latency
 from fxprune.compiler import apply, prune, rebase, verify
 from fxprune.errors import FxpruneError
+from fxprune.finetune.distill import Trained, distill
+from fxprune.finetune.loss import Distillation
+from fxprune.finetune.training import Training
 from fxprune.result.old_names import install_old_names
 from fxprune.result.plan import Kept, Plan, plan_of
 from fxprune.result.saved.load import load
@@ -28,6 +31,7 @@ __all__ = [
     "DEFAULT_RULES",
     "Analysis",
     "Certificate",
+    "Distillation",
     "Flow",
     "FxpruneError",
     "Group",
@@ -39,8 +43,11 @@ __all__ = [
     "Report",
     "RuleSet",
     "Site",
+    "Trained",
+    "Training",
     "analyze",
     "apply",
+    "distill",
     "draw",
     "explain",
     "load",

@@ -24,6 +24,7 @@ __all__ = [
     "RuleError",
     "ScoreError",
     "SiblingError",
+    "TrainingError",
     "UnsupportedModuleError",
 ]
 
@@ -116,6 +117,10 @@ class DrawError(FxpruneError):
 
 class SiblingError(FxpruneError, ValueError):
     """A model can't get the shape of a smaller one: says which dimension or part stands in the way."""
+
+
+class TrainingError(FxpruneError):
+    """Training can't begin or go on: another run's checkpoint, a teacher of other outputs, a NaN loss."""
 
 
 MOST_LETTERS = 80

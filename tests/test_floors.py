@@ -25,6 +25,7 @@ FLOORS = (
     ("compiler",),
     ("show.pictures",),
     ("result.saved", "show.reports", "certify.zoo"),
+    ("finetune",),
     ("",),  # fxprune/__init__.py
     ("cli", "__main__"),
 )

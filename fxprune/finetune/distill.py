@@ -1,0 +1,162 @@
+"""`fxprune.distill`: train a pruned model beside its dense original."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.errors import OptionError, TrainingError
+from fxprune.finetune.calls import call_of
+from fxprune.finetune.checkpoints import Checkpoints
+from fxprune.finetune.engine import Engine, accelerated
+from fxprune.finetune.loader import loader_of
+from fxprune.finetune.loop import Evaluate, Loop, own_randomness
+from fxprune.finetune.loss import Distillation, TaskLoss, in_eval_mode
+from fxprune.finetune.training import Training
+from fxprune.result.fingerprint import json_digest, layout_digest
+from fxprune.result.forms import is_result
+from fxprune.result.plan import plan_data, plan_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Trained", "distill"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to.
+
+    log: for each epoch its number, updates so far, the means of the losses (`loss`, `task`, `kl`, `hidden`),
+        the last learning rate, seconds, and what `evaluate` returned.
+    updates: of the weights.
+    """
+
+    log: list[dict[str, Any]]
+    updates: int
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    batches: Iterable[Any],
+    training: Training | None = None,
+    *,
+    loss: TaskLoss | None = None,
+    log_probabilities: LogProbabilities | None = None,
+    evaluate: Evaluate | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    every: int = 0,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train a student in place: cross entropy where there are labels, and divergence from the teacher.
+
+    The loss is that of `fxprune.Distillation`.  Accelerate runs it: on one process or several (`accelerate
+    launch`), in mixed precision, with its trackers; optimiser, schedule, average and mixup are timm's.  A run
+    with a `folder` can be killed at any moment and goes on from its last checkpoint; on one process on a CPU
+    it ends with the same bits.
+
+    Args:
+        student: what `prune` returned, in either form, or any model with the teacher's outputs; moved to the
+            accelerator's device.
+        teacher: the dense model, which is not changed but for its device; None to learn from labels alone,
+            with `Training(kl=0)`.
+        batches: read once an epoch, and of known length: a DataLoader (of which every process gets other
+            batches), or a list or the like (of which every process gets a part of each batch).  A batch is a
+            tensor of inputs [batch, ...], `(inputs, labels)`, or a mapping of keyword arguments; labels are
+            whole numbers [batch], or shares [batch, classes].
+        training: how to train; `Training()` by default.
+        loss: (output, labels) -> a scalar, in place of cross entropy.
+        log_probabilities: from the output to log-probabilities [batch, ..., classes], as of `prune`.
+        evaluate: called after each epoch with the student (or its average) in eval mode, without gradients;
+            returns numbers by name, for the log.
+        folder: for checkpoints, and `log.jsonl` with a line an epoch.
+        resume: go on from the last checkpoint in `folder`, or begin where there is none.
+        every: write a checkpoint after so many batches as well as at each epoch's end.
+        accelerator: one of your own, for trackers or plugins; it must accumulate as `training` says.
+        progress: show a bar.
+
+    Returns:
+        What the epochs came to; the student has the trained weights (or their average), in its old mode.
+
+    Raises:
+        TrainingError: the folder holds another run; the teacher has other classes; a loss is not finite; the
+            extra `[finetune]` is missing.  Checkpoints stay as they were.
+        DataError: batches are none, or of unknown length.
+        OptionError: an option is out of range.
+
+    Example:
+        >>> pruned = fxprune.prune(model, 0.5, data=batches)
+        >>> fxprune.distill(pruned, model, loader, fxprune.Training(epochs=30, lr=5e-4), folder="run")
+    """
+    training = training or Training()
+    if every < 0:
+        raise OptionError(f"every={every}: a number of batches, or 0")
+    with own_randomness(), accelerated(training, accelerator) as device, _as_it_was(student):
+        loader = loader_of(batches, device)
+        identity = _identity(student, teacher, training, len(loader))
+        mixes = training.mixup > 0 or training.cutmix > 0
+        distillation = Distillation(
+            student,
+            teacher if teacher is None else teacher.to(device.device),
+            kl=training.kl,
+            hidden=training.hidden,
+            loss=loss,
+            smoothing=0.0 if mixes else training.smoothing,  # mixed labels are smooth already
+            log_probabilities=log_probabilities,
+        )
+        classes = _classes(student.to(device.device), loader, log_probabilities) if mixes else 0
+        checkpoints = Checkpoints(None if folder is None else Path(folder), device)
+        reached = checkpoints.begin(identity, resume)
+        engine = Engine.of(student, loader, training, device, classes)
+        reached = Loop(engine, distillation, checkpoints, evaluate, every, progress).run(reached)
+        if engine.average is not None:
+            student.load_state_dict(engine.average.module.state_dict())
+    return Trained(reached.log, reached.updates)
+
+
+def _identity(
+    student: nn.Module, teacher: nn.Module | None, training: Training, batches: int
+) -> Mapping[str, Any]:
+    """Say what a run is, as JSON data: a checkpoint of another must not be gone on from."""
+    plan = json_digest(plan_data(plan_of(student), weights=False)) if is_result(student) else None
+    return {
+        "student": layout_digest(student.state_dict()),
+        "plan": plan,
+        "teacher": None if teacher is None else layout_digest(teacher.state_dict()),
+        "number of batches": batches,
+        "training": asdict(training),
+    }
+
+
+def _classes(student: nn.Module, loader: Any, log_probabilities: LogProbabilities | None) -> int:
+    call = call_of(next(iter(loader)))
+    with in_eval_mode(student), torch.no_grad():
+        found = predictions_of(call.on(student), call.size, log_probabilities).classes
+    if found is None:
+        raise TrainingError("mixup and cutmix mix labels of classes, and the output is no class scores")
+    return found.shape[-1]
+
+
+@contextlib.contextmanager
+def _as_it_was(student: nn.Module) -> Iterator[None]:
+    """Put back each module's mode, and remove what an accelerator hangs on the model."""
+    modes = {id(module): module.training for module in student.modules()}
+    names = set(vars(student))
+    try:
+        yield
+    finally:
+        for module in student.modules():
+            module.training = modes.get(id(module), module.training)
+        for name in set(vars(student)) - names:
+            delattr(student, name)

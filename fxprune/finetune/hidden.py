@@ -1,0 +1,154 @@
+"""Hidden states of student and teacher, paired: the plan says which teacher channels the student's are.
+
+What is compared is what norms read (the residual stream, where norms come before the layers), or what
+linear layers and convolutions read in a model without norms.  A read is known by the weight that takes part
+in it: so it is the same place in a graph, in a class of one's own, and in the dense model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fxprune.errors import TrainingError
+from fxprune.graph.tensors import named_tensors
+from fxprune.result.fingerprint import layout_digest
+from fxprune.result.plan import Plan
+from fxprune.result.pruned_module import record_of
+from fxprune.result.record import Record
+
+__all__ = ["HiddenStates", "Reads"]
+
+# op -> the dimension of its input that holds the channels
+NORMS = {"layer_norm": -1, "rms_norm": -1, "batch_norm": 1, "group_norm": 1, "instance_norm": 1}
+LAYERS = {"linear": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1}
+
+Dims = tuple[Tensor | None, ...]
+
+
+class Reads(TorchFunctionMode):
+    """Record what is read beside each of some weights, while a model runs.
+
+    names: id of a weight -> its name.
+    found: (is it a norm?, name of the weight) -> what was read and the dimension of its channels, in order.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.found: dict[tuple[bool, str], list[tuple[Tensor, int]]] = defaultdict(list)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = getattr(func, "__name__", "").partition(".")[0]
+        for places in (NORMS, LAYERS):
+            if op in places:
+                self._take(places is NORMS, places[op], [*args, *kwargs.values()])
+        return func(*args, **kwargs)
+
+    def _take(self, norm: bool, dim: int, given: list[Any]) -> None:
+        name = next((self.names[id(value)] for value in given if id(value) in self.names), None)
+        if name is not None and isinstance(given[0], Tensor):
+            self.found[norm, name].append((given[0], dim))
+
+
+class HiddenStates:
+    """Where one student's hidden states say what one teacher's do.
+
+    kept: name of a weight of the teacher -> what the student keeps of each of its dimensions.
+    ours, theirs: id of a weight of the student, of the teacher -> that name.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Pair the weights of a pruned model with those of what it was pruned from.
+
+        Raises:
+            PlanError: the student was not made by fxprune.
+            TrainingError: it was pruned from another model than the teacher.
+        """
+        own, dense = dict(named_tensors(student)), dict(named_tensors(teacher))
+        plans = _plans_since(layout_digest(teacher.state_dict()), record_of(student))
+        if plans is None:
+            raise TrainingError(
+                "the teacher is none of the models that the student was pruned from, so that no hidden state "
+                "of one is known to be that of the other: give such a teacher, or hidden=0"
+            )
+        pairs = list(_pairs(plans, own, dense))
+        self.kept: dict[str, Dims] = {name: dims for name, _, dims in pairs}
+        self.ours = {id(own[new]): name for name, new, _ in pairs}
+        self.theirs = {id(dense[name]): name for name, _, _ in pairs}
+
+    def error(self, ours: Reads, theirs: Reads) -> Tensor:
+        """Return the mean squared error of the kept channels, relative to their mean square: a scalar.
+
+        Raises:
+            TrainingError: the two have no hidden state in common.
+        """
+        for norm in (True, False):
+            errors = list(self._errors(norm, ours, theirs))
+            if errors:
+                return torch.stack(errors).mean()
+        raise TrainingError(
+            "no norm, linear layer or convolution reads the same in student and teacher: use hidden=0"
+        )
+
+    def _errors(self, norm: bool, ours: Reads, theirs: Reads) -> Iterable[Tensor]:
+        for (is_norm, name), reads in ours.found.items():
+            others = theirs.found.get((is_norm, name), [])
+            if is_norm is not norm or len(others) != len(reads):
+                continue
+            index = self.kept[name][0 if norm else 1]
+            for (x, dim), (y, _) in zip(reads, others, strict=True):  # heads may be fewer as well
+                y = y if index is None else y.index_select(dim, index.to(y.device))
+                if x.shape == y.shape and x.ndim > 1:
+                    yield _relative_error(_at_least_single(x), _at_least_single(y))
+
+
+def _relative_error(x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean over samples: so the mean over parts of a batch is that over the batch."""
+    error, scale = (t.square().flatten(1).mean(1) for t in (x - y, y))
+    return (error / scale.clamp_min(1e-12)).mean()
+
+
+def _at_least_single(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _plans_since(layout: str, record: Record | None) -> list[Plan] | None:
+    """Return the plans that led from a model of this layout to the student, in order; None if none did."""
+    plans: list[Plan] = []
+    while record is not None:
+        plans.insert(0, record.plan)
+        if record.origin["layout"] == layout:
+            return plans
+        record = record.before
+    return None
+
+
+def _pairs(
+    plans: Sequence[Plan], own: Mapping[str, Tensor], dense: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Dims]]:
+    """Yield weight of the teacher, of the student, and what is kept; not of layers that were replaced."""
+    for name, tensor in dense.items():
+        new, dims = name, _all_of(tensor)
+        for plan in plans:
+            dims = tuple(map(_then, dims, plan.kept.get(new, _all_of(tensor))))
+            new = plan.renamed.get(new, new)
+        sizes = [s if index is None else len(index) for s, index in zip(tensor.shape, dims, strict=True)]
+        if new in own and list(own[new].shape) == sizes:
+            yield name, new, dims
+
+
+def _all_of(tensor: Tensor) -> Dims:
+    return (None,) * tensor.ndim
+
+
+def _then(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return first if second is None else second if first is None else first[second]

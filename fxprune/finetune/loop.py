@@ -1,0 +1,160 @@
+"""The loop: epochs of batches, from wherever the last checkpoint stands, to the trained student."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fxprune.errors import TrainingError
+from fxprune.finetune.checkpoints import Checkpoints, Progress
+from fxprune.finetune.engine import Engine
+from fxprune.finetune.loss import Distillation, Losses, in_eval_mode
+
+__all__ = ["Evaluate", "Loop", "own_randomness"]
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+TOTAL = "loss"
+READING, TRAINING = 0, 1
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One run.
+
+    every: a checkpoint after so many batches, beside those at the end of each epoch; 0 for no others.
+    bar: show how far an epoch has come.
+    """
+
+    engine: Engine
+    distillation: Distillation
+    checkpoints: Checkpoints
+    evaluate: Evaluate | None
+    every: int
+    bar: bool
+
+    def run(self, progress: Progress) -> Progress:
+        """Train from `progress` to the last epoch.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        self.checkpoints.write_log(progress)
+        if self.checkpoints.last is not None:
+            self.checkpoints.restore()
+        while progress.epoch < self.engine.training.epochs:
+            progress = self._finished(self._epoch(progress))
+            self.checkpoints.write(progress)
+            self.checkpoints.write_log(progress)
+        return progress
+
+    def _epoch(self, start: Progress) -> Progress:
+        """Train to the end of an epoch, of which `start.batch` batches were seen before."""
+        engine, loader = self.engine, self.engine.loader
+        batches = self._batches(start.epoch)
+        for _ in range(start.batch):
+            next(batches)  # read once more: what comes next may depend on what was drawn for these
+        engine.model.train()
+        progress, began = start, time.perf_counter()
+        with self._bar(start, len(loader)) as bar:
+            for batch in batches:
+                progress = self._batch(progress, batch)
+                bar.set_postfix({TOTAL: f"{progress.sums[TOTAL] / progress.batch:.4g}"}, refresh=False)
+                bar.update()
+                due = self.every and progress.batch % self.every == 0 and progress.batch < len(loader)
+                if due and engine.accelerator.sync_gradients:
+                    seconds = start.seconds + time.perf_counter() - began
+                    self.checkpoints.write(replace(progress, seconds=seconds))
+        return replace(progress, seconds=start.seconds + time.perf_counter() - began)
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        """Yield an epoch's batches; what is drawn for each, and by the model on it, follows from its place.
+
+        Reading and training have numbers of their own: the loader reads ahead.
+        """
+        engine = self.engine
+        place = (engine.training.seed, engine.accelerator.process_index, epoch)
+        engine.loader.set_epoch(epoch)
+        batches = None
+        for number in range(len(engine.loader)):
+            _seed(*place, number, READING)
+            batches = iter(engine.loader) if batches is None else batches
+            batch = next(batches)
+            _seed(*place, number, TRAINING)
+            yield batch
+        if batches is not None:
+            next(batches, None)  # lets the loader end its epoch
+
+    def _batch(self, progress: Progress, batch: Any) -> Progress:
+        engine = self.engine
+        with engine.accelerator.accumulate(engine.model):
+            engine.scheduled(progress.updates)
+            with engine.accelerator.autocast():
+                losses = self.distillation(engine.mixed(batch), engine.model)
+            values = self._values(losses)
+            if not all(map(math.isfinite, values.values())):
+                raise TrainingError(self._not_finite(progress, values))
+            changed = engine.update(losses.total, progress.updates)
+        sums = {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
+        updates = progress.updates + changed
+        return replace(progress, batch=progress.batch + 1, updates=updates, sums=sums)
+
+    def _values(self, losses: Losses) -> dict[str, float]:
+        """Return the losses as numbers: their means over the processes, the same on each of them."""
+        named = {TOTAL: losses.total, **losses.parts}
+        stacked = torch.stack([value.detach().double() for value in named.values()])
+        reduced: Tensor = self.engine.accelerator.reduce(stacked, "mean")
+        return dict(zip(named, reduced.tolist(), strict=True))
+
+    def _not_finite(self, progress: Progress, values: Mapping[str, float]) -> str:
+        said = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+        last = self.checkpoints.last
+        kept = f"the checkpoint {last} is untouched" if last else "there is no checkpoint yet"
+        return (
+            f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, a loss is not finite: {said}; "
+            f"{kept}. A lower lr, a warmup, or another precision may help"
+        )
+
+    def _finished(self, progress: Progress) -> Progress:
+        """Evaluate, and write the epoch down."""
+        engine = self.engine
+        line: dict[str, Any] = {"epoch": progress.epoch + 1, "updates": progress.updates}
+        line |= {name: total / progress.batch for name, total in progress.sums.items()}
+        line |= {"lr": float(engine.optimizer.param_groups[0]["lr"]), "seconds": round(progress.seconds, 3)}
+        if self.evaluate is not None:
+            with in_eval_mode(engine.judged), torch.no_grad():
+                line |= {name: float(value) for name, value in self.evaluate(engine.judged).items()}
+        engine.accelerator.log({k: v for k, v in line.items() if k != "epoch"}, step=progress.updates)
+        return Progress(progress.epoch + 1, 0, progress.updates, log=[*progress.log, line])
+
+    def _bar(self, start: Progress, batches: int) -> Any:
+        shown = self.bar and self.engine.accelerator.is_main_process
+        title = f"epoch {start.epoch + 1} of {self.engine.training.epochs}"
+        hide = None if shown else True  # None: no bar in a file
+        return tqdm(total=batches, initial=start.batch, desc=title, unit="batch", disable=hide, leave=False)
+
+
+def _seed(*place: int) -> None:
+    number = int(np.random.SeedSequence(place).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the process's random numbers as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

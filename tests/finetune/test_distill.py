@@ -1,0 +1,164 @@
+"""Training a student in place: it learns, in both forms; options do what they say, or are refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import images, small_hf_vit, small_vit
+from torch import nn
+
+import fxprune
+from fxprune.errors import DataError, OptionError, TrainingError
+
+pytest.importorskip("accelerate")
+
+
+def student_of(teacher: nn.Module, **options: Any) -> Any:
+    return fxprune.prune(teacher, 0.5, example_inputs=images(2, 32), **options)
+
+
+def labelled(count: int = 4) -> list[Any]:
+    return [(images(4, 32), torch.randint(10, (4,))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("make", [small_vit, small_hf_vit])
+def test_a_student_comes_nearer_to_its_teacher(make: Any, form: str) -> None:
+    teacher = make()
+    student = student_of(teacher, form=form)
+    before, attributes = copy.deepcopy(teacher.state_dict()), set(vars(student))
+    batches = [images(8, 32) for _ in range(2)]
+    training = fxprune.Training(epochs=15, lr=3e-3, kl=1.0, hidden=0.1)
+    trained = fxprune.distill(student, teacher, batches, training, progress=False)
+    first, last = trained.log[0], trained.log[-1]
+    assert last["kl"] < 0.5 * first["kl"] and last["hidden"] < first["hidden"]
+    assert trained.updates == 30
+    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
+    assert set(vars(student)) == attributes
+    assert not any(m.training for m in student.modules())
+    assert fxprune.verify(teacher, student).changed
+
+
+def test_options_of_timm_and_accelerate_do_something() -> None:
+    """Each of them leads to other weights."""
+    teacher = small_vit()
+    start = student_of(teacher)
+    batches = labelled()
+
+    def trained(**options: Any) -> torch.Tensor:
+        student = copy.deepcopy(start)
+        training = fxprune.Training(**{"epochs": 2, "lr": 1e-3, **options})
+        fxprune.distill(student, teacher, batches, training, progress=False)
+        return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+    usual = trained()
+    assert torch.equal(trained(), usual)
+    others: list[dict[str, Any]] = [
+        *({"opt": "sgd"}, {"sched": "poly"}, {"warmup": 1.0}, {"weight_decay": 0.5}, {"clip": 0.01}),
+        *({"kl": 1.0}, {"hidden": 1.0}, {"mixup": 0.5}, {"cutmix": 0.5}, {"smoothing": 0.1}, {"ema": 0.5}),
+        *({"accumulation": 2}, {"precision": "bf16"}, {"min_lr": 5e-4}, {"lr": 2e-3}, {"epochs": 1}),
+    ]
+    for options in others:
+        assert not torch.equal(trained(**options), usual), options
+    assert all(x.isfinite().all() for x, _ in batches)
+    torch.testing.assert_close(trained(accumulation=4, epochs=4), trained(accumulation=4, epochs=4))
+
+
+def test_the_seed_is_that_of_dropout_and_order() -> None:
+    teacher = small_vit(proj_drop_rate=0.2)
+    start = student_of(teacher)
+
+    def weights(seed: int) -> torch.Tensor:
+        student = copy.deepcopy(start)
+        training = fxprune.Training(epochs=1, seed=seed)
+        fxprune.distill(student, teacher, [images(4, 32)], training, progress=False)
+        return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_the_random_numbers_of_the_caller_stay() -> None:
+    teacher = small_vit()
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    fxprune.distill(student_of(teacher), teacher, [torch.ones(2, 3, 32, 32)], fxprune.Training(epochs=1))
+    torch.manual_seed(7)
+    student, batches = student_of(teacher), [torch.ones(2, 3, 32, 32)]
+    torch.manual_seed(7)
+    fxprune.distill(student, teacher, batches, fxprune.Training(epochs=1, seed=3), progress=False)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_new_head_learns_from_labels_alone() -> None:
+    student = student_of(small_vit())
+    student.head = nn.Linear(student.head.in_features, 3)
+    batches = [(images(6, 32), torch.arange(6) % 3)]
+    trained = fxprune.distill(
+        student, None, batches, fxprune.Training(epochs=20, kl=0, lr=3e-3), progress=False
+    )
+    assert trained.log[-1]["task"] < 0.5 * trained.log[0]["task"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"epochs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"accumulation": 0}),
+        *({"precision": "int3"}, {"kl": -0.1}),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        fxprune.Training(**options)
+
+
+@pytest.mark.parametrize("options", [{"opt": "no such"}, {"sched": "no such"}])
+def test_names_that_timm_does_not_know(options: dict[str, Any]) -> None:
+    teacher = small_vit()
+    with pytest.raises(OptionError, match="timm: "):
+        fxprune.distill(student_of(teacher), teacher, labelled(1), fxprune.Training(**options))
+
+
+@pytest.mark.parametrize(
+    "batches", [iter([torch.zeros(2, 3, 32, 32)]), [], torch.zeros(2, 3, 32, 32), 3, (x for x in ())]
+)
+def test_what_are_no_batches(batches: Any) -> None:
+    teacher = small_vit()
+    with pytest.raises(DataError):
+        fxprune.distill(student_of(teacher), teacher, batches)
+
+
+def test_mixup_of_an_odd_batch() -> None:
+    teacher = small_vit()
+    odd = [(images(3, 32), torch.arange(3))]
+    with pytest.raises(OptionError, match="a batch has 3"):
+        fxprune.distill(student_of(teacher), teacher, odd, fxprune.Training(mixup=0.5), progress=False)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
+    teacher = small_vit()
+    with pytest.raises(TrainingError, match=r"pip install 'fxprune\[finetune\]'"):
+        fxprune.distill(student_of(teacher), teacher, labelled(1), progress=False)
+
+
+def test_an_accelerator_of_one_s_own() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    teacher = small_vit()
+    try:
+        accelerator = Accelerator()
+        batches = labelled(1)
+        fxprune.distill(
+            student_of(teacher), teacher, batches, fxprune.Training(epochs=1), accelerator=accelerator
+        )
+        with pytest.raises(OptionError, match="accumulates 1 batches"):
+            training = fxprune.Training(accumulation=2)
+            fxprune.distill(student_of(teacher), teacher, batches, training, accelerator=accelerator)
+    finally:
+        AcceleratorState._reset_state()

@@ -1,0 +1,177 @@
+"""A run that is killed goes on from its last checkpoint, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxprune
+from fxprune.errors import TrainingError
+
+pytest.importorskip("accelerate")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import run_for_tests as small
+
+SCRIPT = Path(__file__).parent / "run_for_tests.py"
+ROOT = Path(__file__).parents[2]
+
+
+def program(*arguments: Any, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder: Path | None, **options: Any) -> Mapping[str, Tensor]:
+    """The same run in this process; on one thread, as the program."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        student, teacher = small.models()
+        given = {"every": 2, "progress": False, **options}
+        fxprune.distill(student, teacher, small.loader(), small.TRAINING, folder=folder, **given)
+        return small.weights(student)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Mapping[str, Tensor]:
+    return run(None)
+
+
+@pytest.mark.parametrize("moment", [("--die-at", 60), ("--die-in-write", 3)])
+def test_a_killed_run_ends_with_the_same_bits(
+    moment: tuple[str, int], uninterrupted: Mapping[str, Tensor], tmp_path: Path
+) -> None:
+    """While it reads an image of the second epoch; and just before a checkpoint takes its place."""
+    killed = program(tmp_path / "run", tmp_path / "result.pt", *moment)
+    _, said = killed.communicate()
+    assert killed.returncode == -9, said
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "result.pt").exists()
+    assert same_bits(run(tmp_path / "run", resume=True), uninterrupted)
+
+
+def test_the_log_has_a_line_an_epoch_wherever_it_went_on(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(model: Any) -> dict[str, float]:
+        calls.append(model)
+        if len(calls) == 2:
+            raise Stop
+        return {"number": float(len(calls))}
+
+    calls: list[Any] = []
+    with pytest.raises(Stop):
+        run(tmp_path, evaluate=stop_after_two)
+    run(tmp_path, resume=True, evaluate=stop_after_two)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["number"] for line in lines] == [1, 3, 4]
+    assert [line["updates"] for line in lines] == [4, 8, 12]
+    assert all(line[name] > 0 for line in lines for name in ("loss", "task", "kl", "hidden", "seconds"))
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted: Mapping[str, Tensor], tmp_path: Path) -> None:
+    run(tmp_path)
+    seen: list[Any] = []
+    assert same_bits(run(tmp_path, resume=True, evaluate=lambda m: seen.append(m) or {}), uninterrupted)
+    assert not seen
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    one_for_all = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "1",
+    }
+    both = [
+        program(tmp_path / "run", tmp_path / "two.pt", "--plain", RANK=rank, LOCAL_RANK=rank, **one_for_all)
+        for rank in ("0", "1")
+    ]
+    ended = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    student, teacher = small.models(dropout=0.0)
+    before = small.weights(student)
+    fxprune.distill(student, teacher, small.loader(8, noisy=False), small.PLAIN, progress=False)
+    two = torch.load(tmp_path / "two.pt")
+    moved = max(float((t - before[name]).abs().max()) for name, t in small.weights(student).items())
+    apart = max(float((t - two[name]).abs().max()) for name, t in small.weights(student).items())
+    assert apart < 1e-3 * moved
+
+
+# ---------------------------------------------------------------- what is refused, and loses nothing
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_another_run_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    student, teacher = small.models()
+    short = fxprune.Training(epochs=1)
+    options: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    fxprune.distill(student, teacher, small.loader(), short, **options)
+    kept = contents(tmp_path)
+    with pytest.raises(TrainingError, match=r"holds this run already: go on with resume"):
+        fxprune.distill(student, teacher, small.loader(), short, **options)
+    with pytest.raises(TrainingError, match=r"lr was 0\.0005 and is 0\.1"):
+        fxprune.distill(student, teacher, small.loader(), replace(short, lr=0.1), resume=True, **options)
+    smaller = fxprune.prune(teacher, 0.25, example_inputs=torch.zeros(2, 3, 16, 16))
+    with pytest.raises(TrainingError, match="the student is another; the plan is another"):
+        fxprune.distill(smaller, teacher, small.loader(), short, resume=True, **options)
+    assert contents(tmp_path) == kept
+
+
+def test_a_nan_loss_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    batches = [torch.randn(4, 3, 16, 16) for _ in range(4)]
+    student, teacher = small.models()
+    training = fxprune.Training(epochs=2)
+
+    def spoil(model: Any) -> dict[str, float]:
+        batches[2] *= torch.nan
+        return {}
+
+    said = r"in epoch 2, batch 3, a loss is not finite: loss nan, kl nan; the checkpoint .* is untouched"
+    with pytest.raises(TrainingError, match=said):
+        fxprune.distill(student, teacher, batches, training, folder=tmp_path, evaluate=spoil, progress=False)
+    (last,) = tmp_path.glob("checkpoint-*")
+    assert json.loads((last / "progress.json").read_text())["epoch"] == 1
+    batches[2] = torch.randn(4, 3, 16, 16)
+    fxprune.distill(student, teacher, batches, training, folder=tmp_path, resume=True, progress=False)
+    assert all(t.isfinite().all() for t in student.state_dict().values())
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
+    run(tmp_path)
+    (last,) = tmp_path.glob("checkpoint-*")
+    (last / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(TrainingError, match="can't be loaded"):
+        run(tmp_path, resume=True)
+
+
+def test_resume_without_a_folder() -> None:
+    with pytest.raises(TrainingError, match="needs folder="):
+        run(None, resume=True)
