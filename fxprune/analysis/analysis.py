@@ -178,11 +178,11 @@ class Analysis:
         return Site(name, site.dim)
 
     def __str__(self) -> str:
-        rows = [("group", "size", "role", "sites", "")]
+        rows = [("group", "size", "role", "sites", "freedom", "")]
         for group in self.groups:
-            frozen = f"frozen: {group.frozen.brief}" if group.frozen else ""
-            rows.append((group.name, str(group.size), group.role, str(len(group.sites)), frozen))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+            counts = str(group.size), group.role, str(len(group.sites))
+            rows.append((group.name, *counts, str(group.freedom), group.why))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)) for row in rows]
         lines.append(self._summary)
         return "\n".join(line.rstrip() for line in lines)

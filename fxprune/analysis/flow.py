@@ -42,7 +42,13 @@ def dependency_graph(graph: TypedGraph, groups: Iterable[Group]) -> nx.Graph:
     """Sites, nodes and groups; edges are labelled with the group's name."""
     out = nx.Graph()
     for group in groups:
-        out.add_node(group.name, kind="group", size=group.size, frozen=str(group.frozen or ""))
+        out.add_node(
+            group.name,
+            kind="group",
+            size=group.size,
+            frozen=str(group.frozen or ""),
+            freedom=str(group.freedom),
+        )
         for site in group.sites:
             out.add_node(str(site), kind="site")
             out.add_edge(group.name, str(site), kind="member")

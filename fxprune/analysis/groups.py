@@ -60,6 +60,13 @@ class Group:
         return next((r.limited_by for r in self.regions if r.freedom is self.freedom), None)
 
     @property
+    def why(self) -> str:
+        """Say in words why it is frozen, or what limits its freedom, if anything does."""
+        if self.frozen is not None:
+            return f"frozen: {self.frozen.brief}"
+        return self.limited_by.brief if self.limited_by is not None else ""
+
+    @property
     def bases(self) -> dict[str, Region]:
         """Name the regions that a matrix may change, as `fxprune.rebase` takes them."""
         if len(self.regions) == 1:

@@ -14,7 +14,7 @@ CELL = "text-align:{};padding:2px 12px 2px 0;background:none"
 
 
 def groups_table(groups: Sequence[Group], caption: str) -> str:
-    """Write a row per group: name in its colour, size, role, sites; frozen ones last, with the reason."""
+    """Write a row per group: its name in its colour, its freedom and what limits it; frozen ones last."""
     colour = colours(groups)
     rows = []
     for group in sorted(groups, key=lambda g: g.frozen is not None):
@@ -30,7 +30,8 @@ def groups_table(groups: Sequence[Group], caption: str) -> str:
             + _cell(str(group.size), "right")
             + _cell(group.role)
             + f'<td style="{CELL.format("right")}" title="{sites}">{len(group.sites)}</td>'
-            + _cell(escape(f"frozen: {group.frozen.brief}") if group.frozen else "")
+            + _cell(str(group.freedom))
+            + _cell(escape(group.why))
             + "</tr>"
         )
     head = "".join(f'<th style="{CELL.format("left")}">{title}</th>' for title in _TITLES)
@@ -41,7 +42,7 @@ def groups_table(groups: Sequence[Group], caption: str) -> str:
     )
 
 
-_TITLES = ("group", "size", "role", "sites", "")
+_TITLES = ("group", "size", "role", "sites", "freedom", "")
 
 
 def _cell(content: str, align: str = "left") -> str:

@@ -28,11 +28,13 @@ def changed(tensor: Tensor, axes: Axes, place: Place, a: Atom, matrix: Tensor, h
     """
     if place.side < 0:
         matrix = torch.linalg.inv(matrix).mT
+    result = tensor.clone()
     if heads is None:
-        return _along(tensor, axes, place, a, place.part, matrix)
-    for h in range(heads.size):
-        tensor = _along(tensor, axes, place, a, (*place.part, (heads, h)), matrix[h])
-    return tensor
+        _along(result, axes, place, a, place.part, matrix)
+    else:
+        for h in range(heads.size):
+            _along(result, axes, place, a, (*place.part, (heads, h)), matrix[h])
+    return result
 
 
 def scaled(tensor: Tensor, axes: Axes, place: Place, a: Atom, vector: Tensor) -> Tensor:
@@ -63,17 +65,16 @@ def taken(tensor: Tensor, axes: Axes, place: Place, a: Atom) -> tuple[Tensor, Te
 
 def _along(
     tensor: Tensor, axes: Axes, place: Place, a: Atom, part: Sequence[tuple[Atom, int]], matrix: Tensor
-) -> Tensor:
+) -> None:
+    """Multiply in place: the elements that each row takes are its own."""
     rows = _rows(axes[place.dim], a, place.run)
     rows = rows[_within(axes[place.dim], part)[rows[:, 0]]]  # [count, n]: positions along the dimension
     where = _where(axes, place.dim, part)
-    result = tensor.clone()
     for row in torch.from_numpy(rows):
         where[place.dim] = row
         mesh = _mesh(where)
         piece = tensor[mesh].movedim(place.dim, -1)
-        result[mesh] = (piece @ matrix.T.to(piece)).movedim(-1, place.dim)
-    return result
+        tensor[mesh] = (piece @ matrix.T.to(piece)).movedim(-1, place.dim)
 
 
 def _where(axes: Axes, dim: int, part: Sequence[tuple[Atom, int]]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from helpers import (
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.analysis.freedom.regions import Freedom
 from fxprune.errors import OptionError
 
 FC1, FC2 = "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"
@@ -90,20 +91,21 @@ def test_a_dimension_that_there_is_not(analysis: fxprune.Analysis, site: str) ->
 
 def test_it_prints_as_a_table(analysis: fxprune.Analysis) -> None:
     header, *rows, summary = str(analysis).splitlines()
-    assert header.split() == ["group", "size", "role", "sites"]
+    assert header.split() == ["group", "size", "role", "sites", "freedom"]
     assert len(rows) == len(analysis.groups)
     for row, group in zip(rows, analysis.groups, strict=True):
-        name, size, role, sites, *frozen = row.split(maxsplit=4)
+        name, size, role, sites, freedom, *why = row.split(maxsplit=5)
         assert (name, size, role, sites) == (group.name, str(group.size), group.role, str(len(group.sites)))
-        assert bool(frozen) == (group.frozen is not None)
+        assert freedom == str(group.freedom)
+        assert why == ([group.why] if group.freedom is not Freedom.ANY else [])
         if group.frozen is not None:
-            assert frozen[0].startswith(f"frozen: {group.frozen.text}")
+            assert freedom == "none" and why[0].startswith(f"frozen: {group.frozen.text}")
     assert summary == f"{len(rows)} groups, {len(analysis.prunable)} can shrink (symbolic capture)"
 
 
 def test_the_columns_line_up(analysis: fxprune.Analysis) -> None:
     header, *rows, _ = str(analysis).splitlines()
-    for column in ("size", "role", "sites"):
+    for column in ("size", "role", "sites", "freedom"):
         at = header.index(column)
         assert all(row[at - 1] == " " and row[at] != " " for row in rows)
 

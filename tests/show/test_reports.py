@@ -173,6 +173,18 @@ def test_explain_a_module(analysis: fxprune.Analysis) -> None:
     assert "embed may shrink: 48 elements, group embed\n  coupled with 26 other dimensions" in text
 
 
+def test_explain_says_which_bases_are_allowed(analysis: fxprune.Analysis) -> None:
+    text = str(fxprune.explain(analysis, "blocks.1.attn.qkv"))
+    assert "change of basis: rotation, by layer_norm at blocks_0_norm1" in text
+    assert "embed (rotation, keeping the vector of ones): patch_embed.proj.weight[0]" in text
+    assert "folded first: blocks.0.norm1.weight, " in text
+    pairs, values = (f"blocks.1.attn.head_dim:{i} (any): blocks.1.attn.qkv.weight[0] part" for i in (0, 1))
+    assert f"{pairs} 0" in text and f"{values} 2" in text
+    assert "by the inverse of its transpose: blocks.1.attn.proj.weight[1]" in text
+    hidden = str(fxprune.explain(analysis, "blocks.0.mlp.hidden"))
+    assert "change of basis: permutation, by gelu at blocks_0_mlp_act" in hidden
+
+
 def test_explain_a_weight_and_one_of_its_dimensions(analysis: fxprune.Analysis) -> None:
     whole = fxprune.explain(analysis, "head.weight")
     assert [g.role for g in whole.groups] == ["output", "embed"]

@@ -93,9 +93,6 @@ class _Folder:
         axes = self.found.graph.weights[weight.key]
         if weight.part or any(axis != ONE for d, axis in enumerate(axes) if d != weight.dim):
             return none
-        tensor = tensor_at(self.found.graph.module, weight.key)
-        if not _can_divide(tensor):
-            return Reason(f"{weight.key} has zeros, and can't be folded")
         return None
 
     def _into(self, vector: Position, value: Position, product: Multiplied) -> Reason | None:
@@ -107,6 +104,7 @@ class _Folder:
         before, after = self.coupling.find(value), self.coupling.find(product.out)
         if before[0] == after[0]:
             return replace(product.reason, text=f"{product.reason.text} (on two ways to the same weights)")
+        refused = replace(product.reason, text=f"{product.reason.text} by {weight.key}")
         for (root, side), power in ((after, -1), (before, 1)):
             known = self.coupling.of(root)
             if known.freedom is not Freedom.ANY or not known.weights or (alike and known.trees != {axis}):
@@ -116,6 +114,11 @@ class _Folder:
                 for p in known.weights
                 if isinstance(p, Position)
             )
+            if any(p.side < 0 for p in places) and not _can_divide(
+                tensor_at(self.found.graph.module, weight.key)
+            ):
+                refused = replace(product.reason, text=f"{weight.key} has zeros, and can't be folded")
+                continue
             if alike and any(place.part or place.run != weight.run for place in places):
                 continue
             fold = Fold(_place(weight, 1), weight.atom, places, alike)
@@ -123,7 +126,7 @@ class _Folder:
             self.ones.add(self.coupling.find(vector)[0])
             self.coupling.join(value, product.out, product.reason)
             return None
-        return replace(product.reason, text=f"{product.reason.text} by {weight.key}")
+        return refused
 
     def regions(self) -> dict[Atom, tuple[Region, ...]]:
         """Return what was found, by atom."""
@@ -164,6 +167,7 @@ def _has_factors(axis: Axis, a: Atom) -> bool:
 
 
 def _can_divide(tensor: Tensor) -> bool:
+    """Say whether no element of a vector is so small that its inverse drowns what it is added to."""
     if tensor.is_meta or not tensor.is_floating_point():
         return tensor.is_floating_point()
     size = tensor.detach().abs()

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from fxprune.analysis.colours import GREY
+from fxprune.analysis.freedom.regions import Freedom
 from fxprune.analysis.groups import Group
 from fxprune.analysis.words import Word
 from fxprune.rules.axes import Axis, atoms_of
@@ -142,11 +143,10 @@ class Columns:
         return f"{word.text} = {word.axis.size}", f"frozen: {'; '.join(why) or 'of size 1'}"
 
     def _told(self, group: Group) -> str:
-        """Describe a group: `12 → 6, 3 sites, heads`, or why it is frozen."""
+        """Describe a group: `12 → 6, 3 sites, heads, any basis`, or why it is frozen."""
         count = f"{len(group.sites)} site{'s' * (len(group.sites) != 1)}"
-        return (
-            f"{self._size(group)}, {count}, {f'frozen: {group.frozen.brief}' if group.frozen else group.role}"
-        )
+        why = group.why if group.frozen is not None else group.role + _freedom(group)
+        return f"{self._size(group)}, {count}, {why}"
 
     def _size(self, group: Group) -> str:
         return _change(str(self.scene.before(group.atom)), str(self.scene.after(group.atom)))
@@ -183,6 +183,14 @@ def short(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def _freedom(group: Group) -> str:
+    """Say which changes of basis a group allows, where those are more than permutations."""
+    if group.freedom <= Freedom.PERMUTATION:
+        return ""
+    limit = f" ({group.why})" if group.why else ""
+    return f", basis: {group.freedom}{limit}"
 
 
 def _change(before: str, after: str, arrow: str = " → ") -> str:

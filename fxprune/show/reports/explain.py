@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import fx, nn
 from fxprune.analysis.analysis import Analysis, Group, Site
 from fxprune.analysis.analyze import analyze
 from fxprune.analysis.flow import flow_of
+from fxprune.analysis.freedom.regions import Place
 from fxprune.analysis.words import Words
 from fxprune.errors import OptionError
 from fxprune.rules.axes import atoms_of
@@ -111,12 +115,38 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
     start = next(site for site in group.sites if site in here)
     others = [s for s in group.sites if s not in here] or [s for s in group.sites if s != start]
     if not others:
-        return [*lines, "  coupled with no other weight"]
+        return [*lines, "  coupled with no other weight", *_bases(group)]
     lines.append(f"  coupled with {len(others)} other dimension{'s' if len(others) > 1 else ''} of weights")
     for first, *nodes, last in _nearest(analysis, group, start, others):
         lines.append(f"  {first} with {last}: {_route(nodes)}")
     lines.append(f"  all: {_some([str(site) for site in others], 2 * MOST)}")
+    return [*lines, *_bases(group)]
+
+
+def _bases(group: Group) -> list[str]:
+    """Say which changes of basis a group allows, what limits them, and what would change by which matrix."""
+    lines = [f"  change of basis: {group.freedom}{f', by {group.why}' if group.why else ''}"]
+    for name, region in group.bases.items():
+        ones = ", keeping the vector of ones" if region.centred else ""
+        rows, columns = (_places([p for p in region.places if p.side == side]) for side in (1, -1))
+        lines.append(f"    {name} ({region.freedom}{ones}): {_some(rows, MOST)}")
+        lines += [f"      by the inverse of its transpose: {_some(columns, MOST)}"] if columns else []
+        folded = [fold.vector.name for fold in region.folds]
+        lines += [f"      folded first: {_some(folded, MOST)}"] if folded else []
     return lines
+
+
+def _places(places: Sequence[Place]) -> list[str]:
+    """Write dimensions of weights, and which parts of them if not all: `attn.qkv.weight[0] part 2`."""
+    parts: dict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        parts[f"{place.name}[{place.dim}]"].append(place)
+    found = []
+    for name, mine in parts.items():
+        every = len({p.part for p in mine}) == math.prod(a.size for a, _ in mine[0].part)
+        which = ", ".join(str(i) for p in mine for _, i in p.part)
+        found.append(name if every else f"{name} part {which}")
+    return found
 
 
 def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
