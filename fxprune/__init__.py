@@ -13,6 +13,7 @@ from fxprune.compiler import apply, prune, rebase, verify
 from fxprune.errors import FxpruneError
 from fxprune.finetune.distill import Trained, distill
 from fxprune.finetune.loss import Distillation
+from fxprune.finetune.steps import prune_and_distill
 from fxprune.finetune.training import Training
 from fxprune.result.old_names import install_old_names
 from fxprune.result.plan import Kept, Plan, plan_of
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "plan_of",
     "prune",
+    "prune_and_distill",
     "rebase",
     "report",
     "save",

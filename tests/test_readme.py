@@ -34,6 +34,7 @@ COMMANDS = [
 ]
 SMALL = "test_vit"
 CREATE = timm.create_model
+TRAINING = fxprune.Training
 
 
 def small(name: str, **options: Any) -> nn.Module:
@@ -55,6 +56,8 @@ def names() -> dict[str, Any]:
         "deit_base": vit(96, 4),
         "deit_tiny": vit(48, 2),
         "batches": [images(4, 160), images(4, 160)],
+        "labelled": [(images(4, 160), torch.arange(4)), (images(4, 160), torch.arange(4))],
+        "torch": torch,
         "train": lambda pruned, step: None,
         "other": small(SMALL),
         "hf_model": small_hf_vit(),
@@ -82,6 +85,9 @@ def test_python(
         if "model" not in names:
             exec(compile(earlier, "README.md", "exec"), names)
     monkeypatch.setattr(fxprune, "Latency", lambda **options: "params")
+    monkeypatch.setattr(fxprune, "Training", lambda **options: TRAINING(**options | {"epochs": 1}))
+    if "vit.onnx" in PYTHON[number]:  # of the commands before it
+        assert run(["export", "timm:any", "--onnx", "vit.onnx", "-q"]) == 0, capsys.readouterr().err
     for statement in ast.parse(PYTHON[number]).body:
         text = ast.unparse(statement)
         if ".svg" in text and shutil.which("dot") is None and "coupling" not in text:
@@ -104,9 +110,16 @@ def test_the_commands_in_turn(
     monkeypatch.setattr(
         model_specs, "build", lambda spec, **options: small(spec, pretrained=options.get("pretrained")).eval()
     )
-    for place in ("images", "imagenet/val/3", "imagenet/val/7"):
+    places = {
+        "images": 2,
+        "imagenet/val/3": 2,
+        "imagenet/val/7": 2,
+        "imagenet/train/3": 16,
+        "imagenet/train/7": 16,
+    }
+    for place, count in places.items():
         (in_a_new_folder / place).mkdir(parents=True)
-        for i in range(2):
+        for i in range(count):
             Image.effect_noise((40, 40), 60).save(in_a_new_folder / place / f"{i}.png")
     assert len(COMMANDS) > 4
     for command in COMMANDS:

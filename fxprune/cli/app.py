@@ -12,6 +12,7 @@ from fxprune.cli.draw import draw
 from fxprune.cli.errors import ended
 from fxprune.cli.evaluate import evaluate
 from fxprune.cli.export import export
+from fxprune.cli.finetune import finetune
 from fxprune.cli.inspect import explain, inspect_model
 from fxprune.cli.prune import prune
 from fxprune.cli.verify import verify
@@ -47,5 +48,5 @@ def app() -> None:
     pass
 
 
-for command in (prune, inspect_model, explain, draw, verify, evaluate, bench, export, zoo):
+for command in (prune, finetune, inspect_model, explain, draw, verify, evaluate, bench, export, zoo):
     app.add_command(command)

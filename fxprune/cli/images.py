@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fxprune.capture.example_of import example_of
 from fxprune.errors import DataError
+from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
 
-__all__ = ["Labelled", "batches_from", "labelled_images"]
+__all__ = ["Labelled", "batches_from", "labelled_images", "training_images"]
 
 SYNSET = re.compile(r"n\d{8}")  # how ImageNet names its classes
 
@@ -63,11 +65,35 @@ def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most
     image = _image_of(model, options)
     with torch.no_grad():
         scores = class_scores(model.eval()(image), len(image))
-    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
-    numbers, how = class_numbers(names, scores.shape[1], model)
+    numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
     dataset, transform = _dataset(folder, model, image, numbers)
     count = min(most or len(dataset), len(dataset))
     return Labelled(dataset, count, f"classes {how}; {transform}")
+
+
+def training_images(
+    folder: str, model: nn.Module, options: dict[str, Any], batch: int, workers: int, augment: dict[str, Any]
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return the images of a folder with their classes, shuffled and augmented by timm: whole batches only.
+
+    Args:
+        augment: of timm's `create_transform`; what is not given is as timm trains (crops and flips).
+
+    Raises:
+        DataError: as `labelled_images`; or there are fewer images than a batch has.
+    """
+    image = _image_of(model, options)
+    with torch.no_grad(), in_eval_mode(model):
+        scores = class_scores(model(image), len(image))
+    numbers, _ = class_numbers(_subfolders(folder), scores.shape[1], model)
+    dataset, _ = _dataset(folder, model, image, numbers, augment)
+    if len(dataset) < batch:
+        raise DataError(f"--data: {len(dataset)} images are fewer than a batch of {batch}: see --batch")
+    return DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def _subfolders(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
 
 
 def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
@@ -122,8 +148,17 @@ def _image_of(model: nn.Module, options: dict[str, Any]) -> Tensor:
     return values[0]
 
 
-def _dataset(folder: str, model: nn.Module, image: Tensor, classes: dict[str, int] | None) -> tuple[Any, str]:
-    """Make timm's data set of the folder, with its transform for the model, and that in words."""
+def _dataset(
+    folder: str,
+    model: nn.Module,
+    image: Tensor,
+    classes: dict[str, int] | None,
+    augment: dict[str, Any] | None = None,
+) -> tuple[Any, str]:
+    """Make timm's data set of the folder, with its transform for the model, and that in words.
+
+    Images are augmented, as timm does and as `augment` says, where that is given.
+    """
     try:
         from timm.data import create_dataset, create_transform, resolve_model_data_config
     except ImportError as error:
@@ -140,7 +175,7 @@ def _dataset(folder: str, model: nn.Module, image: Tensor, classes: dict[str, in
             root=folder,
             class_map=classes or {},
             input_img_mode="L" if channels == 1 else "RGB",
-            transform=create_transform(**config, is_training=False),
+            transform=create_transform(**config, is_training=augment is not None, **augment or {}),
         )
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(f"--data {folder}: {error}") from error

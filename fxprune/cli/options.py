@@ -16,6 +16,7 @@ __all__ = [
     "original_option",
     "output_options",
     "refuse",
+    "size_option",
     "timing_options",
     "weights_options",
 ]
@@ -70,11 +71,13 @@ weights_options = options(
 """What a model weighs."""
 
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-_size = click.option("--input-size", metavar="C,H,W", help="For a model that records its input nowhere.")
+size_option = click.option(
+    "--input-size", metavar="C,H,W", help="For a model that records its input nowhere."
+)
 
 model_options = options(
     weights_options,
-    _size,
+    size_option,
     click.option(
         "--capture",
         type=click.Choice(["auto", "symbolic", "export"]),
@@ -100,7 +103,7 @@ data_options = options(
     click.option("--images", type=click.IntRange(1), help="At most so many of them; all by default."),
     click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images in a call."),
     weights_options,
-    _size,
+    size_option,
     _device,
 )
 """Labelled images, and the model that is to predict them."""

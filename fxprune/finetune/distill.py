@@ -19,8 +19,9 @@ from fxprune.finetune.checkpoints import Checkpoints
 from fxprune.finetune.engine import Engine, accelerated
 from fxprune.finetune.loader import loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
-from fxprune.finetune.loss import Distillation, TaskLoss, in_eval_mode
+from fxprune.finetune.loss import Distillation, TaskLoss
 from fxprune.finetune.training import Training
+from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.fingerprint import json_digest, layout_digest
 from fxprune.result.forms import is_result
 from fxprune.result.plan import plan_data, plan_of

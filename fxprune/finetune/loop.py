@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fxprune.errors import TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.engine import Engine
-from fxprune.finetune.loss import Distillation, Losses, in_eval_mode
+from fxprune.finetune.loss import Distillation, Losses
+from fxprune.graph.training_mode import in_eval_mode
 
 __all__ = ["Evaluate", "Loop", "own_randomness"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from fxprune.choose.importance.predictions import LogProbabilities, Prediction, 
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.calls import Call, call_of
 from fxprune.finetune.hidden import HiddenStates, Reads
+from fxprune.graph.training_mode import in_eval_mode
 
-__all__ = ["Distillation", "Losses", "TaskLoss", "in_eval_mode"]
+__all__ = ["Distillation", "Losses", "TaskLoss"]
 
 TaskLoss = Callable[[Any, Any], Tensor]
 
@@ -160,16 +161,3 @@ def _shape(prediction: Prediction) -> str:
         return f"{prediction.classes.shape[-1]} classes"
     assert prediction.features is not None
     return f"{prediction.features.shape[1]} features"
-
-
-@contextlib.contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode, and leave each of its modules in the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 import fxprune
 from fxprune.cli.app import app, run
 from fxprune.cli.images import Labelled
+from fxprune.finetune.estimate import Estimate
 from fxprune.graph.example import Example
 from fxprune.result.saved import model_specs
 from fxprune.result.saved.onnx_file import OnnxFile
@@ -40,6 +41,7 @@ BASE = {
     "evaluate": ["--data", "photos"],
     "bench": [],
     "export": ["--onnx", "model.onnx"],
+    "finetune": ["--data", "photos", "--out", "tuned", "--checkpoint", "dense.safetensors"],
 }
 # What each option is given, where it is no flag.
 VALUES = {
@@ -71,6 +73,28 @@ VALUES = {
     "batch": "4",
     "threads": "1",
     "runs": "2",
+    "val": "others",
+    "workers": "1",
+    "augment": "rand-m9",
+    "erase": "0.25",
+    "every": "2",
+    "epochs": "3",
+    "lr": "0.1",
+    "min_lr": "0.1",
+    "warmup": "0.5",
+    "opt": "sgd",
+    "sched": "poly",
+    "weight_decay": "0.1",
+    "clip": "2.0",
+    "kl": "0.5",
+    "hidden": "0.5",
+    "mixup": "0.5",
+    "cutmix": "0.5",
+    "smoothing": "0.5",
+    "ema": "0.5",
+    "accumulation": "2",
+    "precision": "bf16",
+    "seed": "1",
 }
 OF_MODELS = {"pretrained", "checkpoint", "input_size", "capture"}
 # (command, what it is about) -> the options that would do nothing there; every other one does something.
@@ -90,6 +114,8 @@ REFUSED = {
     ("bench", "folder"): OF_MODELS | {"ratio"},
     ("export", "model"): {"model"},
     ("export", "folder"): OF_MODELS - {"capture"},
+    ("finetune", "model"): {"model", "pretrained"},  # beside --checkpoint
+    ("finetune", "folder"): {"ratio", "steps", "input_size", "pretrained"},
 }
 UNSEEN = {"debug"}  # it changes what an error looks like; test_cli.py sees it
 PAIRS = [
@@ -112,7 +138,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     dense = randomise(timm.create_model(NAME).eval())
     pruned = fxprune.prune(dense, 0.5)
     fxprune.save(pruned, folder / "half", build=MODEL)
-    safetensors.torch.save_file(dense.state_dict(), folder / "weights.safetensors")
+    safetensors.torch.save_file(dense.state_dict(), folder / "dense.safetensors")
+    other = randomise(timm.create_model(NAME).eval(), seed=1)
+    safetensors.torch.save_file(other.state_dict(), folder / "weights.safetensors")
     for name in ("photos", "others"):
         (folder / name).mkdir()
     analysis = fxprune.analyze(dense)
@@ -127,6 +155,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         "report": fxprune.report(dense, pruned),
         "batches_from": [torch.zeros(2, 3, 8, 8)],
         "write_onnx": OnnxFile(Path("model.onnx"), {}, {}, 0.0),
+        "distill": fxprune.Trained([{"epoch": 1, "loss": 0.5}], 1),
+        "prune_and_distill": pruned,
+        "training_images": [torch.zeros(2, 3, 8, 8)],
+        "estimate": Estimate(2, 3.0, 4),
+        "_logged": [{"epoch": 1, "loss": 0.5}],
         "check_rewrite": fxprune.Certificate(0.0),
         "check_weights": fxprune.Certificate(0.0),
     }
@@ -138,15 +171,19 @@ class Commands:
     def __init__(self, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.capsys, self.calls = capsys, []
         monkeypatch.chdir(made["folder"])
-        for name in ("prune", "load", "save", "draw", "analyze", "explain", "report"):
+        shared = ("prune", "load", "save", "draw", "analyze", "explain", "report")
+        for name in (*shared, "distill", "prune_and_distill"):
             monkeypatch.setattr(fxprune, name, self.recorder(name, made[name]))
         own = [("prune", "batches_from"), ("export", "write_onnx")]
         own += [("verify", "check_rewrite"), ("verify", "check_weights")]
+        own += [("finetune", name) for name in ("training_images", "estimate", "_logged")]
         for module, name in own:
             file = importlib.import_module(f"fxprune.cli.{module}")
             monkeypatch.setattr(file, name, self.recorder(name, made[name]))
         evaluate = importlib.import_module("fxprune.cli.evaluate")
         monkeypatch.setattr(evaluate, "labelled_images", self.labelled_images)
+        finetune = importlib.import_module("fxprune.cli.finetune")
+        monkeypatch.setattr(finetune, "labelled_images", self.labelled_images)
         monkeypatch.setattr(evaluate, "accuracies", self.accuracies)
         monkeypatch.setattr(model_specs, "build", self.build)
 

@@ -1,0 +1,125 @@
+"""`fxprune finetune` on small rendered images: it learns, goes on, says what it would take, and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import randomise
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+import fxprune
+from fxprune.cli.app import run
+from fxprune.finetune.loop import Loop
+
+pytest.importorskip("accelerate")
+
+MODEL = "timm:test_vit"
+QUICK = ("--batch", "4", "--epochs", "2", "--lr", "0.001")
+
+
+def draw_classes(folder: Path, each: int = 6) -> None:
+    """Render two classes of `each` images: discs and squares, each at another place."""
+    for label, shape in enumerate(("ellipse", "rectangle")):
+        (folder / str(label)).mkdir(parents=True)
+        for i in range(each):
+            image = Image.new("RGB", (40, 40), (40 * i, 90, 60))
+            getattr(ImageDraw.Draw(image), shape)((4 + i, 6, 24 + i, 26), fill=(250, 240, 10 * i))
+            image.save(folder / str(label) / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, the weights of a dense model, and a folder with it pruned."""
+    folder = tmp_path_factory.mktemp("finetune")
+    draw_classes(folder / "train")
+    draw_classes(folder / "val", 2)
+    dense = randomise(timm.create_model("test_vit").eval())
+    save_file(dense.state_dict(), folder / "dense.safetensors")
+    fxprune.save(fxprune.prune(dense, 0.5), folder / "half")
+    return folder
+
+
+def called(place: Path, what: str, out: Path, *more: str) -> int:
+    line = ["finetune", what, "--data", str(place / "train"), "--out", str(out), *QUICK, *more]
+    return run([*line, "--checkpoint", str(place / "dense.safetensors")])
+
+
+def test_a_folder_learns_and_is_saved(place: Path, tmp_path: Path, capsys: Any) -> None:
+    validation = ("--val", str(place / "val"), "--hidden", "0.1", "--mixup", "0.2", "--ema", "0.5", "--json")
+    assert called(place, str(place / "half"), tmp_path / "tuned", *validation, "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [line["epoch"] for line in found["log"]] == [1, 2]
+    assert all(0 <= line["top1"] <= 1 and line["kl"] > 0 and line["hidden"] > 0 for line in found["log"])
+    before, after = fxprune.load(place / "half"), fxprune.load(tmp_path / "tuned")
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert any(not torch.equal(t, after.state_dict()[n]) for n, t in before.state_dict().items())
+    logged = (tmp_path / "tuned" / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in logged] == found["log"]
+
+
+def test_a_stopped_run_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert called(place, str(place / "half"), tmp_path / "one", "-q") == 0
+    batch = Loop._batch
+
+    def stops(self: Any, progress: Any, given: Any) -> Any:
+        if (progress.epoch, progress.batch) == (1, 1):
+            raise KeyboardInterrupt
+        return batch(self, progress, given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_batch", stops)
+        assert called(place, str(place / "half"), tmp_path / "two", "-q") == 130
+    assert called(place, str(place / "half"), tmp_path / "two", "-q") == 1
+    assert "holds this run already: go on with resume (--resume)" in capsys.readouterr().err
+    assert called(place, str(place / "half"), tmp_path / "two", "-q", "--resume") == 0
+    one, two = (fxprune.load(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_model_is_pruned_and_trained_in_steps(place: Path, tmp_path: Path) -> None:
+    more = ("--steps", "2", "--ratio", "0.4", "--epochs", "1", "-q")
+    assert called(place, MODEL, tmp_path / "small", *more) == 0
+    small = fxprune.load(tmp_path / "small")
+    dense = timm.create_model("test_vit")
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in dense.parameters())
+    assert {p.name for p in (tmp_path / "small" / "run").iterdir()} == {"step-1", "step-2"}
+    before = small.state_dict()
+    shutil.rmtree(tmp_path / "small" / "run" / "step-2")
+    assert called(place, MODEL, tmp_path / "small", *more, "--resume") == 0
+    again = fxprune.load(tmp_path / "small").state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_dry_run_writes_nothing(place: Path, tmp_path: Path, capsys: Any) -> None:
+    assert called(place, str(place / "half"), tmp_path / "none", "--dry-run", "--json", "-q") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["batches"] == 3 and found["seconds"] > 0 and found["memory"] > 1e6
+    assert called(place, str(place / "half"), tmp_path / "none", "--dry-run", "-q") == 0
+    assert "3 batches an epoch; about 0 min" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_refused(place: Path, tmp_path: Path, capsys: Any) -> None:
+    line = ["finetune", str(place / "half"), "--data", str(place / "train"), "--out", str(tmp_path / "out")]
+    assert run([*line, "-q"]) == 2
+    assert "the teacher needs weights: give --pretrained or --checkpoint" in capsys.readouterr().err
+    assert run([*line, "-q", "--kl", "0", "--batch", "100"]) == 1
+    assert "12 images are fewer than a batch of 100" in capsys.readouterr().err
+    assert run([*line, "-q", "--kl", "0", "--batch", "4", "--lr", "nan"]) == 1
+    assert "lr=nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_alone(place: Path, tmp_path: Path) -> None:
+    line = ["finetune", str(place / "half"), "--data", str(place / "train"), "--out", str(tmp_path / "out")]
+    assert run([*line, "-q", "--kl", "0", "--batch", "4", "--epochs", "1"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()

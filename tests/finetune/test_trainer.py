@@ -1,0 +1,52 @@
+"""Hugging Face's Trainer with a teacher: the loss is ours, all else is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import small_hf_vit
+from torch.utils.data import Dataset
+
+import fxprune
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+
+class Images(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, labels: bool) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        image = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i))
+        return {"pixel_values": image} | ({"labels": torch.tensor(i % 10)} if self.labels else {})
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_student_learns(labels: bool, form: str, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    from fxprune.finetune.trainer import DistillationTrainer
+
+    teacher = small_hf_vit()
+    student = fxprune.prune(teacher, 0.5, form=form)
+    distillation = fxprune.Distillation(student, teacher, kl=1.0, hidden=0.1)
+    data = Images(labels)
+    batch: Any = {name: torch.stack([data[i][name] for i in range(8)]) for name in data[0]}
+    before = distillation(batch).total.item()
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=15, learning_rate=3e-3, per_device_train_batch_size=8, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    try:
+        DistillationTrainer(student, arguments, train_dataset=data, distillation=distillation).train()
+    finally:
+        AcceleratorState._reset_state()
+    assert distillation(batch).total.item() < 0.7 * before
