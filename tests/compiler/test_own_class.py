@@ -280,3 +280,77 @@ def test_a_replaced_head_is_saved_and_loaded(tmp_path: Path) -> None:
     fxprune.save(pruned, tmp_path / "saved", build="mine:make")
     loaded = fxprune.load(tmp_path / "saved", model=small_vit())
     assert loaded(x).shape == (2, 7) and torch.equal(loaded(x), pruned(x))
+
+
+class SplitInHalves(nn.Module):
+    """Each half of its input has a branch; the code's width is of no axis that lies in it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.branches = nn.ModuleList([nn.Sequential(nn.Linear(dim // 2, 64), Normed(64)) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.split(self.dim // 2, -1)
+        return sum(branch(half) for branch, half in zip(self.branches, halves, strict=True))
+
+
+class Normed(nn.BatchNorm1d):
+    """A layer of torch's with code of its own, and a layer inside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x.mT).mT)
+
+
+class Counted(nn.Module):
+    """A table of one number per pair of channels, whose code asserts the width; read outside of a forward."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.periods = nn.Parameter(torch.rand(dim // 4))
+
+    def table(self) -> Tensor:
+        assert self.periods.numel() == self.dim // 4
+        return self.periods.repeat_interleave(4).cos()
+
+
+class Masked(nn.Module):
+    """Draws which tokens it leaves out, in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = torch.rand(x.shape[0], x.shape[1], device=x.device).argsort(1)[:, : x.shape[1] // 2]
+        return x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
+class Chain(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 48, 8, 8)
+        self.kind = kind
+        self.middle = {"halves": SplitInHalves, "counted": Counted}.get(kind, lambda _: Masked())(48)
+        width = 64 if kind == "halves" else 48
+        self.mlp = nn.Sequential(nn.Linear(width, 96), nn.GELU(), nn.Linear(96, width))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = x * self.middle.table() if self.kind == "counted" else self.middle(x)
+        return self.head((x + self.mlp(x)).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["halves", "counted", "masked"])
+def test_numbers_are_mended_in_the_module_that_calls_the_one_at_fault(kind: str) -> None:
+    model, x = randomise(Chain(kind).eval()), image(32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    own = record_of(pruned).own
+    assert type(pruned) is Chain and own.is_whole, own.parts
+    assert fxprune.verify(model, pruned, example_inputs=image(32, 3)) < 1e-8
+    torch.manual_seed(3)
+    wanted = graph_form(pruned)(x)
+    torch.manual_seed(3)
+    assert torch.allclose(pruned(x), wanted, rtol=1e-4, atol=1e-5)

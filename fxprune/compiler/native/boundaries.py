@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.structure import doubled_copy, is_inside
@@ -73,7 +74,7 @@ def boundaries_of(
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    with torch.no_grad(), in_double():
+    with torch.no_grad(), same_draws(double), in_double():
         double(*example.args, **example.kwargs)
     return dict(found)
 
@@ -86,7 +87,7 @@ class _Values(Float64Interpreter):
         self.removed = removed
         self.of_shape: dict[tuple[int, ...], list[tuple[fx.Node, Fingerprint]]] = defaultdict(list)
         self.numbers: dict[int, list[fx.Node]] = defaultdict(list)
-        with torch.no_grad(), default_float64():
+        with torch.no_grad(), same_draws(captured), default_float64():
             self.run_on(example)
 
     def run_node(self, n: fx.Node) -> Any:

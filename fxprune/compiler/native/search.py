@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
@@ -25,6 +25,18 @@ WIDTH = 16  # smaller numbers are no widths at first sight
 STRIDE = 64  # up to here, numbers that no code has read may be strides
 
 Options = list[tuple[Slot, list[int]]]  # a number, and all that it may be
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where numbers are looked for: in a module, less one inside it that was searched before.
+
+    wide: a number may also be a size that only a module around its own knows.
+    """
+
+    path: str
+    less: str | None = None
+    wide: bool = False
 
 
 class Proposals:
@@ -66,7 +78,7 @@ class Proposals:
     def _kind(self, slot: Slot) -> tuple[object, ...]:
         return self.classes[slot.path], *("*" if isinstance(key, int) else key for key in slot.keys)
 
-    def options(self, path: str, reads: Reads) -> Options:
+    def options(self, scope: Scope, reads: Reads) -> Options:
         """List every number that code has read and that may have become another one.
 
         In a module's own state, in that of modules inside it, and of what it shares with others.
@@ -75,9 +87,18 @@ class Proposals:
             (slot, [*(n for n in news if n != old), old])
             for there, slots in self.slots.items()
             for slot, old in slots
-            if (slot.held > 1 or is_inside(there, path)) and reads.has(slot)
-            if (news := self.sizes[there].may_be(old))
+            if (slot.held > 1 or is_inside(there, scope.path)) and reads.has(slot)
+            if scope.less is None or not is_inside(there, scope.less)
+            if (news := self._may_be(there, old, scope.wide))
         ]
+
+    def _may_be(self, path: str, old: int, wide: bool) -> list[int]:
+        """List what a number of a module may have become; if `wide`, by the nearest around it that knows."""
+        found = self.sizes[path].may_be(old)
+        while wide and path and not found:
+            path = path.rpartition(".")[0]
+            found = self.sizes[path].may_be(old)
+        return found
 
 
 @dataclass
@@ -103,7 +124,7 @@ class Search:
         reached = -1
         with reads_noted(self.root, self.reads):
             while True:
-                fault = self._run(self.root, "", expected.example, Counter(), expected)
+                fault = self._run(self.root, "", expected.example, expected, Counter())
                 if fault is None:
                     return None
                 if fault.progress <= reached or not self._mend(fault, expected):
@@ -111,32 +132,48 @@ class Search:
                 reached = fault.progress
 
     def _run(
-        self, module: nn.Module, path: str, example: Example, calls: Counter[str], expected: Expected
+        self,
+        module: nn.Module,
+        path: str,
+        example: Example,
+        expected: Expected,
+        calls: Counter[str],
+        draws: Tensor | None = None,
     ) -> Fault | None:
         self.runs += 1
-        return fault_in(module, path, example, calls, expected)
+        return fault_in(module, path, example, expected, calls, draws)
 
     def _set(self, slot: Slot, value: int) -> None:
         slot.write(self.root, value)
         self.edits[slot] = value
 
     def _mend(self, fault: Fault, expected: Expected) -> bool:
-        """Try other numbers in the module at fault; where one choice works, its likes take it too.
+        """Try other numbers in the module at fault, then in the one that calls it with what it gets.
+
+        Returns whether some work.
+        """
+        scopes = [(fault, Scope(fault.path))]
+        if fault.caller is not None and fault.path:
+            scopes.append((fault.caller, Scope(fault.caller.path, less=fault.path)))
+        scopes += [(of, replace(scope, wide=True)) for of, scope in scopes]
+        return any(self._mend_within(of, scope, expected) for of, scope in scopes)
+
+    def _mend_within(self, fault: Fault, scope: Scope, expected: Expected) -> bool:
+        """Try other numbers; where one choice works, the module's likes take it too.
 
         A choice works if the code leaves the module as it should; or else, if it goes further than before.
-        Returns whether there is one.
         """
         module, example = self.root.get_submodule(fault.path), Example(fault.args, fault.kwargs)
         options: Options = []
         further: tuple[Options, tuple[int, ...]] | None = None
         reached: int | None = None  # how far the code goes with what stands there now
-        while len(options) < len(options := self.proposals.options(fault.path, self.reads)):
+        while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
             for values in itertools.islice(_choices(options, before), TRIES):
                 if self.runs > RUNS:
                     break
                 self._write(options, values)
-                again = self._run(module, fault.path, example, _entered(fault), expected)
+                again = self._run(module, fault.path, example, expected, _entered(fault), fault.draws)
                 if again is None or (reached is not None and again.progress > reached):
                     if again is None or again.path != fault.path:
                         self._adopt(fault.path, options, before, values)
@@ -151,6 +188,13 @@ class Search:
         options, values = further
         self._adopt(fault.path, options, [slot.read(self.root) for slot, _ in options], values)
         return True
+
+    def _options(self, scope: Scope) -> Options:
+        """List what may be edited, less what lay in modules that are parts of the graph by now."""
+        modules = dict(self.root.named_modules())
+        known = self.proposals.classes
+        options = self.proposals.options(scope, self.reads)
+        return [(s, news) for s, news in options if isinstance(modules.get(s.path), known[s.path])]
 
     def _write(self, options: Options, values: Sequence[int]) -> None:
         for (slot, _), value in zip(options, values, strict=True):

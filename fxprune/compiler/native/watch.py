@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, in_double
 from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
+from fxprune.compiler.native.structure import is_inside
 from fxprune.graph.example import Example
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import floats_of
@@ -43,7 +45,7 @@ def expected_of(
     results: for modules, call by call, the names of the nodes that their results stand in.
     """
     results = results or {}
-    with torch.no_grad(), default_float64():
+    with torch.no_grad(), same_draws(double), default_float64():
         run = _Recorder(double, {name for calls in results.values() for names in calls for name in names})
         outputs = run.run_on(example)
     known = {
@@ -78,37 +80,50 @@ class Fault:
     path: the module whose own code was running.
     args, kwargs: what it was called with.
     calls: how often each layer had been called before.
+    draws: where random numbers stood.
     error: what the code raised, with its line, or what differed.
     progress: how many modules had been entered and left as they should.
+    caller: the call of the module around it, from the same run, if it was not the first.
     """
 
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     calls: Counter[str]
+    draws: Tensor | None
     error: str
     progress: int
+    caller: Fault | None = None
 
 
 def fault_in(
-    module: nn.Module, path: str, example: Example, calls: Counter[str], expected: Expected
+    module: nn.Module,
+    path: str,
+    example: Example,
+    expected: Expected,
+    calls: Counter[str],
+    draws: Tensor | None = None,
 ) -> Fault | None:
     """Call a float64 module; the first difference to what the graph expects, or None.
 
-    Of the root (path ""), what it returns is compared as well.
+    Of the root (path ""), what it returns is compared as well.  Random numbers are those that the graph drew.
     """
     watch = _Watch(expected, Counter(calls))
-    first = _Call(path, example.args, example.kwargs, calls)
-    with torch.no_grad(), in_double(), _watched(module, path, watch):
+    first = _Call(path, example.args, example.kwargs, calls, draws)
+    with torch.no_grad(), same_draws(module), in_double(), _watched(module, path, watch):
+        if draws is not None:
+            torch.set_rng_state(draws)
         try:
             outputs = module(*example.args, **example.kwargs)
         except Exception as error:  # whatever the code does with sizes that it did not expect
-            first = watch.stack[-1] if watch.stack else first
-            return Fault(first.path, first.args, first.kwargs, first.calls, _said(error), watch.progress)
+            fault, said = None, _said(error)
+            for call in watch.stack or [first]:
+                fault = Fault(**vars(call), error=said, progress=watch.progress, caller=fault)
+            return fault
     if path or is_same(floats_of(outputs), expected.outputs):
         return None
     said = "what the model returns is not what it should be"
-    return Fault("", example.args, example.kwargs, calls, said, watch.progress)
+    return Fault(**vars(first), error=said, progress=watch.progress)
 
 
 class _Differs(Exception):
@@ -121,6 +136,7 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     calls: Counter[str]
+    draws: Tensor | None
 
 
 @dataclass
@@ -140,11 +156,12 @@ class _Watch:
             self.calls[path] += 1
             if count >= len(known) or not prints_match(prints_of((args, kwargs)), known[count]):
                 raise _Differs(f"what goes into {path} is not what it should be")
-        self.stack.append(_Call(path, args, kwargs, Counter(self.calls)))
+        self.stack.append(_Call(path, args, kwargs, Counter(self.calls), torch.get_rng_state()))
         self.progress += 1
 
-    def leave(self, path: str, out: Any) -> None:
-        known = self.expected.results.get(path)
+    def leave(self, path: str, out: Any, in_part: bool) -> None:
+        # A layer in a part of the graph returns what the graph's does, less what its own code adds to that.
+        known = None if in_part else self.expected.results.get(path)
         if known is not None:
             count = self.left[path]
             self.left[path] += 1
@@ -157,16 +174,20 @@ class _Watch:
 @contextlib.contextmanager
 def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
     handles = []
+    parts = [name for name, module in root.named_modules() if isinstance(module, fx.GraphModule)]
     for name, module in root.named_modules():
         path = f"{prefix}.{name}".strip(".")
+        in_part = any(name != part and is_inside(name, part) for part in parts)
         # A user's own layer may take the graph's input in another layout.
         own = native(module) is None and bool(module._parameters or module._buffers)
 
         def enter(m: nn.Module, args: Any, kwargs: Any, path: str = path, own: bool = own) -> None:
             watch.enter(path, args, kwargs, own)
 
-        def leave(m: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path) -> None:
-            watch.leave(path, out)
+        def leave(
+            m: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path, in_part: bool = in_part
+        ) -> None:
+            watch.leave(path, out, in_part)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
