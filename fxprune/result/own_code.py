@@ -35,6 +35,15 @@ class Slot:
             value = _item(value, key)
         return value
 
+    def is_shared(self, one: nn.Module, other: nn.Module) -> bool:
+        """Do two models hold the number in one and the same object (a cache), which nobody may write to?"""
+        a, b = (vars(m.get_submodule(self.path)) for m in (one, other))
+        for key in self.keys[:-1]:
+            a, b = _item(a, key), _item(b, key)
+            if a is b and not isinstance(a, tuple):
+                return True
+        return False
+
     def write(self, root: nn.Module, new: int) -> None:
         """Put another number here; tuples on the way are made anew."""
         _written(vars(root.get_submodule(self.path)), self.keys, new)

@@ -354,3 +354,51 @@ def test_numbers_are_mended_in_the_module_that_calls_the_one_at_fault(kind: str)
     wanted = graph_form(pruned)(x)
     torch.manual_seed(3)
     assert torch.allclose(pruned(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+RECIPES: dict[str, dict[str, int]] = {}
+
+
+class Rebuilt(nn.Module):
+    """Reads one number, has its copies built of another, and keeps a third in a cache for all of its kind."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.lengths = {"h": heads}
+        self._read = (("h", heads),)
+        self.recipe = RECIPES.setdefault("h", {"h": heads})
+
+    def __deepcopy__(self, memo: Any) -> Rebuilt:
+        return Rebuilt(self.lengths["h"])
+
+    def __reduce__(self) -> Any:
+        return Rebuilt, (self.lengths["h"],)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self._read[0][1], -1)).transpose(1, 2)
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 48, 8, 8), nn.Linear(48, 5)
+        self.q, self.k, self.v = (nn.Linear(48, 48) for _ in range(3))
+        self.split = Rebuilt(4)
+        self.proj = nn.Linear(48, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        q, k, v = (self.split(to(x)) for to in (self.q, self.k, self.v))
+        y = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.head((x + self.proj(y)).mean(1))
+
+
+def test_what_copies_are_built_of_is_edited_and_what_others_share_is_not() -> None:
+    model, x = randomise(Heads().eval()), image(32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert type(pruned) is Heads and record_of(pruned).own.is_whole
+    assert RECIPES == {"h": {"h": 4}} and model.split.lengths == {"h": 4}
+    for other in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert other.split.lengths == {"h": 2}
+        assert torch.equal(other(x), pruned(x))
+    assert fxprune.verify(model, pruned, example_inputs=image(32, 3)) < 1e-8

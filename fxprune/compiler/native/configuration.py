@@ -16,7 +16,7 @@ from torch import nn
 from fxprune.certify.certificate import same_function
 from fxprune.certify.randomise import uninitialised
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.slots import slots_of
+from fxprune.compiler.native.slots import own_slots_of
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holds_attributes
 from fxprune.result.own_code import Edit, Slot
@@ -57,7 +57,7 @@ def _edited(
     done = {edit.slot for edit in edits}
     options = [
         (slot, old, news)
-        for slot, old in slots_of(model)[""]
+        for slot, old in own_slots_of(model, instance)[""]
         if slot.keys[0] == name and slot not in done and (news := _news(old, sizes, edits))
     ]
     for changes in itertools.islice(_choices(options), TRIES):

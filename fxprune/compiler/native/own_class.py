@@ -11,6 +11,7 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import configured
 from fxprune.compiler.native.find import own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of
+from fxprune.compiler.native.proof import with_twins, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
@@ -81,14 +82,25 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         if not isinstance(other, str) and (isinstance(own, str) or len(other.parts) < len(own.parts)):
             own, pruned, slices = other, folded, others
     if isinstance(own, str):
-        pruned.record = replace(pruned.record, own=OwnCode(parts=(Part("", own, (), (), None),)))
-        return pruned
+        return _no_instance(pruned, own)
     made = instance_of(model, own, pruned, slices)
+    if wrong_in(made, pruned):
+        own = with_twins(model, made, own)
+        made = instance_of(model, own, pruned, slices)
+        wrong = wrong_in(made, pruned)
+        if wrong:
+            return _no_instance(pruned, wrong)
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     if edits or unsaid:
         own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
         made = instance_of(model, own, pruned, slices)
     return made
+
+
+def _no_instance(pruned: PrunedModule, why: str) -> PrunedModule:
+    """Return the graph itself, with why it is no instance."""
+    pruned.record = replace(pruned.record, own=OwnCode(parts=(Part("", why, (), (), None),)))
+    return pruned
 
 
 def _stock_class(like: nn.Module, pruned: PrunedModule) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.slots import slots_of
+from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.structure import is_inside
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
@@ -42,9 +42,9 @@ class Scope:
 class Proposals:
     """For each module, the numbers in its state and what each may have become, the likeliest first."""
 
-    def __init__(self, model: nn.Module, sizes: Mapping[str, Sizes]) -> None:
+    def __init__(self, model: nn.Module, root: nn.Module, sizes: Mapping[str, Sizes]) -> None:
         self.sizes = sizes
-        self.slots = slots_of(model)
+        self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
 
     def first(self) -> Iterator[tuple[Slot, int]]:

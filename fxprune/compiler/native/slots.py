@@ -12,7 +12,7 @@ from fxprune.result.own_code import Slot
 from fxprune.result.pruned_module import FORM
 from fxprune.rules.modules import native
 
-__all__ = ["holders_of", "slots_of"]
+__all__ = ["holders_of", "own_slots_of", "slots_of"]
 
 _DEPTH = 4  # lists in dicts in objects: deeper nests hold data, not sizes
 _LENGTH = 256  # longer lists hold data
@@ -33,6 +33,17 @@ def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
         for name, value in _state(module):
             own += [(Slot(path, keys, held), n) for keys, held, n in _numbers(value, (name,), 1, seen)]
     return found
+
+
+def own_slots_of(root: nn.Module, copy: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
+    """Find the numbers that a copy of a model holds apart from it: what both share is others' as well."""
+    classes = {path: type(module) for path, module in root.named_modules()}
+    copied = dict(copy.named_modules())
+    return {
+        path: [(slot, n) for slot, n in own if not slot.is_shared(root, copy)]
+        for path, own in slots_of(root).items()
+        if isinstance(copied.get(path), classes[path])  # else a part of the graph stands there
+    }
 
 
 def holders_of(root: nn.Module) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
