@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.analysis.freedom.positions import Part, labelled_in
 from fxprune.analysis.freedom.regions import Place
-from fxprune.rules.axes import Atom, Axis, Product, coordinates
+from fxprune.rules.axes import Atom, Axis, Product, atoms_of, coordinates
 from fxprune.rules.registry import Axes
 
 __all__ = ["changed", "scaled", "taken"]
@@ -32,8 +34,9 @@ def changed(tensor: Tensor, axes: Axes, place: Place, a: Atom, matrix: Tensor, h
     if heads is None:
         _along(result, axes, place, a, place.part, matrix)
     else:
+        at = labelled_in(axes, place.dim, a, place.run, heads)
         for h in range(heads.size):
-            _along(result, axes, place, a, (*place.part, (heads, h)), matrix[h])
+            _along(result, axes, place, a, place.part, matrix[h], (heads, h, at))
     return result
 
 
@@ -64,12 +67,23 @@ def taken(tensor: Tensor, axes: Axes, place: Place, a: Atom) -> tuple[Tensor, Te
 
 
 def _along(
-    tensor: Tensor, axes: Axes, place: Place, a: Atom, part: Sequence[tuple[Atom, int]], matrix: Tensor
+    tensor: Tensor,
+    axes: Axes,
+    place: Place,
+    a: Atom,
+    part: Part,
+    matrix: Tensor,
+    head: tuple[Atom, int, int | None] | None = None,
 ) -> None:
     """Multiply in place: the elements that each row takes are its own."""
     rows = _rows(axes[place.dim], a, place.run)
-    rows = rows[_within(axes[place.dim], part)[rows[:, 0]]]  # [count, n]: positions along the dimension
-    where = _where(axes, place.dim, part)
+    where, chosen = _where(axes, place.dim, part), _within(axes[place.dim], part)
+    if head is not None and head[2] == place.dim:
+        chosen = chosen & _within(axes[place.dim], [head[:2]])
+    elif head is not None and head[2] is not None:
+        other = _within(axes[head[2]], [*part, head[:2]])
+        where[head[2]] = torch.from_numpy(np.flatnonzero(other))
+    rows = rows[chosen[rows[:, 0]]]  # [count, n]: positions along the dimension
     for row in torch.from_numpy(rows):
         where[place.dim] = row
         mesh = _mesh(where)
@@ -103,13 +117,17 @@ def _mesh(where: Sequence[Tensor]) -> tuple[Tensor, ...]:
 @lru_cache(maxsize=4096)
 def _rows(axis: Axis, a: Atom, run: int) -> np.ndarray:
     """Return the positions along an axis where an atom goes through its elements, a row for each time."""
-    leaves = _leaves(axis)
-    mine = [i for i, (b, _) in enumerate(leaves) if b is a][run]
-    index = leaves[mine][1]
-    present = np.flatnonzero(index >= 0)
-    others = [c[present] for i, (_, c) in enumerate(leaves) if i != mine]
-    order = np.lexsort((index[present], *others))
-    return present[order].reshape(-1, a.size)
+    if isinstance(axis, Atom):
+        return np.arange(axis.size)[None]
+    counts = [list(atoms_of(part)).count(a) for part in axis.parts]
+    at = next(i for i in range(len(counts)) if run < sum(counts[: i + 1]))
+    rows = _rows(axis.parts[at], a, run - sum(counts[:at]))
+    sizes = [part.size for part in axis.parts]
+    if not isinstance(axis, Product):
+        return rows + sum(sizes[:at])
+    outer, inner = np.arange(math.prod(sizes[:at])), np.arange(math.prod(sizes[at + 1 :]))
+    places = (outer[:, None, None, None] * sizes[at] + rows[None, :, None]) * len(inner)
+    return (places + inner[None, None, :, None]).reshape(-1, a.size)
 
 
 def _runs_of(axis: Axis, a: Atom) -> list[np.ndarray]:

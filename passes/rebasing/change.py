@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.freedom.positions import labelled_in
 from fxprune.analysis.freedom.regions import Freedom, Region
 from fxprune.analysis.groups import Group
 from fxprune.errors import OptionError
 from fxprune.graph.tensors import in_float64, tensor_at
 from fxprune.passes.rebasing.along import changed, scaled, taken
+from fxprune.rules.axes import Atom
 
-__all__ = ["bases_of", "changed_weights"]
+__all__ = ["bases_of", "changed_weights", "heads_of"]
 
 EXACT = 1e-9  # how far from a rotation a matrix may be that must be one
 
@@ -22,6 +24,15 @@ EXACT = 1e-9  # how far from a rotation a matrix may be that must be one
 def bases_of(analysis: Analysis) -> dict[str, tuple[Group, Region]]:
     """Return every region that a matrix may change, by the name that `fxprune.rebase` takes."""
     return {name: (group, region) for group in analysis.groups for name, region in group.bases.items()}
+
+
+def heads_of(analysis: Analysis, group: Group, region: Region) -> Atom | None:
+    """Return what counts the heads that may each have a matrix of their own, or None if all share one."""
+    if group.inside is None:
+        return None
+    heads = group.inside.atom
+    labelled = (labelled_in(analysis.weights[p.name], p.dim, group.atom, p.run, heads) for p in region.places)
+    return heads if all(dim is not None for dim in labelled) else None
 
 
 def changed_weights(analysis: Analysis, bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,7 +50,7 @@ def changed_weights(analysis: Analysis, bases: Mapping[str, Tensor]) -> dict[str
     for name, matrix in bases.items():
         if name not in known:
             raise OptionError(_unknown(analysis, name))
-        _check(name, matrix, *known[name])
+        _check(name, matrix, *known[name], heads_of(analysis, *known[name]))
     touched: set[str] = set()
     for name in bases:
         for fold in known[name][1].folds:
@@ -52,7 +63,7 @@ def changed_weights(analysis: Analysis, bases: Mapping[str, Tensor]) -> dict[str
             touched |= {vector, *(place.name for place in fold.places)}
     for name, matrix in bases.items():
         group, region = known[name]
-        heads = group.inside.atom if matrix.ndim == 3 and group.inside is not None else None
+        heads = heads_of(analysis, group, region) if matrix.ndim == 3 else None
         matrix = matrix.detach().double()
         for place in region.places:
             axes = analysis.weights[place.name]
@@ -69,10 +80,10 @@ def _unknown(analysis: Analysis, name: str) -> str:
     return f"no basis is called {name!r}: there are {', '.join(bases_of(analysis)) or 'none'}"
 
 
-def _check(name: str, matrix: Tensor, group: Group, region: Region) -> None:
+def _check(name: str, matrix: Tensor, group: Group, region: Region, heads: Atom | None) -> None:
     """Raise an OptionError for a matrix that is none of those that a region allows."""
     n = group.size
-    shapes = [(n, n)] + ([(group.inside.size, n, n)] if group.inside is not None else [])
+    shapes = [(n, n)] + ([(heads.size, n, n)] if heads is not None else [])
     if tuple(matrix.shape) not in shapes:
         raise OptionError(f"{name} takes a matrix of shape {shapes[-1]}, not {tuple(matrix.shape)}")
     matrix = matrix.detach().double()

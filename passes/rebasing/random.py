@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.freedom.regions import Freedom
-from fxprune.passes.rebasing.change import bases_of
+from fxprune.passes.rebasing.change import bases_of, heads_of
 
 __all__ = ["random_bases"]
 
@@ -17,9 +17,10 @@ def random_bases(analysis: Analysis, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, (group, region) in bases_of(analysis).items():
-        count = group.inside.size if group.inside is not None else 1
+        heads = heads_of(analysis, group, region)
+        count = heads.size if heads is not None else 1
         matrices = [_drawn(group.size, region.freedom, region.centred, generator) for _ in range(count)]
-        found[name] = torch.stack(matrices) if group.inside is not None else matrices[0]
+        found[name] = torch.stack(matrices) if heads is not None else matrices[0]
     return found
 
 

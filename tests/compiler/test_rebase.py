@@ -176,3 +176,120 @@ def test_halves_keep_their_dtype_and_parameters_train() -> None:
     assert {t.dtype for t in other.state_dict().values()} == {torch.float32}
     other(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in other.parameters())
+
+
+# ---------------------------------------------------------------- kinds that once went wrong
+
+
+class TwoParts(nn.Module):
+    """A projection of two parts of other structure: the second has none of what takes the first apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 12 + 6), nn.Linear(6, 4)
+        self.pair = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).split([12, 6], -1)
+        left, right = a.reshape(*a.shape[:-1], 6, 2).unbind(-1)
+        return self.out(b) + self.pair(left) * self.pair(right)
+
+
+class ByNumber(nn.Module):
+    """Queries and values of one projection taken by number, one as a slice: a sum of two parts of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qv, self.k, self.out = nn.Linear(6, 2 * 2 * 4), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qv = self.qv(x).reshape(*x.shape[:2], 2, 2, 4).permute(2, 0, 3, 1, 4)
+        q, v = qv[0:1].transpose(0, 1)[:, 0], qv[1]
+        k = self.k(x).reshape(*x.shape[:2], 2, 4).transpose(1, 2)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class HeadsInTheStream(nn.Module):
+    """Values per head go into a stream that has the same heads, with elementwise attention scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.out, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.k = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        v, k = (f(x).reshape(b, n, 2, 4).transpose(1, 2) for f in (self.v, self.k))
+        scores = (k.cos() @ k.sin().transpose(-2, -1)).softmax(-1)
+        y = self.out((scores @ v).transpose(1, 2).flatten(2))
+        return self.head(y + k.transpose(1, 2).flatten(2))
+
+
+class ByHand(nn.Module):
+    """Norms and cosine attention written out."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed, self.q, self.k, self.v = (nn.Linear(i, o) for i, o in ((5, 8), (8, 6), (8, 6), (8, 8)))
+        self.scale, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.kind == "rms":
+            y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        elif self.kind == "layer":
+            c = x - x.mean(-1, keepdim=True)
+            y = self.scale * c / torch.sqrt((c * c).mean(-1, keepdim=True) + 1e-6) + self.shift
+        elif self.kind == "norm":
+            y = x / x.norm(dim=-1, keepdim=True) * self.scale
+        else:
+            y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+        q, k = self.q(y), self.k(y)
+        q, k = (t / (t * t).sum(-1, keepdim=True).sqrt() for t in (q, k))
+        return self.head(x + (q @ k.transpose(-2, -1)) @ self.v(y))
+
+
+class Channels(nn.Module):
+    """Attention among channels: an axis that lies on both dimensions of one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        gram = a.transpose(-2, -1) @ a / a.shape[1]
+        return self.out(self.b(x) + self.b(x) @ gram)
+
+
+SMALL: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
+    "two parts": (TwoParts, {"first.weight[0]": "any"}),
+    "by number": (ByNumber, {}),
+    "heads in the stream": (HeadsInTheStream, {}),
+    "rms by hand": (lambda: ByHand("rms"), {"embed.weight[0]": "rotation", "q.weight[0]": "rotation"}),
+    "layer norm by hand": (lambda: ByHand("layer"), {"q.weight[0]": "rotation"}),
+    "norm by hand": (lambda: ByHand("norm"), {"embed.weight[0]": "rotation"}),
+    "variance by hand": (lambda: ByHand("var"), {"embed.weight[0]": "rotation"}),
+    "channels": (Channels, {}),
+}
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_of_a_kind(name: str, capture: str) -> None:
+    build, freedoms = SMALL[name]
+    model = ready(build())
+    width = next(p.shape[1] for p in model.parameters() if p.ndim == 2)
+    x = torch.randn(3, 7, width, dtype=torch.float64)
+    analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
+    other = fxprune.rebase(model, example_inputs=x, capture=capture)
+    assert any(group.bases for group in analysis.groups), "nothing is free: nothing is tested"
+    for values in (x, x[:1], torch.randn(2, 4, width, dtype=torch.float64)):
+        assert largest_difference(model, other, values) < 1e-10
+    for site, freedom in freedoms.items():
+        assert {str(g.freedom) for g in analysis.group_of(site) if g.frozen is None} == {freedom}, str(
+            analysis
+        )

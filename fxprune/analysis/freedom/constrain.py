@@ -116,9 +116,11 @@ class _Call:
 
     def _runs(self, operand: Operand, dim: int, a: Atom, choice: Mapping[Atom, int]) -> list[Position]:
         """Return the positions of an atom in one dimension, one for each of its runs."""
-        part = self.found.tensors.part(operand, choice)
-        count = list(atoms_of(operand.axes[dim])).count(a)
-        return [self._position(operand, Position(operand.key, dim, a, part, run)) for run in range(count)]
+        found = []
+        for run in range(list(atoms_of(operand.axes[dim])).count(a)):
+            part = self.found.tensors.part(operand, dim, a, run, choice)
+            found.append(self._position(operand, Position(operand.key, dim, a, part, run)))
+        return found
 
     def _position(self, operand: Operand, position: Position) -> Position:
         dim = position.dim

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor, fx
 
@@ -13,11 +14,11 @@ from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
 from fxprune.graph.nests import leaves
 from fxprune.graph.tensors import tensor_at
-from fxprune.rules.axes import Atom, Axis
+from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, dims_of
 
-__all__ = ["Key", "Operand", "Part", "Position", "Tensors"]
+__all__ = ["Key", "Operand", "Part", "Position", "Tensors", "labelled_in"]
 
 Part = tuple[tuple[Atom, int], ...]
 Key = str | tuple[fx.Node, int]
@@ -91,16 +92,54 @@ class Tensors:
         ranges = itertools.product(*(range(a.size) for a in atoms))
         return (dict(zip(atoms, choice, strict=True)) for choice in ranges)
 
-    def part(self, operand: Operand, choice: Mapping[Atom, int]) -> Part:
-        """Restrict a choice to the atoms that a tensor has."""
-        if not choice:
-            return ()
-        own = atoms_in(operand.axes)
-        return tuple((a, i) for a, i in sorted(choice.items(), key=lambda pair: pair[0].serial) if a in own)
+    def part(self, operand: Operand, dim: int, a: Atom, run: int, choice: Mapping[Atom, int]) -> Part:
+        """Restrict a choice to the atoms that every element along one run of an atom has."""
+        having = [b for b in choice if _labels(operand.axes, dim, a, run, b)]
+        return tuple((b, choice[b]) for b in sorted(having, key=lambda b: b.serial))
 
     def _atoms(self, operands: Sequence[Operand]) -> Iterator[Atom]:
         for operand in operands:
             yield from sorted(atoms_in(operand.axes) & self._parted, key=lambda a: a.serial)
+
+
+def labelled_in(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> int | None:
+    """Say in which dimension each element along a run of an atom has an index of another: its own first."""
+    if _beside(axes[dim], a, run, label):
+        return dim
+    others = [d for d, axis in enumerate(axes) if d != dim and label in atoms_of(axis)]
+    if len(others) != 1 or list(atoms_of(axes[others[0]])).count(label) != 1:
+        return None
+    return others[0] if _covers(axes[others[0]], label) else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _labels(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> bool:
+    """Say whether each element along a run of an atom has one index of another atom."""
+    if sum(list(atoms_of(axis)).count(label) for axis in axes) != 1:
+        return False
+    if any(_covers(axis, label) for d, axis in enumerate(axes) if d != dim):
+        return True
+    return _beside(axes[dim], a, run, label)
+
+
+def _covers(axis: Axis, label: Atom) -> bool:
+    """Say whether all elements of an axis have an index of an atom: none lies in another part of a sum."""
+    if isinstance(axis, Atom):
+        return axis is label
+    parts = (_covers(part, label) for part in axis.parts)
+    return any(parts) if isinstance(axis, Product) else all(parts)
+
+
+def _beside(axis: Axis, a: Atom, run: int, label: Atom) -> bool:
+    if isinstance(axis, Atom):
+        return False
+    for i, part in enumerate(axis.parts):
+        count = list(atoms_of(part)).count(a)
+        if run < count:
+            others = (*axis.parts[:i], *axis.parts[i + 1 :]) if isinstance(axis, Product) else ()
+            return any(_covers(other, label) for other in others) or _beside(part, a, run, label)
+        run -= count
+    return False
 
 
 def _picks(step: Step, graph: TypedGraph) -> list[tuple[Atom, int | None]]:
