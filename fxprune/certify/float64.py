@@ -29,6 +29,7 @@ _RAISED = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
+_DOUBLE = {torch.float64, torch.complex128}
 _CASTS = {"cfloat": torch.complex128, **dict.fromkeys(["float", "half", "bfloat16"], torch.float64)}
 
 
@@ -56,14 +57,12 @@ def in_eval_mode(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def default_float64() -> Iterator[None]:
-    """Make tensors float64 that the model's code makes on the way (`torch.zeros(n)`)."""
-    with PROCESS_LOCK:
-        was = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(was)
+    """Make tensors float64 that the model's code makes on the way (`torch.zeros(n)`), in this thread alone.
+
+    torch's default dtype is the process's: a model that another thread runs meanwhile must not see it change.
+    """
+    with PROCESS_LOCK, _MadeDouble():
+        yield
 
 
 @contextlib.contextmanager
@@ -71,6 +70,36 @@ def in_double() -> Iterator[None]:
     """Python code runs in double precision meanwhile, tensors and casts that it makes included."""
     with default_float64(), _Raising():
         yield
+
+
+class _MadeDouble(TorchFunctionMode):
+    """A tensor of lower precision that is made of none (of sizes, of whole numbers) is made in float64.
+
+    Others reach an op by ways that no mode sees (`torch.Tensor(2, 3)`, scripted code): they are raised where
+    they meet float64.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__get__":  # a property of one tensor
+            return func(*args, **kwargs)
+        given = {a.dtype for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
+        low = given & _RAISED.keys()
+        if low and given & _DOUBLE and not _writes(func, kwargs):
+            args, kwargs = pytree.tree_map_only(torch.Tensor, in_float64, (args, kwargs))
+            low = set()
+        made = func(*args, **kwargs)
+        asked = any(isinstance(a, torch.dtype) for a in pytree.tree_leaves((args, kwargs)))
+        if low or asked or _writes(func, kwargs):
+            return made
+        if type(made) is torch.Tensor:
+            return in_float64(made) if made.dtype in _RAISED else made
+        return pytree.tree_map_only(torch.Tensor, in_float64, made) if type(made) in (tuple, list) else made
+
+
+def _writes(func: Any, kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "").partition(".")[0]
+    return name.endswith("_") or "out" in kwargs
 
 
 class _Raising(TorchFunctionMode):

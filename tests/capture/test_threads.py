@@ -141,3 +141,45 @@ def test_a_failed_capture_lets_go_of_the_lock() -> None:
     with pytest.raises(fxprune.errors.FxpruneError):
         fxprune.trace(Refused(), INPUT)
     assert in_threads(lambda: PROCESS_LOCK.acquire(timeout=10) and not PROCESS_LOCK.release()) == [True]
+
+
+class Fresh(nn.Module):
+    """Makes tensors of torch's default dtype on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = torch.arange(x.shape[1]) / x.shape[1]
+        x = x + count[None, :, None] + torch.linspace(0, 1, 8) + torch.tensor([0.1])
+        table = torch.zeros(x.shape[0], x.shape[1], 12)
+        table[:, 1:] = self.up(x)[:, 1:]
+        return self.down(table @ torch.eye(12))
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_other_threads_compute_in_their_own_precision_while_one_certifies(capture: str, form: str) -> None:
+    one = randomise(nn.Sequential(Fresh(), nn.Linear(8, 4)), 0).eval()
+    wanted = one(INPUT)
+    pruned = fxprune.prune(one, 0.5, example_inputs=INPUT, capture=capture, form=form)
+    done = threading.Event()
+
+    def certifies() -> None:
+        try:
+            for _ in range(3):
+                assert fxprune.verify(one, pruned) < 1e-8
+        finally:
+            done.set()
+
+    def runs() -> int:
+        count = 0
+        while not done.is_set():
+            assert torch.zeros(3).dtype is torch.get_default_dtype() is torch.float32
+            assert torch.equal(one(INPUT), wanted)
+            count += 1
+        return count
+
+    _, count = in_threads(certifies, runs)
+    assert count > 0
