@@ -21,7 +21,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of, with_batch
 
-__all__ = ["Moments", "along", "moments_of"]
+__all__ = ["Moments", "along", "moments_by_reader", "moments_of"]
 
 
 @dataclass
@@ -56,7 +56,33 @@ def moments_of(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[Group, list[Moments]]:
-    """Collect the moments of every reader of each group, in the order in which the model runs them.
+    """Collect the moments of every reader of each group, in the order in which the model runs them."""
+    by_reader = moments_by_reader(
+        analysis,
+        groups,
+        data,
+        log_probabilities=log_probabilities,
+        draws=draws,
+        seed=seed,
+        progress=progress,
+    )
+    found: dict[Group, list[Moments]] = {group: [] for group in groups}
+    for (_, group), moments in by_reader.items():
+        found[group].append(moments)
+    return found
+
+
+def moments_by_reader(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Any] | None,
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    draws: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[tuple[fx.Node, Group], Moments]:
+    """Collect the moments of every reader: a node, and the group that it reads.
 
     Args:
         draws: derivatives taken per sample; each costs one backward pass.
@@ -74,10 +100,7 @@ def moments_of(
             for draw in range(draws):
                 model.read_slopes(prediction.drawn(generator), last=draw == draws - 1)
     samples = draws * sum(batch.size for batch in batches)
-    found: dict[Group, list[Moments]] = {group: [] for group in groups}
-    for (_, group), total in model.totals.items():
-        found[group].append(total.moments(samples))
-    return found
+    return {key: total.moments(samples) for key, total in model.totals.items()}
 
 
 def along(tensor: Tensor, axes: Sequence[Axis], wanted: Atom, head: Atom | None, size: int) -> Tensor:

@@ -1,0 +1,104 @@
+"""Choose the basis of every free axis: its coordinates by what they cost, the first ones to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.freedom.regions import Freedom, Region
+from fxprune.choose.basis.moments import Moments, moments_by_reader
+from fxprune.choose.basis.principal import principal
+from fxprune.choose.basis.readers import folded, readings_of
+from fxprune.choose.basis.stream import kept_directions, rotation
+from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.scores import Scores, shape_of
+
+__all__ = ["Chosen", "chosen_bases"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is known of the bases of some groups, before it is known how much of each stays.
+
+    moments: name of a basis -> vectors and covectors of its readers, each [readers, .., n, n].
+    costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
+    """
+
+    analysis: Analysis
+    moments: Mapping[str, tuple[Tensor, Tensor]]
+    costs: Scores
+
+    def matrices(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return the matrix of every basis of the groups that shrink, for the number that each keeps."""
+        found = {}
+        for group in self.costs:
+            for name, region in group.bases.items() if group.name in counts else ():
+                vectors, covectors = self.moments[name]
+                if region.freedom is Freedom.ANY:
+                    found[name] = principal(vectors.mean(0), covectors.sum(0)).matrix
+                else:
+                    found[name] = _rotations(vectors, covectors, counts[group.name], region)
+        return found
+
+
+def chosen_bases(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Any] | None,
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    progress: bool = True,
+) -> Chosen:
+    """Collect the moments of every group all of whose parts may change, in the coordinates that it has.
+
+    A group that another kind of reader reads as well is left out: its indices are chosen as they are.
+    """
+    free = [g for g in groups if g.regions and all(r.freedom >= Freedom.ROTATION for r in g.regions)]
+    names = [name for group in free for name in group.bases]
+    if not names:
+        return Chosen(analysis, {}, {})
+    readings = readings_of(analysis, free, names)
+    canonical = folded(analysis, names)
+    found = moments_by_reader(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
+    free = [g for g in free if all(key in readings for key in found if key[1] is g)]
+    stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for key, known in found.items():
+        if key[1] in free:
+            reading = readings[key]
+            pair = _on_side(known, reading.side)
+            for stack, moment in zip(stacks.setdefault(reading.basis, ([], [])), pair, strict=True):
+                stack.append(moment)
+    free = [g for g in free if all(name in stacks for name in g.bases)]
+    moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
+    costs = {group: _costs(group, moments) for group in free}
+    return Chosen(analysis, moments, costs)
+
+
+def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:
+    """Return what transforms like vectors, and like covectors: on the other side they change places."""
+    return (known.vectors, known.covectors) if side > 0 else (known.covectors, known.vectors)
+
+
+def _costs(group: Group, moments: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Add up what the coordinates of all of a group's bases cost, each in its own order."""
+    total = torch.zeros(shape_of(group), dtype=torch.float64)
+    for name in group.bases:
+        vectors, covectors = moments[name]
+        total += principal(vectors.mean(0), covectors.sum(0)).costs.cpu()
+    return total.numpy()
+
+
+def _rotations(vectors: Tensor, covectors: Tensor, keep: int, region: Region) -> Tensor:
+    """Return the rotation, of each head where they choose for themselves, that puts what stays first."""
+    if vectors.ndim == 4:
+        heads = [_rotations(vectors[:, h], covectors[:, h], keep, region) for h in range(vectors.shape[1])]
+        return torch.stack(heads)
+    count = keep - 1 if region.centred else keep
+    directions = kept_directions(vectors, covectors, count, centred=region.centred)
+    return rotation(directions, keep, centred=region.centred)

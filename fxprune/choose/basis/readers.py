@@ -1,0 +1,130 @@
+"""Which basis each reader of a group reads in, and on which side: found by trying one.
+
+Several regions of a group may change by matrices of their own (queries and keys, values), and an operand lies
+on one side of its region: it changes by the matrix, or by the inverse of its transpose.  Weights are changed
+by random matrices, all at once, and what every reader then reads says which of them it was changed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.certify.comparison import same_draws
+from fxprune.certify.float64 import default_float64, doubled
+from fxprune.choose.basis.moments import along
+from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.tensors import in_float64, named_tensors
+from fxprune.graph.values import bound_arguments
+from fxprune.passes.rebasing.change import bases_of, changed_weights
+from fxprune.passes.rebasing.random import random_bases
+
+__all__ = ["Reading", "folded", "readings_of"]
+
+CLOSE = 1e-6  # how near a reader's vectors must be to what a matrix makes of them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader's basis, by name, and its side: +1 where what it reads changes by the matrix itself."""
+
+    basis: str
+    side: int
+
+
+def folded(analysis: Analysis, names: Sequence[str]) -> Analysis:
+    """Return the analysis on weights of which all that stands in the way of some bases is folded."""
+    weights = changed_weights(analysis, _identities(analysis, names))
+    tensors = dict(named_tensors(analysis.module))
+    by_id = {id(tensors[name]): value.to(tensors[name]) for name, value in weights.items()}
+    by_id = {key: torch.nn.Parameter(t, requires_grad=False) for key, t in by_id.items()}
+    copied = doubled(analysis.module)  # (the graph is shared: steps and axes are by its nodes)
+    shell = structural_copy(_shell(analysis.module), lambda t: by_id.get(id(t), t))
+    for held in ("_modules", "_parameters", "_buffers"):
+        copied.__dict__[held] = shell.__dict__[held]
+    return _on(analysis, copied)
+
+
+def readings_of(
+    analysis: Analysis, groups: Sequence[Group], names: Sequence[str]
+) -> dict[tuple[fx.Node, Group], Reading]:
+    """Find the basis and the side of every reader of some groups that reads in one; others are left out."""
+    random = {name: matrix for name, matrix in random_bases(analysis).items() if name in names}
+    before = _read(analysis, groups, changed_weights(analysis, _identities(analysis, names)))
+    after = _read(analysis, groups, changed_weights(analysis, random))
+    found = {}
+    for key, vectors in before.items():
+        tried = [
+            Reading(name, side)
+            for name in key[1].bases
+            if name in random
+            for side in (1, -1)
+            if _is_changed(vectors, after[key], random[name], side)
+        ]
+        if tried:
+            found[key] = tried[0]  # (of a rotation both sides are one)
+    return found
+
+
+def _is_changed(before: Tensor, after: Tensor, matrix: Tensor, side: int) -> bool:
+    matrix = matrix.to(before)
+    matrix = matrix if side > 0 else torch.linalg.inv(matrix).mT
+    off = before @ matrix.mT - after
+    return bool(off.norm() <= CLOSE * after.norm())
+
+
+def _read(
+    analysis: Analysis, groups: Sequence[Group], weights: Mapping[str, Tensor]
+) -> dict[tuple[fx.Node, Group], Tensor]:
+    """Return what every reader reads with other weights, on the example, in float64."""
+    module = doubled(analysis.module)
+    for name, tensor in named_tensors(module):
+        if name in weights and not tensor.is_meta:
+            tensor.data = weights[name].to(tensor)
+    running = _Reads(_on(analysis, module), groups)
+    example = analysis.captured.example.map(in_float64)
+    running.size = example.batch or 1
+    with torch.no_grad(), default_float64(), same_draws(module):
+        running.run(*bound_arguments(module, example))
+    return running.read
+
+
+class _Reads(SoftMasked):
+    """Runs the captured model; keeps what every reader of a group reads, as vectors along it."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+        super().__init__(analysis, groups)
+        self.masks = {}
+        self.read: dict[tuple[fx.Node, Group], Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        for use in self.uses.get(n, ()):
+            head = use.group.inside.atom if use.group.inside is not None else None
+            value = self.env[use.operand]
+            self.read[n, use.group] = along(value, use.axes, use.group.atom, head, self.size)
+        return super().run_node(n)
+
+
+def _identities(analysis: Analysis, names: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        name: torch.eye(group.size, dtype=torch.float64)
+        for name, (group, _) in bases_of(analysis).items()
+        if name in names
+    }
+
+
+def _on(analysis: Analysis, module: fx.GraphModule) -> Analysis:
+    return replace(analysis, graph=replace(analysis.graph, captured=analysis.captured.on(module)))
+
+
+def _shell(module: fx.GraphModule) -> torch.nn.Module:
+    shell = torch.nn.Module()
+    for held in ("_modules", "_parameters", "_buffers"):
+        shell.__dict__[held] = module.__dict__[held]
+    return shell
