@@ -9,6 +9,7 @@ import numpy as np
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.branches import Branch
+from fxprune.choose.basis.chosen import Chosen, chosen_bases
 from fxprune.choose.best import select
 from fxprune.choose.budget.fit import Fitted, fit
 from fxprune.choose.budget.measured import Rewriter, share_left
@@ -33,12 +34,14 @@ class Decision:
     plan: what every group keeps, as data; `rewrite` adds what follows for each weight.
     analysis: of the graph that the plan's groups are of: without the branches that go, with heads merged.
     groups, scores: the groups that could shrink, and how much each of their elements matters.
+    chosen: of the bases that the plan's indices are in, what makes them for the numbers that stay.
     """
 
     plan: Plan
     analysis: Analysis
     groups: tuple[Group, ...]
     scores: Scores
+    chosen: Chosen | None = None
 
 
 def decide(analysis: Analysis, request: Request, *, rewriter: Rewriter) -> Decision:
@@ -60,8 +63,14 @@ def decide(analysis: Analysis, request: Request, *, rewriter: Rewriter) -> Decis
     )
     groups = candidates(analysis, exclude, attention, request.budget)
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
-    scores = _judged(analysis, groups, request)
-    return _fitted(analysis, groups, scores, request, rewriter)
+    chosen = None
+    if request.changes_bases:
+        options = {k: v for k, v in request.score_options.items() if k in ("log_probabilities", "progress")}
+        chosen = chosen_bases(analysis, groups, request.data, **options)
+    costs = chosen.costs if chosen is not None else {}
+    scores = {**_judged(analysis, [g for g in groups if g not in costs], request), **costs}
+    found = _fitted(analysis, groups, scores, request, rewriter)
+    return replace(found, chosen=chosen) if costs else found
 
 
 def decide_again(

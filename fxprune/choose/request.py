@@ -17,6 +17,7 @@ from fxprune.errors import OptionError, shown
 __all__ = ["ATTENTION", "Request"]
 
 ATTENTION = ("auto", "heads", "head_dim", "merge")
+BASES = ("principal", "given")
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,26 @@ class Request:
     steps: int = 1
     between: Between | None = None
     refit: bool | None = None
+    basis: str | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise OptionError(f"attention={shown(self.attention)}: one of {', '.join(map(repr, ATTENTION))}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise OptionError(f"steps={shown(self.steps)}: a whole number of at least 1")
+        if self.basis not in (None, *BASES):
+            raise OptionError(f"basis={shown(self.basis)}: one of {', '.join(map(repr, BASES))}")
         check_depth(self.depth, self.unit)
         if isinstance(self.exclude, str):
             object.__setattr__(self, "exclude", (self.exclude,))
         if isinstance(self.data, Iterator):  # it is looked at more than once
             object.__setattr__(self, "data", list(self.data))
         self._refuse_beside_like()
+        if self.basis == "principal" and not self._may_change_bases:
+            raise OptionError(
+                "basis='principal' orders coordinates by the KL divergence that they cost on data=: it goes "
+                "with importance='kl' and steps=1, and not with like= or attention='merge'"
+            )
         self._refuse_lonely()
         self._refuse_unused_data()
         self._refuse_unknown_options()
@@ -61,6 +70,19 @@ class Request:
     def criterion(self) -> Importance:
         """A name of CRITERIA or the user's function."""
         return criterion_for(self.importance, self.data)
+
+    @property
+    def changes_bases(self) -> bool:
+        """Are the coordinates of free axes chosen first?"""
+        wanted = (
+            self.basis if self.basis is not None else ("principal" if self._may_change_bases else "given")
+        )
+        return wanted == "principal"
+
+    @property
+    def _may_change_bases(self) -> bool:
+        plain = self.like is None and self.steps == 1 and self.attention != "merge"
+        return self.data is not None and self.criterion == "kl" and plain
 
     @property
     def refits(self) -> bool:

@@ -15,6 +15,7 @@ from fxprune.choose.importance.score import Importance
 from fxprune.choose.like.like import check_loads
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
+from fxprune.compiler.coordinates import in_chosen_bases, scale_norms
 from fxprune.compiler.native.own_class import check_form, in_form
 from fxprune.compiler.refit.refit import refit as refitted
 from fxprune.compiler.rewrite import Rewriter
@@ -52,6 +53,7 @@ def prune(
     rules: RuleSet = DEFAULT_RULES,
     form: str = "graph",
     refit: bool | None = None,
+    basis: str | None = None,
 ) -> Any:
     """Remove a fraction of every prunable channel dimension of a vision model.
 
@@ -135,6 +137,12 @@ def prune(
             samples, and kept as it is where none helps there.  No labels, no training.  By default where
             there is data; between steps, before the first `between` only.
 
+        basis: "principal" chooses the coordinates of every axis that allows it (`analyze(model)` says which)
+            so that those that go cost least, before any go: of queries and keys, of values, of the residual
+            stream with its norms kept.  The model computes the same in them; `plan_of(result).bases` has
+            them.  "given" selects among the channels that there are.  By default "principal" where there is
+            data and nothing speaks against it (`importance` other than "kl", `steps`, `like`, "merge").
+
     Returns:
         A GraphModule (or an instance of the model's class) whose weights are index-selects of the model's,
         under the same names, but for those that `plan_of(result).refit` names; in the same mode, on the same
@@ -161,6 +169,7 @@ def prune(
         steps=steps,
         between=between,
         refit=refit,
+        basis=basis,
     )
     analysis = analyze(
         model,
@@ -194,7 +203,10 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
     rewriter = Rewriter(model)
     decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter)
-    pruned = in_form(form, model, decision.analysis, decision.plan, like=request.like)
+    decision, rebased_model = in_chosen_bases(decision, model, analysis)
+    pruned = in_form(form, rebased_model, decision.analysis, decision.plan, like=request.like)
+    if decision.plan.bases:
+        scale_norms(decision.analysis, pruned)
     if request.refits and (request.steps == 1 or request.between is not None):
         refitted(decision.analysis, pruned, request.data, progress=request.shows_progress)
     for step in range(2, request.steps + 1):

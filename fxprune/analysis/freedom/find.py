@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fxprune.analysis.freedom.constrain import Constraints, Multiplied, constraints_of
@@ -18,7 +19,7 @@ from fxprune.rules.axes import ONE, Atom, Axis, Product, Reason, Sum, atoms_of
 
 __all__ = ["regions_of"]
 
-SMALLEST = 1e-4  # of the largest element of a vector, what its smallest must be to divide by it
+SMALLEST = 1e-6  # of the largest element of a vector, what its smallest must be to divide by it
 
 
 def regions_of(graph: TypedGraph, live: Iterable[Atom]) -> dict[Atom, tuple[Region, ...]]:
@@ -170,5 +171,5 @@ def _can_divide(tensor: Tensor) -> bool:
     """Say whether no element of a vector is so small that its inverse drowns what it is added to."""
     if tensor.is_meta or not tensor.is_floating_point():
         return tensor.is_floating_point()
-    size = tensor.detach().abs()
-    return bool(size.min() > SMALLEST * size.max()) if size.numel() else False
+    size, least = tensor.detach().abs(), max(SMALLEST, torch.finfo(tensor.dtype).eps)
+    return bool(size.min() > least * size.max()) if size.numel() else False

@@ -82,7 +82,11 @@ def refit(
                         found |= _stored(sides, consumer, solution)
         left |= sides.refused
     names = {node: consumer.weight for consumer in consumers.solved for node in [consumer.node]}
-    plan = replace(plan, refit=found, unfitted={names.get(node, node): why for node, why in left.items()})
+    plan = replace(
+        plan,
+        refit={**plan.refit, **found},
+        unfitted={names.get(node, node): why for node, why in left.items()},
+    )
     return with_record(result, lambda record: replace(record, plan=plan))
 
 

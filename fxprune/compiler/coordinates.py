@@ -1,0 +1,76 @@
+"""Bring a model and a decision on it to the coordinates that were chosen for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.freedom.regions import Freedom
+from fxprune.choose.decide import Decision
+from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.choose.planned import as_planned
+from fxprune.compiler.rebase import rebased
+from fxprune.graph.tensors import tensor_at
+from fxprune.result.forms import graph_form, with_record
+from fxprune.result.plan import plan_of
+from fxprune.result.refitted import Refit
+from fxprune.rules.calls import Weight
+
+__all__ = ["in_chosen_bases", "scale_norms"]
+
+
+def in_chosen_bases(decision: Decision, model: nn.Module, analysis: Analysis) -> tuple[Decision, nn.Module]:
+    """Return the decision on the model in other coordinates, and the model; as they are where none change.
+
+    analysis: of the model, with all its branches.
+    """
+    if decision.chosen is None:
+        return decision, model
+    counts = {name: kept.count for name, kept in decision.plan.groups.items()}
+    bases = decision.chosen.matrices(counts)
+    other, found = rebased(model, analysis, bases)
+    plan = replace(decision.plan, bases=bases)
+    return replace(decision, plan=plan, analysis=as_planned(found, plan)), other
+
+
+def scale_norms(analysis: Analysis, result: nn.Module) -> None:
+    """Let norms over fewer coordinates of a stream give what they gave over all, in place, and record it.
+
+    What went was small, so that the rest is as long as the whole was; and a norm over k elements makes them
+    as long as the root of k.  Its weight takes the root of n / k.
+    """
+    plan, pruned = plan_of(result), graph_form(result)
+    groups = [
+        g
+        for g in analysis.groups
+        if g.name in plan.groups and g.freedom is Freedom.ROTATION and {*g.bases} & plan.bases.keys()
+    ]
+    scaled: dict[str, Refit] = {}
+    for node, uses in SoftMasked(analysis, groups).statistics.items():
+        step = analysis.steps[node]
+        assert step.rule is not None
+        weight = step.call.bind(step.rule).get("weight")
+        name = weight.name if isinstance(weight, Weight) else _attribute(weight)
+        new = plan.renamed.get(name, name) if name else None
+        if new is None or new in scaled:
+            continue
+        tensor = tensor_at(pruned, new)
+        assert isinstance(tensor, Tensor)
+        ratio = 1.0
+        for use in uses:
+            kept = plan.groups[use.group.name]
+            ratio *= (kept.size / kept.count) ** 0.5
+        with torch.no_grad():
+            tensor.mul_(ratio)
+        scaled[new] = Refit.of(tensor, float("inf"), 0.0, 0.0)
+    if scaled:
+        with_record(
+            result, lambda record: replace(record, plan=replace(plan, refit={**plan.refit, **scaled}))
+        )
+
+
+def _attribute(argument: object) -> str | None:
+    return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
