@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ ROWS: dict[str, tuple[Callable[[float], dict[str, Any]], tuple[float, ...]]] = {
     ),
 }
 COLUMNS: dict[str, dict[str, Any]] = {
-    "selection": {"refit": False},
-    "+ re-fit": {"refit": True},
+    "selection": {"basis": "given", "refit": False},
+    "re-fit": {"basis": "given", "refit": True},
+    "basis": {"basis": "principal", "refit": False},
+    "both": {"basis": "principal", "refit": True},
 }
 
 
@@ -53,12 +56,16 @@ def main() -> None:
     for row, (asked, ratios) in ROWS.items():
         for ratio in ratios:
             for column, how in COLUMNS.items():
-                key = f"{row} {ratio:.0%} {column}"
+                key = f"{row} {ratio:.0%}, {column}"
                 if options.only and not any(word in key for word in options.only):
                     continue
-                found = cache(key, lambda: pruned_figures(model, calibration, odd, classes, **asked(ratio), **how))
-                print(f"{key:44s} top-1 {found['top1']:5.1f}   MACs {found['macs']:.2f}   "
-                      f"{found['seconds']:.0f} s", flush=True)
+                measure = partial(pruned_figures, model, calibration, odd, classes, **{**asked(ratio), **how})
+                found = cache(key, measure)
+                print(
+                    f"{key:44s} top-1 {found['top1']:5.1f}   MACs {found['macs']:.2f}   "
+                    f"{found['seconds']:.0f} s",
+                    flush=True,
+                )
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +88,7 @@ def dense_model(weights: Path) -> nn.Module:
 
 
 def photos(folder: Path, count: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Return calibration batches of `count` even-position photos, batches of all odd ones, and their classes."""
+    """Return `count` even-position photos and all odd ones, in batches, and the classes of these."""
     files = sorted(folder.glob("*.jpg"))
     even, odd = files[0::2], files[1::2]
     even = [even[i * len(even) // count] for i in range(min(count, len(even)))]
