@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -46,15 +46,19 @@ class Proposals:
         self.sizes = sizes
         self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
+        self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
+        for slots in self.slots.values():
+            for slot, n in slots:
+                self.kinds[self._kind(slot)].append((slot, n))
 
     def first(self) -> Iterator[tuple[Slot, int]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
 
         Small numbers count layers, strides and heads as often as channels: the code has to ask for those.
         """
-        for path, slots in self.slots.items():
+        for slots in self.slots.values():
             for slot, old in slots:
-                new = self.sizes[path].is_sure(old) if old >= WIDTH else None
+                new = self._width(slot, old) if old >= WIDTH else None
                 if new is not None:
                     yield slot, new
 
@@ -64,16 +68,26 @@ class Proposals:
         It is larger than strides are; or its module has it under several names; or it is one of many of its
         kind, in modules of the same class under the same keys, that all are widths, some of them large.
         """
-        same = [other for other, n in self.slots[slot.path] if n == old and len(other.keys) == 1]
-        if old > STRIDE or (len(slot.keys) == 1 and len(same) >= 2):
+        if old > STRIDE or self._has_names(slot, old):
             return True
-        alike = [
-            (self.sizes[path].is_sure(n), n)
-            for path, slots in self.slots.items()
-            for other, n in slots
-            if self._kind(other) == self._kind(slot)
-        ]
-        return all(new is not None for new, _ in alike) and max(n for _, n in alike) > STRIDE
+        alike = self.kinds[self._kind(slot)]
+        largest = max(n for _, n in alike)
+        are_widths = all(self._width(other, n) is not None for other, n in alike)
+        return are_widths and largest > (STRIDE if len(alike) < 2 else STRIDE // 2)
+
+    def _width(self, slot: Slot, old: int) -> int | None:
+        """Return what a width became; one as large as an image, if its names or its kind tell it apart."""
+        sizes = self.sizes[slot.path]
+        if old not in sizes.given:
+            return sizes.is_sure(old)
+        alike = [(s, n) for s, n in self.kinds[self._kind(slot)] if n not in self.sizes[s.path].given]
+        of_widths = alike and all(self.sizes[s.path].is_sure(n) is not None for s, n in alike)
+        return sizes.is_sure(old, is_width=True) if of_widths or self._has_names(slot, old) else None
+
+    def _has_names(self, slot: Slot, old: int) -> bool:
+        """Does its module hold a number under several names?"""
+        same = [other for other, n in self.slots[slot.path] if n == old and len(other.keys) == 1]
+        return len(slot.keys) == 1 and len(same) >= 2
 
     def _kind(self, slot: Slot) -> tuple[object, ...]:
         return self.classes[slot.path], *("*" if isinstance(key, int) else key for key in slot.keys)

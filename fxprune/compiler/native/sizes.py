@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -21,28 +21,32 @@ class Sizes:
 
     whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
     parts: of their factors, and of runs of factors, as well.
+    given: sizes of the model's inputs: a number that is one of them is no width for sure.
     """
 
     whole: Mapping[int, Mapping[int, int]]
     parts: Mapping[int, set[int]]
+    given: frozenset[int] = frozenset()
 
     def may_be(self, old: int) -> list[int]:
         """List every size that something of this size may have become; empty if all of it stayed."""
         found = {*self.parts.get(old, ()), *self.whole.get(old, ())}
         return sorted(found) if found - {old} else []
 
-    def is_sure(self, old: int) -> int | None:
-        """Return the new size, if it is another and the nearest whole dimensions of the old one agree."""
+    def is_sure(self, old: int, *, is_width: bool = False) -> int | None:
+        """Return the new size, if it is another and the nearest whole dimensions of the old one agree.
+
+        is_width: it is known to be no size of an input.
+        """
+        if old in self.given and not is_width:
+            return None
         depths = self.whole.get(old, {})
         nearest = [new for new, depth in depths.items() if depth == min(depths.values())]
         return nearest[0] if len(nearest) == 1 and nearest[0] != old else None
 
 
 def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) -> dict[str, Sizes]:
-    """Find the sizes of the axes that each module's weights and values carry.
-
-    The sizes of the model's inputs are every module's own: a number that is one of them is no width for sure.
-    """
+    """Find the sizes of the axes that each module's weights and values carry."""
     placed = [(name.rpartition(".")[0], own) for name, own in analysis.weights.items()]
     given: set[Axis] = set()
     for node, values in analysis.axes.items():
@@ -56,7 +60,8 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
             for axis in axes:
                 known[axis] = min(depth, known.get(axis, depth))
     paths = [path for path, _ in model.named_modules()]
-    return {path: _sizes(depths[path] | dict.fromkeys(given, 0), selection) for path in paths}
+    sizes = frozenset(axis.size for axis in given)
+    return {path: replace(_sizes(depths[path], selection), given=sizes) for path in paths}
 
 
 def _sizes(axes: Mapping[Axis, int], selection: Selection) -> Sizes:
