@@ -28,16 +28,26 @@ def _(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# Element by element: the result has the axes of x, and the gate has the same.
+# Element by element: the result has the axes of x, and the gate has the same.  It is not linear in them, and
+# so its axes are only ever permuted: what a rule does not say of freedom is that.
 def soft_gate_axes(x, gate):
     """b n c, b n c -> b n c"""
     return Flow(x.axes, same=list(zip(x.axes, gate.axes, strict=True)))
 
 
-# A norm takes a statistic over its channels: `reduced` says so.
+# A norm takes a statistic over its channels: `reduced` says so.  But for the norm itself, which rotations
+# leave as it is, it is the product of x and its scale: `linear` and `rotates` say so, and a stream that such
+# norms read may be rotated (`fxprune.rebase`).
 def scaled_norm_axes(x, scale):
     """... c, c -> ... c"""
-    return Flow(x.axes, same=[(x.axes[-1], scale.axes[0])], reduced=[x.axes[-1]])
+    channels = x.axes[-1]
+    return Flow(
+        x.axes,
+        same=[(channels, scale.axes[0])],
+        reduced=[channels],
+        linear="... c, c -> ... c",
+        rotates=[channels],
+    )
 
 
 # What the norm is over kept channels, written by hand: the certificate runs it on the model at full size,

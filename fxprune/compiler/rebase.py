@@ -21,7 +21,7 @@ from fxprune.passes.rebasing.change import changed_weights
 from fxprune.passes.rebasing.random import random_bases
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["rebase", "rebase_analyzed", "rebased"]
+__all__ = ["difference", "rebase", "rebase_analyzed", "rebased"]
 
 TOLERANCE = 1e-8
 
@@ -93,7 +93,7 @@ def rebased(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -
 def rebase_analyzed(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -> nn.Module:
     """Return what `rebase` does, of a model that is analysed already."""
     changed = changed_weights(analysis, bases)
-    error = _difference(analysis, changed)
+    error = difference(analysis, changed)
     if not error < TOLERANCE:
         raise RewriteError(
             f"the model in other coordinates differs from itself by {error:.1e}: the law of an op claims too "
@@ -116,7 +116,7 @@ def _copied(t: Tensor, value: Tensor | None) -> Tensor:
     return value
 
 
-def _difference(analysis: Analysis, changed: Mapping[str, Tensor]) -> float:
+def difference(analysis: Analysis, changed: Mapping[str, Tensor]) -> float:
     """Return the largest relative difference of the graph's outputs, in float64."""
     original, other = doubled(analysis.module), doubled(analysis.module)
     for name, tensor in named_tensors(other):
