@@ -34,6 +34,13 @@ WAYS: dict[str, tuple[Way, ...]] = {
     "export": ("export",),
 }
 
+# What torch and our captures say where code asks for a tensor's values.
+ASK_VALUES = ("on the values of", "DataDependent", "data-dependent")
+OF_VALUES = (
+    "Which code runs there, or how large a tensor is, depends on the values of a tensor, which differ from "
+    "call to call: no graph holds that.  Prune the part before it (a submodule: prune(model.encoder, ..)), "
+    "or give example inputs with which that code does not run"
+)
 HOOKS = "forward hooks of the model's own library are traced with it, and are not in the result"
 
 
@@ -172,7 +179,8 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
             f"example_inputs= that the model accepts"
         )
     reasons = "\n  ".join(map(str, failures))
-    return CaptureError(f"{type(model).__name__} can't be captured as a graph:\n  {reasons}")
+    cure = f"\n{OF_VALUES}" if any(word in str(f) for f in failures for word in ASK_VALUES) else ""
+    return CaptureError(f"{type(model).__name__} can't be captured as a graph:\n  {reasons}{cure}")
 
 
 def _rejection(model: nn.Module, example: Example) -> str | None:

@@ -69,7 +69,7 @@ class MaskedOriginal(Float64Interpreter):
         """Return the kept elements of a node's tensors, copied."""
         axes = self._axes(node) if node is not None else ()
         return [
-            compact(t, [self.selection.positions(axis) for axis in of]).clone()
+            compact(t, [self.selection.positions(self._true(axis)) for axis in of]).clone()
             for t, of in zip(tensors_in(value), axes, strict=False)
         ]
 

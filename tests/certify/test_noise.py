@@ -29,10 +29,16 @@ class Noisy(nn.Module):
         return self.head(self.second(self.draw(self.first(x))).relu())
 
 
+def _within_heads(x: Tensor, draw: Draw) -> Tensor:
+    heads = x.unflatten(-1, (4, -1)).transpose(1, 2)
+    return draw(heads.flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2).flatten(2)
+
+
 # Of values, through which a fault before them shows.
 SAMPLED: dict[str, Draw] = {
     "dropout": lambda x: F.dropout(x, 0.3, True),
     "dropout of channels": lambda x: F.dropout2d(x.mT[..., None], 0.3, True)[..., 0].mT,
+    "dropout of heads beside samples": lambda x: _within_heads(x, lambda y: F.dropout(y, 0.3, True)),
     "alpha dropout": lambda x: F.alpha_dropout(x, 0.3, True),
     "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
     "normal": lambda x: torch.normal(x, x.abs()),
@@ -60,6 +66,7 @@ def test_noise_is_the_same_on_both_sides(name: str, capture: str, monkeypatch: p
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 5, 6), capture=capture)
     assert pruned.second.out_features == 8
     assert fxprune.verify(model, pruned).exact
+    assert fxprune.verify(model, pruned, batch=3).exact
 
     monkeypatch.setattr(PlannedWeights, "changed", lambda self, pruned: {})  # outputs alone tell
     for weight in ("first.weight", "second.weight"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import Attribute
 
 from fxprune.capture.arguments import is_followed
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
@@ -21,6 +22,7 @@ from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.graph.example import Example
+from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import AutogradFunction, guard_branch, written
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
@@ -31,6 +33,7 @@ from fxprune.graph.writes import FILLS, shares_memory, value_of_write
 __all__ = ["Tracer"]
 
 
+FRESH = {"empty", "zeros", "ones", "full"}
 _ASSIGNED = torch.ops.aten.copy_.default
 
 
@@ -150,7 +153,17 @@ class Tracer(fx.Tracer):
         if not self._tracing_here():
             return forward(*args, **kwargs)
         copy = self.copies.get(id(m))
-        return copy(*args, **kwargs) if copy is not None else super().call_module(m, forward, args, kwargs)
+        if copy is not None:
+            return copy(*args, **kwargs)
+        made = super().call_module(m, forward, args, kwargs)
+        if self._acts_in_place(m, made) and args and isinstance(args[0], fx.Proxy):
+            self.write(args[0], made)  # what the code reads of its input from here on is the result
+        return made
+
+    def _acts_in_place(self, m: nn.Module, made: Any) -> bool:
+        """Is it a call of a layer such as `nn.SiLU(inplace=True)`?"""
+        called = isinstance(made, fx.Proxy) and made.node.op == "call_module"
+        return called and getattr(m, "inplace", False) is True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Look a tensor up by its id: the base class searches all names, which is quadratic in depth."""
@@ -244,12 +257,27 @@ class Tracer(fx.Tracer):
         """Let `proxy` stand for `value` from here on, in what it is a part of as well (`x[i]` of `x`)."""
         if proxy.node.op == "get_attr":
             raise NotImplementedError("a weight is written to")
+        if isinstance(proxy, Attribute):
+            return self._write_data(proxy, value)
         value.node.meta["written"] = proxy.node
         proxy.node = value.node
         whole, index = self._part_of.get(proxy, (None, None))
         if whole is not None and isinstance(self.decisions.structure(whole), torch.Tensor):
             self.write(whole, self.create_proxy("call_function", written, (whole, index, value), {}))
         return proxy
+
+    def _write_data(self, data: Attribute, value: fx.Proxy) -> fx.Proxy:
+        """Let a tensor stand for what was written to its `.data`, which no gradient passes through.
+
+        Its own gradient would pass on: there is none where it was just made.
+        """
+        made = op_name(data.root.node.target).removeprefix("new_").removesuffix("_like")
+        if data.attr != "data" or not (made in FRESH or "data_written" in data.root.node.meta):
+            raise NotImplementedError(f"it writes to .{data.attr} of a tensor")
+        kept = super().create_proxy("call_method", "detach", (value,), {})
+        kept.node.meta["data_written"] = True
+        data._node = None
+        return self.write(data.root, kept)
 
     def add_helper_module(self, module: nn.Module) -> str:
         """Add to the root a module that its code does not name; the n-th of every trace has the same name."""
