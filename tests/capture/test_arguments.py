@@ -169,7 +169,7 @@ class Runs(Base):
         return self.run(self, x)
 
 
-LOOPS = [over_range, over_images, over_unbound, over_split, over_chunks, by_parity, by_number]
+LOOPS = [over_range, over_images, over_unbound, over_split, over_chunks, by_number]
 
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
@@ -186,6 +186,32 @@ def test_code_that_depends_on_the_batch_is_right_or_refused(
         with pytest.raises(InputSizeError, match=rf"dimension 0 of x is {batch}: .* for 2"):
             whole(x)
     assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=X, capture=capture)) < 1e-8
+
+
+def for_one(m: Base, x: Tensor) -> Tensor:
+    return m.body(x * 2 if x.shape[0] == 1 else x).mean(1)
+
+
+@pytest.mark.parametrize("capture", ["auto", "export"])
+@pytest.mark.parametrize("given", [1, 2])
+@pytest.mark.parametrize("run", [by_parity, for_one], ids=lambda f: f.__name__)
+@pytest.mark.filterwarnings("ignore:.*fixes the batch size")
+def test_a_relation_that_the_code_asks_of_the_batch_is_guarded(
+    run: Callable[[Base, Tensor], Tensor], given: int, capture: str
+) -> None:
+    model = randomise(Runs(run)).double().eval()
+    whole = fxprune.prune(model, 0.0, example_inputs=X[:given], capture=capture)
+    refused = 0
+    for batch in (1, 2, 3, 4, 5):
+        x = noise(batch, 6, C)
+        try:
+            out = whole(x)
+        except InputSizeError:
+            assert batch != given
+            refused += 1
+        else:
+            assert torch.allclose(out, model(x), rtol=1e-10)
+    assert refused
 
 
 @pytest.mark.filterwarnings("ignore:.*fixes the batch size")

@@ -13,8 +13,9 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
-from fxprune.capture.symbolic.numbers import AsksForNumber, shadowed_numbers
+from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
@@ -93,7 +94,7 @@ def _trace(
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
-            shadowed_numbers(followed, tracer),
+            shadowed_numbers(followed, traced_sizes(tracer)),
             restore_module_caches(model),
         ):
             try:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
-from fxprune.capture.symbolic.numbers import ufunc_as_node, want_shadow
+from fxprune.capture.number_types import want_shadow
+from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.graph.own_nodes import written
 
 if TYPE_CHECKING:

@@ -1,0 +1,194 @@
+"""Run torch.export with as many sizes left open as the model's code lets it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_impls
+from torch.fx.experimental import _config
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.exported.sizes import holds_for
+from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
+from fxprune.graph.example import PRIME_BATCH, Example
+
+__all__ = ["Exported", "export_again", "export_program", "parameter_names"]
+
+Is = Callable[[Tensor, int], bool]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program, what it was exported with, and which sizes were left open.
+
+    fixed_batch: it does not take any batch size.  takes_one: it does, and one sample as well.
+    """
+
+    program: torch.export.ExportedProgram
+    example: Example
+    shapes: Any
+    fixed_batch: bool
+    takes_one: bool
+
+
+def export_program(model: nn.Module, example: Example) -> Exported:
+    """Export for every size that the code takes; with two samples where the example has one.
+
+    Raises whatever the export for the example's own sizes raises.
+    """
+    several = example.with_batch(2) if example.batch == 1 else replace(example)
+    found: list[Exported] = []
+    for given, is_open in (
+        (several, lambda t, d: t.shape[d] > 1),
+        (several, lambda t, d: d == 0 and t.shape[0] == several.batch),
+        (example, lambda t, d: d > 0 and t.shape[d] > 1),
+    ):
+        if found and given is example and (several.batch == example.batch or not found[0].fixed_batch):
+            break
+        with contextlib.suppress(Exception):  # whatever the export of user code raises
+            exported = _exported(model, given, _shapes(model, given, is_open))
+            if not holds_for(exported.program, parameter_names(model, example), example):
+                continue
+            if exported.takes_one:
+                return exported
+            found.append(exported)
+    return next(
+        (e for e in found if not e.fixed_batch), found[0] if found else _exported(model, example, None)
+    )
+
+
+def export_again(model: nn.Module, exported: Exported) -> Exported:
+    """Export for the same sizes in the mode that the model is in now."""
+    return _exported(model, exported.example, exported.shapes)
+
+
+def parameter_names(model: nn.Module, example: Example) -> list[str]:
+    """Return the names of forward's parameters that the example's arguments are for."""
+    names = list(inspect.signature(model.forward).parameters)
+    return [*names[: len(example.args)], *example.kwargs]
+
+
+def _exported(model: nn.Module, example: Example, shapes: Any) -> Exported:
+    program = _quietly(model, example, shapes)
+    names, blank = parameter_names(model, example), example.map(lambda t: t.to("meta"))
+    any_batch, one = (holds_for(program, names, blank.with_batch(n)) for n in (PRIME_BATCH, 1))
+    return Exported(program, example, shapes, fixed_batch=not any_batch, takes_one=any_batch and one)
+
+
+def _shapes(model: nn.Module, example: Example, is_open: Is | None) -> Any:
+    """Choose the dimensions that may be of any size, where the code leaves them so."""
+    if is_open is None:
+        return None
+
+    def opened(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        return {d: torch.export.Dim.AUTO for d in range(value.ndim) if is_open(value, d)} or None
+
+    names = list(inspect.signature(model.forward).parameters)
+    return {
+        **dict(zip(names, pytree.tree_map(opened, example.args), strict=False)),
+        **pytree.tree_map(opened, example.kwargs),
+    }
+
+
+def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.ExportedProgram:
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    namespaces: list[dict[str, Any]] = []
+    try:
+        # A size of one is no case apart: `if x.shape[0] == 1` is among what the program relies on.
+        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore")
+            while True:
+                fresh = example.map(Tensor.clone)  # export marks what it is given
+                try:
+                    # Before it raises some errors, it prints the graph so far.
+                    with (
+                        _followed_numbers(namespaces),
+                        _layout_unasked(),
+                        contextlib.redirect_stderr(io.StringIO()),
+                    ):
+                        return torch.export.export(
+                            model, fresh.args, fresh.kwargs, dynamic_shapes=shapes, strict=False
+                        )
+                except AsksForNumber as asked:
+                    namespaces.append(asked.namespace)
+    finally:
+        log.setLevel(level)
+
+
+# How torch finds out whether a view of some strides can be had: the model's code does not ask, and the graph
+# has reshapes.
+_LAYOUT = (
+    *(
+        (fake_impls, name)
+        for name in ("_compute_stride", "is_contiguous", "_is_contiguous_with_hinted_checks")
+    ),
+    (torch._C, "_conv_determine_backend_memory_format"),
+)
+
+
+@contextlib.contextmanager
+def _layout_unasked() -> Iterator[None]:
+    """Keep what is computed of strides out of what the program relies on."""
+
+    def unasked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def computed(*args: Any, **kwargs: Any) -> Any:
+            shapes = [(*a.shape, *a.stride()) if isinstance(a, Tensor) else a for a in args]
+            listed = [s for s in shapes if isinstance(s, (tuple, list))]
+            sizes = [size for sizes in listed for size in sizes if isinstance(size, torch.SymInt)]
+            known: Any = sizes[0].node.shape_env if sizes else None
+            with contextlib.nullcontext() if known is None else known.suppress_guards():
+                return original(*args, **kwargs)
+
+        return computed
+
+    with contextlib.ExitStack() as patches:
+        for owner, name in _LAYOUT:
+            original = getattr(owner, name, None)
+            if original is not None:
+                patches.callback(setattr, owner, name, original)
+                setattr(owner, name, unasked(original))
+        yield
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return torch.sym_sqrt(*args) if function is math.sqrt else function(*args)
+
+
+_SIZES = Sizes((torch.SymInt, torch.SymFloat), _call, lambda x, of: False)
+_ASKING = ((torch.SymInt, "__int__"), (torch.SymFloat, "__int__"), (torch.SymFloat, "__float__"))
+
+
+@contextlib.contextmanager
+def _followed_numbers(namespaces: list[dict[str, Any]]) -> Iterator[None]:
+    """Replace Python's `int`, which makes a number of a size, by torch's in the code that asks."""
+
+    def asking(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def number(x: Any) -> Any:
+            want_shadow(sys._getframe(1))
+            return original(x)
+
+        return number
+
+    with contextlib.ExitStack() as patches:
+        for owner, name in _ASKING:
+            patches.callback(setattr, owner, name, vars(owner)[name])
+            setattr(owner, name, asking(vars(owner)[name]))
+        patches.callback(setattr, math, "sqrt", math.sqrt)
+        math.sqrt = followed(MATH["sqrt"], _SIZES)
+        patches.enter_context(shadowed_numbers(namespaces, _SIZES))
+        yield
