@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import traced_functions
 from fxprune.capture.exported.plain_graph import _plain_graph
-from fxprune.capture.exported.program import export_again, export_program, parameter_names
+from fxprune.capture.exported.program import export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
@@ -69,7 +69,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
             del module.forward
     taken = exported.example
-    guard_sizes(graph, exported.program, parameter_names(model, taken), taken)
+    guard_sizes(graph, exported.relied)
     guard_arguments(graph, model, taken, numbers=False)
     module = fx.GraphModule(model, graph, type(model).__name__)
     return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))

@@ -19,7 +19,8 @@ from torch._subclasses import fake_impls
 from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.exported.sizes import holds_for
+from fxprune.capture.exported.one_sample import same_for_one
+from fxprune.capture.exported.sizes import Relied, relied_on
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.graph.example import PRIME_BATCH, Example
 
@@ -32,12 +33,14 @@ Is = Callable[[Tensor, int], bool]
 class Exported:
     """A program, what it was exported with, and which sizes were left open.
 
-    fixed_batch: it does not take any batch size.  takes_one: it does, and one sample as well.
+    relied: what it is right for.  fixed_batch: it does not take any batch size.  takes_one: it does, and one
+    sample as well.
     """
 
     program: torch.export.ExportedProgram
     example: Example
-    shapes: Any
+    is_open: Is
+    relied: Relied
     fixed_batch: bool
     takes_one: bool
 
@@ -57,20 +60,33 @@ def export_program(model: nn.Module, example: Example) -> Exported:
         if found and given is example and (several.batch == example.batch or not found[0].fixed_batch):
             break
         with contextlib.suppress(Exception):  # whatever the export of user code raises
-            exported = _exported(model, given, _shapes(model, given, is_open))
-            if not holds_for(exported.program, parameter_names(model, example), example):
+            exported = _for_one_as_well(model, _exported(model, given, is_open))
+            if not exported.relied.holds_for(example):
                 continue
             if exported.takes_one:
                 return exported
             found.append(exported)
-    return next(
-        (e for e in found if not e.fixed_batch), found[0] if found else _exported(model, example, None)
-    )
+    any_batch = [e for e in found if not e.fixed_batch]
+    return (any_batch or found or [_exported(model, example, lambda t, d: False)])[0]
+
+
+def _for_one_as_well(model: nn.Module, exported: Exported) -> Exported:
+    """Let one sample in, where the program for any other number of them is right for it."""
+    decided = exported.fixed_batch or exported.takes_one
+    if decided or exported.relied.excludes_one_sample(exported.example) is None:
+        return exported
+    single = exported.example.with_batch(1)
+    with contextlib.suppress(Exception):
+        one = _exported(model, single, lambda t, d: t.shape[d] > 1 and exported.is_open(t, d))
+        relied = exported.relied.or_one_sample(one.relied, exported.example)
+        if relied is not None and same_for_one(exported.program, one.program):
+            return replace(exported, relied=relied, takes_one=True)
+    return exported
 
 
 def export_again(model: nn.Module, exported: Exported) -> Exported:
     """Export for the same sizes in the mode that the model is in now."""
-    return _exported(model, exported.example, exported.shapes)
+    return _exported(model, exported.example, exported.is_open)
 
 
 def parameter_names(model: nn.Module, example: Example) -> list[str]:
@@ -79,17 +95,16 @@ def parameter_names(model: nn.Module, example: Example) -> list[str]:
     return [*names[: len(example.args)], *example.kwargs]
 
 
-def _exported(model: nn.Module, example: Example, shapes: Any) -> Exported:
-    program = _quietly(model, example, shapes)
-    names, blank = parameter_names(model, example), example.map(lambda t: t.to("meta"))
-    any_batch, one = (holds_for(program, names, blank.with_batch(n)) for n in (PRIME_BATCH, 1))
-    return Exported(program, example, shapes, fixed_batch=not any_batch, takes_one=any_batch and one)
+def _exported(model: nn.Module, example: Example, is_open: Is) -> Exported:
+    program = _quietly(model, example, _shapes(model, example, is_open))
+    relied = relied_on(program, parameter_names(model, example), example)
+    blank = example.map(lambda t: t.to("meta"))
+    any_batch, one = (relied.holds_for(blank.with_batch(n)) for n in (PRIME_BATCH, 1))
+    return Exported(program, example, is_open, relied, fixed_batch=not any_batch, takes_one=any_batch and one)
 
 
-def _shapes(model: nn.Module, example: Example, is_open: Is | None) -> Any:
+def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
     """Choose the dimensions that may be of any size, where the code leaves them so."""
-    if is_open is None:
-        return None
 
     def opened(value: Any) -> Any:
         if not isinstance(value, Tensor):

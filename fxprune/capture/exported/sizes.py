@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,52 +23,130 @@ from fxprune.capture.exported.expressions import (
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_size
 
-__all__ = ["guard_sizes", "holds_for", "input_shapes"]
+__all__ = ["Relied", "guard_sizes", "relied_on"]
 
 MOST = 100  # a program that relies on more than that is better exported for fewer dynamic sizes
 UNBOUNDED = 1 << 31
+At = tuple[Path, int]  # a tensor among the arguments, and one of its dimensions
 
 
-def guard_sizes(
-    graph: fx.Graph, program: torch.export.ExportedProgram, names: list[str], example: Example
-) -> None:
+@dataclass(frozen=True)
+class Relied:
+    """What a program was exported for.
+
+    names: of the arguments.  fixed: the sizes that it has as numbers.  conditions: what is to hold of the
+    others, as Python expressions over `L['x'].size()[0]`.
+    """
+
+    names: tuple[str, ...]
+    fixed: dict[At, int]
+    conditions: tuple[ast.expr, ...]
+
+    def holds_for(self, example: Example) -> bool:
+        """Say whether a call with these arguments meets all of it."""
+        tensors = _tensors(self.names, example)
+        if any(tensors[path].shape[dim] != size for (path, dim), size in self.fixed.items()):
+            return False
+        return all(_holds(c, self.names, example) for c in self.conditions)
+
+    def excludes_one_sample(self, example: Example) -> tuple[ast.expr, ...] | None:
+        """Return what is not so for one sample; None where it is about other sizes than the batch as well."""
+        single, batched = example.with_batch(1), set(_batched(self.names, example))
+        found = tuple(c for c in self.conditions if not _holds(c, self.names, single))
+        return found if all(set(_sizes_in(c)) <= batched for c in found) else None
+
+    def or_one_sample(self, one: Relied, example: Example) -> Relied | None:
+        """Return what to rely on where the program is right for one sample too, `one` being for that alone.
+
+        None where `one` relies on more than that, or what excludes one sample is about other sizes as well.
+        """
+        excluding = self.excludes_one_sample(example)
+        if excluding is None:
+            return None
+        batched = _batched(self.names, example)
+        kept = [c for c in self.conditions if c not in excluding]
+        fixed = {at: size for at, size in one.fixed.items() if at not in batched}
+        needed = {ast.dump(c) for c in one.conditions if not _is_known(c, set(one.fixed))}
+        if not fixed.items() <= self.fixed.items() or not needed <= {ast.dump(c) for c in kept}:
+            return None
+        for condition in excluding:
+            if not _is_unequal_to_one(condition):
+                code = f"{ast.unparse(condition)} or {_read(batched[0])} == 1"
+                kept.append(ast.parse(code, mode="eval").body)
+        return replace(self, conditions=tuple(kept))
+
+
+def guard_sizes(graph: fx.Graph, relied: Relied) -> None:
     """Insert a guard for each size of an input that the program has as a number, and for each relation.
 
-    Needs one placeholder for each argument of the example, in its order, of the name in `names`.
+    Needs one placeholder for each argument of the example, in its order.
 
     Raises:
         NotImplementedError: it relies on what can't be checked, or on more than `MOST` relations.
     """
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    reader = Reader(graph, inputs[-1], dict(zip(names, inputs, strict=True)))
-    fixed = _fixed(program, names, example)
-    for (path, dim), size in fixed.items():
+    reader = Reader(graph, inputs[-1], dict(zip(relied.names, inputs, strict=True)))
+    for (path, dim), size in relied.fixed.items():
         said = f"dimension {dim} of {spelled(path)}"
         reader.call(guard_size, reader.size(path, dim), size, what=said)
-    found = [c for c in _conditions(program, names, example) if not _is_known(c, set(fixed))]
+    found = [c for c in relied.conditions if not _is_known(c, set(relied.fixed))]
     if len(found) > MOST:
         raise NotImplementedError(f"torch.export relies on {len(found)} relations between sizes")
     for condition in found:
         reader.call(guard_size, reader.value(condition), True, what=spelled_condition(condition))
 
 
-def holds_for(program: torch.export.ExportedProgram, names: list[str], example: Example) -> bool:
-    """Say whether a call with these arguments meets everything that the program relies on."""
+def relied_on(program: torch.export.ExportedProgram, names: Sequence[str], example: Example) -> Relied:
+    """Return what a program relies on of the arguments that it was exported with."""
+    shapes = dict(_input_shapes(program, names, example))
+    found = tuple(_conditions(program, shapes))
+    fixed = {
+        (path, dim): size
+        for path, shape in shapes.items()
+        for dim, size in enumerate(shape)
+        if isinstance(size, int)
+    }
+    for condition in found:
+        match condition:
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[ast.Constant(value=int(number))]):
+                at = size_of(left)
+                if at is not None:
+                    fixed.setdefault(at, number)
+    return Relied(tuple(names), fixed, found)
+
+
+def _is_unequal_to_one(condition: ast.expr) -> bool:
+    match condition:
+        case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[ast.Constant(value=1)]):
+            return size_of(left) is not None
+    return False
+
+
+def _holds(condition: ast.expr, names: Sequence[str], example: Example) -> bool:
     given = dict(zip(names, (*example.args, *example.kwargs.values()), strict=True))
-    leaves = {path: leaf for name, value in given.items() for path, leaf in _leaves(name, value)}
-    for path, shape in input_shapes(program, names, example):
-        sizes = zip(leaves[path].shape, shape, strict=True)
-        if any(isinstance(size, int) and here != size for here, size in sizes):
-            return False
     space = {"L": given, "torch": torch, "math": math}
-    return all(
-        eval(ast.unparse(c), space)  # what torch.export wrote
-        for c in _conditions(program, names, example)
-    )
+    return bool(eval(ast.unparse(condition), space))  # what torch.export wrote
 
 
-def input_shapes(
-    program: torch.export.ExportedProgram, names: list[str], example: Example
+def _tensors(names: Sequence[str], example: Example) -> dict[Path, Tensor]:
+    arguments = zip(names, (*example.args, *example.kwargs.values()), strict=True)
+    leaves = (pair for name, value in arguments for pair in _leaves(name, value))
+    return {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def _batched(names: Sequence[str], example: Example) -> list[At]:
+    """Return the dimensions that are the batch size."""
+    some, others = _tensors(names, example.with_batch(1)), _tensors(names, example.with_batch(2))
+    return [
+        (path, dim)
+        for path, t in some.items()
+        for dim in range(t.ndim)
+        if t.shape[dim] != others[path].shape[dim]
+    ]
+
+
+def _input_shapes(
+    program: torch.export.ExportedProgram, names: Sequence[str], example: Example
 ) -> Iterator[tuple[Path, Any]]:
     """Yield the path of each tensor of the arguments, and its shape of numbers and symbols."""
     arguments = zip(names, (*example.args, *example.kwargs.values()), strict=True)
@@ -78,25 +157,6 @@ def input_shapes(
     for (path, value), shape in zip(leaves, shapes, strict=True):
         if isinstance(value, Tensor) and shape is not None:
             yield path, shape
-
-
-def _fixed(
-    program: torch.export.ExportedProgram, names: list[str], example: Example
-) -> dict[tuple[Path, int], int]:
-    """Return the sizes that the program has as numbers."""
-    found = {
-        (path, dim): size
-        for path, shape in input_shapes(program, names, example)
-        for dim, size in enumerate(shape)
-        if isinstance(size, int)
-    }
-    for condition in _conditions(program, names, example):
-        match condition:
-            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[ast.Constant(value=int(number))]):
-                at = size_of(left)
-                if at is not None:
-                    found.setdefault(at, number)
-    return found
 
 
 def _leaves(name: str, value: Any) -> list[tuple[Path, Any]]:
@@ -115,29 +175,33 @@ def _shapes(program: torch.export.ExportedProgram) -> list[Any]:
     return [n.meta["val"].shape if isinstance(n.meta.get("val"), Tensor) else None for n in nodes]
 
 
-def _conditions(
-    program: torch.export.ExportedProgram, names: list[str], example: Example
-) -> Iterator[ast.expr]:
+def _conditions(program: torch.export.ExportedProgram, shapes: dict[Path, Any]) -> Iterator[ast.expr]:
     """Yield what export found that it must be able to rely on: relations of sizes, and their ranges."""
     for code in getattr(program, "_guards_code", None) or ():
         yield from conditions(code)
-    for path, shape in input_shapes(program, names, example):
+    for path, shape in shapes.items():
         for dim, size in enumerate(shape):
             bounds = None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
             if bounds is None:
                 continue
-            read = f"L[{path[0]!r}]" + "".join(f"[{key!r}]" for key in path[1:]) + f".size()[{dim}]"
             if bounds.lower > 1:
-                yield from conditions(f"{read} >= {bounds.lower}")
+                yield from conditions(f"{_read((path, dim))} >= {bounds.lower}")
             if bounds.upper < UNBOUNDED:
-                yield from conditions(f"{read} <= {bounds.upper}")
+                yield from conditions(f"{_read((path, dim))} <= {bounds.upper}")
 
 
-def _is_known(condition: ast.expr, fixed: set[tuple[Path, int]]) -> bool:
+def _read(at: At) -> str:
+    (name, *keys), dim = at
+    return f"L[{name!r}]" + "".join(f"[{key!r}]" for key in keys) + f".size()[{dim}]"
+
+
+def _is_known(condition: ast.expr, fixed: set[At]) -> bool:
     """Say whether it is about sizes alone that are guarded as numbers."""
-    sizes = [found for tree in ast.walk(condition) if (found := _size(tree)) is not None]
-    return set(sizes) <= fixed
+    return set(_sizes_in(condition)) <= fixed
 
 
-def _size(tree: ast.AST) -> tuple[Path, int] | None:
-    return size_of(tree) if isinstance(tree, ast.expr) else None
+def _sizes_in(condition: ast.expr) -> Iterator[At]:
+    for tree in ast.walk(condition):
+        at = size_of(tree) if isinstance(tree, ast.expr) else None
+        if at is not None:
+            yield at

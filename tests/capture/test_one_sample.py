@@ -1,0 +1,114 @@
+"""Code that asks for the batch size and computes the same all the same is captured for one sample as well."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import InputSizeError
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 6, 12))
+        self.stem, self.hidden, self.head = nn.Linear(8, 12), nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def rest(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x).relu().mean(1))
+
+
+class Expands(Layers):
+    """Gives each sample places of its own, where there are several."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.places
+        if x.shape[0] != places.shape[0]:
+            places = places.expand(x.shape[0], -1, -1)
+        return self.rest(self.stem(x) + places)
+
+
+class Repeats(Layers):
+    """The same with copies, and a reshape that a single sample does not need."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.places if x.shape[0] == 1 else self.places.repeat(x.shape[0], 1, 1)
+        return self.rest((self.stem(x) + places).reshape(x.shape[0], 6, 12))
+
+
+class Adds(Layers):
+    """Computes another thing for one sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.rest(self.stem(x) + self.places)
+        return out + 1 if x.shape[0] == 1 else out
+
+
+class Permutes(Layers):
+    """The shape is the same for one sample, and the values are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.places
+        if x.shape[0] > 1:
+            x = x.flip(1)
+        return self.rest(x * torch.arange(6.0, dtype=x.dtype)[:, None])
+
+
+class Scales(Layers):
+    """Another number for one sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.stem(x) * (2.0 if x.shape[0] == 1 else 3.0))
+
+
+class Writes(Layers):
+    """A copy that is written to is no matter of taste."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        z = y if x.shape[0] == 1 else y.clone()
+        z[:, 0] = 0
+        return self.rest(y + z)
+
+
+@pytest.mark.parametrize("given", [1, 2, 3])
+@pytest.mark.parametrize("kind", [Expands, Repeats])
+def test_one_sample_is_taken_where_nothing_else_is_computed(kind: type[nn.Module], given: int) -> None:
+    model = randomise(kind()).double().eval()
+    example = torch.randn(given, 6, 8, dtype=torch.float64)
+    whole = fxprune.prune(model, 0.0, example_inputs=example, capture="export")
+    pruned = fxprune.prune(model, 0.5, example_inputs=example)
+    assert fxprune.verify(model, pruned) < 1e-8
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 6, 8, dtype=torch.float64)
+        assert torch.allclose(whole(x), model(x), rtol=1e-9)
+        assert pruned(x).shape == (batch, 5)
+
+
+@pytest.mark.parametrize("capture", ["auto", "export"])
+@pytest.mark.parametrize("given", [1, 2, 3])
+@pytest.mark.parametrize("kind", [Adds, Permutes, Scales, Writes])
+def test_another_result_for_one_sample_is_exact_or_refused(
+    kind: type[nn.Module], given: int, capture: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = randomise(kind()).double().eval()
+    example = torch.randn(given, 6, 8, dtype=torch.float64)
+    whole = fxprune.prune(model, 0.0, example_inputs=example, capture=capture)
+    refused = []
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 6, 8, dtype=torch.float64)
+        try:
+            assert torch.allclose(whole(x), model(x), rtol=1e-9)
+        except InputSizeError:
+            refused.append(batch)
+    assert refused in ([1], [2, 5]) and given not in refused
+
+
+def test_no_guard_is_left_for_one_sample() -> None:
+    traced = fxprune.trace(randomise(Expands().eval()), torch.zeros(2, 6, 8), capture="export")
+    assert not [
+        n for n in traced.graph.nodes if "guard_size" in str(n.target) and "dimension 0" in str(n.kwargs)
+    ]
