@@ -19,14 +19,20 @@ from torch._subclasses import fake_impls
 from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.exported.one_sample import same_for_one
+from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.graph.example import PRIME_BATCH, Example
 
 __all__ = ["Exported", "export_again", "export_program", "parameter_names"]
 
-Is = Callable[[Tensor, int], bool]
+Is = Callable[[Tensor, int, int | None], bool]  # of a tensor, a dimension, the batch size
+
+LONGEST = 30  # operations in the sizes of one tensor: beyond, torch takes minutes to compare them
+
+
+class TooLong(BaseException):
+    """Sizes are such long expressions that they are better not left open."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +59,47 @@ def export_program(model: nn.Module, example: Example) -> Exported:
     several = example.with_batch(2) if example.batch == 1 else replace(example)
     found: list[Exported] = []
     for given, is_open in (
-        (several, lambda t, d: t.shape[d] > 1),
-        (several, lambda t, d: d == 0 and t.shape[0] == several.batch),
-        (example, lambda t, d: d > 0 and t.shape[d] > 1),
+        (several, lambda t, d, _: t.shape[d] > 1),
+        (several, lambda t, d, batch: d == 0 and t.shape[0] == batch),
+        (example, lambda t, d, _: d > 0 and t.shape[d] > 1),
     ):
         if found and given is example and (several.batch == example.batch or not found[0].fixed_batch):
             break
-        with contextlib.suppress(Exception):  # whatever the export of user code raises
-            exported = _for_one_as_well(model, _exported(model, given, is_open))
+        with contextlib.suppress(Exception, TooLong):  # whatever the export of user code raises
+            exported = _for_others_as_well(model, _exported(model, given, is_open))
             if not exported.relied.holds_for(example):
                 continue
             if exported.takes_one:
                 return exported
             found.append(exported)
     any_batch = [e for e in found if not e.fixed_batch]
-    return (any_batch or found or [_exported(model, example, lambda t, d: False)])[0]
+    return (any_batch or found or [_exported(model, example, lambda t, d, _: False)])[0]
 
 
-def _for_one_as_well(model: nn.Module, exported: Exported) -> Exported:
-    """Let one sample in, where the program for any other number of them is right for it."""
-    decided = exported.fixed_batch or exported.takes_one
-    if decided or exported.relied.excludes_one_sample(exported.example) is None:
-        return exported
-    single = exported.example.with_batch(1)
-    with contextlib.suppress(Exception):
-        one = _exported(model, single, lambda t, d: t.shape[d] > 1 and exported.is_open(t, d))
-        relied = exported.relied.or_one_sample(one.relied, exported.example)
-        if relied is not None and same_for_one(exported.program, one.program):
-            return replace(exported, relied=relied, takes_one=True)
+def _for_others_as_well(model: nn.Module, exported: Exported) -> Exported:
+    """Let batch sizes in that the program excludes, but would be right for: one sample, or many."""
+    for batch in (1, PRIME_BATCH):
+        excluding = exported.relied.excludes(exported.example, batch)
+        if not excluding:
+            continue
+        given = exported.example.with_batch(_alike(exported, batch))
+        with contextlib.suppress(Exception, TooLong):
+            other = _exported(model, given, _open_beyond_one(exported.is_open))
+            relied = exported.relied.or_else(other.relied, exported.example, batch)
+            if relied is not None and same_otherwise(exported.program, other.program):
+                exported = _judged(replace(exported, relied=relied))
     return exported
+
+
+def _open_beyond_one(is_open: Is) -> Is:
+    return lambda t, d, batch: t.shape[d] > 1 and is_open(t, d, batch)
+
+
+def _alike(exported: Exported, batch: int) -> int:
+    """Return a batch size that is excluded as another is: a small one, but better not one sample."""
+    relied, example = exported.relied, exported.example
+    sizes = (2, *(1 + (1 << k) for k in range(1, 13)))
+    return next((n for n in sizes if relied.excludes(example, n) == relied.excludes(example, batch)), batch)
 
 
 def export_again(model: nn.Module, exported: Exported) -> Exported:
@@ -96,11 +114,18 @@ def parameter_names(model: nn.Module, example: Example) -> list[str]:
 
 
 def _exported(model: nn.Module, example: Example, is_open: Is) -> Exported:
-    program = _quietly(model, example, _shapes(model, example, is_open))
+    tensors = [t for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)]
+    of_sizes = any(is_open(t, d, example.batch) for t in tensors for d in range(1, t.ndim))
+    shapes = _shapes(model, example, is_open)
+    program = _quietly(model, example, shapes, LONGEST if of_sizes else math.inf)
     relied = relied_on(program, parameter_names(model, example), example)
-    blank = example.map(lambda t: t.to("meta"))
-    any_batch, one = (relied.holds_for(blank.with_batch(n)) for n in (PRIME_BATCH, 1))
-    return Exported(program, example, is_open, relied, fixed_batch=not any_batch, takes_one=any_batch and one)
+    return _judged(Exported(program, example, is_open, relied, fixed_batch=True, takes_one=False))
+
+
+def _judged(exported: Exported) -> Exported:
+    blank = exported.example.map(lambda t: t.to("meta"))
+    any_batch, one = (exported.relied.holds_for(blank.with_batch(n)) for n in (PRIME_BATCH, 1))
+    return replace(exported, fixed_batch=not any_batch, takes_one=any_batch and one)
 
 
 def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
@@ -109,7 +134,9 @@ def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
     def opened(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return None
-        return {d: torch.export.Dim.AUTO for d in range(value.ndim) if is_open(value, d)} or None
+        return {
+            d: torch.export.Dim.AUTO for d in range(value.ndim) if is_open(value, d, example.batch)
+        } or None
 
     names = list(inspect.signature(model.forward).parameters)
     return {
@@ -118,7 +145,7 @@ def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
     }
 
 
-def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.ExportedProgram:
+def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) -> torch.export.ExportedProgram:
     log = logging.getLogger("torch.export")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -133,7 +160,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any) -> torch.export.Ex
                     # Before it raises some errors, it prints the graph so far.
                     with (
                         _followed_numbers(namespaces),
-                        _layout_unasked(),
+                        _layout_unasked(longest),
                         contextlib.redirect_stderr(io.StringIO()),
                     ):
                         return torch.export.export(
@@ -157,7 +184,7 @@ _LAYOUT = (
 
 
 @contextlib.contextmanager
-def _layout_unasked() -> Iterator[None]:
+def _layout_unasked(longest: float) -> Iterator[None]:
     """Keep what is computed of strides out of what the program relies on."""
 
     def unasked(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,6 +193,8 @@ def _layout_unasked() -> Iterator[None]:
             listed = [s for s in shapes if isinstance(s, (tuple, list))]
             sizes = [size for sizes in listed for size in sizes if isinstance(size, torch.SymInt)]
             known: Any = sizes[0].node.shape_env if sizes else None
+            if sum(int(size.node.expr.count_ops()) for size in sizes) > longest:
+                raise TooLong
             with contextlib.nullcontext() if known is None else known.suppress_guards():
                 return original(*args, **kwargs)
 

@@ -49,30 +49,33 @@ class Relied:
             return False
         return all(_holds(c, self.names, example) for c in self.conditions)
 
-    def excludes_one_sample(self, example: Example) -> tuple[ast.expr, ...] | None:
-        """Return what is not so for one sample; None where it is about other sizes than the batch as well."""
-        single, batched = example.with_batch(1), set(_batched(self.names, example))
-        found = tuple(c for c in self.conditions if not _holds(c, self.names, single))
-        return found if all(set(_sizes_in(c)) <= batched for c in found) else None
+    def excludes(self, example: Example, batch: int) -> tuple[ast.expr, ...] | None:
+        """Return what is not so for a batch size; None where that is about other sizes as well."""
+        given, batched = _blank(example).with_batch(batch), set(_batched(self.names, example))
+        found = tuple(c for c in self.conditions if not _holds(c, self.names, given))
+        only = batched.isdisjoint(self.fixed) and all(set(_sizes_in(c)) <= batched for c in found)
+        return found if only else None
 
-    def or_one_sample(self, one: Relied, example: Example) -> Relied | None:
-        """Return what to rely on where the program is right for one sample too, `one` being for that alone.
+    def or_else(self, other: Relied, example: Example, batch: int) -> Relied | None:
+        """Return what to rely on where the program is right for what `other` was exported for as well.
 
-        None where `one` relies on more than that, or what excludes one sample is about other sizes as well.
+        batch: the size of batch of `other`, which this one excludes.  None where `other` relies on more than
+        this one, or what excludes that size is about other sizes as well.
         """
-        excluding = self.excludes_one_sample(example)
-        if excluding is None:
+        excluding = self.excludes(example, batch)
+        if not excluding:
             return None
         batched = _batched(self.names, example)
         kept = [c for c in self.conditions if c not in excluding]
-        fixed = {at: size for at, size in one.fixed.items() if at not in batched}
-        needed = {ast.dump(c) for c in one.conditions if not _is_known(c, set(one.fixed))}
-        if not fixed.items() <= self.fixed.items() or not needed <= {ast.dump(c) for c in kept}:
+        fixed = {at: size for at, size in other.fixed.items() if at not in batched}
+        needed = [c for c in other.conditions if not _is_known(c, set(other.fixed))]
+        own = [c for c in needed if ast.dump(c) not in {ast.dump(k) for k in kept}]
+        if not fixed.items() <= self.fixed.items() or any(not set(_sizes_in(c)) <= set(batched) for c in own):
             return None
-        for condition in excluding:
-            if not _is_unequal_to_one(condition):
-                code = f"{ast.unparse(condition)} or {_read(batched[0])} == 1"
-                kept.append(ast.parse(code, mode="eval").body)
+        own += [_parsed(f"{_read(at)} == {other.fixed[at]}") for at in batched if at in other.fixed]
+        either = _parsed(" or ".join(" and ".join(map(ast.unparse, all_of)) for all_of in (excluding, own)))
+        if not _is_always((*excluding, *own), either, self.names, example):
+            kept.append(either)
         return replace(self, conditions=tuple(kept))
 
 
@@ -115,11 +118,28 @@ def relied_on(program: torch.export.ExportedProgram, names: Sequence[str], examp
     return Relied(tuple(names), fixed, found)
 
 
-def _is_unequal_to_one(condition: ast.expr) -> bool:
-    match condition:
-        case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[ast.Constant(value=1)]):
-            return size_of(left) is not None
-    return False
+def _is_always(parts: Sequence[ast.expr], whole: ast.expr, names: Sequence[str], example: Example) -> bool:
+    """Say whether a condition holds for every batch size, its parts being comparisons of one with numbers."""
+    changes = {1}
+    for part in parts:
+        match part:
+            case ast.Compare(left=left, ops=[_], comparators=[ast.Constant(value=int(number))]):
+                if size_of(left) is None:
+                    return False
+                changes |= {number - 1, number, number + 1}
+            case _:
+                return False
+    if len(set(_sizes_in(whole))) > 1:
+        return False
+    return all(_holds(whole, names, _blank(example).with_batch(n)) for n in changes if n > 0)
+
+
+def _parsed(code: str) -> ast.expr:
+    return ast.parse(code, mode="eval").body
+
+
+def _blank(example: Example) -> Example:
+    return example.map(lambda t: t.to("meta"))
 
 
 def _holds(condition: ast.expr, names: Sequence[str], example: Example) -> bool:
@@ -136,7 +156,8 @@ def _tensors(names: Sequence[str], example: Example) -> dict[Path, Tensor]:
 
 def _batched(names: Sequence[str], example: Example) -> list[At]:
     """Return the dimensions that are the batch size."""
-    some, others = _tensors(names, example.with_batch(1)), _tensors(names, example.with_batch(2))
+    blank = _blank(example)
+    some, others = (_tensors(names, blank.with_batch(n)) for n in (1, 2))
     return [
         (path, dim)
         for path, t in some.items()

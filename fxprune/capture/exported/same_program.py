@@ -1,4 +1,4 @@
-"""Prove that a program which was exported for several samples computes the same for one.
+"""Prove that a program which was exported for some batch sizes computes the same for others.
 
 Code that asks `if x.shape[0] != y.shape[0]: y = y.expand(..)` takes another branch for one sample, and yet
 computes nothing else: its graph for one sample is that for several, but for operations that leave their
@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-__all__ = ["same_for_one"]
+__all__ = ["same_otherwise"]
 
 aten = torch.ops.aten
 # What leaves its input as it is where the shape stays: the first as views, the others as copies.
@@ -27,18 +27,20 @@ Symbols = dict[sympy.Symbol, sympy.Expr]
 Step = tuple[Any, ...]
 
 
-def same_for_one(several: torch.export.ExportedProgram, one: torch.export.ExportedProgram) -> bool:
-    """Say whether two programs run the same operations where the first is given one sample.
+def same_otherwise(several: torch.export.ExportedProgram, other: torch.export.ExportedProgram) -> bool:
+    """Say whether the first program runs the operations of the second where it is given what that was.
 
-    Needs the same arguments but for their batch size, which `one` has as a number.
+    Needs the same arguments but for their batch size, which `other` may have as a number.
     """
-    if several.call_spec.out_spec != one.call_spec.out_spec:
+    if several.call_spec.out_spec != other.call_spec.out_spec:
         return False
-    sizes = _sizes_of_one(several, one)
+    sizes = _shared_sizes(several, other)
     if sizes is None:
         return False
-    a, b = (_Reading(p, s) for p, s in zip((several, one), sizes, strict=True))
-    return a.steps(several.graph_module) == b.steps(one.graph_module) and _all_equal(a.constants, b.constants)
+    a, b = (_Reading(p, s) for p, s in zip((several, other), sizes, strict=True))
+    return a.steps(several.graph_module) == b.steps(other.graph_module) and _all_equal(
+        a.constants, b.constants
+    )
 
 
 def _all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
@@ -50,13 +52,13 @@ def _all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
     )
 
 
-def _sizes_of_one(
-    several: torch.export.ExportedProgram, one: torch.export.ExportedProgram
+def _shared_sizes(
+    several: torch.export.ExportedProgram, other: torch.export.ExportedProgram
 ) -> tuple[Symbols, Symbols] | None:
-    """Return what the symbols of both programs stand for: a number that `one` has, or a name they share."""
+    """Return what the symbols of both programs stand for: a number that `other` has, or a name they share."""
     of_several: Symbols = {}
-    of_one: Symbols = {}
-    for place, (a, b) in enumerate(zip(_inputs(several), _inputs(one), strict=True)):
+    of_other: Symbols = {}
+    for place, (a, b) in enumerate(zip(_inputs(several), _inputs(other), strict=True)):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
             continue
         for dim, (size, here) in enumerate(zip(a.shape, b.shape, strict=True)):
@@ -64,11 +66,11 @@ def _sizes_of_one(
                 meant = sympy.Integer(here)
             else:
                 name = sympy.Symbol(f"size_{place}_{dim}", integer=True, positive=True)
-                meant = of_one.setdefault(here.node.expr, name)
+                meant = of_other.setdefault(here.node.expr, name)
             own = sympy.Integer(size) if isinstance(size, int) else size.node.expr
             if (own if own.is_number else of_several.setdefault(own, meant)) != meant:
                 return None
-    return of_several, of_one
+    return of_several, of_other
 
 
 def _inputs(program: torch.export.ExportedProgram) -> list[Any]:

@@ -1,6 +1,8 @@
-"""Code that asks for the batch size and computes the same all the same is captured for one sample as well."""
+"""Code that asks for the batch size, and computes the same all the same, is captured for all of them."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
@@ -112,3 +114,36 @@ def test_no_guard_is_left_for_one_sample() -> None:
     assert not [
         n for n in traced.graph.nodes if "guard_size" in str(n.target) and "dimension 0" in str(n.kwargs)
     ]
+
+
+class Many(Layers):
+    """Copies what it has where there are many samples; computes another thing with more than that."""
+
+    def __init__(self, more: float) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.places
+        if x.shape[0] >= 8:
+            x = x.contiguous() if self.more == 1 else x * self.more
+        return self.rest(x)
+
+
+@pytest.mark.parametrize("more", [1, 3])
+@pytest.mark.parametrize("given", [1, 4, 9])
+def test_a_branch_for_many_samples_is_followed_where_it_computes_nothing_else(
+    given: int, more: float
+) -> None:
+    model = randomise(Many(more)).double().eval()
+    example = torch.randn(given, 6, 8, dtype=torch.float64)
+    with warnings.catch_warnings(action="error" if more == 1 else "ignore"):
+        whole = fxprune.prune(model, 0.0, example_inputs=example, capture="export")
+    refused = []
+    for batch in (1, 4, 7, 8, 9, 30):
+        x = torch.randn(batch, 6, 8, dtype=torch.float64)
+        try:
+            assert torch.allclose(whole(x), model(x), rtol=1e-9)
+        except InputSizeError:
+            refused.append(batch)
+    assert refused == ([] if more == 1 else [1, 4, 7] if given == 9 else [8, 9, 30])
