@@ -1,12 +1,15 @@
 """Every example runs as a user would run it."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -26,6 +29,36 @@ def test_a_run_of_the_zoo_tabulates_its_models(tmp_path: Path) -> None:
     printed = run("zoo_run.py", "timm:test_vit", "--table", str(table))
     assert "certified" in printed
     assert "timm:test_vit" in table.read_text()
+
+
+@pytest.mark.slow
+def test_cifar_arms_go_from_teacher_to_table(tmp_path: Path) -> None:
+    """On a few rendered images; the real data are not part of the project."""
+    pytest.importorskip("accelerate", reason="needs the extra [finetune]")
+    data = tmp_path / "few.npz"
+    np.savez(data, **rendered_images("train", 24), **rendered_images("test", 6))
+    common = ["--data", str(data), "--folder", str(tmp_path), "--epochs", "1", "--batch", "8"]
+    for arm in ("teacher", "scratch", "scratch-distilled", "pruned", "pruned-refit"):
+        assert "parameters, top-1" in run("cifar/run.py", arm, *common)
+    rows = run("cifar/run.py", "table", "--folder", str(tmp_path)).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:]] == [
+        *("| pruned-refit-seed-0", "| pruned-seed-0", "| scratch-distilled-seed-0", "| scratch-seed-0"),
+        "| teacher-seed-0",
+    ]
+
+
+def rendered_images(split: str, count: int) -> dict[str, np.ndarray]:
+    """Plain colours as JPEG, in the format of the data that the scripts read."""
+    files = []
+    for i in range(count):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (25 * (i % 10), 90, 40)).save(file, "JPEG")
+        files.append(file.getvalue())
+    return {
+        f"{split}_jpeg": np.frombuffer(b"".join(files), dtype=np.uint8),
+        f"{split}_offsets": np.cumsum([0, *map(len, files)]),
+        f"{split}_labels": np.arange(count) % 10,
+    }
 
 
 def test_the_notebook_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,209 @@
+"""Train students on CIFAR-10: is a pruned one worth more than one of its shape from scratch?
+
+One command an arm; each is killed and run again as you like, and goes on from its last checkpoint:
+
+    export CIFAR10=cifar10.npz VIT_TINY=vit_tiny_patch16_224.safetensors
+    python examples/cifar/run.py teacher                  # ViT-Tiny, patches and positions resampled to 48 px
+    python examples/cifar/run.py scratch --seed 0         # the student's shape, labels alone
+    python examples/cifar/run.py scratch-distilled --seed 0
+    python examples/cifar/run.py pruned --seed 0          # cut from the teacher by plain selection
+    python examples/cifar/run.py pruned-refit --seed 0    # layers solved again after it, no labels
+    python examples/cifar/run.py table
+
+All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--layers 6` for half its
+depth), one budget and one recipe.  The pruned ones stand on the teacher's pre-training on ImageNet and its
+epochs here, the distilled one on what the teacher says, the first on nothing.  The data: an .npz of JPEG
+bytes, with `{train,test}_jpeg`, `{train,test}_offsets` and `{train,test}_labels`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+import fxprune
+
+PIXELS, PATCH = 48, 8
+TEACHER_WIDTH, STUDENT_WIDTH, LAYERS, HEADS = 192, 48, 12, 3
+ARMS = ("scratch", "scratch-distilled", "pruned", "pruned-refit", "pruned-basis")
+PROXY = 512  # images that channels are ranked on, without labels
+
+
+def vit(width: int, layers: int) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=PIXELS, patch_size=PATCH, num_classes=10, embed_dim=width, depth=layers, num_heads=HEADS
+    )
+
+
+@dataclass(frozen=True)
+class Images:
+    """CIFAR's images in memory: uint8 [n, 3, 32, 32], and their classes [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def read(path: str, split: str, limit: int | None) -> Images:
+        """A split, in an order of its own (the file is sorted by class); at most `limit` of it."""
+        data = np.load(path)
+        offsets, jpeg, labels = (data[f"{split}_{name}"] for name in ("offsets", "jpeg", "labels"))
+        chosen = np.random.default_rng(0).permutation(len(labels))[:limit]
+        decoded = [
+            np.asarray(Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes()))) for i in chosen
+        ]
+        return Images(
+            torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), torch.tensor(labels[chosen]).long()
+        )
+
+
+class Batches:
+    """Batches for training: shuffled, shifted by up to four pixels, mirrored; anew each epoch."""
+
+    def __init__(self, data: Images, size: int) -> None:
+        self.data, self.size = data, size
+
+    def __len__(self) -> int:
+        return len(self.data.labels) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.data.labels))[: len(self) * self.size]
+        for chosen in order.split(self.size):
+            images = F.pad(self.data.images[chosen].float(), (4, 4, 4, 4), mode="reflect")
+            top, left = torch.randint(9, (2,)).tolist()
+            images = images[:, :, top : top + 32, left : left + 32]
+            mirrored = torch.rand(len(chosen)) < 0.5
+            images[mirrored] = images[mirrored].flip(-1)
+            yield as_input(images), self.data.labels[chosen]
+
+
+def as_input(images: Tensor) -> Tensor:
+    resized = F.interpolate(images.float(), size=(PIXELS, PIXELS), mode="bicubic", align_corners=False)
+    return resized / 127.5 - 1
+
+
+def accuracy(data: Images) -> Any:
+    def judge(model: nn.Module) -> Mapping[str, float]:
+        pairs = zip(data.images.split(250), data.labels.split(250), strict=True)
+        right = sum((model(as_input(x)).argmax(1) == y).sum().item() for x, y in pairs)
+        return {"top1": right / len(data.labels)}
+
+    return judge
+
+
+def new_teacher(weights: str | None) -> VisionTransformer:
+    """ViT-Tiny with the weights of a file, its patch embedding and positions resampled by timm."""
+    model = vit(TEACHER_WIDTH, LAYERS)
+    if weights:
+        state = {name: t for name, t in load_file(weights).items() if not name.startswith("head.")}
+        missing = model.load_state_dict(checkpoint_filter_fn(state, model), strict=False).missing_keys
+        assert missing == ["head.weight", "head.bias"], missing
+    return model
+
+
+def student_of(arm: str, teacher: nn.Module, data: Images, layers: int) -> nn.Module:
+    """The student of an arm before it is trained; all arms have the same shape."""
+    shape = vit(STUDENT_WIDTH, layers)
+    if arm.startswith("scratch"):
+        return shape
+    proxy = [as_input(images) for images in data.images[:PROXY].split(64)]
+    options = {"pruned": {"refit": False}, "pruned-refit": {"refit": True}, "pruned-basis": {"refit": True}}[
+        arm
+    ]
+    if arm == "pruned-basis":
+        options = {**options, "basis": "principal"}
+    known = inspect.signature(fxprune.prune).parameters
+    if missing := sorted(set(options) - set(known)):
+        raise SystemExit(f"this version of fxprune.prune knows no {', '.join(missing)}")
+    return fxprune.prune(teacher.eval(), like=shape, data=proxy, example_inputs=proxy[0][:2], **options)
+
+
+def train(options: argparse.Namespace, folder: Path) -> None:
+    data = Images.read(options.data, "train", options.limit)
+    test = Images.read(options.data, "test", options.limit)
+    torch.manual_seed(options.seed)
+    best = options.folder / "teacher.safetensors"
+    teacher = new_teacher(options.weights if options.arm == "teacher" else None)
+    if options.arm != "teacher":
+        if not best.exists():
+            raise SystemExit(f"{best} is missing: run the arm `teacher` first")
+        teacher.load_state_dict(load_file(best))
+    of_teacher = options.arm == "teacher"
+    student = teacher if of_teacher else student_of(options.arm, teacher, data, options.layers)
+    alone = options.arm in ("teacher", "scratch")
+    training = fxprune.Training(
+        epochs=options.epochs,
+        lr=options.lr,
+        warmup=min(1.0, options.epochs / 10),
+        weight_decay=0.05,
+        kl=0.0 if alone else options.kl,
+        seed=options.seed,
+    )
+    trained = fxprune.distill(
+        student,
+        None if alone else teacher,
+        Batches(data, options.batch),
+        training,
+        evaluate=accuracy(test),
+        folder=folder,
+        resume=True,
+        every=50,
+    )
+    if of_teacher:
+        save_file(student.state_dict(), best)
+    count = sum(p.numel() for p in student.parameters())
+    print(f"{folder.name}: {count:,} parameters, top-1 {trained.log[-1]['top1']:.2%}")
+
+
+def table(folder: Path) -> str:
+    """What was run: a row for each finished or unfinished arm and seed."""
+    rows = ["| arm | epochs | top-1 of the last | of the best | hours |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob("*/log.jsonl")):
+        log = [json.loads(line) for line in path.read_text().splitlines()]
+        if log:
+            hours = sum(line["seconds"] for line in log) / 3600
+            best = max(line["top1"] for line in log)
+            last = log[-1]["top1"]
+            rows.append(f"| {path.parent.name} | {len(log)} | {last:.2%} | {best:.2%} | {hours:.2f} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("arm", choices=("teacher", *ARMS, "table"))
+    parser.add_argument("--data", default=os.environ.get("CIFAR10"), help="cifar10.npz (or set CIFAR10)")
+    parser.add_argument("--weights", default=os.environ.get("VIT_TINY"), help="ViT-Tiny's (or set VIT_TINY)")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/cifar"), help="for runs and the teacher")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the student (default: 12)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--kl", type=float, default=0.2, help="weight of the divergence from the teacher")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="at most so many images of each split")
+    options = parser.parse_args()
+    if options.arm == "table":
+        print(table(options.folder))
+        return
+    if options.data is None or not Path(options.data).exists():
+        raise SystemExit("no data: give --data cifar10.npz, or set CIFAR10")
+    depth = "" if options.layers == LAYERS else f"-{options.layers}-layers"
+    train(options, options.folder / f"{options.arm}{depth}-seed-{options.seed}")
+
+
+if __name__ == "__main__":
+    main()
