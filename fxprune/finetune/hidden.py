@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fxprune.choose.planned import analysis_behind
+from fxprune.compiler.rebase import rebased
 from fxprune.errors import TrainingError
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.fingerprint import layout_digest
+from fxprune.result.forms import graph_form
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import record_of
 from fxprune.result.record import Record
@@ -64,22 +67,27 @@ class HiddenStates:
 
     kept: name of a weight of the teacher -> what the student keeps of each of its dimensions.
     ours, theirs: id of a weight of the student, of the teacher -> that name.
+    teacher: what to run for the teacher's states.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         """Pair the weights of a pruned model with those of what it was pruned from.
 
+        Where the plan changed bases first, the teacher's hidden states are those of a copy in the same
+        coordinates, which computes the same: see `teacher`.
+
         Raises:
             PlanError: the student was not made by fxprune.
             TrainingError: it was pruned from another model than the teacher.
         """
-        own, dense = dict(named_tensors(student)), dict(named_tensors(teacher))
         plans = _plans_since(layout_digest(teacher.state_dict()), record_of(student))
         if plans is None:
             raise TrainingError(
                 "the teacher is none of the models that the student was pruned from, so that no hidden state "
                 "of one is known to be that of the other: give such a teacher, or hidden=0"
             )
+        self.teacher = _in_coordinates_of(plans, student, teacher)
+        own, dense = dict(named_tensors(student)), dict(named_tensors(self.teacher))
         pairs = list(_pairs(plans, own, dense))
         self.kept: dict[str, Dims] = {name: dims for name, _, dims in pairs}
         self.ours = {id(own[new]): name for name, new, _ in pairs}
@@ -130,6 +138,19 @@ def _plans_since(layout: str, record: Record | None) -> list[Plan] | None:
             return plans
         record = record.before
     return None
+
+
+def _in_coordinates_of(plans: Sequence[Plan], student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """Return the teacher, or a copy of it in the coordinates that the student was cut in."""
+    if not any(plan.bases for plan in plans):
+        return teacher
+    if len(plans) > 1:
+        raise TrainingError(
+            "the student was pruned more than once, in coordinates of its own: hidden states say the same in "
+            "the model that it was pruned from last; give that for a teacher, or hidden=0"
+        )
+    analysis = analysis_behind(teacher, graph_form(student))
+    return rebased(teacher, analysis, plans[0].bases)[0]
 
 
 def _pairs(

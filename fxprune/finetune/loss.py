@@ -87,11 +87,12 @@ class Distillation:
             raise OptionError(f"kl={kl}, hidden={hidden}: weights of losses are not negative")
         if teacher is None and (kl or hidden):
             raise OptionError("there is no teacher to be like: kl=0 and hidden=0 learn from labels alone")
-        self.student, self.teacher = student, teacher
+        self.student = student
         self.kl, self.hidden = kl, hidden
         self.loss, self.smoothing = loss, smoothing
         self.log_probabilities = log_probabilities
         self.states = HiddenStates(student, teacher) if teacher is not None and hidden else None
+        self.teacher = self.states.teacher if self.states else teacher
 
     def __call__(self, batch: Any, wrapped: nn.Module | None = None) -> Losses:
         """Return the losses of a batch: inputs, `(inputs, labels)`, or a mapping of keyword arguments.

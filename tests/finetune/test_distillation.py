@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers import CAPTURES, ConvNet, images, small_hf_vit, small_swin, small_vit
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.randomise import randomise
 from fxprune.errors import DataError, OptionError, PlanError, TrainingError
+from fxprune.passes.rebasing.random import random_bases
 
 FORMS = ("graph", "module")
 MAKERS = (small_vit, small_swin, small_hf_vit)
@@ -161,9 +164,26 @@ def test_a_model_that_was_pruned_twice_has_both_teachers() -> None:
         distillation = fxprune.Distillation(twice, dense, hidden=1.0)
         assert distillation.states is not None
         distillation.states.ours = {k: v for k, v in distillation.states.ours.items() if "0.norm1" in v}
-        assert float(distillation(images(3, 32)).hidden) < 1e-10
+        assert distillation(images(3, 32)).hidden.item() < 1e-10
     with pytest.raises(TrainingError, match="none of the models that the student was pruned from"):
         fxprune.Distillation(twice, small_vit(embed_dim=96), hidden=1.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hidden_states_in_other_coordinates(form: str) -> None:
+    """A plan that changed bases first: every coordinate is another, and the first norm's are still ours."""
+    teacher = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    randomise(teacher.eval())
+    plan = fxprune.plan_of(fxprune.prune(teacher, 0.5, attention="head_dim"))
+    plan = replace(plan, bases=random_bases(fxprune.analyze(teacher), seed=3))
+    distillation = fxprune.Distillation(fxprune.apply(teacher, plan, form=form), teacher, hidden=1.0)
+    x = images(3, 32)
+    assert distillation.teacher is not None and distillation.states is not None
+    torch.testing.assert_close(distillation.teacher(x), teacher(x), rtol=1e-3, atol=1e-3)
+    distillation.states.ours = {k: v for k, v in distillation.states.ours.items() if "0.norm1" in v}
+    assert distillation(x).hidden.item() < 1e-9
 
 
 # ---------------------------------------------------------------- what is refused
