@@ -38,11 +38,11 @@ def test_cifar_arms_go_from_teacher_to_table(tmp_path: Path) -> None:
     data = tmp_path / "few.npz"
     np.savez(data, **rendered_images("train", 24), **rendered_images("test", 6))
     common = ["--data", str(data), "--folder", str(tmp_path), "--epochs", "1", "--batch", "8"]
-    for arm in ("teacher", "scratch", "scratch-distilled", "pruned", "pruned-refit"):
+    for arm in ("teacher", "scratch", "scratch-distilled", "pruned", "pruned-basis"):
         assert "parameters, top-1" in run("cifar/run.py", arm, *common)
     rows = run("cifar/run.py", "table", "--folder", str(tmp_path)).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == [
-        *("| pruned-refit-seed-0", "| pruned-seed-0", "| scratch-distilled-seed-0", "| scratch-seed-0"),
+        *("| pruned-basis-seed-0", "| pruned-seed-0", "| scratch-distilled-seed-0", "| scratch-seed-0"),
         "| teacher-seed-0",
     ]
 

@@ -8,6 +8,7 @@ One command an arm; each is killed and run again as you like, and goes on from i
     python examples/cifar/run.py scratch-distilled --seed 0
     python examples/cifar/run.py pruned --seed 0          # cut from the teacher by plain selection
     python examples/cifar/run.py pruned-refit --seed 0    # layers solved again after it, no labels
+    python examples/cifar/run.py pruned-basis --seed 0    # in chosen coordinates, and solved again
     python examples/cifar/run.py table
 
 All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--layers 6` for half its
@@ -19,7 +20,6 @@ bytes, with `{train,test}_jpeg`, `{train,test}_offsets` and `{train,test}_labels
 from __future__ import annotations
 
 import argparse
-import inspect
 import io
 import json
 import os
@@ -115,21 +115,25 @@ def new_teacher(weights: str | None) -> VisionTransformer:
     return model
 
 
-def student_of(arm: str, teacher: nn.Module, data: Images, layers: int) -> nn.Module:
+def student_of(arm: str, teacher: VisionTransformer, data: Images, layers: int) -> nn.Module:
     """The student of an arm before it is trained; all arms have the same shape."""
     shape = vit(STUDENT_WIDTH, layers)
     if arm.startswith("scratch"):
         return shape
     proxy = [as_input(images) for images in data.images[:PROXY].split(64)]
-    options = {"pruned": {"refit": False}, "pruned-refit": {"refit": True}, "pruned-basis": {"refit": True}}[
-        arm
-    ]
-    if arm == "pruned-basis":
-        options = {**options, "basis": "principal"}
-    known = inspect.signature(fxprune.prune).parameters
-    if missing := sorted(set(options) - set(known)):
-        raise SystemExit(f"this version of fxprune.prune knows no {', '.join(missing)}")
-    return fxprune.prune(teacher.eval(), like=shape, data=proxy, example_inputs=proxy[0][:2], **options)
+    options: dict[str, Any] = {
+        "pruned": {"basis": "given", "refit": False},
+        "pruned-refit": {"basis": "given", "refit": True},
+        "pruned-basis": {"basis": "principal", "refit": True},
+    }[arm]
+    options |= {"data": proxy, "example_inputs": proxy[0][:2]}
+    if layers != len(teacher.blocks):
+        return fxprune.prune(teacher.eval(), like=shape, **options)
+    ratio = 1 - STUDENT_WIDTH / TEACHER_WIDTH
+    student: nn.Module = fxprune.prune(teacher.eval(), ratio, attention="head_dim", **options)
+    assert student.state_dict().keys() == shape.state_dict().keys()
+    assert all(t.shape == shape.state_dict()[name].shape for name, t in student.state_dict().items())
+    return student
 
 
 def train(options: argparse.Namespace, folder: Path) -> None:
