@@ -16,7 +16,8 @@ from fxprune.finetune.loss import Distillation
 from fxprune.finetune.steps import prune_and_distill
 from fxprune.finetune.training import Training
 from fxprune.result.old_names import install_old_names
-from fxprune.result.plan import Kept, Plan, plan_of
+from fxprune.result.plan import Kept, Plan
+from fxprune.result.pruned_module import plan_of
 from fxprune.result.saved.load import load
 from fxprune.result.saved.save import save
 from fxprune.rules import DEFAULT_RULES, Flow, NotCovered, Op, RuleSet

@@ -19,8 +19,8 @@ from fxprune.analysis.analyze import analyzed
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of
-from fxprune.result.plan import Plan, plan_of
-from fxprune.result.pruned_module import PrunedModule, record_of
+from fxprune.result.plan import Plan
+from fxprune.result.pruned_module import PrunedModule, plan_of, record_of
 from fxprune.rules.axes import atoms_of
 
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]

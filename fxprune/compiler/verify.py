@@ -14,8 +14,7 @@ from fxprune.compiler.rebase import rebased
 from fxprune.errors import OptionError, PlanError
 from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
-from fxprune.result.plan import plan_of
-from fxprune.result.pruned_module import noise_for
+from fxprune.result.pruned_module import noise_for, plan_of
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 

@@ -24,7 +24,8 @@ from fxprune.finetune.training import Training
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.fingerprint import json_digest, layout_digest
 from fxprune.result.forms import is_result
-from fxprune.result.plan import plan_data, plan_of
+from fxprune.result.plan import plan_data
+from fxprune.result.pruned_module import plan_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

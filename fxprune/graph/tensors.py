@@ -1,4 +1,4 @@
-"""A module's tensors by name, where they are, in what precision, and those of what it returns."""
+"""A module's tensors and parts by name, where they are, in what precision, and those of what it returns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 __all__ = [
+    "called_modules",
     "device_of",
     "floats_of",
     "get_or_create_submodule",
@@ -19,6 +20,11 @@ __all__ = [
     "named_tensors",
     "tensor_at",
 ]
+
+
+def called_modules(module: fx.GraphModule) -> list[str]:
+    """List the paths of the modules that a graph calls, each once, in the order of its first call."""
+    return list(dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op == "call_module"))
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.as_data import own_name
 from fxprune.graph.own_nodes import is_guard
+from fxprune.graph.tensors import called_modules
 
 __all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
 
@@ -73,8 +74,8 @@ def graph_digest(module: fx.GraphModule, own: Mapping[str, str] | None = None) -
         [n.op, _spelled(n.target, number), _spelled(n.args, number), _spelled(_computed(n), number)]
         for n in module.graph.nodes
     ]
-    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
-    layers = {path: _settings(module.get_submodule(path), number) for path in sorted(called)}
+    called = sorted(called_modules(module))
+    layers = {path: _settings(module.get_submodule(path), number) for path in called}
     return json_digest([lines, layers])
 
 

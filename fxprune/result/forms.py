@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import PlanError
-from fxprune.graph.tensors import named_tensors
+from fxprune.graph.tensors import called_modules, named_tensors
 from fxprune.result.pruned_module import FORM, PrunedModule, record_of
 from fxprune.result.record import Record
 from fxprune.rules.modules import native
@@ -66,7 +66,7 @@ def graph_form(pruned: nn.Module) -> PrunedModule:
     graph = copy.deepcopy(form.graph)
     graph.record = form.record
     modules = dict(pruned.named_modules(remove_duplicate=False))
-    for path in dict.fromkeys(str(n.target) for n in graph.graph.nodes if n.op == "call_module"):
+    for path in called_modules(graph):
         if path in modules and path not in form.apart:
             parent, _, leaf = path.rpartition(".")
             graph.get_submodule(parent)._modules[leaf] = modules[path]

@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import LongTensor, Tensor
 
 from fxprune.errors import PlanError
 from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of, read_matrix, written_matrix
 from fxprune.result.files import write_whole
 from fxprune.result.refitted import Refit
 
-__all__ = ["Kept", "Plan", "no_plan", "plan_data", "plan_from", "plan_of"]
+__all__ = ["Kept", "Plan", "plan_data", "plan_from"]
 
 
 FORMAT = "fxprune-plan-2"
@@ -119,26 +119,6 @@ class Plan:
             raise PlanError(f"{path} can't be read: {error}") from error
         except ValueError as error:
             raise PlanError(f"{path} holds no whole fxprune plan: {error}") from error
-
-
-def plan_of(pruned: nn.Module) -> Plan:
-    """Return the plan that a pruned model was made by.
-
-    Raises:
-        PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
-    """
-    # In the form of the user's own class, the record is out of the way of the class's own attributes.
-    carrier = vars(pruned).get("_fxprune", pruned) if isinstance(pruned, nn.Module) else pruned
-    plan = getattr(getattr(carrier, "record", None), "plan", None)
-    if not isinstance(plan, Plan):
-        raise no_plan(pruned)
-    return plan
-
-
-def no_plan(model: nn.Module) -> PlanError:
-    """Make the error for a module that was not pruned here."""
-    made = "it was not made by fxprune.prune or fxprune.apply"
-    return PlanError(f"{type(model).__name__} carries no plan: {made}")
 
 
 # ---------------------------------------------------------------- as JSON data

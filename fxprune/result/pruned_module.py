@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import get_or_create_submodule
-from fxprune.result.plan import no_plan
+from fxprune.result.plan import Plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
-__all__ = ["FORM", "PrunedModule", "noise_for", "record_of"]
+__all__ = ["FORM", "PrunedModule", "noise_for", "plan_of", "record_of"]
 
 FORM = "_fxprune"  # where an instance of the user's own class carries its record
 
@@ -85,11 +86,22 @@ def record_of(pruned: nn.Module) -> Record:
     Raises:
         PlanError: it was not made by fxprune.
     """
-    form = vars(pruned).get(FORM)
+    # In the form of the user's own class, the record is out of the way of the class's own attributes.
+    form = vars(pruned).get(FORM) if isinstance(pruned, nn.Module) else None
     record = getattr(pruned if form is None else form, "record", None)
     if not isinstance(record, Record):
-        raise no_plan(pruned)
+        made = "it was not made by fxprune.prune or fxprune.apply"
+        raise PlanError(f"{type(pruned).__name__} carries no plan: {made}")
     return record
+
+
+def plan_of(pruned: nn.Module) -> Plan:
+    """Return the plan that a pruned model was made by.
+
+    Raises:
+        PlanError: the module was not made by `fxprune.prune` or `fxprune.apply`.
+    """
+    return record_of(pruned).plan
 
 
 def noise_for(pruned: nn.Module, model: nn.Module, batch: int) -> Example:

@@ -126,26 +126,26 @@ def isin_axes(elements: Typed, test_elements: Any, **options: object) -> Flow:
     return Flow(elements.axes, frozen=[(axis, "compared with each element") for axis in tested])
 
 
-def _whole_axes(why: str) -> Callable[..., Flow]:
-    def whole_axes(*args: Any, result: Any, **options: object) -> Flow:
+def _frozen_axes(why: str) -> Callable[..., Flow]:
+    def all_frozen_axes(*args: Any, result: Any, **options: object) -> Flow:
         """all frozen"""
         reasons = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
         return Flow(_shapes(result), frozen=reasons)
 
-    return whole_axes
+    return all_frozen_axes
 
 
 def _shapes(result: Any) -> Any:
     return result.axes if isinstance(result, Typed) else [_shapes(r) for r in result]
 
 
-_WHOLE = {
+_FROZEN = {
     "what is returned depends on its values": "histc bincount multinomial nonzero argwhere masked_select "
     "unique unique_consecutive _unique2 unique_dim",
     "its elements are not alike": "combinations as_strided take put",
     "a loss is taken over it": "cosine_embedding_loss triplet_margin_loss ctc_loss margin_ranking_loss "
     "multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss",
 }
-for _why, _ops in _WHOLE.items():
+for _why, _ops in _FROZEN.items():
     for _op in _ops.split():
-        DEFAULT_RULES.add(_op, _whole_axes(_why))
+        DEFAULT_RULES.add(_op, _frozen_axes(_why))

@@ -32,6 +32,16 @@ def test_every_model_of_timm_is_here() -> None:
     assert set(timm.list_models()) - rows == set()
 
 
+def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Frozen shares stood in a column named "whole"."""
+    table.write(tmp_path / "new.csv", [Result("timm:test_vit", "certified", frozen=0.25)])
+    old = (tmp_path / "new.csv").read_text().replace(",frozen,", ",whole,", 1)
+    assert ",whole," in old
+    (tmp_path / "old.csv").write_text(old)
+    assert table.read(tmp_path / "old.csv") == table.read(tmp_path / "new.csv")
+    assert table.read(tmp_path / "old.csv")["timm:test_vit"].frozen == 0.25
+
+
 def test_every_model_of_timm_passes() -> None:
     assert [row.model for row in ROWS if row.model.startswith("timm:") and not row.passed] == []
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 from fxprune.graph.as_data import own_name
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
+from fxprune.graph.tensors import called_modules
 
 __all__ = ["captured_as_is"]
 
@@ -20,7 +21,7 @@ def captured_as_is(model: nn.Module, leaves: Collection[int], example: Example) 
     """
     if not isinstance(model, fx.GraphModule) or not _is_ours(model):
         return None
-    called = [model.get_submodule(str(n.target)) for n in model.graph.nodes if n.op == "call_module"]
+    called = [model.get_submodule(path) for path in called_modules(model)]
     if any(id(m) not in leaves and own_name(type(m)) is None for m in called):
         return None
     graph = fx.Graph()

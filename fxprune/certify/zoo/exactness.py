@@ -19,8 +19,7 @@ from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import prune_analyzed
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.result.measure import outputs_of
-from fxprune.result.plan import plan_of
-from fxprune.result.pruned_module import record_of
+from fxprune.result.pruned_module import plan_of, record_of
 from fxprune.result.saved import model_specs
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES

@@ -68,10 +68,12 @@ class Result:
     @staticmethod
     def of_row(row: dict[str, str]) -> Result:
         numbers = {f.name for f in fields(Result) if "float" in str(f.type)}
+        row = {FORMER.get(name, name): value for name, value in row.items()}
         values = {k: (float(v) if v else None) if k in numbers else v for k, v in row.items()}
         return Result(**values)  # type: ignore[arg-type]
 
 
+FORMER = {"whole": "frozen"}  # columns of tables that earlier versions wrote
 COLUMNS = [f.name for f in fields(Result) if f.name != "ops"]
 _FORMATS = {"seconds": ".2f", "params": ".2f", "certificate": ".0e"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -104,18 +103,17 @@ def _substitute(equation: Equation, known: dict[Atom, int], model: Analysis) -> 
 def _value(axis: Axis, known: dict[Atom, int]) -> int | None:
     if isinstance(axis, Atom):
         return known.get(axis)
-    values = [_value(part, known) for part in axis.parts]
-    if any(v is None for v in values):
+    values = [v for part in axis.parts if (v := _value(part, known)) is not None]
+    if len(values) < len(axis.parts):
         return None
-    whole: list[Any] = values
-    return sum(whole) if isinstance(axis, Sum) else math.prod(whole)
+    return sum(values) if isinstance(axis, Sum) else math.prod(values)
 
 
 def _contradiction(place: str, axis: Axis, ours: int, size: int, model: Analysis) -> SiblingError:
     groups = [model.by_atom[a] for a in atoms_of(axis) if a in model.by_atom]
-    whole = [g for g in groups if g.frozen is not None]
-    if isinstance(axis, Atom) and whole:
-        return _refused(whole[0], size, f"it is frozen: {whole[0].frozen}", place)
+    frozen = [g for g in groups if g.frozen is not None]
+    if isinstance(axis, Atom) and frozen:
+        return _refused(frozen[0], size, f"it is frozen: {frozen[0].frozen}", place)
     reason = model.frozen(axis) if isinstance(axis, Atom) else None
     if reason is not None:
         return SiblingError(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import in_float64, named_tensors
+from fxprune.graph.tensors import called_modules, in_float64, named_tensors
 from fxprune.rules.modules import NATIVE, native
 
 Resized = Callable[[Sequence[str], Tensor], Tensor]  # every name that a model has for a tensor, and itself
 
-__all__ = ["Resized", "doubled_copy", "in_double_as", "is_inside", "leaf_paths", "resized_copy"]
+__all__ = ["Resized", "doubled_copy", "in_double_as", "is_inside", "resized_copy"]
 
 
 def doubled_copy(model: nn.Module) -> nn.Module:
@@ -41,7 +41,7 @@ def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> 
     new = structural_copy(model, lambda t: resized(names[id(t)], t) if id(t) in names else t)
     for module in new.modules():
         _describe(module)
-    for path in leaf_paths(pruned):
+    for path in called_modules(pruned):
         source = pruned.get_submodule(path)
         try:
             target = new.get_submodule(path)
@@ -64,11 +64,6 @@ def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def is_inside(path: str, module: str) -> bool:
     """Is a path that of a module, or of one in it?  The root's is empty."""
     return not module or path == module or path.startswith(f"{module}.")
-
-
-def leaf_paths(pruned: fx.GraphModule) -> list[str]:
-    """List the modules that a graph calls."""
-    return list(dict.fromkeys(str(n.target) for n in pruned.graph.nodes if n.op == "call_module"))
 
 
 def _describe(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
 from fxprune.compiler.refit.walk import Sides, split
 from fxprune.result.forms import graph_form, with_record
-from fxprune.result.plan import plan_of
+from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
 from fxprune.result.selection import Selection
 

@@ -23,8 +23,8 @@ from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
 from fxprune.result.forms import graph_form, is_result
-from fxprune.result.plan import Plan, plan_of
-from fxprune.result.pruned_module import record_of
+from fxprune.result.plan import Plan
+from fxprune.result.pruned_module import plan_of, record_of
 from fxprune.rules.axes import Atom, Axis, size_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 

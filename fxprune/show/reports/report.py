@@ -20,8 +20,7 @@ from fxprune.compiler import verify
 from fxprune.errors import OptionError, shown
 from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
-from fxprune.result.plan import plan_of
-from fxprune.result.pruned_module import noise_for, record_of
+from fxprune.result.pruned_module import noise_for, plan_of, record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
 from fxprune.show.reports.measure import latencies, macs_by_node
