@@ -15,7 +15,7 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.rebase import rebased
 from fxprune.graph.tensors import tensor_at
 from fxprune.result.forms import graph_form, with_record
-from fxprune.result.plan import plan_of
+from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
 from fxprune.rules.calls import Weight
 
