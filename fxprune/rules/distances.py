@@ -44,7 +44,7 @@ def pairwise_distance_axes(
 
 
 @rule("cdist")
-def cdist_axes(x1: Typed, x2: Typed, p: float = 2.0, compute_mode: Any = None) -> Flow:
+def cdist_axes(x1: Typed, x2: Typed, p: float = 2.0, compute_mode: object = None) -> Flow:
     """... n c, ... m c -> ... n m (removed elements are zero in both)"""
     batch, same = broadcast([x1.axes[:-2], x2.axes[:-2]])
     out = (*batch, x1.axes[-2], x2.axes[-2])

@@ -81,7 +81,7 @@ def chunk_axes(input: Typed, chunks: int, dim: int = 0) -> Flow:
 
 
 @rule("tensor_split", linear=LAYOUT)
-def tensor_split_axes(input: Typed, indices_or_sections: Any, dim: int = 0) -> Flow:
+def tensor_split_axes(input: Typed, indices_or_sections: int | Sequence[int], dim: int = 0) -> Flow:
     """... [n | m] -> ... n, ... m"""
     n = input.shape[at(dim, input.ndim)]
     if isinstance(indices_or_sections, int):
@@ -118,7 +118,7 @@ def select_axes(input: Typed, dim: int, index: int) -> Flow:
     return Flow(replaced(input.axes, d), frozen=[(_part_with(input.axes[d], index), "selected by index")])
 
 
-def _part_with(axis: Axis, index: Any) -> Axis:
+def _part_with(axis: Axis, index: object) -> Axis:
     """Return the part of a concatenation that holds one element: the others need not be frozen for it."""
     if not isinstance(axis, Sum) or not isinstance(index, int):
         return axis
@@ -211,7 +211,7 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
 
 
 @rule("getitem", linear=LAYOUT)
-def getitem_axes(input: Any, index: Any) -> Flow:
+def getitem_axes(input: object, index: Any) -> Flow:
     """x[i, :, a:b, None, ..., table]: each element of the index acts on its own dimension."""
     if not isinstance(input, Typed):
         raise NotCovered("a container is indexed, not a tensor")
@@ -262,12 +262,12 @@ def written_axes(x: Typed, index: Any, value: object) -> Flow:
     return Flow(x.axes, same=[*part.same, *fits], frozen=reasons, sizes=part.sizes)
 
 
-def _places(index: Any) -> list[tuple[Axis, str]]:
+def _places(index: object) -> list[tuple[Axis, str]]:
     """Freeze the axes of index tensors: what is not written to all of them keeps other values there."""
     return [(axis, "written to") for tensor in leaves(index, Typed) for axis in tensor.axes]
 
 
-def _dims_used(entry: Any) -> int:
+def _dims_used(entry: object) -> int:
     return 0 if entry is None or entry is Ellipsis else 1
 
 
@@ -337,7 +337,7 @@ def scatter_axes(
     input: Typed,
     dim: int,
     index: Typed,
-    src: Any = None,
+    src: object = None,
     reduce: str | None = None,
     *,
     include_self: bool = True,
@@ -361,7 +361,7 @@ def _element_by_element(
 
 
 @rule("roll", linear=LAYOUT)
-def roll_axes(input: Typed, shifts: Any, dims: Dims = None) -> Flow:
+def roll_axes(input: Typed, shifts: object, dims: Dims = None) -> Flow:
     """... n -> ... n, n frozen: its order matters"""
     return Flow(input.axes, frozen=[(input.axes[d], "its order matters") for d in dims_of(dims, input.ndim)])
 

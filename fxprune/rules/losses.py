@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +19,7 @@ def _masked(function: Callable[..., Tensor], scale: str | None = None) -> Callab
     """Make the masked form of a loss: of each element, then the sum or mean over those that are kept."""
 
     def loss(
-        input: Tensor, mask: Tensor, target: Tensor, reduction: Any = "mean", **options: object
+        input: Tensor, mask: Tensor, target: Tensor, reduction: str | int = "mean", **options: object
     ) -> Tensor:
         given = {} if scale is None or scale not in options else {scale: options[scale]}
         if options.get("weight") is not None:
@@ -38,9 +37,9 @@ def _masked(function: Callable[..., Tensor], scale: str | None = None) -> Callab
 def error_axes(
     input: Typed,
     target: Typed,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: Any = "mean",
+    size_average: object = None,
+    reduce: object = None,
+    reduction: str | int = "mean",
     weight: Typed | None = None,
 ) -> Flow:
     """... n, ... n -> ... n; or their sum or mean"""
@@ -57,9 +56,9 @@ def error_axes(
 def smooth_error_axes(
     input: Typed,
     target: Typed,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: Any = "mean",
+    size_average: object = None,
+    reduce: object = None,
+    reduction: str | int = "mean",
     beta: float = 1.0,
 ) -> Flow:
     """... n, ... n -> ... n; or their sum or mean"""
@@ -68,7 +67,11 @@ def smooth_error_axes(
 
 @rule("huber_loss", masked=_masked(F.huber_loss, "delta"))
 def huber_axes(
-    input: Typed, target: Typed, reduction: Any = "mean", delta: float = 1.0, weight: Typed | None = None
+    input: Typed,
+    target: Typed,
+    reduction: str | int = "mean",
+    delta: float = 1.0,
+    weight: Typed | None = None,
 ) -> Flow:
     """... n, ... n -> ... n; or their sum or mean"""
     return error_axes(input, target, reduction=reduction, weight=weight)
@@ -91,7 +94,7 @@ def aten_smooth_error_axes(input: Typed, target: Typed, reduction: int = 1, beta
     *("binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "poisson_nll_loss"),
     *("soft_margin_loss", "hinge_embedding_loss"),
 )
-def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
+def likelihood_axes(input: Typed, target: Typed, *args: object, result: Typed, **options: object) -> Flow:
     """... n, ... n -> ... n; their sum or mean freezes all, since the loss at zero is not zero"""
     out, same = broadcast(t.axes for t in (input, target, *leaves([args, options], Typed)))
     if result.shape == tuple(axis.size for axis in out):
@@ -100,7 +103,7 @@ def likelihood_axes(input: Typed, target: Typed, *args: Any, result: Typed, **op
 
 
 @rule("cross_entropy", "nll_loss", "cross_entropy_loss", "nll_loss_nd", "nll_loss2d")
-def class_loss_axes(input: Typed, target: Typed, *args: Any, result: Typed, **options: object) -> Flow:
+def class_loss_axes(input: Typed, target: Typed, *args: object, result: Typed, **options: object) -> Flow:
     """b c .., b .. -> b ..; or their mean; all frozen"""
     tensors = [input, target, *leaves([args, options], Typed)]
     reasons = [(axis, _WHY) for t in tensors for axis in t.axes]

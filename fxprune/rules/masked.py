@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def _squeezed(value: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 def layer_norm(
     input: Tensor,
     mask: Tensor,
-    normalized_shape: Any,
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -51,7 +52,7 @@ def layer_norm(
 def rms_norm(
     input: Tensor,
     mask: Tensor,
-    normalized_shape: Any,
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
     **_: object,
@@ -119,7 +120,7 @@ def mean(input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, *
     return _squeezed(_mean(input, mask, dims), dims, keepdim)
 
 
-def _correction(unbiased: Any, correction: Any) -> float:
+def _correction(unbiased: bool, correction: float | None) -> float:
     return float(unbiased) if correction is None else float(correction)
 
 
@@ -127,9 +128,9 @@ def var(
     input: Tensor,
     mask: Tensor,
     dim: Dims = None,
-    unbiased: Any = True,
+    unbiased: bool = True,
     keepdim: bool = False,
-    correction: Any = None,
+    correction: float | None = None,
 ) -> Tensor:
     dims = dims_of(dim, input.ndim)
     return _squeezed(_variance(input, mask, dims, _correction(unbiased, correction)), dims, keepdim)
@@ -140,7 +141,7 @@ def std(input: Tensor, mask: Tensor, **options: Any) -> Tensor:
 
 
 def var_mean(
-    input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **options: object
+    input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **options: Any
 ) -> tuple[Tensor, Tensor]:
     return var(input, mask, dim=dim, keepdim=keepdim, **options), mean(input, mask, dim, keepdim)
 

@@ -40,7 +40,7 @@ def aminmax_axes(input: Typed, *, dim: int | None = None, keepdim: bool = False)
 
 @rule("quantile", "nanquantile")
 def quantile_axes(
-    input: Typed, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
+    input: Typed, q: object, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Flow:
     """... n, q -> q ..., n frozen"""
     flow = extremum_axes(input, dim, keepdim)
@@ -81,7 +81,7 @@ def diff_axes(
 
 
 @rule("trapezoid", "trapz", "cumulative_trapezoid")
-def trapezoid_axes(y: Typed, x: Typed | None = None, *, dx: Any = 1, dim: int = -1, result: Typed) -> Flow:
+def trapezoid_axes(y: Typed, x: Typed | None = None, *, dx: object = 1, dim: int = -1, result: Typed) -> Flow:
     """... n, n -> ..., n frozen"""
     if x is not None and x.ndim > 1:
         raise NotCovered("only one set of places for all is understood")
@@ -111,7 +111,7 @@ def bucketize_axes(input: Typed, boundaries: Typed, **options: object) -> Flow:
 
 
 @rule("searchsorted")
-def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: object) -> Flow:
+def searchsorted_axes(sorted_sequence: Typed, input: object, **options: object) -> Flow:
     """... n, ... m -> ... m, n frozen (or n, any shape)"""
     *lead, n = sorted_sequence.axes
     axes = input.axes if isinstance(input, Typed) else ()
@@ -120,14 +120,14 @@ def searchsorted_axes(sorted_sequence: Typed, input: Any, **options: object) -> 
 
 
 @rule("isin")
-def isin_axes(elements: Typed, test_elements: Any, **options: object) -> Flow:
+def isin_axes(elements: Typed, test_elements: object, **options: object) -> Flow:
     """..., n -> ..., n frozen"""
     tested = test_elements.axes if isinstance(test_elements, Typed) else ()
     return Flow(elements.axes, frozen=[(axis, "compared with each element") for axis in tested])
 
 
 def _frozen_axes(why: str) -> Callable[..., Flow]:
-    def all_frozen_axes(*args: Any, result: Any, **options: object) -> Flow:
+    def all_frozen_axes(*args: object, result: Any, **options: object) -> Flow:
         """all frozen"""
         reasons = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
         return Flow(_shapes(result), frozen=reasons)

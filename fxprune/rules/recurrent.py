@@ -10,7 +10,11 @@ from fxprune.rules.registry import Flow, NotCovered, Typed, rule
 
 
 def _cell(
-    gates: int, input: Typed, hidden: Sequence[Typed], weights: Sequence[Typed], biases: Sequence[Any]
+    gates: int,
+    input: Typed,
+    hidden: Sequence[Typed],
+    weights: Sequence[Typed],
+    biases: Sequence[Typed | None],
 ) -> Flow:
     w_ih, w_hh = weights
     i, h = w_ih.axes[1], w_hh.axes[1]
@@ -24,7 +28,12 @@ def _cell(
 
 @rule("gru_cell")
 def gru_cell_axes(
-    input: Typed, hx: Typed | None, w_ih: Typed, w_hh: Typed, b_ih: Any = None, b_hh: Any = None
+    input: Typed,
+    hx: Typed | None,
+    w_ih: Typed,
+    w_hh: Typed,
+    b_ih: Typed | None = None,
+    b_hh: Typed | None = None,
 ) -> Flow:
     """b i, b h, (3 h) i, (3 h) h, (3 h), (3 h) -> b h"""
     return _cell(3, input, [] if hx is None else [hx], (w_ih, w_hh), (b_ih, b_hh))
@@ -32,7 +41,12 @@ def gru_cell_axes(
 
 @rule("rnn_tanh_cell", "rnn_relu_cell")
 def rnn_cell_axes(
-    input: Typed, hx: Typed | None, w_ih: Typed, w_hh: Typed, b_ih: Any = None, b_hh: Any = None
+    input: Typed,
+    hx: Typed | None,
+    w_ih: Typed,
+    w_hh: Typed,
+    b_ih: Typed | None = None,
+    b_hh: Typed | None = None,
 ) -> Flow:
     """b i, b h, h i, h h, h, h -> b h"""
     return _cell(1, input, [] if hx is None else [hx], (w_ih, w_hh), (b_ih, b_hh))
@@ -40,7 +54,12 @@ def rnn_cell_axes(
 
 @rule("lstm_cell")
 def lstm_cell_axes(
-    input: Typed, hx: Any, w_ih: Typed, w_hh: Typed, b_ih: Any = None, b_hh: Any = None
+    input: Typed,
+    hx: Sequence[Typed] | None,
+    w_ih: Typed,
+    w_hh: Typed,
+    b_ih: Typed | None = None,
+    b_hh: Typed | None = None,
 ) -> Flow:
     """b i, (b h, b h), (4 h) i, (4 h) h, (4 h), (4 h) -> b h, b h"""
     flow = _cell(4, input, [] if hx is None else list(hx), (w_ih, w_hh), (b_ih, b_hh))
@@ -58,8 +77,8 @@ def layer_axes(
     params: Sequence[Typed],
     has_biases: bool,
     num_layers: int,
-    dropout: Any,
-    train: Any,
+    dropout: float,
+    train: bool,
     bidirectional: bool,
     batch_first: bool,
     *,

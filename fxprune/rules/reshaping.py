@@ -130,7 +130,7 @@ def getattr_axes(input: Typed, name: str) -> Flow:
 
 
 @rule("movedim", "moveaxis", linear=LAYOUT)
-def movedim_axes(input: Typed, source: Any, destination: Any) -> Flow:
+def movedim_axes(input: Typed, source: Dims, destination: Dims) -> Flow:
     """a b c -> b c a"""
     sources, targets = dims_of(source, input.ndim), dims_of(destination, input.ndim)
     order = [d for d in range(input.ndim) if d not in sources]
@@ -204,7 +204,7 @@ def repeat_axes(input: Typed, repeats: Sequence[int]) -> Flow:
 
 @rule("repeat_interleave", linear=LAYOUT)
 def repeat_interleave_axes(
-    input: Typed, repeats: Any, dim: int | None = None, *, output_size: object = None
+    input: Typed, repeats: object, dim: int | None = None, *, output_size: object = None
 ) -> Flow:
     """a b -> a (b 3)"""
     if dim is None or not isinstance(repeats, int):

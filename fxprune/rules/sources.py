@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fxprune.rules.axes import Axis, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
@@ -28,19 +27,19 @@ def full_axes(size: Sequence[int], fill_value: object, **options: object) -> Flo
 
 
 @rule("new_zeros", "new_ones", "new_empty")
-def new_zeros_axes(input: Any, size: Sequence[int], **options: object) -> Flow:
+def new_zeros_axes(input: object, size: Sequence[int], **options: object) -> Flow:
     """-> n m"""
     return zeros_axes(size)
 
 
 @rule("new_full")
-def new_full_axes(input: Any, size: Sequence[int], fill_value: object, **options: object) -> Flow:
+def new_full_axes(input: object, size: Sequence[int], fill_value: object, **options: object) -> Flow:
     """-> n m"""
     return zeros_axes(size)
 
 
 @rule("arange", "linspace", "logspace", "range")
-def arange_axes(*args: Any, result: Typed, **options: object) -> Flow:
+def arange_axes(*args: object, result: Typed, **options: object) -> Flow:
     """-> n, of which the kept numbers are selected: the frequencies of a sine embedding"""
     return Flow(tuple(atom(size) for size in result.shape), select_result=True)
 
@@ -50,7 +49,7 @@ def arange_axes(*args: Any, result: Typed, **options: object) -> Flow:
     *("hann_window", "hamming_window", "blackman_window", "bartlett_window", "kaiser_window"),
     *("fft_fftfreq", "fft_rfftfreq"),
 )
-def eye_axes(*args: Any, result: Typed, **options: object) -> Flow:
+def eye_axes(*args: object, result: Typed, **options: object) -> Flow:
     """-> n m, frozen: each element has a value of its own"""
     return Flow(tuple(frozen(size, "it numbers positions") for size in result.shape))
 
@@ -62,7 +61,9 @@ def one_hot_axes(tensor: Typed, num_classes: int = -1, *, result: Typed) -> Flow
 
 
 @rule("normal")
-def normal_axes(mean: Any, std: Any = 1.0, size: Sequence[int] | None = None, **options: object) -> Flow:
+def normal_axes(
+    mean: object, std: object = 1.0, size: Sequence[int] | None = None, **options: object
+) -> Flow:
     """-> n m; or ... n, ... n -> ... n, around means of their own"""
     if size is not None:
         return zeros_axes(size)

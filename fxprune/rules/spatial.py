@@ -11,7 +11,7 @@ from fxprune.rules.registry import DEFAULT_RULES, Flow, Op, Typed, at, rule
 
 
 def _spatial_axes(n: int) -> Callable[..., Flow]:
-    def spatial_axes(input: Typed, *args: Any, result: Any, **options: object) -> Flow:
+    def spatial_axes(input: Typed, *args: object, result: Any, **options: object) -> Flow:
         """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
         first = result if isinstance(result, Typed) else result[0]
         pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
@@ -41,7 +41,7 @@ DEFAULT_RULES.add("upsample_trilinear3d", Op(_spatial_axes(3), linear=LAYOUT))
 
 
 @rule("interpolate", linear=LAYOUT)
-def interpolate_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
+def interpolate_axes(input: Typed, *args: object, result: Typed, **options: object) -> Flow:
     """b c h w -> b c h' w'"""
     return _spatial_axes(input.ndim - 2)(input, result=result)
 
@@ -170,7 +170,7 @@ def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow
 
 
 @rule("fold", "col2im", linear=LAYOUT)
-def fold_axes(input: Typed, *args: Any, result: Typed, **options: object) -> Flow:
+def fold_axes(input: Typed, *args: object, result: Typed, **options: object) -> Flow:
     """b (c k) l -> b c h w"""
     batch, rows, length = input.axes
     c = atom(result.shape[1])

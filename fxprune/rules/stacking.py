@@ -72,7 +72,7 @@ def _counted(flow: Flow, dim: int) -> Flow:
 
 
 def _equal_split(dim: int) -> Callable[..., Flow]:
-    def split_axes(input: Typed, indices_or_sections: Any) -> Flow:
+    def split_axes(input: Typed, indices_or_sections: int | Sequence[int]) -> Flow:
         """... [n | n] -> ... n, ... n"""
         if not isinstance(indices_or_sections, int):
             raise NotCovered("only equal parts are understood: use tensor_split")
