@@ -90,8 +90,10 @@ class Request:
         return self.data is not None if self.refit is None else self.refit
 
     @property
-    def shows_progress(self) -> bool:
-        return bool(self.importance_options.get("progress", True))
+    def refit_options(self) -> dict[str, Any]:
+        """The importance options that solving layers again takes."""
+        wanted = ("progress", "log_probabilities")
+        return {k: v for k, v in self.importance_options.items() if k in wanted}
 
     @property
     def score_options(self) -> dict[str, Any]:

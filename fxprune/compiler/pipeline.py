@@ -208,7 +208,7 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     if decision.plan.bases:
         scale_norms(decision.analysis, pruned)
     if request.refits and (request.steps == 1 or request.between is not None):
-        refitted(decision.analysis, pruned, request.data, progress=request.shows_progress)
+        refitted(decision.analysis, pruned, request.data, **request.refit_options)
     for step in range(2, request.steps + 1):
         if request.between is not None:
             request.between(pruned, step - 1)
@@ -218,7 +218,7 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
         carry_over(pruned, smaller)
         pruned = smaller
     if request.refits and request.steps > 1 and request.between is None:
-        refitted(decision.analysis, pruned, request.data, progress=request.shows_progress)
+        refitted(decision.analysis, pruned, request.data, **request.refit_options)
     if request.like is not None:
         check_loads(graph_form(pruned), request.like)
     return pruned

@@ -85,6 +85,7 @@ def test_less_is_lost_on_data_that_was_not_seen(case: str, form: str) -> None:
     model = made(build())
     kept = [t.clone() for t in model.state_dict().values()]
     options = {"data": draw(), "importance_options": QUIET, "form": form, "example_inputs": draw()[0][:2]}
+    options["basis"] = "given"
     plain = fxprune.prune(model, 0.4, refit=False, **options)
     better = fxprune.prune(model, 0.4, **options)
     assert off(model, better, draw(seed=5)) < 0.6 * off(model, plain, draw(seed=5))
@@ -100,7 +101,8 @@ def test_less_is_lost_on_data_that_was_not_seen(case: str, form: str) -> None:
 
 def test_without_it_every_weight_is_a_slice() -> None:
     model = made(Block())
-    plan = fxprune.plan_of(fxprune.prune(model, 0.5, data=tokens(), refit=False, importance_options=QUIET))
+    options = {"data": tokens(), "importance_options": QUIET, "basis": "given", "refit": False}
+    plan = fxprune.plan_of(fxprune.prune(model, 0.5, **options))
     assert not plan.refit and not plan.unfitted
 
 

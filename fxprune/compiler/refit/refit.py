@@ -12,32 +12,43 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
 from fxprune.compiler.refit.walk import Sides, split
+from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
 from fxprune.result.selection import Selection
+from fxprune.rules.axes import atoms_of
 
 __all__ = ["refit"]
 
 FEW = 32  # samples below which a note says so
-WAVES = 6  # passes over the data where every layer is solved on what those before it give now
+PASSES = 8  # over the data at most, where each layer is solved on what those before it give now
+STREAM = "it reads a stream whose norms run over less, and the model is too deep to solve layer by layer"
+WORSE = "with it, predictions on held-out data came no nearer to the original's"
 HELD = 1 << 26  # numbers that the moments of one pass take at most, or the largest layer's where that is more
 NO_GAIN = "its error on held-out data did not fall"
 
 
 def refit(
-    analysis: Analysis, result: nn.Module, data: Iterable[Any] | None, *, progress: bool = True
+    analysis: Analysis,
+    result: nn.Module,
+    data: Iterable[Any] | None,
+    *,
+    log_probabilities: LogProbabilities | None = None,
+    progress: bool = True,
 ) -> nn.Module:
     """Solve every layer that reads a shrunk axis again, in place, and record which.
 
     Where only what lies between two layers was narrowed, each is solved on what is kept of what it read in
-    the original; where a norm runs over less than before, on what it reads in the result, the first layers
-    first, for they change what the others read.
+    the original; where a norm runs over less than before, on what it reads in the result, one after the
+    other, for the first change what the others read.  A deep model's readers of such a stream keep theirs.
+    Where predictions on held-out samples come no nearer to the original's, everything keeps its slice.
 
     Args:
         analysis: of the original, or of the graph that the plan's groups are of.
@@ -62,8 +73,16 @@ def refit(
         left |= {c.node: "there is one sample only, and none to choose by" for c in consumers.solved}
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
-        own = narrows_a_norm(analysis, selection)
-        waves = list(_waves(consumers.solved, sides, WAVES if own else 1))
+        solvable, own = consumers.solved, False
+        streams = {c.node for c in solvable if reads_a_stream(c, analysis, selection)}
+        if streams:  # one after the other: solved at once, layers would make up for the same loss twice
+            own = len(solvable) <= PASSES
+        if streams and not own:
+            left |= dict.fromkeys(streams, STREAM)
+            solvable = tuple(c for c in solvable if c.node not in streams)
+        waves = list(_waves(solvable, sides, len(solvable) if own else 1)) if solvable else []
+        kept = {n: t.detach().clone() for n, t in named_tensors(pruned)}
+        before = sides.divergence(calibration.held, log_probabilities)
         parts = len(calibration.seen) + len(calibration.held)
         with tqdm(
             total=parts * len(waves), desc="re-fit", unit="batch", disable=None if progress else True
@@ -81,6 +100,11 @@ def refit(
                     else:
                         found |= _stored(sides, consumer, solution)
         left |= sides.refused
+        if found and not sides.divergence(calibration.held, log_probabilities) < before:
+            with torch.no_grad():
+                for name, tensor in named_tensors(pruned):
+                    tensor.copy_(kept[name])
+            found, left = {}, left | {c.node: WORSE for c in solvable}
     names = {node: consumer.weight for consumer in consumers.solved for node in [consumer.node]}
     plan = replace(
         plan,
@@ -90,10 +114,11 @@ def refit(
     return with_record(result, lambda record: replace(record, plan=plan))
 
 
-def narrows_a_norm(analysis: Analysis, selection: Selection) -> bool:
-    """Is a statistic taken over an axis that shrinks, so that more changes than what is missing?"""
+def reads_a_stream(consumer: Consumer, analysis: Analysis, selection: Selection) -> bool:
+    """Does it read an axis over which a statistic is taken, so that more changes than what is missing?"""
     groups = [group for group in analysis.groups if group.atom in selection.masks]
-    return bool(SoftMasked(analysis, groups).statistics)
+    normed = {use.group.atom for uses in SoftMasked(analysis, groups).statistics.values() for use in uses}
+    return any(not normed.isdisjoint(atoms_of(axis)) for axis in analysis.weights[consumer.weight][1:])
 
 
 def _waves(consumers: Sequence[Consumer], sides: Sides, count: int) -> Iterator[list[Consumer]]:

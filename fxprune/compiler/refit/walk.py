@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.data import Batch
+from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.compiler.refit.consumers import Consumer
 from fxprune.compiler.refit.regression import PairMoments
 from fxprune.graph.copies import structural_copy
@@ -101,6 +102,18 @@ class Sides:
                     self._small.run_with(small, by_name, batch.args)
                 step()
         return {name: pair for name, pair in found.items() if name not in self.refused}
+
+    def divergence(self, batches: Sequence[Batch], log_probabilities: LogProbabilities | None) -> float:
+        """Return how far the result's predictions are from the original's, summed over samples."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in batches:
+                dense, small = (
+                    predictions_of(fx.Interpreter(m.module).run(*batch.args), batch.size, log_probabilities)
+                    for m in (self._dense, self._small)
+                )
+                total += float(dense.divergence(small).double().sum())
+        return total
 
     def new_name(self, name: str) -> str:
         """Return the name that one of the original's tensors has in the result."""
