@@ -191,9 +191,22 @@ class Branches(nn.Module):
         return self.fc2(x)
 
 
+class BranchesForMany(Branches):
+    """The same, for larger batches than the example's alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.training and x.shape[0] > 4:
+            x = x * 2 + 1
+        return self.fc2(x)
+
+
+@pytest.mark.parametrize("kind", [Branches, BranchesForMany])
 @both_captures
-def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(capture: str) -> None:
-    model, x = randomise(Branches()).eval(), torch.randn(3, 6)
+def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(
+    kind: type[Branches], capture: str
+) -> None:
+    model, x = randomise(kind()).eval(), torch.randn(3, 6)
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
     assert any("always follows eval mode" in note for note in analysis.notes)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)

@@ -17,7 +17,7 @@ from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import traced_functions
 from fxprune.capture.exported.plain_graph import _plain_graph
 from fxprune.capture.exported.program import export_again, export_program
-from fxprune.capture.exported.sizes import guard_sizes
+from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
 from fxprune.graph.example import Example
@@ -57,10 +57,15 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         exported = export_program(model, example)
         graph = _plain(model, exported.program)
         notes = [FIXED_BATCH] if exported.fixed_batch else []
+        own = relied_on(exported.program, exported.relied.names, exported.example)
 
         def trace_training(keep_eval: Collection[type]) -> fx.Graph:
             set_mode(model, True, keep_eval)
-            return _plain(model, export_again(model, exported).program)
+            again = export_again(model, exported)
+            plain = _plain(model, again.program)
+            # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
+            guard_sizes(plain, again.relied.beyond(own))
+            return plain
 
         notes += follow_modes(graph, trace_training, model)
     notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]

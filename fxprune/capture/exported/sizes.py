@@ -56,6 +56,13 @@ class Relied:
         only = batched.isdisjoint(self.fixed) and all(set(_sizes_in(c)) <= batched for c in found)
         return found if only else None
 
+    def beyond(self, other: Relied) -> Relied:
+        """Return what this one relies on and another does not."""
+        known = {ast.dump(condition) for condition in other.conditions}
+        fixed = {at: size for at, size in self.fixed.items() if other.fixed.get(at) != size}
+        conditions = tuple(c for c in self.conditions if ast.dump(c) not in known)
+        return replace(self, fixed=fixed, conditions=conditions)
+
     def or_else(self, other: Relied, example: Example, batch: int) -> Relied | None:
         """Return what to rely on where the program is right for what `other` was exported for as well.
 
