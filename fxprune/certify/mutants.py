@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,7 +14,7 @@ from fxprune.certify.comparison import Comparison, refuse_missing_guards
 from fxprune.errors import CertificateError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.own_nodes import is_guard
-from fxprune.graph.tensors import is_float, tensor_at
+from fxprune.graph.tensors import is_float, named_tensors, tensor_at
 from fxprune.result.pruned_module import record_of
 
 __all__ = ["survivors", "without_a_guard"]
@@ -44,9 +45,16 @@ def survivors(comparison: Comparison) -> list[str]:
                 if not _shows(comparison):
                     found.append(words)
             together.enter_context(_holding(comparison, name, change(comparison, name)))
-        if {*comparison.weights.changed(comparison.pruned)} != {name for name, _ in spoilt.values()}:
+        if {*comparison.weights.changed(comparison.pruned)} != _names_of(comparison, spoilt.values()):
             found.append(f"weights that are no slices: {', '.join(spoilt)}")
     return found
+
+
+def _names_of(comparison: Comparison, spoilt: Iterable[tuple[str, Any]]) -> set[str]:
+    """Return every name under which a spoilt tensor is held against the plan."""
+    tensors = {id(tensor_at(comparison.pruned, name)) for name, _ in spoilt}
+    known = comparison.weights.originals
+    return {name for name, t in named_tensors(comparison.pruned) if id(t) in tensors and name in known}
 
 
 def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:

@@ -14,6 +14,7 @@ from hard_modules import CASES
 from helpers import (
     CAPTURES,
     images,
+    randomise,
     small_conv,
     small_hf_vit,
     small_swin,
@@ -240,6 +241,27 @@ def test_what_the_zoo_asks_of_every_certificate(name: str, monkeypatch: pytest.M
         words = survivors(made)
         assert len(words) == 2
         assert words[0].endswith(" spoilt") and words[1].startswith("another slice of ")
+
+
+class UnderTwoNames(nn.Module):
+    """Every layer is held by a list as well, as nets that nest their levels do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 4)
+        self.levels = nn.ModuleList([self.up, self.norm, self.down])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.up(x)).relu())
+
+
+def test_a_spoilt_layer_is_told_under_all_its_names() -> None:
+    model, x = randomise(UnderTwoNames()).eval(), torch.randn(3, 6)
+    analysis = fxprune.analyze(model, example_inputs=x)
+    pruned = prune_analyzed(model, analysis, 0.5)
+    made = Comparison(model, pruned, analysis, Selection.from_plan(analysis, fxprune.plan_of(pruned)))
+    assert certified(made, seeded_noise(pruned.record.example, model).with_batch(3)).exact
+    assert survivors(made) == []
 
 
 def test_a_guard_that_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
