@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -53,6 +54,20 @@ class PrunedModule(fx.GraphModule):
                 path = path.rpartition(".")[0]
             module.training = modes[path]
 
+    def __getattr__(self, name: str) -> Any:
+        """Say of what the original's class has, and a graph has not, how to get it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as missing:
+            record = self.__dict__.get("record")
+            kind = record.origin.get("class", "") if isinstance(record, Record) else ""
+            if not hasattr(_class_in_use(kind), name):
+                raise
+            raise AttributeError(
+                f"{missing}: a pruned model is a graph, with no code of {kind}; form='module' of "
+                f"fxprune.prune gives an instance of it, with {name}"
+            ) from None
+
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the original tells optimisers to leave undecayed (timm's convention)."""
         record = self.__dict__.get("record")
@@ -78,6 +93,13 @@ class PrunedModule(fx.GraphModule):
     def _state(self) -> dict[str, Any]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
+
+
+def _class_in_use(kind: str) -> type | None:
+    """Find a class by its full name among the modules that are imported; nothing is imported for it."""
+    module, _, name = kind.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) and not issubclass(found, fx.GraphModule) else None
 
 
 def record_of(pruned: nn.Module) -> Record:
