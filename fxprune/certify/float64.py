@@ -33,6 +33,10 @@ _DOUBLE = {torch.float64, torch.complex128}
 _CASTS = {"cfloat": torch.complex128, **dict.fromkeys(["float", "half", "bfloat16"], torch.float64)}
 
 
+# A property of one tensor, and its copy, which is handed all that was copied before it.
+_NO_OPS = {"__get__", "__deepcopy__"}
+
+
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a module in eval mode, every tensor in float64; the graph is shared."""
     copied = copy.copy(module)
@@ -81,7 +85,7 @@ class _MadeDouble(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "__get__":  # a property of one tensor
+        if getattr(func, "__name__", "") in _NO_OPS:
             return func(*args, **kwargs)
         given = {a.dtype for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
         low = given & _RAISED.keys()

@@ -45,7 +45,8 @@ def accelerated(training: Training, given: Accelerator | None) -> Iterator[Accel
             )
         yield given
         return
-    fresh = not AcceleratorState._shared_state
+    before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
+    AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
     try:
         yield Accelerator(
@@ -55,8 +56,8 @@ def accelerated(training: Training, given: Accelerator | None) -> Iterator[Accel
             step_scheduler_with_optimizer=False,
         )
     finally:
-        if fresh:
-            AcceleratorState._reset_state()
+        AcceleratorState._reset_state()
+        AcceleratorState._shared_state.update(before)
 
 
 @dataclass

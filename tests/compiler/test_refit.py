@@ -140,7 +140,8 @@ def test_what_several_calls_use_keeps_its_slice(options: dict[str, bool]) -> Non
 
 def test_one_sample_is_too_little_to_choose_by() -> None:
     model = made(Block())
-    pruned = fxprune.prune(model, 0.4, data=[tokens()[0][:1]], importance_options=QUIET)
+    one = [tokens()[0][:1]]
+    pruned = fxprune.prune(model, 0.4, data=one, basis="given", importance_options=QUIET)
     plan = fxprune.plan_of(pruned)
     assert not plan.refit and all("one sample" in why for why in plan.unfitted.values()) and plan.unfitted
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from helpers import images, small_hf_vit, small_vit
 from torch import nn
 
@@ -65,6 +67,18 @@ def test_options_of_timm_and_accelerate_do_something() -> None:
         assert not torch.equal(trained(**options), usual), options
     assert all(x.isfinite().all() for x, _ in batches)
     torch.testing.assert_close(trained(accumulation=4, epochs=4), trained(accumulation=4, epochs=4))
+
+
+def test_an_accelerator_of_another_s_is_left_as_it_was() -> None:
+    """In whichever precision: a Trainer that was made before trains on."""
+    other = Accelerator(mixed_precision="no")
+    try:
+        teacher = small_vit()
+        training = fxprune.Training(epochs=1, precision="bf16")
+        fxprune.distill(student_of(teacher), teacher, labelled(), training, progress=False)
+        assert other.mixed_precision == "no" and other.state.mixed_precision == "no"
+    finally:
+        AcceleratorState._reset_state()
 
 
 def test_the_seed_is_that_of_dropout_and_order() -> None:

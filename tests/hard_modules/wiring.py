@@ -277,7 +277,7 @@ class ActivatedInPlace(Mlp):
         return x
 
 
-@case(captures=only("export"), **HALVED)
+@case(**HALVED)
 class ActivatedInPlaceByAModule(Mlp):
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ __all__ = ["Exported", "export_again", "export_program", "parameter_names"]
 
 Is = Callable[[Tensor, int, int | None], bool]  # of a tensor, a dimension, the batch size
 
-LONGEST = 30  # operations in the sizes of one tensor: beyond, torch takes minutes to compare them
+LONGEST = 120  # operations in the sizes of one tensor: beyond, torch takes minutes to compare them
 
 
 class TooLong(BaseException):
