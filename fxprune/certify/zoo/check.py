@@ -17,7 +17,7 @@ from fxprune.certify.randomise import fit_batch_norms, randomise, uninitialised
 from fxprune.certify.zoo.coverage import OpUse, ops_met
 from fxprune.certify.zoo.exactness import AFFORDABLE_MACS, check_shapes, exactness, exactness_built_smaller
 from fxprune.certify.zoo.quiet import listening
-from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result
+from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result, in_short
 from fxprune.certify.zoo.uses import Uses, copied_in_turn, uses_of
 from fxprune.compiler import prune_analyzed
 from fxprune.result.measure import macs_of, on_meta, outputs_of, parameters_of
@@ -173,4 +173,4 @@ def _joined(*notes: str) -> str:
 
 def _first_line(what: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{what}: {' '.join(lines)[:300]}"
+    return f"{what}: {in_short(' '.join(lines), 300)}"

@@ -10,7 +10,6 @@ import csv
 import io
 import multiprocessing
 import os
-import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from torch import fx, nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
 from fxprune.certify.zoo.check import built
-from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED
+from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, in_short
 from fxprune.compiler import prune_analyzed, verify
 from fxprune.errors import FxpruneError
 from fxprune.result.files import write_whole
@@ -101,7 +100,7 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
         return Outcome(spec, way, FAILED, note=_said(wrong))
     own = record_of(pruned).own
     assert own is not None
-    parts = "; ".join(f"{part.path or 'root'}: {_told(part.why)}" for part in own.parts[:3])
+    parts = "; ".join(f"{part.path or 'root'}: {in_short(part.why)}" for part in own.parts[:3])
     parts += f"; {len(own.parts) - 3} more" if len(own.parts) > 3 else ""
     outcome = CERTIFIED if found.exact else FAILED
     return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
@@ -166,12 +165,7 @@ def _line(way: str, library: str, rows: list[Outcome]) -> str:
 
 def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {_told(lines[0])}"
-
-
-def _told(words: str) -> str:
-    """Shorten what was said, and name files by where they stand in their package."""
-    return re.sub(r"/\S*/(?:site-packages|tests)/", "", words)[:200]
+    return f"{type(error).__name__}: {in_short(lines[0])}"
 
 
 def run(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 from fxprune.certify.zoo.coverage import OpUse
 
-__all__ = ["COLUMNS", "EXCLUDED", "FAILED", "PASSED", "Result"]
+__all__ = ["COLUMNS", "EXCLUDED", "FAILED", "PASSED", "Result", "in_short"]
 
 # Outcomes.  "excluded" is for what the library itself can't build or run here, and nothing else.
 CERTIFIED, SHAPES, EXCLUDED, FAILED = "certified", "shapes", "excluded", "FAILED"
@@ -82,3 +83,8 @@ def _text(name: str, value: float | str | None) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else format(value, _FORMATS.get(name, ".3f"))
+
+
+def in_short(words: str, length: int = 200) -> str:
+    """Shorten what was said, and name files by where they stand in their package."""
+    return re.sub(r"/\S*/(?:site-packages|tests)/", "", words)[:length]
