@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.freedom.regions import Freedom
@@ -17,7 +17,7 @@ from fxprune.graph.tensors import tensor_at
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
-from fxprune.rules.calls import Weight
+from fxprune.rules.calls import weight_name
 
 __all__ = ["in_chosen_bases", "scale_norms"]
 
@@ -52,8 +52,7 @@ def scale_norms(analysis: Analysis, result: nn.Module) -> None:
     for node, uses in SoftMasked(analysis, groups).statistics.items():
         step = analysis.steps[node]
         assert step.rule is not None
-        weight = step.call.bind(step.rule).get("weight")
-        name = weight.name if isinstance(weight, Weight) else _attribute(weight)
+        name = weight_name(step.call.bind(step.rule).get("weight"))
         new = plan.renamed.get(name, name) if name else None
         if new is None or new in scaled:
             continue
@@ -70,7 +69,3 @@ def scale_norms(analysis: Analysis, result: nn.Module) -> None:
         with_record(
             result, lambda record: replace(record, plan=replace(plan, refit={**plan.refit, **scaled}))
         )
-
-
-def _attribute(argument: object) -> str | None:
-    return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None

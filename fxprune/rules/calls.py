@@ -23,7 +23,7 @@ from fxprune.rules.modules import native
 from fxprune.rules.registry import DEFAULT_RULES, Rule, RuleSet
 from fxprune.rules.signatures import place_of
 
-__all__ = ["Call", "Weight", "call_of", "filled"]
+__all__ = ["Call", "Weight", "call_of", "filled", "weight_name"]
 
 _IN_PLACE = {f"i{op}": op for op in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul")}
 # NumPy's words, which PyTorch takes beside its own; and one word of ours for several of PyTorch's.
@@ -45,6 +45,15 @@ class Weight:
     """An argument that is a tensor of the called module: its name in the root's `state_dict`."""
 
     name: str
+
+
+def weight_name(argument: Any) -> str | None:
+    """Return the name of the weight that an argument of a call is; None if it is computed, or left out."""
+    if isinstance(argument, Weight):
+        return argument.name
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return str(argument.target)
+    return None
 
 
 def filled(arguments: Any, of_node: Callable[[fx.Node], Any], of_weight: Callable[[str], Any]) -> Any:

@@ -17,7 +17,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.values import propagate_values
 from fxprune.graph.writes import VIEWS
 from fxprune.result.pruned_module import PrunedModule
-from fxprune.rules.calls import Call, Weight, call_of
+from fxprune.rules.calls import Call, call_of, weight_name
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["can_fold", "constant_of", "fold_scales"]
@@ -108,7 +108,7 @@ def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tu
     for weight in (bound.get("weight"), bound.get("bias")):
         if weight is None and bound.get("weight") is not None:
             continue  # no bias
-        name = _name(weight)
+        name = weight_name(weight)
         if name is None:
             raise RewriteError(
                 f"the weights of {path[0].name} are computed: no factor can be folded into them"
@@ -157,9 +157,3 @@ def _rows(path: list[fx.Node], dim: int) -> Tensor:
             assert callable(node.target)
             sent[node] = node.target(*args, **kwargs)
     return sent[path[-1]].unique()
-
-
-def _name(weight: Any) -> str | None:
-    if isinstance(weight, Weight):
-        return weight.name
-    return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None

@@ -16,7 +16,7 @@ from fxprune.analysis.infer import Step
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import atoms_of
-from fxprune.rules.calls import Weight
+from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
 from fxprune.rules.registry import Axes
 
@@ -130,7 +130,7 @@ def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str
     if step.rule.function not in (linear_axes, conv_axes):
         return f"{step.rule.op} has no closed form here"
     bound = step.call.bind(step.rule)
-    names = {name: _tensor_name(bound.get(name)) for name in ("weight", "bias")}
+    names = {name: weight_name(bound.get(name)) for name in ("weight", "bias")}
     weight, bias = names["weight"], names["bias"]
     if weight is None or (bias is None and bound.get("bias") is not None):
         return "its weight is computed"
@@ -151,11 +151,3 @@ def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str
     return Consumer(
         node.name, weight, bias, kernel, analysis.axes[operand][0], analysis.axes[node][0], options
     )
-
-
-def _tensor_name(argument: Any) -> str | None:
-    if isinstance(argument, Weight):
-        return argument.name
-    if isinstance(argument, fx.Node) and argument.op == "get_attr":
-        return str(argument.target)
-    return None
