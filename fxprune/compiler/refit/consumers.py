@@ -13,9 +13,10 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
+from fxprune.analysis.typed_graph import atoms_in
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import atoms_of
+from fxprune.rules.axes import Atom, atoms_of
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
 from fxprune.rules.registry import Axes
@@ -43,6 +44,10 @@ class Consumer:
     read: Axes
     given: Axes
     options: dict[str, Any] = field(default_factory=dict)
+
+    def atoms(self, analysis: Analysis) -> frozenset[Atom]:
+        """Find what its weight reads along."""
+        return atoms_in(analysis.weights[self.weight][1:])
 
     def vectors(self, x: Tensor, weight: Tensor) -> Tensor:
         """Lay what it reads out as [groups, places, inputs], inputs in the order of the weight's."""

@@ -18,16 +18,14 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
 from fxprune.compiler.refit.walk import Sides, split
-from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import atoms_of
+from fxprune.rules.axes import Atom
 
 __all__ = ["refit"]
 
-FEW = 32  # samples below which a note says so
 PASSES = 8  # over the data at most, where each layer is solved on what those before it give now
 STREAM = "it reads a stream whose norms run over less, and the model is too deep to solve layer by layer"
 WORSE = "with it, predictions on held-out data came no nearer to the original's"
@@ -74,14 +72,16 @@ def refit(
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
         solvable, own = consumers.solved, False
-        streams = {c.node for c in solvable if reads_a_stream(c, analysis, selection)}
+        normed = normed_atoms(analysis, selection)
+        streams = {c.node for c in solvable if not normed.isdisjoint(c.atoms(analysis))}
         if streams:  # one after the other: solved at once, layers would make up for the same loss twice
             own = len(solvable) <= PASSES
         if streams and not own:
             left |= dict.fromkeys(streams, STREAM)
             solvable = tuple(c for c in solvable if c.node not in streams)
         waves = list(_waves(solvable, sides, len(solvable) if own else 1)) if solvable else []
-        kept = {n: t.detach().clone() for n, t in named_tensors(pruned)}
+        own_tensors = (t for c in solvable for t in (sides.weight(c), sides.bias(c)) if t is not None)
+        kept = [(t, t.detach().clone()) for t in own_tensors]
         before = sides.divergence(calibration.held, log_probabilities)
         parts = len(calibration.seen) + len(calibration.held)
         with tqdm(
@@ -102,10 +102,10 @@ def refit(
         left |= sides.refused
         if found and not sides.divergence(calibration.held, log_probabilities) < before:
             with torch.no_grad():
-                for name, tensor in named_tensors(pruned):
-                    tensor.copy_(kept[name])
+                for tensor, slices in kept:
+                    tensor.copy_(slices)
             found, left = {}, left | {c.node: WORSE for c in solvable}
-    names = {node: consumer.weight for consumer in consumers.solved for node in [consumer.node]}
+    names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
         refit={**plan.refit, **found},
@@ -114,11 +114,10 @@ def refit(
     return with_record(result, lambda record: replace(record, plan=plan))
 
 
-def reads_a_stream(consumer: Consumer, analysis: Analysis, selection: Selection) -> bool:
-    """Does it read an axis over which a statistic is taken, so that more changes than what is missing?"""
+def normed_atoms(analysis: Analysis, selection: Selection) -> set[Atom]:
+    """Find what shrinks and has a statistic taken over it: a stream, of which more changes than what goes."""
     groups = [group for group in analysis.groups if group.atom in selection.masks]
-    normed = {use.group.atom for uses in SoftMasked(analysis, groups).statistics.values() for use in uses}
-    return any(not normed.isdisjoint(atoms_of(axis)) for axis in analysis.weights[consumer.weight][1:])
+    return {use.group.atom for uses in SoftMasked(analysis, groups).statistics.values() for use in uses}
 
 
 def _waves(consumers: Sequence[Consumer], sides: Sides, count: int) -> Iterator[list[Consumer]]:

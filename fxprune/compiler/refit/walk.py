@@ -33,10 +33,6 @@ class Split:
     seen: tuple[Batch, ...]
     held: tuple[Batch, ...]
 
-    @property
-    def samples(self) -> int:
-        return sum(batch.size for batch in (*self.seen, *self.held))
-
 
 def split(batches: Sequence[Batch], *, whole: bool) -> Split:
     """Hold out every fifth sample; whole batches where they can't be cut."""
