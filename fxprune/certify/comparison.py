@@ -16,7 +16,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.outputs import frozen_outputs, named_outputs
 from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
-from fxprune.certify.float64 import default_float64, doubled
+from fxprune.certify.float64 import default_float64, doubled, put_tensors
 from fxprune.certify.masked_original import MaskedOriginal
 from fxprune.certify.noise import Drawn, Replaying
 from fxprune.certify.weights import PlannedWeights
@@ -174,7 +174,7 @@ class Comparison:
             if tensors is None and self.weights.refitted:
                 tensors = self.weights.own()
             if tensors is not None:
-                self.weights.put_into_original(masked.module, tensors)
+                put_tensors(masked.module, tensors)
             outputs = floats_of(masked.run_on(example))
         return [compact(t, k) for t, k in zip(outputs, self.kept, strict=True)], masked.noise
 

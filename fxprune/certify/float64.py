@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.copies import graph_shared
 from fxprune.graph.example import Example
 from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.graph.tensors import in_float64
+from fxprune.graph.tensors import in_float64, is_float, named_tensors
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Float64Interpreter", "default_float64", "doubled", "in_double", "in_eval_mode"]
+__all__ = [
+    *("Float64Interpreter", "default_float64", "doubled", "in_double", "in_eval_mode"),
+    "put_tensors",
+]
 
 _RAISED = {
     torch.float16: torch.float64,
@@ -39,17 +43,20 @@ _NO_OPS = {"__get__", "__deepcopy__"}
 
 def doubled(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a module in eval mode, every tensor in float64; the graph is shared."""
-    copied = copy.copy(module)
-    shell = nn.Module()
-    shell._modules = module._modules
-    shell._parameters, shell._buffers = module._parameters, module._buffers
-    shell = in_float64(copy.deepcopy(shell))
-    in_eval_mode(shell)
-    copied.__dict__ = {
-        **module.__dict__,
-        **{k: shell.__dict__[k] for k in ("_modules", "_parameters", "_buffers")},
-    }
-    return copied
+
+    def copied(held: nn.Module) -> nn.Module:
+        held = in_float64(copy.deepcopy(held))
+        in_eval_mode(held)
+        return held
+
+    return graph_shared(module, copied)
+
+
+def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a copy of a graph in float64 other tensors, by its names for them."""
+    for name, t in named_tensors(module):
+        if name in tensors and not t.is_meta and is_float(t):
+            t.data = tensors[name].to(t)
 
 
 def in_eval_mode(module: nn.Module) -> None:

@@ -157,12 +157,6 @@ class PlannedWeights:
         buffers = [(n, t) for n, t in module.named_buffers() if n.endswith(("running_mean", "running_var"))]
         return [(n, t) for n, t in (*module.named_parameters(), *buffers) if is_float(t)]
 
-    def put_into_original(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Give a float64 copy of the original's graph other tensors."""
-        for name, t in named_tensors(module):
-            if name in tensors and not t.is_meta and is_float(t):
-                t.data = tensors[name].to(t)
-
     def put_into_pruned(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Give a float64 copy of the result the plan's slices of them."""
         for name in self.originals:

@@ -13,10 +13,10 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyze, analyzed
 from fxprune.certify.compare import compare
 from fxprune.certify.comparison import same_draws
-from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
+from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, put_tensors
 from fxprune.errors import OptionError, PlanError, RewriteError
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import floats_of, in_float64, is_float, named_tensors
+from fxprune.graph.tensors import floats_of, in_float64, named_tensors
 from fxprune.passes.rebasing.change import changed_weights
 from fxprune.passes.rebasing.random import random_bases
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -119,9 +119,7 @@ def _copied(t: Tensor, value: Tensor | None) -> Tensor:
 def difference(analysis: Analysis, changed: Mapping[str, Tensor]) -> float:
     """Return the largest relative difference of the graph's outputs, in float64."""
     original, other = doubled(analysis.module), doubled(analysis.module)
-    for name, tensor in named_tensors(other):
-        if name in changed and is_float(tensor):
-            tensor.data = changed[name].to(tensor)
+    put_tensors(other, changed)
     example = analysis.captured.example.map(in_float64)
     outputs = []
     for module in (original, other):

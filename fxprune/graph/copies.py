@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-__all__ = ["structural_copy"]
+__all__ = ["graph_shared", "structural_copy"]
+
+_HELD = ("_modules", "_parameters", "_buffers")
 
 
 def structural_copy(
@@ -27,6 +29,19 @@ def structural_copy(
         state = [value for m in model.modules() for value in m.__dict__.values()]
         shared |= {id(value): value for value in state if not _can_be_copied(value, shared)}
         return copy.deepcopy(model, memo=dict(shared))
+
+
+def graph_shared(module: fx.GraphModule, copied: Callable[[nn.Module], nn.Module]) -> fx.GraphModule:
+    """Return a module of the same graph, not a copy of it, that holds what `copied` makes of its holdings.
+
+    `copied` is given a plain module with its submodules and tensors.
+    """
+    shell = nn.Module()
+    shell.__dict__.update({held: module.__dict__[held] for held in _HELD})
+    shell = copied(shell)
+    made = copy.copy(module)
+    made.__dict__ = {**module.__dict__, **{held: shell.__dict__[held] for held in _HELD}}
+    return made
 
 
 def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.freedom.regions import Freedom, Region
-from fxprune.choose.basis.moments import Moments, moments_by_reader
+from fxprune.choose.basis.moments import Moments, moments_of
 from fxprune.choose.basis.principal import principal
-from fxprune.choose.basis.readers import folded, readings_of
+from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.scores import Scores, shape_of
@@ -30,7 +30,6 @@ class Chosen:
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
     """
 
-    analysis: Analysis
     moments: Mapping[str, tuple[Tensor, Tensor]]
     costs: Scores
 
@@ -62,10 +61,11 @@ def chosen_bases(
     free = [g for g in groups if g.regions and all(r.freedom >= Freedom.ROTATION for r in g.regions)]
     names = [name for group in free for name in group.bases]
     if not names:
-        return Chosen(analysis, {}, {})
-    readings = readings_of(analysis, free, names)
-    canonical = folded(analysis, names)
-    found = moments_by_reader(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
+        return Chosen({}, {})
+    weights = folded_weights(analysis, names)
+    readings = readings_of(analysis, free, names, weights)
+    canonical = on_weights(analysis, weights)
+    found = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
     stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for key, known in found.items():
@@ -77,7 +77,7 @@ def chosen_bases(
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}
-    return Chosen(analysis, moments, costs)
+    return Chosen(moments, costs)
 
 
 def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of, with_batch
 
-__all__ = ["Moments", "along", "moments_by_reader", "moments_of"]
+__all__ = ["Moments", "along", "moments_of", "vectors_of"]
 
 
 @dataclass
@@ -55,34 +55,8 @@ def moments_of(
     draws: int = 2,
     seed: int = 0,
     progress: bool = True,
-) -> dict[Group, list[Moments]]:
-    """Collect the moments of every reader of each group, in the order in which the model runs them."""
-    by_reader = moments_by_reader(
-        analysis,
-        groups,
-        data,
-        log_probabilities=log_probabilities,
-        draws=draws,
-        seed=seed,
-        progress=progress,
-    )
-    found: dict[Group, list[Moments]] = {group: [] for group in groups}
-    for (_, group), moments in by_reader.items():
-        found[group].append(moments)
-    return found
-
-
-def moments_by_reader(
-    analysis: Analysis,
-    groups: Sequence[Group],
-    data: Iterable[Any] | None,
-    *,
-    log_probabilities: LogProbabilities | None = None,
-    draws: int = 2,
-    seed: int = 0,
-    progress: bool = True,
 ) -> dict[tuple[fx.Node, Group], Moments]:
-    """Collect the moments of every reader: a node, and the group that it reads.
+    """Collect the moments of every reader, a node and the group that it reads, in the order that they run.
 
     Args:
         draws: derivatives taken per sample; each costs one backward pass.
@@ -101,6 +75,12 @@ def moments_by_reader(
                 model.read_slopes(prediction.drawn(generator), last=draw == draws - 1)
     samples = draws * sum(batch.size for batch in batches)
     return {key: total.moments(samples) for key, total in model.totals.items()}
+
+
+def vectors_of(use: Use, value: Tensor, size: int) -> Tensor:
+    """Lay out what a reader reads along its group, as of `along`; `size` is the number of samples."""
+    head = use.group.inside.atom if use.group.inside is not None else None
+    return along(value, use.axes, use.group.atom, head, size)
 
 
 def along(tensor: Tensor, axes: Sequence[Axis], wanted: Atom, head: Atom | None, size: int) -> Tensor:
@@ -186,10 +166,9 @@ class _Readers(SoftMasked):
             drawn, [alias for _, alias in reads.values()], retain_graph=not last, allow_unused=True
         )
         for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=True):
-            head = use.group.inside.atom if use.group.inside is not None else None
             total = self.totals.setdefault(key, _Total())
             slope = torch.zeros_like(alias) if slope is None else slope
-            pair = [along(t.detach(), use.axes, use.group.atom, head, self.size) for t in (alias, slope)]
+            pair = [vectors_of(use, t.detach(), self.size) for t in (alias, slope)]
             total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))
         if last:
             self._read = {}

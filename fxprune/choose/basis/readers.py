@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.certify.comparison import same_draws
-from fxprune.certify.float64 import default_float64, doubled
-from fxprune.choose.basis.moments import along
+from fxprune.certify.float64 import default_float64, doubled, put_tensors
+from fxprune.choose.basis.moments import vectors_of
 from fxprune.choose.importance.soft_masks import SoftMasked
-from fxprune.graph.copies import structural_copy
+from fxprune.graph.copies import graph_shared, structural_copy
 from fxprune.graph.tensors import in_float64, named_tensors
 from fxprune.graph.values import bound_arguments
 from fxprune.passes.rebasing.change import bases_of, changed_weights
 from fxprune.passes.rebasing.random import random_bases
 
-__all__ = ["Reading", "folded", "readings_of"]
+__all__ = ["Reading", "folded_weights", "on_weights", "readings_of"]
 
 CLOSE = 1e-6  # how near a reader's vectors must be to what a matrix makes of them
 
@@ -38,25 +38,37 @@ class Reading:
     side: int
 
 
-def folded(analysis: Analysis, names: Sequence[str]) -> Analysis:
-    """Return the analysis on weights of which all that stands in the way of some bases is folded."""
-    weights = changed_weights(analysis, _identities(analysis, names))
+def folded_weights(analysis: Analysis, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the weights that folding changes: of what stands in the way of some bases, in float64."""
+    same = {
+        name: torch.eye(group.size, dtype=torch.float64)
+        for name, (group, _) in bases_of(analysis).items()
+        if name in names
+    }
+    return changed_weights(analysis, same)
+
+
+def on_weights(analysis: Analysis, weights: Mapping[str, Tensor]) -> Analysis:
+    """Return the analysis on a copy of its graph that holds other weights, in the dtype of its own."""
     tensors = dict(named_tensors(analysis.module))
     by_id = {id(tensors[name]): value.to(tensors[name]) for name, value in weights.items()}
-    by_id = {key: torch.nn.Parameter(t, requires_grad=False) for key, t in by_id.items()}
-    copied = doubled(analysis.module)  # (the graph is shared: steps and axes are by its nodes)
-    shell = structural_copy(_shell(analysis.module), lambda t: by_id.get(id(t), t))
-    for held in ("_modules", "_parameters", "_buffers"):
-        copied.__dict__[held] = shell.__dict__[held]
-    return _on(analysis, copied)
+    by_id = {key: nn.Parameter(t, requires_grad=False) for key, t in by_id.items()}
+
+    def copied(held: nn.Module) -> nn.Module:
+        return structural_copy(held, lambda t: by_id.get(id(t), t))
+
+    return _on(analysis, graph_shared(analysis.module, copied))  # (steps and axes are by the graph's nodes)
 
 
 def readings_of(
-    analysis: Analysis, groups: Sequence[Group], names: Sequence[str]
+    analysis: Analysis, groups: Sequence[Group], names: Sequence[str], weights: Mapping[str, Tensor]
 ) -> dict[tuple[fx.Node, Group], Reading]:
-    """Find the basis and the side of every reader of some groups that reads in one; others are left out."""
+    """Find the basis and the side of every reader of some groups that reads in one; others are left out.
+
+    weights: those that folding for the bases of these names changes.
+    """
     random = {name: matrix for name, matrix in random_bases(analysis).items() if name in names}
-    before = _read(analysis, groups, changed_weights(analysis, _identities(analysis, names)))
+    before = _read(analysis, groups, weights)
     after = _read(analysis, groups, changed_weights(analysis, random))
     found = {}
     for key, vectors in before.items():
@@ -84,9 +96,7 @@ def _read(
 ) -> dict[tuple[fx.Node, Group], Tensor]:
     """Return what every reader reads with other weights, on the example, in float64."""
     module = doubled(analysis.module)
-    for name, tensor in named_tensors(module):
-        if name in weights and not tensor.is_meta:
-            tensor.data = weights[name].to(tensor)
+    put_tensors(module, weights)
     running = _Reads(_on(analysis, module), groups)
     example = analysis.captured.example.map(in_float64)
     running.size = example.batch or 1
@@ -105,26 +115,9 @@ class _Reads(SoftMasked):
 
     def run_node(self, n: fx.Node) -> Any:
         for use in self.uses.get(n, ()):
-            head = use.group.inside.atom if use.group.inside is not None else None
-            value = self.env[use.operand]
-            self.read[n, use.group] = along(value, use.axes, use.group.atom, head, self.size)
+            self.read[n, use.group] = vectors_of(use, self.env[use.operand], self.size)
         return super().run_node(n)
-
-
-def _identities(analysis: Analysis, names: Sequence[str]) -> dict[str, Tensor]:
-    return {
-        name: torch.eye(group.size, dtype=torch.float64)
-        for name, (group, _) in bases_of(analysis).items()
-        if name in names
-    }
 
 
 def _on(analysis: Analysis, module: fx.GraphModule) -> Analysis:
     return replace(analysis, graph=replace(analysis.graph, captured=analysis.captured.on(module)))
-
-
-def _shell(module: fx.GraphModule) -> torch.nn.Module:
-    shell = torch.nn.Module()
-    for held in ("_modules", "_parameters", "_buffers"):
-        shell.__dict__[held] = module.__dict__[held]
-    return shell
