@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.choose.importance.data import LABELS
+from fxprune.choose.importance.data import parts_of
 from fxprune.errors import DataError, shown
 
 __all__ = ["Call", "call_of"]
@@ -34,16 +33,7 @@ def call_of(batch: Any) -> Call:
     Raises:
         DataError: it holds no tensor.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    labels = None
-    if isinstance(batch, Mapping):
-        labels = next((batch[name] for name in LABELS if name in batch), None)
-        kwargs = {str(name): value for name, value in batch.items() if name not in LABELS}
-    elif isinstance(batch, (tuple, list)) and batch:
-        args, labels = (batch[0],), batch[1] if len(batch) > 1 else None
-    else:
-        args = (batch,)
+    args, kwargs, labels = parts_of(batch)
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
         raise DataError(

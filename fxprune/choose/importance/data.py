@@ -16,7 +16,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.tensors import device_of
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Batch", "batches_of"]
+__all__ = ["Batch", "batches_of", "parts_of"]
 
 LABELS = ("labels", "label", "targets", "target")
 
@@ -70,15 +70,22 @@ def _iterate(data: Iterable[Any]) -> Iterable[Any]:
     return data
 
 
-def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch:
-    labels = None
+def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Take a batch apart: positional arguments of the model, keyword arguments, and labels, if it has any.
+
+    It is inputs, `(inputs, labels)`, or a mapping of keyword arguments that may hold labels.
+    """
     if isinstance(item, Mapping):
         labels = next((item[k] for k in LABELS if k in item), None)
-        example = _by_name(item, i, analysis)
-    elif isinstance(item, (tuple, list)) and item:
-        example, labels = Example((item[0],)), item[1] if len(item) > 1 else None
-    else:
-        example = Example((item,))
+        return (), {str(k): v for k, v in item.items() if k not in LABELS}, labels
+    if isinstance(item, (tuple, list)) and item:
+        return (item[0],), {}, item[1] if len(item) > 1 else None
+    return (item,), {}, None
+
+
+def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch:
+    given, named, labels = parts_of(item)
+    example = _by_name(named, item, i, analysis) if isinstance(item, Mapping) else Example(given)
     example = example.map(lambda t: t.to(device))
     try:
         args = bound_arguments(analysis.module, example)
@@ -98,9 +105,11 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
     return Batch(args, tensors[0].shape[0], labels)
 
 
-def _by_name(item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
-    """Read a mapping of the model's arguments; or of one tensor beside its labels, for one input."""
-    given = {str(k): v for k, v in item.items() if k not in LABELS}
+def _by_name(given: dict[str, Any], item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
+    """Read a mapping of the model's arguments; or of one tensor beside its labels, for one input.
+
+    given: what the mapping `item` holds beside labels.
+    """
     wanted = [str(n.target) for n in analysis.module.graph.nodes if n.op == "placeholder" and not n.args]
     if set(wanted) <= given.keys():
         return Example((), given)
