@@ -6,8 +6,6 @@ One file of a command: what it asks of one model, its table (resumable, sorted),
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import multiprocessing
 import os
 import time
@@ -15,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +20,11 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import analyze
+from fxprune.certify.zoo import table
 from fxprune.certify.zoo.check import built
 from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, in_short
 from fxprune.compiler import prune_analyzed, verify
 from fxprune.errors import FxpruneError
-from fxprune.result.files import write_whole
 from fxprune.result.measure import on_meta
 from fxprune.result.own_code import OwnCode
 from fxprune.result.pruned_module import record_of
@@ -128,19 +125,12 @@ def _runs_softmax(part: nn.Module, path: str) -> bool:
 
 def read(path: str | os.PathLike[str]) -> dict[tuple[str, str], Outcome]:
     """Return the rows by model and way; none where there is no file yet."""
-    if not Path(path).exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        return {(row["model"], row["way"]): Outcome(**row) for row in csv.DictReader(file)}
+    return {(row["model"], row["way"]): Outcome(**row) for row in table.rows_of(path)}
 
 
 def write(path: str | os.PathLike[str], outcomes: Iterable[Outcome]) -> None:
     """Write all rows, sorted."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(o) for o in sorted(outcomes, key=lambda o: (o.model, o.way)))
-    write_whole(path, text.getvalue())
+    table.write_rows(path, COLUMNS, map(vars, sorted(outcomes, key=lambda o: (o.model, o.way))))
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

@@ -7,14 +7,15 @@ import io
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fxprune.certify.zoo.result import COLUMNS, EXCLUDED, Result
 from fxprune.errors import OptionError
 from fxprune.result.files import write_whole
 
-__all__ = ["read", "summary", "write", "write_summary"]
+__all__ = ["read", "rows_of", "summary", "write", "write_rows", "write_summary"]
 
 HEADER = (
     *("library", "models", "certified", "shape-checked only (> 310 M parameters)", "failed"),
@@ -23,21 +24,33 @@ HEADER = (
 MARKS = "<!-- zoo -->\n", "<!-- /zoo -->"
 
 
+def rows_of(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Read the rows of a table; none where there is no file yet."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(
+    path: str | os.PathLike[str], columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write a table; the file appears whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
 def read(path: str | os.PathLike[str]) -> dict[str, Result]:
     """Return the rows by model; none where there is no file yet."""
-    if not Path(path).exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["model"]: Result.of_row(row) for row in csv.DictReader(file)}
+    return {row["model"]: Result.of_row(row) for row in rows_of(path)}
 
 
 def write(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
     """Write all rows, sorted by model; the file appears whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.row() for result in sorted(results, key=lambda r: r.model))
-    write_whole(path, text.getvalue())
+    write_rows(path, COLUMNS, (result.row() for result in sorted(results, key=lambda r: r.model)))
 
 
 def summary(results: Iterable[Result]) -> str:
