@@ -45,9 +45,7 @@ def inspect_model(what: str, as_json: bool, quiet: bool, **options: Any) -> None
             "size": group.size,
             "role": group.role,
             "sites": list(map(str, group.sites)),
-            "frozen": str(group.frozen) if group.frozen else None,
-            "freedom": str(group.freedom),
-            "limited_by": str(group.limited_by) if group.limited_by else None,
+            **_what_may_change(group),
         }
         for group in analysis.groups
     ]
@@ -73,14 +71,13 @@ def explain(what: str, name: str, as_json: bool, quiet: bool, **options: Any) ->
     if not as_json:
         click.echo(str(found))
         return
-    groups = [
-        {
-            "name": g.name,
-            "size": g.size,
-            "frozen": str(g.frozen or "") or None,
-            "freedom": str(g.freedom),
-            "limited_by": str(g.limited_by or "") or None,
-        }
-        for g in found.groups
-    ]
+    groups = [{"name": g.name, "size": g.size, **_what_may_change(g)} for g in found.groups]
     click.echo(json.dumps({"weights": found.weights, "groups": groups, "text": found.text}, indent=1))
+
+
+def _what_may_change(group: fxprune.Group) -> dict[str, str | None]:
+    return {
+        "frozen": str(group.frozen) if group.frozen else None,
+        "freedom": str(group.freedom),
+        "limited_by": str(group.limited_by) if group.limited_by else None,
+    }
