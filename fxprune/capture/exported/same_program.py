@@ -15,6 +15,8 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from fxprune.capture.exported.sizes import input_values
+
 __all__ = ["same_otherwise"]
 
 aten = torch.ops.aten
@@ -58,7 +60,7 @@ def _shared_sizes(
     """Return what the symbols of both programs stand for: a number that `other` has, or a name they share."""
     of_several: Symbols = {}
     of_other: Symbols = {}
-    for place, (a, b) in enumerate(zip(_inputs(several), _inputs(other), strict=True)):
+    for place, (a, b) in enumerate(zip(input_values(several), input_values(other), strict=True)):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
             continue
         for dim, (size, here) in enumerate(zip(a.shape, b.shape, strict=True)):
@@ -71,11 +73,6 @@ def _shared_sizes(
             if (own if own.is_number else of_several.setdefault(own, meant)) != meant:
                 return None
     return of_several, of_other
-
-
-def _inputs(program: torch.export.ExportedProgram) -> list[Any]:
-    own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    return [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
 
 
 @dataclass

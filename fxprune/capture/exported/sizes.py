@@ -23,7 +23,7 @@ from fxprune.capture.exported.expressions import (
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_size
 
-__all__ = ["Relied", "guard_sizes", "relied_on"]
+__all__ = ["Relied", "guard_sizes", "input_values", "relied_on"]
 
 MOST = 100  # a program that relies on more than that is better exported for fewer dynamic sizes
 UNBOUNDED = 1 << 31
@@ -198,9 +198,13 @@ def _leaves(name: str, value: Any) -> list[tuple[Path, Any]]:
 
 def _shapes(program: torch.export.ExportedProgram) -> list[Any]:
     """Return the shape of each leaf of the arguments; None for what is no tensor."""
+    return [value.shape if isinstance(value, Tensor) else None for value in input_values(program)]
+
+
+def input_values(program: torch.export.ExportedProgram) -> list[Any]:
+    """Return what stands for each leaf of the arguments that a program was exported with."""
     own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
-    return [n.meta["val"].shape if isinstance(n.meta.get("val"), Tensor) else None for n in nodes]
+    return [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
 
 
 def _conditions(program: torch.export.ExportedProgram, shapes: dict[Path, Any]) -> Iterator[ast.expr]:
