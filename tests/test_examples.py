@@ -47,6 +47,25 @@ def test_cifar_arms_go_from_teacher_to_table(tmp_path: Path) -> None:
     ]
 
 
+def test_detectors_go_from_teacher_to_table(tmp_path: Path) -> None:
+    """On few images: what is there to see is that each arm ends, goes on, and is measured."""
+    for name in ("accelerate", "torchmetrics", "pycocotools"):
+        pytest.importorskip(name, reason="needs the extra [detection]")
+    few = ["--images", "8", "--tests", "4", "--batch", "4", "--calibrate", "0"]
+    sizes = [*few, "--epochs", "1", "--teacher-epochs", "1", "--folder", str(tmp_path)]
+    printed = run("detection/run.py", "all", *sizes)
+    assert "pruned and certified to" in printed
+    rows = [line.split(",") for line in printed[printed.index("arm,parameters") :].splitlines()]
+    assert [row[0] for row in rows] == [
+        *("arm", "teacher", "pruned-seed-0", "scratch-seed-0", "scratch-distilled-seed-0")
+    ]
+    sizes_of = {row[0]: int(row[1]) for row in rows[1:]}
+    assert len({*sizes_of.values()}) == 2 and max(sizes_of.values()) == sizes_of["teacher"]
+    (measured,) = [dict(zip(rows[0], row, strict=True)) for row in rows if row[0].startswith("pruned")]
+    (scratch,) = [dict(zip(rows[0], row, strict=True)) for row in rows if row[0] == "scratch-seed-0"]
+    assert float(measured["place"]) > 3 * float(scratch["place"])  # a token stays what it was, where it was
+
+
 def rendered_images(split: str, count: int) -> dict[str, np.ndarray]:
     """Plain colours as JPEG, in the format of the data that the scripts read."""
     files = []

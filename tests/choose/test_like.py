@@ -54,6 +54,12 @@ def small_pvt(**options: Any) -> nn.Module:
     return PyramidVisionTransformerV2(num_classes=10, mlp_ratios=(2, 2), **usual | options).eval()
 
 
+def necked(width: int = 24, neck: int = 16) -> nn.Module:
+    """A body of some width under a neck of another, with groups that no value shows alone."""
+    body = (nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, neck, 3, padding=1))
+    return nn.Sequential(*body, nn.GroupNorm(4, neck), nn.GELU(), nn.Conv2d(neck, 10, 1)).eval()
+
+
 PAIRS: dict[str, tuple[Make, dict[str, Any], dict[str, Any]]] = {
     "width and heads": (small_vit, {}, {"embed_dim": 24, "num_heads": 2}),
     "head dims": (small_vit, {}, {"embed_dim": 24, "num_heads": 4}),
@@ -64,6 +70,7 @@ PAIRS: dict[str, tuple[Make, dict[str, Any], dict[str, Any]]] = {
     "all": (small_vit, {"depth": 4}, {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2.0}),
     "stochastic depth": (small_vit, {"depth": 3, "drop_path_rate": 0.1}, {"depth": 2, "drop_rate": 0.1}),
     "pvt": (small_pvt, {}, {"depths": (1, 1), "embed_dims": (8, 12)}),
+    "one neck": (necked, {}, {"width": 12}),
     "swin": (small_swin, {"depths": (4, 3)}, {"depths": (2, 2)}),
     "swin widths": (small_swin, {}, {"embed_dim": 16, "depths": (2, 1)}),
     "torchvision": (
@@ -253,6 +260,12 @@ def test_the_plan_is_data(pair: tuple[nn.Module, nn.Module, fx.GraphModule], tmp
 def test_an_impossible_target_says_why(large: dict, small: dict, message: str) -> None:
     with pytest.raises(SiblingError, match=message):
         fxprune.prune(small_vit(**large), like=small_vit(**small), example_inputs=images())
+
+
+def test_groups_that_might_shrink_either_way_are_no_guess() -> None:
+    """A neck of half the width may have half the groups, or groups half as large."""
+    with pytest.raises(SiblingError, match=r"elements of heads to keep .* they show it only together"):
+        fxprune.prune(necked(), like=necked(neck=8), example_inputs=images())
 
 
 def test_what_is_excluded_can_not_shrink() -> None:

@@ -72,10 +72,23 @@ def _solved(equations: list[Equation], model: Analysis) -> dict[Atom, int]:
                 known[a] = a.size
     while equations:
         waiting = [e for e in equations if not _substitute(e, known, model)]
-        if len(waiting) == len(equations):
+        if len(waiting) == len(equations) and not _unshrunk(waiting, known):
             break
         equations = waiting
     return known
+
+
+def _unshrunk(equations: list[Equation], known: dict[Atom, int]) -> bool:
+    """Learn from one composed axis that is as large in the smaller model: none of its factors shrinks.
+
+    Nothing grows, so no other factors have that product: groups of a norm, say, that no value shows alone.
+    """
+    for _, axis, size in equations:
+        unknown = [a for a in atoms_of(axis) if a not in known]
+        if unknown and axis.size == size:
+            known.update((a, a.size) for a in unknown)
+            return True
+    return False
 
 
 def _substitute(equation: Equation, known: dict[Atom, int], model: Analysis) -> bool:
