@@ -88,11 +88,11 @@ class Ref:
 
 @dataclass(frozen=True)
 class Read:
-    """A size, dtype or device of the model's input, read off one of a module's own inputs."""
+    """A size, shape, dtype or device of the model's input, read off one of a module's own inputs."""
 
     node: str
     of: str
-    what: Literal["size", "dtype", "device"]
+    what: Literal["size", "shape", "dtype", "device"]
     dim: int = 0
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,14 @@ from fxprune.compiler.native.structure import doubled_copy, is_inside
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Ref
 
-__all__ = ["Boundary", "Unknown", "boundaries_of"]
+__all__ = ["Boundary", "Number", "Unknown", "boundaries_of"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A whole number among a call's arguments, on each of the examples that the model was run on."""
+
+    values: tuple[int, ...]
 
 
 class Unknown:
@@ -30,13 +37,17 @@ class Boundary:
     """One call of a module, in terms of the graph's nodes.
 
     args, kwargs, result: as the module was called and what it returned, with a `Ref` in the place of each
-        tensor and number that the graph computes; what it does not is a constant, or an `Unknown`.
+        tensor that the graph computes, and an `Unknown` for each that it does not.  Whole numbers among
+        the arguments are a `Number`.
+    alike: of each node in the arguments, all nodes outside the module that have its value in eval mode
+        (before a dropout, and after it): the module may read any of them.
     """
 
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -50,33 +61,73 @@ class Boundary:
 
 
 def boundaries_of(
-    model: nn.Module, captured: fx.GraphModule, example: Example, removed: Mapping[str, str]
+    model: nn.Module, captured: fx.GraphModule, examples: Sequence[Example], removed: Mapping[str, str]
 ) -> dict[str, list[Boundary]]:
     """List the calls of each module in order.
 
-    Runs the model and its captured graph once each, at full size, in float64.  removed: additions of which
-    a branch was left out -> the node that stands for them.
+    Runs the model and its captured graph at full size, in float64: on the first example for the values, and
+    the model on the others for the numbers that it hands to its modules.  removed: additions of which a
+    branch was left out -> the node that stands for them.
     """
-    known = _Values(captured, example, removed)
+    known = _Values(captured, examples[0], removed)
     double = doubled_copy(model)
     in_eval_mode(double)
+    found = _calls(double, examples[0], known)
+    for example in examples[1:]:
+        found = _with_numbers(found, _calls(double, example, None))
+    return found
+
+
+def _calls(double: nn.Module, example: Example, known: _Values | None) -> dict[str, list[Boundary]]:
     found: dict[str, list[Boundary]] = defaultdict(list)
-    open_calls: list[tuple[Any, Any]] = []
+    open_calls: list[Boundary] = []
     handles = []
     for path, module in double.named_modules():
 
-        def enter(m: nn.Module, args: Any, kwargs: Any) -> None:
-            open_calls.append(known.inputs_in(args, kwargs))
+        def enter(m: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            args, kwargs = pytree.tree_map(_number, (args, kwargs))
+            call = Boundary(path, args, kwargs, None)
+            open_calls.append(known.entered(call) if known else call)
 
         def leave(m: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path) -> None:
-            args, kwargs = open_calls.pop()
-            found[path].append(Boundary(path, args, kwargs, known.results_in(out, path)))
+            call = open_calls.pop()
+            found[path].append(replace(call, result=known.results_in(out, path)) if known else call)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    with torch.no_grad(), same_draws(double), in_double():
-        double(*example.args, **example.kwargs)
+    try:
+        with torch.no_grad(), same_draws(double), in_double():
+            double(*example.args, **example.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return dict(found)
+
+
+def _number(value: Any) -> Any:
+    return Number((value,)) if type(value) is int else value
+
+
+def _with_numbers(
+    calls: Mapping[str, list[Boundary]], others: Mapping[str, list[Boundary]]
+) -> dict[str, list[Boundary]]:
+    """Note what numbers were in another run; a call that had others there, or none, can't tell."""
+
+    def both(a: Any, b: Any) -> Any:
+        return Number((*a.values, *b.values)) if isinstance(a, Number) and isinstance(b, Number) else a
+
+    out = {}
+    for path, own in calls.items():
+        theirs = others.get(path, [])
+        out[path] = own if len(theirs) != len(own) else []
+        for a, b in zip(own, theirs, strict=False) if not out[path] else ():
+            leaves, spec = pytree.tree_flatten((a.args, a.kwargs))
+            other = pytree.tree_leaves((b.args, b.kwargs))
+            if len(leaves) == len(other):
+                leaves = [both(x, y) for x, y in zip(leaves, other, strict=True)]
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            out[path].append(replace(a, args=args, kwargs=kwargs))
+    return out
 
 
 class _Values(Float64Interpreter):
@@ -86,7 +137,6 @@ class _Values(Float64Interpreter):
         super().__init__(doubled(captured))
         self.removed = removed
         self.of_shape: dict[tuple[int, ...], list[tuple[fx.Node, Fingerprint]]] = defaultdict(list)
-        self.numbers: dict[int, list[fx.Node]] = defaultdict(list)
         with torch.no_grad(), same_draws(captured), default_float64():
             self.run_on(example)
 
@@ -94,21 +144,25 @@ class _Values(Float64Interpreter):
         value = super().run_node(n)
         if n.op != "output" and isinstance(value, Tensor):
             self.of_shape[tuple(value.shape)].append((n, Fingerprint.of(value)))
-        elif type(value) is int:
-            self.numbers[value].append(n)
         return value
 
-    def inputs_in(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Name the nodes of arguments: of those that give a value the first, which computed it."""
+    def entered(self, call: Boundary) -> Boundary:
+        """Name the nodes of a call's arguments: of those that give a value the first, which computed it."""
+        alike: dict[str, tuple[str, ...]] = {}
 
         def first(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return self._ref(self._alike(value)[:1])
-            nodes = self.numbers.get(value) if type(value) is int else None
-            return self._ref(nodes[:1]) if nodes else value
+            if not isinstance(value, Tensor):
+                return value
+            nodes = self._alike(value)
+            if not nodes:
+                return Unknown()
+            found = self._ref(nodes)
+            outside = [n for n in nodes if not is_inside(str(n.meta.get("module") or ""), call.path)]
+            alike[found.node] = tuple(dict.fromkeys(self._ref([n]).node for n in outside))
+            return found
 
-        found: tuple[Any, Any] = pytree.tree_map(first, (args, kwargs))
-        return found
+        args, kwargs = pytree.tree_map(first, (call.args, call.kwargs))
+        return replace(call, args=args, kwargs=kwargs, alike=alike)
 
     def results_in(self, value: Any, path: str) -> Any:
         """Name the nodes of a result: the last of the module's own that give a value, else of all."""
@@ -118,7 +172,7 @@ class _Values(Float64Interpreter):
                 return value
             nodes = self._alike(value)
             own = [n for n in nodes if is_inside(str(n.meta.get("module") or ""), path)]
-            return self._ref((own or nodes)[-1:])
+            return self._ref((own or nodes)[-1:]) if nodes else Unknown()
 
         return pytree.tree_map(last, value)
 
@@ -126,9 +180,7 @@ class _Values(Float64Interpreter):
         seen = Fingerprint.of(value)
         return [n for n, known in self.of_shape[seen.shape] if known.matches(seen)]
 
-    def _ref(self, nodes: list[fx.Node]) -> Ref | Unknown:
-        if not nodes:
-            return Unknown()
+    def _ref(self, nodes: list[fx.Node]) -> Ref:
         name = nodes[0].name
         while name in self.removed:
             name = self.removed[name]

@@ -13,6 +13,7 @@ from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.search import Proposals, Search
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import Resized, in_double_as, is_inside, resized_copy
+from fxprune.compiler.native.traits import Traits, other_examples, traits_of
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
 from fxprune.graph.tensors import in_float64
@@ -54,6 +55,7 @@ class _Finder:
         self.search = Search(root, Proposals(model, root, sizes))
         self.parts: dict[str, Part] = {}
         self.boundaries: dict[str, list[Boundary]] | None = None
+        self.traits: Traits = {}
 
     def find(self) -> OwnCode | str:
         expected = expected_of(self.double, self.example)
@@ -78,7 +80,18 @@ class _Finder:
     def _with_results(self) -> Expected:
         removal = self.analysis.removal
         removed = {b.add.name: b.source.name for b in removal.branches} if removal else {}
-        self.boundaries = boundaries_of(self.model, self.analysis.original.module, self.example, removed)
+        captured = self.analysis.original.module
+        for other in (*other_examples(self.example), None):
+            examples = [self.example] if other is None else [self.example, other]
+            try:
+                self.traits = traits_of(self.double, examples)
+                self.boundaries = boundaries_of(self.model, captured, examples, removed)
+            except Exception:  # not every model takes other sizes, or says so in one way
+                if other is None:
+                    raise
+            else:
+                break
+        assert self.boundaries is not None
         results = {
             path: [call.names for call in calls]
             for path, calls in self.boundaries.items()
@@ -104,8 +117,7 @@ class _Finder:
 
     def _part(self, path: str, why: str) -> Part:
         assert self.boundaries is not None
-        captured = self.analysis.original.module.graph
-        return part_at(self.model, self.boundaries.get(path, []), why, captured, self.double)
+        return part_at(self.model, self.boundaries.get(path, []), why, self.traits, self.double)
 
 
 def _is_within(path: str, modules: Iterable[str]) -> bool:

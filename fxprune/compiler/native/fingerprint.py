@@ -15,6 +15,7 @@ __all__ = ["Fingerprint", "Prints", "is_same", "prints_match", "prints_of"]
 
 TOLERANCE = 1e-8
 SAMPLES = 64
+LARGEST = 1e30  # beyond: what masks write for -inf, which differs with the precision
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Fingerprint:
     def of(t: Tensor) -> Fingerprint:
         flat = t.detach().reshape(-1)
         flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat.double()
+        flat = flat.clamp(-LARGEST, LARGEST)
         picked = torch.linspace(0, max(len(flat) - 1, 0), SAMPLES, dtype=torch.float64).long()
         samples = flat[picked.to(flat.device)] if len(flat) else flat
         return Fingerprint(tuple(t.shape), torch.stack([flat.sum(), flat.abs().sum()]), samples)
@@ -38,7 +40,7 @@ class Fingerprint:
             return False
         scale = max(float(other.sums[1]), 1e-30)
         if not bool(((self.sums - other.sums).abs() <= TOLERANCE * scale).all()):
-            return bool(torch.equal(self.sums, other.sums))  # infinite both
+            return bool(torch.equal(self.sums, other.sums))  # not a number, both
         largest = float(other.samples.abs().max()) if len(other.samples) else 0.0
         return bool(torch.allclose(self.samples, other.samples, rtol=TOLERANCE, atol=TOLERANCE * largest))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.compiler.native.boundaries import Boundary
+from fxprune.compiler.native.boundaries import Boundary, Number
+from fxprune.compiler.native.traits import Traits
 from fxprune.graph.tensors import get_or_create_submodule, named_tensors
 from fxprune.result.own_code import Part, Read, Ref
 from fxprune.result.pruned_module import PrunedModule
@@ -27,32 +27,31 @@ class PartError(Exception):
 
 
 def part_at(
-    model: nn.Module, calls: list[Boundary], why: str, captured: fx.Graph, pruned: fx.GraphModule
+    model: nn.Module, calls: list[Boundary], why: str, traits: Traits, pruned: fx.GraphModule
 ) -> Part:
     """Find what can stand in the place of a module, and try it.
 
     Args:
         model: of the structure that the module lies in.
         calls: where its calls begin and end.
-        captured: the graph before it was rewritten, with `meta["val"]`.
+        traits: what the nodes of the pruned graph give, on the examples that the calls are of.
 
     Raises:
-        PartError: it is called more than once, or its part needs what the module is not given.
+        PartError: it is never called, or its part needs what the module is not given.
     """
-    if len(calls) != 1:
-        raise PartError(f"it is called {len(calls)} times")
-    call = calls[0]
+    if not calls:
+        raise PartError("it is never called")
+    call = calls[0]  # that it does as well for the others, the search has to see
     if not call.is_known:
         raise PartError("it returns what the graph does not compute")
     if not _is_plain(call.result):
         raise PartError(f"it returns a {type(call.result).__name__}")
-    inputs = tuple(_inputs(model.get_submodule(call.path), call))
+    inputs = tuple(_inputs(model.get_submodule(call.path), call, traits))
     part = Part(call.path, why, inputs, (), call.result)
-    values = {node.name: node.meta.get("val") for node in captured.nodes}
     found: list[Read] = []
 
     def read(node: str) -> Read | None:
-        known = _read_off(node, inputs, values)
+        known = _read_off(node, inputs, traits)
         found.extend([known] if known else [])
         return known
 
@@ -74,42 +73,51 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (Ref, *_PLAIN))
 
 
-def _inputs(module: nn.Module, call: Boundary) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple[str, tuple[Any, ...], str]]:
     """Find where in the arguments of a call its nodes stand."""
     try:
         bound = inspect.signature(type(module).forward).bind(module, *call.args, **call.kwargs)
     except TypeError as error:
         raise PartError(f"its arguments don't fit its signature: {error}") from error
     for name, value in [*bound.arguments.items()][1:]:
-        yield from ((name, keys, node) for keys, node in _refs(value, ()))
+        for keys, leaf in _leaves(value, ()):
+            if isinstance(leaf, Ref):
+                nodes = [leaf.node, *call.alike.get(leaf.node, ())]
+            else:
+                nodes = [node for node, values in traits.items() if values == leaf.values]
+            yield from ((name, keys, node) for node in dict.fromkeys(nodes))
 
 
-def _refs(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
-    if isinstance(value, Ref):
-        yield keys, value.node
+def _leaves(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Ref | Number]]:
+    if isinstance(value, (Ref, Number)):
+        yield keys, value
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            yield from _refs(item, (*keys, i))
+            yield from _leaves(item, (*keys, i))
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _refs(item, (*keys, key))
+            yield from _leaves(item, (*keys, key))
 
 
-def _read_off(
-    node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], values: Mapping[str, Any]
-) -> Read | None:
-    """Find a size, dtype or device of the model's input that is that of one of the module's inputs."""
-    value = values.get(node)
+def _read_off(node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], traits: Traits) -> Read | None:
+    """Find a size, shape, dtype or device of the model's input that is that of one of the module's inputs."""
+    wanted = traits.get(node)
+    if wanted is None or type(wanted[0]) is tuple:  # a tensor
+        return None
     for _, _, given in inputs:
-        tensor = values.get(given)
-        if not isinstance(tensor, Tensor):
+        tensors = traits.get(given, ())
+        if not tensors or type(tensors[0]) is not tuple:
             continue
-        if isinstance(value, torch.dtype) and tensor.dtype == value:
+        shapes, types, devices = zip(*tensors, strict=True)
+        if wanted == types:
             return Read(node, given, "dtype")
-        if isinstance(value, torch.device) and tensor.device == value:
+        if wanted == devices:
             return Read(node, given, "device")
-        if type(value) is int and value in tensor.shape:
-            return Read(node, given, "size", tensor.shape.index(value))
+        if wanted == shapes:
+            return Read(node, given, "shape")
+        sizes = [*zip(*shapes, strict=False)]
+        if wanted in sizes:
+            return Read(node, given, "size", sizes.index(wanted))
     return None
 
 

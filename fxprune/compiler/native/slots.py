@@ -23,8 +23,8 @@ _NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM}
 def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
     """Find every whole number above one in each module's own state, in its lists, dicts and objects too.
 
-    What several modules hold (a configuration) goes by the first of them.  Layers of torch.nn have none:
-    their numbers are those of their weights.
+    What several modules hold (a configuration) goes by the first of them.  Layers of torch.nn have none
+    (their numbers are those of their weights), unless they have no weights.
     """
     seen: set[int] = set()
     found: dict[str, list[tuple[Slot, int]]] = {}
@@ -50,15 +50,20 @@ def holders_of(root: nn.Module) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
     """Find every object that slots lie in: (the module's path, keys to it, the object)."""
     seen: set[int] = set()
     for path, module in root.named_modules():
-        if native(module) is None:
+        if _has_numbers(module):
             yield path, (), module
             for name, value in _state(module):
                 for keys, holder in _objects(value, (name,), seen):
                     yield path, keys, holder
 
 
+def _has_numbers(module: nn.Module) -> bool:
+    known = native(module)
+    return known is None or ("weight" in known.arguments and getattr(module, "weight", None) is None)
+
+
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    if native(module) is None:
+    if _has_numbers(module):
         yield from ((name, value) for name, value in vars(module).items() if name not in _NOT_THE_USERS)
 
 

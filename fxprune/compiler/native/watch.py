@@ -16,6 +16,7 @@ from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, in_double
 from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
 from fxprune.compiler.native.structure import is_inside
+from fxprune.compiler.native.traits import repeatable
 from fxprune.graph.example import Example
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import floats_of
@@ -110,11 +111,12 @@ def fault_in(
     """
     watch = _Watch(expected, Counter(calls))
     first = _Call(path, example.args, example.kwargs, calls, draws)
+    args, kwargs = repeatable((example.args, example.kwargs))
     with torch.no_grad(), same_draws(module), in_double(), _watched(module, path, watch):
         if draws is not None:
             torch.set_rng_state(draws)
         try:
-            outputs = module(*example.args, **example.kwargs)
+            outputs = module(*args, **kwargs)
         except Exception as error:  # whatever the code does with sizes that it did not expect
             fault, said = None, _said(error)
             for call in watch.stack or [first]:
@@ -156,6 +158,7 @@ class _Watch:
             self.calls[path] += 1
             if count >= len(known) or not prints_match(prints_of((args, kwargs)), known[count]):
                 raise _Differs(f"what goes into {path} is not what it should be")
+        args, kwargs = repeatable((args, kwargs))
         self.stack.append(_Call(path, args, kwargs, Counter(self.calls), torch.get_rng_state()))
         self.progress += 1
 

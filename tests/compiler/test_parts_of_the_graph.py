@@ -1,0 +1,137 @@
+"""form="module": what stands in the place of a module is given what the module is given, and no more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.result.forms import graph_form
+from fxprune.result.pruned_module import record_of
+
+
+class Rigid(nn.Module):
+    """An attention that takes its head dim from the width of its input; pools keys by height and width."""
+
+    def __init__(self, dim: int = 48, heads: int = 4, *, pools: bool = False) -> None:
+        super().__init__()
+        self.heads, self.pools = heads, pools
+        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        b, n, c = x.shape
+        y = x
+        if self.pools:
+            y = F.avg_pool2d(x.mT.reshape(b, c, height, width), 2).flatten(2).mT
+        q = self.q(x).reshape(b, n, self.heads, c // self.heads).transpose(1, 2)
+        k, v = self.kv(y).reshape(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+class Image(nn.Module):
+    """Hands its attention the grid's sizes, and tokens that a dropout gives."""
+
+    def __init__(self, *, pools: bool = False) -> None:
+        super().__init__()
+        self.patches, self.drop = nn.Conv2d(3, 48, 8, 8), nn.Dropout(0.5)
+        self.attention, self.head = Rigid(pools=pools), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        height, width = x.shape[-2:]
+        x = self.drop(x.flatten(2).mT)
+        return self.head((x + self.attention(x, height, width)).mean(1))
+
+
+def image(height: int = 32, width: int = 32, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_a_part_is_given_sizes_and_what_a_dropout_gives(pools: bool) -> None:
+    model, x = randomise(Image(pools=pools).eval()), image()
+    options = {"ratios": {"attention.heads*": 0.25}, "attention": "heads"}
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", **options)
+    assert type(pruned) is Image and [p.path for p in record_of(pruned).own.parts] == ["attention"]
+    assert fxprune.verify(model, pruned, example_inputs=image(batch=3)) < 1e-8
+    for size in ((32, 32), (48, 32), (16, 64)):
+        for batch in (1, 5):
+            y = image(*size, batch=batch)
+            assert torch.allclose(pruned(y), graph_form(pruned)(y), rtol=1e-4, atol=1e-5)
+    pruned.train()
+    drawn = []
+    for form in (pruned, graph_form(pruned)):
+        torch.manual_seed(1)
+        drawn.append(form(x))
+    assert torch.allclose(*drawn, rtol=1e-4, atol=1e-5)
+
+
+class Cached(nn.Module):
+    """Adds its keys to a cache that its caller keeps, as generating text does."""
+
+    def __init__(self, dim: int = 48, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.groups, self.head_dim = heads, heads // 2, dim // heads
+        self.q, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k, self.v = (nn.Linear(dim, dim // 2) for _ in range(2))
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        q, k, v = (
+            to(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for to in (self.q, self.k, self.v)
+        )
+        if cache.keys is not None:
+            k, v = torch.cat([cache.keys, k], 2), torch.cat([cache.values, v], 2)
+        cache.keys, cache.values = k, v
+        k, v = (t.repeat_interleave(self.groups, 1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones_like(q @ x.new_zeros(k.shape).mT))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Generating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(8, 48), nn.ModuleList([Cached(), Cached()])
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x, cache=SimpleNamespace(keys=None, values=None))
+        return self.head(x)
+
+
+def test_a_call_that_fills_a_cache_can_be_tried_again() -> None:
+    model, x = randomise(Generating().eval()), torch.randn(2, 5, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="heads", form="module")
+    own = record_of(pruned).own
+    assert type(pruned) is Generating and own.is_whole, own.parts
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(3, 7, 8)) < 1e-8
+
+
+class Bare(nn.Module):
+    """Norms by a layer without weights, and by weights of its own."""
+
+    def __init__(self, dim: int = 48) -> None:
+        super().__init__()
+        self.norm, self.gain = nn.LayerNorm(dim, elementwise_affine=False), nn.Parameter(torch.ones(dim))
+        self.fc1, self.fc2 = nn.Linear(dim, 96), nn.Linear(96, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x) * self.gain)))
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_a_norm_without_weights_has_the_new_size(capture: str) -> None:
+    model = randomise(nn.Sequential(nn.Linear(8, 48), Bare(), Bare(), nn.Linear(48, 5)).eval())
+    x = torch.randn(2, 5, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, form="module")
+    own = record_of(pruned).own
+    assert type(pruned) is nn.Sequential and own.is_whole, own.parts
+    assert tuple(pruned[1].norm.normalized_shape) == (24,) and tuple(model[1].norm.normalized_shape) == (48,)
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(3, 5, 8)) < 1e-8
