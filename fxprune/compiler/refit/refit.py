@@ -17,7 +17,7 @@ from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
-from fxprune.compiler.refit.walk import Sides, split
+from fxprune.compiler.refit.walk import Pair, Sides, Split, split
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import Refit
@@ -26,8 +26,6 @@ from fxprune.rules.axes import Atom
 
 __all__ = ["refit"]
 
-PASSES = 8  # over the data at most, where each layer is solved on what those before it give now
-STREAM = "it reads a stream whose norms run over less, and the model is too deep to solve layer by layer"
 WORSE = "with it, predictions on held-out data came no nearer to the original's"
 HELD = 1 << 26  # numbers that the moments of one pass take at most, or the largest layer's where that is more
 NO_GAIN = "its error on held-out data did not fall"
@@ -45,7 +43,7 @@ def refit(
 
     Where only what lies between two layers was narrowed, each is solved on what is kept of what it read in
     the original; where a norm runs over less than before, on what it reads in the result, one after the
-    other, for the first change what the others read.  A deep model's readers of such a stream keep theirs.
+    other, for the first change what the others read.
     Where predictions on held-out samples come no nearer to the original's, everything keeps its slice.
 
     Args:
@@ -71,40 +69,22 @@ def refit(
         left |= {c.node: "there is one sample only, and none to choose by" for c in consumers.solved}
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
-        solvable, own = consumers.solved, False
-        normed = normed_atoms(analysis, selection)
-        streams = {c.node for c in solvable if not normed.isdisjoint(c.atoms(analysis))}
-        if streams:  # one after the other: solved at once, layers would make up for the same loss twice
-            own = len(solvable) <= PASSES
-        if streams and not own:
-            left |= dict.fromkeys(streams, STREAM)
-            solvable = tuple(c for c in solvable if c.node not in streams)
-        waves = list(_waves(solvable, sides, len(solvable) if own else 1)) if solvable else []
-        own_tensors = (t for c in solvable for t in (sides.weight(c), sides.bias(c)) if t is not None)
+        own_tensors = (t for c in consumers.solved for t in (sides.weight(c), sides.bias(c)) if t is not None)
         kept = [(t, t.detach().clone()) for t in own_tensors]
         before = sides.divergence(calibration.held, log_probabilities)
-        parts = len(calibration.seen) + len(calibration.held)
-        with tqdm(
-            total=parts * len(waves), desc="re-fit", unit="batch", disable=None if progress else True
-        ) as bar:
-            for wave in waves:
-                moments = sides.moments(wave, calibration, own=own, step=bar.update)
-                for consumer in wave:
-                    if consumer.node not in moments:
-                        continue
-                    seen, held = moments.pop(consumer.node)
-                    weight, bias = sides.matrix(consumer, len(seen.x))
-                    solution = solved(seen, held, weight, bias, free_bias=consumer.bias is not None)
-                    if solution is None:
-                        left[consumer.node] = NO_GAIN
-                    else:
-                        found |= _stored(sides, consumer, solution)
+        for consumer, (seen, held) in _moments(sides, consumers.solved, calibration, selection, progress):
+            weight, bias = sides.matrix(consumer, len(seen.x))
+            solution = solved(seen, held, weight, bias, free_bias=consumer.bias is not None)
+            if solution is None:
+                left[consumer.node] = NO_GAIN
+            else:
+                found |= _stored(sides, consumer, solution)
         left |= sides.refused
         if found and not sides.divergence(calibration.held, log_probabilities) < before:
             with torch.no_grad():
                 for tensor, slices in kept:
                     tensor.copy_(slices)
-            found, left = {}, left | {c.node: WORSE for c in solvable}
+            found, left = {}, left | {c.node: WORSE for c in consumers.solved}
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
@@ -120,13 +100,29 @@ def normed_atoms(analysis: Analysis, selection: Selection) -> set[Atom]:
     return {use.group.atom for uses in SoftMasked(analysis, groups).statistics.values() for use in uses}
 
 
-def _waves(consumers: Sequence[Consumer], sides: Sides, count: int) -> Iterator[list[Consumer]]:
-    """Cut the layers, in order, into so many passes, or more where their moments would take too much."""
-    share, wave, held = len(consumers) / count, list[Consumer](), 0
-    for i, consumer in enumerate(consumers):
+def _moments(
+    sides: Sides, consumers: Sequence[Consumer], data: Split, selection: Selection, progress: bool
+) -> Iterator[tuple[Consumer, Pair]]:
+    """Give each layer with its moments, to be solved before the next: in as few passes as memory allows."""
+    normed = normed_atoms(sides.analysis, selection)
+    one_by_one = any(not normed.isdisjoint(c.atoms(sides.analysis)) for c in consumers)
+    waves = [] if one_by_one else list(_waves(consumers, sides))
+    total = (len(data.seen) + len(data.held)) * (len(consumers) if one_by_one else len(waves))
+    with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
+        if one_by_one:
+            yield from sides.one_by_one(consumers, data, step=bar.update)
+        for wave in waves:
+            moments = sides.moments(wave, data, step=bar.update)
+            yield from ((c, moments.pop(c.node)) for c in wave if c.node in moments)
+
+
+def _waves(consumers: Sequence[Consumer], sides: Sides) -> Iterator[list[Consumer]]:
+    """Cut the layers, in order, into passes whose moments can be held."""
+    wave, held = list[Consumer](), 0
+    for consumer in consumers:
         weight = sides.weight(consumer)
         size = 2 * weight[0].numel() * (weight[0].numel() + len(weight))
-        if wave and (held + size > HELD or int(i / share) != int((i - 1) / share)):
+        if wave and held + size > HELD:
             yield wave
             wave, held = [], 0
         wave.append(consumer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,14 +14,16 @@ from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.compiler.refit.consumers import Consumer
+from fxprune.compiler.refit.lockstep import Lockstep
 from fxprune.compiler.refit.regression import PairMoments
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import tensor_at
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 
-__all__ = ["Sides", "Split", "split"]
+__all__ = ["Pair", "Sides", "Split", "split"]
 
+Pair = tuple[PairMoments, PairMoments]  # of the samples that are solved from, and of those held out
 Seen = Callable[[str, Tensor, Tensor], None]
 HELD_OUT = 5  # one sample in so many chooses lambda
 
@@ -65,39 +67,42 @@ class Sides:
         self.checked: set[str] = set()
 
     def moments(
-        self,
-        consumers: Sequence[Consumer],
-        data: Split,
-        *,
-        own: bool,
-        step: Callable[[], Any],
-    ) -> dict[str, tuple[PairMoments, PairMoments]]:
-        """Collect moments of what each consumer reads and of what it gave, seen and held out, in one pass.
-
-        own: what it reads is the result's; else what is kept of the original's.
-        """
+        self, consumers: Sequence[Consumer], data: Split, *, step: Callable[[], Any]
+    ) -> dict[str, Pair]:
+        """Collect moments of what is kept of what each consumer reads and gives in the original: one pass."""
         found = {c.node: (PairMoments(), PairMoments()) for c in consumers}
         by_name = {c.node: c for c in consumers}
         for i, batches in enumerate((data.seen, data.held)):
+
+            def add(name: str, x: Tensor, y: Tensor, i: int = i) -> None:
+                consumer = by_name[name]
+                self._check(consumer, x, y)
+                x, y = self._kept(x, consumer, consumer.read), self._kept(y, consumer, consumer.given)
+                self._add(consumer, found[name][i], x, y)
+
             for batch in batches:
-                answers: dict[str, Tensor] = {}
-
-                def dense(name: str, x: Tensor, y: Tensor, i: int = i, answers: Any = answers) -> None:
-                    consumer = by_name[name]
-                    answers[name] = self._kept(y, consumer, consumer.given)
-                    if not own:
-                        x = self._kept(x, consumer, consumer.read)
-                        self._add(consumer, found[name][i], x, answers.pop(name))
-
-                def small(name: str, x: Tensor, y: Tensor, i: int = i, answers: Any = answers) -> None:
-                    self._check(by_name[name], x, y)
-                    self._add(by_name[name], found[name][i], x, answers.pop(name))
-
-                self._dense.run_with(dense, by_name, batch.args)
-                if own:
-                    self._small.run_with(small, by_name, batch.args)
+                self._dense.run_with(add, by_name, batch.args)
                 step()
         return {name: pair for name, pair in found.items() if name not in self.refused}
+
+    def one_by_one(
+        self, consumers: Sequence[Consumer], data: Split, *, step: Callable[[], Any]
+    ) -> Iterator[tuple[Consumer, Pair]]:
+        """Collect moments of what each consumer reads in the result, and of what is kept of what it gave.
+
+        A consumer is to be solved before the next one is asked for: that reads what the solved ones give.
+        """
+        batches = (*data.seen, *data.held)
+        dense, small = (Lockstep(cast(fx.GraphModule, m.module), batches) for m in (self._dense, self._small))
+        for consumer in consumers:
+            pair = (PairMoments(), PairMoments())
+            both = zip(small.read(consumer.node), dense.given(consumer.node), strict=True)
+            for i, (x, (dense_x, y)) in enumerate(both):
+                self._check(consumer, dense_x, y)
+                self._add(consumer, pair[i >= len(data.seen)], x, self._kept(y, consumer, consumer.given))
+                step()
+            if consumer.node not in self.refused:
+                yield consumer, pair
 
     def divergence(self, batches: Sequence[Batch], log_probabilities: LogProbabilities | None) -> float:
         """Return how far the result's predictions are from the original's, summed over samples."""
@@ -134,14 +139,16 @@ class Sides:
             moments.add(read, consumer.answers(y, len(read)) * self._factor(consumer, len(read)))
 
     def _check(self, consumer: Consumer, x: Tensor, y: Tensor) -> None:
-        """Refuse a layer that gives something else than what the regression takes it to."""
+        """Refuse a layer of the original that gives something else than what the regression takes it to."""
         if consumer.node in self.checked:
             return
         self.checked.add(consumer.node)
-        read = consumer.vectors(x, self.weight(consumer))
-        weight, bias = self.matrix(consumer, len(read))
+        weight = tensor_at(self._dense.module, consumer.weight).detach()
+        read = consumer.vectors(x, weight).double()
         given = consumer.answers(y, len(read)).double()
-        off = read.double() @ weight.mT + bias[:, None] - given
+        off = read @ weight.double().reshape(len(read), given.shape[-1], -1).mT - given
+        if consumer.bias is not None:
+            off = off + tensor_at(self._dense.module, consumer.bias).double().reshape(len(read), 1, -1)
         if not bool(off.square().mean().sqrt() <= 0.05 * given.square().mean().sqrt() + 1e-12):
             self.refused[consumer.node] = "it computes more than its weight says"
 
