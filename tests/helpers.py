@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +86,18 @@ def mlp(inputs: int = 6, hidden: int = 16, outputs: int = 4) -> nn.Sequential:
 def images(batch: int = 2, size: int = 32, seed: int = 0) -> Tensor:
     """Normal noise, [batch, 3, size, size]."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def draw_classes(folder: Path, each: int = 6) -> None:
+    """Render two classes of `each` images: discs and squares, each at another place."""
+    from PIL import Image, ImageDraw
+
+    for label, shape in enumerate(("ellipse", "rectangle")):
+        (folder / str(label)).mkdir(parents=True)
+        for i in range(each):
+            image = Image.new("RGB", (40, 40), (40 * i, 90, 60))
+            getattr(ImageDraw.Draw(image), shape)((4 + i, 6, 24 + i, 26), fill=(250, 240, 10 * i))
+            image.save(folder / str(label) / f"{i}.png")
 
 
 # ---------------------------------------------------------------- questions

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import safetensors.torch
 import torch
 from torch import nn
 
 import fxprune
-from fxprune.cli.images import labelled_images, training_images
-from fxprune.cli.models import is_saved, made, original_with_weights, subject
-from fxprune.cli.options import given, original_option, output_options, refuse, size_option, weights_options
+from fxprune.cli.images import Labelled, classes_in, labelled_images, training_images
+from fxprune.cli.models import is_saved
+from fxprune.cli.options import original_option, output_options, refuse, size_option, weights_options
 from fxprune.cli.progress import progress
-from fxprune.finetune.estimate import estimate
+from fxprune.cli.teaching import Lesson, lesson, teaching_options
+from fxprune.finetune.estimate import Estimate, estimate
+from fxprune.result.files import write_whole
 from fxprune.result.saved import model_specs
 from fxprune.show.reports.accuracy import accuracies
 
 __all__ = ["finetune"]
 
+DENSE = "dense.safetensors"
 USUAL = fxprune.Training()
 HELP = {
     "epochs": "Passes over the data; of each step.",
@@ -96,6 +102,10 @@ Examples:
     "--every", type=click.IntRange(0), default=0, help="A checkpoint after so many batches as well."
 )
 @training_options
+@teaching_options
+@click.option(
+    "--log-with", multiple=True, metavar="TRACKER", help="Of Accelerate, e.g. tensorboard; may be repeated."
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and write nothing.")
 @original_option
@@ -114,6 +124,8 @@ def finetune(
     augment: str | None,
     erase: float,
     every: int,
+    new_head: bool,
+    log_with: tuple[str, ...],
     resume: bool,
     dry_run: bool,
     as_json: bool,
@@ -122,40 +134,61 @@ def finetune(
 ) -> None:
     """Train a saved FOLDER beside its original; or prune MODEL in steps and train after each.
 
-    The original is the teacher, with weights of --pretrained or --checkpoint; --kl 0 --hidden 0 trains a
-    FOLDER without one.  Checkpoints and a line of JSON an epoch (log.jsonl) stand in OUT/run: a run that was
-    killed goes on with --resume.  Accelerate chooses the device.
+    The original is the teacher, with weights of --pretrained or --checkpoint; --teacher names another, and
+    --kl 0 --hidden 0 trains a FOLDER without one.  With --new-head a MODEL first learns the classes of
+    --data itself, from labels (its weights go to OUT/dense.safetensors), then teaches them.  Checkpoints and
+    a line of JSON an epoch (log.jsonl) stand in OUT/run: a run that was killed goes on with --resume.
+    Accelerate chooses the device.
     """
     training = fxprune.Training(**{field.name: others.pop(field.name) for field in fields(fxprune.Training)})
-    saved = is_saved(what)
-    if saved:
+    if is_saved(what):
         refuse("a FOLDER is pruned already", "ratio", "steps")
         refuse("a FOLDER has an example of its own", "input_size")
     policy = {"auto_augment": augment, "re_prob": erase}
     with progress(quiet) as step:
         step(f"building {what}")
-        student, teacher, about = _models(what, training, others)
+        models = lesson(what, training, classes_in(data) if new_head else None, others)
+        student, about = models.student, models.about
         batches = training_images(data, student, about, batch, workers, policy)
-        judge = None if val is None else _judge(val, student, about, batch)
         if dry_run:
+            refuse("--dry-run writes nothing", "log_with", "resume", "every")
             step("trying a few batches")
-            tried = student if saved else fxprune.prune(student, ratio, **about)
-            found = estimate(tried, teacher, batches, training)
+            judging = 0.0 if val is None else _judging_takes(val, student, about, batch)
+            found = _estimate(models, batches, training, judging, ratio, steps)
             click.echo(json.dumps(asdict(found)) if as_json else str(found))
             return
+        judge = None if val is None else _judge(labelled_images(val, student, about, None), batch)
         step(f"training on {len(batches)} batches of {data}")
     folder = Path(out) / "run"
     options: dict[str, Any] = {"evaluate": judge, "resume": resume, "every": every, "progress": not quiet}
-    if saved:
-        log = fxprune.distill(student, teacher, batches, training, folder=folder, **options).log
+    options["trackers"] = log_with
+    log: list[dict[str, Any]] = []
+    if models.dense_first:
+        alone = replace(training, kl=0.0, hidden=0.0)
+        log += fxprune.distill(student, None, batches, alone, folder=folder / "dense", **options).log
+        weights = {name: t.cpu().contiguous().clone() for name, t in student.state_dict().items()}
+        if _first():
+            write_whole(Path(out) / DENSE, safetensors.torch.save(weights))
+    if models.saved:
+        log += fxprune.distill(student, models.teacher, batches, training, folder=folder, **options).log
     else:
         student = fxprune.prune_and_distill(
-            student, batches, ratio, training, steps=steps, folder=folder, **options, **about
+            student,
+            batches,
+            ratio,
+            training,
+            steps=steps,
+            teacher=models.teacher,
+            folder=folder,
+            **options,
+            **about,
         )
-        log = _logged(folder / f"step-{steps}")
+        log += _logged(folder / f"step-{steps}")
+    if not _first():
+        return
     with progress(quiet) as step:
         step(f"writing {out}")
-        own = not saved and what.partition(":")[0] not in model_specs.BUILDERS
+        own = not models.saved and what.partition(":")[0] not in model_specs.BUILDERS
         fxprune.save(student.cpu(), out, build=what if own else None)
     if as_json:
         click.echo(json.dumps({"out": out, "training": asdict(training), "log": log}, indent=1))
@@ -164,34 +197,42 @@ def finetune(
         click.echo(f"saved to {out}")
 
 
-def _models(
-    what: str, training: fxprune.Training, options: dict[str, Any]
-) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
-    """Return the student (of a MODEL, what it is pruned from), its teacher, and how the model is called.
+def _first() -> bool:
+    """Say whether this is the process that writes, of those that train together."""
+    from accelerate import PartialState
 
-    Raises:
-        UsageError: there is no telling what weights the teacher has.
-    """
-    model = options["model"]
-    weights = {name: options[name] for name in ("pretrained", "checkpoint")}
-    if not is_saved(what):
-        refuse("it names the original of a saved FOLDER, and this is none", "model")
-        dense = made(what, **weights, input_size=options["input_size"])
-        return dense.model, dense.model, dense.options
-    student = subject(what, model=model).model
-    if training.kl == 0 and training.hidden == 0:
-        refuse("--kl 0 --hidden 0 needs no teacher", "pretrained", "checkpoint")
-        return student, None, {}
-    if not (given("pretrained") or given("checkpoint")):
-        raise click.UsageError(
-            "the teacher needs weights: give --pretrained or --checkpoint, or train without one (--kl 0)"
-        )
-    return student, original_with_weights(what, model, **weights, device="cpu"), {}
+    return bool(PartialState().is_main_process)
 
 
-def _judge(folder: str, model: nn.Module, about: dict[str, Any], batch: int) -> Any:
-    """Return what measures the accuracy of a model in training on a folder of images."""
-    labelled = labelled_images(folder, model, about, None)
+def _estimate(
+    models: Lesson, batches: Any, training: fxprune.Training, judging: float, ratio: float, steps: int
+) -> Estimate:
+    """Estimate a run with all its parts; a MODEL is pruned as far as each step would."""
+    student, teacher = models.student, models.teacher
+    parts: list[tuple[nn.Module, nn.Module | None, fxprune.Training]] = []
+    if models.saved:
+        parts.append((student, teacher, training))
+    else:
+        if models.dense_first:
+            parts.append((student, None, replace(training, kl=0.0, hidden=0.0)))
+        for i in range(1, steps + 1):
+            parts.append((fxprune.prune(student, ratio * i / steps, **models.about), teacher, training))
+    found = [estimate(model, by, batches, how, judging=judging) for model, by, how in parts]
+    return functools.reduce(Estimate.and_then, found)
+
+
+def _judging_takes(folder: str, model: nn.Module, about: dict[str, Any], batch: int) -> float:
+    """Measure how long it takes to judge a model by all images of a folder, on a few batches of them."""
+    total = labelled_images(folder, model, about, None).count
+    few = labelled_images(folder, model, about, 4 * batch)
+    judge = _judge(few, batch)
+    began = time.perf_counter()
+    judge(model)
+    return (time.perf_counter() - began) * total / few.count
+
+
+def _judge(labelled: Labelled, batch: int) -> Any:
+    """Return what measures the accuracy of a model in training on labelled images."""
 
     def judge(student: nn.Module) -> Mapping[str, float]:
         device = next((p.device for p in student.parameters()), torch.device("cpu"))

@@ -17,7 +17,14 @@ from fxprune.errors import DataError
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
 
-__all__ = ["Labelled", "batches_from", "labelled_images", "training_images"]
+__all__ = [
+    "Labelled",
+    "batches_from",
+    "classes_in",
+    "labelled_images",
+    "normalisation",
+    "training_images",
+]
 
 SYNSET = re.compile(r"n\d{8}")  # how ImageNet names its classes
 
@@ -92,6 +99,20 @@ def training_images(
     return DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True)
 
 
+def classes_in(folder: str) -> int:
+    """Return how many subfolders there are."""
+    return len(_subfolders(folder))
+
+
+def normalisation(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation of each channel that a model's images are given; timm's usual ones
+    where none are recorded with it."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    return config["mean"], config["std"]
+
+
 def _subfolders(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
 
@@ -111,7 +132,7 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
     if all(name.isdecimal() for name in names) and max(map(int, names)) < classes:
         return {name: int(name) for name in names}, "by number"
     known = getattr(getattr(model, "config", None), "label2id", None) or {}
-    if set(names) <= set(known):
+    if set(names) <= set(known) and all(int(known[name]) < classes for name in names):
         return {name: int(known[name]) for name in names}, "by the model's names"
     if all(map(SYNSET.fullmatch, names)):
         synsets = _synsets(classes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -16,6 +18,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.cli.options import refuse
 from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
+from fxprune.finetune.heads import with_classes
 from fxprune.result.saved import model_specs
 from fxprune.result.saved.folder import RECORD, read_record
 from fxprune.result.saved.hub import HUB, local_folder
@@ -98,11 +101,14 @@ def made(
     if pretrained and checkpoint:
         refuse("--checkpoint has the weights", "pretrained")
     model = _built(spec, pretrained)
-    if checkpoint:
-        _load_checkpoint(model, checkpoint)
     options: dict[str, Any] = {"capture": capture}
     if input_size is not None:
-        options["example_inputs"] = _images(input_size).to(where)
+        options["example_inputs"] = _images(input_size)
+    if checkpoint:
+        model = _with_classes_of(checkpoint, model, options)
+        _load_checkpoint(model, checkpoint)
+    if input_size is not None:
+        options["example_inputs"] = options["example_inputs"].to(where)
     return Made(model.to(where), options)
 
 
@@ -133,6 +139,28 @@ def device_of(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise OptionError(f"--device {name}: there is no such device here ({first})") from error
     return device
+
+
+def _with_classes_of(path: str, model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Return a model with as many classes as a checkpoint has, where that is all in which the two differ.
+
+    Whatever else differs is for loading to say.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except SafetensorError:
+        return model
+    own = {name: list(t.shape) for name, t in model.state_dict().items()}
+    other = [name for name, shape in shapes.items() if own.get(name) != shape]
+    classes = {shapes[name][0] for name in other if shapes[name]}
+    if own.keys() != shapes.keys() or len(classes) != 1:
+        return model
+    try:
+        made = with_classes(model, *classes, **options)
+    except FxpruneError:
+        return model
+    return made if all(list(t.shape) == shapes[name] for name, t in made.state_dict().items()) else model
 
 
 def _load_checkpoint(model: nn.Module, path: str) -> None:

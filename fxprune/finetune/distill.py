@@ -16,7 +16,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.calls import call_of
 from fxprune.finetune.checkpoints import Checkpoints
-from fxprune.finetune.engine import Engine, accelerated
+from fxprune.finetune.engine import Engine, Trackers, accelerated, tracked
 from fxprune.finetune.loader import loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
 from fxprune.finetune.loss import Distillation, TaskLoss
@@ -58,6 +58,7 @@ def distill(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     every: int = 0,
+    trackers: Trackers = (),
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -85,6 +86,8 @@ def distill(
         folder: for checkpoints, and `log.jsonl` with a line an epoch.
         resume: go on from the last checkpoint in `folder`, or begin where there is none.
         every: write a checkpoint after so many batches as well as at each epoch's end.
+        trackers: of Accelerate, by name ("tensorboard", "wandb", ...) or made by you: they are told of each
+            epoch, and keep their files in `folder`.
         accelerator: one of your own, for trackers or plugins; it must accumulate as `training` says.
         progress: show a bar.
 
@@ -104,7 +107,14 @@ def distill(
     training = training or Training()
     if every < 0:
         raise OptionError(f"every={every}: a number of batches, or 0")
-    with own_randomness(), accelerated(training, accelerator) as device, _as_it_was(student):
+    if trackers and folder is None:
+        raise OptionError("trackers need folder=, where they keep their files")
+    place = None if folder is None else Path(folder)
+    with (
+        own_randomness(),
+        accelerated(training, accelerator, trackers, place) as device,
+        _as_it_was(student),
+    ):
         loader = loader_of(batches, device)
         identity = _identity(student, teacher, training, len(loader))
         mixes = training.mixup > 0 or training.cutmix > 0
@@ -118,10 +128,11 @@ def distill(
             log_probabilities=log_probabilities,
         )
         classes = _classes(student.to(device.device), loader, log_probabilities) if mixes else 0
-        checkpoints = Checkpoints(None if folder is None else Path(folder), device)
+        checkpoints = Checkpoints(place, device)
         reached = checkpoints.begin(identity, resume)
         engine = Engine.of(student, loader, training, device, classes)
-        reached = Loop(engine, distillation, checkpoints, evaluate, every, progress).run(reached)
+        with tracked(device, training, trackers):
+            reached = Loop(engine, distillation, checkpoints, evaluate, every, progress).run(reached)
         if engine.average is not None:
             student.load_state_dict(engine.average.module.state_dict())
     return Trained(reached.log, reached.updates)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -15,20 +16,29 @@ from fxprune.finetune.training import Training
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Engine", "accelerated"]
+__all__ = ["Engine", "Trackers", "accelerated", "tracked"]
+
+# Names that Accelerate knows ("tensorboard", "wandb", ...), or trackers made by you.
+Trackers = Sequence[Any]
 
 NEEDS = "training needs the extra: pip install 'fxprune[finetune]' ({})"
 
 
 @contextlib.contextmanager
-def accelerated(training: Training, given: Accelerator | None) -> Iterator[Accelerator]:
+def accelerated(
+    training: Training, given: Accelerator | None, trackers: Trackers = (), folder: Path | None = None
+) -> Iterator[Accelerator]:
     """Yield the accelerator given, or one of this training that leaves no trace in the process.
 
     Accelerate keeps one state for the process, which would refuse the next run another precision.
 
+    Args:
+        trackers: are told of each epoch; they write below `folder`, if they write files.
+
     Raises:
-        TrainingError: Accelerate or timm is missing.
-        OptionError: the accelerator given accumulates or computes in another way than `training` says.
+        TrainingError: Accelerate, timm or a tracker is missing.
+        OptionError: the accelerator given accumulates or computes in another way than `training` says, or
+            has trackers of its own.
     """
     try:
         import timm  # noqa: F401
@@ -43,7 +53,10 @@ def accelerated(training: Training, given: Accelerator | None) -> Iterator[Accel
                 f"the accelerator accumulates {given.gradient_accumulation_steps} batches, and "
                 f"Training(accumulation={training.accumulation}) says otherwise"
             )
-        yield given
+        if trackers:
+            raise OptionError("an accelerator of your own has its own trackers: give it log_with=")
+        with _as_prepared_before(given):
+            yield given
         return
     before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
     AcceleratorState._reset_state()
@@ -54,10 +67,58 @@ def accelerated(training: Training, given: Accelerator | None) -> Iterator[Accel
             gradient_accumulation_steps=training.accumulation,
             dataloader_config=config,
             step_scheduler_with_optimizer=False,
+            log_with=_known(trackers),
+            project_dir=folder,
         )
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+
+
+def _known(trackers: Trackers) -> list[Any] | None:
+    """Check what Accelerate would leave out in silence, or fail at.
+
+    Raises:
+        TrainingError: a tracker is not installed.
+        OptionError: Accelerate knows none of that name.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    there = [str(name) for name in get_available_trackers()]
+    for tracker in trackers:
+        if isinstance(tracker, str) and tracker not in there:
+            names = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
+            if tracker not in LOGGER_TYPE_TO_CLASS:
+                raise OptionError(f"trackers: Accelerate knows no {tracker!r}, but {names}")
+            raise TrainingError(f"the tracker {tracker} is not installed: pip install {tracker}")
+    return list(trackers) or None
+
+
+@contextlib.contextmanager
+def _as_prepared_before(accelerator: Accelerator) -> Iterator[None]:
+    """Forget what a run prepares: the next one's checkpoints would hold it as well."""
+    lists = [vars(accelerator)[name] for name in PREPARED]
+    before = [list(held) for held in lists]
+    try:
+        yield
+    finally:
+        for held, then in zip(lists, before, strict=True):
+            held[:] = then
+
+
+PREPARED = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
+
+
+@contextlib.contextmanager
+def tracked(accelerator: Accelerator, training: Training, trackers: Trackers) -> Iterator[None]:
+    """Let trackers begin, and end: they write from here on."""
+    if trackers:
+        accelerator.init_trackers("tracked", config=asdict(training))
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers if trackers else ():
+            tracker.finish()  # and not end_training, which ends the group of processes
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.compiler.pipeline import prune
 from fxprune.finetune.distill import distill
+from fxprune.finetune.engine import Trackers
 from fxprune.finetune.loop import Evaluate
 from fxprune.finetune.loss import TaskLoss
 from fxprune.finetune.training import Training
@@ -26,12 +27,14 @@ def prune_and_distill(
     training: Training | None = None,
     *,
     steps: int = 3,
+    teacher: nn.Module | None = None,
     loss: TaskLoss | None = None,
     log_probabilities: LogProbabilities | None = None,
     evaluate: Evaluate | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     every: int = 0,
+    trackers: Trackers = (),
     progress: bool = True,
     **options: Any,
 ) -> Any:
@@ -43,7 +46,9 @@ def prune_and_distill(
 
     Args:
         model: the dense model, teacher of all steps; not changed but for its device.
-        batches, training, loss, log_probabilities, evaluate, resume, every, progress: as of `distill`.
+        teacher: another one.
+        batches, training, loss, log_probabilities, evaluate, resume, every, trackers, progress: as of
+            `distill`.
         ratio: the fraction removed in the end, as of `prune`.
         steps: how many times to prune; 1 is `prune` and `distill` after one another.
         folder: for the steps' checkpoints and logs.
@@ -63,7 +68,7 @@ def prune_and_distill(
     def train(student: nn.Module, step: int) -> None:
         distill(
             student,
-            model,
+            model if teacher is None else teacher,
             batches,
             training,
             loss=loss,
@@ -72,9 +77,10 @@ def prune_and_distill(
             folder=None if folder is None else Path(folder) / f"step-{step}",
             resume=resume,
             every=every,
+            trackers=trackers,
             progress=progress,
         )
 
-    pruned = prune(model, ratio, steps=steps, between=train, **options)
+    pruned = prune(model, ratio, steps=steps, between=train if steps > 1 else None, **options)
     train(pruned, steps)
     return pruned

@@ -78,6 +78,7 @@ VALUES = {
     "augment": "rand-m9",
     "erase": "0.25",
     "every": "2",
+    "log_with": "tensorboard",
     "epochs": "3",
     "lr": "0.1",
     "min_lr": "0.1",
@@ -117,7 +118,8 @@ REFUSED = {
     ("finetune", "model"): {"model", "pretrained"},  # beside --checkpoint
     ("finetune", "folder"): {"ratio", "steps", "input_size", "pretrained"},
 }
-UNSEEN = {"debug"}  # it changes what an error looks like; test_cli.py sees it
+# What changes how an error looks, and what goes with other options only: test_cli.py and test_teaching.py.
+UNSEEN = {"debug", "teacher", "teacher_checkpoint", "new_head"}
 PAIRS = [
     (command, subject, option.name)
     for command, subject in REFUSED
@@ -158,7 +160,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         "distill": fxprune.Trained([{"epoch": 1, "loss": 0.5}], 1),
         "prune_and_distill": pruned,
         "training_images": [torch.zeros(2, 3, 8, 8)],
-        "estimate": Estimate(2, 3.0, 4),
+        "estimate": Estimate(2, 2, 3.0, 2.0, 4.0, 4),
         "_logged": [{"epoch": 1, "loss": 0.5}],
         "check_rewrite": fxprune.Certificate(0.0),
         "check_weights": fxprune.Certificate(0.0),

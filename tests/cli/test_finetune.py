@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import randomise
-from PIL import Image, ImageDraw
+from helpers import draw_classes, randomise
 from safetensors.torch import save_file
 
 import fxprune
@@ -22,16 +21,6 @@ pytest.importorskip("accelerate")
 
 MODEL = "timm:test_vit"
 QUICK = ("--batch", "4", "--epochs", "2", "--lr", "0.001")
-
-
-def draw_classes(folder: Path, each: int = 6) -> None:
-    """Render two classes of `each` images: discs and squares, each at another place."""
-    for label, shape in enumerate(("ellipse", "rectangle")):
-        (folder / str(label)).mkdir(parents=True)
-        for i in range(each):
-            image = Image.new("RGB", (40, 40), (40 * i, 90, 60))
-            getattr(ImageDraw.Draw(image), shape)((4 + i, 6, 24 + i, 26), fill=(250, 240, 10 * i))
-            image.save(folder / str(label) / f"{i}.png")
 
 
 @pytest.fixture(scope="module")

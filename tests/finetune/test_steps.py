@@ -71,6 +71,22 @@ def test_each_step_is_trained() -> None:
     assert sum(p.numel() for p in result.parameters()) == seen[-1]
 
 
+def test_one_step_is_pruning_and_training() -> None:
+    found = fxprune.prune_and_distill(
+        small_vit(), BATCHES, 0.5, TRAINING, steps=1, example_inputs=images(2, 32), progress=False
+    )
+    wanted = fxprune.prune(small_vit(), 0.5, example_inputs=images(2, 32))
+    fxprune.distill(wanted, small_vit(), BATCHES, TRAINING, progress=False)
+    assert all(torch.equal(t, wanted.state_dict()[name]) for name, t in weights(found).items())
+
+
+def test_another_teacher_teaches_each_step() -> None:
+    other = small_vit(depth=1)
+    usual, taught = (pruned(teacher=teacher) for teacher in (None, other))
+    first, second = (torch.cat([p.flatten() for p in m.parameters()]) for m in (usual, taught))
+    assert first.shape == second.shape and not torch.equal(first, second)
+
+
 def test_an_estimate_leaves_the_student_as_it_is() -> None:
     teacher = small_vit()
     student = fxprune.prune(teacher, 0.5, example_inputs=images(2, 32))
