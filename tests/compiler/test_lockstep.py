@@ -1,4 +1,4 @@
-"""Lockstep: batches that wait before each layer in turn see what one run sees, and what was changed before."""
+"""Lockstep: batches that wait before each layer see what one run sees, and what was changed before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.zoo import randomise
 
 
 class Deep(nn.Module):
-    """Residual blocks, a tensor of its own that is read directly, and a value that many blocks later is read."""
+    """Residual blocks, a tensor of its own that is read directly, and a value that is read much later."""
 
     def __init__(self) -> None:
         super().__init__()
