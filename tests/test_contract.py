@@ -510,39 +510,39 @@ def test_a_model_on_meta_is_analysed_and_pruned_without_values(capture: str) -> 
 
 def test_deepcopy(pair: tuple[nn.Module, fx.GraphModule]) -> None:
     _, pruned = pair
-    twin = copy.deepcopy(pruned)
-    assert_same(run(twin, images()), run(pruned, images()), 0)
-    assert_same_plan(twin, pruned)
+    clone = copy.deepcopy(pruned)
+    assert_same(run(clone, images()), run(pruned, images()), 0)
+    assert_same_plan(clone, pruned)
     with torch.no_grad():
-        twin.head.weight.zero_()
+        clone.head.weight.zero_()
     assert pruned.head.weight.abs().max() > 0
 
 
 def test_pickle(pair: tuple[nn.Module, fx.GraphModule]) -> None:
     model, pruned = pair
-    twin = pickle.loads(pickle.dumps(pruned))
-    assert_same(run(twin, images(3)), run(pruned, images(3)), 0)
-    assert widths(twin) == widths(pruned)
-    assert_same_plan(twin, pruned)
-    assert fxprune.verify(model, twin) < 1e-8
+    clone = pickle.loads(pickle.dumps(pruned))
+    assert_same(run(clone, images(3)), run(pruned, images(3)), 0)
+    assert widths(clone) == widths(pruned)
+    assert_same_plan(clone, pruned)
+    assert fxprune.verify(model, clone) < 1e-8
 
 
 def test_pickle_keeps_modes_and_random_layers() -> None:
     model = small_conv(dropout=0.3).train()
     for capture in CAPTURES:
         pruned = pruned_by_half(model, capture=capture)
-        twin = pickle.loads(pickle.dumps(pruned))
-        assert twin.training
-        assert_same(run(twin, images()), run(pruned, images()), 0)
-        assert_same(run(twin.eval(), images()), run(pruned.eval(), images()), 0)
+        clone = pickle.loads(pickle.dumps(pruned))
+        assert clone.training
+        assert_same(run(clone, images()), run(pruned, images()), 0)
+        assert_same(run(clone.eval(), images()), run(pruned.eval(), images()), 0)
 
 
 def test_saved_with_torch_and_loaded_again(pair: tuple[nn.Module, fx.GraphModule], tmp_path: Path) -> None:
     _, pruned = pair
     torch.save(pruned, tmp_path / "pruned.pt")
-    twin = torch.load(tmp_path / "pruned.pt", weights_only=False)
-    assert_same(run(twin, images()), run(pruned, images()), 0)
-    assert_same_plan(twin, pruned)
+    clone = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    assert_same(run(clone, images()), run(pruned, images()), 0)
+    assert_same_plan(clone, pruned)
 
 
 def assert_same_plan(a: fx.GraphModule, b: fx.GraphModule) -> None:

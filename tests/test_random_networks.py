@@ -103,8 +103,8 @@ def assert_contract(network: Network, options: Options) -> None:
     if options.export:
         exported = fxprune.analyze(model, example_inputs=x, capture="export")
         assert groups_of(exported, model) == groups_of(analysis, model)
-        twin = prune_analyzed(model, exported, options.ratio, **how)
-        assert certificate(model, twin, exported) <= TOLERANCE
+        from_export = prune_analyzed(model, exported, options.ratio, **how)
+        assert certificate(model, from_export, exported) <= TOLERANCE
 
 
 def tell(what: object) -> None:
@@ -138,9 +138,9 @@ def embedding(network: Network) -> str:
 
 def assert_no_op(model: nn.Module, whole: fx.GraphModule, x: Tensor) -> None:
     """At a ratio of 0, in either mode, and with the same random numbers."""
-    twin = copy.deepcopy(model)
+    clone = copy.deepcopy(model)
     for mode in (False, True):
-        assert_same(run(whole.train(mode), x), run(twin.train(mode), x), 1e-4)
+        assert_same(run(whole.train(mode), x), run(clone.train(mode), x), 1e-4)
 
 
 def assert_gradients(model: nn.Module, pruned: fx.GraphModule, x: Tensor) -> None:

@@ -115,7 +115,7 @@ class Analysis:
         return {group.atom: group for group in self.groups}
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Say why an atom is frozen, or None if it may shrink."""
+        """Return why an atom is frozen, or None if it may shrink."""
         group = self.by_atom.get(a)
         return group.frozen if group is not None else self.graph.frozen(a)
 
@@ -155,7 +155,7 @@ class Analysis:
         return self.weights[self.names.get(site.name, site.name)][site.dim]
 
     def why(self, a: str | Site, b: str | Site) -> list[str]:
-        """Say why two dimensions are coupled: the chain of nodes between them; empty if they are not.
+        """Explain why two dimensions are coupled: the chain of nodes between them; empty if they are not.
 
         >>> analysis.why("blocks.0.mlp.fc1.weight[0]", "blocks.0.mlp.fc2.weight[1]")
         ['blocks.0.mlp.fc1.weight[0]', 'blocks_0_mlp_fc1', ..., 'blocks.0.mlp.fc2.weight[1]']

@@ -113,7 +113,7 @@ class Consumption:
         return {a: self._passed(a, step, sources) for a in reaching & out}
 
     def _is_channel(self, a: Atom, step: Step, sources: list[Source]) -> bool:
-        """Say whether the op sums over the atom as one does over channels."""
+        """Return whether the op sums over the atom as one does over channels."""
         if a not in atoms_in(step.flow.reduced):
             return True  # its rule does not say what becomes of it
         having = [s for s in sources if a in self.graph.carried(s)]
@@ -151,7 +151,7 @@ class Consumption:
         return state
 
     def _is_product(self, step: Step, sources: list[Source], having: Source) -> bool:
-        """Say whether an op multiplies one value by another that has channels of its own."""
+        """Return whether an op multiplies one value by another that has channels of its own."""
         if step.flow.macs:
             return True
         others = [self.graph.carried(s) for s in sources if s is not having]

@@ -54,14 +54,14 @@ class Group:
 
     @property
     def limited_by(self) -> Reason | None:
-        """Say what does not let it change by any matrix; None if it may."""
+        """Return what does not let it change by any matrix; None if it may."""
         if self.frozen is not None:
             return self.frozen
         return next((r.limited_by for r in self.regions if r.freedom is self.freedom), None)
 
     @property
     def why(self) -> str:
-        """Say in words why it is frozen, or what limits its freedom, if anything does."""
+        """Describe why it is frozen, or what limits its freedom, if anything does."""
         if self.frozen is not None:
             return f"frozen: {self.frozen.brief}"
         return self.limited_by.brief if self.limited_by is not None else ""
@@ -158,7 +158,7 @@ def _sites(graph: TypedGraph) -> dict[Atom, list[Site]]:
 
 
 def _reasons(graph: TypedGraph, sites: Iterable[Atom]) -> dict[Atom, Reason | None]:
-    """Say why each atom is frozen: by the rules, or by what it is to the whole network."""
+    """Find why each atom is frozen: by the rules, or by what it is to the whole network."""
     born, channels, twice = _born(graph), is_channel(graph), _used_twice(graph)
 
     def reason(a: Atom) -> Reason | None:

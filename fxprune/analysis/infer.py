@@ -225,7 +225,7 @@ class _Walk:
 
 
 def _mistake(rule: Rule, reason: Reason, error: Exception) -> str:
-    """Say what is wrong with a rule that a user taught, where, and at which call of the model."""
+    """Describe what is wrong with a rule that a user taught, where, and at which call of the model."""
     code = inspect.unwrap(rule.function).__code__
     trace, line = error.__traceback__, None
     while trace is not None:
@@ -247,7 +247,7 @@ def _frozen(t: Tensor, why: Reason) -> Axes:
 
 
 def _place_of(fields: tuple[object, ...], name: str) -> int:
-    """Say where a named tuple holds the field of that name."""
+    """Return the index of a named tuple's field."""
     field = getattr(fields, name)
     return next(i for i, value in enumerate(fields) if value is field)
 

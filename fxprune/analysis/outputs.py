@@ -50,7 +50,7 @@ def named_outputs(output: fx.Node) -> list[tuple[fx.Node, list[str]]]:
 
 
 def frozen_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, list[bool]]]:
-    """Say of each tensor that a graph returns whether it stays whole, by the option `outputs`.
+    """Decide for each tensor that a graph returns whether it keeps its shape, by the option `outputs`.
 
     Raises:
         OptionError: a pattern fits none; lists the outputs.
@@ -70,7 +70,7 @@ def frozen_outputs(output: fx.Node, outputs: Outputs) -> list[tuple[fx.Node, lis
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Say whether a pattern names an output, or what it is a part of."""
+    """Return whether a pattern names an output, or what it is a part of."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 

@@ -36,7 +36,7 @@ class Solver:
         return Product.of(parts) if isinstance(axis, Product) else Sum.of(parts)
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Say why the atom is frozen, or None if it may shrink."""
+        """Return why the atom is frozen, or None if it may shrink."""
         return self._frozen.get(a) or a.frozen
 
     def reasons(self) -> dict[Atom, Reason]:

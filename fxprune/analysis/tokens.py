@@ -81,7 +81,7 @@ class _Walk:
         return found.run()
 
     def _is_made_once(self, a: Atom) -> bool:
-        """Say whether one parameter alone brings it out; layers may mix it."""
+        """Return whether one parameter alone produces it; layers may mix it."""
         names = [e.weights for e in self.brought[a] if a not in e.before]
         return len(frozenset[str]().union(*names)) == 1
 

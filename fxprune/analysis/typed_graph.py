@@ -61,7 +61,7 @@ class TypedGraph:
         return self.captured.module
 
     def frozen(self, a: Atom) -> Reason | None:
-        """Say why an atom must keep all its elements, or None."""
+        """Return why an atom must keep all its elements, or None."""
         return self.reasons.get(a) or a.frozen
 
     def at(self, site: Site) -> Axis:

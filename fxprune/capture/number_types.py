@@ -157,7 +157,7 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _compares_types(code: types.CodeType) -> bool:
-    """Say whether code asks `type(x) is int`: a replaced `int` would not be it."""
+    """Return whether code asks `type(x) is int`, which no replaced `int` would pass."""
     if not {"int", "float"} & set(code.co_names):
         return False
     steps = list(dis.get_instructions(code))

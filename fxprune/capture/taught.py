@@ -41,11 +41,11 @@ def taught_functions(model: nn.Module, taught: Collection[str]) -> list[tuple[di
 
 
 def taught_notes(model: nn.Module, taught: Collection[str]) -> list[str]:
-    """Say which rules torch.export never asks, since it opens what they are for."""
+    """List the rules that torch.export never asks, since it decomposes what they are for."""
     decomposed = {type(m).__name__ for m in model.modules() if is_taught(type(m), taught)}
     decomposed |= {value.__name__ for _, _, value in taught_functions(model, taught)}
     return [
-        f"torch.export opens {name}: the rule that you taught for it is not asked (capture='symbolic', or "
+        f"torch.export decomposes {name}: the rule that you taught for it is not asked (capture='symbolic', or "
         f"torch.library.custom_op, keeps its calls)"
         for name in sorted(decomposed)
     ]

@@ -71,7 +71,7 @@ class Certificate(float):
         return float(self), self.changed, self.function, self.unseen, self.notes
 
     def beside(self, error: float) -> Certificate:
-        """Say the same of an instance whose code differs by `error` from the graph that this certifies."""
+        """Return the certificate of an instance whose code differs by `error` from this graph."""
         notes = self.notes
         if not error <= self.tolerance:
             notes = (*notes, f"the model's own code differs from its graph by {error:.2e}")

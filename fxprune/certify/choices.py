@@ -25,7 +25,7 @@ _INDICES = {"argmax", "argmin", "argsort"}
 
 
 def chooses(node: fx.Node) -> bool:
-    """Say whether a node says which elements of a tensor are the largest, or in which order they are."""
+    """Return whether a node picks or orders elements by their values (argmax, topk, sort)."""
     called = node.op in ("call_function", "call_method")
     return called and op_name(node.target) in _WITH_VALUES | _INDICES
 

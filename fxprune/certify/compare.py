@@ -76,7 +76,7 @@ def _error(wanted: Tensor, got: Tensor) -> float:
 
 
 def differ(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Say whether any number of some outputs is another one, by more than rounding."""
+    """Return whether any number of two outputs differs by more than rounding."""
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape:
             return True

@@ -112,7 +112,7 @@ class Comparison:
         return drawn(example, self.names, self.tables, seed=seed, scale=scale, only=only)
 
     def depends(self, look: Look) -> bool:
-        """Say whether a look saw more than zeros, and other numbers for other inputs (if it takes any)."""
+        """Return whether a look saw more than zeros, and other numbers for other inputs (if it takes any)."""
         if not look.seen or not leaves_of(look.example):
             return look.seen
         refused = 0
@@ -125,12 +125,12 @@ class Comparison:
         return refused == 2  # it takes no other values: nothing is known
 
     def depends_on_weights(self, look: Look, before: Look) -> bool:
-        """Say whether it saw something else than zeros, and another thing than with other random weights."""
+        """Return whether it saw more than zeros, and other numbers than with other random weights."""
         random = look.tensors is not None and before.tensors is not None
         return random and look.seen and before.seen and differ(look.got, before.got)
 
     def dead_inputs(self, look: Look) -> tuple[str, ...]:
-        """Say which inputs, of several, no output depends on."""
+        """List the inputs, of several, that no output depends on."""
         leaves = leaves_of(look.example)
         found = []
         for i in range(len(leaves) if 1 < len(leaves) <= MANY_INPUTS else 0):
@@ -155,7 +155,7 @@ class Comparison:
         return names[leaf] if leaf < len(names) else str(leaf)
 
     def effect(self, example: Example) -> float:
-        """Say how far the original's outputs move where the result's weights are put into it."""
+        """Measure how far the original's outputs move where the result's weights are put into it."""
         wanted, _ = self._original(example, None)
         return compare(wanted, self._original(example, self.weights.with_those_of(self.pruned))[0]).error
 
@@ -217,7 +217,7 @@ def refuse_missing_guards(pruned: fx.GraphModule, analysis: Analysis, example: E
 
 
 def _guards(graph: fx.Graph) -> Counter[str]:
-    """Say how many guards of each kind a graph has."""
+    """Count the guards of each kind in a graph."""
     return Counter(op_name(node.target) for node in graph.nodes if is_guard(node))
 
 

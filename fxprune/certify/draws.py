@@ -22,7 +22,7 @@ def leaves_of(example: Example) -> list[Tensor]:
 
 
 def is_varied(example: Example) -> bool:
-    """Say whether no tensor of a call holds one value only."""
+    """Return whether no tensor of a call holds one value only."""
     return all(t.numel() < 2 or bool((t != t.flatten()[0]).any()) for t in leaves_of(example))
 
 

@@ -58,7 +58,7 @@ def _names_of(comparison: Comparison, spoilt: Iterable[tuple[str, Any]]) -> set[
 
 
 def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:
-    """Say whether a result may lose a guard that its capture has, and no one sees it."""
+    """Return whether a result could lose a guard of its capture without the certificate noticing."""
     guards = [i for i, node in enumerate(pruned.graph.nodes) if is_guard(node)]
     if not guards:
         return False
@@ -73,7 +73,7 @@ def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:
 
 
 def _shows(comparison: Comparison) -> bool:
-    """Say whether outputs tell of the weights that the result has now, if they can."""
+    """Return whether outputs depend on the weights that the result has now, if they can."""
     assert comparison.first is not None
     example, _ = comparison.first
     look = comparison.look(example)

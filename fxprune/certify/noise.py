@@ -35,7 +35,7 @@ _DRAWS = _FILLS | _SAMPLES
 
 
 def draws_noise(node: fx.Node) -> bool:
-    """Say whether a node's value is drawn, rather than computed."""
+    """Return whether a node's value is drawn, rather than computed."""
     return node.op in ("call_function", "call_method") and op_name(node.target) in _DRAWS
 
 
@@ -50,7 +50,7 @@ class Drawn:
     given: list[Tensor]
 
     def is_given(self, tensors: list[Tensor]) -> bool:
-        """Say whether another draw is made from the same values."""
+        """Return whether another draw is made from the same values."""
         shapes = [t.shape for t in tensors]
         return shapes == [t.shape for t in self.given] and compare(self.given, tensors).error <= SAME
 

@@ -84,7 +84,7 @@ def _one_factor(
 
 
 def _carried(analysis: Analysis, groups: set[Group]) -> int:
-    """Say how many elements the weights have that carry any of these groups."""
+    """Count the elements of all weights that carry any of these groups."""
     weights = {analysis.names.get(site.name, site.name) for group in groups for site in group.sites}
     return sum(math.prod(axis.size for axis in analysis.weights[name]) for name in weights)
 

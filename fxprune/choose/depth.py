@@ -81,7 +81,7 @@ def branch_scores(
     data: Iterable[Any] | None,
     options: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """Say how much each unit matters: float64 [units]; the lowest go first."""
+    """Score how much each unit matters: float64 [units]; the lowest go first."""
     if data is None:
         return branch_shares(analysis, units)
     scores = branch_divergences(analysis, units, data, **(options or {}))

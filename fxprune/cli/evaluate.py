@@ -88,7 +88,7 @@ def _saved(folder: str, model: str | None, options: dict[str, Any]) -> dict[str,
 
 
 def _told(batches: Iterable[tuple[Tensor, Tensor]], count: int, step: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Say every tenth of the way."""
+    """Print a line at every tenth of the way."""
     done = tenths = 0
     for images, labels in batches:
         yield images, labels

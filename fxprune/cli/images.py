@@ -118,7 +118,7 @@ def _subfolders(folder: str) -> list[str]:
 
 
 def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
-    """Say which output of the model each subfolder means, and how that was known.
+    """Match each subfolder with an output of the model, and return how that was known.
 
     By number (`0`, `17`); by the names in a Hugging Face configuration; by ImageNet's synsets (`n01440764`)
     in timm's list for so many classes; in alphabetical order, where there are as many as the model has, and

@@ -66,7 +66,7 @@ Examples:
 @model_options
 @output_options
 def explain(what: str, name: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Say what may shrink in NAME (a module, weight or group), and with what."""
+    """Show what may shrink in NAME (a module, weight or group), and with what."""
     found = fxprune.explain(_analysis(what, quiet, options), name)
     if not as_json:
         click.echo(str(found))

@@ -141,7 +141,7 @@ def distill(
 def _identity(
     student: nn.Module, teacher: nn.Module | None, training: Training, batches: int
 ) -> Mapping[str, Any]:
-    """Say what a run is, as JSON data: a checkpoint of another must not be gone on from."""
+    """Describe a run as JSON data; a run resumes from checkpoints of its own description only."""
     plan = json_digest(plan_data(plan_of(student), weights=False)) if is_result(student) else None
     return {
         "student": layout_digest(student.state_dict()),

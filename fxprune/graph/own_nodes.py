@@ -154,7 +154,7 @@ def guard_tensor(value: Any, expected: Any, *, name: str) -> Exception:
 
 
 def layout_of_argument(value: Any) -> str:
-    """Say how an argument is nested: `[*, *]`, `{'a': *}`."""
+    """Spell how an argument is nested: `[*, *]`, `{'a': *}`."""
     if isinstance(value, (list, tuple)):
         inner = ", ".join(map(layout_of_argument, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
@@ -254,7 +254,7 @@ def name_of_class(cls: type) -> str:
 
 
 def makes_output(node: fx.Node) -> bool:
-    """Say whether a node is the call of an output's own class: what it holds is what it is given."""
+    """Return whether a node calls the class of an output, whose fields are the arguments."""
     made = node.op == "call_function" and isinstance(node.target, type)
     return made or node.target is object_of
 

@@ -46,7 +46,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_float(t: Tensor) -> bool:
-    """Say whether it holds real or complex numbers, rather than whole ones or truth values."""
+    """Return whether a tensor holds real or complex numbers, rather than integers or truth values."""
     return t.is_floating_point() or t.is_complex()
 
 
@@ -64,7 +64,7 @@ def floats_of(value: Any) -> list[Tensor]:
 
 
 def holds_attributes(value: Any) -> bool:
-    """Say whether it is an object that code makes to hold what it computes: a cache of keys and values."""
+    """Return whether a value is an object that code stores results in, such as a cache of keys and values."""
     plain = (Tensor, nn.Module, dict, list, tuple, type, Enum, torch.Generator)
     return bool(getattr(value, "__dict__", None)) and not isinstance(value, plain) and not callable(value)
 

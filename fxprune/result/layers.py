@@ -32,7 +32,7 @@ def layers_of(pruned: PrunedModule) -> dict[str, str]:
 
 
 def replaced_layers(pruned: nn.Module) -> dict[str, str]:
-    """Say what differs from the plan's, by path: in words, what is there now."""
+    """Compare layers with the plan's: what is there now in words, by path, where they differ."""
     made: Mapping[str, str] = record_of(pruned).layers
     if not made:
         return {}

@@ -55,7 +55,7 @@ class PrunedModule(fx.GraphModule):
             module.training = modes[path]
 
     def __getattr__(self, name: str) -> Any:
-        """Say of what the original's class has, and a graph has not, how to get it."""
+        """Raise an AttributeError that tells how to get what the original's class has and a graph has not."""
         try:
             return super().__getattr__(name)
         except AttributeError as missing:

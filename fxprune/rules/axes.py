@@ -169,7 +169,7 @@ def with_batch(axis: Axis, samples: int) -> Axis:
 
 
 def coordinates(axis: Axis) -> dict[Atom, np.ndarray]:
-    """Say which element of each atom each of an axis's n positions uses.
+    """Compute which element of each atom each of an axis's n positions uses.
 
     int64 [n]; -1 where a position does not involve the atom (another part of a `Sum`).
     """

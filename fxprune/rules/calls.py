@@ -212,7 +212,7 @@ def _own(space: str, name: str, qualified: str = "") -> list[str]:
 
 
 def _is_library(target: Callable[..., Any]) -> bool:
-    """Say whether a function's name alone says what it does: PyTorch's, Python's own operators."""
+    """Return whether a function's name alone tells what it does: PyTorch's, Python's own operators."""
     module = getattr(target, "__module__", None) or ""
     return module.split(".")[0] in {"torch", "_operator", "builtins", "math", ""} or target in (
         operator.getitem,

@@ -100,7 +100,7 @@ def _where(axes: Axes, dim: int, part: Sequence[tuple[Atom, int]]) -> list[Tenso
 
 
 def _within(axis: Axis, part: Sequence[tuple[Atom, int]]) -> np.ndarray:
-    """Say which positions along an axis belong to a part: those with its index of each atom they have."""
+    """Find which positions along an axis belong to a part: those with its index of each atom they have."""
     known = coordinates(axis)
     chosen = np.ones(axis.size, dtype=bool)
     for b, i in part:

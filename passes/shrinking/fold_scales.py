@@ -141,7 +141,7 @@ def _op(call: Call) -> str:
 
 
 def _rows(path: list[fx.Node], dim: int) -> Tensor:
-    """Say which features of the first node's result end up in the last one's: numbers are sent along."""
+    """Find which features of the first node's result end up in the last one's, by sending numbers along."""
     first = path[0].meta["val"]
     numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
     sent: dict[fx.Node, Any] = {path[0]: numbers.movedim(-1, dim)}

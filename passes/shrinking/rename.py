@@ -74,7 +74,7 @@ def _at(root: nn.Module, target: str) -> nn.Module | Tensor:
 
 
 def prefixes(names: Mapping[str, str]) -> dict[str, str]:
-    """Say what renamed tensors say about the modules that hold them.
+    """Derive the modules' new paths from the renamed tensors that they hold.
 
     >>> prefixes({"blocks.7.attn.qkv.weight": "blocks.3.attn.qkv.weight"})
     {'blocks.7.attn.qkv': 'blocks.3.attn.qkv', 'blocks.7.attn': 'blocks.3.attn', 'blocks.7': 'blocks.3'}

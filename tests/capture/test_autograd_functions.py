@@ -128,8 +128,8 @@ def test_the_forward_does_not_stand_in_the_graph_as_well() -> None:
 def test_the_pruned_model_keeps_the_derivative() -> None:
     model, x = prepared(Net)
     pruned = fxprune.prune(model, 0.5, example_inputs=x.detach())
-    for twin in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
-        for name, gradient in gradients(twin, x).items():
+    for clone in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        for name, gradient in gradients(clone, x).items():
             assert torch.equal(gradient, gradients(pruned, x)[name])
     assert gradients(pruned, x)["fc1.weight"].abs().sum() > 0  # rounding's own derivative is zero
 

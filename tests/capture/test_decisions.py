@@ -360,16 +360,16 @@ def test_the_result_is_an_ordinary_module(between: Callable[[Tensor], Tensor], t
     model, example = built(between), torch.randn(2, 3, 16, 16)
     pruned = fxprune.prune(model, 0.5, example_inputs=example)
     wanted = pruned(example)
-    twins = [
+    copies = [
         copy.deepcopy(pruned),
         pickle.loads(pickle.dumps(pruned)),
         torch.compile(pruned, backend="aot_eager", fullgraph=True),
         torch.export.export(pruned, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}]).module(),
     ]
     fxprune.save(pruned, tmp_path / "saved", build="package.module:factory")
-    twins.append(fxprune.load(tmp_path / "saved", model=built(between)))
-    for twin in twins:
-        torch.testing.assert_close(twin(example), wanted)
+    copies.append(fxprune.load(tmp_path / "saved", model=built(between)))
+    for clone in copies:
+        torch.testing.assert_close(clone(example), wanted)
 
 
 def test_the_digest_of_a_graph_knows_no_paths() -> None:

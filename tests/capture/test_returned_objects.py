@@ -159,8 +159,8 @@ def test_it_survives_copies_and_files(kind: str, tmp_path: Path) -> None:
     fxprune.save(pruned, tmp_path / "saved")
     copies = [copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))]
     copies.append(fxprune.load(tmp_path / "saved", Model(kind)))
-    for twin in copies:
-        for a, b in zip(wanted, tensors(twin(x)), strict=True):
+    for clone in copies:
+        for a, b in zip(wanted, tensors(clone(x)), strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -222,9 +222,9 @@ def test_the_result_trains_copies_and_pickles(pair: tuple[nn.Module, nn.Module, 
     assert not torch.equal(pruned(x), pruned(x))
     pruned(x).sum().backward()
     assert all(p.grad is not None for p in pruned.parameters())
-    for twin in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
-        assert widths(twin) == widths(small)
-        assert_same(run(twin.eval(), x), run(copy.deepcopy(pruned).eval(), x), 0)
+    for clone in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert widths(clone) == widths(small)
+        assert_same(run(clone.eval(), x), run(copy.deepcopy(pruned).eval(), x), 0)
 
 
 def test_the_plan_is_data(pair: tuple[nn.Module, nn.Module, fx.GraphModule], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Layers that torch.export opens are layers again, of their own class and options."""
+"""Layers that torch.export decomposes are layers again, of their own class and options."""
 
 from __future__ import annotations
 

@@ -209,11 +209,11 @@ def test_layers_come_back_from_export(layer: nn.Module, shape: tuple[int, ...]) 
 
 def test_a_lifted_batch_norm_trains() -> None:
     model = randomise(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, momentum=0.3)).eval())
-    twin = structural_copy(model)
-    twin.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    clone = structural_copy(model)
+    clone.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
     module = fxprune.trace(model, images(), capture="export")
-    assert_same(module.train()(images()), twin.train()(images()))
-    torch.testing.assert_close(module.get_buffer("1.running_mean"), twin[1].running_mean)
+    assert_same(module.train()(images()), clone.train()(images()))
+    torch.testing.assert_close(module.get_buffer("1.running_mean"), clone[1].running_mean)
     assert int(module.get_buffer("1.num_batches_tracked")) == 1
 
 

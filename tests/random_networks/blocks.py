@@ -60,9 +60,9 @@ class Block(Brief):
         if self.copy == "shared":
             return [block, block]
         if self.copy == "tied":
-            twin = self._one(width, first, side)
-            tie(twin, block)
-            return [block, twin]
+            tied = self._one(width, first, side)
+            tie(tied, block)
+            return [block, tied]
         return [block]
 
     def _one(self, width: int, first: int, side: int) -> nn.Module:

@@ -73,26 +73,26 @@ def test_a_copy_is_the_same_model(name: str, capture: str) -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=images(), capture=capture)
     pruned.run_name = "half"
     for way, copied in COPIES.items():
-        twin = copied(pruned)
-        assert graph_digest(twin) == graph_digest(pruned), way
-        assert list(twin.state_dict()) == list(pruned.state_dict())
-        for key, tensor in twin.state_dict().items():
+        clone = copied(pruned)
+        assert graph_digest(clone) == graph_digest(pruned), way
+        assert list(clone.state_dict()) == list(pruned.state_dict())
+        for key, tensor in clone.state_dict().items():
             assert torch.equal(tensor, pruned.state_dict()[key])
             assert tensor.data_ptr() != pruned.state_dict()[key].data_ptr()
-        assert str(fxprune.plan_of(twin)) == str(fxprune.plan_of(pruned))
-        assert twin.run_name == "half"
-        assert type(twin).__name__ == type(pruned).__name__
+        assert str(fxprune.plan_of(clone)) == str(fxprune.plan_of(pruned))
+        assert clone.run_name == "half"
+        assert type(clone).__name__ == type(pruned).__name__
         if way == "pickle":
-            assert fxprune.verify(model, twin) < 1e-8
-        assert [m.training for m in twin.modules()] == [m.training for m in pruned.modules()]
+            assert fxprune.verify(model, clone) < 1e-8
+        assert [m.training for m in clone.modules()] == [m.training for m in pruned.modules()]
         for training in (False, True):
-            assert_equal_runs(twin.train(training), pruned.train(training))
+            assert_equal_runs(clone.train(training), pruned.train(training))
         pruned.eval()
 
 
-def assert_equal_runs(twin: nn.Module, pruned: nn.Module) -> None:
+def assert_equal_runs(clone: nn.Module, pruned: nn.Module) -> None:
     runs = []
-    for model in (twin, pruned):
+    for model in (clone, pruned):
         torch.manual_seed(0)
         out = model(images(2))
         runs.append(out if isinstance(out, Tensor) else out["logits"])
@@ -102,18 +102,18 @@ def assert_equal_runs(twin: nn.Module, pruned: nn.Module) -> None:
 def test_tied_weights_stay_tied_and_guards_stay() -> None:
     pruned = fxprune.prune(MODELS["sizes"](), 0.5, example_inputs=images(), capture="symbolic").eval()
     for copied in COPIES.values():
-        twin = copied(pruned)
-        assert twin.get_parameter("tied.weight") is twin.get_parameter("inner.weight")
+        clone = copied(pruned)
+        assert clone.get_parameter("tied.weight") is clone.get_parameter("inner.weight")
         with pytest.raises(InputSizeError):
-            twin(images(size=9))
+            clone(images(size=9))
 
 
 def test_a_copy_of_a_copy_trains() -> None:
-    twin = pickle.loads(
+    clone = pickle.loads(
         pickle.dumps(copy.deepcopy(fxprune.prune(MODELS["sizes"](), example_inputs=images())))
     )
-    twin.train()(images()).square().sum().backward()
-    assert all(p.grad is not None for p in twin.parameters())
+    clone.train()(images()).square().sum().backward()
+    assert all(p.grad is not None for p in clone.parameters())
 
 
 def test_another_process_reads_it(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def test_a_number_that_is_a_width_too_is_left_out() -> None:
 def test_blocks_are_a_list() -> None:
     model = randomise(Labelled())
     pruned: Any = fxprune.prune(model, 0.5, example_inputs=X)
-    for twin in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
-        assert len(twin.stages) == 3
-        assert twin.stages[-1] is [*twin.stages][2]
-        assert list(twin.state_dict()) == list(model.state_dict())
+    for clone in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert len(clone.stages) == 3
+        assert clone.stages[-1] is [*clone.stages][2]
+        assert list(clone.state_dict()) == list(model.state_dict())
     assert fxprune.verify(model, pruned) < 1e-8
 
 

@@ -125,12 +125,12 @@ def free_atoms(analysis: fxprune.Analysis) -> list[Atom]:
 
 def masked(model: nn.Module, analysis: fxprune.Analysis, selection: Selection) -> nn.Module:
     """The full-size model with removed elements of its operands set to zero."""
-    twin = copy.deepcopy(model)
-    for name, tensor in twin.state_dict().items():  # shares the twin's memory
+    clone = copy.deepcopy(model)
+    for name, tensor in clone.state_dict().items():  # shares the clone's memory
         mask = selection.mask(analysis.weights.get(name, ()))
         if mask is not None:
             tensor.masked_fill_(~mask, 0)
-    return twin
+    return clone
 
 
 def compacted(tensors: list[Tensor], analysis: fxprune.Analysis, selection: Selection) -> list[Tensor]:

@@ -84,7 +84,7 @@ class _Folder:
             self.coupling.of(position).limit(Freedom.PERMUTATION, why if why.text else product.reason)
 
     def _refused(self, position: Position) -> Reason | None:
-        """Say why a factor can't be folded: without words where it is no vector that could be."""
+        """Return why a factor can't be folded: an empty text where it is no vector at all."""
         known, none = self.coupling.of(position), Reason("")
         single = len(known.weights) == 1 and known.products == 1 and not known.sums
         if not single or known.touched or known.freedom is not Freedom.ANY:
@@ -161,14 +161,14 @@ def _place(position: Position, side: int) -> Place:
 
 
 def _has_factors(axis: Axis, a: Atom) -> bool:
-    """Say whether an atom lies in a product with others, or only in a sum."""
+    """Return whether an atom lies in a product with others, or only in a sum."""
     if isinstance(axis, Product):
         return a in atoms_of(axis)
     return isinstance(axis, Sum) and any(_has_factors(part, a) for part in axis.parts)
 
 
 def _can_divide(tensor: Tensor) -> bool:
-    """Say whether no element of a vector is so small that its inverse drowns what it is added to."""
+    """Return whether a vector can be inverted: no element so small that its inverse drowns other terms."""
     if tensor.is_meta or not tensor.is_floating_point():
         return tensor.is_floating_point()
     size, least = tensor.detach().abs(), max(SMALLEST, torch.finfo(tensor.dtype).eps)

@@ -103,7 +103,7 @@ class Tensors:
 
 
 def labelled_in(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> int | None:
-    """Say in which dimension each element along a run of an atom has an index of another: its own first."""
+    """Find in which dimension each element along a run of an atom has an index of another: its own first."""
     if _beside(axes[dim], a, run, label):
         return dim
     others = [d for d, axis in enumerate(axes) if d != dim and label in atoms_of(axis)]
@@ -114,7 +114,7 @@ def labelled_in(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> int | N
 
 @lru_cache(maxsize=1 << 14)
 def _labels(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> bool:
-    """Say whether each element along a run of an atom has one index of another atom."""
+    """Return whether each element along a run of an atom has one index of another atom."""
     if sum(list(atoms_of(axis)).count(label) for axis in axes) != 1:
         return False
     if any(_covers(axis, label) for d, axis in enumerate(axes) if d != dim):
@@ -123,7 +123,7 @@ def _labels(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> bool:
 
 
 def _covers(axis: Axis, label: Atom) -> bool:
-    """Say whether all elements of an axis have an index of an atom: none lies in another part of a sum."""
+    """Return whether all elements of an axis have an index of an atom: none lies in another part of a sum."""
     if isinstance(axis, Atom):
         return axis is label
     parts = (_covers(part, label) for part in axis.parts)
@@ -143,7 +143,7 @@ def _beside(axis: Axis, a: Atom, run: int, label: Atom) -> bool:
 
 
 def _picks(step: Step, graph: TypedGraph) -> list[tuple[Atom, int | None]]:
-    """Say which single index of which atom a call takes; None: result i is what lies at index i."""
+    """Find which single index of which atom a call takes; None: result i is what lies at index i."""
     if step.rule is None or step.call.op.removesuffix("_copy") not in ("unbind", "select", "getitem"):
         return []
     bound = step.call.bind(step.rule)

@@ -1,4 +1,4 @@
-"""Capture by torch.export: opens everything, leaves ATen calls behind.
+"""Capture by torch.export, which decomposes everything into ATen calls.
 
 What it leaves is brought to the same form as symbolic tracing's: plain inputs and outputs, weights by
 their own names, dropouts and norms that follow the mode as module calls.  (`passes.lift_modules` then
@@ -68,7 +68,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             return plain
 
         notes += follow_modes(graph, trace_training, model)
-    notes += [f"the derivative of {name} is that of its forward: torch.export opens it" for name in functions]
+    notes += [
+        f"the derivative of {name} is that of its forward: torch.export decomposes it" for name in functions
+    ]
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):

@@ -131,7 +131,7 @@ def _judged(exported: Exported) -> Exported:
 def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
     """Choose the dimensions that may be of any size, where the code leaves them so."""
 
-    def opened(value: Any) -> Any:
+    def sizes_left_open(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return None
         return {
@@ -140,8 +140,8 @@ def _shapes(model: nn.Module, example: Example, is_open: Is) -> dict[str, Any]:
 
     names = list(inspect.signature(model.forward).parameters)
     return {
-        **dict(zip(names, pytree.tree_map(opened, example.args), strict=False)),
-        **pytree.tree_map(opened, example.kwargs),
+        **dict(zip(names, pytree.tree_map(sizes_left_open, example.args), strict=False)),
+        **pytree.tree_map(sizes_left_open, example.kwargs),
     }
 
 

@@ -30,7 +30,7 @@ Step = tuple[Any, ...]
 
 
 def same_otherwise(several: torch.export.ExportedProgram, other: torch.export.ExportedProgram) -> bool:
-    """Say whether the first program runs the operations of the second where it is given what that was.
+    """Return whether the first program runs the operations of the second where it is given what that was.
 
     Needs the same arguments but for their batch size, which `other` may have as a number.
     """
@@ -139,7 +139,7 @@ class _Reading:
         return kind.__name__, meant if meant.free_symbols else kind(meant)
 
     def _stays(self, node: fx.Node) -> bool:
-        """Say whether a result is of the shape and the type of the first argument."""
+        """Return whether a result has the shape and the type of the first argument."""
         source = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not isinstance(source, Tensor) or source.dtype != value.dtype:
@@ -173,7 +173,7 @@ def _packet(node: fx.Node) -> Any:
 
 
 def _writes(module: fx.GraphModule) -> bool:
-    """Say whether an operation writes to a tensor: then a copy of it is another tensor."""
+    """Return whether an operation writes to a tensor: then a copy of it is another tensor."""
     graphs = [m.graph for m in module.modules() if isinstance(m, fx.GraphModule)]
     schemas: Collection[Any] = [getattr(n.target, "_schema", None) for g in graphs for n in g.nodes]
     return any(schema is not None and schema.is_mutable for schema in schemas)

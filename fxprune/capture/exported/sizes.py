@@ -43,7 +43,7 @@ class Relied:
     conditions: tuple[ast.expr, ...]
 
     def holds_for(self, example: Example) -> bool:
-        """Say whether a call with these arguments meets all of it."""
+        """Return whether a call with these arguments meets all conditions."""
         tensors = _tensors(self.names, example)
         if any(tensors[path].shape[dim] != size for (path, dim), size in self.fixed.items()):
             return False
@@ -126,7 +126,7 @@ def relied_on(program: torch.export.ExportedProgram, names: Sequence[str], examp
 
 
 def _is_always(parts: Sequence[ast.expr], whole: ast.expr, names: Sequence[str], example: Example) -> bool:
-    """Say whether a condition holds for every batch size, its parts being comparisons of one with numbers."""
+    """Return whether a condition holds for every batch size; its parts compare one with numbers."""
     changes = {1}
     for part in parts:
         match part:
@@ -228,7 +228,7 @@ def _read(at: At) -> str:
 
 
 def _is_known(condition: ast.expr, fixed: set[At]) -> bool:
-    """Say whether it is about sizes alone that are guarded as numbers."""
+    """Return whether it is about sizes alone that are guarded as numbers."""
     return set(_sizes_in(condition)) <= fixed
 
 

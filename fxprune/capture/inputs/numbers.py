@@ -22,7 +22,7 @@ MOST = 48  # of the numbers that a model keeps
 
 
 def rows(model: nn.Module) -> list[int]:
-    """Say how many rows each table has: [n, features] or [1, n, features]."""
+    """Count the rows of each table: [n, features] or [1, n, features]."""
     return unique(shape[0] for shape in _tables(model) if len(shape) == 2)
 
 

@@ -75,6 +75,6 @@ def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | No
 
 
 def _branches_on_mode(module: nn.Module) -> bool:
-    """Say whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
+    """Return whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
     held = isinstance(module, nn.modules.batchnorm._NormBase) or native(module) is not None
     return not held and not follows_mode(module) and reads_mode(module)

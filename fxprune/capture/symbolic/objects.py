@@ -13,7 +13,7 @@ __all__ = ["holds_traced", "object_node"]
 
 
 def holds_traced(value: Any) -> bool:
-    """Say whether an object holds traced values, however deep."""
+    """Return whether an object holds traced values, however deep."""
     if isinstance(value, (fx.Proxy, fx.Node)):
         return True
     if isinstance(value, (list, tuple)):

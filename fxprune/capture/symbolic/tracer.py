@@ -42,7 +42,7 @@ MOST_ITEMS = 500
 
 
 class Tracer(fx.Tracer):
-    """Leaves are the modules with an op of their own, and dropouts of any name; all else opens."""
+    """Leaves are the modules with an op of their own, and dropouts of any name; all else is traced through."""
 
     proxy_buffer_attributes = True
     reads_generated_code = True  # of a result that is pruned again
@@ -189,7 +189,7 @@ class Tracer(fx.Tracer):
             return proxy
 
     def rank(self, tensor: Any) -> int | None:
-        """Say how many dimensions a tensor has: a number, the same for every input that is not refused."""
+        """Return how many dimensions a tensor has: a number, the same for every input that is not refused."""
         value = self.value_or_self(tensor)
         if not isinstance(value, torch.Tensor):
             return None

@@ -135,7 +135,7 @@ def _frozen_share(analysis: Analysis) -> float:
 
 
 def _reasons(analysis: Analysis, most: int = 4) -> str:
-    """Say what freezes channels, each reason with the share of parameters that have such a dimension."""
+    """List what freezes channels, each reason with the share of parameters that have such a dimension."""
     frozen = analysis.frozen
     total, share = 0, Counter[str]()
     for name, parameter in _parameters(analysis):

@@ -59,7 +59,7 @@ def _named(rule: Rule | None) -> tuple[str, str]:
 
 
 def store_of(table: str | os.PathLike[str]) -> Path:
-    """Say where the ops of each model stand, beside the zoo's table: zoo.csv -> zoo-ops.json."""
+    """Return the path of the ops of each model, beside the zoo's table: zoo.csv -> zoo-ops.json."""
     return Path(table).with_name(f"{Path(table).stem}-ops.json")
 
 
@@ -99,7 +99,7 @@ def report(ops: Ops) -> str:
 
 
 def summary(ops: Ops) -> str:
-    """Say how many ops were met, by tier, and those that no rule served."""
+    """Count the ops that were met, by tier, and list those that no rule served."""
     served = {(use.op, use.tier) for uses in ops.values() for use in uses if use.rule != NO_RULE}
     rules = {use.rule for uses in ops.values() for use in uses} - {NO_RULE}
     tiers = Counter(tier for _, tier in served)

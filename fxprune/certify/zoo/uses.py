@@ -23,7 +23,7 @@ from fxprune.graph.example import Example
 
 __all__ = ["Uses", "copied_in_turn", "uses_of"]
 
-# Single precision, and the same ops in the same order but for what is opened.
+# Single precision, and the same ops in the same order but for what export decomposes.
 TOLERANCE = 1e-3
 BATCHES = (1, 3)
 RIGHT, REFUSED = "right", "refused"
@@ -142,14 +142,14 @@ def _copies(model: nn.Module, pruned: fx.GraphModule, example: Example) -> str:
 
 def copied_in_turn(pruned: fx.GraphModule, example: Example) -> str:
     """Copy in every way, each the copy before, and run the last: what `Uses.copies` says, in less time."""
-    twin: nn.Module = pruned
+    last: nn.Module = pruned
     for name, copied in COPIES.items():
         try:
-            twin = copied(twin)
+            last = copied(last)
         except Exception as error:
             return f"{name}: {_words(error)}"
     try:
-        same = _equal(_run(pruned, example), _run(twin, example), 1e-5)
+        same = _equal(_run(pruned, example), _run(last, example), 1e-5)
     except Exception as error:
         return f"a copy: {_words(error)}"
     return RIGHT if same else "a copy: WRONG"

@@ -117,7 +117,7 @@ def _estimate_and_correct(
 
 
 def _out_of_reach(budget: Budget, left: float, fitted: Fitted, schedule: Schedule) -> BudgetError:
-    """Say which ratio is the nearest, and what stands in the way."""
+    """Describe the nearest ratio that can be reached, and what stands in the way of the asked one."""
     nearest_ratio = f"ask for ratio={1 - left:.3f}"
     lowest = schedule.counts(1.0)
     if left > 1 - budget.ratio and all(fitted.counts[g] == count for g, count in lowest.items()):

@@ -27,7 +27,7 @@ SHARE = 0.1
 
 
 def floors(analysis: Analysis, groups: Sequence[Group], budget: Budget) -> dict[Group, int]:
-    """Say how many elements each group keeps at least."""
+    """Compute how many elements each group keeps at least."""
     if budget.floor is not None:
         return {group: _asked(group, budget.floor) for group in groups}
     normalised = _normalised(analysis)

@@ -30,7 +30,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def counts(self, level: float) -> dict[Group, int]:
-        """Say how many elements each group keeps."""
+        """Compute how many elements each group keeps."""
 
     @abstractmethod
     def floored(self, counts: Mapping[Group, int], level: float) -> set[Group]:

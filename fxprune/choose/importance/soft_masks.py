@@ -122,7 +122,7 @@ class SoftMasked(fx.Interpreter):
         return list(found.values())
 
     def _is_better(self, use: Use, than: Use | None) -> bool:
-        """Say whether to mask this factor of two that are summed over together: rather one with samples."""
+        """Return whether to mask this factor of two that are summed over: rather one with samples."""
         return than is None or (self._samples(use) and not self._samples(than))
 
     def _samples(self, use: Use) -> bool:

@@ -126,7 +126,7 @@ def _cheapest(ours: list[_Part], theirs: list[_Part], costs: dict[Branch, float]
 
 
 def _no_match(ours: list[_Part], theirs: list[_Part], best: np.ndarray) -> SiblingError:
-    """Say where the furthest attempt ended."""
+    """Describe where the furthest attempt ended."""
     i, j = max(zip(*np.nonzero(np.isfinite(best)), strict=True), key=lambda at: (at[1], -at[0]))
     here = f"{ours[i].name} ({_words(ours[i])})" if i < len(ours) else "nothing more"
     there = f"{theirs[j].name} ({_words(theirs[j])})" if j < len(theirs) else "nothing more"

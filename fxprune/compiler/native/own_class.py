@@ -11,7 +11,7 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import configured
 from fxprune.compiler.native.find import own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of
-from fxprune.compiler.native.proof import with_twins, wrong_in
+from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
@@ -85,7 +85,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         return _no_instance(pruned, own)
     made = instance_of(model, own, pruned, slices)
     if wrong_in(made, pruned):
-        own = with_twins(model, made, own)
+        own = with_duplicates(model, made, own)
         made = instance_of(model, own, pruned, slices)
         wrong = wrong_in(made, pruned)
         if wrong:

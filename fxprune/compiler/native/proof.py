@@ -13,11 +13,11 @@ from fxprune.graph.example import seeded_noise
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["with_twins", "wrong_in"]
+__all__ = ["with_duplicates", "wrong_in"]
 
 
 def wrong_in(instance: nn.Module, pruned: PrunedModule) -> str:
-    """Say what is wrong with an instance; nothing, if a copy of it equals the graph in float64."""
+    """Describe what is wrong with an instance; empty if a copy of it equals the graph in float64."""
     example = seeded_noise(pruned.record.example, pruned)
     if pruned.record.dynamic:
         example = example.with_batch(3)
@@ -29,7 +29,7 @@ def wrong_in(instance: nn.Module, pruned: PrunedModule) -> str:
     return "" if error <= TOLERANCE else f"a copy of it differs by {error:.0e} for another batch"
 
 
-def with_twins(model: nn.Module, instance: nn.Module, own: OwnCode) -> OwnCode:
+def with_duplicates(model: nn.Module, instance: nn.Module, own: OwnCode) -> OwnCode:
     """Edit, beside each number that code reads, those of the same module that are as large.
 
     Some classes keep what they were built of, and build their copies of that.

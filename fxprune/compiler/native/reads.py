@@ -25,7 +25,7 @@ class Reads:
         self.seen.add((path, (*keys, name)))
 
     def has(self, slot: Slot) -> bool:
-        """Say whether the attribute was looked at that the number stands in."""
+        """Return whether the attribute that holds the number was read."""
         of_deaf = (slot.path, slot.keys[: slot.held - 1]) in self.deaf
         return (slot.path, slot.keys[: 1 if of_deaf else slot.held]) in self.seen
 

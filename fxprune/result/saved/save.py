@@ -147,7 +147,7 @@ def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any
 
 
 def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSet) -> str:
-    """Say why a recipe does not lead back to the graph that is saved; nothing if it does."""
+    """Return why a recipe does not lead back to the graph that is saved; an empty text if it does."""
     try:
         model = recipes.rebuild(recipe, recipe["on"])
         if layout_digest(model.state_dict()) != root_of(record)["origin"]["layout"]:

@@ -186,7 +186,7 @@ def short(count: int) -> str:
 
 
 def _freedom(group: Group) -> str:
-    """Say which changes of basis a group allows, where those are more than permutations."""
+    """Spell which changes of basis a group allows, where those are more than permutations."""
     if group.freedom <= Freedom.PERMUTATION:
         return ""
     limit = f" ({group.why})" if group.why else ""

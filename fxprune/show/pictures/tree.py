@@ -78,7 +78,7 @@ class Tree:
 
 
 def opened_at_first(tree: Tree) -> set[int]:
-    """Say which rows are open before anybody clicks: containers of containers, level by level, and layers."""
+    """Choose which rows are open at first: containers of containers, level by level, and layers."""
     containers = {r.parent for r in tree.rows if r.kind == "module" and r.parent is not None}
     opened = {r.index for r in tree.rows if r.kind == "layer"}
     for depth in range(max((r.depth for r in tree.rows), default=0)):
@@ -226,7 +226,7 @@ class _Growing:
                 waiting += self.through.get(source, [])
 
     def _is_pick(self, node: fx.Node) -> bool:
-        """Say whether a node picks one of several values: `unbind(x)[0]`."""
+        """Return whether a node picks one of several values: `unbind(x)[0]`."""
         return bool(self.analysis.axes.get(node)) and node not in self.analysis.steps and _getitem(node)
 
     def _op(self, node: fx.Node) -> str:

@@ -47,7 +47,7 @@ class Explanation:
 
 
 def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanation:
-    """Say what may shrink in a module, with what it is coupled and through what, and what is frozen and why.
+    """Explain what may shrink in a module, what it is coupled with, and what is frozen and why.
 
     Args:
         model: a model, or what `analyze` returned for it.
@@ -124,7 +124,7 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
 
 
 def _bases(group: Group) -> list[str]:
-    """Say which changes of basis a group allows, what limits them, and what would change by which matrix."""
+    """Spell which changes of basis a group allows, what limits them, and what changes by which matrix."""
     lines = [f"  change of basis: {group.freedom}{f', by {group.why}' if group.why else ''}"]
     for name, region in group.bases.items():
         ones = ", keeping the vector of ones" if region.centred else ""

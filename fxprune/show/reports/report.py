@@ -120,7 +120,7 @@ class Report:
         ]
 
     def _rest(self) -> list[str]:
-        """Say what no group that shrank carries: parameters and MACs, before and after."""
+        """Sum up what no group that shrank carries: parameters and MACs, before and after."""
         cells = []
         for total, own in ((self.parameters, "parameters"), (self.macs, "macs")):
             carried = [sum(getattr(g, own)[i] for g in self.groups) for i in (0, 1)]
