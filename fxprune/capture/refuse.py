@@ -100,7 +100,7 @@ def _refuse_rewritten_weight(hook: Any, name: str) -> None:
 
 
 def _of_its_library(hook: Any, module: nn.Module) -> bool:
-    """Did the package that the module's class comes from register this, on a module that is traced through?"""
+    """Did the package of the module's class register this, on a module that is traced through?"""
     package = _package(type(module))
     return package not in ("torch", "__main__") and package == _package(hook) and native(module) is None
 

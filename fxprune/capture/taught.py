@@ -45,7 +45,7 @@ def taught_notes(model: nn.Module, taught: Collection[str]) -> list[str]:
     decomposed = {type(m).__name__ for m in model.modules() if is_taught(type(m), taught)}
     decomposed |= {value.__name__ for _, _, value in taught_functions(model, taught)}
     return [
-        f"torch.export decomposes {name}: the rule that you taught for it is not asked (capture='symbolic', or "
-        f"torch.library.custom_op, keeps its calls)"
+        f"torch.export decomposes {name}: the rule that you taught for it is not asked (capture='symbolic' "
+        f"or torch.library.custom_op keeps its calls)"
         for name in sorted(decomposed)
     ]

@@ -42,7 +42,7 @@ MOST_ITEMS = 500
 
 
 class Tracer(fx.Tracer):
-    """Leaves are the modules with an op of their own, and dropouts of any name; all else is traced through."""
+    """Leaves: modules with an op of their own, dropouts of any name; all else is traced through."""
 
     proxy_buffer_attributes = True
     reads_generated_code = True  # of a result that is pruned again
