@@ -24,6 +24,8 @@ def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> 
     kept = written_state(eval_graph, root)
 
     def is_impure(node: fx.Node) -> bool:
+        if node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "_is_impure", False):
+            return True  # torch.fx's own sign for a call that has to stay
         return node.op in ("placeholder", "output") or is_guard(node) or state_of(node, root) in kept
 
     for graph in (eval_graph, train_graph):

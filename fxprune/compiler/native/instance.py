@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
+from fxprune.rules.registry import Axes
 
 __all__ = ["Slices", "instance_of"]
 
@@ -48,8 +49,10 @@ def _refuse_to_save(why: str, *args: Any, **kwargs: Any) -> None:
 class Slices:
     """The tensors of a pruned graph by name; of those that it does not use, the slices that its plan says."""
 
-    def __init__(self, analysis: Analysis, selection: Selection, pruned: PrunedModule) -> None:
-        self.analysis, self.selection = analysis, selection
+    def __init__(
+        self, analysis: Analysis, selection: Selection, unused: Mapping[str, Axes], pruned: PrunedModule
+    ) -> None:
+        self.analysis, self.selection, self.unused = analysis, selection, unused
         self.tensors = dict(named_tensors(pruned))
 
     def __call__(self, names: Sequence[str], t: Tensor) -> Tensor:
@@ -57,5 +60,6 @@ class Slices:
             if name in self.tensors:
                 return self.tensors[name]
         axes = self.analysis.weights.get(self.analysis.names.get(names[0], names[0]), ())
+        axes = axes or next((self.unused[name] for name in names if name in self.unused), ())
         new = taken(t.detach(), [self.selection.positions(axis) for axis in axes])
         return nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new

@@ -15,6 +15,7 @@ from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
+from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, shown
 from fxprune.graph.tensors import named_tensors
@@ -71,13 +72,14 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     selection = Selection.from_plan(analysis, plan)
     plan = replace(plan, scales={**default_scales(analysis, selection), **plan.scales})
     pruned = rewrite(model, analysis, plan, check=check)
-    sizes, slices = sizes_by_module(model, analysis, selection), Slices(analysis, selection, pruned)
+    sizes, unused = sizes_by_module(model, analysis, selection), unused_axes(model, analysis)
+    slices = Slices(analysis, selection, unused, pruned)
     own = own_code_of(model, analysis, sizes, slices, pruned)
     unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
-        others = Slices(analysis, selection, folded)
+        others = Slices(analysis, selection, unused, folded)
         other = own_code_of(model, analysis, sizes, others, folded)
         if not isinstance(other, str) and (isinstance(own, str) or len(other.parts) < len(own.parts)):
             own, pruned, slices = other, folded, others

@@ -74,6 +74,8 @@ def _describe(module: nn.Module) -> None:
             for name, width in entry.widths.items():
                 if hasattr(module, name):
                     setattr(module, name, width(module))
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                module.normalized_shape = tuple(module.weight.shape)
             return
 
 

@@ -1,0 +1,105 @@
+"""Find what axes the weights have that a model's code uses for nothing: a head whose result no output shows.
+
+The graph has no such call.  The instance runs its own code, which makes it: its weights have to fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.typed_graph import type_graph
+from fxprune.capture.trace import capture_model
+from fxprune.compiler.native.structure import is_inside
+from fxprune.errors import FxpruneError
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.tensors import named_tensors
+from fxprune.rules.axes import Axis, Product, Sum
+from fxprune.rules.modules import native
+from fxprune.rules.registry import Axes, map_axes
+
+__all__ = ["unused_axes"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # these call, or list, whatever lies in them
+
+
+def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
+    """Type the layers that the captured graph left out, in terms of the axes of what it holds.
+
+    A dimension that nothing else in use shares has an axis of its own, which no plan shrinks.  Empty where
+    no layer was left out, or where its calls can't be traced.
+    """
+    used = analysis.names
+    idle = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in used}
+    if not idle or analysis.capture != "symbolic":
+        return {}
+    copy = structural_copy(model)
+    for path, module in [*copy.named_modules()]:
+        if native(module) is not None:
+            vars(module)["_is_impure"] = path in idle  # torch.fx keeps the calls of such modules
+        elif not isinstance(module, _CONTAINERS) and any(is_inside(other, path) for other in idle):
+            _keep_results(module)
+    captured = analysis.captured
+    try:
+        whole = capture_model(
+            copy,
+            captured.example,
+            capture="symbolic",
+            split_qkv=captured.split_qkv,
+            taught=analysis.rules.taught,
+        )
+        typed = type_graph(whole, analysis.rules, dict(named_tensors(copy)), outputs=analysis.outputs)
+    except FxpruneError:
+        return {}
+    known: dict[Axis, Axis | None] = {}
+    for name, there in typed.names.items():
+        for a, b in zip(typed.weights[there], analysis.weights.get(used.get(name, ""), ()), strict=False):
+            for x, y in _pairs(a, b):
+                known[x] = y if known.get(x, y) == y else None  # the layer joins what the graph keeps apart
+    in_use = partial(_known, known=known)
+    return {
+        name: map_axes(typed.weights[there], in_use)
+        for name, there in typed.names.items()
+        if name not in used
+    }
+
+
+def _keep_results(module: nn.Module) -> None:
+    """Let a module hand its results through a layer whose calls stay, whether anyone reads them or not."""
+    cls: Any = type(module)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        results = cls.forward(self, *args, **kwargs)
+        return pytree.tree_map(lambda t: self.kept(t) if isinstance(t, (Tensor, fx.Proxy)) else t, results)
+
+    kept = nn.Dropout(0.0)
+    vars(kept)["_is_impure"] = True
+    module.kept = kept
+    module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def _pairs(a: Axis, b: Axis) -> Iterator[tuple[Axis, Axis]]:
+    """Pair an axis with the one that stands for it, and their parts where both are cut alike."""
+    if a.size != b.size:
+        return
+    yield a, b
+    if isinstance(a, (Product, Sum)) and type(a) is type(b) and len(a.parts) == len(b.parts):
+        for x, y in zip(a.parts, b.parts, strict=True):
+            yield from _pairs(x, y)
+
+
+def _known(axis: Axis, known: Mapping[Axis, Axis | None]) -> Axis:
+    """Say an axis in terms of those in use, or else part by part."""
+    found = known.get(axis)
+    if found is not None:
+        return found
+    if isinstance(axis, Product):
+        return Product.of(_known(part, known) for part in axis.parts)
+    if isinstance(axis, Sum):
+        return Sum.of(_known(part, known) for part in axis.parts)
+    return axis
