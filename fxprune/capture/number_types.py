@@ -11,8 +11,8 @@ import functools
 import itertools
 import math
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,16 +34,17 @@ class Sizes:
     """What a size is while a capture runs a model's code.
 
     kinds: its types.  call: what a function gives for arguments among which there is one.  is_a: whether it
-    is an `int` or a `float`.
+    is an `int` or a `float`.  builtins: other functions that are replaced where `int` is.
     """
 
     kinds: tuple[type, ...]
     call: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
     is_a: Callable[[Any, type], bool]
+    builtins: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 class AsksForNumber(BaseException):
-    """A module's code calls `int` or `float` on a size: capture again with these replaced in it."""
+    """A module's code calls `int` or `float` on a size, or `len`: capture again with these replaced in it."""
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         super().__init__(namespace.get("__name__"))
@@ -66,6 +67,7 @@ _SHADOW = "__fxprune_shadowed__"
 def shadowed_numbers(namespaces: list[dict[str, Any]], sizes: Sizes) -> Iterator[None]:
     """Replace `int`, `float` and what was imported from `math` in the globals of some modules."""
     shadows = {"int": _shadow(int, torch.sym_int, sizes), "float": _shadow(float, torch.sym_float, sizes)}
+    shadows |= sizes.builtins
     before: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in namespaces:
         names: dict[str, Any] = {_SHADOW: True}

@@ -147,3 +147,24 @@ def test_a_branch_for_many_samples_is_followed_where_it_computes_nothing_else(
         except InputSizeError:
             refused.append(batch)
     assert refused == ([] if more == 1 else [1, 4, 7] if given == 9 else [8, 9, 30])
+
+
+class CountsSamples(Layers):
+    """Asks `len` for the batch size, in eval mode and for a reshape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = len(x)
+        places = self.places.expand(count, -1, -1)
+        return self.rest((self.stem(x) + places).reshape(count, len(x[0]), -1))
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+@pytest.mark.parametrize("given", [1, 2])
+def test_the_length_of_a_batch_is_a_size(given: int, capture: str) -> None:
+    model = randomise(CountsSamples().eval())
+    with warnings.catch_warnings(action="error"):
+        pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(given, 6, 8), capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    for batch in (1, 2, 5):
+        assert fxprune.verify(model, pruned, example_inputs=torch.randn(batch, 6, 8)) < 1e-8
+    assert len([1, 2]) == 2 and len(torch.zeros(3, 2)) == 3  # nothing stays replaced

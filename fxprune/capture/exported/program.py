@@ -213,13 +213,20 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return torch.sym_sqrt(*args) if function is math.sqrt else function(*args)
 
 
-_SIZES = Sizes((torch.SymInt, torch.SymFloat), _call, lambda x, of: False)
-_ASKING = ((torch.SymInt, "__int__"), (torch.SymFloat, "__int__"), (torch.SymFloat, "__float__"))
+def _length(x: Any) -> Any:
+    return x.shape[0] if isinstance(x, Tensor) and x.ndim else len(x)
+
+
+_SIZES = Sizes((torch.SymInt, torch.SymFloat), _call, lambda x, of: False, {"len": _length})
+_ASKING = (
+    *((torch.SymInt, "__int__"), (torch.SymFloat, "__int__"), (torch.SymFloat, "__float__")),
+    (Tensor, "__len__"),
+)
 
 
 @contextlib.contextmanager
 def _followed_numbers(namespaces: list[dict[str, Any]]) -> Iterator[None]:
-    """Replace Python's `int`, which makes a number of a size, by torch's in the code that asks."""
+    """Replace Python's `int` and `len`, which make a number of a size, in the code that asks."""
 
     def asking(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def number(x: Any) -> Any:

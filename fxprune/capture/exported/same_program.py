@@ -64,12 +64,10 @@ def _shared_sizes(
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
             continue
         for dim, (size, here) in enumerate(zip(a.shape, b.shape, strict=True)):
-            if isinstance(here, int):
-                meant = sympy.Integer(here)
-            else:
+            own, meant = (sympy.Integer(s) if isinstance(s, int) else s.node.expr for s in (size, here))
+            if not meant.is_number:
                 name = sympy.Symbol(f"size_{place}_{dim}", integer=True, positive=True)
-                meant = of_other.setdefault(here.node.expr, name)
-            own = sympy.Integer(size) if isinstance(size, int) else size.node.expr
+                meant = of_other.setdefault(meant, name)
             if (own if own.is_number else of_several.setdefault(own, meant)) != meant:
                 return None
     return of_several, of_other

@@ -101,9 +101,8 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
     with node.graph.inserting_after(node):
         sizes: list[Any] = []
         for i, axis in enumerate(axes):
-            if has_constant_size(axis):
-                sizes.append(axis.size)
-                continue
+            # What does not shrink is read as before: places of a sliced table have no atom that is frozen,
+            # and yet as many of them as the input has.
             size = node.graph.call_function(operator.getitem, (node, i))
             sizes.append(_restored(size, axis, selection) if selection.shrinks(axis) else size)
     return tuple(sizes)
