@@ -66,8 +66,8 @@ _SHADOW = "__fxprune_shadowed__"
 @contextlib.contextmanager
 def shadowed_numbers(namespaces: list[dict[str, Any]], sizes: Sizes) -> Iterator[None]:
     """Replace `int`, `float` and what was imported from `math` in the globals of some modules."""
-    shadows = {"int": _shadow(int, torch.sym_int, sizes), "float": _shadow(float, torch.sym_float, sizes)}
-    shadows |= sizes.builtins
+    int_, float_ = _shadow(int, torch.sym_int, sizes), _shadow(float, torch.sym_float, sizes)
+    shadows: dict[str, Callable[..., Any]] = {"int": int_, "float": float_, **sizes.builtins}
     before: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in namespaces:
         names: dict[str, Any] = {_SHADOW: True}
