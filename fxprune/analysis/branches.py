@@ -61,7 +61,7 @@ def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> lis
 
 
 def pairs(branches: list[Branch]) -> list[tuple[Branch, Branch]]:
-    """Adjacent branches of one stream: attention and FFN, FFN and the next attention, and so on.
+    """Pair adjacent branches of one stream: attention and FFN, FFN and the next attention, and so on.
 
     In the order of each stream: a pair shares a branch with the pairs next to it only.
     """
@@ -87,7 +87,7 @@ def nodes_after_input(graph: fx.Graph) -> set[fx.Node]:
 
 
 def is_value(node: fx.Node) -> bool:
-    """Tensors, and tuples of them; sizes, shapes, dtypes and devices are none."""
+    """Is it a tensor or a tuple of them?  (Sizes, shapes, dtypes and devices are none.)"""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         return any(isinstance(v, Tensor) for v in value)
@@ -243,7 +243,7 @@ class Removal:
 
     @cached_property
     def counterparts(self) -> Mapping[fx.Node, fx.Node]:
-        """Node of `whole` -> the node of `module` that has its value where the branches are zero."""
+        """Map each node of `whole` to the node of `module` that has its value where the branches are zero."""
         sources = {branch.add: branch.source for branch in self.branches}
         gone = {node for branch in self.branches for node in branch.nodes} - sources.keys()
         left = {node.name: node for node in self.module.graph.nodes}

@@ -15,7 +15,7 @@ __all__ = ["chain_between", "dependency_graph", "flow_of"]
 
 
 def flow_of(graph: TypedGraph, wanted: Atom) -> nx.Graph:
-    """Weights' dimensions (as text) and nodes through which an atom passes, joined where an op joins them."""
+    """Build the graph of weights' dimensions (as text) and nodes that an atom passes through."""
     flow = nx.Graph()
     for node, sites in graph.operands.items():
         touching: list[str | fx.Node] = [str(site) for site in sites if wanted in atoms_of(graph.at(site))]
@@ -39,7 +39,7 @@ def chain_between(graph: TypedGraph, first: Site, second: Site, shared: Iterable
 
 
 def dependency_graph(graph: TypedGraph, groups: Iterable[Group]) -> nx.Graph:
-    """Sites, nodes and groups; edges are labelled with the group's name."""
+    """Build a graph of sites, nodes and groups; edges are labelled with the group's name."""
     out = nx.Graph()
     for group in groups:
         out.add_node(

@@ -147,7 +147,7 @@ def _resolved(step: Step, found: Inference) -> Step:
 def _names_in_graph(
     tensors: Mapping[str, Tensor], module: fx.GraphModule, found: Inference
 ) -> dict[str, str]:
-    """Return every name that a model has for a tensor -> the name under which the graph uses it."""
+    """Map every name that a model has for a tensor to the name under which the graph uses it."""
     used: dict[int, str] = {}
     for name, tensor in named_tensors(module):
         if name in found.weights:

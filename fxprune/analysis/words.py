@@ -81,7 +81,7 @@ class Words:
         return group if group and (group.frozen is None or group.role == "output") else None
 
     def is_pixels(self, axis: Axis) -> bool:
-        """Rows or columns of an image, whole or cut into windows."""
+        """Does it count rows or columns of an image, whole or cut into windows?"""
         reasons = [self.analysis.frozen(a) for a in atoms_of(axis)]
         return bool(reasons) and all(r is not None and r.kind == "pixels" for r in reasons)
 

@@ -110,7 +110,7 @@ def multi_head_attention_forward(
 
 
 def _swap(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequence-first to batch-first; one tensor stays one tensor, so that `query is key` still tells."""
+    """Transpose sequence-first to batch-first; one tensor stays one, so that `query is key` still tells."""
     q = query.transpose(0, 1)
     k = q if key is query else key.transpose(0, 1)
     return q, k, (k if value is key else value.transpose(0, 1))
@@ -165,7 +165,7 @@ def _attend(
 
 
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Tensor) -> Tensor | None:
-    """Both masks as one that is added to the scores: [batch or 1, heads or 1, n, m]."""
+    """Merge both masks into one that is added to the scores: [batch or 1, heads or 1, n, m]."""
     merged = None if mask is None else _additive(mask, q)
     if merged is not None and mask is not None and mask.dim() == 3:
         merged = merged.unflatten(0, (-1, heads))

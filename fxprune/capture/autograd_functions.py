@@ -58,7 +58,7 @@ def _forward(function: Any, *args: Any) -> Any:
 
 @contextlib.contextmanager
 def traced_functions(names: dict[str, None]) -> Iterator[None]:
-    """Meanwhile functions are nothing but their forwards.  Collects the names of those that are applied."""
+    """Trace autograd functions as their forwards meanwhile; yields the names of those that are applied."""
     apply = vars(torch.autograd.Function)["apply"]
     exporting_here = this_thread_only()
 

@@ -97,7 +97,7 @@ class Comparison:
         return found if found.defined else None
 
     def deeper(self, example: Example) -> Iterator[Look]:
-        """Looks at other inputs, then with other weights."""
+        """Look at other inputs, then with other weights."""
         for scale in (10.0, 0.1):
             if look := self._tried(self.draw(example, scale=scale), None):
                 yield look
@@ -108,7 +108,7 @@ class Comparison:
     def draw(
         self, example: Example, *, seed: int = 1, scale: float = 1.0, only: int | None = None
     ) -> Example:
-        """Other inputs of the same shapes."""
+        """Draw other inputs of the same shapes."""
         return drawn(example, self.names, self.tables, seed=seed, scale=scale, only=only)
 
     def depends(self, look: Look) -> bool:

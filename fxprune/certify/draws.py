@@ -68,7 +68,7 @@ def drawn(
     scale: float = 1.0,
     only: int | None = None,
 ) -> Example:
-    """Another call of the same shapes; with `only`, one of its tensors is another.
+    """Draw another call of the same shapes; with `only`, one of its tensors is another.
 
     Whole numbers are drawn from those that the example holds; where it holds one only, from the rows of
     the table that they are looked up in (`tables`), or 0 and 1.

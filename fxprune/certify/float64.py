@@ -78,7 +78,7 @@ def default_float64() -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_double() -> Iterator[None]:
-    """Python code runs in double precision meanwhile, tensors and casts that it makes included."""
+    """Run Python code in double precision meanwhile, tensors and casts that it makes included."""
     with default_float64(), _Raising():
         yield
 

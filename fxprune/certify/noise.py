@@ -63,7 +63,7 @@ def given_to(node: fx.Node) -> list[fx.Node]:
 
 
 class drawn_in_order(TorchDispatchMode):
-    """Noise is drawn element after element, whatever the memory layout of what it fills."""
+    """Draw noise element after element, whatever the memory layout of what it fills."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -20,7 +20,7 @@ _DRAWS = {_aten.normal_.default, _aten.uniform_.default, _aten.erfinv_.default}
 
 
 class uninitialised(TorchDispatchMode):
-    """Weights made in here are not drawn: half the time of making a large model that `randomise` follows."""
+    """Leave weights that are made meanwhile undrawn, for `randomise`: half the time of making a model."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DRAWS and args[0].numel() > 10_000:
@@ -29,7 +29,7 @@ class uninitialised(TorchDispatchMode):
 
 
 def randomise(model: Model, seed: int = 0) -> Model:
-    """Normal numbers in every parameter and floating-point buffer, of a size that keeps signals alive.
+    """Put normal numbers in every parameter and floating-point buffer, of a size that keeps signals alive.
 
     Changes the model in place and returns it.
     """

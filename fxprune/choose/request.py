@@ -140,7 +140,7 @@ class Request:
             )
 
     def _refuse_lonely(self) -> None:
-        """Options that mean something beside another one only."""
+        """Refuse options that mean something only beside another one, where that is missing."""
         if self.between is not None and self.steps == 1:
             raise OptionError(
                 "between= is called between steps, and steps=1 has none: give steps= of 2 or more"

@@ -198,7 +198,7 @@ def finetune(
 
 
 def _first() -> bool:
-    """Say whether this is the process that writes, of those that train together."""
+    """Return whether this is the process that writes, of those that train together."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)

@@ -160,7 +160,7 @@ def _synsets(classes: int) -> list[str]:
 
 
 def _image_of(model: nn.Module, options: dict[str, Any]) -> Tensor:
-    """Blank images of the size that the model takes: [batch, channels, height, width]."""
+    """Make blank images of the size that the model takes: [batch, channels, height, width]."""
     example = example_of(model, options.get("example_inputs"))
     values = [*example.args, *example.kwargs.values()]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
@@ -207,7 +207,7 @@ def _dataset(
 
 
 def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:
-    """Samples evenly spread over the data set."""
+    """Load samples evenly spread over the data set."""
     chosen = [i * len(dataset) // count for i in range(count)]
     for start in range(0, count, batch):
         yield [dataset[i] for i in chosen[start : start + batch]]

@@ -25,7 +25,7 @@ Decorator = Callable[[Any], Any]
 
 
 def options(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in the order in which help shows them."""
+    """Make one decorator of several options, in the order in which help shows them."""
 
     def decorate(function: Any) -> Any:
         for decorator in reversed(decorators):

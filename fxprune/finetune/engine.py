@@ -192,7 +192,7 @@ class Engine:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, total: Tensor, updates: int) -> bool:
-        """Go one batch on; say whether the weights changed."""
+        """Train on one batch; return whether the weights changed."""
         self.accelerator.backward(total)
         if self.accelerator.sync_gradients and self.training.clip:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip)

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Called with a proxy, the function becomes a call in the graph; else it runs."""
+    """Make a function that becomes one call in the graph if a proxy is among its arguments; else it runs."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -164,7 +164,7 @@ def layout_of_argument(value: Any) -> str:
 
 
 def _is(value: Any, expected: Any) -> bool:
-    """Equality: a symbolic size answers as a branch would, and TorchScript does not see the question."""
+    """Are they equal?  (A symbolic size answers as a branch would; TorchScript does not see the question.)"""
     if torch.compiler.is_compiling():
         if expected is False:
             return not value

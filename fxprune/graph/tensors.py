@@ -41,7 +41,7 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """That of the weights; the CPU for a module without any."""
+    """Return the device of the weights; the CPU for a module without any."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 

@@ -45,7 +45,7 @@ def carry_facts(
 
 
 def _vars_of_classes(model: nn.Module) -> dict[str, Any]:
-    """Attributes of the model's own classes."""
+    """Collect the attributes of the model's own classes."""
     own = type(model).__mro__[: type(model).__mro__.index(nn.Module)]
     return {name: value for cls in reversed(own) for name, value in vars(cls).items()}
 

@@ -91,7 +91,7 @@ def _computed(node: fx.Node) -> dict[str, Any]:
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 of a value written as canonical JSON."""
+    """Digest a value written as canonical JSON (SHA-256)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -57,7 +57,7 @@ def _counted(module: nn.Module, example: Example) -> float:
 
 @contextlib.contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Torch's counter, on ops that are in its book: neither fused attention nor fused encoder layers are."""
+    """Count with torch's counter, on ops that it knows: neither fused attention nor fused encoder layers."""
     counter = FlopCounterMode(display=False)
     with without_fused_layers(), counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
@@ -140,7 +140,7 @@ def _synchronise(example: Example) -> None:
 
 @contextlib.contextmanager
 def threads_of(count: int | None) -> Iterator[None]:
-    """So many threads for torch meanwhile; None: as many as before."""
+    """Set how many threads torch uses meanwhile; None: as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

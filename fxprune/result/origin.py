@@ -20,7 +20,7 @@ __all__ = ["in_dtypes", "leads_elsewhere", "origin_of", "scrubbed"]
 
 
 def origin_of(model: nn.Module, captured: fx.GraphModule) -> dict[str, Any]:
-    """Class, layout and precision of a model, and its library's own name or configuration for it.
+    """Record a model's class, layout and precision, and its library's own name or configuration for it.
 
     classes: the last dimension of what it returns: the number of classes, where it is a classifier.
     """

@@ -127,7 +127,7 @@ def plan_of(pruned: nn.Module) -> Plan:
 
 
 def noise_for(pruned: nn.Module, model: nn.Module, batch: int) -> Example:
-    """Noise of the shape that the model was pruned with, in batches of `batch` where any size will do."""
+    """Draw noise of the shape that the model was pruned with, of `batch` samples where any number will do."""
     record = record_of(pruned)
     return seeded_noise(record.example.with_batch(batch if record.dynamic else None), model)
 

@@ -186,7 +186,7 @@ _SAME = {
 
 
 def _second_names(name: str) -> list[str]:
-    """Other names under which a rule may know a library's function: of its family, or of a copy of a view."""
+    """List other names that a rule may have for a library's function: its family's, or a view's."""
     plain = name.removeprefix("special_").removesuffix("_copy")
     return [same for same in (_SAME.get(name), plain) if same and same != name]
 

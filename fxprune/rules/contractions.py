@@ -84,7 +84,7 @@ def aten_tensordot_axes(a: Typed, b: Typed, dims_self: Sequence[int], dims_other
 
 @rule("einsum")
 def einsum_axes(equation: Any, *operands: Any, path: object = None) -> Flow:
-    """Whatever the equation says: one letter, one axis."""
+    """..., ... -> ..., as the equation says: one letter, one axis"""
     if isinstance(equation, Typed):
         equation, operands = _equation_of_sublists([equation, *operands])
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):

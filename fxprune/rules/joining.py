@@ -23,7 +23,7 @@ def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
 
 
 def unify_all(tensors: Sequence[Axes]) -> list[tuple[Axis, Axis]]:
-    """Dimension by dimension the same axes."""
+    """Couple several tensors' axes, dimension by dimension."""
     return [pair for other in tensors[1:] for pair in zip(tensors[0], other, strict=True)]
 
 
@@ -212,7 +212,7 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
 
 @rule("getitem", linear=LAYOUT)
 def getitem_axes(input: object, index: Any) -> Flow:
-    """x[i, :, a:b, None, ..., table]: each element of the index acts on its own dimension."""
+    """n m a l, k -> m b 1 ... k, each element of an index `i, :, a:b, None, ..., table` on its own dimension"""
     if not isinstance(input, Typed):
         raise NotCovered("a container is indexed, not a tensor")
     entries = list(index) if isinstance(index, tuple) else [index]
@@ -255,7 +255,7 @@ def getitem_axes(input: object, index: Any) -> Flow:
 
 @rule("written")
 def written_axes(x: Typed, index: Any, value: object) -> Flow:
-    """x[index] = value: the part written to and what is written there are the same."""
+    """... n, m -> ... n, as `x[index] = value`: what is written has the axes of the part written to"""
     part = getitem_axes(x, index)
     _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
     reasons = [*part.frozen, *_places(index)]
@@ -272,7 +272,7 @@ def _dims_used(entry: object) -> int:
 
 
 def _with_index_axes(out: list[Axis], advanced: list[tuple[int, Typed]], flow: Flow) -> Axes:
-    """Index tensors broadcast together; the result stands where they stood side by side, else first."""
+    """Broadcast index tensors together; the result stands where they stood side by side, else first."""
     if not advanced:
         return tuple(out)
     axes, same = broadcast([t.axes for _, t in advanced])

@@ -97,7 +97,7 @@ def batch_norm(
     eps: float = 1e-5,
     **_: object,
 ) -> Tensor:
-    """Statistics of the batch itself: how weights are standardised."""
+    """Normalise by statistics of the batch itself, as weights are standardised."""
     if not training and running_mean is not None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     dims = [d for d in range(input.ndim) if d != 1]

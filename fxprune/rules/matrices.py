@@ -41,7 +41,7 @@ def _shaped(result: Any, batch: Axes) -> Any:
     *("linalg_solve", "linalg_lstsq", "linalg_solve_triangular", "cholesky_solve", "triangular_solve"),
 )
 def inverse_axes(*args: object, result: Any, **options: object) -> Flow:
-    """all frozen: of a matrix of zeros, which stands for a removed one, there is no inverse"""
+    """n n -> n n, all frozen: a matrix of zeros, which stands for a removed one, has no inverse"""
     reasons = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
     return Flow(_shaped(result, ()), frozen=reasons)
 

@@ -128,7 +128,7 @@ def isin_axes(elements: Typed, test_elements: object, **options: object) -> Flow
 
 def _frozen_axes(why: str) -> Callable[..., Flow]:
     def all_frozen_axes(*args: object, result: Any, **options: object) -> Flow:
-        """all frozen"""
+        """... -> ..., all frozen"""
         reasons = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
         return Flow(_shapes(result), frozen=reasons)
 

@@ -19,7 +19,7 @@ def factors(axes: Iterable[Axis]) -> list[Axis]:
 
 
 def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
-    """Row-major factors on one side, sizes on the other: split, merge, or freeze what doesn't align.
+    """Match row-major factors with sizes: split, merge, or freeze what doesn't align.
 
     (b 14 14 c) as b 196 c merges; b 196 (3 h d) as b 196 3 h d splits; where neither is possible
     (14 rows as 2 x 7 in, 7 x 2 out) only the run of factors that does not line up is frozen.
@@ -119,7 +119,7 @@ def numpy_t_axes(input: Typed) -> Flow:
 
 @rule("getattr", linear=LAYOUT)
 def getattr_axes(input: Typed, name: str) -> Flow:
-    """x.T, x.mT, x.data: attributes that are tensors themselves"""
+    """a b -> b a, of attributes that are tensors themselves: x.T, x.mT, x.data"""
     if name in ("T", "H"):
         return numpy_t_axes(input)
     if name in ("mT", "mH"):

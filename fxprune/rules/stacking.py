@@ -11,7 +11,7 @@ from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, NotCovered, Typed,
 
 
 def _at_least(axes: Axes, ndim: int) -> Axes:
-    """n as 1 n and as 1 n 1; m n as m n 1."""
+    """Add dimensions as `atleast_2d` and `atleast_3d` do: n as 1 n and as 1 n 1; m n as m n 1."""
     if len(axes) >= ndim:
         return axes
     if ndim == 3 and len(axes) == 2:
@@ -64,7 +64,7 @@ def column_stack_axes(tensors: Sequence[Typed]) -> Flow:
 
 
 def _counted(flow: Flow, dim: int) -> Flow:
-    """Several single elements in a row count what is stacked."""
+    """Freeze an axis that is joined of single elements: it counts what is stacked."""
     joined = flow.out[dim]
     if isinstance(joined, Sum) and all(part == ONE for part in joined.parts):
         flow.out = replaced(flow.out, dim, frozen(joined.size, "it counts what is stacked"))

@@ -87,7 +87,7 @@ def _order(node: fx.Node) -> list[int] | None:
 
 
 def _takers(node: fx.Node, dim: int) -> list[tuple[fx.Node, int]] | None:
-    """Everyone who uses the node takes a single index of the dimension: (who, which), or None."""
+    """Return (who, which) for each user of a node, if each takes a single index of the dimension."""
     takers: list[tuple[fx.Node, int]] = []
     for user in node.users:
         n, name = len(_shape(node)), _name(user)

@@ -84,7 +84,7 @@ _DECOMPOSED_NORMS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 
 
 def _close_norms(graph: fx.Graph) -> None:
-    """Batch norms that return what their derivative needs beside the result are plain ones again."""
+    """Replace batch norms that also return what their derivative needs by plain ones."""
     for node in list(graph.nodes):
         if node.target not in _DECOMPOSED_NORMS or any(user.args[1] != 0 for user in node.users):
             continue
@@ -98,7 +98,7 @@ def _close_norms(graph: fx.Graph) -> None:
 
 
 def _forget_layout(graph: fx.Graph) -> None:
-    """Strides are no part of what a model computes, and differ between modes: views become reshapes.
+    """Turn views into reshapes: strides are no part of what a model computes, and differ between modes.
 
     A copy into other memory is its source in another layout and dtype.
     """

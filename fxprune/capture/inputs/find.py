@@ -62,7 +62,7 @@ def _agrees(size: tuple[int, int, int], entries: list[Entry], model: nn.Module) 
 def _candidates(
     model: nn.Module, size: tuple[int, int, int] | None, entries: list[Entry], trial: Trial
 ) -> Iterator[tuple[Example, Entry | None, bool]]:
-    """Calls worth trying; the entry that suggests each, and whether it is recorded."""
+    """Yield calls worth trying, with the entry that suggests each and whether it is recorded."""
     for call in recorded_calls(model):
         yield call, None, True
     if len(required_arguments(model)) > 1:
@@ -84,7 +84,7 @@ def _blank(model: nn.Module, shape: tuple[int, ...]) -> Example:
 
 
 def _ids(model: nn.Module, shape: tuple[int, ...], entry: Entry) -> Example:
-    """Token ids of the vocabulary, no two alike as far as it goes."""
+    """Make token ids of the vocabulary, no two alike as far as it goes."""
     ids = torch.arange(BATCH * shape[0], device=like_weights(model).device) % entry.width
     return Example((ids.view(BATCH, *shape),))
 

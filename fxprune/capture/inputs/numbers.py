@@ -42,7 +42,7 @@ def grids(model: nn.Module, features: int | None = None) -> list[Size]:
 
 
 def pairs(model: nn.Module) -> list[Size]:
-    """Pairs of whole numbers that modules keep."""
+    """Return pairs of whole numbers that modules keep."""
     kept = [v for m in model.modules() for v in _kept(m) if isinstance(v, (tuple, list)) and len(v) == 2]
     return unique((v[0], v[1]) for v in kept if all(map(_is_size, v)))[:MOST]
 

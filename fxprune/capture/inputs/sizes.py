@@ -46,7 +46,7 @@ def shapes_for(entry: Entry, model: nn.Module, known: Iterable[Size] = ()) -> It
 
 
 def told_sizes(entry: Entry, model: nn.Module) -> list[Size]:
-    """Heights and widths of images that the model itself tells: by a table of positions, by a pair kept."""
+    """Return heights and widths of images that the model tells: by a table of positions, by a pair kept."""
     return _told(entry, entry.stride, model)
 
 

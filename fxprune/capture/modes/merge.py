@@ -49,7 +49,7 @@ def merge_modes(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) ->
 
 
 def _spell_defaults(graph: fx.Graph) -> None:
-    """ATen calls leave out trailing defaults, in one mode more of them than in the other."""
+    """Write trailing defaults into ATen calls, which leave out more of them in one mode than in the other."""
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
             positional = [a for a in node.target._schema.arguments if not a.kwarg_only]

@@ -30,7 +30,7 @@ __all__ = ["capture_symbolic"]
 
 
 def _leaves(model: nn.Module, taught: frozenset[str]) -> frozenset[int]:
-    """Decided before tracing starts: `follows_mode` calls modules."""
+    """Find the modules to keep as leaves; before tracing starts, since `follows_mode` calls modules."""
 
     def is_leaf(m: nn.Module) -> bool:
         library = type(m).__module__.startswith("torch.nn") and bool(m._parameters)

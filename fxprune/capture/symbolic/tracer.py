@@ -320,7 +320,7 @@ class Tracer(fx.Tracer):
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """On the meta device shapes are all there is."""
+    """Are two tensors equal?  (On the meta device shapes are all there is.)"""
     alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
     return alike and (a.device.type == "meta" or torch.equal(a, b))
 

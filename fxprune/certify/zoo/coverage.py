@@ -84,7 +84,7 @@ def write(table: str | os.PathLike[str], ops: Ops) -> None:
 
 
 def report(ops: Ops) -> str:
-    """CSV: each op and the rule that served it, in how many models and calls, and one such model."""
+    """Write as CSV each op and the rule that served it, in how many models and calls, and one such model."""
     models: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     calls: Counter[tuple[str, str, str]] = Counter()
     for model, uses in sorted(ops.items()):

@@ -134,7 +134,7 @@ def write(path: str | os.PathLike[str], outcomes: Iterable[Outcome]) -> None:
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:
-    """By way and library: how many models keep their class whole, in parts, or not at all."""
+    """Count, by way and library, the models that keep their class whole, in parts, or not at all."""
     header = "way", "library", "models", "whole", "but attention", "but parts", "graph", "refused", "failed"
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     tried = [o for o in outcomes if o.outcome != EXCLUDED]

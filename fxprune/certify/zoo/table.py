@@ -54,7 +54,7 @@ def write(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
 
 
 def summary(results: Iterable[Result]) -> str:
-    """By library: how many models pass, what they keep, how long it takes."""
+    """Sum up by library how many models pass, what they keep and how long it takes."""
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     by_library: dict[str, list[Result]] = defaultdict(list)
     for result in results:

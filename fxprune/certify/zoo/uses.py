@@ -93,7 +93,7 @@ def _larger(example: Example) -> Callable[[Tensor], Tensor]:
 
 
 def _shorter(example: Example) -> Callable[[Tensor], Tensor]:
-    """Sequences, three places shorter: every tensor's first dimension after the batch that is as long."""
+    """Return what makes sequences three places shorter, in the first dimension after the batch."""
     found = [t for t in _tensors((example.args, example.kwargs)) if t.ndim in (2, 3)]
     length = found[0].shape[1] if found else 0
 

@@ -63,7 +63,7 @@ def nearest(schedule: Schedule, cost: Cost, goal: float) -> Found:
 
 
 def _refined(found: Found, schedule: Schedule, cost: Cost, goal: float) -> Found:
-    """Come nearer by steps of two groups, forth and back, where one step of a group is too much."""
+    """Approach the goal by steps of two groups, forth and back, where one step of a group is too much."""
     for _ in range(MOVES):
         if abs(found.cost - goal) <= CLOSE * goal:
             break

@@ -23,7 +23,7 @@ __all__ = ["activation", "random", "taylor"]
 
 
 def random(analysis: Analysis, groups: Sequence[Group], *, seed: int = 0) -> Scores:
-    """Uniform in [0, 1): what every other criterion should beat."""
+    """Draw scores uniformly from [0, 1): what every other criterion should beat."""
     generator = np.random.default_rng(seed)
     return {group: generator.random(shape_of(group)) for group in groups}
 
@@ -69,7 +69,7 @@ def taylor(
     loss: Callable[[Any, Any], Tensor] | None = None,
     progress: bool = True,
 ) -> Scores:
-    """First order: the mean size of the loss's derivative by each channel's mask, per sample.
+    """Compute the mean size, per sample, of the loss's derivative by each channel's mask (first order).
 
     "Importance Estimation for Neural Network Pruning" (https://arxiv.org/abs/1906.10771).  Needs labels:
     cross-entropy of class scores, or `loss(output, labels)` -> a sum over samples.

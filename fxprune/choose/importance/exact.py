@@ -180,7 +180,7 @@ class _Suffix(SoftMasked):
         return pytree.tree_unflatten(again, spec)
 
     def _repeated(self, t: Tensor, axes: Any, times: int) -> Tensor:
-        """Only dimensions that count samples grow; (b windows) does so sample by sample."""
+        """Repeat the samples: only dimensions that count them grow; (b windows) does so sample by sample."""
         for dim, axis in enumerate(axes):
             if self._has_batch(axis):
                 return t.repeat([times if d == dim else 1 for d in range(t.ndim)])

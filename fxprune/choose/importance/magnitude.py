@@ -18,7 +18,7 @@ __all__ = ["magnitude"]
 
 
 def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
-    """Group L2 norm: the root of the sum of squares of all weights that carry an element.
+    """Compute the group L2 norm: the root of the sum of squares of all weights that carry an element.
 
     A model without values (on the `meta` device) scores its first elements highest.
     """

@@ -103,7 +103,7 @@ def _kind(node: fx.Node, analysis: Analysis) -> tuple[object, ...]:
 
 
 def _cheapest(ours: list[_Part], theirs: list[_Part], costs: dict[Branch, float]) -> dict[int, int]:
-    """Our part -> their part, for all of theirs, so that the branches left over cost least."""
+    """Map our parts to all of theirs, so that the branches left over cost least."""
     best = np.full((len(ours) + 1, len(theirs) + 1), np.inf)
     matches = np.zeros(best.shape, dtype=bool)
     best[0, 0] = 0

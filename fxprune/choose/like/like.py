@@ -134,7 +134,7 @@ def _renamed(model: Analysis, small: Analysis, pairs: Sequence[Pair]) -> dict[st
 
 
 def _aliases(analysis: Analysis) -> dict[str, list[str]]:
-    """Name in the graph -> the model's names for that tensor."""
+    """Map each name in the graph to the model's names for that tensor."""
     found: dict[str, list[str]] = {}
     for name, used in analysis.names.items():
         found.setdefault(used, []).append(name)

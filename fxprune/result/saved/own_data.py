@@ -19,7 +19,7 @@ OWN = "own:"  # before the names of tensors that the instance has and its graph 
 
 
 def own_data(own: OwnCode) -> dict[str, Any]:
-    """Plain lists, words and numbers."""
+    """Write an own class's record down as plain lists, words and numbers."""
     return {
         "unsaid": own.unsaid,
         "edits": [[e.slot.path, list(e.slot.keys), e.slot.held, e.old, e.new] for e in own.edits],

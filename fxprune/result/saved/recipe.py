@@ -44,7 +44,7 @@ def is_safe(recipe: Mapping[str, Any]) -> bool:
 
 
 def candidates(origin: Mapping[str, Any], example: list[int] | None) -> Iterator[dict[str, Any]]:
-    """Recipes that may build the original, the likeliest first; to be tried by their layout.
+    """Yield recipes that may build the original, the likeliest first; to be tried by their layout.
 
     example: the shape of the first input [batch, channels, height, width], if it is an image.
     """
@@ -154,7 +154,7 @@ def _refuse_options(options: Any) -> None:
 
 
 def _refuse_addresses(value: Any) -> None:
-    """Models are made by name; a path or an address among their options would be read or fetched."""
+    """Refuse a path or an address among options: models are made by name, and it would be read or fetched."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):

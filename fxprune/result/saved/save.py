@@ -160,6 +160,6 @@ def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSe
 
 
 def _modes(pruned: nn.Module) -> dict[str, Any]:
-    """Train or eval, and the modules that are in the other mode."""
+    """Record train or eval, and the modules that are in the other mode."""
     modes = {path: m.training for path, m in pruned.named_modules()}
     return {"training": modes[""], "others": [path for path, mode in modes.items() if mode != modes[""]]}

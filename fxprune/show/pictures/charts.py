@@ -98,7 +98,7 @@ def _sized(scene: Scene, group: Any) -> str:
 
 
 def _shade(share: float) -> str:
-    """Darker where more is kept."""
+    """Return a shade, darker where more is kept."""
     low, high = (0x9D, 0xB8, 0xDD), (0x24, 0x4F, 0x93)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
 
@@ -118,7 +118,7 @@ def _figure(width: float, rows: int, extra: float) -> tuple[Any, Any]:
 
 
 def _written(figure: Any, suffix: str) -> bytes:
-    """Text stays text in an SVG; the date is left out, so that equal pictures are equal files."""
+    """Write a figure: text stays text in an SVG, and no date, so that equal pictures are equal files."""
     out = io.BytesIO()
     with drawing_library("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "fxprune"}):
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)

@@ -66,7 +66,7 @@ class _Drawing:
         return dot.source
 
     def _fill(self, dot: object, frame: int | None, indices: list[int]) -> None:
-        """Boxes that stand right in a frame, and the frames inside it with theirs."""
+        """Draw the boxes that stand right in a frame, and the frames inside it with theirs."""
         inner: dict[int, list[int]] = {}
         for i in indices:
             between = self._frames(i, frame)

@@ -171,7 +171,7 @@ class _Page:
         return plot
 
     def _draw_frames_and_marks(self, plot: figure, text: dict[str, Any]) -> None:
-        """Open modules are framed; rows with a site of the selected group are lit, and counted."""
+        """Frame open modules; light up rows with a site of the selected group, and count them."""
         frame = Quad(left="left", right=FAR, top="top", bottom="bottom", fill_color=INK, fill_alpha=0.014)
         frame.update(line_color=INK, line_alpha=0.08)
         plot.add_glyph(self.rows, frame)
@@ -184,7 +184,7 @@ class _Page:
         plot.add_tools(_hover(lit, "@text", "@names"))
 
     def _draw_wires(self, plot: figure) -> None:
-        """Down a line of dots; what skips a dot bends around it."""
+        """Draw wires down a line of dots; what skips a dot bends around it."""
         ends = {"x0": WIRE_X, "x1": WIRE_X, "y0": "y0", "y1": "y1"}
         bends = {"cx0": "bend", "cx1": "bend", "cy0": "y0", "cy1": "y1"}
         wire = Bezier(**ends, **bends, line_color="color", line_alpha="alpha", line_width=1.7)

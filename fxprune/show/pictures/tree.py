@@ -279,7 +279,7 @@ def _homes(graph: fx.Graph) -> dict[fx.Node, list[str]]:
 
 
 def _classes(module: fx.GraphModule) -> dict[str, str]:
-    """Class names by module path: of layers as they are, of the modules around them as captured."""
+    """Map module paths to class names: of layers as they are, of the modules around them as captured."""
     out = {path: type(m).__name__ for path, m in module.named_modules() if type(m) is not torch.nn.Module}
     for node in module.graph.nodes:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():

@@ -76,7 +76,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def folded(groups: Sequence[GroupFigures]) -> list[tuple[str, GroupFigures]]:
-    """Equal groups of equal blocks as one, with their sums: `blocks.0-11.attn.head_dim (x12)`."""
+    """Merge equal groups of equal blocks, with their sums: `blocks.0-11.attn.head_dim (x12)`."""
     alike: dict[Any, list[GroupFigures]] = {}
     for g in groups:
         alike.setdefault((_NUMBER.sub("*", g.name), g.width, g.parameters, g.macs), []).append(g)
@@ -113,6 +113,6 @@ def _uses(analysis: Analysis, node: fx.Node, group: Group) -> bool:
 
 
 def heads_of(analysis: Analysis, kept: dict[str, Kept]) -> int:
-    """Attention heads of all layers: what stands outside a head dim."""
+    """Count the attention heads of all layers: what stands outside a head dim."""
     found = [group for group in analysis.groups if group.role == "heads"]
     return sum(kept[g.name].count if g.name in kept else g.size for g in found)

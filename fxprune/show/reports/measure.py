@@ -58,7 +58,7 @@ def latencies(
     warmup: int = 2,
     progress: Callable[[int], object] = lambda run: None,
 ) -> list[float]:
-    """Median seconds of a call of each model in eval mode, on the same input, taking turns."""
+    """Measure the median seconds of a call of each model in eval mode, on the same input, taking turns."""
     with in_eval_mode(*models), torch.inference_mode():
         taken = taking_turns(models, example, runs=runs, warmup=warmup, progress=progress)
     return [statistics.median(seconds) for seconds in taken]

@@ -57,7 +57,7 @@ class Report:
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: pairs are [before, after]."""
+        """Return plain data, in which pairs are [before, after]."""
         return {k: v for k, v in asdict(self).items() if k != "format"}
 
     def to_json(self) -> str:
@@ -241,7 +241,7 @@ def _row(pair: tuple[float, float], text: Callable[[float], str]) -> list[str]:
 
 
 def _on_terminal(shown: Report) -> str:
-    """Drawn by rich, in colour where it is printed on a terminal; Markdown where there is no rich."""
+    """Draw a table by rich, in colour where it is printed on a terminal; Markdown where there is no rich."""
     try:
         from rich.console import Console
     except ImportError:
