@@ -212,7 +212,7 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
 
 @rule("getitem", linear=LAYOUT)
 def getitem_axes(input: object, index: Any) -> Flow:
-    """n m a l, k -> m b 1 ... k, each element of an index `i, :, a:b, None, ..., table` on its own dimension"""
+    """n m l, k -> m b 1 k: each element of the index `i, :, a:b, None, table` acts on its own dimension"""
     if not isinstance(input, Typed):
         raise NotCovered("a container is indexed, not a tensor")
     entries = list(index) if isinstance(index, tuple) else [index]

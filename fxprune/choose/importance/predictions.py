@@ -42,7 +42,7 @@ class Prediction:
         return (self.features * _signs(self.features, generator) / _scale(self.features)).sum()
 
     def divergence(self, other: Prediction) -> Tensor:
-        """Compute KL(self || other) of each sample (mean over predictions), or half the squared error: [b]."""
+        """Compute KL(self || other) of each sample, as a mean, or half the squared error: [b]."""
         if self.classes is not None and other.classes is not None:
             terms = self.classes.exp() * (self.classes - other.classes)
             return terms.sum(-1).flatten(1).mean(1)
