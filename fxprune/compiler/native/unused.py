@@ -94,7 +94,7 @@ def _pairs(a: Axis, b: Axis) -> Iterator[tuple[Axis, Axis]]:
 
 
 def _known(axis: Axis, known: Mapping[Axis, Axis | None]) -> Axis:
-    """Say an axis in terms of those in use, or else part by part."""
+    """Spell an axis in terms of those in use, or else part by part."""
     found = known.get(axis)
     if found is not None:
         return found
