@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -66,6 +67,7 @@ def training_options(function: Any) -> Any:
 Examples:
   fxprune finetune deit-half --pretrained --data imagenet/train --val imagenet/val --out deit-tuned
   fxprune finetune timm:deit_small_patch16_224 --pretrained --steps 3 --data photos/ --out small
+  fxprune finetune timm:vit_small_patch16_224 --pretrained --new-head --data flowers/ --out flowers-small
   accelerate launch -m fxprune finetune deit-half --pretrained --data photos/ --out tuned --resume
 """
 )
@@ -145,6 +147,7 @@ def finetune(
         refuse("a FOLDER is pruned already", "ratio", "steps")
         refuse("a FOLDER has an example of its own", "input_size")
     policy = {"auto_augment": augment, "re_prob": erase}
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # the first of several processes speaks
     with progress(quiet) as step:
         step(f"building {what}")
         models = lesson(what, training, classes_in(data) if new_head else None, others)
@@ -247,10 +250,11 @@ def _logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def _table(log: list[dict[str, Any]]) -> str:
-    names = [name for name in log[-1] if name not in ("updates", "seconds")]
-    rows = [names, *([_figure(line[name]) for name in names] for line in log)]
+    """Return a line for each epoch; the parts of a run may have learned from other losses."""
+    names = list(dict.fromkeys(name for line in log for name in line if name not in ("updates", "seconds")))
+    rows = [names, *([_figure(line.get(name)) for name in names] for line in log)]
     return "\n".join("".join(f"{text:>10}" for text in row) for row in rows)
 
 
-def _figure(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _figure(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"

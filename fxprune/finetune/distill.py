@@ -16,7 +16,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.calls import call_of
 from fxprune.finetune.checkpoints import Checkpoints
-from fxprune.finetune.engine import Engine, Trackers, accelerated, tracked
+from fxprune.finetune.engine import Engine, Trackers, accelerated, refuse_shards, tracked
 from fxprune.finetune.loader import loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
 from fxprune.finetune.loss import Distillation, TaskLoss
@@ -96,7 +96,8 @@ def distill(
 
     Raises:
         TrainingError: the folder holds another run; the teacher has other classes; a loss is not finite; the
-            extra `[finetune]` is missing.  Checkpoints stay as they were.
+            accelerator shards weights (FSDP, DeepSpeed, Megatron); the extra `[finetune]` is missing.
+            Checkpoints stay as they were.
         DataError: batches are none, or of unknown length.
         OptionError: an option is out of range.
 
@@ -115,6 +116,7 @@ def distill(
         accelerated(training, accelerator, trackers, place) as device,
         _as_it_was(student),
     ):
+        refuse_shards(device)
         loader = loader_of(batches, device)
         identity = _identity(student, teacher, training, len(loader))
         mixes = training.mixup > 0 or training.cutmix > 0

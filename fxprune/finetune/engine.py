@@ -16,7 +16,7 @@ from fxprune.finetune.training import Training
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Engine", "Trackers", "accelerated", "tracked"]
+__all__ = ["Engine", "Trackers", "accelerated", "refuse_shards", "tracked"]
 
 # Names that Accelerate knows ("tensorboard", "wandb", ...), or trackers made by you.
 Trackers = Sequence[Any]
@@ -107,6 +107,23 @@ def _as_prepared_before(accelerator: Accelerator) -> Iterator[None]:
 
 
 PREPARED = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
+
+
+def refuse_shards(accelerator: Accelerator) -> None:
+    """Refuse an accelerator that leaves each process a part of the student's weights.
+
+    Raises:
+        TrainingError: it does.
+    """
+    kind = accelerator.distributed_type.value
+    if kind in SHARDS:
+        raise TrainingError(
+            f"{kind} leaves each process a part of the student's weights, and a run ends with whole ones: "
+            f"use several processes without it (DDP), or fxprune.Distillation in a loop of your own"
+        )
+
+
+SHARDS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 @contextlib.contextmanager
