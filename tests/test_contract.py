@@ -34,7 +34,6 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import CertificateError
 
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -86,7 +85,6 @@ class Blend(nn.Module):
         return self.out(torch.tanh(x if gate is None else x * gate))
 
 
-@both_captures
 def test_example_inputs_may_be_a_tuple_with_keyword_arguments(capture: str) -> None:
     model = randomise(Blend())
     a, b, gate = torch.randn(3, 6), torch.randn(3, 4), torch.randn(3, 1)
@@ -101,7 +99,6 @@ def test_example_inputs_may_be_a_tuple_with_keyword_arguments(capture: str) -> N
     assert fxprune.verify(model, pruned, **example) < 1e-8
 
 
-@both_captures
 def test_example_inputs_may_be_a_tensor(capture: str) -> None:
     model = mlp(hidden=16)
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(3, 6), capture=capture)
@@ -139,7 +136,6 @@ def test_ratio_is_the_fraction_removed_along_every_prunable_axis(ratio: float) -
     assert left == pytest.approx(keep**2, abs=0.02)
 
 
-@both_captures
 def test_ratio_zero_is_a_no_op_in_value_that_shares_no_memory(capture: str) -> None:
     model = small_vit(depth=1)
     same = fxprune.prune(model, 0.0, example_inputs=images(), capture=capture)
@@ -156,7 +152,6 @@ def test_ratio_zero_is_a_no_op_in_value_that_shares_no_memory(capture: str) -> N
 # ---------------------------------------------------------------- the weights
 
 
-@both_captures
 @pytest.mark.parametrize("build", [small_vit, small_swin, small_conv])
 def test_every_tensor_is_the_index_select_that_the_plan_says(
     build: Callable[..., nn.Module], capture: str
@@ -220,7 +215,6 @@ class Invents(nn.Module):
         return self.fc2(self.fc1(x) * self.unsaved)
 
 
-@both_captures
 def test_state_has_no_name_that_the_original_lacks(capture: str) -> None:
     model = randomise(Invents())
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 6), capture=capture)
@@ -242,7 +236,6 @@ class Recurrent(nn.Module):
         return self.last(self.step(self.step(x).relu()))
 
 
-@both_captures
 def test_a_module_used_twice_is_one_module_still(capture: str) -> None:
     model = randomise(Recurrent())
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 6), capture=capture)
@@ -277,7 +270,6 @@ class TiedModules(nn.Module):
         return self.head(self.layers[0](x).relu())
 
 
-@both_captures
 @pytest.mark.parametrize(
     ("build", "names"),
     [
@@ -310,7 +302,6 @@ def test_an_alias_of_a_buffer_stays_one_too() -> None:
 # ---------------------------------------------------------------- the given model
 
 
-@both_captures
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_untouched(capture: str, training: bool) -> None:
     model = small_torchvision_vit(dropout=0.1).train(training)
@@ -372,7 +363,6 @@ def assert_unchanged(model: nn.Module, before: Snapshot) -> None:
 # ---------------------------------------------------------------- exactness
 
 
-@both_captures
 @pytest.mark.parametrize("attention", ["heads", "head_dim"])
 def test_the_result_is_the_original_with_zeroed_channels_and_norms_over_the_kept(
     attention: str, capture: str
@@ -422,7 +412,6 @@ class Opaque(nn.Module):
         return self.fc3(torch.special.airy_ai(self.fc2(self.fc1(x).relu())))
 
 
-@both_captures
 def test_what_is_not_understood_stays_whole_for_a_recorded_reason(capture: str) -> None:
     model, x = randomise(Opaque()), torch.randn(3, 6)
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
@@ -449,7 +438,6 @@ def test_any_batch_size(pair: tuple[nn.Module, fx.GraphModule]) -> None:
         assert_same(run(pruned, x[:batch]), together[:batch])
 
 
-@both_captures
 def test_train_and_eval_flags_are_those_of_the_model(capture: str) -> None:
     model = small_conv(dropout=0.1).train()
     model.stem.eval()
@@ -465,7 +453,6 @@ def test_train_and_eval_flags_are_those_of_the_model(capture: str) -> None:
     assert all(module.training for module in pruned.train().modules())
 
 
-@both_captures
 def test_requires_grad_is_that_of_each_parameter(capture: str) -> None:
     model = small_conv()
     frozen = {"widen.0.weight", "mix.1.bias", "head.weight"}
@@ -478,7 +465,6 @@ def test_requires_grad_is_that_of_each_parameter(capture: str) -> None:
     assert {n for n, _ in pruned.named_buffers()} == {n for n, _ in model.named_buffers()}
 
 
-@both_captures
 def test_a_bfloat16_model_stays_one(capture: str) -> None:
     model = small_vit(depth=1).to(torch.bfloat16)
     x = images().to(torch.bfloat16)
@@ -489,7 +475,6 @@ def test_a_bfloat16_model_stays_one(capture: str) -> None:
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@both_captures
 def test_a_model_on_meta_is_analysed_and_pruned_without_values(capture: str) -> None:
     with torch.device("meta"):
         model = timm.models.VisionTransformer(
@@ -716,7 +701,6 @@ class WithState(nn.Sequential):
         return {"scores": super().forward(x), "count": x.shape[0], "name": "scores", "none": None}
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_model_may_hold_a_lock_and_return_numbers(capture: str) -> None:
     model, x = randomise(WithState()), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)

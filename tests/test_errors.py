@@ -18,8 +18,6 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import errors
 
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
-
 VECTORS = torch.randn(3, 6)
 
 
@@ -210,7 +208,6 @@ def line_of(code: str) -> int:
     return next(i for i, line in enumerate(lines, 1) if line.strip().startswith(code))
 
 
-@both_captures
 def test_one_capture_gives_its_own_reason_only(capture: str) -> None:
     with pytest.raises(errors.CaptureError) as raised:
         fxprune.prune(Decides(), 0.5, example_inputs=VECTORS, capture=capture)
@@ -300,7 +297,6 @@ class LibraryBlock(nn.Sequential):
     pass
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_hook_of_the_models_own_library_is_part_of_its_code(
     capture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +331,6 @@ class TwoUnknowns(nn.Module):
         return self.fc3(self.fc2(x).relu())
 
 
-@both_captures
 def test_strict_names_every_op_without_a_rule_at_once(capture: str) -> None:
     with pytest.raises(errors.MissingRuleError) as raised:
         fxprune.prune(TwoUnknowns(), 0.5, example_inputs=VECTORS, capture=capture, strict=True)

@@ -24,7 +24,7 @@ from hard_modules import CASES, Case
 from hard_modules.case import EMBED, Tokens, tokens
 from hard_modules.layouts import LeViTLayout, QkvThenHeadsThenDim, SdpaDefaultScale
 from hard_modules.wiring import TiedModules, TiedWeights
-from helpers import CAPTURES, randomise, widths
+from helpers import randomise, widths
 from torch import Tensor, nn
 
 import fxprune
@@ -103,7 +103,6 @@ def separate_attention(w: dict[str, Tensor], x: Tensor, heads: int, scale: float
 
 
 @pytest.mark.parametrize("attention", ["heads", "head_dim"])
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("cls", [SdpaDefaultScale, QkvThenHeadsThenDim, LeViTLayout])
 def test_equals_a_model_written_for_the_smaller_widths(
     cls: type[nn.Module], capture: str, attention: str
@@ -150,7 +149,6 @@ def _qkv(cls: type[nn.Module], rows: Tensor, heads: int, width: int) -> list[Ten
 # ---------------------------------------------------------------- sharing
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("cls", "names"),
     [
@@ -167,7 +165,6 @@ def test_tied_weights_stay_tied(cls: type[nn.Module], names: tuple[str, str], ca
     assert set(pruned.state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_shared_buffers_keep_both_names(capture: str) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

@@ -27,16 +27,11 @@ from fxprune.errors import OptionError
 FC1, FC2 = "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"
 
 
-@pytest.fixture(scope="module")
-def analysis() -> fxprune.Analysis:
-    return fxprune.analyze(small_vit(), example_inputs=images())
-
-
 # ---------------------------------------------------------------- groups
 
 
-def test_the_groups_of_a_vision_transformer(analysis: fxprune.Analysis) -> None:
-    found = {group.name: (group.size, group.role) for group in analysis.prunable}
+def test_the_groups_of_a_vision_transformer(vit_analysis: fxprune.Analysis) -> None:
+    found = {group.name: (group.size, group.role) for group in vit_analysis.prunable}
     assert found == {
         "embed": (48, "embed"),
         "blocks.0.attn.heads": (4, "heads"),
@@ -46,25 +41,25 @@ def test_the_groups_of_a_vision_transformer(analysis: fxprune.Analysis) -> None:
         "blocks.1.attn.head_dim": (12, "head_dim"),
         "blocks.1.mlp.hidden": (192, "hidden"),
     }
-    (hidden,) = (g for g in analysis.groups if g.name == "blocks.0.mlp.hidden")
+    (hidden,) = (g for g in vit_analysis.groups if g.name == "blocks.0.mlp.hidden")
     assert {str(site) for site in hidden.sites} == {f"{FC1}[0]", "blocks.0.mlp.fc1.bias[0]", f"{FC2}[1]"}
 
 
-def test_group_names_are_unique(analysis: fxprune.Analysis) -> None:
-    names = [group.name for group in analysis.groups]
+def test_group_names_are_unique(vit_analysis: fxprune.Analysis) -> None:
+    names = [group.name for group in vit_analysis.groups]
     assert len(names) == len(set(names))
 
 
-def test_a_dimension_is_made_of_its_groups(analysis: fxprune.Analysis) -> None:
-    qkv = [group.name for group in analysis.group_of("blocks.0.attn.qkv.weight[0]")]
+def test_a_dimension_is_made_of_its_groups(vit_analysis: fxprune.Analysis) -> None:
+    qkv = [group.name for group in vit_analysis.group_of("blocks.0.attn.qkv.weight[0]")]
     assert qkv[1:] == ["blocks.0.attn.heads", "blocks.0.attn.head_dim"]
-    assert analysis.group_of("blocks.0.attn.qkv.weight[0]")[0].frozen is not None  # the three
-    assert [g.name for g in analysis.group_of("cls_token[2]")] == ["embed"]
-    assert analysis.group_of(fxprune.Site("cls_token", 2)) == analysis.group_of("cls_token[2]")
+    assert vit_analysis.group_of("blocks.0.attn.qkv.weight[0]")[0].frozen is not None  # the three
+    assert [g.name for g in vit_analysis.group_of("cls_token[2]")] == ["embed"]
+    assert vit_analysis.group_of(fxprune.Site("cls_token", 2)) == vit_analysis.group_of("cls_token[2]")
 
 
-def test_what_reaches_the_output_is_frozen_and_says_so(analysis: fxprune.Analysis) -> None:
-    (classes,) = analysis.group_of("head.weight[0]")
+def test_what_reaches_the_output_is_frozen_and_says_so(vit_analysis: fxprune.Analysis) -> None:
+    (classes,) = vit_analysis.group_of("head.weight[0]")
     assert classes.role == "output"
     assert "reaches the output" in str(classes.frozen)
 
@@ -81,30 +76,30 @@ def test_outputs_that_are_features_shrink_when_asked_to() -> None:
 
 
 @pytest.mark.parametrize("site", ["blocks.0.mlp.fc9.weight[0]", "head.weight[2]", "head.weight[-1]"])
-def test_a_dimension_that_there_is_not(analysis: fxprune.Analysis, site: str) -> None:
+def test_a_dimension_that_there_is_not(vit_analysis: fxprune.Analysis, site: str) -> None:
     with pytest.raises(OptionError, match=re.escape(site.partition("[")[0])):
-        analysis.group_of(site)
+        vit_analysis.group_of(site)
 
 
 # ---------------------------------------------------------------- print
 
 
-def test_it_prints_as_a_table(analysis: fxprune.Analysis) -> None:
-    header, *rows, summary = str(analysis).splitlines()
+def test_it_prints_as_a_table(vit_analysis: fxprune.Analysis) -> None:
+    header, *rows, summary = str(vit_analysis).splitlines()
     assert header.split() == ["group", "size", "role", "sites", "freedom"]
-    assert len(rows) == len(analysis.groups)
-    for row, group in zip(rows, analysis.groups, strict=True):
+    assert len(rows) == len(vit_analysis.groups)
+    for row, group in zip(rows, vit_analysis.groups, strict=True):
         name, size, role, sites, freedom, *why = row.split(maxsplit=5)
         assert (name, size, role, sites) == (group.name, str(group.size), group.role, str(len(group.sites)))
         assert freedom == str(group.freedom)
         assert why == ([group.why] if group.freedom is not Freedom.ANY else [])
         if group.frozen is not None:
             assert freedom == "none" and why[0].startswith(f"frozen: {group.frozen.text}")
-    assert summary == f"{len(rows)} groups, {len(analysis.prunable)} can shrink (symbolic capture)"
+    assert summary == f"{len(rows)} groups, {len(vit_analysis.prunable)} can shrink (symbolic capture)"
 
 
-def test_the_columns_line_up(analysis: fxprune.Analysis) -> None:
-    header, *rows, _ = str(analysis).splitlines()
+def test_the_columns_line_up(vit_analysis: fxprune.Analysis) -> None:
+    header, *rows, _ = str(vit_analysis).splitlines()
     for column in ("size", "role", "sites", "freedom"):
         at = header.index(column)
         assert all(row[at - 1] == " " and row[at] != " " for row in rows)
@@ -127,10 +122,10 @@ def test_frozen_reasons_name_the_users_line() -> None:
 # ---------------------------------------------------------------- the graph
 
 
-def test_it_becomes_a_networkx_graph(analysis: fxprune.Analysis) -> None:
-    graph = analysis.to_networkx()
+def test_it_becomes_a_networkx_graph(vit_analysis: fxprune.Analysis) -> None:
+    graph = vit_analysis.to_networkx()
     assert isinstance(graph, nx.Graph)
-    for group in analysis.groups:
+    for group in vit_analysis.groups:
         attributes = graph.nodes[group.name]
         assert attributes["kind"] == "group"
         assert attributes["size"] == group.size
@@ -139,41 +134,41 @@ def test_it_becomes_a_networkx_graph(analysis: fxprune.Analysis) -> None:
             assert graph.nodes[str(site)]["kind"] == "site"
             assert graph.edges[group.name, str(site)]["kind"] == "member"
     through = [g for _, _, g in graph.edges(data="group") if g is not None]
-    assert set(through) <= {group.name for group in analysis.groups}
+    assert set(through) <= {group.name for group in vit_analysis.groups}
     assert graph.edges["blocks_0_mlp_fc1", "blocks_0_mlp_act"]["kind"] == "flow"
 
 
-def test_every_node_of_the_networkx_graph_has_a_kind(analysis: fxprune.Analysis) -> None:
-    kinds = {kind for _, kind in analysis.to_networkx().nodes(data="kind")}
+def test_every_node_of_the_networkx_graph_has_a_kind(vit_analysis: fxprune.Analysis) -> None:
+    kinds = {kind for _, kind in vit_analysis.to_networkx().nodes(data="kind")}
     assert None not in kinds
 
 
 # ---------------------------------------------------------------- why
 
 
-def test_why_a_layer_and_the_next_are_coupled(analysis: fxprune.Analysis) -> None:
-    chain = analysis.why(f"{FC1}[0]", f"{FC2}[1]")
+def test_why_a_layer_and_the_next_are_coupled(vit_analysis: fxprune.Analysis) -> None:
+    chain = vit_analysis.why(f"{FC1}[0]", f"{FC2}[1]")
     assert chain[0] == f"{FC1}[0]"
     assert chain[-1] == f"{FC2}[1]"
     nodes = chain[1:-1]
     assert nodes[0] == "blocks_0_mlp_fc1"
     assert nodes[-1] == "blocks_0_mlp_fc2"
     assert "blocks_0_mlp_act" in nodes
-    assert set(nodes) <= {node.name for node in analysis.module.graph.nodes}
-    assert analysis.why(f"{FC2}[1]", f"{FC1}[0]") == chain[::-1]
+    assert set(nodes) <= {node.name for node in vit_analysis.module.graph.nodes}
+    assert vit_analysis.why(f"{FC2}[1]", f"{FC1}[0]") == chain[::-1]
 
 
-def test_why_two_writers_of_the_residual_stream_are_coupled(analysis: fxprune.Analysis) -> None:
+def test_why_two_writers_of_the_residual_stream_are_coupled(vit_analysis: fxprune.Analysis) -> None:
     first, second = "blocks.0.mlp.fc2.weight[0]", "blocks.1.mlp.fc2.weight[0]"
-    chain = analysis.why(first, second)
+    chain = vit_analysis.why(first, second)
     assert (chain[0], chain[-1]) == (first, second)
     added = [name for name in chain if re.fullmatch(r"add(_\d+)?", name)]
     assert len(added) >= 2
     assert not any("mlp_fc1" in name or "qkv" in name for name in chain)
 
 
-def test_a_dimension_is_coupled_with_itself(analysis: fxprune.Analysis) -> None:
-    chain = analysis.why(f"{FC1}[0]", f"{FC1}[0]")
+def test_a_dimension_is_coupled_with_itself(vit_analysis: fxprune.Analysis) -> None:
+    chain = vit_analysis.why(f"{FC1}[0]", f"{FC1}[0]")
     assert chain == [f"{FC1}[0]"]
 
 
@@ -186,8 +181,8 @@ def test_a_dimension_is_coupled_with_itself(analysis: fxprune.Analysis) -> None:
         ("blocks.0.attn.qkv.weight[0]", "blocks.1.attn.qkv.weight[0]"),
     ],
 )
-def test_no_chain_between_uncoupled_dimensions(analysis: fxprune.Analysis, a: str, b: str) -> None:
-    assert analysis.why(a, b) == []
+def test_no_chain_between_uncoupled_dimensions(vit_analysis: fxprune.Analysis, a: str, b: str) -> None:
+    assert vit_analysis.why(a, b) == []
 
 
 def test_why_by_the_second_name_of_a_tied_weight() -> None:
@@ -198,11 +193,11 @@ def test_why_by_the_second_name_of_a_tied_weight() -> None:
     assert analysis.why("2.weight[0]", "4.weight[1]") != []
 
 
-def test_every_coupled_pair_has_a_chain(analysis: fxprune.Analysis) -> None:
-    for group in analysis.prunable:
+def test_every_coupled_pair_has_a_chain(vit_analysis: fxprune.Analysis) -> None:
+    for group in vit_analysis.prunable:
         first, *others = group.sites
         for other in others:
-            assert analysis.why(first, other), (str(first), str(other))
+            assert vit_analysis.why(first, other), (str(first), str(other))
 
 
 # ---------------------------------------------------------------- both captures

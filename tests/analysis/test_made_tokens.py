@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -245,7 +245,6 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(("make", "wanted"), WHOLE.values(), ids=WHOLE)
 def test_models_of_queries_keep_them(
     make: Callable[[], nn.Module], wanted: dict[str, tuple[int, ...]], capture: str
@@ -342,7 +341,6 @@ ATTENTIONS = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("how", ATTENTIONS)
 def test_attention_shrinks(how: str, capture: str) -> None:
     left = shapes_of(randomise(Attention(how)).eval(), torch.randn(2, 7, 3), capture)
@@ -401,7 +399,6 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("how", BLOCKS)
 def test_channels_of_blocks_shrink(how: str, capture: str) -> None:
     left = shapes_of(randomise(Block(how)).eval(), torch.randn(2, 7, 3), capture)

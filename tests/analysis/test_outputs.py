@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -61,7 +61,6 @@ def tensors_of(out: Any) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("form", "outputs"),
     [
@@ -85,7 +84,6 @@ def test_others_shrink(form: str, outputs: str | Sequence[str], capture: str) ->
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(("form", "outputs"), [("dict", ["*"]), ("nested", ["states.1"]), ("tuple", ["1.0"])])
 def test_a_named_state_stays_whole(form: str, outputs: list[str], capture: str) -> None:
     model = randomise(Side(form).eval())
@@ -105,7 +103,6 @@ def test_the_record_follows(tmp_path: Path) -> None:
         assert fxprune.verify(model, other) < 1e-8
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_an_unknown_name(capture: str) -> None:
     with pytest.raises(OptionError, match=r"'logits'.*returns 'scores', 'hidden'"):
         fxprune.prune(Side("dict").eval(), 0.5, example_inputs=X, outputs=["logits"], capture=capture)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
 
 N, C = 6, 16  # learned tokens and their width
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 Read = Callable[["Reader", Tensor, Tensor], Tensor]
 
 
@@ -119,7 +118,6 @@ FINISHES = [mean, total, flattened, one_layer_per_token, scored, mixed, placed, 
 PAIRS = [(a, mean) for a in ATTENDS] + [(a, f) for a in (fused, by_hand) for f in FINISHES[1:]]
 
 
-@both_captures
 @pytest.mark.parametrize(("attend", "finish"), PAIRS, ids=lambda f: f.__name__)
 def test_learned_tokens_stay_whole(attend: Read, finish: Read, capture: str) -> None:
     model = randomise(Reader(attend, finish)).eval()
@@ -134,7 +132,6 @@ def test_learned_tokens_stay_whole(attend: Read, finish: Read, capture: str) -> 
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@both_captures
 def test_it_says_why(capture: str) -> None:
     image = torch.randn(2, 3, 32, 32)
     found = fxprune.analyze(Reader(fused, mean), example_inputs=image, capture=capture)
@@ -254,7 +251,6 @@ CHANNELS = {
 }
 
 
-@both_captures
 @pytest.mark.parametrize(("make", "left"), CHANNELS.values(), ids=CHANNELS)
 def test_channels_along_parameters_shrink(
     make: Callable[[], nn.Module], left: dict[str, tuple[int, ...]], capture: str

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CaptureError, InputArgumentError, InputSizeError
 
 C = 12
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 
 class Base(nn.Module):
@@ -82,7 +81,6 @@ REFUSED: list[tuple[type[Base], tuple[Any, ...], dict[str, Any], dict[str, Any],
 ]
 
 
-@both_captures
 @pytest.mark.parametrize(("cls", "args", "kwargs", "again", "more"), ANSWERED)
 def test_the_captured_value_is_taken(
     cls: type[Base],
@@ -99,7 +97,6 @@ def test_the_captured_value_is_taken(
     assert fxprune.verify(model, fxprune.prune(model, 0.5, **options)) < 1e-8
 
 
-@both_captures
 @pytest.mark.parametrize(("cls", "args", "kwargs", "other", "said"), REFUSED)
 def test_another_value_is_refused(
     cls: type[Base],
@@ -227,7 +224,6 @@ def joined(m: Base, x: Tensor) -> Tensor:
     return m.body(x.transpose(1, 2).reshape(b, -1, n).transpose(1, 2)).mean(1)
 
 
-@both_captures
 def test_an_example_of_one_sample_gives_any_batch(capture: str) -> None:
     model = randomise(Runs(joined)).double().eval()
     whole = fxprune.prune(model, 0.0, example_inputs=noise(1, 6, C), capture=capture)
@@ -240,7 +236,6 @@ def squeezed(m: Base, x: Tensor) -> Tensor:
     return m.body(x).mean(1).squeeze()
 
 
-@both_captures
 def test_a_batch_of_one_that_would_be_squeezed_is_refused(capture: str) -> None:
     model = randomise(Runs(squeezed)).double().eval()
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
@@ -282,7 +277,6 @@ class Checked(Base):
         return self.body(x).mean(1)
 
 
-@both_captures
 @pytest.mark.parametrize(
     "check", [by_assert, by_torch_assert, by_torch_check, by_raising], ids=lambda f: f.__name__
 )

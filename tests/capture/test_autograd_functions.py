@@ -109,7 +109,6 @@ def test_derivatives_are_those_of_the_original(kind: type[Net], capture: str) ->
         torch.testing.assert_close(gradient, wanted[name])
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", [Net, Centred, Checkpointed, WithoutGradients])
 def test_half_of_it_is_exact(kind: type[Net], capture: str) -> None:
     model, x = prepared(kind)

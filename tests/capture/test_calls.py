@@ -16,7 +16,6 @@ import fxprune
 from fxprune.errors import CaptureError, InputArgumentError, UnsupportedModuleError
 
 X = torch.randn(2, 6, 12, dtype=torch.float64)
-BOTH = pytest.mark.parametrize("capture", ["symbolic", "export"])
 
 
 class Net(nn.Module):
@@ -61,7 +60,6 @@ def dense(kind: type[nn.Module]) -> nn.Module:
     return randomise(kind().eval()).double()
 
 
-@BOTH
 @pytest.mark.parametrize(
     "other", [{"flag": False}, {"scale": 3.0}, {"kind": "sum"}, {"mask": torch.ones(2, 6, 4).double()}]
 )
@@ -82,7 +80,6 @@ def test_defaults(capture: str, other: dict[str, Any], spelled: bool) -> None:
         result(X, **other)
 
 
-@BOTH
 def test_another_value_may_be_captured(capture: str) -> None:
     model, mask = dense(Options), torch.rand(2, 6, 4, dtype=torch.float64)
     whole = fxprune.prune(
@@ -95,7 +92,6 @@ def test_another_value_may_be_captured(capture: str) -> None:
         whole(X, flag=False)
 
 
-@BOTH
 def test_nests(capture: str) -> None:
     model = dense(Nested)
     how = {"factor": 2.0, "on": True}
@@ -120,7 +116,6 @@ def test_nests(capture: str) -> None:
         whole(X, [1, 2], how={"factor": 2.0, "on": False})
 
 
-@BOTH
 def test_unknown_words(capture: str) -> None:
     result = halved(dense(AnyWord), capture, X)
     with pytest.raises(InputArgumentError, match=r"as_dict.*example_kwargs="):
@@ -137,7 +132,6 @@ def test_one_is_no_flag() -> None:
         result(X, 1)
 
 
-@BOTH
 def test_other_tools_see_tensors_only(capture: str) -> None:
     """What a result takes beside tensors is no input of what other tools make of it."""
     result = halved(dense(Options), capture, X)

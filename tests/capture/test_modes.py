@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
-    CAPTURES,
     assert_same,
     images,
     randomise,
@@ -27,8 +26,6 @@ import fxprune
 from fxprune.capture.modes.follow import FOLLOWS_EVAL
 
 SEEDS = (1, 2)
-
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 
 def dropping_vit() -> nn.Module:
@@ -93,7 +90,6 @@ def test_a_whole_result_computes_what_the_model_does_in_both_modes(
             torch.testing.assert_close(buffer, buffers[name])
 
 
-@both_captures
 def test_it_does_so_whichever_mode_the_model_was_given_in(capture: str) -> None:
     x = images(4)
     model = small_vit(depth=1, drop_rate=0.3, drop_path_rate=0.3).train()
@@ -127,7 +123,6 @@ def test_a_pruned_model_is_random_in_train_mode_and_not_in_eval_mode(
         assert_same(first, second)
 
 
-@both_captures
 def test_batch_norm_statistics_move_in_train_mode_only(capture: str) -> None:
     model, x = dropping_conv(), images(4)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
@@ -145,7 +140,6 @@ def test_batch_norm_statistics_move_in_train_mode_only(capture: str) -> None:
         torch.testing.assert_close(same.state_dict()[name], model.state_dict()[name])
 
 
-@both_captures
 def test_a_pruned_batch_norm_keeps_statistics_of_its_own_width(capture: str) -> None:
     model, x = dropping_conv(), images(4)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture).train()
@@ -156,7 +150,6 @@ def test_a_pruned_batch_norm_keeps_statistics_of_its_own_width(capture: str) -> 
     assert int(pruned.get_buffer("stem.1.num_batches_tracked")) == 1
 
 
-@both_captures
 def test_a_batch_norm_that_the_model_keeps_in_eval_mode_stays_there(capture: str) -> None:
     model, x = small_conv().train(), images(4)
     model.stem.eval()
@@ -166,7 +159,6 @@ def test_a_batch_norm_that_the_model_keeps_in_eval_mode_stays_there(capture: str
         torch.testing.assert_close(same.get_buffer(name), model.get_buffer(name))
 
 
-@both_captures
 def test_a_part_that_the_model_keeps_in_eval_mode_stays_there(capture: str) -> None:
     """As who freezes the first blocks does: `model.train()`, then `model.blocks[0].eval()`."""
     model, x = small_vit(attn_drop_rate=0.3, proj_drop_rate=0.3).train(), images(4)
@@ -202,7 +194,6 @@ class BranchesForMany(Branches):
 
 
 @pytest.mark.parametrize("kind", [Branches, BranchesForMany])
-@both_captures
 def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(
     kind: type[Branches], capture: str
 ) -> None:
@@ -232,7 +223,6 @@ class Halved(nn.Module):
         return self.head(self.live(x) * swapped + torch.cat([pieces[1] * 2.0, pieces[0]], -1) + apart)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None:
     model, x = randomise(Halved()), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
@@ -243,7 +233,6 @@ def test_no_gradient_passes_where_the_model_lets_none_pass(capture: str) -> None
     assert not pruned(x).requires_grad
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_gradients_pass_to_all_the_rest(capture: str) -> None:
     model, x = randomise(Halved()), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
@@ -273,7 +262,6 @@ class CalledTwice(nn.Module):
         return self.head(self.inner(self.inner(self.stem(x)).relu()))
 
 
-@both_captures
 def test_a_module_that_is_called_twice_follows_the_mode_twice(capture: str) -> None:
     """Tracing calls the second call `inner@1`, which is no module."""
     x = torch.randn(2, 5)
@@ -339,7 +327,6 @@ class Decorated(Dropping):
         return Dropping.forward(self, *args)
 
 
-@both_captures
 @pytest.mark.parametrize("kind", [Dropping, InHelper, InComprehension, InProperty, Decorated])
 def test_the_mode_is_followed_wherever_it_is_read(kind: Callable[[], nn.Module], capture: str) -> None:
     model, x = randomise(nn.Sequential(kind(), nn.Linear(8, 4))), torch.randn(3, 8)
@@ -376,7 +363,6 @@ class Centring(Dropping):
 SPELLINGS = pytest.mark.parametrize("spelled", ["method", "operator", "assignment"])
 
 
-@both_captures
 @SPELLINGS
 def test_what_only_train_mode_keeps_is_left_out_and_said(spelled: str, capture: str) -> None:
     model, x = nn.Sequential(Centring(spelled, always=False), nn.Linear(8, 4)).eval(), torch.randn(3, 8)
@@ -414,7 +400,6 @@ class Noisy(nn.Module):
         return self.head(self.fc(x) * torch.rand(1) + torch.randn([1, 1]))
 
 
-@both_captures
 def test_numbers_are_drawn_in_every_call(capture: str) -> None:
     model, x = randomise(Noisy()), torch.randn(3, 8)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -37,7 +37,6 @@ class Named(nn.Module):
         return self.b(y * (self._parameters | self._buffers)[self.between])
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name", ["code", "graph", "meta", "_code", "recompile", "print_readable", "record", "self"]
@@ -50,7 +49,6 @@ def test_a_name_of_the_graph_module_is_refused(name: str, kind: str, capture: st
     assert_exact(model, pruned, 1, 3)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["class", "lambda", "None"])
 def test_a_keyword_is_refused(name: str, kind: str, capture: str) -> None:
@@ -59,7 +57,6 @@ def test_a_keyword_is_refused(name: str, kind: str, capture: str) -> None:
         fxprune.prune(model, 0.5, example_inputs=torch.zeros(2, 3), capture=capture)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["output", "input", "x", "args", "1x", "torch", "config", "plan"])
 def test_any_other_name_is_kept(name: str, kind: str, capture: str) -> None:

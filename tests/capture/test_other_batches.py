@@ -158,7 +158,6 @@ class CountsSamples(Layers):
         return self.rest((self.stem(x) + places).reshape(count, len(x[0]), -1))
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("given", [1, 2])
 def test_the_length_of_a_batch_is_a_size(given: int, capture: str) -> None:
     model = randomise(CountsSamples().eval())

@@ -103,7 +103,6 @@ def test_one_model_pruned_in_several_threads() -> None:
     assert max(fxprune.verify(one, p) for p in found) < 1e-8
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 def test_other_threads_run_models_while_one_traces(capture: str) -> None:
     """The same model, too: its tensors are those that the tracer knows by name."""
     one = model(0)
@@ -159,7 +158,6 @@ class Fresh(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["graph", "module"])
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 def test_other_threads_compute_in_their_own_precision_while_one_certifies(capture: str, form: str) -> None:
     one = randomise(nn.Sequential(Fresh(), nn.Linear(8, 4)), 0).eval()
     wanted = one(INPUT)

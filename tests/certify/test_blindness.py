@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from exactness import certificate
-from helpers import CAPTURES, ConvNet, mlp, randomise, small_vit
+from helpers import ConvNet, mlp, randomise, small_vit
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CertificateError, PlanError
 from fxprune.graph.op_names import op_name
 
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 VECTORS = torch.randn(2, 6)
 
 
@@ -61,7 +60,6 @@ NOTHING: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@both_captures
 @pytest.mark.parametrize("then", NOTHING.values(), ids=NOTHING)
 def test_what_shows_nothing_is_not_exact(then: Callable[[Tensor], Any], capture: str) -> None:
     model, pruned = pruned_pair(After(then), VECTORS, capture)
@@ -71,7 +69,6 @@ def test_what_shows_nothing_is_not_exact(then: Callable[[Tensor], Any], capture:
     assert "saw nothing" in repr(found)
 
 
-@both_captures
 def test_no_number_at_all_is_an_error(capture: str) -> None:
     model, pruned = pruned_pair(After(lambda y: y.argmax(-1)), VECTORS, capture)
     with pytest.raises(CertificateError, match="no tensor of numbers"):
@@ -113,7 +110,6 @@ def hidden_by_a_last_layer() -> nn.Module:
 HIDDEN = [hidden_by_a_bias, hidden_by_a_threshold, Skipped, hidden_by_a_last_layer]
 
 
-@both_captures
 @pytest.mark.parametrize("make", HIDDEN, ids=lambda make: make.__name__)
 def test_what_hides_is_looked_behind(make: Callable[[], nn.Module], capture: str) -> None:
     model, pruned = pruned_pair(make(), VECTORS, capture)
@@ -147,7 +143,6 @@ class ClassToken(nn.Module):
         return self.body(x)[:, 0]
 
 
-@both_captures
 def test_an_answer_of_weights_alone_is_compared_with_other_weights(capture: str) -> None:
     model, pruned = pruned_pair(randomise(ClassToken()), torch.randn(2, 5, 6), capture)
     found = fxprune.verify(model, pruned)
@@ -168,7 +163,6 @@ class Two(nn.Module):
         return self.a(x) + self.b(y) * 0
 
 
-@both_captures
 def test_it_names_an_input_that_no_output_depends_on(capture: str) -> None:
     model, pruned = pruned_pair(Two(), (VECTORS, VECTORS + 1), capture)
     found = fxprune.verify(model, pruned)
@@ -191,13 +185,11 @@ class Parts(nn.Module):
         return {"cls": y[:, 0], "registers": y[:, 1:1], "patches": y[:, 1:]}
 
 
-@both_captures
 def test_empty_outputs_beside_others(capture: str) -> None:
     model, pruned = pruned_pair(Parts(), torch.randn(2, 5, 6), capture)
     assert fxprune.verify(model, pruned).exact
 
 
-@both_captures
 def test_minus_infinity_of_a_mask_is_compared_as_it_is(capture: str) -> None:
     mask = torch.tensor([True, False, False, True])
     model, pruned = pruned_pair(After(lambda y: y.masked_fill(mask, float("-inf"))), VECTORS, capture)
@@ -237,7 +229,6 @@ class Words(nn.Module):
         return self.body(torch.where(mask.bool().unsqueeze(-1), x, self.other(x).relu())).mean(1)
 
 
-@both_captures
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
 def test_whole_numbers_are_varied(capture: str, dtype: torch.dtype) -> None:
     """Of the zeros that are recorded, one row of the table and one side of the mask would be all."""
@@ -266,7 +257,6 @@ class Kinds(nn.Module):
         return self.body(x + self.table[kind])
 
 
-@both_captures
 def test_the_examples_own_whole_numbers_are_used(capture: str) -> None:
     kinds = torch.tensor([3, 1])
     model, pruned = pruned_pair(randomise(Kinds()), (VECTORS, kinds), capture)
@@ -304,7 +294,6 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@both_captures
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_noise_is_the_same_in_any_layout(draw: Callable[[Tensor], Tensor], capture: str) -> None:
     model, pruned = pruned_pair(randomise(Latent(draw)), torch.randn(2, 3, 8, 8), capture)
@@ -364,7 +353,6 @@ class Bounded(nn.Module):
         return torch.maximum(torch.minimum(self.body(x), self.high), self.low) * self.none[1]
 
 
-@both_captures
 def test_infinite_constants_are_the_plans(capture: str) -> None:
     model, pruned = pruned_pair(Bounded(), VECTORS, capture)
     assert fxprune.verify(model, pruned).exact

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import CAPTURES, mlp, randomise
+from helpers import mlp, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -14,7 +14,6 @@ from fxprune.certify.certificate import Certificate
 from fxprune.errors import CertificateError
 
 VECTORS = torch.randn(3, 6)
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,6 @@ class Counting(nn.Module):
         return self.body(x) * next(CALLS)
 
 
-@both_captures
 def test_a_capture_that_computes_something_else_is_refused(capture: str) -> None:
     model = Counting()
     pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
@@ -59,7 +57,6 @@ class Noisy(nn.Module):
         return self.body(x + torch.randn_like(x))
 
 
-@both_captures
 def test_chance_has_no_part_in_it(capture: str) -> None:
     model = randomise(Noisy())
     pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
@@ -84,7 +81,6 @@ class Making(nn.Module):
         return self.body(x + self.table(torch.linspace(0, 1, 4)))
 
 
-@both_captures
 def test_what_the_code_makes_is_double_too(capture: str) -> None:
     model = randomise(Making())
     pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)
@@ -103,7 +99,6 @@ class Phases(nn.Module):
         return torch.view_as_complex(self.body(x).unflatten(-1, (-1, 2)))
 
 
-@both_captures
 def test_complex_results_are_compared(capture: str) -> None:
     model = randomise(Phases())
     pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS, capture=capture)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -43,7 +43,6 @@ class Chosen(nn.Module):
         return self.head(x.gather(1, best.unsqueeze(-1).expand(-1, -1, x.shape[-1])))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_among_equals_is_no_error(name: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(Chosen(CHOICES[name])).eval()

@@ -12,7 +12,6 @@ import torch
 from exactness import certificate
 from hard_modules import CASES
 from helpers import (
-    CAPTURES,
     images,
     randomise,
     small_conv,
@@ -194,7 +193,6 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", MODELS)
 def test_mutants_are_found(name: str, capture: str) -> None:
     s = setting(name, capture)

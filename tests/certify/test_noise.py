@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -59,7 +59,6 @@ FILLED: dict[str, Draw] = {
 DRAWS = SAMPLED | FILLED
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", DRAWS)
 def test_noise_is_the_same_on_both_sides(name: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(Noisy(DRAWS[name])).eval()

@@ -264,9 +264,8 @@ def test_counting_leaves_the_model_as_it_is() -> None:
     assert not copied.training and macs_of(copied, fxprune.capture.example_of.Example((images(1),))) > 0
 
 
-def test_a_schedule_never_gives_more_at_a_higher_level() -> None:
-    analysis = fxprune.analyze(small_vit(), example_inputs=images())
-    schedule = Uniform(analysis, analysis.prunable, Budget(0.5, round_to=4))
+def test_a_schedule_never_gives_more_at_a_higher_level(vit_analysis: fxprune.Analysis) -> None:
+    schedule = Uniform(vit_analysis, vit_analysis.prunable, Budget(0.5, round_to=4))
     last = schedule.counts(0.0)
     for level in np.linspace(0, 1, 101):
         counts = schedule.counts(float(level))

@@ -38,8 +38,6 @@ from fxprune.compiler import prune_analyzed
 from fxprune.errors import NothingPrunableError, OptionError, PlanError
 from fxprune.passes.shrinking.remove_branches import remove_branches
 
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
-
 
 def small_convnext() -> nn.Module:
     return randomise(
@@ -141,7 +139,6 @@ class Additions(nn.Module):
         return self.head(torch.cat((x, branch), -1))
 
 
-@both_captures
 def test_what_only_looks_like_a_branch_is_none(capture: str) -> None:
     module = fxprune.trace(randomise(Additions()), torch.randn(3, 6), capture=capture)
     (branch,) = find_branches(module)
@@ -206,7 +203,6 @@ def zeroed(model: nn.Module, *paths: str) -> nn.Module:
     return model
 
 
-@both_captures
 def test_the_result_is_the_model_with_the_branch_zeroed(capture: str) -> None:
     """By hand, on the model itself: the certificate is not asked."""
     removed = ("blocks.0.mlp", "blocks.1.attn")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from exactness import assert_slices
 from helpers import (
-    CAPTURES,
     assert_same,
     images,
     parameter_count,
@@ -32,7 +31,6 @@ from fxprune.passes.shrinking.regroup_heads import regroup_heads
 
 SCORES = os.environ.get("FXPRUNE_UP_DEIT_SCORES", "")
 
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 HEADS = {"blocks.0.attn.heads": 2, "blocks.1.attn.heads": 2}
 
 
@@ -45,7 +43,6 @@ def told_of_fewer_heads(heads: int) -> nn.Module:
     return model
 
 
-@both_captures
 @pytest.mark.parametrize("heads", [1, 2])
 def test_merging_is_telling_the_model_of_fewer_heads(heads: int, capture: str) -> None:
     model, x = small_vit().double(), images(3).double()
@@ -82,7 +79,6 @@ class ReadsSizes(nn.Module):
         return self.head(x + self.proj(out.transpose(1, 2).reshape(b, n, c)))
 
 
-@both_captures
 def test_merging_a_model_that_reads_its_sizes(capture: str) -> None:
     model, x = randomise(ReadsSizes().eval()), torch.randn(2, 3, 6)
     merged = fxprune.apply(model, fxprune.Plan({}, regrouped={"heads": 2}), example_inputs=x, capture=capture)
@@ -95,7 +91,6 @@ def test_merging_a_model_that_reads_its_sizes(capture: str) -> None:
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@both_captures
 @pytest.mark.parametrize("depth", [0.0, 0.5])
 def test_the_channels_of_each_merged_head_are_pruned_back(capture: str, depth: float) -> None:
     model, x = small_vit().double(), images(2).double()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CAPTURES, images, mlp, randomise, small_hf_vit, small_vit, widths
+from helpers import images, mlp, randomise, small_hf_vit, small_vit, widths
 from torch import Tensor, nn
 
 import fxprune
-
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 QKV, PROJ = "blocks.0.attn.qkv", "blocks.0.attn.proj"
 
@@ -147,7 +145,6 @@ def vit_whose_heads_differ(**options: object) -> nn.Module:
     return model
 
 
-@both_captures
 def test_each_head_keeps_head_dims_of_its_own(capture: str) -> None:
     model = vit_whose_heads_differ()
     pruned = pruned_vit(model, attention="head_dim", capture=capture)
@@ -160,7 +157,6 @@ def test_each_head_keeps_head_dims_of_its_own(capture: str) -> None:
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@both_captures
 def test_heads_with_a_common_norm_keep_the_same_head_dims(capture: str) -> None:
     model = vit_whose_heads_differ(qk_norm=True)
     pruned = pruned_vit(model, attention="head_dim", capture=capture)
@@ -188,7 +184,6 @@ class Averaged(nn.Module):
         return self.fc2((x * x.mean(1, keepdim=True)).flatten(1))
 
 
-@both_captures
 def test_heads_that_are_averaged_keep_the_same_head_dims(capture: str) -> None:
     model, x = randomise(Averaged()), torch.randn(2, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", capture=capture)

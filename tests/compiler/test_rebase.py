@@ -80,7 +80,6 @@ def largest_difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("name", MODELS)
 def test_random_bases_change_weights_and_not_the_function(name: str, capture: str) -> None:
     model = ready(MODELS[name]())
@@ -277,7 +276,6 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("name", SMALL)
 def test_small_models_of_a_kind(name: str, capture: str) -> None:
     build, freedoms = SMALL[name]

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, ConvNet, images, small_hf_vit, small_swin, small_vit
+from helpers import ConvNet, images, small_hf_vit, small_swin, small_vit
 from torch import Tensor, nn
 
 import fxprune
@@ -116,7 +116,6 @@ def test_the_teacher_runs_in_eval_mode_and_keeps_its_own() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_plan_says_which_channels_are_the_same(
     make: Callable[[], nn.Module], capture: str, form: str

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES
 from torch import Tensor, nn
 
 import fxprune
@@ -40,7 +39,6 @@ class Meshgrid(Deprecated):
         return self.out((y * (rows + columns)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("make", [Deprecated, Meshgrid])
 def test_no_warning_of_a_library(
     make: Callable[[], nn.Module], capture: str, capfd: pytest.CaptureFixture[str]

@@ -87,7 +87,6 @@ BREAKAGES: dict[str, tuple[Callable[[fx.GraphModule], None], Check]] = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("split_qkv", [False, True])
 def test_every_pass_keeps_its_contract(capture: str, split_qkv: bool) -> None:
     model, x = randomise(Untidy()), torch.randn(2, 4, 12)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import nn
 
 import fxprune
@@ -105,7 +105,6 @@ class Activated(nn.BatchNorm2d):
 
 @pytest.mark.parametrize("writes", [False, True], ids=["plain", "writes"])
 @pytest.mark.parametrize("tracked", [True, False], ids=["tracked", "untracked"])
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_norm_with_a_forward_of_its_own_is_a_layer(capture: str, tracked: bool, writes: bool) -> None:
     layer = Activated(16, eps=0.1, track_running_stats=tracked)
     model = randomise(Around(layer, 2, writes).eval())
@@ -130,7 +129,6 @@ class ComputedShape(nn.Module):
         return nn.functional.rms_norm(y, (y.shape[-1],), self.rms.weight)
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 def test_a_norm_over_a_computed_shape_is_a_layer(capture: str) -> None:
     model = randomise(ComputedShape()).eval()
     module = fxprune.trace(model, torch.randn(2, 6), capture=capture, check="values")

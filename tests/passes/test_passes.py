@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, assert_same, images, mlp, randomise, run, small_conv, small_vit
+from helpers import assert_same, images, mlp, randomise, run, small_conv, small_vit
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -111,7 +111,6 @@ class Untidy(nn.Module):
         return self.bn(x.sum(1) / n)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_keeps_the_values_and_is_idempotent(name: str, capture: str) -> None:
     x = torch.randn(2, 4, 12)
@@ -119,7 +118,6 @@ def test_a_pass_keeps_the_values_and_is_idempotent(name: str, capture: str) -> N
     applied(PASSES[name], module, x)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_lifting_keeps_the_values_and_is_idempotent(capture: str) -> None:
     x = torch.randn(2, 4, 12)
     module, source = captured(randomise(Untidy().eval()), x, capture)
@@ -134,7 +132,6 @@ def test_a_pass_leaves_alone_what_needs_nothing(name: str) -> None:
     assert str(module.graph) == before
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("build", [small_vit, small_conv])
 def test_a_canonical_graph_stays_as_it_is(build: Callable[[], nn.Module], capture: str) -> None:
     model = build()
@@ -265,7 +262,6 @@ class TwoStrides(nn.Module):
         return F.conv1d(x, self.conv.weight, self.conv.bias, stride=2)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_calls_with_other_options_are_not_one_layer(capture: str) -> None:
     model, x = randomise(TwoStrides().eval()), torch.randn(2, 6, 5)
     module = fxprune.trace(model, x, capture=capture)
@@ -304,7 +300,6 @@ class Spelled(nn.Module):
         return self.function(input=x, **tensors, **self.options)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("layer", "function", "options", "shape"),
     [
@@ -340,7 +335,6 @@ class HalfNorm(nn.Module):
         return F.layer_norm(x, (6,), self.weight, self.bias)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_lifted_norm_may_have_a_shift_alone(capture: str) -> None:
     model, x = nn.Sequential(HalfNorm()), torch.randn(2, 6)
     del model[0].mean
@@ -392,7 +386,6 @@ class OwnBatchNorm(nn.BatchNorm2d):
         )
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("norm", "kind"),
     [
@@ -489,7 +482,6 @@ class Centred(nn.Module):
         return self.head(x - mean)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_divided_sum_is_pruned_as_the_mean_that_it_is(capture: str) -> None:
     x = torch.randn(2, 6)
     pruned = [
@@ -530,7 +522,6 @@ class SqueezesAll(nn.Module):
         return self.fc2(self.fc1(x).unsqueeze(1).squeeze())
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_width_that_shrinks_to_one_is_not_squeezed(capture: str) -> None:
     x = torch.randn(3, 6)
     pruned = fxprune.prune(randomise(SqueezesAll().eval()), 0.5, example_inputs=x, capture=capture)
@@ -541,7 +532,6 @@ def test_a_width_that_shrinks_to_one_is_not_squeezed(capture: str) -> None:
 # ---------------------------------------------------------------- remove_noise, pack_varargs
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_asserts_and_identities_go(capture: str) -> None:
     module = fxprune.trace(randomise(Untidy().eval()), torch.randn(2, 4, 12), capture=capture)
     assert "Identity" not in layers(module)
@@ -601,7 +591,6 @@ class Stopped(nn.Module):
         return self.live(x) * fixed
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_what_has_no_gradient_is_detached(capture: str) -> None:
     module = fxprune.trace(Stopped(), torch.randn(2, 6), capture=capture)
     detached = [str(n.args[0]) for n in module.graph.nodes if "detach" in str(n.target)]
@@ -624,7 +613,6 @@ class Constants(nn.Module):
         return self.fc(x).softmax(-1).to(self.fc.weight.dtype)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_a_result_moves_to_another_dtype(ratio: float, dtype: torch.dtype, capture: str) -> None:
@@ -699,7 +687,6 @@ def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[f
     return analysis, select(analysis, magnitude(analysis, groups), counts)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
@@ -713,7 +700,6 @@ def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
     assert_same(run(fx.GraphModule(analysis.module, graph), x), run(model, x), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_no_arithmetic_on_pinned_sizes_is_left(capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
@@ -722,7 +708,6 @@ def test_no_arithmetic_on_pinned_sizes_is_left(capture: str) -> None:
     assert all(node.users for node in reads)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("attention", ["heads", "head_dim"])
 def test_sizes_read_at_run_time_prune_exactly(attention: str, capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
@@ -737,7 +722,6 @@ def test_sizes_read_at_run_time_prune_exactly(attention: str, capture: str) -> N
         assert run(pruned, torch.randn(2, 7, 6)).shape == (2, 7, 5)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_the_result_knows_the_lines_that_it_comes_from(capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
@@ -761,7 +745,6 @@ class NormWithAct(nn.BatchNorm2d):
         return self.act(super().forward(x))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_the_analysed_graph_may_be_shrunk_again(capture: str) -> None:
     model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), NormWithAct(8), nn.Conv2d(8, 4, 3)).eval())
     x = images(2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -59,7 +59,6 @@ class PlacesAndTokens(Base):
         return self.rest(mask @ x.reshape(size[0], size[1], size[2]))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", [MaskOfSlicedPlaces, MaskOfOnes, PlacesAndTokens])
 def test_other_lengths_of_a_pruned_model(kind: type[Base], capture: Any) -> None:
     model = randomise(kind().eval())

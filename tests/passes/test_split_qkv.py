@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import CAPTURES, assert_same, images, run, small_swin, small_vit, widths
+from helpers import assert_same, images, run, small_swin, small_vit, widths
 from torch import Tensor, nn
 
 import fxprune
-
-both_captures = pytest.mark.parametrize("capture", CAPTURES)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,6 @@ def test_queries_and_values_shrink_by_their_own_ratios(
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@both_captures
 def test_heads_go_from_all_three(capture: str) -> None:
     model = small_vit()
     pruned = fxprune.prune(

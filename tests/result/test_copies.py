@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES, images, randomise, small_conv, small_hf_vit, small_swin, small_vit
+from helpers import images, randomise, small_conv, small_hf_vit, small_swin, small_vit
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -66,7 +66,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_copy_is_the_same_model(name: str, capture: str) -> None:
     model = MODELS[name]()
@@ -136,7 +135,6 @@ def test_a_graph_as_data_is_the_graph() -> None:
     assert graph_digest(fx.GraphModule(pruned, again)) == graph_digest(pruned)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_traces_a_result_again(name: str, capture: str) -> None:
     pruned = fxprune.prune(MODELS[name](), 0.5, example_inputs=images(), capture=capture)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import CAPTURES, images, randomise, small_hf_vit
+from helpers import images, randomise, small_hf_vit
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -53,7 +53,6 @@ COPIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_facts_travel_and_widths_do_not(capture: str, way: str) -> None:
     pruned = COPIES[way](fxprune.prune(randomise(Labelled()), 0.5, example_inputs=X, capture=capture))
     assert pruned.classes == pruned.outputs == 5
@@ -107,7 +106,6 @@ def test_labels_of_a_configuration() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_checkpoints_are_noted(capture: str, reentrant: bool) -> None:
     model = randomise(Labelled(again=True, reentrant=reentrant))
     notes = fxprune.analyze(model, example_inputs=X, capture=capture).notes

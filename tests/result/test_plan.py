@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import CAPTURES, assert_same, images, randomise, run, small_vit
+from helpers import assert_same, images, randomise, run, small_vit
 from torch import fx, nn
 
 import fxprune
@@ -106,7 +106,6 @@ def test_saving_where_it_can_not_be_saved_leaves_the_old_file(pruned: fx.GraphMo
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_plan_applies_to_a_fresh_model(
     model: nn.Module, pruned: fx.GraphModule, capture: str, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, images
+from helpers import images
 from test_copies import MODELS
 from torch import fx, nn
 
@@ -18,7 +18,6 @@ def logits(out: Any) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out.logits
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_twice_is_exact(name: str, capture: str) -> None:
     first = fxprune.prune(MODELS[name](), 0.3, example_inputs=images(), capture=capture)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CAPTURES
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,7 +33,6 @@ class Talkative(nn.Module):
         return self.head(torch.view_as_real(turned).flatten(-2)).sum(1)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_nothing_is_printed(capture: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, x = Talkative().eval(), torch.randn(2, 6, 8)
     with warnings.catch_warnings():

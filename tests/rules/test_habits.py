@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -51,7 +51,6 @@ CASTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("cast", CASTS)
 def test_reading_a_dtype_contracts_nothing(cast: str, capture: str) -> None:
     pruned = pruned_half(Casts(CASTS[cast]), torch.randn(2, 5, 6), capture)
@@ -80,7 +79,6 @@ class Skips(nn.Module):
         return self.out(self.norm(y).relu())
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("widths", "groups"),
     [((32, 16), 8), ((16, 32), 8), ((32, 16, 16), 4), ((24, 8, 16), 4), ((40, 24), 8), ((16, 16), 4)],
@@ -119,7 +117,6 @@ REPEATS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("times", [2, 3])
 @pytest.mark.parametrize("repeat", REPEATS)
 def test_a_repeat_whose_length_is_given_shrinks(repeat: str, times: int, capture: str) -> None:
@@ -165,7 +162,6 @@ WRITES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("write", WRITES)
 def test_what_is_written_under_a_mask_shrinks(write: str, capture: str) -> None:
     model = randomise(Prompts(WRITES[write]).eval())
@@ -188,7 +184,6 @@ def scaled(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("write", [added, scaled])
 def test_as_many_rows_as_a_mask_has_are_refused_and_the_cure_is_named(
     write: Callable[[Tensor, Tensor, Tensor], Tensor], capture: str

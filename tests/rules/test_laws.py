@@ -120,7 +120,6 @@ def ready(name: str) -> nn.Module:
 X = torch.randn(3, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("name", CALLS)
 def test_what_the_law_of_an_op_allows(name: str, capture: str) -> None:
     model = ready(name)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -76,7 +76,6 @@ class Words(nn.Module):
         return self.head(self.norm(self.words(x)))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_pruned_embedding_knows_its_widths(capture: str) -> None:
     model, x = randomise(Words().eval()), torch.randint(10, (2, 6))
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
@@ -104,7 +103,6 @@ class Remembers(nn.Module):
         return self.last(state[0] if isinstance(state, tuple) else state)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
 def test_a_recurrent_layer_reads_less(kind: str, capture: str) -> None:
     layer = getattr(nn, kind)(16, 12, num_layers=2, bidirectional=True, batch_first=True)
@@ -124,7 +122,6 @@ def test_a_recurrent_layer_reads_less(kind: str, capture: str) -> None:
         torch.testing.assert_close(pickle.loads(pickle.dumps(pruned))(x), pruned(x))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNNCell"])
 def test_a_recurrent_cell_is_half_as_wide(kind: str, capture: str) -> None:
     layer = getattr(nn, kind)(16, 12)
@@ -149,7 +146,6 @@ class Between(nn.Module):
         return self.last(self.layer(self.a(x), self.b(x)))
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_bilinear_layer_knows_its_widths(capture: str) -> None:
     model, x = randomise(Between(nn.Bilinear(16, 12, 20)).eval()), torch.randn(2, 3)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPTURES, randomise
+from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -108,7 +108,6 @@ def pruned_with(model: nn.Module, ops: dict[str, Any], capture: str = "symbolic"
     return pruned, fxprune.verify(model, pruned, rules=rules)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", ["rms", "taught.rms", "taught::rms"])
 @pytest.mark.parametrize(
     "op", [rms_axes, Op(rms_axes), Op(rms_axes, masked_rms)], ids=["rule", "op", "masked"]
@@ -121,7 +120,6 @@ def test_a_norm_of_ones_own(op: Any, name: str, capture: str) -> None:
     assert pruned(X[:1]).shape == (1, 5, 4)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 def test_sizes_that_a_norm_of_ones_own_spells(capture: str) -> None:
     model = randomise(Grouped().eval())
     pruned, certificate = pruned_with(model, {"taught::groups": groups_axes}, capture)
@@ -189,7 +187,6 @@ def too_few(x: Typed) -> Flow:
     return Flow(x.axes)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import images, mlp, small_conv, small_hf_vit, small_swin, small_vit
-from torch import nn
+from torch import fx, nn
 
 import fxprune
 from fxprune import Analysis
@@ -18,11 +18,6 @@ from fxprune.show.pictures.scene import scene_of
 from fxprune.show.pictures.tree import Tree, collapsed, opened_at_first
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs graphviz's dot on the PATH")
-
-
-@pytest.fixture(scope="module")
-def analysis() -> Analysis:
-    return fxprune.analyze(small_vit(), example_inputs=images())
 
 
 def labels(analysis: Analysis) -> dict[str, str]:
@@ -35,8 +30,8 @@ def labels(analysis: Analysis) -> dict[str, str]:
 # ---------------------------------------------------------------- words
 
 
-def test_words_of_a_vision_transformer(analysis: Analysis) -> None:
-    found = labels(analysis)
+def test_words_of_a_vision_transformer(vit_analysis: Analysis) -> None:
+    found = labels(vit_analysis)
     expected = {
         "x": "b 3 32 32",
         "patch_embed_proj": "b embed h w",
@@ -98,8 +93,8 @@ def test_every_weight_and_every_call_has_one_row_inside_its_module(make: object)
     assert all(source < target for source, target, _ in tree.wires)
 
 
-def test_wires_follow_values_through_what_has_no_row(analysis: Analysis) -> None:
-    tree = Tree.of(analysis)
+def test_wires_follow_values_through_what_has_no_row(vit_analysis: Analysis) -> None:
+    tree = Tree.of(vit_analysis)
     wires = {(tree.rows[a].name, tree.rows[b].name) for a, b, _ in tree.wires}
     assert ("unbind", "scaled_dot_product_attention") in wires
     assert ("head", "output") in wires
@@ -142,20 +137,18 @@ def test_a_pruned_model_alone_gives_every_original_shape(heads: int) -> None:
             assert sites[group.name] == {*group.sites}
 
 
-def test_drawing_leaves_the_pruned_model_as_it_was(tmp_path: Path) -> None:
-    pruned = fxprune.prune(small_vit(), 0.5, example_inputs=images())
-    code, notes = pruned.code, [dict(node.meta) for node in pruned.graph.nodes]
-    fxprune.draw(pruned, tmp_path / "x.html")
-    assert pruned.code == code
-    assert [dict(node.meta) for node in pruned.graph.nodes] == notes
+def test_drawing_leaves_the_pruned_model_as_it_was(vit_half: fx.GraphModule, tmp_path: Path) -> None:
+    code, notes = vit_half.code, [dict(node.meta) for node in vit_half.graph.nodes]
+    fxprune.draw(vit_half, tmp_path / "x.html")
+    assert vit_half.code == code
+    assert [dict(node.meta) for node in vit_half.graph.nodes] == notes
 
 
 @needs_dot
-def test_a_pickled_model_keeps_its_modules_whole(tmp_path: Path) -> None:
+def test_a_pickled_model_keeps_its_modules_whole(vit_half: fx.GraphModule, tmp_path: Path) -> None:
     """Its nodes have forgotten where they stood; what stands around them still says it."""
-    pruned = fxprune.prune(small_vit(), 0.5, example_inputs=images())
-    again = pickle.loads(pickle.dumps(pruned))
-    trees = [Tree.of(scene_of(model).analysis) for model in (pruned, again)]
+    again = pickle.loads(pickle.dumps(vit_half))
+    trees = [Tree.of(scene_of(model).analysis) for model in (vit_half, again)]
     modules = [[row.path for row in tree.rows if row.kind == "module"] for tree in trees]
     assert modules[0] == modules[1]
     fxprune.draw(again, tmp_path / "block.svg", modules="blocks.0")
@@ -164,19 +157,19 @@ def test_a_pickled_model_keeps_its_modules_whole(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- files
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(analysis: Analysis, tmp_path: Path) -> None:
-    page = fxprune.draw(analysis, tmp_path / "vit.html").read_text()
+def test_the_page_is_one_file_that_asks_for_nothing(vit_analysis: Analysis, tmp_path: Path) -> None:
+    page = fxprune.draw(vit_analysis, tmp_path / "vit.html").read_text()
     markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", markup)
     assert "blocks.0.attn.qkv.weight" in page
 
 
 @needs_dot
-def test_a_block_as_svg_holds_its_layers_axes_and_shapes(tmp_path: Path) -> None:
-    model = small_vit()
-    pruned = fxprune.prune(model, 0.5, example_inputs=images())
-    options = {"pruned": pruned, "modules": "blocks.0", "example_inputs": images()}
-    picture = fxprune.draw(model, tmp_path / "block.svg", **options).read_text()
+def test_a_block_as_svg_holds_its_layers_axes_and_shapes(
+    vit: nn.Module, vit_half: fx.GraphModule, tmp_path: Path
+) -> None:
+    options = {"pruned": vit_half, "modules": "blocks.0", "example_inputs": images()}
+    picture = fxprune.draw(vit, tmp_path / "block.svg", **options).read_text()
     text = re.sub(r"<[^>]+>|\s|&#160;", " ", picture)
     for expected in ("qkv", "proj", "fc1", "fc2", "head_dim", "192→96"):
         assert expected in text, expected
@@ -185,21 +178,22 @@ def test_a_block_as_svg_holds_its_layers_axes_and_shapes(tmp_path: Path) -> None
 
 
 @needs_dot
-def test_static_pictures_in_every_format(analysis: Analysis, tmp_path: Path) -> None:
+def test_static_pictures_in_every_format(
+    vit_analysis: Analysis, vit_half: fx.GraphModule, tmp_path: Path
+) -> None:
     begins = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}
-    pruned = fxprune.prune(small_vit(), 0.5, example_inputs=images())
     for view in ("graph", "coupling", "kept"):
         for suffix, begin in begins.items():
             path = tmp_path / f"{view}{suffix}"
-            fxprune.draw(analysis, path, view=view, pruned=pruned, modules="blocks.1")
+            fxprune.draw(vit_analysis, path, view=view, pruned=vit_half, modules="blocks.1")
             assert path.read_bytes().startswith(begin)
 
 
 def test_the_coupling_map_names_groups_and_the_layers_that_carry_them(
-    analysis: Analysis, tmp_path: Path
+    vit_analysis: Analysis, tmp_path: Path
 ) -> None:
-    text = fxprune.draw(analysis, tmp_path / "map.svg", view="coupling").read_text()
-    for expected in (*(group.name for group in analysis.prunable), "blocks.0.attn.qkv", "pos_embed"):
+    text = fxprune.draw(vit_analysis, tmp_path / "map.svg", view="coupling").read_text()
+    for expected in (*(group.name for group in vit_analysis.prunable), "blocks.0.attn.qkv", "pos_embed"):
         assert expected in text, expected
 
 
@@ -214,9 +208,9 @@ def test_kept_bars_count_every_parameter(tmp_path: Path) -> None:
     assert f"{counts[0]:,} → {counts[1]:,}" in text
 
 
-def test_a_notebook_shows_the_groups_as_a_table(analysis: Analysis) -> None:
-    table = analysis._repr_html_()
-    assert table.count("<tr") == 1 + len(analysis.groups)
+def test_a_notebook_shows_the_groups_as_a_table(vit_analysis: Analysis) -> None:
+    table = vit_analysis._repr_html_()
+    assert table.count("<tr") == 1 + len(vit_analysis.groups)
     assert "blocks.0.attn.heads" in table
     assert "frozen: taken apart element by element" in table
     assert "#8a93a3" in table  # grey for what is frozen
@@ -225,32 +219,32 @@ def test_a_notebook_shows_the_groups_as_a_table(analysis: Analysis) -> None:
 # ---------------------------------------------------------------- errors
 
 
-def test_unknown_suffixes_views_and_modules_are_refused(analysis: Analysis, tmp_path: Path) -> None:
+def test_unknown_suffixes_views_and_modules_are_refused(vit_analysis: Analysis, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"picture\.jpeg: view='graph' is drawn as \.html, \.svg"):
-        fxprune.draw(analysis, tmp_path / "picture.jpeg")
+        fxprune.draw(vit_analysis, tmp_path / "picture.jpeg")
     with pytest.raises(OptionError, match="view='tree': one of 'graph', 'coupling', 'kept'"):
-        fxprune.draw(analysis, tmp_path / "x.svg", view="tree")
+        fxprune.draw(vit_analysis, tmp_path / "x.svg", view="tree")
     with pytest.raises(OptionError, match="view='kept' needs a pruned model"):
-        fxprune.draw(analysis, tmp_path / "x.svg", view="kept")
+        fxprune.draw(vit_analysis, tmp_path / "x.svg", view="kept")
     with pytest.raises(PatternError, match=r"modules='layers\.\*' matches no module.*patch_embed"):
-        fxprune.draw(analysis, tmp_path / "x.html", modules="layers.*")
+        fxprune.draw(vit_analysis, tmp_path / "x.html", modules="layers.*")
     with pytest.raises(OptionError, match="this is a str"):
         fxprune.draw("deit", tmp_path / "x.html")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_of_another_model_is_refused(analysis: Analysis, tmp_path: Path) -> None:
+def test_a_plan_of_another_model_is_refused(vit_analysis: Analysis, tmp_path: Path) -> None:
     pruned = fxprune.prune(mlp(), 0.5, example_inputs=torch.randn(2, 6))
     with pytest.raises(PlanError, match="the plan is for another model"):
-        fxprune.draw(analysis, tmp_path / "x.html", pruned=pruned)
+        fxprune.draw(vit_analysis, tmp_path / "x.html", pruned=pruned)
 
 
 def test_a_missing_dot_says_what_to_install(
-    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vit_analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DrawError, match="'dot' is not on the PATH: install graphviz"):
-        fxprune.draw(analysis, tmp_path / "x.svg")
+        fxprune.draw(vit_analysis, tmp_path / "x.svg")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +252,12 @@ def test_a_missing_dot_says_what_to_install(
     [("x.html", "graph", "bokeh"), ("x.svg", "graph", "graphviz"), ("x.svg", "coupling", "matplotlib")],
 )
 def test_a_missing_package_names_the_extra(
-    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, view: str, package: str
+    vit_analysis: Analysis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    view: str,
+    package: str,
 ) -> None:
     import sys
 
@@ -266,4 +265,4 @@ def test_a_missing_package_names_the_extra(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DrawError, match=rf"needs the package {package}.*pip install 'fxprune\[draw\]'"):
-        fxprune.draw(analysis, tmp_path / name, view=view)
+        fxprune.draw(vit_analysis, tmp_path / name, view=view)

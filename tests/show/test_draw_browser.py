@@ -25,14 +25,9 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def analysis() -> Analysis:
-    return fxprune.analyze(small_vit(), example_inputs=images())
-
-
 @pytest.fixture
-def page(browser: Any, analysis: Analysis, tmp_path: Path) -> Iterator[Page]:
-    opened = Page(browser, fxprune.draw(analysis, tmp_path / "vit.html"))
+def page(browser: Any, vit_analysis: Analysis, tmp_path: Path) -> Iterator[Page]:
+    opened = Page(browser, fxprune.draw(vit_analysis, tmp_path / "vit.html"))
     yield opened
     opened.close()
 
@@ -60,9 +55,9 @@ def test_large_models_load_at_once_and_light_up_exactly_the_sites(
     page.close()
 
 
-def test_every_group_lights_up_its_own_weights_and_no_others(page: Page, analysis: Analysis) -> None:
+def test_every_group_lights_up_its_own_weights_and_no_others(page: Page, vit_analysis: Analysis) -> None:
     page.press("Open all")
-    for group in analysis.groups:
+    for group in vit_analysis.groups:
         page.click_group(group.name)
         assert page.lit().keys() == {site.name for site in group.sites}
     assert page.complaints == []
@@ -83,10 +78,12 @@ def test_a_block_opens_on_a_click_and_closes_on_the_next(page: Page) -> None:
     assert page.shown() == closed
 
 
-def test_a_click_on_a_word_selects_its_group_and_another_one_lets_go(page: Page, analysis: Analysis) -> None:
+def test_a_click_on_a_word_selects_its_group_and_another_one_lets_go(
+    page: Page, vit_analysis: Analysis
+) -> None:
     page.press("Open all")
     page.click_word("blocks.0.attn.qkv.weight", "heads")
-    (group,) = (g for g in analysis.groups if g.name == "blocks.0.attn.heads")
+    (group,) = (g for g in vit_analysis.groups if g.name == "blocks.0.attn.heads")
     assert page.lit().keys() == {site.name for site in group.sites}
 
     page.click_word("blocks.0.attn.qkv.weight", "heads")

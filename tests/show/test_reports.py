@@ -26,25 +26,15 @@ VECTORS = torch.randn(3, 6)
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return small_vit()
-
-
-@pytest.fixture(scope="module")
-def pruned(model: nn.Module) -> fx.GraphModule:
-    return fxprune.prune(model, 0.5, example_inputs=images())
-
-
-@pytest.fixture(scope="module")
-def report(model: nn.Module, pruned: fx.GraphModule) -> fxprune.Report:
-    return fxprune.report(model, pruned)
+def report(vit: nn.Module, vit_half: fx.GraphModule) -> fxprune.Report:
+    return fxprune.report(vit, vit_half)
 
 
 # ---------------------------------------------------------------- figures
 
 
-def test_totals(model: nn.Module, pruned: fx.GraphModule, report: fxprune.Report) -> None:
-    assert report.parameters == (parameter_count(model), parameter_count(pruned))
+def test_totals(vit: nn.Module, vit_half: fx.GraphModule, report: fxprune.Report) -> None:
+    assert report.parameters == (parameter_count(vit), parameter_count(vit_half))
     assert report.heads == (8, 4)  # two blocks
     assert report.latency is None
     assert report.certificate is None
@@ -79,10 +69,10 @@ def test_macs_are_those_that_the_models_themselves_need(make: Any) -> None:
     assert fxprune.report(model, pruned).macs == wanted
 
 
-def test_a_larger_batch_costs_more(model: nn.Module, pruned: fx.GraphModule, report: Any) -> None:
-    larger = fxprune.report(model, pruned, batch=4)
+def test_a_larger_batch_costs_more(vit: nn.Module, vit_half: fx.GraphModule, report: Any) -> None:
+    larger = fxprune.report(vit, vit_half, batch=4)
     assert larger.macs == tuple(4 * macs for macs in report.macs)
-    given = fxprune.report(model, pruned, example_inputs=images(4))
+    given = fxprune.report(vit, vit_half, example_inputs=images(4))
     assert (given.macs, given.batch) == (larger.macs, 4)
 
 
@@ -97,12 +87,12 @@ def test_latency_and_certificate() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_a_report_changes_nothing(model: nn.Module) -> None:
-    pruned = fxprune.prune(model, 0.5, example_inputs=images()).train()
+def test_a_report_changes_nothing(vit: nn.Module) -> None:
+    pruned = fxprune.prune(vit, 0.5, example_inputs=images()).train()
     pruned.get_submodule("blocks.0.mlp.fc1").eval()
     before = {n: (p.clone(), p.requires_grad) for n, p in pruned.named_parameters()}
     modes = [m.training for m in pruned.modules()]
-    fxprune.report(model, pruned, latency=True, runs=1)
+    fxprune.report(vit, pruned, latency=True, runs=1)
     assert [m.training for m in pruned.modules()] == modes
     for name, p in pruned.named_parameters():
         assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
@@ -138,30 +128,25 @@ def test_a_table_on_a_terminal(report: fxprune.Report) -> None:
 
 
 @pytest.mark.parametrize(("format", "start"), [("json", "{"), ("markdown", "**"), ("table", "Vision")])
-def test_the_form_asked_for(model: nn.Module, pruned: fx.GraphModule, format: str, start: str) -> None:
-    assert str(fxprune.report(model, pruned, format=format)).startswith(start)
+def test_the_form_asked_for(vit: nn.Module, vit_half: fx.GraphModule, format: str, start: str) -> None:
+    assert str(fxprune.report(vit, vit_half, format=format)).startswith(start)
 
 
-def test_a_form_that_there_is_none_of(model: nn.Module, pruned: fx.GraphModule) -> None:
+def test_a_form_that_there_is_none_of(vit: nn.Module, vit_half: fx.GraphModule) -> None:
     with pytest.raises(OptionError, match=r"format='pdf'.*'markdown'"):
-        fxprune.report(model, pruned, format="pdf")
+        fxprune.report(vit, vit_half, format="pdf")
 
 
-def test_a_report_on_what_was_not_pruned(model: nn.Module) -> None:
+def test_a_report_on_what_was_not_pruned(vit: nn.Module) -> None:
     with pytest.raises(PlanError, match="carries no plan"):
-        fxprune.report(model, fx.symbolic_trace(mlp()))
+        fxprune.report(vit, fx.symbolic_trace(mlp()))
 
 
 # ---------------------------------------------------------------- explanations
 
 
-@pytest.fixture(scope="module")
-def analysis(model: nn.Module) -> fxprune.Analysis:
-    return fxprune.analyze(model, example_inputs=images())
-
-
-def test_explain_a_module(analysis: fxprune.Analysis) -> None:
-    found = fxprune.explain(analysis, "blocks.1.attn.qkv")
+def test_explain_a_module(vit_analysis: fxprune.Analysis) -> None:
+    found = fxprune.explain(vit_analysis, "blocks.1.attn.qkv")
     assert found.weights["blocks.1.attn.qkv.weight"] == ("(3 heads head_dim)", "embed")
     assert found.weights["blocks.1.attn.qkv.bias"] == ("(3 heads head_dim)",)
     text = str(found)
@@ -173,27 +158,27 @@ def test_explain_a_module(analysis: fxprune.Analysis) -> None:
     assert "embed may shrink: 48 elements, group embed\n  coupled with 26 other dimensions" in text
 
 
-def test_explain_says_which_bases_are_allowed(analysis: fxprune.Analysis) -> None:
-    text = str(fxprune.explain(analysis, "blocks.1.attn.qkv"))
+def test_explain_says_which_bases_are_allowed(vit_analysis: fxprune.Analysis) -> None:
+    text = str(fxprune.explain(vit_analysis, "blocks.1.attn.qkv"))
     assert "change of basis: rotation, by layer_norm at blocks_0_norm1" in text
     assert "embed (rotation, keeping the vector of ones): patch_embed.proj.weight[0]" in text
     assert "folded first: blocks.0.norm1.weight, " in text
     pairs, values = (f"blocks.1.attn.head_dim:{i} (any): blocks.1.attn.qkv.weight[0] part" for i in (0, 1))
     assert f"{pairs} 0" in text and f"{values} 2" in text
     assert "by the inverse of its transpose: blocks.1.attn.proj.weight[1]" in text
-    hidden = str(fxprune.explain(analysis, "blocks.0.mlp.hidden"))
+    hidden = str(fxprune.explain(vit_analysis, "blocks.0.mlp.hidden"))
     assert "change of basis: permutation, by gelu at blocks_0_mlp_act" in hidden
 
 
-def test_explain_a_weight_and_one_of_its_dimensions(analysis: fxprune.Analysis) -> None:
-    whole = fxprune.explain(analysis, "head.weight")
+def test_explain_a_weight_and_one_of_its_dimensions(vit_analysis: fxprune.Analysis) -> None:
+    whole = fxprune.explain(vit_analysis, "head.weight")
     assert [g.role for g in whole.groups] == ["output", "embed"]
     assert "out is frozen: reaches the output" in str(whole)
-    assert [g.role for g in fxprune.explain(analysis, "head.weight[1]").groups] == ["embed"]
+    assert [g.role for g in fxprune.explain(vit_analysis, "head.weight[1]").groups] == ["embed"]
 
 
-def test_explain_a_group(analysis: fxprune.Analysis) -> None:
-    found = fxprune.explain(analysis, "blocks.0.mlp.hidden")
+def test_explain_a_group(vit_analysis: fxprune.Analysis) -> None:
+    found = fxprune.explain(vit_analysis, "blocks.0.mlp.hidden")
     assert [g.name for g in found.groups] == ["blocks.0.mlp.hidden"]
     assert list(found.weights) == [f"blocks.0.mlp.{n}" for n in ("fc1.bias", "fc1.weight", "fc2.weight")]
     assert "blocks_0_mlp_fc1 (mlp.py:" in str(found)
@@ -214,9 +199,9 @@ def test_explain_a_model_by_itself() -> None:
         ("blocks.0.mlp.act", "without weights"),
     ],
 )
-def test_explain_what_there_is_none_of(analysis: fxprune.Analysis, name: str, says: str) -> None:
+def test_explain_what_there_is_none_of(vit_analysis: fxprune.Analysis, name: str, says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        fxprune.explain(analysis, name)
+        fxprune.explain(vit_analysis, name)
 
 
 def test_columns_add_up_and_equal_blocks_are_one_row() -> None:

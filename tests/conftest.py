@@ -1,0 +1,35 @@
+"""Fixtures that several folders of tests share.  What takes arguments is a function in `helpers.py`."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import CAPTURES, images, small_vit
+from torch import fx, nn
+
+import fxprune
+
+
+@pytest.fixture(params=CAPTURES)
+def capture(request: pytest.FixtureRequest) -> str:
+    """Each of the two captures in turn: a test that takes it runs once by each."""
+    return request.param
+
+
+# Made once for all tests of a process.  None of them may change these: copy before you do.
+
+
+@pytest.fixture(scope="session")
+def vit() -> nn.Module:
+    """A small ViT on 32 x 32 images."""
+    return small_vit()
+
+
+@pytest.fixture(scope="session")
+def vit_analysis(vit: nn.Module) -> fxprune.Analysis:
+    return fxprune.analyze(vit, example_inputs=images())
+
+
+@pytest.fixture(scope="session")
+def vit_half(vit: nn.Module) -> fx.GraphModule:
+    """The small ViT pruned by half."""
+    return fxprune.prune(vit, 0.5, example_inputs=images())
