@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import networkx as nx
@@ -39,6 +41,7 @@ ENTRIES = 12  # at most so many files and folders at the top of fxprune/
 LINES = 300
 
 
+@functools.cache
 def sources() -> dict[str, Path]:
     """Every module of the package by its name below `fxprune`."""
     found = {}
@@ -86,26 +89,42 @@ def floor_of(name: str) -> int:
     return next(i for i, rooms in enumerate(FLOORS) if room_of(name) in rooms)
 
 
-def all_imports() -> Iterator[tuple[str, str]]:
-    for name, path in sources().items():
-        if name != "passes":  # the package itself only says how it is imported
-            yield from ((name, other) for other in imports_of(path) if other != name)
+@functools.cache
+def all_imports() -> frozenset[tuple[str, str]]:
+    """Who imports whom; but for the package `passes` itself, which only says how it is imported."""
+    return frozenset(
+        (name, other)
+        for name, path in sources().items()
+        for other in imports_of(path)
+        if other != name and name != "passes"
+    )
+
+
+def upward() -> list[str]:
+    return [f"{a} -> {b}" for a, b in sorted(all_imports()) if floor_of(a) < floor_of(b)]
+
+
+def knots(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """What imports one another in a circle: the largest first."""
+    found = (sorted(c) for c in nx.strongly_connected_components(nx.DiGraph(pairs)) if len(c) > 1)
+    return sorted(found, key=len, reverse=True)
+
+
+def between_rooms() -> set[tuple[str, str]]:
+    pairs = {(room_of(a), room_of(b)) for a, b in all_imports()}
+    return {(a, b) for a, b in pairs if a != b}
 
 
 def test_imports_go_down_or_stay() -> None:
-    upward = [f"{a} -> {b}" for a, b in all_imports() if floor_of(a) < floor_of(b)]
-    assert not upward, upward
+    assert not (found := upward()), found
 
 
 def test_no_imports_run_in_a_circle() -> None:
-    graph = nx.DiGraph(all_imports())
-    assert not (circles := [c for c in nx.strongly_connected_components(graph) if len(c) > 1]), circles
+    assert not (found := knots(all_imports())), found
 
 
 def test_rooms_import_each_other_in_no_circle() -> None:
-    pairs = {(room_of(a), room_of(b)) for a, b in all_imports()}
-    graph = nx.DiGraph((a, b) for a, b in pairs if a != b)
-    assert not (circles := [c for c in nx.strongly_connected_components(graph) if len(c) > 1]), circles
+    assert not (found := knots(between_rooms())), found
 
 
 @pytest.mark.parametrize(("one", "other"), WALLS)
@@ -132,3 +151,32 @@ def test_a_long_file_says_why(name: str) -> None:
     assert len(lines) <= LINES or any("One file" in line for line in lines[:12]), (
         f"{name}: {len(lines)} lines"
     )
+
+
+def unit_of(name: str) -> str:
+    """A folder, or a file that stands in none; it means the same in trees that have other floors."""
+    known = sources()
+    return (
+        name
+        if any(within(other, name) and other != name for other in known)
+        else name.rpartition(".")[0] or name
+    )
+
+
+def describe() -> Iterator[str]:
+    """Count imports, those that run upward, and the largest knots: python tests/test_floors.py [CHECKOUT]."""
+    units = {(unit_of(a), unit_of(b)) for a, b in all_imports()}
+    for label, pairs in (("files", all_imports()), ("units", {(a, b) for a, b in units if a != b})):
+        largest = max(map(len, knots(pairs)), default=1)
+        names = {name for pair in pairs for name in pair}
+        yield f"{len(pairs)} imports between {len(names)} {label}; the largest knot has {largest}"
+    try:
+        yield f"{len(upward())} imports upward"
+    except ValueError:
+        yield "not laid out by these floors"
+
+
+if __name__ == "__main__":
+    ROOT = Path(sys.argv[1]) if sys.argv[1:] else ROOT
+    sources.cache_clear()
+    print("\n".join(describe()))
