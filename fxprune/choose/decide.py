@@ -15,6 +15,7 @@ from fxprune.choose.budget.fit import Fitted, fit
 from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
+from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
 from fxprune.choose.merge_heads import merged_for_ratio
@@ -88,9 +89,13 @@ def decide_again(
 
 def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Scores:
     relative = request.budget.scope == "global"
-    return score(
+    scores = score(
         analysis, groups, request.importance, request.data, relative=relative, **request.score_options
     )
+    if not (request.refits and request.criterion == "kl"):
+        return scores
+    progress = request.score_options.get("progress", True)
+    return compensated(analysis, groups, scores, request.data, progress=progress)
 
 
 def _fitted(

@@ -14,7 +14,7 @@ from fxprune.zoo import randomise
 
 
 class Deep(nn.Module):
-    """Residual blocks, a tensor of its own that is read directly, and a value that is read much later."""
+    """Residual blocks, a tensor of its own that a layer reads, and a value that is read much later."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.freedom.regions import Freedom, Region
@@ -16,8 +16,10 @@ from fxprune.choose.basis.moments import Moments, moments_of
 from fxprune.choose.basis.principal import principal
 from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
+from fxprune.choose.importance.compensated import rows_read
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.scores import Scores, shape_of
+from fxprune.choose.importance.soft_masks import SoftMasked
 
 __all__ = ["Chosen", "chosen_bases"]
 
@@ -66,6 +68,7 @@ def chosen_bases(
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
     found = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
+    found = {key: _by_rows(canonical, key, known) for key, known in found.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
     stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for key, known in found.items():
@@ -78,6 +81,25 @@ def chosen_bases(
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}
     return Chosen(moments, costs)
+
+
+def _by_rows(analysis: Analysis, key: tuple[fx.Node, Group], known: Moments) -> Moments:
+    """Take the rows of a reader's own weight for derivatives, as long as those together, where it has one.
+
+    A derivative of log p is a sum of rows.  Where each head or layer asks for itself, few samples say less of
+    which than the weight does; a stream has readers of every kind, and there the derivatives tell them apart.
+    """
+    node, group = key
+    if any(region.freedom is not Freedom.ANY for region in group.regions):
+        return known
+    use = next(use for use in SoftMasked(analysis, [group]).uses[node] if use.group is group)
+    weight = rows_read(analysis, node, use)
+    if weight is None:
+        return known
+    rows = weight.double().mT @ weight.double()
+    costs, wanted = (torch.einsum("...ij,...ij->...", known.vectors, g) for g in (rows, known.covectors))
+    scale = wanted.sum() / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
+    return replace(known, covectors=scale * rows)
 
 
 def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:

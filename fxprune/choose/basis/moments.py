@@ -16,12 +16,12 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
-from fxprune.rules.axes import Atom, Axis, Product, atoms_of, with_batch
 
-__all__ = ["Moments", "along", "moments_of", "vectors_of"]
+__all__ = ["Moments", "moments_of"]
 
 
 @dataclass
@@ -75,44 +75,6 @@ def moments_of(
                 model.read_slopes(prediction.drawn(generator), last=draw == draws - 1)
     samples = draws * sum(batch.size for batch in batches)
     return {key: total.moments(samples) for key, total in model.totals.items()}
-
-
-def vectors_of(use: Use, value: Tensor, size: int) -> Tensor:
-    """Lay out what a reader reads along its group, as of `along`; `size` is the number of samples."""
-    head = use.group.inside.atom if use.group.inside is not None else None
-    return along(value, use.axes, use.group.atom, head, size)
-
-
-def along(tensor: Tensor, axes: Sequence[Axis], wanted: Atom, head: Atom | None, size: int) -> Tensor:
-    """Lay a value out as vectors along one atom: [heads, places, n], or [places, n] without heads.
-
-    `size` is the number of samples, which the axes' own may differ from.
-    """
-    pieces = [(tensor, [with_batch(axis, size) for axis in axes])]
-    done = []
-    while pieces:
-        value, parts = pieces.pop()
-        dim = next(d for d, part in enumerate(parts) if wanted in atoms_of(part))
-        composed, before, after = parts[dim], parts[:dim], parts[dim + 1 :]
-        if isinstance(composed, Atom):
-            done.append(_vectors(value, parts, wanted, head))
-            continue
-        sizes = [part.size for part in composed.parts]
-        if isinstance(composed, Product):
-            pieces.append((value.unflatten(dim, sizes), [*before, *composed.parts, *after]))
-            continue
-        for piece, part in zip(value.split(sizes, dim), composed.parts, strict=True):
-            if wanted in atoms_of(part):
-                pieces.append((piece, [*before, part, *after]))
-    return torch.cat(done, -2)
-
-
-def _vectors(value: Tensor, parts: Sequence[Axis], wanted: Atom, head: Atom | None) -> Tensor:
-    value = value.movedim(parts.index(wanted), -1)
-    if head is None:
-        return value.reshape(-1, wanted.size)
-    others = [p for p in parts if p is not wanted]
-    return value.movedim(others.index(head), 0).reshape(head.size, -1, wanted.size)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import default_float64, doubled, put_tensors
-from fxprune.choose.basis.moments import vectors_of
+from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.graph.copies import graph_shared, structural_copy
 from fxprune.graph.tensors import in_float64, named_tensors

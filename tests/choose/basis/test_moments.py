@@ -8,7 +8,8 @@ from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.choose.basis.moments import Moments, along, moments_of
+from fxprune.choose.basis.moments import Moments, moments_of
+from fxprune.choose.importance.along import along
 from fxprune.choose.importance.predictions import predictions_of
 from fxprune.rules.axes import Atom, Product, Sum, batch
 

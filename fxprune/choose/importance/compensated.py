@@ -1,0 +1,227 @@
+"""Score channels by what is lost once those that stay make up for them, as the re-fit lets them.
+
+Removing channel j of what a layer reads, and solving the layer again, leaves the squared error
+
+    |w_j|^2 / [C^-1]_jj,    C = the covariance of what it reads, w_j = what its weight makes of channel j
+
+(optimal brain surgeon, https://papers.nips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html).
+Channels go one after the other, a few at a time: what is missing is put on the rest, in C and in w, before
+the next are chosen.  A layer's errors are brought to the scale of the divergences that its channels were
+given before, so that groups compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.along import along, vectors_of
+from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.scores import Scores
+from fxprune.choose.importance.soft_masks import SoftMasked, Use
+from fxprune.graph.tensors import named_tensors
+from fxprune.rules.axes import Atom, Axis, Product, atoms_of
+
+__all__ = ["compensated", "removal_costs", "rows_read"]
+
+RIDGE = 1e-2  # of the mean variance, added to the covariance: few samples claim too much
+SHARE = 32  # at least one channel in so many of those left goes at once
+HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
+
+
+def compensated(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scores: Scores,
+    data: Iterable[Any] | None,
+    *,
+    progress: bool = True,
+) -> Scores:
+    """Return the scores, anew for every group that is read by layers with weights of their own alone.
+
+    Args:
+        scores: estimated KL of removing each element while the others stay as they are.
+        data: the batches that these are of.
+    """
+    model = SoftMasked(analysis, groups)
+    layers = _layers(model, groups)
+    found: Scores = {}
+    waves = list(_waves(layers))
+    batches = batches_of(data, analysis, "kl") if waves else []
+    with tqdm(
+        total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
+    ) as bar:
+        for wave in waves:
+            spreads = _spreads(analysis, wave, batches, bar)
+            for group, uses in wave.items():
+                pairs = [(spreads[node, group], weight) for node, _, weight in uses]
+                found[group] = _to_scale(pairs, scores[group])
+    return {**scores, **found}
+
+
+Layers = dict[Group, list[tuple[fx.Node, Use, Tensor]]]
+
+
+def _layers(model: SoftMasked, groups: Sequence[Group]) -> Layers:
+    """Find the layers of each group, with weights [.., outputs, n]; groups read otherwise are left out."""
+    found: Layers = {group: [] for group in groups}
+    for node, uses in (*model.uses.items(), *model.statistics.items()):
+        for use in uses:
+            weight = rows_read(model.analysis, node, use) if node in model.uses else None
+            if weight is None:
+                found.pop(use.group, None)
+            elif use.group in found:
+                found[use.group].append((node, use, weight))
+    return {group: layers for group, layers in found.items() if layers}
+
+
+def rows_read(analysis: Analysis, node: fx.Node, use: Use) -> Tensor | None:
+    """Return what a layer's own weight makes of a group, [.., outputs, n]; None where it has no such weight.
+
+    Leading dims are a head each, where heads choose for themselves.
+    """
+    group = use.group
+    head = group.inside.atom if group.inside is not None else None
+    allowed = {group.atom} if head is None else {group.atom, head}
+    if not all(_is_plain(axis, allowed) for axis in use.axes):
+        return None
+    tensors = dict(named_tensors(analysis.module))
+    names = {
+        s.name for s in analysis.graph.operands.get(node, ()) if group.atom in atoms_of(analysis.axis(s))
+    }
+    if len(names) != 1:
+        return None
+    axes, weight = analysis.weights[(name := names.pop())], tensors[name].detach()
+    carrying = [axis for axis in axes if group.atom in atoms_of(axis)]
+    if len(carrying) != 1 or not all(_is_plain(axis, allowed) for axis in axes):
+        return None
+    if head is not None and head not in atoms_of(carrying[0]):
+        return None
+    return along(weight, axes, group.atom, head, 1)
+
+
+def _is_plain(axis: Axis, allowed: set[Atom]) -> bool:
+    """Is a group's atom alone along an axis, or with its heads, or not there at all?"""
+    atoms = {*atoms_of(axis)}
+    if atoms.isdisjoint(allowed):
+        return True
+    return atoms <= allowed and isinstance(axis, Atom | Product)
+
+
+def _waves(layers: Layers) -> Iterator[Layers]:
+    """Cut the groups, in order, into passes whose covariances can be held."""
+    wave, held = Layers(), 0
+    for group, uses in layers.items():
+        size = sum(weight[..., 0, :].numel() * group.size for *_, weight in uses)
+        if wave and held + size > HELD:
+            yield wave
+            wave, held = {}, 0
+        wave[group] = uses
+        held += size
+    if wave:
+        yield wave
+
+
+def _spreads(
+    analysis: Analysis, layers: Layers, batches: Sequence[Batch], bar: tqdm[Any]
+) -> dict[tuple[fx.Node, Group], Tensor]:
+    """Collect the covariance [.., n, n] of what each layer reads, in one pass over the data."""
+    model = _Covariances(analysis, list(layers))
+    for batch in batches:
+        with torch.no_grad():
+            model.forward({}, batch.size, *batch.args)
+        bar.update()
+    return {key: total.covariance() for key, total in model.totals.items()}
+
+
+@dataclass
+class _Total:
+    squares: Tensor | float = 0.0
+    sums: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, x: Tensor) -> None:
+        x = x if x.dtype == torch.float64 else x.float()
+        self.squares = self.squares + (x.mT @ x).double()
+        self.sums = self.sums + x.sum(-2).double()
+        self.count += x.shape[-2]
+
+    def covariance(self) -> Tensor:
+        assert isinstance(self.squares, Tensor) and isinstance(self.sums, Tensor)
+        mean = self.sums / self.count
+        return self.squares / self.count - mean[..., :, None] * mean[..., None, :]
+
+
+class _Covariances(SoftMasked):
+    """Runs the captured model; adds up what every reader of a group reads."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+        super().__init__(analysis, groups)
+        self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        for use in self.uses.get(n, ()):
+            read = vectors_of(use, self.env[use.operand], self.size)
+            self.totals.setdefault((n, use.group), _Total()).add(read)
+        return super().run_node(n)
+
+
+def _to_scale(pairs: Sequence[tuple[Tensor, Tensor]], alone: np.ndarray) -> np.ndarray:
+    """Return what each element costs when it goes in turn, in units of `alone`."""
+    alone = np.asarray(alone, dtype=np.float64)
+    per_head = alone.reshape(-1, alone.shape[-1])
+    heads = range(len(per_head))
+    costs, before = [], 0.0
+    for head in heads:
+        own = [(c.reshape(-1, *c.shape[-2:])[head], w.reshape(-1, *w.shape[-2:])[head]) for c, w in pairs]
+        costs.append(removal_costs(own))
+        before += sum(float((c.diagonal() * w.double().square().sum(0)).sum()) for c, w in own)
+    scale = float(np.clip(per_head, 0, None).sum()) / before if before > 0 else 0.0
+    return np.stack(costs).reshape(alone.shape) * scale
+
+
+def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Return the squared error that each channel's removal adds, when the cheapest goes first.
+
+    Args:
+        readers: covariances [n, n] of what each reader reads, and its weight [outputs, n].
+
+    Returns:
+        float64 [n]: never less than what went before cost, so that the lowest are those that go first.
+    """
+    inverses, weights = [], []
+    for covariance, weight in readers:
+        n = len(covariance)
+        mean = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        eye = torch.eye(n, dtype=torch.float64, device=covariance.device)
+        regular = covariance.double() + RIDGE * mean * eye
+        inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(regular)))
+        weights.append(weight.double())
+    n = len(inverses[0])
+    costs, left, floor = np.zeros(n), torch.arange(n), 0.0
+    while len(left):
+        pairs = zip(inverses, weights, strict=True)
+        now = sum(w.square().sum(0) / h.diagonal() for h, w in pairs)
+        assert isinstance(now, Tensor)
+        going = now.argsort(stable=True)[: math.ceil(len(left) / SHARE)]
+        staying = torch.ones(len(left), dtype=torch.bool)
+        staying[going] = False
+        for j in going.tolist():
+            floor = max(floor, float(now[j]))
+            costs[left[j]] = floor
+        for i, (h, w) in enumerate(zip(inverses, weights, strict=True)):
+            share = torch.linalg.solve(
+                h[going][:, going], h[going][:, staying]
+            )  # of what goes, on what stays
+            inverses[i] = h[staying][:, staying] - h[staying][:, going] @ share
+            weights[i] = w[:, staying] - w[:, going] @ share
+        left = left[staying]
+    return costs
