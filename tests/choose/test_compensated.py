@@ -1,0 +1,140 @@
+"""Scores with compensation: what is lost once the rest make up for it, held against solving each removal."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.choose.importance.compensated import RIDGE, compensated, removal_costs
+from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.scores import Scores, shape_of
+from fxprune.zoo import randomise
+
+QUIET = {"progress": False}
+
+
+def problem(n: int, outputs: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x = torch.randn(200, rank, dtype=torch.float64) @ torch.randn(rank, n, dtype=torch.float64)
+    x = x + 0.1 * torch.randn(200, n, dtype=torch.float64)
+    return torch.cov(x.T), torch.randn(outputs, n, dtype=torch.float64)
+
+
+def solved_error(covariance: Tensor, weight: Tensor, gone: list[int]) -> float:
+    """The least squared error of a layer without some of its inputs, by solving for it."""
+    n = len(covariance)
+    regular = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(n, dtype=torch.float64)
+    rest = [i for i in range(n) if i not in gone]
+    lost = regular[gone][:, gone] - regular[gone][:, rest] @ torch.linalg.solve(
+        regular[rest][:, rest], regular[rest][:, gone]
+    )
+    return float((weight[:, gone].T @ weight[:, gone] * lost).sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_to_go_costs_what_solving_without_it_says(seed: int) -> None:
+    covariance, weight = problem(10, 5, 4, seed)
+    alone = [solved_error(covariance, weight, [i]) for i in range(10)]
+    costs = removal_costs([(covariance, weight)])
+    assert int(costs.argmin()) == int(np.argmin(alone))
+    assert np.isclose(costs.min(), min(alone), rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_channels_go_one_after_the_other(seed: int) -> None:
+    """The sum of what each adds, in turn, is what all cost that are gone."""
+    covariance, weight = problem(8, 4, 5, seed)
+    costs = removal_costs([(covariance, weight)])
+    order = np.argsort(costs, kind="stable")
+    errors = [solved_error(covariance, weight, order[:k].tolist()) for k in range(5)]
+    added = np.diff(errors)
+    assert np.allclose(np.maximum.accumulate(added), costs[order[:4]], rtol=1e-6)
+
+
+def test_it_beats_judging_each_alone() -> None:
+    """Of two that are the same one goes and not both: alone, each is as dispensable as the other."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 6, dtype=torch.float64)
+    x[:, 1] = x[:, 0]  # twins, dear together
+    weight = torch.ones(3, 6, dtype=torch.float64)
+    weight[:, :2] = 3.0
+    costs = removal_costs([(torch.cov(x.T), weight)])
+    first, second = sorted(costs[:2])
+    assert first < costs[2:].min() < second
+
+
+def test_two_readers_are_one_sum() -> None:
+    readers = [problem(6, 3, 6, seed) for seed in (0, 1)]
+    alone = [solved_error(*readers[0], [i]) + solved_error(*readers[1], [i]) for i in range(6)]
+    costs = removal_costs(readers)
+    assert np.isclose(costs.min(), min(alone), rtol=1e-9)
+
+
+class Mlp(nn.Module):
+    """A hidden layer read by a linear one; a stream that a norm reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.down(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+def scores_of(model: nn.Module, data: list[Tensor]) -> tuple[Scores, Scores]:
+    analysis = fxprune.analyze(model, example_inputs=data[0][:2])
+    before = kl(analysis, analysis.prunable, data, progress=False)
+    return before, compensated(analysis, analysis.prunable, before, data, progress=False)
+
+
+def test_only_what_layers_read_alone_is_scored_anew() -> None:
+    model = Mlp()
+    randomise(model, 0)
+    torch.manual_seed(0)
+    before, after = scores_of(model.eval(), [torch.randn(16, 6) for _ in range(3)])
+    assert {g.size: not np.array_equal(before[g], after[g]) for g in before} == {8: False, 12: True}
+    assert all(after[g].shape == shape_of(g) for g in after)
+
+
+def test_hidden_units_that_copy_others_go_first_and_cost_nothing() -> None:
+    """Half of the hidden units are the other half again: with the re-fit, half can go for nothing."""
+    model = Mlp().double()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.up.weight[6:] = model.up.weight[:6]
+        model.up.bias[6:] = model.up.bias[:6]
+    torch.manual_seed(0)
+    data = [torch.randn(32, 6, dtype=torch.float64) for _ in range(6)]
+    pruned = fxprune.prune(
+        model.eval(), 0.5, exclude="embed", data=data, example_inputs=data[0][:2], importance_options=QUIET
+    )
+    kept = next(k.indices for k in fxprune.plan_of(pruned).groups.values() if k.size == 12)
+    assert sorted(i % 6 for i in itertools.chain(kept.flatten().tolist())) == list(range(6))
+    x = torch.randn(8, 6, dtype=torch.float64)
+    with torch.no_grad():
+        off, whole = pruned(x) - model(x), model(x)
+    assert float(off.abs().max()) < 1e-2 * float(whole.abs().max())
+
+
+def test_a_convolution_and_heads_are_read_along_their_channels() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()).mean((2, 3))
+
+    model = Net()
+    randomise(model, 0)
+    torch.manual_seed(0)
+    before, after = scores_of(model.eval(), [torch.randn(8, 3, 5, 5)])
+    (group,) = before
+    assert not np.array_equal(before[group], after[group])
