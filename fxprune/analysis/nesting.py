@@ -16,7 +16,7 @@ from fxprune.rules.registry import Axes
 __all__ = ["Carriers", "Nesting", "carriers_of", "nesting_of", "only_inside"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Nesting:
     """Which atoms stand outside and inside which others in the products of the weights."""
 
@@ -87,7 +87,7 @@ def _contracted_together(graph: TypedGraph) -> Iterator[list[Atom]]:
                 yield [a for a in atoms if a in result]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Carriers:
     """For each atom, the weights' dimensions and the computed values that carry it."""
 

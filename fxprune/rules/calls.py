@@ -65,7 +65,7 @@ def filled(arguments: Any, of_node: Callable[[fx.Node], Any], of_weight: Callabl
     return map_leaves(arguments, (fx.Node, Weight), value)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
     """A canonical call: arguments hold fx nodes, `Weight`s and constants; `node` is where it was read."""
 

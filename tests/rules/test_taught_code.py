@@ -76,8 +76,8 @@ def test_the_rule_is_asked(model: type[nn.Module], taught: type, weight: str, op
 
 
 @pytest.mark.parametrize(("model", "name"), [(ByFunction, "halved_norm"), (ByModule, "OwnNorm")])
-def test_export_opens_it_and_says_so(model: type[nn.Module], name: str) -> None:
+def test_export_decomposes_it_and_says_so(model: type[nn.Module], name: str) -> None:
     rules = DEFAULT_RULES.extended({name: Op(axes, masked)})
     dense = randomise(model().eval())
     analysis = fxprune.analyze(dense, example_inputs=X, capture="export", rules=rules)
-    assert any(f"opens {name}" in note for note in analysis.notes)
+    assert any(f"decomposes {name}" in note for note in analysis.notes)

@@ -46,7 +46,7 @@ class Row:
     where: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tree:
     """rows: in order, a parent before its children.  wires: (from, to) row indices, of ops and layers."""
 
