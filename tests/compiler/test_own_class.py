@@ -402,3 +402,48 @@ def test_what_copies_are_built_of_is_edited_and_what_others_share_is_not() -> No
         assert other.split.lengths == {"h": 2}
         assert torch.equal(other(x), pruned(x))
     assert fxprune.verify(model, pruned, example_inputs=image(32, 3)) < 1e-8
+
+
+class Cells(nn.Module):
+    """Counts the cells of a grid."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid, self.count = grid, grid[0] * grid[1]
+        self.bias = nn.Parameter(torch.zeros(96))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias[:, None, None]
+
+
+class Staged(nn.Module):
+    """Tells whoever asks how wide and how coarse its stages are; its own code reads neither."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 96)) -> None:
+        super().__init__()
+        self.info = [{"width": w, "reduction": (16, 32, 64, 64)[i]} for i, w in enumerate(widths)]
+        self.width = widths[-1]
+        ins = (3, *widths)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 2, 2), nn.GELU(), nn.Conv2d(b, b, 1))
+            for a, b in zip(ins, widths, strict=False)
+        )
+        self.extra = nn.Linear(widths[-1], 16)  # 16 and 32 are widths, and reductions
+        self.cells = Cells((8, 12))  # as many as the last stage is wide
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        x = self.cells(x)
+        return self.head(F.gelu(self.extra(x.flatten(2).mT)).mean(1))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 128)], ids=str)
+def test_what_a_model_tells_of_itself_is_right_whatever_the_image(size: tuple[int, int]) -> None:
+    model, x = randomise(Staged().eval()), torch.randn(2, 3, *size)  # widths as well
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert [stage["width"] for stage in pruned.info] == [s[2].out_channels for s in pruned.stages]
+    assert [stage["reduction"] for stage in pruned.info] == [16, 32, 64, 64]
+    assert pruned.width == pruned.extra.in_features == 48
+    assert pruned.cells.grid == (8, 12) and pruned.cells.count == 96

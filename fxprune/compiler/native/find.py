@@ -10,7 +10,8 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import doubled, in_eval_mode
 from fxprune.compiler.native.boundaries import Boundary, boundaries_of
 from fxprune.compiler.native.parts import PartError, cut, part_at
-from fxprune.compiler.native.search import Proposals, Search
+from fxprune.compiler.native.proposals import Proposals
+from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import Resized, in_double_as, is_inside, resized_copy
 from fxprune.compiler.native.traits import Traits, other_examples, traits_of

@@ -3,116 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
-from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.structure import is_inside
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Slot
 
-__all__ = ["Proposals", "Search"]
+__all__ = ["Search"]
 
 TRIES = 256  # combinations of numbers for one module
 RUNS = 2048  # of modules, in all
-WIDTH = 16  # smaller numbers are no widths at first sight
-STRIDE = 64  # up to here, numbers that no code has read may be strides
-
-Options = list[tuple[Slot, list[int]]]  # a number, and all that it may be
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Where numbers are looked for: in a module, less one inside it that was searched before.
-
-    wide: a number may also be a size that only a module around its own knows.
-    """
-
-    path: str
-    less: str | None = None
-    wide: bool = False
-
-
-class Proposals:
-    """For each module, the numbers in its state and what each may have become, the likeliest first."""
-
-    def __init__(self, model: nn.Module, root: nn.Module, sizes: Mapping[str, Sizes]) -> None:
-        self.sizes = sizes
-        self.slots = own_slots_of(model, root)
-        self.classes = {path: type(module) for path, module in model.named_modules()}
-        self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
-        for slots in self.slots.values():
-            for slot, n in slots:
-                self.kinds[self._kind(slot)].append((slot, n))
-
-    def first(self) -> Iterator[tuple[Slot, int]]:
-        """Propose what one would take without a look at the code: a width that all such axes agree on.
-
-        Small numbers count layers, strides and heads as often as channels: the code has to ask for those.
-        """
-        for slots in self.slots.values():
-            for slot, old in slots:
-                new = self._width(slot, old) if old >= WIDTH else None
-                if new is not None:
-                    yield slot, new
-
-    def is_evident(self, slot: Slot, old: int) -> bool:
-        """Is a number a width, though no code has read it?
-
-        It is larger than strides are; or its module has it under several names; or it is one of many of its
-        kind, in modules of the same class under the same keys, that all are widths, some of them large.
-        """
-        if old > STRIDE or self._has_names(slot, old):
-            return True
-        alike = self.kinds[self._kind(slot)]
-        largest = max(n for _, n in alike)
-        are_widths = all(self._width(other, n) is not None for other, n in alike)
-        return are_widths and largest > (STRIDE if len(alike) < 2 else STRIDE // 2)
-
-    def _width(self, slot: Slot, old: int) -> int | None:
-        """Return what a width became; one as large as an image, if its names or its kind tell it apart."""
-        sizes = self.sizes[slot.path]
-        if old not in sizes.given:
-            return sizes.is_sure(old)
-        alike = [(s, n) for s, n in self.kinds[self._kind(slot)] if n not in self.sizes[s.path].given]
-        of_widths = alike and all(self.sizes[s.path].is_sure(n) is not None for s, n in alike)
-        return sizes.is_sure(old, is_width=True) if of_widths or self._has_names(slot, old) else None
-
-    def _has_names(self, slot: Slot, old: int) -> bool:
-        """Does its module hold a number under several names?"""
-        same = [other for other, n in self.slots[slot.path] if n == old and len(other.keys) == 1]
-        return len(slot.keys) == 1 and len(same) >= 2
-
-    def _kind(self, slot: Slot) -> tuple[object, ...]:
-        return self.classes[slot.path], *("*" if isinstance(key, int) else key for key in slot.keys)
-
-    def options(self, scope: Scope, reads: Reads) -> Options:
-        """List every number that code has read and that may have become another one.
-
-        In a module's own state, in that of modules inside it, and of what it shares with others.
-        """
-        return [
-            (slot, [*(n for n in news if n != old), old])
-            for there, slots in self.slots.items()
-            for slot, old in slots
-            if (slot.held > 1 or is_inside(there, scope.path)) and reads.has(slot)
-            if scope.less is None or not is_inside(there, scope.less)
-            if (news := self._may_be(there, old, scope.wide))
-        ]
-
-    def _may_be(self, path: str, old: int, wide: bool) -> list[int]:
-        """List what a number of a module may have become; if `wide`, by the nearest around it that knows."""
-        found = self.sizes[path].may_be(old)
-        while wide and path and not found:
-            path = path.rpartition(".")[0]
-            found = self.sizes[path].may_be(old)
-        return found
 
 
 @dataclass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Product, Sum
+from fxprune.rules.registry import Axes
 
 __all__ = ["Sizes", "sizes_by_module"]
 
@@ -20,11 +21,13 @@ class Sizes:
     """What sizes of axes became: old -> the new ones that some axis of that size has.
 
     whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
+    weights: the same of whole dimensions of weights alone.
     parts: of their factors, and of runs of factors, as well.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
     """
 
     whole: Mapping[int, Mapping[int, int]]
+    weights: Mapping[int, Mapping[int, int]]
     parts: Mapping[int, set[int]]
     given: frozenset[int] = frozenset()
 
@@ -36,43 +39,58 @@ class Sizes:
     def is_sure(self, old: int, *, is_width: bool = False) -> int | None:
         """Return the new size, if it is another and the nearest whole dimensions of the old one agree.
 
-        is_width: it is known to be no size of an input.
+        is_width: it is known to be a size of weights, and none of an input or a number of tokens.
         """
         if old in self.given and not is_width:
             return None
-        depths = self.whole.get(old, {})
+        depths = (self.weights if is_width else self.whole).get(old, {})
         nearest = [new for new, depth in depths.items() if depth == min(depths.values())]
         return nearest[0] if len(nearest) == 1 and nearest[0] != old else None
 
 
 def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) -> dict[str, Sizes]:
     """Find the sizes of the axes that each module's weights and values carry."""
-    placed = [(name.rpartition(".")[0], own) for name, own in analysis.weights.items()]
-    given: set[Axis] = set()
-    for node, values in analysis.axes.items():
-        placed += [(str(node.meta.get("module") or ""), own) for own in values]
-        if node.op == "placeholder":
-            given.update(axis for own in values for axis in own)
+    weights = [(name.rpartition(".")[0], own) for name, own in analysis.weights.items()]
+    values = [(str(n.meta.get("module") or ""), own) for n, all_of in analysis.axes.items() for own in all_of]
+    inputs = [own for n, all_of in analysis.axes.items() if n.op == "placeholder" for own in all_of]
+    given = frozenset(axis.size for own in inputs for axis in own)
+    of_weights, of_all = _depths(weights), _depths([*weights, *values])
+    return {
+        path: Sizes(
+            whole=_whole(of_all[path], selection),
+            weights=_whole(of_weights[path], selection),
+            parts=_parts(of_all[path], selection),
+            given=given,
+        )
+        for path, _ in model.named_modules()
+    }
+
+
+def _depths(placed: Iterable[tuple[str, Axes]]) -> Mapping[str, Mapping[Axis, int]]:
+    """Map each module to the axes in it, and how deep the nearest of each lies."""
     depths: dict[str, dict[Axis, int]] = defaultdict(dict)
     for where, axes in placed:
         for depth, path in enumerate(_above(where)):
             known = depths[path]
             for axis in axes:
                 known[axis] = min(depth, known.get(axis, depth))
-    paths = [path for path, _ in model.named_modules()]
-    sizes = frozenset(axis.size for axis in given)
-    return {path: replace(_sizes(depths[path], selection), given=sizes) for path in paths}
+    return depths
 
 
-def _sizes(axes: Mapping[Axis, int], selection: Selection) -> Sizes:
+def _whole(axes: Mapping[Axis, int], selection: Selection) -> Mapping[int, Mapping[int, int]]:
     whole: dict[int, dict[int, int]] = defaultdict(dict)
-    parts: dict[int, set[int]] = defaultdict(set)
     for axis, depth in axes.items():
         known, new = whole[axis.size], selection.size(axis)
         known[new] = min(depth, known.get(new, depth))
+    return dict(whole)
+
+
+def _parts(axes: Iterable[Axis], selection: Selection) -> Mapping[int, set[int]]:
+    parts: dict[int, set[int]] = defaultdict(set)
+    for axis in axes:
         for part in _runs(axis):
             parts[part.size].add(selection.size(part))
-    return Sizes(dict(whole), dict(parts))
+    return dict(parts)
 
 
 def _runs(axis: Axis) -> Iterator[Axis]:

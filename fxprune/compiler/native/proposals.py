@@ -1,0 +1,134 @@
+"""List what the numbers in a model's state may have become, the likeliest first."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxprune.compiler.native.reads import Reads
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.slots import own_slots_of
+from fxprune.compiler.native.structure import is_inside
+from fxprune.result.own_code import Slot
+
+__all__ = ["Options", "Proposals", "Scope"]
+
+WIDTH = 16  # smaller numbers are no widths at first sight
+STRIDE = 64  # up to here, numbers that no code has read may be strides
+
+Options = list[tuple[Slot, list[int]]]  # a number, and all that it may be
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where numbers are looked for: in a module, less one inside it that was searched before.
+
+    wide: a number may also be a size that only a module around its own knows.
+    """
+
+    path: str
+    less: str | None = None
+    wide: bool = False
+
+
+class Proposals:
+    """For each module, the numbers in its state and what each may have become, the likeliest first."""
+
+    def __init__(self, model: nn.Module, root: nn.Module, sizes: Mapping[str, Sizes]) -> None:
+        self.sizes = sizes
+        self.slots = own_slots_of(model, root)
+        self.classes = {path: type(module) for path, module in model.named_modules()}
+        self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
+        for slots in self.slots.values():
+            for slot, n in slots:
+                self.kinds[self._kind(slot)].append((slot, n))
+
+    def first(self) -> Iterator[tuple[Slot, int]]:
+        """Propose what one would take without a look at the code: a width that all such axes agree on.
+
+        Small numbers count layers, strides and heads as often as channels: the code has to ask for those.
+        """
+        for slots in self.slots.values():
+            for slot, old in slots:
+                new = self._width(slot, old) if old >= WIDTH else None
+                if new is not None:
+                    yield slot, new
+
+    def is_evident(self, slot: Slot, old: int) -> bool:
+        """Is a number a width, though no code has read it?
+
+        It counts no cells of a grid.  It is larger than strides are; or its module has it under several names;
+        or it is one of many of its kind, in modules of the same class under the same keys, that all are
+        widths, some of them large.
+        """
+        if self._is_product(slot, old):
+            return False
+        if old > STRIDE or self._has_names(slot, old):
+            return True
+        alike = self.kinds[self._kind(slot)]
+        largest = max(n for _, n in alike)
+        are_widths = all(self._width(other, n) is not None for other, n in alike)
+        return are_widths and largest > STRIDE
+
+    def _width(self, slot: Slot, old: int) -> int | None:
+        """Return what a width became; one as large as an image or a number of tokens, if it is told apart."""
+        sizes = self.sizes[slot.path]
+        found = sizes.is_sure(old)
+        if found is None and self._is_width(slot, old):
+            found = sizes.is_sure(old, is_width=True)
+        return found
+
+    def _is_width(self, slot: Slot, old: int) -> bool:
+        """Is a number, which sizes of other things have as well, the size of weights?
+
+        By its names; by others of its kind, that are; or since its module has no grid of as many cells.
+        """
+        if self._has_names(slot, old):
+            return True
+        alike = [(self.sizes[s.path], n) for s, n in self.kinds[self._kind(slot)] if s != slot]
+        given = self.sizes[slot.path].given
+        if any(sizes.is_sure(n) is not None for sizes, n in alike) or len({n for _, n in alike} - given) > 1:
+            return all(sizes.is_sure(n, is_width=True) is not None for sizes, n in alike)
+        return old not in given and not self._is_product(slot, old)
+
+    def _is_product(self, slot: Slot, old: int) -> bool:
+        """Is it what a pair of numbers in its module multiply to, or one more (a class token)?"""
+        listed: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for other, n in self.slots[slot.path]:
+            if isinstance(other.keys[-1], int):
+                listed[other.keys[:-1]].append(n)
+        return any(math.prod(sides) in (old, old - 1) for sides in listed.values() if len(sides) == 2)
+
+    def _has_names(self, slot: Slot, old: int) -> bool:
+        """Does its module hold a number under several names?"""
+        same = [other for other, n in self.slots[slot.path] if n == old and len(other.keys) == 1]
+        return len(slot.keys) == 1 and len(same) >= 2
+
+    def _kind(self, slot: Slot) -> tuple[object, ...]:
+        return self.classes[slot.path], *("*" if isinstance(key, int) else key for key in slot.keys)
+
+    def options(self, scope: Scope, reads: Reads) -> Options:
+        """List every number that code has read and that may have become another one.
+
+        In a module's own state, in that of modules inside it, and of what it shares with others.
+        """
+        return [
+            (slot, [*(n for n in news if n != old), old])
+            for there, slots in self.slots.items()
+            for slot, old in slots
+            if (slot.held > 1 or is_inside(there, scope.path)) and reads.has(slot)
+            if scope.less is None or not is_inside(there, scope.less)
+            if (news := self._may_be(there, old, scope.wide))
+        ]
+
+    def _may_be(self, path: str, old: int, wide: bool) -> list[int]:
+        """List what a number of a module may have become; if `wide`, by the nearest around it that knows."""
+        found = self.sizes[path].may_be(old)
+        while wide and path and not found:
+            path = path.rpartition(".")[0]
+            found = self.sizes[path].may_be(old)
+        return found
