@@ -61,9 +61,9 @@ class Proposals:
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code has read it?
 
-        It counts no cells of a grid.  It is larger than strides are; or its module has it under several names;
-        or it is one of many of its kind, in modules of the same class under the same keys, that all are
-        widths, some of them large.
+        It counts no cells of a grid.  It is larger than strides are; or its module has it under several
+        names; or it is one of many of its kind, in modules of the same class under the same keys, that all
+        are widths, some of them large.
         """
         if self._is_product(slot, old):
             return False
