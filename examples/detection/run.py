@@ -4,6 +4,7 @@
     python examples/detection/run.py pruned --seed 0    # cut to the small one's shape, distilled
     python examples/detection/run.py scratch --seed 0   # the small one from labels, as long
     python examples/detection/run.py scratch-distilled  # the same with the large one as its teacher
+    python examples/detection/run.py scratch-long       # from labels, as long as both together
     python examples/detection/run.py table              # what was run, as CSV
 
 Each command goes on where it was killed.  `all` runs them in turn, some 25 minutes on one core.  Needs
@@ -31,7 +32,7 @@ from torch.utils.data import DataLoader
 
 import fxprune
 
-STUDENTS = ("pruned", "scratch", "scratch-distilled")
+STUDENTS = ("pruned", "scratch", "scratch-distilled", "scratch-long")
 COLUMNS = ("arm", "parameters", "epochs", "map", "map50", "map_before", "cosine", "place", "cka", "seconds")
 
 
@@ -56,9 +57,10 @@ def train(options: argparse.Namespace, arm: str) -> None:
     if arm != "teacher":
         student = cut(large, batches, options.calibrate) if arm == "pruned" else Maps(SMALL).eval()
     before = precision(student, test)["map"] if arm == "pruned" else None
-    alone = arm in ("teacher", "scratch")
+    alone = arm in ("teacher", "scratch", "scratch-long")
+    epochs = {"teacher": options.teacher_epochs, "scratch-long": options.teacher_epochs + options.epochs}
     training = fxprune.Training(
-        epochs=options.teacher_epochs if arm == "teacher" else options.epochs,
+        epochs=epochs.get(arm, options.epochs),
         lr=options.lr,
         warmup=0.5,
         kl=0.0 if alone else options.kl,

@@ -140,10 +140,11 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
             return {name: synsets.index(name) for name in names}, "by ImageNet's names"
     if len(names) == classes and sorted(names) == sorted(names, key=_natural):
         return {name: i for i, name in enumerate(sorted(names))}, "in alphabetical order"
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     raise DataError(
-        f"--data: {len(names)} subfolders ({', '.join(names[:3])}, ...) for a model of {classes} classes: "
-        f"name them by the number of the class (0 to {classes - 1}), or make one for each class, in "
-        f"alphabetical order"
+        f"--data: {len(names)} subfolders ({some}) for a model of {classes} classes: name them by the number "
+        f"of the class (0 to {classes - 1}), or make one for each class, in alphabetical order; for classes "
+        f"that the model does not know, fxprune finetune has --new-head"
     )
 
 

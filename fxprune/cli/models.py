@@ -75,7 +75,12 @@ def original_with_weights(
         _load_checkpoint(original, checkpoint)
         return original.to(where)
     recipe = read_record(local_folder(folder))["build"]
-    if recipe is None or not is_safe(recipe) or recipe["options"] or recipe.get("config"):
+    if recipe is not None and is_safe(recipe) and recipe["options"]:
+        changed = ", ".join(f"{name}={value}" for name, value in recipe["options"].items())
+        raise click.UsageError(
+            f"no library publishes weights of {recipe['from']} with {changed}: give --checkpoint"
+        )
+    if recipe is None or not is_safe(recipe) or recipe.get("config"):
         raise click.UsageError(
             "the folder does not say whose published weights its original has: give --model as well"
         )

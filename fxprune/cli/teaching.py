@@ -16,6 +16,7 @@ from fxprune.cli.models import is_saved, made, original_with_weights, subject
 from fxprune.cli.options import given, options, refuse
 from fxprune.finetune.heads import with_classes
 from fxprune.finetune.training import Training
+from fxprune.result.saved import model_specs
 
 __all__ = ["Lesson", "lesson", "teaching_options"]
 
@@ -74,6 +75,8 @@ def lesson(what: str, training: Training, classes: int | None, named: Mapping[st
         student, about = subject(what, model=named["model"]).model, {}
     else:
         refuse("it names the original of a saved FOLDER, and this is none", "model")
+        if classes is None and other is None and not alone:
+            _refuse_a_blank_teacher(what)
         dense = made(what, **{name: named[name] for name in ("pretrained", "checkpoint", "input_size")})
         student, about = dense.model, dense.options
     original = _original(what, alone, classes, named) if saved and other is None else None
@@ -87,6 +90,15 @@ def lesson(what: str, training: Training, classes: int | None, named: Mapping[st
     if teacher is None and not (saved or alone):
         teacher = student
     return Lesson(student, teacher, saved, classes is not None and not saved, about)
+
+
+def _refuse_a_blank_teacher(what: str) -> None:
+    """Refuse a MODEL of a library without weights; a factory of the user's own may have loaded them."""
+    if what.partition(":")[0] in model_specs.BUILDERS and not (given("pretrained") or given("checkpoint")):
+        raise click.UsageError(
+            f"{what} teaches what it is pruned to, and has no weights: give --pretrained or --checkpoint, "
+            f"--new-head to train it first, another --teacher, or --kl 0 for none"
+        )
 
 
 def _other(teacher: str | None, checkpoint: str | None) -> nn.Module | None:

@@ -133,6 +133,11 @@ def test_a_checkpoint_of_own_classes_is_taken_as_it_is(place: Path, tmp_path: Pa
     odd = load_file(place / "two.safetensors")
     odd["blocks.0.attn.qkv.weight"] = odd["blocks.0.attn.qkv.weight"][:-1].clone()
     save_file(odd, tmp_path / "odd.safetensors")
+    assert run(["verify", str(tmp_path), "--pretrained", "-q"]) == 2
+    assert (
+        "no library publishes weights of timm:test_vit.r160_in1k with num_classes=2"
+        in capsys.readouterr().err
+    )
     line[3] = str(tmp_path / "odd.safetensors")
     assert run(line) == 1
     assert "does not fit" in capsys.readouterr().err
@@ -180,6 +185,18 @@ def test_what_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_model_without_weights_teaches_nothing(place: Path, tmp_path: Path, capsys: Any) -> None:
+    assert finetune(place, MODEL, tmp_path / "out") == 2
+    assert "has no weights: give --pretrained or --checkpoint" in capsys.readouterr().err
+    (tmp_path / "train" / "cats").mkdir(parents=True)
+    (tmp_path / "train" / "dogs").mkdir()
+    own = ("--checkpoint", place / "dense.safetensors", "--data", tmp_path / "train")
+    assert finetune(place, MODEL, tmp_path / "out", *own) == 1
+    assert "2 subfolders (cats, dogs) for a model of 1000 classes" in (said := capsys.readouterr().err)
+    assert "fxprune finetune has --new-head" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_trackers_write_beside_the_checkpoints(place: Path, tmp_path: Path) -> None:
