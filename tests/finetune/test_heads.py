@@ -141,3 +141,14 @@ def test_features_have_no_classes() -> None:
     model.head = nn.Identity()
     with pytest.raises(DataError, match="no scores of classes"):
         with_classes(model, 3, example_inputs=images())
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_hugging_face_one_is_loaded_again(form: str, tmp_path: Path, recwarn: Any) -> None:
+    """Its configuration names the old classes; the folder says how to build it with the new ones."""
+    dense = with_classes(small_hf_vit(), 3)
+    pruned: Any = fxprune.prune(dense, 0.5, form=form)
+    fxprune.save(pruned, tmp_path)
+    assert not [w for w in recwarn if "is not what" in str(w.message)]
+    x = images(2, 32)
+    assert torch.equal(fxprune.load(tmp_path)(x).logits, pruned(x).logits)

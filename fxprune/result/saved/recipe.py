@@ -49,7 +49,11 @@ def candidates(origin: Mapping[str, Any], example: list[int] | None) -> Iterator
     example: the shape of the first input [batch, channels, height, width], if it is an image.
     """
     if origin["config"]:
-        yield {"from": f"hf:{origin['class'].rpartition('.')[2]}", "options": {}, "config": origin["config"]}
+        named = {"from": f"hf:{origin['class'].rpartition('.')[2]}", "options": {}}
+        yield {**named, "config": origin["config"]}
+        if origin["classes"] is not None:  # its head was replaced, and its configuration is of the old one
+            body = {k: v for k, v in origin["config"].items() if k not in ("id2label", "label2id")}
+            yield {**named, "config": {**body, "num_labels": origin["classes"]}}
     for options in _options(origin["classes"], example):
         if origin["architecture"]:
             yield {"from": f"timm:{origin['architecture']}", "options": options}
