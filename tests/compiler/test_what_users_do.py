@@ -35,7 +35,7 @@ def small_pvt() -> nn.Module:
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (small_vit, 32),
     "swin": (small_swin, 32),
-    "pvt": (small_pvt, 96),
+    "pvt": (small_pvt, 64),
     "hf_vit": (small_hf_vit, 32),
     "torchvision_vit": (small_torchvision_vit, 224),
 }
@@ -129,11 +129,9 @@ def data_config(model: Any, x: Tensor) -> Any:
 def library_folder(model: Any, x: Tensor) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        again = type(model)(type(model.config).from_pretrained(folder)).eval()
-        from safetensors.torch import load_file
-
-        again.load_state_dict(load_file(f"{folder}/model.safetensors"))
-        return torch.allclose(logits(again(x)), logits(model.eval()(x)), atol=1e-5)
+        again = type(model).from_pretrained(folder)
+        same = logits(again.eval()(x)), logits(model.eval()(x))
+        return torch.allclose(*same, rtol=1e-4, atol=1e-5), type(again).__name__
 
 
 def trainer(model: Any, x: Tensor) -> Any:

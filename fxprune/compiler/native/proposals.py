@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -63,16 +64,23 @@ class Proposals:
 
         It counts no cells of a grid.  It is larger than strides are; or its module has it under several
         names; or it is one of many of its kind, in modules of the same class under the same keys, that all
-        are widths, some of them large.
+        are widths, some of them large, and no strides (16, 32, 64: unless those stand beside it).
         """
         if self._is_product(slot, old):
             return False
         if old > STRIDE or self._has_names(slot, old):
             return True
-        alike = self.kinds[self._kind(slot)]
-        largest = max(n for _, n in alike)
-        are_widths = all(self._width(other, n) is not None for other, n in alike)
-        return are_widths and largest > STRIDE
+        kind = self._kind(slot)
+        alike = [n for _, n in self.kinds[kind]]
+        if not self._are_widths(kind) or max(alike) <= (STRIDE if len(alike) < 2 else STRIDE // 2):
+            return False
+        if max(alike) > STRIDE or not _may_be_strides(alike):
+            return True
+        beside = [other for other in self.kinds if other[:-1] == kind[:-1] and other != kind]
+        return any(_may_be_strides([n for _, n in self.kinds[o]]) and not self._are_widths(o) for o in beside)
+
+    def _are_widths(self, kind: tuple[object, ...]) -> bool:
+        return all(self._width(other, n) is not None for other, n in self.kinds[kind])
 
     def _width(self, slot: Slot, old: int) -> int | None:
         """Return what a width became; one as large as an image or a number of tokens, if it is told apart."""
@@ -132,3 +140,9 @@ class Proposals:
             path = path.rpartition(".")[0]
             found = self.sizes[path].may_be(old)
         return found
+
+
+def _may_be_strides(numbers: list[int]) -> bool:
+    """Does each double the one before?"""
+    known = sorted({*numbers})
+    return len(known) > 1 and all(2 * a == b for a, b in itertools.pairwise(known))
