@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
+from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.graph.example import PRIME_BATCH, Example
 
@@ -161,6 +162,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                     with (
                         _followed_numbers(namespaces),
                         _layout_unasked(longest),
+                        unmoved_modules(),
                         contextlib.redirect_stderr(io.StringIO()),
                     ):
                         return torch.export.export(

@@ -13,6 +13,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
 from fxprune.capture.symbolic.numbers import traced_sizes
@@ -94,6 +95,7 @@ def _trace(
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
+            unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
             restore_module_caches(model),
         ):

@@ -217,13 +217,18 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        """Iterate over a proxy: a shape has as many sizes as the example's."""
+        """Iterate over a proxy: a shape has as many sizes as the example's, a tensor as many rows."""
         value = self.decisions.structure(obj)
-        if not isinstance(value, (tuple, list)):
+        if isinstance(value, torch.Tensor) and value.ndim:
+            self.rank_is_asked(obj)
+            count = self.decisions.value(obj.shape[0])
+        elif isinstance(value, (tuple, list)):
+            count = len(value)
+        else:
             return super().iter(obj)
-        if len(value) > MOST_ITEMS:
+        if count > MOST_ITEMS:
             raise fx.proxy.TraceError("how many there are depends on the batch size")
-        return (obj[i] for i in range(len(value)))
+        return (obj[i] for i in range(count))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Make a node; a method that writes in place gives a value, which its tensor stands for from now on.
