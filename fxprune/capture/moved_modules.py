@@ -33,7 +33,7 @@ def unmoved_modules(value_of: Callable[[fx.Proxy], Any] | None = None) -> Iterat
         if not here():
             return original(module, *args, **kwargs)
         if value_of is not None:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), _given(value_of))  # type: ignore[assignment]
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _given(value_of))
         _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         floats = (t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
         if dtype is not None and any(own != dtype for own in floats):
@@ -43,7 +43,7 @@ def unmoved_modules(value_of: Callable[[fx.Proxy], Any] | None = None) -> Iterat
             )
         return module
 
-    nn.Module.to = to  # type: ignore[method-assign]
+    nn.Module.to = to  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
