@@ -136,10 +136,10 @@ def _captured(
 
 
 def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
-    """Write into guards of sizes the line at which symbolic tracing stopped: it is why they are needed."""
+    """Write into guards of sizes that know no line the one at which symbolic tracing stopped."""
     for failure in failures:
         for node in captured.module.graph.nodes:
-            if node.target is guard_size and failure.where:
+            if node.target is guard_size and failure.where and not node.kwargs.get("where"):
                 node.kwargs = {**node.kwargs, "where": failure.where}
     captured.module.recompile()
 

@@ -166,7 +166,7 @@ class Runs(Base):
         return self.run(self, x)
 
 
-LOOPS = [over_range, over_images, over_unbound, over_split, over_chunks, by_number]
+LOOPS = [over_range, over_images, over_unbound, over_split, over_chunks]
 
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
@@ -191,7 +191,7 @@ def for_one(m: Base, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
 @pytest.mark.parametrize("given", [1, 2])
-@pytest.mark.parametrize("run", [by_parity, for_one], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("run", [by_parity, for_one, by_number], ids=lambda f: f.__name__)
 @pytest.mark.filterwarnings("ignore:.*fixes the batch size")
 def test_a_relation_that_the_code_asks_of_the_batch_is_guarded(
     run: Callable[[Base, Tensor], Tensor], given: int, capture: str

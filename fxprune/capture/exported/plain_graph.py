@@ -40,6 +40,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
         _copy_node(graph, node, copied, source, model)
     _close_norms(graph)
     _forget_layout(graph)
+    _keep_sizes_open(graph)
     return graph
 
 
@@ -115,6 +116,29 @@ def _forget_layout(graph: fx.Graph) -> None:
         elif node.target is _aten.contiguous.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+_METHODS = {_aten.reshape.default: "reshape", _aten.expand.default: "expand", _aten.repeat.default: "repeat"}
+
+
+def _keep_sizes_open(graph: fx.Graph) -> None:
+    """Spell what takes sizes of inputs as Python does: torch.jit.trace records numbers for ATen calls."""
+    sizes: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target is _aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+            sizes.add(node)
+        elif sizes.isdisjoint(node.all_input_nodes):
+            continue
+        elif sizes.issuperset(node.all_input_nodes) and not isinstance(node.target, torch._ops.OpOverload):
+            sizes.add(node)  # computed of sizes alone
+        elif node.target in _METHODS and len(node.args) == 2 and not node.kwargs:
+            node.op, node.target = "call_method", _METHODS[node.target]
+        elif node.target is _aten.slice.Tensor and len(node.args) > 3 and not node.kwargs:
+            source, dim, *bounds = node.args
+            if isinstance(dim, int) and dim >= 0:
+                index: Any = (*(slice(None) for _ in range(dim)), slice(*(*bounds, None)[:3]))
+                node.target, node.args = operator.getitem, (source, index)
 
 
 def _copy_node(

@@ -15,12 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import fake_impls
-from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
+from fxprune.capture.exported.torch_internals import (
+    TooLong,
+    all_sizes_alike,
+    layout_unasked,
+    refuse_other_torch,
+    users_lines,
+)
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.graph.example import PRIME_BATCH, Example
@@ -30,10 +35,6 @@ __all__ = ["Exported", "export_again", "export_program", "parameter_names"]
 Is = Callable[[Tensor, int, int | None], bool]  # of a tensor, a dimension, the batch size
 
 LONGEST = 120  # operations in the sizes of one tensor: beyond, torch takes minutes to compare them
-
-
-class TooLong(BaseException):
-    """Sizes are such long expressions that they are better not left open."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def export_program(model: nn.Module, example: Example) -> Exported:
 
     Raises whatever the export for the example's own sizes raises.
     """
+    refuse_other_torch()
     several = example.with_batch(2) if example.batch == 1 else replace(example)
     found: list[Exported] = []
     for given, is_open in (
@@ -152,8 +154,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
     log.setLevel(logging.ERROR)
     namespaces: list[dict[str, Any]] = []
     try:
-        # A size of one is no case apart: `if x.shape[0] == 1` is among what the program relies on.
-        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with warnings.catch_warnings(), all_sizes_alike():
             warnings.simplefilter("ignore")
             while True:
                 fresh = example.map(Tensor.clone)  # export marks what it is given
@@ -161,7 +162,8 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                     # Before it raises some errors, it prints the graph so far.
                     with (
                         _followed_numbers(namespaces),
-                        _layout_unasked(longest),
+                        layout_unasked(longest),
+                        users_lines(),
                         unmoved_modules(),
                         contextlib.redirect_stderr(io.StringIO()),
                     ):
@@ -172,43 +174,6 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                     namespaces.append(asked.namespace)
     finally:
         log.setLevel(level)
-
-
-# How torch finds out whether a view of some strides can be had: the model's code does not ask, and the graph
-# has reshapes.
-_LAYOUT = (
-    *(
-        (fake_impls, name)
-        for name in ("_compute_stride", "is_contiguous", "_is_contiguous_with_hinted_checks")
-    ),
-    (torch._C, "_conv_determine_backend_memory_format"),
-)
-
-
-@contextlib.contextmanager
-def _layout_unasked(longest: float) -> Iterator[None]:
-    """Keep what is computed of strides out of what the program relies on."""
-
-    def unasked(original: Callable[..., Any]) -> Callable[..., Any]:
-        def computed(*args: Any, **kwargs: Any) -> Any:
-            shapes = [(*a.shape, *a.stride()) if isinstance(a, Tensor) else a for a in args]
-            listed = [s for s in shapes if isinstance(s, (tuple, list))]
-            sizes = [size for sizes in listed for size in sizes if isinstance(size, torch.SymInt)]
-            known: Any = sizes[0].node.shape_env if sizes else None
-            if sum(int(size.node.expr.count_ops()) for size in sizes) > longest:
-                raise TooLong
-            with contextlib.nullcontext() if known is None else known.suppress_guards():
-                return original(*args, **kwargs)
-
-        return computed
-
-    with contextlib.ExitStack() as patches:
-        for owner, name in _LAYOUT:
-            original = getattr(owner, name, None)
-            if original is not None:
-                patches.callback(setattr, owner, name, original)
-                setattr(owner, name, unasked(original))
-        yield
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

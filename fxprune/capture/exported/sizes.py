@@ -20,6 +20,7 @@ from fxprune.capture.exported.expressions import (
     spelled,
     spelled_condition,
 )
+from fxprune.capture.exported.torch_internals import guards_of
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_size
 
@@ -35,12 +36,14 @@ class Relied:
     """What a program was exported for.
 
     names: of the arguments.  fixed: the sizes that it has as numbers.  conditions: what is to hold of the
-    others, as Python expressions over `L['x'].size()[0]`.
+    others, as Python expressions over `L['x'].size()[0]`.  lines: where the code is that relies on a
+    condition, by its dump, or on a size, where that is known.
     """
 
     names: tuple[str, ...]
     fixed: dict[At, int]
     conditions: tuple[ast.expr, ...]
+    lines: dict[str | At, str]
 
     def holds_for(self, example: Example) -> bool:
         """Return whether a call with these arguments meets all conditions."""
@@ -83,7 +86,8 @@ class Relied:
         either = _parsed(" or ".join(" and ".join(map(ast.unparse, all_of)) for all_of in (excluding, own)))
         if not _is_always((*excluding, *own), either, self.names, example):
             kept.append(either)
-        return replace(self, conditions=tuple(kept))
+        where = next(filter(None, (self.lines.get(ast.dump(c), "") for c in excluding)), "")
+        return replace(self, conditions=tuple(kept), lines={**self.lines, ast.dump(either): where})
 
 
 def guard_sizes(graph: fx.Graph, relied: Relied) -> None:
@@ -98,18 +102,23 @@ def guard_sizes(graph: fx.Graph, relied: Relied) -> None:
     reader = Reader(graph, inputs[-1], dict(zip(relied.names, inputs, strict=True)))
     for (path, dim), size in relied.fixed.items():
         said = f"dimension {dim} of {spelled(path)}"
-        reader.call(guard_size, reader.size(path, dim), size, what=said)
+        where = relied.lines.get((path, dim), "")
+        reader.call(guard_size, reader.size(path, dim), size, what=said, where=where)
     found = [c for c in relied.conditions if not _is_known(c, set(relied.fixed))]
     if len(found) > MOST:
         raise NotImplementedError(f"torch.export relies on {len(found)} relations between sizes")
     for condition in found:
-        reader.call(guard_size, reader.value(condition), True, what=spelled_condition(condition))
+        where = relied.lines.get(ast.dump(condition), "")
+        said = spelled_condition(condition)
+        reader.call(guard_size, reader.value(condition), True, what=said, where=where)
 
 
 def relied_on(program: torch.export.ExportedProgram, names: Sequence[str], example: Example) -> Relied:
     """Return what a program relies on of the arguments that it was exported with."""
     shapes = dict(_input_shapes(program, names, example))
-    found = tuple(_conditions(program, shapes))
+    pairs = list(_conditions(program, shapes))
+    found = tuple(condition for condition, _ in pairs)
+    lines: dict[str | At, str] = {ast.dump(condition): where for condition, where in pairs if where}
     fixed = {
         (path, dim): size
         for path, shape in shapes.items()
@@ -122,7 +131,8 @@ def relied_on(program: torch.export.ExportedProgram, names: Sequence[str], examp
                 at = size_of(left)
                 if at is not None:
                     fixed.setdefault(at, number)
-    return Relied(tuple(names), fixed, found)
+                    lines[at] = lines.get(ast.dump(condition), "")
+    return Relied(tuple(names), fixed, found, lines)
 
 
 def _is_always(parts: Sequence[ast.expr], whole: ast.expr, names: Sequence[str], example: Example) -> bool:
@@ -207,19 +217,21 @@ def input_values(program: torch.export.ExportedProgram) -> list[Any]:
     return [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
 
 
-def _conditions(program: torch.export.ExportedProgram, shapes: dict[Path, Any]) -> Iterator[ast.expr]:
-    """Yield what export found that it must be able to rely on: relations of sizes, and their ranges."""
-    for code in getattr(program, "_guards_code", None) or ():
-        yield from conditions(code)
+def _conditions(
+    program: torch.export.ExportedProgram, shapes: dict[Path, Any]
+) -> Iterator[tuple[ast.expr, str]]:
+    """Yield what export must be able to rely on, relations of sizes and their ranges, and the user's line."""
+    for code, where in guards_of(program):
+        yield from ((condition, where) for condition in conditions(code))
     for path, shape in shapes.items():
         for dim, size in enumerate(shape):
             bounds = None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
             if bounds is None:
                 continue
             if bounds.lower > 1:
-                yield from conditions(f"{_read((path, dim))} >= {bounds.lower}")
+                yield _parsed(f"{_read((path, dim))} >= {bounds.lower}"), ""
             if bounds.upper < UNBOUNDED:
-                yield from conditions(f"{_read((path, dim))} <= {bounds.upper}")
+                yield _parsed(f"{_read((path, dim))} <= {bounds.upper}"), ""
 
 
 def _read(at: At) -> str:
