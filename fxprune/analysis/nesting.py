@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ class Nesting:
 def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Nesting:
     """Return the nesting of the atoms that may shrink."""
     nesting = Nesting(defaultdict(set), defaultdict(set), defaultdict(set))
+    times = Counter[tuple[Atom, Atom]]()  # (outside, inside)
 
     def walk(axis: Axis, outside: tuple[Atom, ...]) -> None:
         if isinstance(axis, Atom):
@@ -41,6 +42,7 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
                 nesting.nearest[axis].add(outside[-1] if outside else None)
                 for other in outside:
                     nesting.inner[other].add(axis)
+                    times[other, axis] += 1
             return
         for part in axis.parts:
             walk(part, outside)
@@ -50,6 +52,12 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
     for axes in graph.weights.values():
         for axis in axes:
             walk(axis, ())
+    for (a, b), n in times.items():
+        if (
+            n > times[b, a] > 0
+        ):  # both ways: one projection reads (head_dim heads), the others (heads head_dim)
+            nesting.outer[a].discard(b)
+            nesting.inner[b].discard(a)
     for several in _contracted_together(graph):
         live = [a for a in several if frozen(a) is None]
         for i, a in enumerate(live):
