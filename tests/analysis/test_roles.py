@@ -1,4 +1,4 @@
-"""Heads are told from head dims by most of the weights, where a projection reads them the other way around."""
+"""Heads are told from head dims by most of the weights, where one projection has them the other way."""
 
 from __future__ import annotations
 
