@@ -116,6 +116,8 @@ def test_the_commands_in_turn(
         "imagenet/val/7": 2,
         "imagenet/train/3": 16,
         "imagenet/train/7": 16,
+        "flowers/daisy": 16,
+        "flowers/rose": 16,
     }
     for place, count in places.items():
         (in_a_new_folder / place).mkdir(parents=True)
