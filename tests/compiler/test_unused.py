@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,3 +66,67 @@ def test_what_no_output_shows_has_the_new_sizes(idle: str) -> None:
         assert torch.equal(pruned.last.scale, model.last.scale[kept])
         assert torch.equal(pruned.last.fc2.weight, model.last.fc2.weight[kept])
     assert not hasattr(pruned, "kept") and {*pruned.state_dict()} == {*model.state_dict()}
+
+
+class Detector(nn.Module):
+    """Gives raw maps in train mode, with those of a head that eval mode has no use for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.ReLU(), nn.Conv2d(32, 48, 2, 2), nn.ReLU())
+        self.boxes, self.classes, self.more = (nn.Conv2d(48, n, 1) for n in (4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        x = self.body(x)
+        boxes, classes = self.boxes(x), self.classes(x)
+        if self.training:
+            return {"boxes": boxes, "classes": classes, "more": self.more(x)}
+        return torch.cat([boxes.sigmoid(), classes.softmax(1)], 1).flatten(2)
+
+
+class TwoHeads(nn.Module):
+    """Has a second head in train mode, behind a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block, self.head = nn.Conv2d(3, 48, 8, 8), Block(), nn.Linear(48, 5)
+        self.side, self.second = Block(), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.patches(x).flatten(2).mT
+        y = self.head(self.block(x).mean(1))
+        return (y, self.second(self.side(x).mean(1))) if self.training else y
+
+
+def masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """The dense model with the channels that are gone set to zero, where that is all there is to it."""
+    dense = copy.deepcopy(model)
+    for name, kept in fxprune.plan_of(pruned).kept.items():
+        t = dense.get_parameter(name).data
+        for dim, indices in enumerate(kept):
+            if indices is not None:
+                gone = torch.ones(t.shape[dim], dtype=torch.bool).index_fill(0, indices, False)
+                t.index_fill_(dim, gone.nonzero()[:, 0], 0.0)
+    return dense
+
+
+def test_what_train_mode_alone_returns_comes_back_with_the_class() -> None:
+    model, x = randomise(Detector().eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert type(pruned) is Detector and record_of(pruned).own.is_whole
+    assert pruned.more.weight.shape == (3, 24, 1, 1)
+    wanted, got = masked(model, pruned).train()(x), pruned.train()(x)
+    assert all(torch.allclose(got[key], wanted[key], rtol=1e-4, atol=1e-5) for key in wanted)
+    sum(t.sum() for t in got.values()).backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_a_head_of_train_mode_reads_the_channels_that_are_left() -> None:
+    model, x = randomise(TwoHeads().eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    own = record_of(pruned).own
+    assert type(pruned) is TwoHeads and own.is_whole, own.parts
+    kept = fxprune.plan_of(pruned).kept["head.weight"][1]
+    assert torch.equal(pruned.second.weight, model.second.weight[:, kept])
+    assert torch.equal(pruned.side.scale, model.side.scale[kept])
+    assert [t.shape for t in pruned.train()(x)] == [(2, 5), (2, 5)]

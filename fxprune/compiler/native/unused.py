@@ -29,22 +29,33 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # these call, or li
 
 
 def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
-    """Type the layers that the captured graph left out, in terms of the axes of what it holds.
+    """Type the weights that the captured graph left out, in terms of the axes of what it holds.
 
-    A dimension that nothing else in use shares has an axis of its own, which no plan shrinks.  Empty where
-    no layer was left out, or where its calls can't be traced.
+    Those that eval mode uses for nothing, then those that only train mode uses (a second head).  A dimension
+    that nothing else in use shares has an axis of its own, which no plan shrinks.  Empty where nothing was
+    left out, or where its calls can't be traced.
     """
-    used = analysis.names
-    idle = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in used}
-    if not idle or analysis.capture != "symbolic":
-        return {}
+    idle = {name for name, _ in model.named_parameters() if name not in analysis.names}
+    found: dict[str, Axes] = {}
+    for training in (False, True):
+        left = {name.rpartition(".")[0] for name in idle if name not in found}
+        if left and analysis.capture == "symbolic":
+            found |= _typed(model, analysis, left, training=training)
+    return {name: axes for name, axes in found.items() if name in idle}
+
+
+def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bool) -> Mapping[str, Axes]:
+    """Type all weights of a capture in which the modules at `idle` have their calls kept."""
     copy = structural_copy(model)
     for path, module in [*copy.named_modules()]:
         if native(module) is not None:
             vars(module)["_is_impure"] = path in idle  # torch.fx keeps the calls of such modules
-        elif not isinstance(module, _CONTAINERS) and any(is_inside(other, path) for other in idle):
+            continue
+        if training:
+            module.__class__ = _always_training(type(module))
+        if not isinstance(module, _CONTAINERS) and any(is_inside(other, path) for other in idle):
             _keep_results(module)
-    captured = analysis.captured
+    captured, used = analysis.captured, analysis.names
     try:
         whole = capture_model(
             copy,
@@ -62,11 +73,13 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
             for x, y in _pairs(a, b):
                 known[x] = y if known.get(x, y) == y else None  # the layer joins what the graph keeps apart
     in_use = partial(_known, known=known)
-    return {
-        name: map_axes(typed.weights[there], in_use)
-        for name, there in typed.names.items()
-        if name not in used
-    }
+    return {name: map_axes(typed.weights[there], in_use) for name, there in typed.names.items()}
+
+
+def _always_training(cls: Any) -> type:
+    """Return a class whose code finds itself in train mode, whatever its layers are in."""
+    training = property(lambda self: True, lambda self, mode: None)
+    return type(cls.__name__, (cls,), {"training": training, "__module__": cls.__module__})
 
 
 def _keep_results(module: nn.Module) -> None:
