@@ -264,6 +264,21 @@ def test_torchscript() -> None:
         fxprune.prune(torch.jit.trace(mlp(), VECTORS), 0.5, example_inputs=VECTORS)
 
 
+def test_what_torch_compile_returned() -> None:
+    model = mlp()
+    with pytest.raises(errors.UnsupportedModuleError, match=r"^OptimizedModule .*_orig_mod\), and compile"):
+        fxprune.prune(torch.compile(model, backend="eager"), 0.5, example_inputs=VECTORS)
+    part = nn.Sequential(nn.Linear(6, 6), torch.compile(model, backend="eager"))
+    with pytest.raises(errors.UnsupportedModuleError, match=r"^1 is what torch\.compile returned"):
+        fxprune.prune(part, 0.5, example_inputs=VECTORS)
+
+
+def test_a_model_that_is_compiled_in_place() -> None:
+    model = mlp()
+    model.compile(backend="eager")
+    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=VECTORS)) < 1e-8
+
+
 def test_a_parametrised_weight_can_be_made_plain() -> None:
     model = mlp()
     nn.utils.parametrizations.weight_norm(model[0])

@@ -1,4 +1,4 @@
-"""Refuse what no graph of a model shows: parametrizations, hooks, TorchScript, lazy layers."""
+"""Refuse what no graph of a model shows: parametrizations, hooks, TorchScript, compiled and lazy layers."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def refuse_unsupported(model: nn.Module) -> None:
         )
     for path, module in model.named_modules():
         name = path or type(model).__name__
+        if type(module).__module__.startswith("torch._dynamo") and "_orig_mod" in module._modules:
+            raise UnsupportedModuleError(
+                f"{name} is what torch.compile returned, which runs other code than can be traced: prune the "
+                f"model that it was made from (it holds it as _orig_mod), and compile the result"
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModuleError(
                 f"{name} is TorchScript, which holds no Python code to trace: prune the module that it was "
