@@ -62,7 +62,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
         options={
             "outputs": analysis.outputs,
             "split_qkv": analysis.captured.split_qkv,
-            "capture": analysis.capture,
+            "capture": analysis.captured.way,
         },
         origin=origin,
         folded=dict(pruned.folded),

@@ -30,7 +30,7 @@ def flags_of(bits: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(bits, validate=True), dtype=np.uint8))
 
 
-def written_matrix(matrix: Tensor) -> dict[str, Any]:
+def written_matrix(matrix: Tensor) -> dict[str, object]:
     """Write a tensor as JSON data: its shape, and its numbers in base64."""
     numbers = matrix.detach().cpu().double().contiguous().numpy().astype("<f8")
     return {"shape": list(matrix.shape), "numbers": base64.b64encode(numbers.tobytes()).decode()}

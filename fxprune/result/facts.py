@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -28,7 +27,7 @@ def carry_facts(
     classes: the last dimension of what it returns; whole numbers are carried where they are that.
     stale: the sizes that shrank: a number that is one of them is never carried.
     """
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     for name in dir(type(model)):
         value = _vars_of_classes(model).get(name)
         if _is_count(value, classes, stale):
@@ -44,7 +43,7 @@ def carry_facts(
             setattr(pruned, name, value)
 
 
-def _vars_of_classes(model: nn.Module) -> dict[str, Any]:
+def _vars_of_classes(model: nn.Module) -> dict[str, object]:
     """Collect the attributes of the model's own classes."""
     own = type(model).__mro__[: type(model).__mro__.index(nn.Module)]
     return {name: value for cls in reversed(own) for name, value in vars(cls).items()}
@@ -68,7 +67,7 @@ def numbered_as_lists(pruned: nn.Module) -> None:
             module.__class__ = nn.ModuleList
 
 
-def _record(value: Any, example: Example, classes: int | None) -> dict[str, Any]:
+def _record(value: object, example: Example, classes: int | None) -> dict[str, object]:
     """Return a library's record of the checkpoint, with this model's own image size and classes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -85,11 +84,11 @@ def _record(value: Any, example: Example, classes: int | None) -> dict[str, Any]
     return record
 
 
-def _is_count(value: Any, classes: int | None, stale: Collection[int]) -> bool:
+def _is_count(value: object, classes: int | None, stale: Collection[int]) -> bool:
     return type(value) is int and value == classes and value not in stale
 
 
-def _is_words(value: Any) -> bool:
+def _is_words(value: object) -> bool:
     """Return a word, or a list or table of them: labels."""
     if isinstance(value, Mapping):
         pairs = [*value.items()]
@@ -101,7 +100,7 @@ def _is_words(value: Any) -> bool:
     return type(value) is str
 
 
-def _is_data(value: Any) -> bool:
+def _is_data(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_data, value.values()))
     if isinstance(value, (list, tuple)):

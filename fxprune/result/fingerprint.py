@@ -85,12 +85,12 @@ def settings_digest(layer: nn.Module) -> str:
     return json_digest([_settings(layer, _Numbers({}, {})), shapes])
 
 
-def _computed(node: fx.Node) -> dict[str, Any]:
+def _computed(node: fx.Node) -> Mapping[str, object]:
     """Return the arguments by name without those that are only words: a path on this machine."""
     return {} if is_guard(node) else node.kwargs
 
 
-def json_digest(value: Any) -> str:
+def json_digest(value: object) -> str:
     """Digest a value written as canonical JSON (SHA-256)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -110,7 +110,7 @@ class _Numbers:
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
 
 
-def _settings(module: nn.Module, number: _Numbers) -> list[Any]:
+def _settings(module: nn.Module, number: _Numbers) -> list[object]:
     """Return a layer's class and its simple attributes, and those of the layers in it."""
     own = {
         k: _spelled(v, number)
@@ -121,13 +121,13 @@ def _settings(module: nn.Module, number: _Numbers) -> list[Any]:
     return [number.name(type(module)), module.extra_repr(), own, inner]
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_simple, value))
     return isinstance(value, _SIMPLE)
 
 
-def _spelled(value: Any, number: _Numbers) -> Any:
+def _spelled(value: object, number: _Numbers) -> object:
     if isinstance(value, fx.Node):
         return {"node": number.of[value]}
     if isinstance(value, (tuple, list)):

@@ -8,18 +8,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.result.fingerprint import layout_digest
+from fxprune.result.json_types import Dtypes, Origin
 
-__all__ = ["in_dtypes", "leads_elsewhere", "origin_of", "scrubbed"]
+__all__ = ["in_dtypes", "leads_elsewhere", "origin_of", "scrubbed", "scrubbed_options"]
 
 
-def origin_of(model: nn.Module, captured: fx.GraphModule) -> dict[str, Any]:
+def origin_of(model: nn.Module, captured: fx.GraphModule) -> Origin:
     """Record a model's class, layout and precision, and its library's own name or configuration for it.
 
     classes: the last dimension of what it returns: the number of classes, where it is a classifier.
@@ -35,14 +35,14 @@ def origin_of(model: nn.Module, captured: fx.GraphModule) -> dict[str, Any]:
     }
 
 
-def _dtypes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _dtypes(state: Mapping[str, Tensor]) -> Dtypes:
     """Return the usual floating-point type, and the weights that have another."""
     found = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items() if t.is_floating_point()}
     usual = Counter(found.values()).most_common(1)[0][0] if found else "float32"
     return {"usual": usual, "others": {name: dtype for name, dtype in found.items() if dtype != usual}}
 
 
-def in_dtypes(model: nn.Module, dtypes: Mapping[str, Any]) -> nn.Module:
+def in_dtypes(model: nn.Module, dtypes: Dtypes) -> nn.Module:
     """Return the model itself, or a copy in the precision recorded: a capture may write it down."""
     if _dtypes(model.state_dict()) == dtypes:
         return model
@@ -70,15 +70,15 @@ def _architecture(model: nn.Module) -> str | None:
     return None
 
 
-def _config(model: nn.Module) -> dict[str, Any] | None:
+def _config(model: nn.Module) -> dict[str, object] | None:
     """Return a Hugging Face configuration as JSON data, less what could name code or files elsewhere."""
     config = getattr(model, "config", None)
     to_dict = getattr(config, "to_dict", None)
     if to_dict is None or not getattr(config, "model_type", None):
         return None
-    record = scrubbed(to_dict())
+    record = scrubbed_options(to_dict())
     labels = record.get("id2label")
-    if labels and all(str(label) == f"LABEL_{i}" for i, label in labels.items()):
+    if isinstance(labels, dict) and labels and all(str(label) == f"LABEL_{i}" for i, label in labels.items()):
         del record["id2label"]  # its length says it all
         record.pop("label2id", None)
         record["num_labels"] = len(labels)
@@ -98,10 +98,15 @@ _ELSEWHERE = {
 }
 
 
-def scrubbed(value: Any) -> Any:
+def scrubbed_options(options: Mapping[str, object]) -> dict[str, object]:
     """Return a configuration without what leads elsewhere, at any depth; JSON data only."""
+    return {str(k): scrubbed(v) for k, v in options.items() if not leads_elsewhere(str(k))}
+
+
+def scrubbed(value: object) -> object:
+    """Return a value of a configuration, as of `scrubbed_options`."""
     if isinstance(value, Mapping):
-        return {str(k): scrubbed(v) for k, v in value.items() if not leads_elsewhere(str(k))}
+        return scrubbed_options(value)
     if isinstance(value, (list, tuple)):
         return [scrubbed(v) for v in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

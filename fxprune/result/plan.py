@@ -124,13 +124,13 @@ class Plan:
 # ---------------------------------------------------------------- as JSON data
 
 
-def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, Any]:
+def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, object]:
     """Return a plan as JSON data; without `weights`, its groups only, of which the rest follows by replay."""
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "format": FORMAT,
         "groups": {name: _written_group(kept) for name, kept in plan.groups.items()},
     }
-    extras: dict[str, Any] = {name: getattr(plan, name) for name in NAMED}
+    extras: dict[str, object] = {name: getattr(plan, name) for name in NAMED}
     extras["refit"] = {name: done.as_data() for name, done in plan.refit.items()}
     extras |= {name: list(getattr(plan, name)) for name in LISTED}
     extras["bases"] = {name: written_matrix(matrix) for name, matrix in plan.bases.items()}
@@ -179,30 +179,32 @@ def _named(record: dict[str, Any], field: str, kind: type) -> dict[str, Any]:
     return values
 
 
-def _written_group(kept: Kept) -> dict[str, Any]:
+def _written_group(kept: Kept) -> dict[str, object]:
     mask = np.zeros((*kept.indices.shape[:-1], kept.size), dtype=bool)
     np.put_along_axis(mask, kept.indices.numpy(), True, axis=-1)
     heads = {"heads": len(mask)} if mask.ndim == 2 else {}
     return {"size": kept.size, **heads, "kept": mask_bits(mask.ravel())}
 
 
-def _read_group(name: str, size: Any, kept: Any, heads: Any = None) -> Kept:
+def _read_group(name: str, size: object, kept: object, heads: object = None) -> Kept:
     """Return a group's record as data, if it is one: increasing whole numbers within the group."""
     if type(size) is not int or size < 1 or not (heads is None or (type(heads) is int and heads > 0)):
         raise PlanError(f"{name}: a size is a whole number of at least 1")
     if isinstance(kept, str):
         kept = _unpacked(name, kept, size, heads)
-    rows = kept if isinstance(kept, list) and kept and isinstance(kept[0], list) else [kept]
-    for row in rows:
+    nested = isinstance(kept, list) and bool(kept) and isinstance(kept[0], list)
+    rows: list[list[int]] = []
+    for row in kept if nested and isinstance(kept, list) else [kept]:
         if not isinstance(row, list) or not all(type(v) is int for v in row):
             raise PlanError(f"{name}: kept indices must be a list of whole numbers")
+        rows.append(row)
         if not row or row[0] < 0 or row[-1] >= size:
             raise PlanError(f"{name}: kept indices must be within 0..{size - 1}, and at least one")
         if any(b <= a for a, b in itertools.pairwise(row)):
             raise PlanError(f"{name}: kept indices must increase")
     if len({len(row) for row in rows}) > 1:
         raise PlanError(f"{name}: every head must keep the same number")
-    return Kept(size, torch.tensor(kept))
+    return Kept(size, torch.tensor(rows if nested else rows[0]))
 
 
 def _unpacked(name: str, bits: str, size: int, heads: int | None) -> list[Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from fxprune.analysis.typed_graph import Site
 from fxprune.graph.example import Example
+from fxprune.result.json_types import Options, Origin
 from fxprune.result.own_code import OwnCode
 from fxprune.result.plan import Plan
 
@@ -39,8 +40,8 @@ class Record:
 
     plan: Plan
     example: Example
-    options: Mapping[str, Any]
-    origin: Mapping[str, Any]
+    options: Options
+    origin: Origin
     folded: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
     sites: Mapping[str, list[Site]] = field(default_factory=dict)
     dynamic: bool = True
@@ -53,6 +54,6 @@ class Record:
     @staticmethod
     def of_format_1(facts: Mapping[str, Any]) -> Record:
         """Read the dictionary that pickles of format 1 hold."""
-        options = {name: facts[name] for name in OPTIONS}
+        options = cast(Options, {name: facts[name] for name in OPTIONS})
         kept = {k: v for k, v in facts.items() if k not in OPTIONS}
         return Record(**{"folded": {}, "sites": {}, **kept}, options=options)

@@ -36,7 +36,7 @@ class Refit:
         """Does the tensor hold what was solved for?"""
         return self.digest == _digest(tensor)
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         return asdict(self)
 
     @staticmethod

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from torch import nn
 from fxprune.certify.certificate import Certificate
 from fxprune.certify.randomise import randomise
 from fxprune.compiler import verify
+from fxprune.result.json_types import Made
 from fxprune.result.saved.folder import read_record
 from fxprune.result.saved.hub import local_folder
 from fxprune.result.saved.load import load, original_of
@@ -38,9 +37,9 @@ def check_rewrite(
         >>> assert check_rewrite("deit-half").exact
     """
     load(folder, model, device=device, rules=rules)
-    record: Mapping[str, Any] | None = read_record(local_folder(folder))
-    assert record is not None
-    dense = randomise(original_of(record, model)).to(device)
+    saved = read_record(local_folder(folder))
+    dense = randomise(original_of(saved, model)).to(device)
+    record: Made | None = saved
     found = []
     while record:  # of a model that was pruned again, every plan
         parent = parent_of(dense, record, rules)

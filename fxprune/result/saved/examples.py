@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fxprune.errors import FileError
 from fxprune.graph.example import Example
+from fxprune.result.json_types import Call
 
 __all__ = ["example_from", "example_record"]
 
 
-def example_record(example: Example) -> dict[str, Any]:
+def example_record(example: Example) -> Call:
     """Record an example.  Raises FileError for an argument that is neither a tensor nor plain data."""
     return {
         "args": [_written(a) for a in example.args],
@@ -21,13 +22,13 @@ def example_record(example: Example) -> dict[str, Any]:
     }
 
 
-def example_from(record: dict[str, Any], device: str) -> Example:
+def example_from(record: Call, device: str) -> Example:
     """Return the same call with zeros."""
     args = tuple(_read(a, device) for a in record["args"])
     return Example(args, {k: _read(v, device) for k, v in record["kwargs"].items()})
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (list, tuple)):

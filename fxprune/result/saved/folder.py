@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 from fxprune.errors import FileError
 from fxprune.result.files import TEMPORARY, write_whole
 from fxprune.result.fingerprint import json_digest
+from fxprune.result.json_types import FolderRecord, StoredWeights
 
 __all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
 
@@ -39,7 +40,7 @@ WEIGHTS = "model.safetensors"
 PENDING = ".fxprune-{}.safetensors"
 
 
-def write_folder(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_folder(folder: Path, record: FolderRecord, tensors: Mapping[str, Tensor]) -> None:
     """Make the folder hold this record and these tensors, or leave it as it was.
 
     Raises:
@@ -48,7 +49,7 @@ def write_folder(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pending, weights = _write_pending(folder, tensors)
-        whole: dict[str, Any] = {"format": FORMAT, **record, "weights": weights}
+        whole: dict[str, object] = {"format": FORMAT, **record, "weights": weights}
         text = json.dumps({**whole, "digest": json_digest(whole)}, indent=1)
         write_whole(folder / RECORD, text)
         os.replace(pending, folder / WEIGHTS)
@@ -58,7 +59,7 @@ def write_folder(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, 
         raise FileError(f"{folder} can't be written: {error}") from error
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> FolderRecord:
     """Return the record, if it is whole and unedited.  Raises FileError for anything else."""
     path = folder / RECORD
     try:
@@ -73,10 +74,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise FileError(f"{path} is of format {record['format']!r}; this version of fxprune reads {FORMAT}")
     if record.pop("digest", None) != json_digest(record):
         raise FileError(f"{path} was edited since it was saved: its digest does not fit")
-    return record
+    return cast(FolderRecord, record)
 
 
-def read_tensors(folder: Path, record: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
+def read_tensors(folder: Path, record: FolderRecord, device: str | torch.device) -> dict[str, Tensor]:
     """Return the tensors that a record was saved with, by name.  Raises FileError if they are not those."""
     wanted = record["weights"]
     path = folder / PENDING.format(wanted["sha256"][:16])
@@ -98,14 +99,14 @@ def read_tensors(folder: Path, record: Mapping[str, Any], device: str | torch.de
         raise FileError(f"{path} can't be read: {error}") from error
 
 
-def _write_pending(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, dict[str, Any]]:
+def _write_pending(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, StoredWeights]:
     handle, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY, suffix=".tmp")
     os.close(handle)
     try:
         safetensors.torch.save_file(dict(tensors), name, metadata={"format": "pt"})
         os.chmod(name, 0o666 & ~_umask())
         _flush(name)
-        weights: dict[str, Any] = {"bytes": os.path.getsize(name), "sha256": _sha256(Path(name))}
+        weights: StoredWeights = {"bytes": os.path.getsize(name), "sha256": _sha256(Path(name))}
         pending = folder / PENDING.format(weights["sha256"][:16])
         os.replace(name, pending)
         _flush(folder)

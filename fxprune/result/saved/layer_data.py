@@ -35,14 +35,14 @@ CLASSES = (
 PLAIN = (bool, int, float, str, type(None))
 
 
-def replaced_data(pruned: PrunedModule) -> dict[str, Any]:
+def replaced_data(pruned: PrunedModule) -> dict[str, object]:
     """Return the layers that are no longer the plan's, by path.
 
     Raises:
         FileError: one is no standard layer, or a tensor was added, resized or taken away.
     """
     called = called_layers(pruned)
-    found = {}
+    found: dict[str, object] = {}
     for path, words in replaced_layers(pruned).items():
         layer = called.get(path)
         if layer is None:
@@ -54,14 +54,14 @@ def replaced_data(pruned: PrunedModule) -> dict[str, Any]:
     return found
 
 
-def layer_data(layer: nn.Module, path: str) -> dict[str, Any]:
+def layer_data(layer: nn.Module, path: str) -> dict[str, object]:
     """Return a layer's class and constructor arguments; of a Sequential, its layers by name."""
     kind = type(layer).__name__
     if type(layer) is nn.Sequential:
         inner = {name: layer_data(child, f"{path}.{name}") for name, child in layer.named_children()}
         return {"class": kind, "layers": inner}
     if kind in CLASSES and type(layer) is getattr(nn, kind):
-        data = {"class": kind, "options": _options(layer)}
+        data: dict[str, object] = {"class": kind, "options": _options(layer)}
         if settings_digest(layer_from(data)) == settings_digest(layer):
             return data
     raise FileError(
@@ -70,7 +70,7 @@ def layer_data(layer: nn.Module, path: str) -> dict[str, Any]:
     )
 
 
-def _options(layer: nn.Module) -> dict[str, Any]:
+def _options(layer: nn.Module) -> dict[str, object]:
     options = {}
     for name in inspect.signature(type(layer)).parameters:
         value = getattr(layer, name, None)
@@ -107,7 +107,7 @@ def layer_from(data: Any) -> nn.Module:
         raise FileError(f"a replaced layer can't be made of {data}: {error}") from error
 
 
-def install(pruned: PrunedModule, replaced: Mapping[str, Any]) -> None:
+def install(pruned: PrunedModule, replaced: Mapping[str, object]) -> None:
     """Put the layers of a record where the plan's were.  Raises FileError for a path without one."""
     called = called_layers(pruned)
     for path, data in replaced.items():
@@ -117,7 +117,7 @@ def install(pruned: PrunedModule, replaced: Mapping[str, Any]) -> None:
         setattr(pruned.get_submodule(place), leaf, layer_from(data))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return isinstance(value, PLAIN)

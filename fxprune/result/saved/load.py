@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FileError, FxpruneError
 from fxprune.graph.copies import structural_copy
+from fxprune.passes.shrinking.steps.pin_sizes import constant_sizes_as_numbers
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
+from fxprune.result.json_types import FolderRecord, Modes, Origin
 from fxprune.result.measure import on_meta
+from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.saved import model_specs
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
@@ -58,14 +60,17 @@ def load(
     record = read_record(path)
     original = original_of(record, model, without_values=True)
     try:
-        pruned = replayed(original, record, rules)
-        install(pruned, record.get("replaced", {}))
+        pruned = _as_saved(original, record, rules)
     except FxpruneError as error:
         raise FileError(f"{path}: the plan does not fit {_whence(record, model)}: {error}") from error
-    _compare(pruned, record, _whence(record, model))
+    if record["graph"] not in _digests(pruned, record):
+        with constant_sizes_as_numbers():
+            spelled_before = _as_saved(original, record, rules)
+        if record["graph"] not in _digests(spelled_before, record):
+            _refuse_or_warn(record, _whence(record, model))
     tensors, frozen = read_tensors(path, record, device), set(record["frozen"])
     assign(pruned, {n: t for n, t in tensors.items() if not n.startswith(OWN)}, frozen)
-    origin = {"config": None, **record["origin"], "build": record["build"]}
+    origin: Origin = {"config": None, **record["origin"], "build": record["build"]}
     pruned.record = replace(pruned.record, origin=origin)
     made: nn.Module = pruned
     own = own_from(record["own"]) if "own" in record else None
@@ -96,7 +101,7 @@ def original_from(
 
 
 def original_of(
-    record: Mapping[str, Any], model: nn.Module | str | None = None, *, without_values: bool = False
+    record: FolderRecord, model: nn.Module | str | None = None, *, without_values: bool = False
 ) -> nn.Module:
     """Build the original of a record, or take the model given; with any weights, or none where none will do.
 
@@ -127,22 +132,34 @@ def _without_value(tensor: Tensor) -> Tensor:
     return tensor if tensor.device.type == "meta" else tensor.to("meta")
 
 
-def _whence(record: Mapping[str, Any], model: nn.Module | str | None) -> str:
+def _whence(record: FolderRecord, model: nn.Module | str | None) -> str:
     if model is not None:
         return f"the model given ({model if isinstance(model, str) else type(model).__name__})"
-    return str(record["build"]["from"])
+    assert record["build"] is not None
+    return record["build"]["from"]
 
 
-def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> None:
-    """Refuse a replayed graph that is not the saved one; other versions of a library may spell it otherwise.
+def _as_saved(original: nn.Module, record: FolderRecord, rules: RuleSet) -> PrunedModule:
+    """Return the plan applied to the original, with the layers that took the place of the plan's."""
+    pruned = replayed(original, record, rules)
+    install(pruned, record.get("replaced", {}))
+    return pruned
 
-    Of folders of format 1 the digest is taken as it was then: with the names of files, and without the
-    guards of what a model asserts.
+
+def _digests(pruned: fx.GraphModule, record: FolderRecord) -> set[str]:
+    """Digest a graph in every spelling that a folder of this format may hold.
+
+    Of format 1 the digest is taken as it was then: with the names of files, and without the guards of what
+    a model asserts.
     """
+    if record["format"] in OLD_FORMATS:
+        return {graph_digest(pruned, FORMAT_1), unguarded_digest(pruned)}
+    return {graph_digest(pruned)}
+
+
+def _refuse_or_warn(record: FolderRecord, whence: str) -> None:
+    """Refuse a graph that is not the saved one; only warn where other versions may spell it otherwise."""
     old = record["format"] in OLD_FORMATS
-    known = {graph_digest(pruned, FORMAT_1), unguarded_digest(pruned)} if old else {graph_digest(pruned)}
-    if record["graph"] in known:
-        return
     then, now = record["made_by"], versions(root_of(record)["origin"]["class"])
     changed = [
         f"{name} {then.get(name)} -> {version}" for name, version in now.items() if then.get(name) != version
@@ -160,7 +177,7 @@ def _compare(pruned: fx.GraphModule, record: Mapping[str, Any], whence: str) -> 
     )
 
 
-def _set_modes(pruned: nn.Module, modes: Mapping[str, Any]) -> None:
+def _set_modes(pruned: nn.Module, modes: Modes) -> None:
     others = set(modes["others"])
     for path, module in pruned.named_modules():
         module.training = modes["training"] != (path in others)

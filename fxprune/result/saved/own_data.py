@@ -18,7 +18,7 @@ __all__ = ["OWN", "own_data", "own_from", "own_instance"]
 OWN = "own:"  # before the names of tensors that the instance has and its graph does not use
 
 
-def own_data(own: OwnCode) -> dict[str, Any]:
+def own_data(own: OwnCode) -> dict[str, object]:
     """Write an own class's record down as plain lists, words and numbers."""
     return {
         "unsaid": own.unsaid,
@@ -82,7 +82,7 @@ def own_instance(
         raise FileError(f"the record of the model's own class does not fit the model: {error}") from error
 
 
-def _spelled(value: Any) -> Any:
+def _spelled(value: object) -> dict[str, object]:
     if isinstance(value, Ref):
         return {"node": value.node}
     if isinstance(value, (list, tuple)):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.errors import FileError, FxpruneError
-from fxprune.result.origin import scrubbed
+from fxprune.result.json_types import Origin, Recipe
+from fxprune.result.origin import scrubbed, scrubbed_options
 from fxprune.result.saved import model_specs
 
 __all__ = ["candidates", "is_safe", "rebuild", "recipe_of"]
@@ -26,9 +26,9 @@ _FORBIDDEN = re.compile(r"(pretrained|weights|checkpoint|cache|trust_|hub).*")
 _ADDRESS = re.compile(r".*(/|\\|://).*|(hf-hub|local-dir|https?|file):.*", re.DOTALL)
 
 
-def recipe_of(spec: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def recipe_of(spec: str, options: Mapping[str, object] | None) -> Recipe:
     """Return a recipe as the user spells it: `timm:NAME` with options for its factory."""
-    recipe = {"from": spec, "options": scrubbed(dict(options or {}))}
+    recipe: Recipe = {"from": spec, "options": scrubbed_options(options or {})}
     library, colon, name = spec.partition(":")
     if not (library and colon and name):
         raise FileError(f"build={spec!r}: write timm:NAME, torchvision:NAME or package.module:factory")
@@ -37,25 +37,26 @@ def recipe_of(spec: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     return recipe
 
 
-def is_safe(recipe: Mapping[str, Any]) -> bool:
+def is_safe(recipe: Recipe) -> bool:
     """Is it looked up in a library's own registry (and not imported, or fetched from a hub)?"""
     library, _, name = str(recipe["from"]).partition(":")
     return library in LIBRARIES and "/" not in name and ":" not in name
 
 
-def candidates(origin: Mapping[str, Any], example: list[int] | None) -> Iterator[dict[str, Any]]:
+def candidates(origin: Origin, example: list[int] | None) -> Iterator[Recipe]:
     """Yield recipes that may build the original, the likeliest first; to be tried by their layout.
 
     example: the shape of the first input [batch, channels, height, width], if it is an image.
     """
-    if origin["config"]:
-        named = {"from": f"hf:{origin['class'].rpartition('.')[2]}", "options": {}}
-        yield {**named, "config": origin["config"]}
-        if origin["classes"] is not None:  # its head was replaced, and its configuration is of the old one
-            body = {k: v for k, v in origin["config"].items() if k not in ("id2label", "label2id")}
-            yield {**named, "config": {**body, "num_labels": origin["classes"]}}
-    for options in _options(origin["classes"], example):
-        if origin["architecture"]:
+    classes = origin.get("classes")
+    if config := origin.get("config"):
+        name = f"hf:{origin['class'].rpartition('.')[2]}"
+        yield {"from": name, "options": {}, "config": config}
+        if classes is not None:  # its head was replaced, and its configuration is of the old one
+            body = {k: v for k, v in config.items() if k not in ("id2label", "label2id")}
+            yield {"from": name, "options": {}, "config": {**body, "num_labels": classes}}
+    for options in _options(classes, example):
+        if origin.get("architecture"):
             yield {"from": f"timm:{origin['architecture']}", "options": options}
         elif origin["class"].startswith("torchvision."):
             channels_or_size = {"in_chans", "img_size"} & set(options)
@@ -63,14 +64,15 @@ def candidates(origin: Mapping[str, Any], example: list[int] | None) -> Iterator
                 yield {"from": f"torchvision:{name}", "options": options}
 
 
-def _options(classes: int | None, example: list[int] | None) -> Iterator[dict[str, Any]]:
+def _options(classes: int | None, example: list[int] | None) -> Iterator[dict[str, object]]:
     """Yield the options given most often: nothing, the number of classes, none of them, other images."""
-    heads: list[dict[str, Any]] = [{}, {"num_classes": 0}, {"num_classes": 0, "global_pool": ""}]
+    heads: list[dict[str, object]] = [{}, {"num_classes": 0}, {"num_classes": 0, "global_pool": ""}]
     if classes is not None:
         heads.insert(1, {"num_classes": classes})
     yield from heads
     if example is not None and len(example) == 4:
-        channels, size = {"in_chans": example[1]}, {"img_size": example[2:]}
+        channels: dict[str, object] = {"in_chans": example[1]}
+        size: dict[str, object] = {"img_size": example[2:]}
         for images in (channels, size, channels | size):
             for head in heads:
                 yield head | images
@@ -88,7 +90,7 @@ def _torchvision_names(kind: str) -> list[str]:
     return names
 
 
-def rebuild(recipe: Mapping[str, Any], device: str) -> nn.Module:
+def rebuild(recipe: Recipe, device: str) -> nn.Module:
     """Return the original's architecture, in eval mode, without its weights.
 
     device: "meta", or "cpu" for a constructor that computes with values.
@@ -126,10 +128,10 @@ def _registered(spec: str) -> str:
     return spec
 
 
-def _from_config(recipe: Mapping[str, Any]) -> nn.Module:
+def _from_config(recipe: Recipe) -> nn.Module:
     """Return a transformers model by its class, of a configuration by its model type."""
     transformers = model_specs._library("transformers")
-    record = scrubbed(recipe["config"])
+    record = scrubbed_options(recipe["config"])
     attention = record.pop("attention", None)
     if attention == "eager":  # the other is the default; asked for, it is asked of every part, too
         record["attn_implementation"] = attention
@@ -148,7 +150,7 @@ def _from_config(recipe: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _refuse_options(options: Any) -> None:
+def _refuse_options(options: object) -> None:
     if not isinstance(options, Mapping) or scrubbed(options) != options:
         raise FileError("the options of a recipe are plain numbers, words and lists of them")
     for name in options:
@@ -157,7 +159,7 @@ def _refuse_options(options: Any) -> None:
     _refuse_addresses(options)
 
 
-def _refuse_addresses(value: Any) -> None:
+def _refuse_addresses(value: object) -> None:
     """Refuse a path or an address among options: models are made by name, and it would be read or fetched."""
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from torch import nn
 from fxprune.compiler import apply
 from fxprune.errors import FileError
 from fxprune.result.fingerprint import layout_digest
+from fxprune.result.json_types import Made
 from fxprune.result.origin import in_dtypes
 from fxprune.result.plan import plan_from
 from fxprune.result.pruned_module import PrunedModule
@@ -26,13 +25,13 @@ OTHER_LAYOUT = "makes weights of other names or shapes"
 OTHER_FUNCTION = "computes something else with its weights"
 
 
-def root_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def root_of(record: Made) -> Made:
     """Return the record of the first prune, of a model that was pruned again and again."""
     before = record.get("before")
     return root_of(before) if before else record
 
 
-def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> PrunedModule:
+def replayed(model: nn.Module, record: Made, rules: RuleSet) -> PrunedModule:
     """Return the plan applied to an original, in the precision that the original was pruned in.
 
     For the record of a model that was pruned again, `model` may be what that was pruned from, or the first
@@ -60,7 +59,7 @@ def replayed(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> Pru
     return pruned
 
 
-def parent_of(model: nn.Module, record: Mapping[str, Any], rules: RuleSet) -> nn.Module:
+def parent_of(model: nn.Module, record: Made, rules: RuleSet) -> nn.Module:
     """Return what the record's plan was applied to: the original, or the result of the plans before."""
     before = record.get("before")
     if before and layout_digest(model.state_dict()) != record["origin"]["layout"]:

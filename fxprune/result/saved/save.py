@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from fxprune.errors import FileError
 from fxprune.graph.tensors import named_tensors as all_tensors
 from fxprune.result.fingerprint import graph_digest, layout_digest
 from fxprune.result.forms import graph_form
+from fxprune.result.json_types import FolderRecord, Made, Modes, Recipe
 from fxprune.result.layers import replaced_layers
 from fxprune.result.plan import plan_data
 from fxprune.result.pruned_module import record_of
@@ -35,7 +36,7 @@ def save(
     folder: str | os.PathLike[str],
     *,
     build: str | None = None,
-    build_options: Mapping[str, Any] | None = None,
+    build_options: Mapping[str, object] | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> None:
     """Write a pruned model to a folder: `model.safetensors` and `fxprune.json`.
@@ -69,14 +70,17 @@ def save(
         own = {name for name, t in all_tensors(pruned) if id(t) not in used}
         more = {name: t for name, t in named_tensors(pruned).items() if name.removeprefix(CONSTANT) in own}
         tensors |= {OWN + name: t for name, t in more.items()}
-    record: dict[str, Any] = {
-        **_how_made(facts),
-        "made_by": {},
-        "build": None,
-        "graph": graph_digest(graph),
-        "modes": _modes(pruned),
-        "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
-    }
+    record = cast(
+        FolderRecord,
+        {
+            **_how_made(facts),
+            "made_by": {},
+            "build": None,
+            "graph": graph_digest(graph),
+            "modes": _modes(pruned),
+            "frozen": [name for name, p in pruned.named_parameters() if not p.requires_grad],
+        },
+    )
     record["made_by"] = versions(root_of(record)["origin"]["class"])
     if replaced_layers(graph):
         record["replaced"] = replaced_data(graph)
@@ -86,28 +90,34 @@ def save(
         raise FileError("build_options are those of build=, which is missing")
     else:
         record["build"] = _recipe_inferred(record, rules)
-    write_folder(Path(folder), _without_configs(record), tensors)
+    _drop_configs(record)
+    write_folder(Path(folder), record, tensors)
 
 
-def _how_made(facts: Record) -> dict[str, Any]:
+def _how_made(facts: Record) -> Made:
     """Return what the plan is applied to again; of a model that was pruned again, the first plan as well."""
-    made: dict[str, Any] = {
+    made: Made = {
         "origin": facts.origin,
-        "options": dict(facts.options),
+        "options": facts.options,
         "example": example_record(facts.example),
         "plan": plan_data(facts.plan, weights=False),
     }
-    made |= {"own": own_data(facts.own)} if facts.own else {}
-    return made | ({"before": _how_made(facts.before)} if facts.before else {})
+    if facts.own:
+        made["own"] = own_data(facts.own)
+    if facts.before:
+        made["before"] = _how_made(facts.before)
+    return made
 
 
-def _without_configs(record: dict[str, Any]) -> dict[str, Any]:
+def _drop_configs(record: Made) -> None:
     """Drop the configurations from a record: the recipe has the one that counts."""
-    lean = {**record, "origin": {k: v for k, v in record["origin"].items() if k != "config"}}
-    return lean | ({"before": _without_configs(record["before"])} if record.get("before") else {})
+    record["origin"] = record["origin"].copy()
+    record["origin"].pop("config", None)
+    if "before" in record:
+        _drop_configs(record["before"])
 
 
-def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any]:
+def _recipe_given(recipe: Recipe, record: FolderRecord, rules: RuleSet) -> Recipe:
     """Return the user's recipe, tried if it is one that `load` follows."""
     if not recipes.is_safe(recipe):
         return recipe
@@ -120,11 +130,11 @@ def _recipe_given(recipe: dict[str, Any], record: Mapping[str, Any], rules: Rule
     raise FileError(f"build={recipe['from']!r} with {recipe['options']} {problem}")
 
 
-def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any] | None:
+def _recipe_inferred(record: FolderRecord, rules: RuleSet) -> Recipe | None:
     """Return a recipe that does build the original, or None with a warning."""
     root = root_of(record)
     origin = root["origin"]
-    known: dict[str, Any] | None = record["origin"].get("build") or origin.get("build")
+    known = record["origin"].get("build") or origin.get("build")
     if known:
         return known  # it was loaded by this recipe
     first = root["example"]["args"][:1]
@@ -146,7 +156,7 @@ def _recipe_inferred(record: Mapping[str, Any], rules: RuleSet) -> dict[str, Any
     return None
 
 
-def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSet) -> str:
+def _why_not(recipe: Recipe, record: FolderRecord, rules: RuleSet) -> str:
     """Return why a recipe does not lead back to the graph that is saved; an empty text if it does."""
     try:
         model = recipes.rebuild(recipe, recipe["on"])
@@ -159,7 +169,7 @@ def _why_not(recipe: Mapping[str, Any], record: Mapping[str, Any], rules: RuleSe
     return "" if graph_digest(pruned) == record["graph"] else OTHER_FUNCTION
 
 
-def _modes(pruned: nn.Module) -> dict[str, Any]:
+def _modes(pruned: nn.Module) -> Modes:
     """Record train or eval, and the modules that are in the other mode."""
     modes = {path: m.training for path, m in pruned.named_modules()}
     return {"training": modes[""], "others": [path for path, mode in modes.items() if mode != modes[""]]}

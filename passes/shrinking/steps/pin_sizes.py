@@ -7,8 +7,11 @@ that spell a shrinking axis are exactly those that rules declare.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
-__all__ = ["has_constant_size", "pin_sizes", "rescaled"]
+__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled"]
 
 _ARITHMETIC = {
     operator.add,
@@ -42,6 +45,17 @@ _ARITHMETIC = {
 
 
 _ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
+_AS_NUMBERS = ContextVar("_AS_NUMBERS", default=False)
+
+
+@contextlib.contextmanager
+def constant_sizes_as_numbers() -> Iterator[None]:
+    """Spell sizes beside shrinking ones as graphs once did, to tell whether a saved graph is this one."""
+    token = _AS_NUMBERS.set(True)
+    try:
+        yield
+    finally:
+        _AS_NUMBERS.reset(token)
 
 
 def pin_sizes(draft: Draft) -> None:
@@ -101,6 +115,9 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
     with node.graph.inserting_after(node):
         sizes: list[Any] = []
         for i, axis in enumerate(axes):
+            if _AS_NUMBERS.get() and has_constant_size(axis):
+                sizes.append(axis.size)
+                continue
             # What does not shrink is read as before: places of a sliced table have no atom that is frozen,
             # and yet as many of them as the input has.
             size = node.graph.call_function(operator.getitem, (node, i))

@@ -1,0 +1,113 @@
+"""The JSON records of a folder and of an original, field by field.
+
+A file was compared with its digest when it was read.  What code follows in it (layers, plans, an own class)
+is `object` until the function that reads it has looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+__all__ = ["Call", "Dtypes", "FolderRecord", "Made", "Modes", "Options", "Origin", "Recipe", "StoredWeights"]
+
+JsonObject = dict[str, object]
+
+
+class Dtypes(TypedDict):
+    """The usual floating-point type, and the weights that have another."""
+
+    usual: str
+    others: dict[str, str]
+
+
+_Recipe = TypedDict("_Recipe", {"from": str, "options": Mapping[str, Any]})
+
+
+class Recipe(_Recipe, total=False):
+    """How an original is built: `from` names it in a library; `on`: the device that its constructor needs."""
+
+    config: JsonObject
+    on: str
+
+
+_Origin = TypedDict("_Origin", {"class": str, "layout": str, "dtypes": Dtypes})
+
+
+class Origin(_Origin, total=False):
+    """What is remembered of an original, see `fxprune.result.origin`.
+
+    build: the recipe that it was loaded by.
+    """
+
+    classes: int | None
+    architecture: str | None
+    config: JsonObject | None
+    build: Recipe | None
+
+
+class Options(TypedDict):
+    """How an original was analysed, as of `analyze`."""
+
+    outputs: str | Sequence[str]
+    split_qkv: bool
+    capture: Literal["symbolic", "export"]
+
+
+class Call(TypedDict):
+    """An example call, as of `fxprune.result.saved.examples`."""
+
+    args: list[object]
+    kwargs: JsonObject
+
+
+class _Made(TypedDict):
+    origin: Origin
+    options: Options
+    example: Call
+    plan: JsonObject
+
+
+class Made(_Made, total=False):
+    """How a result is made: a plan, and what it is applied to.
+
+    own: of an instance of the original's class, how it came about.
+    before: of a result that was pruned again, how that was made.
+    """
+
+    own: JsonObject
+    before: Made
+
+
+class Modes(TypedDict):
+    """Train or eval, and the modules that are in the other mode."""
+
+    training: bool
+    others: list[str]
+
+
+class StoredWeights(TypedDict):
+    """The file of weights: its size and its digest."""
+
+    bytes: int
+    sha256: str
+
+
+class _Saved(Made):
+    made_by: dict[str, str]
+    build: Recipe | None
+    graph: str
+    modes: Modes
+    frozen: list[str]
+
+
+class FolderRecord(_Saved, total=False):
+    """`fxprune.json`.
+
+    replaced: layers that took the place of the plan's, by path.
+    format, weights: written with the folder.
+    """
+
+    replaced: JsonObject
+    format: str
+    weights: StoredWeights
