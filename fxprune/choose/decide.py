@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,12 @@ from fxprune.choose.like.like import shaped_like, sibling_analysis
 from fxprune.choose.merge_heads import merged_for_ratio
 from fxprune.choose.request import Request
 from fxprune.choose.steps import scores_of_the_rest
+from fxprune.choose.to_scale import measured_scale, some_of
 from fxprune.errors import OptionError
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["Decision", "decide", "decide_again"]
+__all__ = ["Decision", "Trial", "decide", "decide_again"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,18 @@ class Decision:
     chosen: Chosen | None = None
 
 
-def decide(analysis: Analysis, request: Request, *, rewriter: Rewriter) -> Decision:
+# The KL divergence that a decision causes on some batches, for the mean sample.
+Trial = Callable[[Decision, Sequence[Any]], float]
+
+
+def decide(
+    analysis: Analysis, request: Request, *, rewriter: Rewriter, trial: Trial | None = None
+) -> Decision:
     """Choose branches, then groups, then how many of their elements stay, then which.
 
     Args:
         rewriter: builds what a plan gives; asked only where the budget is measured on results.
+        trial: prunes for a few samples; asked only where elements of different kinds of groups compete.
 
     Raises:
         NothingPrunableError, BudgetError, SiblingError, OptionError: the request can't be met; says why.
@@ -70,6 +79,14 @@ def decide(analysis: Analysis, request: Request, *, rewriter: Rewriter) -> Decis
         chosen = chosen_bases(analysis, groups, request.data, **options)
     costs = chosen.costs if chosen is not None else {}
     scores = {**_judged(analysis, [g for g in groups if g not in costs], request), **costs}
+    if trial is not None and request.data is not None and request.compares_kinds:
+        some = some_of(request.data, analysis)
+
+        def divergence(counts: dict[Group, int]) -> float:
+            plan = select(analysis, scores, counts).plan(analysis)
+            return trial(Decision(plan, analysis, tuple(groups), scores, chosen if costs else None), some)
+
+        scores = measured_scale(groups, scores, request.budget.ratio, divergence)
     found = _fitted(analysis, groups, scores, request, rewriter)
     return replace(found, chosen=chosen) if costs else found
 

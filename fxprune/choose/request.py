@@ -80,6 +80,13 @@ class Request:
         return wanted == "principal"
 
     @property
+    def compares_kinds(self) -> bool:
+        """Do elements of groups of every kind compete, by estimates that bases or the re-fit change?"""
+        return (
+            self.budget.scope == "global" and self.criterion == "kl" and (self.changes_bases or self.refits)
+        )
+
+    @property
     def _may_change_bases(self) -> bool:
         plain = self.like is None and self.steps == 1 and self.attention != "merge"
         return self.data is not None and self.criterion == "kl" and plain

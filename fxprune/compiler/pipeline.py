@@ -15,8 +15,8 @@ from fxprune.choose.importance.score import Importance
 from fxprune.choose.like.like import check_loads
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
-from fxprune.compiler.coordinates import in_chosen_bases, scale_norms
 from fxprune.compiler.native.own_class import check_form, in_form
+from fxprune.compiler.once import pruned_once, trial_of
 from fxprune.compiler.refit.refit import refit as refitted
 from fxprune.compiler.rewrite import Rewriter
 from fxprune.result.forms import graph_form
@@ -202,13 +202,18 @@ def prune_analyzed(
 def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -> nn.Module:
     """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
     rewriter = Rewriter(model)
-    decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter)
-    decision, rebased_model = in_chosen_bases(decision, model, analysis)
-    pruned = in_form(form, rebased_model, decision.analysis, decision.plan, like=request.like)
-    if decision.plan.bases:
-        scale_norms(decision.analysis, pruned)
-    if request.refits and (request.steps == 1 or request.between is not None):
-        refitted(decision.analysis, pruned, request.data, **request.refit_options)
+    trial = trial_of(model, analysis, request)
+    decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter, trial=trial)
+    refits_first = request.refits and (request.steps == 1 or request.between is not None)
+    decision, pruned = pruned_once(
+        model,
+        analysis,
+        decision,
+        form=form,
+        like=request.like,
+        refit_data=request.data if refits_first else None,
+        **request.refit_options,
+    )
     for step in range(2, request.steps + 1):
         if request.between is not None:
             request.between(pruned, step - 1)

@@ -1,0 +1,65 @@
+"""One decision made real: bases, slices, norms, re-fit; and what it costs, tried on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.decide import Decision, Trial
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.planned import as_planned
+from fxprune.choose.request import Request
+from fxprune.compiler.coordinates import in_chosen_bases, scale_norms
+from fxprune.compiler.native.own_class import in_form
+from fxprune.compiler.refit.refit import refit
+from fxprune.compiler.refit.walk import Sides
+from fxprune.result.forms import graph_form
+from fxprune.result.pruned_module import plan_of
+from fxprune.result.selection import Selection
+
+__all__ = ["pruned_once", "trial_of"]
+
+
+def pruned_once(
+    model: nn.Module,
+    analysis: Analysis,
+    decision: Decision,
+    *,
+    form: str = "graph",
+    like: nn.Module | None = None,
+    refit_data: Iterable[Any] | None = None,
+    **refit_options: Any,
+) -> tuple[Decision, nn.Module]:
+    """Return the decision, in the coordinates that it was brought to, and the model that it gives.
+
+    Args:
+        analysis: of the model, with all its branches.
+        refit_data: batches to solve layers again on; None: they keep their slices.
+    """
+    decision, rebased = in_chosen_bases(decision, model, analysis)
+    pruned = in_form(form, rebased, decision.analysis, decision.plan, like=like)
+    if decision.plan.bases:
+        scale_norms(decision.analysis, pruned)
+    if refit_data is not None:
+        refit(decision.analysis, pruned, refit_data, **refit_options)
+    return decision, pruned
+
+
+def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
+    """Return what tells a decision's KL divergence a sample, by pruning and running a few of them."""
+    options = {**request.refit_options, "progress": False}
+    log_probabilities = options.get("log_probabilities")
+
+    def divergence(decision: Decision, data: Sequence[Any]) -> float:
+        refit_data = data if request.refits else None
+        decision, pruned = pruned_once(model, analysis, decision, refit_data=refit_data, **options)
+        plan = plan_of(pruned)
+        planned = as_planned(decision.analysis, plan)
+        sides = Sides(planned, Selection.from_plan(planned, plan), graph_form(pruned))
+        batches = batches_of(data, planned, "kl")
+        return sides.divergence(batches, log_probabilities) / sum(batch.size for batch in batches)
+
+    return divergence
