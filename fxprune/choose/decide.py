@@ -119,16 +119,28 @@ def _fitted(
     analysis: Analysis, groups: Sequence[Group], scores: Scores, request: Request, rewriter: Rewriter
 ) -> Decision:
     measure = share_left(rewriter.model, request.budget)
+    by_kl = request.criterion in ("kl", "kl-exact")
 
     def plan_of_counts(fitted: Fitted) -> Plan:
         plan = select(analysis, scores, fitted.counts).plan(analysis)
-        return replace(plan, floored=tuple(group.name for group in fitted.floored))
+        floored = tuple(group.name for group in fitted.floored)
+        return replace(plan, floored=floored, discarded=_discarded(scores, fitted) if by_kl else {})
 
     def left(fitted: Fitted) -> float:
         return measure(rewriter(analysis, plan_of_counts(fitted)))
 
     found = fit(analysis, groups, scores, request.budget, left)
     return Decision(plan_of_counts(found), analysis, tuple(groups), scores)
+
+
+def _discarded(scores: Scores, fitted: Fitted) -> dict[str, float]:
+    """Sum up what the scores say of the elements that go, by group."""
+    found = {}
+    for group, count in fitted.counts.items():
+        gone = np.sort(scores[group], axis=-1)[..., : group.size - count]
+        if gone.size and np.isfinite(gone).all():  # (-inf: gone in an earlier step)
+            found[group.name] = float(gone.sum())
+    return found
 
 
 def _decide_like(analysis: Analysis, request: Request) -> Decision:

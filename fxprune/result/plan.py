@@ -9,9 +9,9 @@ Pure data, applied by rewriting.  As JSON it is small beside the weights that it
 
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
-since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales" and "regrouped"
-stand as in `Plan`, and are absent where they are empty; a matrix of "bases" as its shape and its numbers in
-base64, float64 of the lowest byte first.  A plain list of indices is read as well as BITS.
+since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales", "regrouped",
+"discarded" and "samples" stand as in `Plan`, and are absent where they are empty; a matrix of "bases" as its
+shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is read as well as BITS.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Kept", "Plan", "plan_data", "plan_from"]
 
 
 FORMAT = "fxprune-plan-2"
-NAMED = {"renamed": str, "scales": float, "regrouped": int, "unfitted": str}
+NAMED = {"renamed": str, "scales": float, "regrouped": int, "unfitted": str, "discarded": float}
 LISTED = {"removed": "removed branches", "floored": "groups at their floor"}
 OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
 
@@ -74,6 +74,9 @@ class Plan:
     refit: name in the result's `state_dict` -> how it was solved again after selection; such a tensor is
         no plain slice.  `apply` to another model gives the slices.
     unfitted: weight, or node -> why the layer kept its slice, where others were solved again.
+    discarded: group -> the estimated KL divergence, for the mean calibration sample, of what it lost; where
+        channels were chosen by "kl".
+    samples: calibration samples that layers were solved again on.
     bases: name of a basis, as of `fxprune.rebase` -> the matrix that changed it first, float64 [n, n] or
         [heads, n, n]; the indices are then those of the model in these coordinates.
     """
@@ -87,6 +90,8 @@ class Plan:
     floored: tuple[str, ...] = ()
     refit: dict[str, Refit] = field(default_factory=dict)
     unfitted: dict[str, str] = field(default_factory=dict)
+    discarded: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
     bases: dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -133,6 +138,7 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, object]:
     extras: dict[str, object] = {name: getattr(plan, name) for name in NAMED}
     extras["refit"] = {name: done.as_data() for name, done in plan.refit.items()}
     extras |= {name: list(getattr(plan, name)) for name in LISTED}
+    extras["samples"] = plan.samples
     extras["bases"] = {name: written_matrix(matrix) for name, matrix in plan.bases.items()}
     record |= {name: value for name, value in extras.items() if value}
     if weights:
@@ -162,7 +168,10 @@ def plan_from(record: Any) -> Plan:
     listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
     refit = {name: Refit.from_data(name, done) for name, done in record.get("refit", {}).items()}
-    return Plan(groups, kept, refit=refit, bases=bases, **listed, **named)  # type: ignore[arg-type]
+    samples = record.get("samples", 0)
+    if type(samples) is not int or samples < 0:
+        raise PlanError("samples must be a whole number")
+    return Plan(groups, kept, refit=refit, bases=bases, samples=samples, **listed, **named)  # type: ignore[arg-type]
 
 
 def _listed(record: dict[str, Any], field: str, what: str) -> tuple[str, ...]:

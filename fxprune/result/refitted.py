@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fxprune.errors import PlanError
 
-__all__ = ["Refit"]
+__all__ = ["FEW", "Refit"]
+
+FEW = 32  # calibration samples; with fewer the report says so
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from fxprune.compiler.refit.regression import Solution, solved
 from fxprune.compiler.refit.walk import Pair, Sides, Split, split
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
-from fxprune.result.refitted import Refit
+from fxprune.result.refitted import FEW, Refit
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom
 
@@ -62,6 +63,13 @@ def refit(
     selection = Selection.from_plan(analysis, plan)
     consumers = consumers_of(analysis, selection)
     batches = batches_of(data, analysis, "refit")
+    samples = sum(batch.size for batch in batches)
+    if samples < FEW:
+        warnings.warn(
+            f"data= has {samples} samples: layers are solved again on few of them, each only as far as "
+            f"it helps on those held out; give {FEW} or more",
+            stacklevel=4,
+        )
     calibration = split(batches, whole=analysis.captured.fixed_batch)
     found: dict[str, Refit] = {}
     left = dict(consumers.left)
@@ -90,6 +98,7 @@ def refit(
         plan,
         refit={**plan.refit, **found},
         unfitted={names.get(node, node): why for node, why in left.items()},
+        samples=samples,
     )
     return with_record(result, lambda record: replace(record, plan=plan))
 

@@ -7,8 +7,8 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fxprune.errors import OptionError, shown
 from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.pruned_module import noise_for, plan_of, record_of
+from fxprune.result.refitted import FEW
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
 from fxprune.show.reports.measure import latencies, macs_by_node
@@ -39,6 +40,8 @@ class Report:
     latency: median seconds of such a call with `threads` threads, or None where it was not measured.
     certificate: the largest relative error, or None where it was not asked for.
     floored: the groups of which the request would have taken more, had their floor not held it up.
+    discarded: group -> estimated KL divergence of what it lost, where channels were chosen by "kl".
+    samples: calibration samples that layers were solved again on; 0 where none were.
     replaced: of an instance of the model's own class, the modules that are parts of the graph, each with what
         its own code said of the new sizes.
     """
@@ -53,6 +56,8 @@ class Report:
     latency: tuple[float, float] | None = None
     certificate: float | None = None
     floored: tuple[str, ...] = ()
+    discarded: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
     replaced: tuple[tuple[str, str], ...] = ()
     format: str = "table"
 
@@ -112,6 +117,15 @@ class Report:
                 len(self.floored) > 4
             )
             total.append([f"at their floor: {some}", "", str(len(self.floored)), ""])
+        if self.discarded:
+            most = sorted(self.discarded, key=lambda name: -self.discarded[name])[:3]
+            some = ", ".join(f"{name} {self.discarded[name]:.2g}" for name in most)
+            total.append(
+                [f"estimated KL discarded; most: {some}", "", f"{sum(self.discarded.values()):.2g}", ""]
+            )
+        if self.samples:
+            few = " (few: more make it better)" if self.samples < FEW else ""
+            total.append([f"calibration samples{few}", "", str(self.samples), ""])
         for path, why in self.replaced:
             total.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
         return [
@@ -206,6 +220,8 @@ def report(
         latency=(seconds[0], seconds[1]) if seconds else None,
         certificate=error,
         floored=plan.floored,
+        discarded=dict(plan.discarded),
+        samples=plan.samples,
         replaced=_replaced(pruned),
         format=format,
     )

@@ -1,0 +1,120 @@
+"""Scores of every kind are brought to one scale by what their removal is measured to cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.analysis.analysis import Group
+from fxprune.choose.to_scale import SAMPLES, measured_scale, some_of
+from fxprune.zoo import randomise
+
+QUIET = {"progress": False}
+
+
+class Wide(nn.Module):
+    """A residual stream and a hidden layer: two kinds that compete for a budget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.up, self.down, self.head = nn.Linear(16, 40), nn.Linear(40, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head((x + self.down(nn.functional.gelu(self.up(self.norm(x))))).mean(1))
+
+
+def made() -> nn.Module:
+    model = Wide()
+    randomise(model, 0)
+    return model.eval()
+
+
+def batches(count: int, size: int = 16) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(size, 7, 6) for _ in range(count)]
+
+
+def test_each_role_gets_one_factor() -> None:
+    analysis = fxprune.analyze(made(), example_inputs=batches(1)[0][:2])
+    groups = analysis.prunable
+    scores = {g: np.arange(1.0, g.size + 1) for g in groups}
+    asked: list[dict[Group, int]] = []
+
+    def divergence(counts: dict[Group, int]) -> float:
+        asked.append(counts)
+        (group,) = counts
+        return {"embed": 10.0, "hidden": 0.1}[group.role]
+
+    found = measured_scale(groups, scores, 0.25, divergence)
+    assert {g.role: c for counts in asked for g, c in counts.items()} == {"embed": 12, "hidden": 30}
+    for group in groups:
+        gone = group.size - {"embed": 12, "hidden": 30}[group.role]
+        lowest = np.sort(found[group])[:gone].sum()
+        assert np.isclose(lowest, divergence({group: 0}))
+        assert np.allclose(found[group] / found[group][0], scores[group])
+
+
+def test_one_kind_is_not_measured() -> None:
+    analysis = fxprune.analyze(made(), example_inputs=batches(1)[0][:2])
+    groups = [g for g in analysis.prunable if g.role == "hidden"]
+    scores = {g: np.ones(g.size) for g in groups}
+
+    def never(counts: dict[Group, int]) -> float:
+        raise AssertionError(counts)
+
+    assert measured_scale(groups, scores, 0.5, never) is scores
+
+
+def test_some_of_the_data_is_enough() -> None:
+    analysis = fxprune.analyze(made(), example_inputs=batches(1)[0][:2])
+    data = batches(20)
+    assert len(some_of(data, analysis)) == -(-SAMPLES // 16)
+    assert len(some_of(data[:2], analysis)) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": "macs"}, {"target": "channels"}, {"target": "params", "refit": False}]
+)
+def test_a_global_budget_is_met_and_certified(options: dict[str, object]) -> None:
+    model = made()
+    pruned = fxprune.prune(
+        model,
+        0.3,
+        scope="global",
+        data=batches(4),
+        example_inputs=batches(1)[0][:2],
+        importance_options=QUIET,
+        **options,
+    )
+    assert fxprune.verify(model, pruned) < 1e-8
+
+
+def test_the_plan_says_what_was_discarded(tmp_path: Path) -> None:
+    model, data = made(), batches(3)
+    pruned = fxprune.prune(model, 0.5, data=data, example_inputs=data[0][:2], importance_options=QUIET)
+    plan = fxprune.plan_of(pruned)
+    assert plan.discarded.keys() == plan.groups.keys()
+    assert all(cost > 0 for cost in plan.discarded.values())
+    assert plan.samples == 48
+    plan.save(tmp_path / "plan.json")
+    again = fxprune.Plan.load(tmp_path / "plan.json")
+    assert (again.discarded, again.samples) == (plan.discarded, plan.samples)
+    said = str(fxprune.report(model, pruned))
+    assert "estimated KL discarded" in said and "calibration samples" in said
+    assert "few" not in said.split("calibration samples")[1].splitlines()[0]
+    nothing = fxprune.plan_of(fxprune.prune(model, 0.5, example_inputs=data[0][:2]))
+    assert nothing.discarded == {} and nothing.samples == 0
+
+
+def test_few_samples_are_said_to_be_few() -> None:
+    model, data = made(), batches(2, size=4)
+    with pytest.warns(UserWarning, match="8 samples"):
+        pruned = fxprune.prune(model, 0.5, data=data, example_inputs=data[0][:2], importance_options=QUIET)
+    assert "calibration samples (few" in str(fxprune.report(model, pruned))
