@@ -11,7 +11,8 @@ BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; 
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
 since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales", "regrouped",
 "discarded" and "samples" stand as in `Plan`, and are absent where they are empty; a matrix of "bases" as its
-shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is read as well as BITS.
+shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is read as well
+as BITS.
 """
 
 from __future__ import annotations
