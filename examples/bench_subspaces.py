@@ -4,8 +4,9 @@
 
 The folder holds photos named NNNN_anything.jpg, NNNN the index of the ImageNet class.  Photos at even
 positions (of the sorted list) calibrate, those at odd ones are counted; nothing is trained, and no label of a
-calibration photo is looked at.  One row a setting, one column a way; results are kept in --cache, so that a
-run that was interrupted goes on.
+calibration photo is looked at, but by Torch-Pruning's Taylor criterion, which needs them.  One row a setting,
+one column a way; figures are top-1 and the KL divergence from the dense model, both on the odd photos, and
+are kept in --cache, so that a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ROWS: dict[str, tuple[Callable[[float], dict[str, Any]], tuple[float, ...]]] = {
         (0.1, 0.2, 0.3, 0.5),
     ),
 }
+PEER = "Torch-Pruning"
 COLUMNS: dict[str, dict[str, Any]] = {
     "selection": {"basis": "given", "refit": False},
     "re-fit": {"basis": "given", "refit": True},
@@ -49,21 +51,27 @@ def main() -> None:
         print("nothing to measure: give --photos FOLDER and --weights FILE.safetensors")
         return
     model = dense_model(options.weights)
-    calibration, odd, classes = photos(options.photos, options.calibrate)
+    calibration, labels, odd, classes = photos(options.photos, options.calibrate)
+    dense = log_probabilities(model, odd)
+    judge = partial(judged, dense=dense, odd=odd, classes=classes)
     cache = Cache(options.cache, f"{options.calibrate}")
-    figures = {"dense": cache("dense", lambda: accuracy(model, odd, classes))}
+    figures = {"dense": cache("dense", lambda: judge(model))}
     print(f"dense {figures['dense']['top1']:.1f}", flush=True)
     for row, (asked, ratios) in ROWS.items():
         for ratio in ratios:
-            for column, how in COLUMNS.items():
+            for column in (*COLUMNS, PEER):
                 key = f"{row} {ratio:.0%}, {column}"
                 if options.only and not any(word in key for word in options.only):
                     continue
-                measure = partial(pruned_figures, model, calibration, odd, classes, **{**asked(ratio), **how})
+                if column == PEER:
+                    measure = partial(peer_figures, options.weights, calibration, labels, judge, row, ratio)
+                else:
+                    how = {**asked(ratio), **COLUMNS[column]}
+                    measure = partial(pruned_figures, model, calibration, judge, **how)
                 found = cache(key, measure)
                 print(
-                    f"{key:44s} top-1 {found['top1']:5.1f}   MACs {found['macs']:.2f}   "
-                    f"{found['seconds']:.0f} s",
+                    f"{key:44s} top-1 {found['top1']:5.1f}   KL {found['kl']:6.3f}   "
+                    f"MACs {found['macs']:.2f}   {found['seconds']:.0f} s",
                     flush=True,
                 )
 
@@ -87,13 +95,14 @@ def dense_model(weights: Path) -> nn.Module:
     return model.eval()
 
 
-def photos(folder: Path, count: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Return `count` even-position photos and all odd ones, in batches, and the classes of these."""
+def photos(folder: Path, count: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """Return `count` even-position photos and their classes, and all odd ones, in batches, and theirs."""
     files = sorted(folder.glob("*.jpg"))
     even, odd = files[0::2], files[1::2]
     even = [even[i * len(even) // count] for i in range(min(count, len(even)))]
-    classes = torch.tensor([int(f.name.split("_")[0]) for f in odd])
-    return batched(even), batched(odd), classes
+    classes = [torch.tensor([int(f.name.split("_")[0]) for f in part]) for part in (even, odd)]
+    calibration = batched(even)
+    return calibration, list(classes[0].split(len(calibration[0]))), batched(odd), classes[1]
 
 
 def batched(files: list[Path], size: int = 25) -> list[Tensor]:
@@ -112,21 +121,72 @@ def batched(files: list[Path], size: int = 25) -> list[Tensor]:
     return list(torch.stack(images).split(size))
 
 
-def accuracy(model: nn.Module, images: list[Tensor], classes: Tensor) -> dict[str, float]:
+def log_probabilities(model: nn.Module, images: list[Tensor]) -> Tensor:
     with torch.inference_mode():
-        said = torch.cat([model(batch).argmax(-1) for batch in images])
-    return {"top1": 100 * float((said == classes).double().mean())}
+        return torch.cat([model(batch).log_softmax(-1) for batch in images])
 
 
-def pruned_figures(
-    model: nn.Module, calibration: list[Tensor], odd: list[Tensor], classes: Tensor, **how: Any
-) -> dict[str, float]:
-    """Prune, and count; with the MACs that are left and the seconds that pruning took."""
+def judged(model: nn.Module, dense: Tensor, odd: list[Tensor], classes: Tensor) -> dict[str, float]:
+    said = log_probabilities(model, odd)
+    kl = (dense.exp() * (dense - said)).sum(-1).mean()
+    return {"top1": 100 * float((said.argmax(-1) == classes).double().mean()), "kl": float(kl)}
+
+
+Judge = Callable[[nn.Module], dict[str, float]]
+
+
+def pruned_figures(model: nn.Module, calibration: list[Tensor], judge: Judge, **how: Any) -> dict[str, float]:
+    """Prune, and judge; with the MACs that are left and the seconds that pruning took."""
     start = time.perf_counter()
     pruned = fxprune.prune(model, data=calibration, importance_options={"progress": False}, **how)
     seconds = time.perf_counter() - start
     before, after = fxprune.report(model, pruned, batch=1).macs
-    return {**accuracy(pruned, odd, classes), "macs": after / before, "seconds": seconds}
+    return {**judge(pruned), "macs": after / before, "seconds": seconds}
+
+
+def peer_figures(
+    weights: Path, calibration: list[Tensor], labels: list[Tensor], judge: Judge, row: str, ratio: float
+) -> dict[str, float]:
+    """Judge Torch-Pruning's Taylor criterion, by its own recipe for timm's ViTs; nan where it has no such row."""
+    import torch_pruning as tp
+    from timm.models.vision_transformer import Attention
+
+    if row not in ("inner dims", "everything", "MACs, global"):
+        return dict.fromkeys(("top1", "kl", "macs", "seconds"), float("nan"))
+    start = time.perf_counter()
+    model, image = dense_model(weights), torch.zeros(1, 3, 224, 224)
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    for attention in attentions:
+        attention.fused_attn = False
+    whole = tp.utils.count_ops_and_params(model, image)[0]
+    budget, reached = 1 - ratio, 1.0
+    pruner = tp.pruner.MetaPruner(
+        model,
+        image,
+        importance=tp.importance.GroupTaylorImportance(),
+        global_pruning=row == "MACs, global",
+        pruning_ratio=0.95 if row == "MACs, global" else ratio,
+        iterative_steps=100 if row == "MACs, global" else 1,
+        ignored_layers=[model.head, *([model.patch_embed] if row == "inner dims" else [])],
+        num_heads={attention.qkv: attention.num_heads for attention in attentions},
+        prune_num_heads=False,
+        prune_head_dims=True,
+        # The defaults are shared between calls, and would keep every earlier model alive.
+        in_channel_groups={},
+        out_channel_groups={},
+    )
+    while True:
+        model.zero_grad()
+        for images, classes in zip(calibration, labels, strict=True):
+            nn.functional.cross_entropy(model(images), classes, reduction="sum").backward()
+        pruner.step()
+        for attention in attentions:
+            attention.head_dim = attention.qkv.out_features // (3 * attention.num_heads)
+            attention.attn_dim = attention.head_dim * attention.num_heads
+        reached = tp.utils.count_ops_and_params(model, image)[0] / whole
+        if row != "MACs, global" or reached <= budget:
+            break
+    return {**judge(model), "macs": reached, "seconds": time.perf_counter() - start}
 
 
 class Cache:

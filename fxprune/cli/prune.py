@@ -60,6 +60,7 @@ Examples:
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="A folder of images to rank by.")
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True, help="How many of them.")
 @click.option("--importance", help="magnitude, kl, kl-exact, taylor, activation or random.")
+@click.option("--basis", help="With --data: principal, or given to select among the channels that there are.")
 @click.option("--no-refit", is_flag=True, help="With --data: keep the weights as selected, solve none again.")
 @click.option("--attention", help="Remove whole heads, head_dim inside each, or auto.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules that stay whole; may be repeated.")
@@ -98,6 +99,7 @@ def prune(
     """Prune MODEL and save the result to a folder; or a saved FOLDER once more."""
     if data is None:
         refuse("it counts the images of --data, which is missing", "images")
+        refuse("coordinates are chosen on --data, which is missing", "basis")
         refuse("layers are solved again on --data, which is missing", "no_refit")
     if like is not None:
         refuse("--like decides widths, heads and depth by a smaller model", "ratio")

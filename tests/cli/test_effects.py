@@ -55,6 +55,7 @@ VALUES = {
     "depth": "0.25",
     "data": "others",
     "images": "3",
+    "basis": "given",
     "importance": "random",
     "attention": "heads",
     "exclude": "stem",
@@ -100,8 +101,8 @@ VALUES = {
 OF_MODELS = {"pretrained", "checkpoint", "input_size", "capture"}
 # (command, what it is about) -> the options that would do nothing there; every other one does something.
 REFUSED = {
-    ("prune", "model"): {"model", "images", "no_refit"},
-    ("prune", "folder"): OF_MODELS | {"images", "no_refit"},
+    ("prune", "model"): {"model", "images", "basis", "no_refit"},
+    ("prune", "folder"): OF_MODELS | {"images", "basis", "no_refit"},
     ("inspect", "model"): {"model"},
     ("inspect", "folder"): OF_MODELS,
     ("explain", "model"): {"model"},
