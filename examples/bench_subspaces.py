@@ -147,7 +147,7 @@ def pruned_figures(model: nn.Module, calibration: list[Tensor], judge: Judge, **
 def peer_figures(
     weights: Path, calibration: list[Tensor], labels: list[Tensor], judge: Judge, row: str, ratio: float
 ) -> dict[str, float]:
-    """Judge Torch-Pruning's Taylor criterion, by its own recipe for timm's ViTs; nan where it has no such row."""
+    """Judge Torch-Pruning's Taylor criterion, by its own recipe for timm's ViTs; nan for rows it lacks."""
     import torch_pruning as tp
     from timm.models.vision_transformer import Attention
 
