@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import fxprune
 
-PIXELS, PATCH = 48, 8
+PIXELS, PATCH = 48, 12
 TEACHER_WIDTH, STUDENT_WIDTH, LAYERS, HEADS = 192, 48, 12, 3
 ARMS = ("scratch", "scratch-distilled", "pruned", "pruned-refit", "pruned-basis")
 PROXY = 512  # images that channels are ranked on, without labels
