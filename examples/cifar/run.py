@@ -9,7 +9,7 @@ One command an arm; each is killed and run again as you like, and goes on from i
     python examples/cifar/run.py pruned --seed 0          # cut from the teacher by plain selection
     python examples/cifar/run.py pruned-refit --seed 0    # layers solved again after it, no labels
     python examples/cifar/run.py pruned-basis --seed 0    # in chosen coordinates, and solved again
-    python examples/cifar/run.py table
+    python examples/cifar/run.py table                    # rows of what was run; with --out FOLDER files, too
 
 All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--layers 6` for half its
 depth), one budget and one recipe.  The pruned ones stand on the teacher's pre-training on ImageNet and its
@@ -173,17 +173,48 @@ def train(options: argparse.Namespace, folder: Path) -> None:
     print(f"{folder.name}: {count:,} parameters, top-1 {trained.log[-1]['top1']:.2%}")
 
 
+def logs_of(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Read what was run, a log for each arm and seed."""
+    logs = {
+        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*/log.jsonl"))
+    }
+    return {name: log for name, log in logs.items() if log}
+
+
 def table(folder: Path) -> str:
-    """What was run: a row for each finished or unfinished arm and seed."""
+    """Return a row for each finished or unfinished arm and seed."""
     rows = ["| arm | epochs | top-1 of the last | of the best | hours |", "|---|---|---|---|---|"]
-    for path in sorted(folder.glob("*/log.jsonl")):
-        log = [json.loads(line) for line in path.read_text().splitlines()]
-        if log:
-            hours = sum(line["seconds"] for line in log) / 3600
-            best = max(line["top1"] for line in log)
-            last = log[-1]["top1"]
-            rows.append(f"| {path.parent.name} | {len(log)} | {last:.2%} | {best:.2%} | {hours:.2f} |")
+    for name, log in logs_of(folder).items():
+        hours = sum(line["seconds"] for line in log) / 3600
+        best, last = max(line["top1"] for line in log), log[-1]["top1"]
+        rows.append(f"| {name} | {len(log)} | {last:.2%} | {best:.2%} | {hours:.2f} |")
     return "\n".join(rows)
+
+
+def write_results(folder: Path, out: Path) -> None:
+    """Write every epoch as results.csv, the rows as results.md, and the curves of students as curves.png."""
+    import matplotlib.pyplot as plt
+
+    logs = logs_of(folder)
+    lines = ["run,epoch,top1,seconds"]
+    lines += [
+        f"{name},{line['epoch']:.0f},{line['top1']:.4f},{line['seconds']:.0f}"
+        for name, log in logs.items()
+        for line in log
+    ]
+    (out / "results.csv").write_text("\n".join(lines) + "\n")
+    (out / "results.md").write_text(table(folder) + "\n")
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, log in logs.items():
+        if not name.startswith("teacher"):
+            at, top1 = zip(*((line["epoch"], 100 * line["top1"]) for line in log), strict=True)
+            axes.plot(at, top1, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="top-1, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="small", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "curves.png", dpi=130)
 
 
 def main() -> None:
@@ -198,10 +229,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--kl", type=float, default=0.2, help="weight of the divergence from the teacher")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, help="of `table`: a folder for results.csv, results.md, curves.png"
+    )
     parser.add_argument("--limit", type=int, help="at most so many images of each split")
     options = parser.parse_args()
     if options.arm == "table":
         print(table(options.folder))
+        if options.out is not None:
+            write_results(options.folder, options.out)
         return
     if options.data is None or not Path(options.data).exists():
         raise SystemExit("no data: give --data cifar10.npz, or set CIFAR10")
