@@ -175,16 +175,19 @@ class _Covariances(SoftMasked):
 
 
 def _to_scale(pairs: Sequence[tuple[Tensor, Tensor]], alone: np.ndarray) -> np.ndarray:
-    """Return what each element costs when it goes in turn, in units of `alone`."""
+    """Return what each element costs when it goes in turn, in units of `alone`.
+
+    The unit is the median over elements: some few are huge, and of no account in what is predicted.
+    """
     alone = np.asarray(alone, dtype=np.float64)
-    per_head = alone.reshape(-1, alone.shape[-1])
-    heads = range(len(per_head))
-    costs, before = [], 0.0
-    for head in heads:
+    costs, errors = [], []
+    for head in range(alone.size // alone.shape[-1]):
         own = [(c.reshape(-1, *c.shape[-2:])[head], w.reshape(-1, *w.shape[-2:])[head]) for c, w in pairs]
         costs.append(removal_costs(own))
-        before += sum(float((c.diagonal() * w.double().square().sum(0)).sum()) for c, w in own)
-    scale = float(np.clip(per_head, 0, None).sum()) / before if before > 0 else 0.0
+        errors.append(sum((c.diagonal() * w.double().square().sum(0)).cpu().numpy() for c, w in own))
+    error, said = np.stack(errors).reshape(alone.shape), np.clip(alone, 0, None)
+    counted = error > 0
+    scale = float(np.median(said[counted] / error[counted])) if counted.any() else 0.0
     return np.stack(costs).reshape(alone.shape) * scale
 
 
