@@ -45,6 +45,7 @@ class Image(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x)
         height, width = x.shape[-2:]
+        assert self.attention.pools in (True, False)  # a switch that code asks another module for
         x = self.drop(x.flatten(2).mT)
         return self.head((x + self.attention(x, height, width)).mean(1))
 

@@ -138,6 +138,7 @@ class _Cutter:
         self.graph.lint()
         part = PrunedModule(self.root, self.graph, type(self.module).__name__)
         self._keep_names(part)
+        self._keep_facts(part)
         part.restore({}, dict.fromkeys(["", *(p for p, _ in part.named_modules())], self.module.training))
         return part
 
@@ -248,6 +249,17 @@ class _Cutter:
         if not is_module and not owner and not hasattr(self.owner, leaf):
             return leaf  # a constant that capture made
         raise PartError(f"it uses {full}, which lies outside of it")
+
+    def _keep_facts(self, part: nn.Module) -> None:
+        """Keep switches and words that code around the module asks it for; its numbers may be stale."""
+        places = dict(part.named_modules())
+        for path, module in self.module.named_modules():
+            place = places.get(path)
+            if place is None or type(place) not in (type(part), nn.Module):
+                continue
+            for name, value in vars(module).items():
+                if isinstance(value, (bool, str)) and not name.startswith("_") and not hasattr(place, name):
+                    setattr(place, name, value)
 
     def _keep_names(self, part: nn.Module) -> None:
         """Keep weights that the graph does not use, under their names."""
