@@ -22,7 +22,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.quiet import quiet_libraries
-from fxprune.graph.source_files import is_users
+from fxprune.graph.source_files import is_users, users_level
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check
 
@@ -108,7 +108,7 @@ def capture_model(
                 captured = _captured(model, example, way, split_qkv, taught, check)
             _say_where(captured, failures)
             if captured.way == "export" and captured.fixed_batch:
-                warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=2)
+                warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=users_level())
             return captured
         except (ExampleInputError, PassError):
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from pathlib import Path
 
 import torch
 
-__all__ = ["is_users"]
+__all__ = ["is_users", "users_level"]
 
 # Folders, not words of a path: a model may live in a folder that is named as we are.
 _OURS = f"{Path(__file__).parents[1]}/"
@@ -21,3 +22,14 @@ def is_users(file: str) -> bool:
     if file.startswith((_TORCHS, _OURS, *_MADE)):
         return False
     return not file.startswith(_PYTHONS) or "-packages/" in file  # which may stand in Python's folder
+
+
+def users_level() -> int:
+    """Return the `stacklevel` at which a warning shows the line of the user who called us.
+
+    Of the caller of this function; its own level is 1.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and not is_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level

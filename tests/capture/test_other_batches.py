@@ -167,3 +167,15 @@ def test_the_length_of_a_batch_is_a_size(given: int, capture: str) -> None:
     for batch in (1, 2, 5):
         assert fxprune.verify(model, pruned, example_inputs=torch.randn(batch, 6, 8)) < 1e-8
     assert len([1, 2]) == 2 and len(torch.zeros(3, 2)) == 3  # nothing stays replaced
+
+
+class EachSample(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.rest(sample[None]) for sample in self.stem(x)])
+
+
+def test_a_warning_shows_the_users_own_line() -> None:
+    example = torch.randn(2, 6, 8)
+    with pytest.warns(UserWarning, match="fixes the batch size") as seen:
+        fxprune.prune(randomise(EachSample().eval()), 0.5, example_inputs=example)
+    assert [w.filename for w in seen] == [__file__]

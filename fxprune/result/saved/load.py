@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FileError, FxpruneError
 from fxprune.graph.copies import structural_copy
+from fxprune.graph.source_files import users_level
 from fxprune.passes.shrinking.steps.pin_sizes import constant_sizes_as_numbers
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
 from fxprune.result.json_types import FolderRecord, Modes, Origin
@@ -173,7 +174,7 @@ def _refuse_or_warn(record: FolderRecord, whence: str) -> None:
     warnings.warn(
         f"the graph differs from the saved one, and so do versions ({said}): compare the loaded model with "
         f"the original by fxprune.verify",
-        stacklevel=3,
+        stacklevel=users_level(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import cast
 from torch import nn
 
 from fxprune.errors import FileError
+from fxprune.graph.source_files import users_level
 from fxprune.graph.tensors import named_tensors as all_tensors
 from fxprune.result.fingerprint import graph_digest, layout_digest
 from fxprune.result.forms import graph_form
@@ -151,7 +152,7 @@ def _recipe_inferred(record: FolderRecord, rules: RuleSet) -> Recipe | None:
     nearest = problems.get(OTHER_FUNCTION) or next(iter(problems.values()), "is of no library known here")
     warnings.warn(
         f"{origin['class']} {nearest}; load() will need model=, or save with build= to say how it is built",
-        stacklevel=3,
+        stacklevel=users_level(),
     )
     return None
 
