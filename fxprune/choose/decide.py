@@ -86,7 +86,7 @@ def decide(
             plan = select(analysis, scores, counts).plan(analysis)
             return trial(Decision(plan, analysis, tuple(groups), scores, chosen if costs else None), some)
 
-        scores = measured_scale(groups, scores, request.budget.ratio, divergence)
+        scores = measured_scale(groups, scores, divergence)
     found = _fitted(analysis, groups, scores, request, rewriter)
     return replace(found, chosen=chosen) if costs else found
 

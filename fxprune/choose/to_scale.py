@@ -1,9 +1,10 @@
 """Bring the scores of every kind of group to one scale: the divergence that removing some of it causes.
 
-Estimates are to second order, each group on its own, each token on its own.  How far they are off depends on
-the kind: errors in a residual stream add up from layer to layer, those of hidden channels average out.  So a
-share of all groups of a kind is removed, for a few samples, by the very steps that prune the model, and the
-divergence is measured: scores of the kind are multiplied by what it was, over what they said.
+Estimates are to second order, each element and each group on its own.  How far they are off depends on the
+kind: errors in a residual stream add up from layer to layer, those of hidden channels average out; and what
+goes together costs more than what goes alone.  So two shares of all groups of a kind are removed, for a few
+samples, by the very steps that prune the model, and the divergence is measured: what a group loses counts as
+a power of what its scores say, scale and power as measured.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from fxprune.choose.importance.scores import Scores
 __all__ = ["measured_scale", "some_of"]
 
 SAMPLES = 64  # that divergences are measured on, at least, where there are so many
-LEAST, MOST = 0.1, 0.3  # shares that are removed: what is asked for, within these
+SHARES = (0.1, 0.3)  # that are removed
+STEEPEST = 2.0  # power: errors that all point the same way
 
 
 def measured_scale(
-    groups: Sequence[Group], scores: Scores, ratio: float, divergence: Callable[[dict[Group, int]], float]
+    groups: Sequence[Group], scores: Scores, divergence: Callable[[dict[Group, int]], float]
 ) -> Scores:
-    """Return the scores, those of each role multiplied by one factor.
+    """Return the scores in units of measured divergence, in the same order within each group.
 
     Args:
-        ratio: the share that is asked for.
         divergence: KL for the mean sample where groups keep so many elements, and all others everything.
     """
     kinds: dict[str, list[Group]] = defaultdict(list)
@@ -38,15 +39,45 @@ def measured_scale(
         kinds[group.role].append(group)
     if len(kinds) < 2:
         return scores
-    share = min(max(ratio, LEAST), MOST)
     found = dict(scores)
     for members in kinds.values():
-        counts = {group: max(1, round(group.size * (1 - share))) for group in members if group.size > 1}
-        said = sum(float(np.sort(scores[g], -1)[..., : g.size - count].sum()) for g, count in counts.items())
-        measured = divergence(counts) if said > 0 else 0.0
-        if measured > 0 and np.isfinite(measured):
-            found |= {group: scores[group] * (measured / said) for group in members}
+        losses = {group: _losses(scores[group]) for group in members if group.size > 1}
+        points = []
+        for share in SHARES:
+            counts = {group: max(1, round(group.size * (1 - share))) for group in losses}
+            said = [losses[g][g.size - count - 1] for g, count in counts.items() if count < g.size]
+            measured = divergence(counts) if sum(said) > 0 else 0.0
+            if measured > 0 and np.isfinite(measured):
+                points.append((np.array(said), measured))
+        if points:
+            power = _power(points)
+            said, measured = points[-1]
+            scale = measured / float((said**power).sum())
+            found |= {g: _marginal(scores[g], lost, power) * scale for g, lost in losses.items()}
     return found
+
+
+def _losses(scores: np.ndarray) -> np.ndarray:
+    """Sum up what the scores say of the lowest 1, 2, .. n elements, of all heads together: [n]."""
+    return np.cumsum(np.sort(scores, -1).reshape(-1, scores.shape[-1]).sum(0).clip(0))
+
+
+def _power(points: Sequence[tuple[np.ndarray, float]]) -> float:
+    """Return the power of the losses that grows as the divergences do; 1 where one was measured."""
+    if len(points) < 2 or points[0][0].sum() >= points[1][0].sum():
+        return 1.0
+    grown = np.log(points[1][1] / points[0][1]) / np.log(points[1][0].sum() / points[0][0].sum())
+    return float(np.clip(grown, 1.0, STEEPEST))
+
+
+def _marginal(scores: np.ndarray, losses: np.ndarray, power: float) -> np.ndarray:
+    """Return what each element adds to the power of its group's losses, each head its share."""
+    added = np.diff(losses**power, prepend=0.0)
+    plain = np.diff(losses, prepend=0.0)
+    factor = np.divide(added, plain, out=np.zeros_like(added), where=plain > 0)
+    factor = np.maximum.accumulate(factor)  # (it grows; rounding does not)
+    ranks = np.argsort(np.argsort(scores, -1, kind="stable"), -1, kind="stable")
+    return scores * factor[ranks]
 
 
 def some_of(data: Iterable[Any], analysis: Analysis) -> list[Any]:
