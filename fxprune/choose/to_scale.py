@@ -42,7 +42,7 @@ def measured_scale(
     found = dict(scores)
     for members in kinds.values():
         losses = {group: _losses(scores[group]) for group in members if group.size > 1}
-        points = []
+        points: list[tuple[np.ndarray, float]] = []
         for share in SHARES:
             counts = {group: max(1, round(group.size * (1 - share))) for group in losses}
             said = [losses[g][g.size - count - 1] for g, count in counts.items() if count < g.size]
@@ -51,8 +51,8 @@ def measured_scale(
                 points.append((np.array(said), measured))
         if points:
             power = _power(points)
-            said, measured = points[-1]
-            scale = measured / float((said**power).sum())
+            lost_last, measured = points[-1]
+            scale = measured / float((lost_last**power).sum())
             found |= {g: _marginal(scores[g], lost, power) * scale for g, lost in losses.items()}
     return found
 
