@@ -21,6 +21,8 @@ from fxprune.rules.registry import RuleSet
 
 __all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
 
+# Counted up with each change of how rewrites spell a graph: an older folder's may differ, and be right.
+SPELLING = "2"
 OTHER_LAYOUT = "makes weights of other names or shapes"
 OTHER_FUNCTION = "computes something else with its weights"
 
@@ -71,9 +73,9 @@ def parent_of(model: nn.Module, record: Made, rules: RuleSet) -> nn.Module:
 
 
 def versions(kind: str) -> dict[str, str]:
-    """Return the versions of fxprune, torch and the library of the original's class."""
+    """Return the versions of fxprune, of how it spells graphs, of torch and of the original's library."""
     names = dict.fromkeys(("fxprune", "torch", kind.partition(".")[0]))
-    found = {}
+    found = {"spelling": SPELLING}
     for name in names:
         try:
             found[name] = metadata.version(name)
