@@ -136,7 +136,6 @@ def prune(
             that its outputs on `data` stay what they were; each with a ridge that is chosen on held-out
             samples, and kept as it is where none helps there.  No labels, no training.  By default where
             there is data; between steps, before the first `between` only.
-
         basis: "principal" chooses the coordinates of every axis that allows it (`analyze(model)` says which)
             so that those that go cost least, before any go: of queries and keys, of values, of the residual
             stream with its norms kept.  The model computes the same in them; `plan_of(result).bases` has
