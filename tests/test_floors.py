@@ -154,9 +154,10 @@ def test_a_long_file_says_why(name: str) -> None:
 
 
 def test_tests_mirror_the_rooms() -> None:
-    """Each room has a folder of tests, and each folder of tests a room (the zoo's is long: it has its own)."""
+    """Each room has a folder of tests, and each folder of tests a room (the zoo has one of its own)."""
     rooms = {name.partition(".")[0] for name in sources() if "." in name}
-    folders = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("*/test_*.py")}
+    tests = ROOT / "tests"
+    folders = {path.relative_to(tests).parts[0] for path in tests.rglob("*/test_*.py")}
     assert {name for name in folders if not name.startswith("test_")} - {"zoo"} == rooms
 
 
