@@ -702,7 +702,8 @@ def test_pinned_sizes_mean_the_originals(ratio: float, capture: str) -> None:
 
 def test_no_arithmetic_on_pinned_sizes_is_left(capture: str) -> None:
     model, x = randomise(Attention().eval()), torch.randn(2, 4, 6)
-    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    # (Where whole heads go, head_dim stays, and is read as before.)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, attention="head_dim")
     assert not {*targets(pruned)} & {"floordiv", "pow", "truediv"}
     reads = [n for n in pruned.graph.nodes if n.target in (getattr, "size", torch.ops.aten.sym_size.int)]
     assert all(node.users for node in reads)
