@@ -205,14 +205,14 @@ def write_results(folder: Path, out: Path) -> None:
     ]
     (out / "results.csv").write_text("\n".join(lines) + "\n")
     (out / "results.md").write_text(table(folder) + "\n")
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     for name, log in logs.items():
         if not name.startswith("teacher"):
             at, top1 = zip(*((line["epoch"], 100 * line["top1"]) for line in log), strict=True)
             axes.plot(at, top1, marker=".", label=name)
     axes.set(xlabel="epoch", ylabel="top-1, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize="small", frameon=False)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "curves.png", dpi=130)
 
