@@ -53,9 +53,8 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
         for axis in axes:
             walk(axis, ())
     for (a, b), n in times.items():
-        if (
-            n > times[b, a] > 0
-        ):  # both ways: one projection reads (head_dim heads), the others (heads head_dim)
+        # Both ways: one projection reads (head_dim heads), the others (heads head_dim).
+        if n > times[b, a] > 0:
             nesting.outer[a].discard(b)
             nesting.inner[b].discard(a)
     for several in _contracted_together(graph):

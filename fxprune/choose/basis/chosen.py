@@ -20,6 +20,7 @@ from fxprune.choose.importance.compensated import rows_read
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.graph.tensors import named_tensors
 
 __all__ = ["Chosen", "chosen_bases"]
 
@@ -68,7 +69,8 @@ def chosen_bases(
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
     found = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
-    found = {key: _by_rows(canonical, key, known) for key, known in found.items()}
+    weights_read = _rows(canonical, free)
+    found = {key: _by_rows(known, weights_read.get(key)) for key, known in found.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
     stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for key, known in found.items():
@@ -83,17 +85,24 @@ def chosen_bases(
     return Chosen(moments, costs)
 
 
-def _by_rows(analysis: Analysis, key: tuple[fx.Node, Group], known: Moments) -> Moments:
+def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:
+    """Find the weights of readers that have one of their own, of the groups whose bases are all free."""
+    free = [g for g in groups if all(region.freedom is Freedom.ANY for region in g.regions)]
+    tensors = dict(named_tensors(analysis.module))
+    found = {
+        (node, use.group): rows_read(analysis, tensors, node, use)
+        for node, uses in SoftMasked(analysis, free).uses.items()
+        for use in uses
+    }
+    return {key: weight for key, weight in found.items() if weight is not None}
+
+
+def _by_rows(known: Moments, weight: Tensor | None) -> Moments:
     """Take the rows of a reader's own weight for derivatives, as long as those together, where it has one.
 
     A derivative of log p is a sum of rows.  Where each head or layer asks for itself, few samples say less of
     which than the weight does; a stream has readers of every kind, and there the derivatives tell them apart.
     """
-    node, group = key
-    if any(region.freedom is not Freedom.ANY for region in group.regions):
-        return known
-    use = next(use for use in SoftMasked(analysis, [group]).uses[node] if use.group is group)
-    weight = rows_read(analysis, node, use)
     if weight is None:
         return known
     rows = weight.double().mT @ weight.double()

@@ -13,7 +13,7 @@ given before, so that groups compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,44 +62,45 @@ def compensated(
         for wave in waves:
             spreads = _spreads(analysis, wave, batches, bar)
             for group, uses in wave.items():
-                pairs = [(spreads[node, group], weight) for node, _, weight in uses]
+                pairs = [(spreads[node, group], weight) for node, weight in uses]
                 found[group] = _to_scale(pairs, scores[group])
     return {**scores, **found}
 
 
-Layers = dict[Group, list[tuple[fx.Node, Use, Tensor]]]
+Layers = dict[Group, list[tuple[fx.Node, Tensor]]]
 
 
 def _layers(model: SoftMasked, groups: Sequence[Group]) -> Layers:
     """Find the layers of each group, with weights [.., outputs, n]; groups read otherwise are left out."""
     found: Layers = {group: [] for group in groups}
+    tensors = dict(named_tensors(model.analysis.module))
     for node, uses in (*model.uses.items(), *model.statistics.items()):
         for use in uses:
-            weight = rows_read(model.analysis, node, use) if node in model.uses else None
+            weight = rows_read(model.analysis, tensors, node, use) if node in model.uses else None
             if weight is None:
                 found.pop(use.group, None)
             elif use.group in found:
-                found[use.group].append((node, use, weight))
+                found[use.group].append((node, weight))
     return {group: layers for group, layers in found.items() if layers}
 
 
-def rows_read(analysis: Analysis, node: fx.Node, use: Use) -> Tensor | None:
+def rows_read(analysis: Analysis, tensors: Mapping[str, Tensor], node: fx.Node, use: Use) -> Tensor | None:
     """Return what a layer's own weight makes of a group, [.., outputs, n]; None where it has no such weight.
 
-    Leading dims are a head each, where heads choose for themselves.
+    Leading dims are a head each, where heads choose for themselves.  tensors: of the analysed graph, by name.
     """
     group = use.group
     head = group.inside.atom if group.inside is not None else None
     allowed = {group.atom} if head is None else {group.atom, head}
     if not all(_is_plain(axis, allowed) for axis in use.axes):
         return None
-    tensors = dict(named_tensors(analysis.module))
     names = {
         s.name for s in analysis.graph.operands.get(node, ()) if group.atom in atoms_of(analysis.axis(s))
     }
     if len(names) != 1:
         return None
-    axes, weight = analysis.weights[(name := names.pop())], tensors[name].detach()
+    (name,) = names
+    axes, weight = analysis.weights[name], tensors[name].detach()
     carrying = [axis for axis in axes if group.atom in atoms_of(axis)]
     if len(carrying) != 1 or not all(_is_plain(axis, allowed) for axis in axes):
         return None
@@ -120,7 +121,7 @@ def _waves(layers: Layers) -> Iterator[Layers]:
     """Cut the groups, in order, into passes whose covariances can be held."""
     wave, held = Layers(), 0
     for group, uses in layers.items():
-        size = sum(weight[..., 0, :].numel() * group.size for *_, weight in uses)
+        size = sum(weight[..., 0, :].numel() * group.size for _, weight in uses)
         if wave and held + size > HELD:
             yield wave
             wave, held = {}, 0
@@ -221,9 +222,8 @@ def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
             floor = max(floor, float(now[j]))
             costs[left[j]] = floor
         for i, (h, w) in enumerate(zip(inverses, weights, strict=True)):
-            share = torch.linalg.solve(
-                h[going][:, going], h[going][:, staying]
-            )  # of what goes, on what stays
+            # What each of those that stay takes over of each that goes.
+            share = torch.linalg.solve(h[going][:, going], h[going][:, staying])
             inverses[i] = h[staying][:, staying] - h[staying][:, going] @ share
             weights[i] = w[:, staying] - w[:, going] @ share
         left = left[staying]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.choose.importance.data import Batch
 
-__all__ = ["Lockstep"]
+__all__ = ["Lockstep", "operand_of"]
 
 IN_MEMORY = 1 << 30  # bytes of values that wait in memory; what is more waits in files
 

@@ -14,7 +14,7 @@ from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.compiler.refit.consumers import Consumer
-from fxprune.compiler.refit.lockstep import Lockstep
+from fxprune.compiler.refit.lockstep import Lockstep, operand_of
 from fxprune.compiler.refit.regression import PairMoments
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import tensor_at
@@ -192,9 +192,7 @@ class _Recorder(fx.Interpreter):
             return None  # all that was wanted has run
         if n.name not in self.left:
             return super().run_node(n)
-        operand = n.args[0] if n.args else n.kwargs["input"]
-        assert isinstance(operand, fx.Node)
-        read, given = self.env[operand], super().run_node(n)
+        read, given = self.env[operand_of(n)], super().run_node(n)
         self.seen(n.name, read, given)
         self.left.discard(n.name)
         return given
