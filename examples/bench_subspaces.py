@@ -159,7 +159,6 @@ def peer_figures(
     for attention in attentions:
         attention.fused_attn = False
     whole = tp.utils.count_ops_and_params(model, image)[0]
-    budget, reached = 1 - ratio, 1.0
     pruner = tp.pruner.MetaPruner(
         model,
         image,
@@ -184,7 +183,7 @@ def peer_figures(
             attention.head_dim = attention.qkv.out_features // (3 * attention.num_heads)
             attention.attn_dim = attention.head_dim * attention.num_heads
         reached = tp.utils.count_ops_and_params(model, image)[0] / whole
-        if row != "MACs, global" or reached <= budget:
+        if row != "MACs, global" or reached <= 1 - ratio:
             break
     return {**judge(model), "macs": reached, "seconds": time.perf_counter() - start}
 

@@ -96,9 +96,8 @@ def estimate(
 
     first = run(WARM_UP + 1)[-1]
     number = min(MOST, max(FEWEST, int(SECONDS / first)))
-    seconds = run(number + 2)[
-        2:
-    ]  # one batch is read ahead, and the first one trained on makes the optimiser's state
+    # One batch is read ahead, and the first one trained on makes the optimiser's state.
+    seconds = run(number + 2)[2:]
     memory = _peak() - (0 if torch.cuda.is_available() else _bytes(student))  # the run trains no copy
     total, low, high = (
         (value * count + judging) * training.epochs

@@ -13,7 +13,7 @@ given before, so that groups compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from fxprune.choose.importance.along import along, vectors_of
 from fxprune.choose.importance.data import Batch, batches_of
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
+from fxprune.choose.importance.waves import in_waves
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
@@ -54,7 +55,7 @@ def compensated(
     model = SoftMasked(analysis, groups)
     layers = _layers(model, groups)
     found: Scores = {}
-    waves = list(_waves(layers))
+    waves = [dict(wave) for wave in in_waves(layers.items(), _numbers, HELD)]
     batches = batches_of(data, analysis, "kl") if waves else []
     with tqdm(
         total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
@@ -67,7 +68,8 @@ def compensated(
     return {**scores, **found}
 
 
-Layers = dict[Group, list[tuple[fx.Node, Tensor]]]
+Readers = list[tuple[fx.Node, Tensor]]  # nodes and what their weights make of a group
+Layers = dict[Group, Readers]
 
 
 def _layers(model: SoftMasked, groups: Sequence[Group]) -> Layers:
@@ -117,18 +119,10 @@ def _is_plain(axis: Axis, allowed: set[Atom]) -> bool:
     return atoms <= allowed and isinstance(axis, Atom | Product)
 
 
-def _waves(layers: Layers) -> Iterator[Layers]:
-    """Cut the groups, in order, into passes whose covariances can be held."""
-    wave, held = Layers(), 0
-    for group, uses in layers.items():
-        size = sum(weight[..., 0, :].numel() * group.size for _, weight in uses)
-        if wave and held + size > HELD:
-            yield wave
-            wave, held = {}, 0
-        wave[group] = uses
-        held += size
-    if wave:
-        yield wave
+def _numbers(item: tuple[Group, Readers]) -> int:
+    """Count the numbers of the covariances that a group needs."""
+    group, readers = item
+    return sum(weight[..., 0, :].numel() * group.size for _, weight in readers)
 
 
 def _spreads(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.choose.importance.waves import in_waves
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
@@ -115,7 +117,7 @@ def _moments(
     """Give each layer with its moments, to be solved before the next: in as few passes as memory allows."""
     normed = normed_atoms(sides.analysis, selection)
     one_by_one = any(not normed.isdisjoint(c.atoms(sides.analysis)) for c in consumers)
-    waves = [] if one_by_one else list(_waves(consumers, sides))
+    waves = [] if one_by_one else in_waves(consumers, partial(_numbers, sides), HELD)
     total = (len(data.seen) + len(data.held)) * (len(consumers) if one_by_one else len(waves))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
         if one_by_one:
@@ -125,18 +127,10 @@ def _moments(
             yield from ((c, moments.pop(c.node)) for c in wave if c.node in moments)
 
 
-def _waves(consumers: Sequence[Consumer], sides: Sides) -> Iterator[list[Consumer]]:
-    """Cut the layers, in order, into passes whose moments can be held."""
-    wave, held = list[Consumer](), 0
-    for consumer in consumers:
-        weight = sides.weight(consumer)
-        size = 2 * weight[0].numel() * (weight[0].numel() + len(weight))
-        if wave and held + size > HELD:
-            yield wave
-            wave, held = [], 0
-        wave.append(consumer)
-        held += size
-    yield wave
+def _numbers(sides: Sides, consumer: Consumer) -> int:
+    """Count the numbers of a layer's moments, seen and held out."""
+    weight = sides.weight(consumer)
+    return 2 * weight[0].numel() * (weight[0].numel() + len(weight))
 
 
 def _stored(sides: Sides, consumer: Consumer, solution: Solution) -> dict[str, Refit]:
