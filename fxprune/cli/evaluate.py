@@ -14,6 +14,7 @@ import fxprune
 from fxprune.cli.images import labelled_images
 from fxprune.cli.models import is_saved, made, original_with_weights, subject
 from fxprune.cli.options import data_options, given, original_option, output_options, refuse
+from fxprune.cli.preprocessing import normalisation_options, preprocessing_of
 from fxprune.cli.progress import progress
 from fxprune.show.reports.accuracy import Accuracy, accuracies
 
@@ -30,6 +31,7 @@ Examples:
 )
 @click.argument("what", metavar="MODEL|FOLDER")
 @click.option("--ratio", type=float, help="For a MODEL: prune it by so much, and evaluate both.")
+@normalisation_options
 @original_option
 @data_options
 @output_options
@@ -40,6 +42,8 @@ def evaluate(
     images: int | None,
     batch: int,
     model: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -48,7 +52,8 @@ def evaluate(
 
     The original of a FOLDER stands beside it where its weights are given by --pretrained or --checkpoint.
     A subfolder of --data is named by the number of its class, as ImageNet names it, or stands in
-    alphabetical order.  Images are resized and normalised as is recorded with the model.
+    alphabetical order.  Images are resized and normalised as is recorded with the model, in timm's
+    configuration or Hugging Face's image processor, unless --mean and --std say otherwise.
     """
     with progress(quiet) as step:
         step(f"building {what}")
@@ -63,7 +68,8 @@ def evaluate(
             if ratio is not None:
                 models["pruned"] = fxprune.prune(dense.model, ratio, **about)
         first = next(iter(models.values()))
-        labelled = labelled_images(data, first, about, images)
+        pixels = preprocessing_of(what, first, mean, std)
+        labelled = labelled_images(data, first, about, pixels, images)
         device = next(first.parameters()).device
         step(f"evaluating {labelled.count} images")
         batches = _told(labelled.batches(batch, device), labelled.count, step)

@@ -18,8 +18,9 @@ from torch import nn
 
 import fxprune
 from fxprune.cli.images import Labelled, classes_in, labelled_images, training_images
-from fxprune.cli.models import is_saved
+from fxprune.cli.models import is_saved, refuse_overwriting
 from fxprune.cli.options import original_option, output_options, refuse, size_option, weights_options
+from fxprune.cli.preprocessing import normalisation_options
 from fxprune.cli.progress import progress
 from fxprune.cli.teaching import Lesson, lesson, teaching_options
 from fxprune.finetune.estimate import Estimate, estimate
@@ -104,6 +105,7 @@ Examples:
     "--every", type=click.IntRange(0), default=0, help="A checkpoint after so many batches as well."
 )
 @training_options
+@normalisation_options
 @teaching_options
 @click.option(
     "--log-with", multiple=True, metavar="TRACKER", help="Of Accelerate, e.g. tensorboard; may be repeated."
@@ -146,22 +148,24 @@ def finetune(
     if is_saved(what):
         refuse("a FOLDER is pruned already", "ratio", "steps")
         refuse("a FOLDER has an example of its own", "input_size")
+    refuse_overwriting(out, what, others["teacher"])
     policy = {"auto_augment": augment, "re_prob": erase}
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # the first of several processes speaks
     with progress(quiet) as step:
         step(f"building {what}")
         models = lesson(what, training, classes_in(data) if new_head else None, others)
         student, about = models.student, models.about
-        batches = training_images(data, student, about, batch, workers, policy)
+        pixels = models.pixels
+        batches, words = training_images(data, student, about, pixels, batch, workers, policy)
         if dry_run:
             refuse("--dry-run writes nothing", "log_with", "resume", "every")
             step("trying a few batches")
-            judging = 0.0 if val is None else _judging_takes(val, student, about, batch)
+            judging = 0.0 if val is None else _judging_takes(val, models, batch)
             found = _estimate(models, batches, training, judging, ratio, steps)
             click.echo(json.dumps(asdict(found)) if as_json else str(found))
             return
-        judge = None if val is None else _judge(labelled_images(val, student, about, None), batch)
-        step(f"training on {len(batches)} batches of {data}")
+        judge = None if val is None else _judge(labelled_images(val, student, about, pixels, None), batch)
+        step(f"training on {len(batches)} batches of {data}: {words}")
     folder = Path(out) / "run"
     options: dict[str, Any] = {"evaluate": judge, "resume": resume, "every": every, "progress": not quiet}
     options["trackers"] = log_with
@@ -193,6 +197,7 @@ def finetune(
         step(f"writing {out}")
         own = not models.saved and what.partition(":")[0] not in model_specs.BUILDERS
         fxprune.save(student.cpu(), out, build=what if own else None)
+        pixels.keep(out)
     if as_json:
         click.echo(json.dumps({"out": out, "training": asdict(training), "log": log}, indent=1))
     elif not quiet:
@@ -224,13 +229,13 @@ def _estimate(
     return functools.reduce(Estimate.and_then, found)
 
 
-def _judging_takes(folder: str, model: nn.Module, about: dict[str, Any], batch: int) -> float:
+def _judging_takes(folder: str, models: Lesson, batch: int) -> float:
     """Measure how long it takes to judge a model by all images of a folder, on a few batches of them."""
-    total = labelled_images(folder, model, about, None).count
-    few = labelled_images(folder, model, about, 4 * batch)
+    read = functools.partial(labelled_images, folder, models.student, models.about, models.pixels)
+    total, few = read(None).count, read(4 * batch)
     judge = _judge(few, batch)
     began = time.perf_counter()
-    judge(model)
+    judge(models.student)
     return (time.perf_counter() - began) * total / few.count
 
 

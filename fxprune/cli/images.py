@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fxprune.capture.example_of import example_of
+from fxprune.cli.preprocessing import Preprocessing
 from fxprune.errors import DataError
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
@@ -22,7 +23,6 @@ __all__ = [
     "batches_from",
     "classes_in",
     "labelled_images",
-    "normalisation",
     "training_images",
 ]
 
@@ -48,22 +48,25 @@ class Labelled:
 
 
 def batches_from(
-    folder: str, model: nn.Module, options: dict[str, Any], most: int, batch: int
-) -> list[Tensor]:
-    """Read at most `most` images, evenly spread over the folder: [batch, channels, height, width] each.
+    folder: str, model: nn.Module, options: dict[str, Any], pixels: Preprocessing, most: int, batch: int
+) -> tuple[list[Tensor], str]:
+    """Read at most `most` images, evenly spread over the folder, and say what is done to them.
 
-    Mean, size and crop are those that timm records for the model, and timm's usual ones for others.
+    They are [batch, channels, height, width] each.
 
     Raises:
         DataError: timm is missing, there are no images, or the model takes none.
     """
-    dataset, _ = _dataset(folder, model, _image_of(model, options), None)
+    dataset, words = _dataset(folder, pixels, _image_of(model, options), None)
     count = min(most, len(dataset))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return [torch.stack([s[0] for s in samples]).to(device) for samples in _batches(dataset, count, batch)]
+    samples = _batches(dataset, count, batch)
+    return [torch.stack([sample[0] for sample in some]).to(device) for some in samples], words
 
 
-def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most: int | None) -> Labelled:
+def labelled_images(
+    folder: str, model: nn.Module, options: dict[str, Any], pixels: Preprocessing, most: int | None
+) -> Labelled:
     """Read at most `most` images, evenly spread over the folder, each with its subfolder's class.
 
     Raises:
@@ -73,15 +76,23 @@ def labelled_images(folder: str, model: nn.Module, options: dict[str, Any], most
     with torch.no_grad():
         scores = class_scores(model.eval()(image), len(image))
     numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
-    dataset, transform = _dataset(folder, model, image, numbers)
+    dataset, transform = _dataset(folder, pixels, image, numbers)
     count = min(most or len(dataset), len(dataset))
     return Labelled(dataset, count, f"classes {how}; {transform}")
 
 
 def training_images(
-    folder: str, model: nn.Module, options: dict[str, Any], batch: int, workers: int, augment: dict[str, Any]
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return the images of a folder with their classes, shuffled and augmented by timm: whole batches only.
+    folder: str,
+    model: nn.Module,
+    options: dict[str, Any],
+    pixels: Preprocessing,
+    batch: int,
+    workers: int,
+    augment: dict[str, Any],
+) -> tuple[DataLoader[tuple[Tensor, Tensor]], str]:
+    """Return the images of a folder with their classes, shuffled and augmented, and say what is done to them.
+
+    Whole batches only.
 
     Args:
         augment: of timm's `create_transform`; what is not given is as timm trains (crops and flips).
@@ -92,25 +103,17 @@ def training_images(
     image = _image_of(model, options)
     with torch.no_grad(), in_eval_mode(model):
         scores = class_scores(model(image), len(image))
-    numbers, _ = class_numbers(_subfolders(folder), scores.shape[1], model)
-    dataset, _ = _dataset(folder, model, image, numbers, augment)
+    numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
+    dataset, words = _dataset(folder, pixels, image, numbers, augment)
     if len(dataset) < batch:
         raise DataError(f"--data: {len(dataset)} images are fewer than a batch of {batch}: see --batch")
-    return DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True)
+    return loader, f"classes {how}; {words}"
 
 
 def classes_in(folder: str) -> int:
     """Return how many subfolders there are."""
     return len(_subfolders(folder))
-
-
-def normalisation(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Return mean and standard deviation of each channel that a model's images are given; timm's usual ones
-    where none are recorded with it."""
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(model)
-    return config["mean"], config["std"]
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -172,22 +175,21 @@ def _image_of(model: nn.Module, options: dict[str, Any]) -> Tensor:
 
 def _dataset(
     folder: str,
-    model: nn.Module,
+    pixels: Preprocessing,
     image: Tensor,
     classes: dict[str, int] | None,
     augment: dict[str, Any] | None = None,
 ) -> tuple[Any, str]:
-    """Make timm's data set of the folder, with its transform for the model, and that in words.
+    """Make timm's data set of the folder, with its transform of images, and that in words.
 
     Images are augmented, as timm does and as `augment` says, where that is given.
     """
     try:
-        from timm.data import create_dataset, create_transform, resolve_model_data_config
+        from timm.data import create_dataset, create_transform
     except ImportError as error:
         raise DataError("--data needs timm for its transforms: pip install timm") from error
     channels, *size = image.shape[1:]
-    config = resolve_model_data_config(model)
-    config["input_size"] = (channels, *size)
+    config = {**pixels.config, "input_size": (channels, *size)}
     for name in ("mean", "std"):  # recorded for colours, where the model takes another number of channels
         values = config[name]
         config[name] = values if len(values) == channels else (sum(values) / len(values),) * channels
@@ -202,9 +204,8 @@ def _dataset(
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(f"--data {folder}: {error}") from error
     mean, std = ("/".join(f"{v:.3g}" for v in config[name]) for name in ("mean", "std"))
-    origin = "recorded with the model" if getattr(model, "pretrained_cfg", None) else "timm's usual ones"
     words = f"{size[0]} x {size[1]} pixels, {config['interpolation']}, crop {config['crop_pct']:.3g}"
-    return dataset, f"{words}, mean {mean}, std {std} ({origin})"
+    return dataset, f"{words}, mean {mean}, std {std} ({pixels.origin})"
 
 
 def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:

@@ -25,7 +25,16 @@ from fxprune.result.saved.hub import HUB, local_folder
 from fxprune.result.saved.load import original_of
 from fxprune.result.saved.recipe import is_safe
 
-__all__ = ["Made", "device_of", "is_saved", "loaded", "made", "original_with_weights", "subject"]
+__all__ = [
+    "Made",
+    "device_of",
+    "is_saved",
+    "loaded",
+    "made",
+    "original_with_weights",
+    "refuse_overwriting",
+    "subject",
+]
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,17 @@ def _built(spec: str, pretrained: bool) -> nn.Module:
 def is_saved(name: str) -> bool:
     """Is this a folder that `save` wrote, here or on the Hub (and no spec)?"""
     return name.startswith(HUB) or (Path(name) / RECORD).exists()
+
+
+def refuse_overwriting(out: str, *sources: str | None) -> None:
+    """Refuse to write the result of a command over a folder that it reads.
+
+    Raises:
+        UsageError: `out` is one of the sources, by whatever name.
+    """
+    for source in sources:
+        if source is not None and Path(source).exists() and Path(source).resolve() == Path(out).resolve():
+            raise click.UsageError(f"--out {out} is the folder that is read, and would be lost: give another")
 
 
 def device_of(name: str) -> torch.device:

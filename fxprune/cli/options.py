@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 __all__ = [
+    "Decorator",
     "data_options",
     "given",
     "model_options",

@@ -10,8 +10,9 @@ import click
 import fxprune
 from fxprune.cli.errors import FAILED
 from fxprune.cli.images import batches_from
-from fxprune.cli.models import is_saved, subject
+from fxprune.cli.models import is_saved, refuse_overwriting, subject
 from fxprune.cli.options import given, model_options, original_option, output_options, refuse
+from fxprune.cli.preprocessing import normalisation_options, preprocessing_of
 from fxprune.cli.progress import progress
 from fxprune.result.saved import model_specs
 
@@ -80,6 +81,7 @@ Examples:
 )
 @click.option("--form", help="graph, or module: an instance of the model's own class.")
 @click.option("--certify", is_flag=True, help="Verify the result in float64.")
+@normalisation_options
 @original_option
 @model_options
 @output_options
@@ -92,6 +94,8 @@ def prune(
     like: str | None,
     certify: bool,
     no_refit: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     as_json: bool,
     quiet: bool,
     **others: Any,
@@ -101,8 +105,10 @@ def prune(
         refuse("it counts the images of --data, which is missing", "images")
         refuse("coordinates are chosen on --data, which is missing", "basis")
         refuse("layers are solved again on --data, which is missing", "no_refit")
+        refuse("they are of the images of --data, which is missing", "mean", "std")
     if like is not None:
         refuse("--like decides widths, heads and depth by a smaller model", "ratio")
+    refuse_overwriting(out, what)
     about_model = {name: others.pop(name) for name in _MODEL_OPTIONS}
     options = {name: value for name, value in others.items() if given(name)}
     with progress(quiet) as step:
@@ -110,9 +116,10 @@ def prune(
         dense = subject(what, **about_model)
         if like is not None:
             options["like"] = model_specs.build(like)
+        pixels = preprocessing_of(what, dense.model, mean, std)
         if data is not None:
-            step(f"reading images of {data}")
-            options["data"] = batches_from(data, dense.model, dense.options, images, 16)
+            options["data"], words = batches_from(data, dense.model, dense.options, pixels, images, 16)
+            step(f"images of {data}: {words}")
         if no_refit:
             options["refit"] = False
         step("pruning")
@@ -120,6 +127,7 @@ def prune(
         step(f"writing {out}")
         own = not is_saved(what) and what.partition(":")[0] not in model_specs.BUILDERS
         fxprune.save(pruned, out, build=what if own else None)
+        pixels.keep(out)
         step("measuring")
         found = fxprune.report(dense.model, pruned, certificate=certify)
     if as_json:

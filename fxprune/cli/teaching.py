@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.cli.images import normalisation
 from fxprune.cli.models import is_saved, made, original_with_weights, subject
 from fxprune.cli.options import given, options, refuse
+from fxprune.cli.preprocessing import Preprocessing, preprocessing_of
 from fxprune.finetune.heads import with_classes
 from fxprune.finetune.training import Training
 from fxprune.result.saved import model_specs
@@ -47,11 +47,13 @@ class Lesson:
     teacher: what it is to be like; None for labels alone.
     saved: the student is pruned already.
     dense_first: a MODEL's new head is trained from labels before anything is pruned.
-    about: how the student is called.
+    pixels: what is done to the student's images.
+    about: how it is called.
     """
 
     student: nn.Module
     teacher: nn.Module | None
+    pixels: Preprocessing
     saved: bool
     dense_first: bool
     about: dict[str, Any] = field(default_factory=dict)
@@ -86,10 +88,11 @@ def lesson(what: str, training: Training, classes: int | None, named: Mapping[st
         with torch.random.fork_rng():
             torch.manual_seed(training.seed)
             student = with_classes(student, classes, **about)
-    teacher = original if other is None else _fed_as(student, other)
+    pixels = preprocessing_of(what, student, named["mean"], named["std"])
+    teacher = original if other is None else _fed(other, pixels, preprocessing_of(named["teacher"], other))
     if teacher is None and not (saved or alone):
         teacher = student
-    return Lesson(student, teacher, saved, classes is not None and not saved, about)
+    return Lesson(student, teacher, pixels, saved, classes is not None and not saved, about)
 
 
 def _refuse_a_blank_teacher(what: str) -> None:
@@ -131,9 +134,9 @@ def _original(folder: str, alone: bool, classes: int | None, named: Mapping[str,
     return original_with_weights(folder, named["model"], **weights, device="cpu")
 
 
-def _fed_as(student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """Return the teacher for images that are normalised as the student's are."""
-    ours, theirs = normalisation(student), normalisation(teacher)
+def _fed(teacher: nn.Module, pixels: Preprocessing, own: Preprocessing) -> nn.Module:
+    """Return the teacher for images that are normalised as the student's are, and not as its own."""
+    ours, theirs = ([one.config["mean"], one.config["std"]] for one in (pixels, own))
     return teacher if ours == theirs else Renormalised(teacher, *ours, *theirs)
 
 

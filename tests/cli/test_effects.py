@@ -74,6 +74,8 @@ VALUES = {
     "batch": "4",
     "threads": "1",
     "runs": "2",
+    "mean": "0.5",
+    "std": "0.25",
     "val": "others",
     "workers": "1",
     "augment": "rand-m9",
@@ -101,8 +103,8 @@ VALUES = {
 OF_MODELS = {"pretrained", "checkpoint", "input_size", "capture"}
 # (command, what it is about) -> the options that would do nothing there; every other one does something.
 REFUSED = {
-    ("prune", "model"): {"model", "images", "basis", "no_refit"},
-    ("prune", "folder"): OF_MODELS | {"images", "basis", "no_refit"},
+    ("prune", "model"): {"model", "images", "basis", "no_refit", "mean", "std"},
+    ("prune", "folder"): OF_MODELS | {"images", "basis", "no_refit", "mean", "std"},
     ("inspect", "model"): {"model"},
     ("inspect", "folder"): OF_MODELS,
     ("explain", "model"): {"model"},
@@ -156,11 +158,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         "analyze": analysis,
         "explain": fxprune.explain(analysis, "stem"),
         "report": fxprune.report(dense, pruned),
-        "batches_from": [torch.zeros(2, 3, 8, 8)],
+        "batches_from": ([torch.zeros(2, 3, 8, 8)], "as they are"),
         "write_onnx": OnnxFile(Path("model.onnx"), {}, {}, 0.0),
         "distill": fxprune.Trained([{"epoch": 1, "loss": 0.5}], 1),
         "prune_and_distill": pruned,
-        "training_images": [torch.zeros(2, 3, 8, 8)],
+        "training_images": ([torch.zeros(2, 3, 8, 8)], "as they are"),
         "estimate": Estimate(2, 2, 3.0, 2.0, 4.0, 4),
         "_logged": [{"epoch": 1, "loss": 0.5}],
         "check_rewrite": fxprune.Certificate(0.0),

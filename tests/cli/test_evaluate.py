@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.cli.app import run
 from fxprune.cli.images import class_numbers, labelled_images
+from fxprune.cli.preprocessing import preprocessing_of
 from fxprune.errors import DataError
 
 NAME = "test_convnext"
@@ -132,7 +133,9 @@ def test_grey_images(tmp_path: Path) -> None:
     model = small_vit(in_chans=1)
     folder = photos(tmp_path, [str(i) for i in range(3)], channels=1)
     options = {"example_inputs": torch.zeros(2, 1, 32, 32)}
-    labelled = labelled_images(str(folder), model, options, None)
+    labelled = labelled_images(
+        str(folder), model, options, preprocessing_of("helpers:small_vit", model), None
+    )
     ((x, labels),) = labelled.batches(16, torch.device("cpu"))
     assert x.shape == (9, 1, 32, 32)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

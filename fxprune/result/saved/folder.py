@@ -31,12 +31,13 @@ from fxprune.result.files import TEMPORARY, write_whole
 from fxprune.result.fingerprint import json_digest
 from fxprune.result.json_types import FolderRecord, StoredWeights
 
-__all__ = ["FORMAT", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
+__all__ = ["FORMAT", "PREPROCESSOR", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
 
 FORMAT = "fxprune-2"
 OLD_FORMATS = ("fxprune-1",)  # read, and written no more
 RECORD = "fxprune.json"
 WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"  # of Hugging Face: what is done to images; may stand beside them
 PENDING = ".fxprune-{}.safetensors"
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fxprune.errors import FileError
-from fxprune.result.saved.folder import RECORD, WEIGHTS
+from fxprune.result.saved.folder import PREPROCESSOR, RECORD, WEIGHTS
 
 __all__ = ["HUB", "local_folder"]
 
@@ -29,7 +29,7 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
 
 
 def _snapshot(name: str) -> Path:
-    """Fetch the two files that `fxprune.save` writes, unless the cache has them."""
+    """Fetch the files that stand in a saved folder, unless the cache has them."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -39,7 +39,8 @@ def _snapshot(name: str) -> Path:
         ) from error
     repository, _, revision = name.partition("@")
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[RECORD, WEIGHTS])
+        files = [RECORD, WEIGHTS, PREPROCESSOR]
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=files)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise FileError(f"{HUB}{name} can't be fetched: {first}") from error

@@ -1,0 +1,149 @@
+"""What is done to a photo before a model sees it: as its makers recorded, or as the user says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import click
+from torch import nn
+
+from fxprune.cli.options import Decorator, options
+from fxprune.errors import DataError
+from fxprune.result.files import write_whole
+from fxprune.result.saved.folder import PREPROCESSOR
+from fxprune.result.saved.hub import local_folder
+
+__all__ = ["Preprocessing", "normalisation_options", "preprocessing_of"]
+
+RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, in timm's words
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Parse `0.5,0.5,0.5`; one number is that of every channel."""
+    try:
+        numbers = None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise click.BadParameter("write a number for each channel, such as 0.485,0.456,0.406") from None
+    if numbers and option.name == "std" and min(numbers) <= 0:
+        raise click.BadParameter("a standard deviation is positive")
+    return numbers
+
+
+normalisation_options: Decorator = options(
+    click.option(
+        "--mean", metavar="R,G,B", callback=_numbers, help="Of channels from 0 to 1; else as was recorded."
+    ),
+    click.option("--std", metavar="R,G,B", callback=_numbers, help="Their standard deviations."),
+)
+"""How images of --data are normalised."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are resized, cropped and normalised.
+
+    config: of timm's `create_transform`: mean, std, interpolation, crop_pct, crop_mode, ...
+    origin: who says so, in words.
+    record: a Hugging Face `preprocessor_config.json` that says the same; None where the model itself does.
+    """
+
+    config: Mapping[str, Any]
+    origin: str
+    record: Mapping[str, Any] | None
+
+    def keep(self, folder: str) -> None:
+        """Write the record beside a saved model, for the next command; where there is none, leave none."""
+        place = Path(folder) / PREPROCESSOR
+        if self.record is None:
+            place.unlink(missing_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, json.dumps(self.record, indent=1) + "\n")
+
+
+def preprocessing_of(
+    what: str, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Preprocessing:
+    """Return what images need: as given; else by the image processor beside the weights; else by timm.
+
+    Args:
+        what: the saved FOLDER, or the spec, that the model was made from.
+        mean, std: of each channel, from 0 to 1; None as was recorded.
+
+    Raises:
+        DataError: the image processor's file can't be read.
+    """
+    config: dict[str, Any] = {}
+    with contextlib.suppress(ImportError):  # reading images says what is missing
+        from timm.data import resolve_model_data_config
+
+        config = resolve_model_data_config(model)
+    recorded = bool(getattr(model, "pretrained_cfg", None))
+    origin = "recorded with the model" if recorded else "timm's usual ones, none are recorded"
+    path = _processor_of(what)
+    record = None if path is None else _read(path)
+    if record is not None:
+        config |= _in_words_of_timm(record)
+        origin = f"of {PREPROCESSOR}"
+    if mean is not None or std is not None:
+        config |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
+        record = {**(record or {}), "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        record |= {"image_mean": list(config["mean"]), "image_std": list(config["std"])}
+        origin = "as given"
+    return Preprocessing(config, origin, record)
+
+
+def _processor_of(what: str) -> Path | None:
+    """Find the image processor's file: in a saved folder, or with a checkpoint of Hugging Face's."""
+    library, _, name = what.partition(":")
+    if library != "hf":
+        folder = local_folder(what) if what.startswith("hf-hub:") else Path(what)
+        return folder / PREPROCESSOR if (folder / PREPROCESSOR).is_file() else None
+    if "/" not in name:  # a kind of model, and no checkpoint
+        return None
+    from transformers.utils import cached_file
+
+    try:
+        return Path(str(cached_file(name, PREPROCESSOR)))
+    except OSError:  # it has none
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+
+
+def _in_words_of_timm(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an image processor's file says of pixels from 0 to 1, as timm says it."""
+    scale = 255 * record.get("rescale_factor", 1 / 255) if record.get("do_rescale", True) else 255.0
+    normal = record.get("do_normalize", True)
+    mean = record.get("image_mean") if normal else [0.0]
+    std = record.get("image_std") if normal else [1.0]
+    found: dict[str, Any] = {}
+    if mean is not None and std is not None:
+        found = {"mean": tuple(m / scale for m in mean), "std": tuple(s / scale for s in std)}
+    if record.get("resample") in RESAMPLE:
+        found["interpolation"] = RESAMPLE[record["resample"]]
+    return found | _crop(record)
+
+
+def _crop(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which part of a photo is shown: a share that was written down, that of two sizes, or all."""
+    size, crop = record.get("size"), record.get("crop_size")
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    if record.get("crop_pct"):
+        return {"crop_pct": float(record["crop_pct"]), "crop_mode": "center"}
+    if record.get("do_center_crop") and edge and crop:
+        side = crop.get("height") if isinstance(crop, Mapping) else crop
+        return {"crop_pct": side / edge, "crop_mode": "center"} if side else {}
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size) and not record.get("do_center_crop"):
+        return {"crop_pct": 1.0, "crop_mode": "squash"}
+    return {}
