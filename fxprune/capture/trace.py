@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +28,7 @@ from fxprune.graph.source_files import is_users, users_level
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check
 
-__all__ = ["Example", "capture_model", "example_of", "trace"]
+__all__ = ["Example", "capture_alike", "capture_model", "example_of", "trace"]
 
 WAYS: dict[str, tuple[Way, ...]] = {
     "auto": ("symbolic", "export"),
@@ -117,12 +119,33 @@ def capture_model(
     raise _why_not(model, example, failures)
 
 
+def capture_alike(
+    model: nn.Module,
+    captured: Captured,
+    *,
+    taught: frozenset[str] = frozenset(),
+    watched: Callable[[nn.Module], AbstractContextManager[None]] = lambda copy: nullcontext(),
+) -> Captured:
+    """Capture a model as another one was: by the same way, with the same example and options.
+
+    watched: entered with the copy of the model whose code then runs.  Raises whatever that code raises.
+    """
+    with quiet_libraries():
+        return _captured(model, captured.example, captured.way, captured.split_qkv, taught, False, watched)
+
+
 def _captured(
-    model: nn.Module, example: Example, way: Way, split_qkv: bool, taught: frozenset[str], check: Check
+    model: nn.Module,
+    example: Example,
+    way: Way,
+    split_qkv: bool,
+    taught: frozenset[str],
+    check: Check,
+    watched: Callable[[nn.Module], AbstractContextManager[None]] = lambda copy: nullcontext(),
 ) -> Captured:
     copy = structural_copy(model)
     decompose_modules(copy)
-    with noticed_checkpoints() as checkpoints:
+    with noticed_checkpoints() as checkpoints, watched(copy):
         if way == "symbolic":
             captured = capture_symbolic(copy, example, _copies(model, copy), taught)
         else:

@@ -39,8 +39,11 @@ def is_result(module: object) -> bool:
         return False
 
 
-def attach(instance: nn.Module, graph: PrunedModule) -> None:
-    """Let an instance of the user's own class carry the record of a graph that it equals."""
+def attach(instance: nn.Module, graph: PrunedModule, *, shared: bool = True) -> None:
+    """Let an instance of the user's own class carry the record of a graph that it equals.
+
+    shared: others use the graph too; else it gives its tensors away, and is carried itself.
+    """
     own = {name for name, _ in named_tensors(instance)}
     outline = {id(t): _outline(t) for name, t in named_tensors(graph) if name in own}
     modules = dict(instance.named_modules(remove_duplicate=False))
@@ -49,7 +52,14 @@ def attach(instance: nn.Module, graph: PrunedModule) -> None:
         for path, layer in graph.named_modules(remove_duplicate=False)
         if path in modules and native(layer) is not None and type(modules[path]) is not type(layer)
     }
-    skeleton = copy.deepcopy(graph, dict(outline))
+    if shared:
+        skeleton = copy.deepcopy(graph, dict(outline))
+    else:
+        skeleton = graph
+        for module in graph.modules():
+            for held in (module._parameters, module._buffers):
+                for name, t in held.items():
+                    held[name] = outline.get(id(t), t)  # type: ignore[assignment]
     vars(instance)[FORM] = Form(graph.record, skeleton, frozenset(apart))
 
 

@@ -21,7 +21,7 @@ from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
 
-__all__ = ["Slices", "instance_of"]
+__all__ = ["Slices", "instance_of", "with_form"]
 
 
 def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Resized) -> nn.Module:
@@ -34,11 +34,15 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
         edit.slot.write(made, edit.new)
     for part in own.parts:
         made.set_submodule(part.path, cut(part, made, pruned))
-    pruned.record = replace(pruned.record, own=own)
-    attach(made, pruned)
-    if own.unsaid:
-        vars(made)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
     return made
+
+
+def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule) -> None:
+    """Let an instance carry its graph, whose tensors it takes over, and the record of how it was made."""
+    pruned.record = replace(pruned.record, own=own)
+    attach(instance, pruned, shared=bool(own.parts))  # a part's layers are the graph's own
+    if own.unsaid:
+        vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
 
 
 def _refuse_to_save(why: str, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -10,14 +11,16 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import configured
 from fxprune.compiler.native.find import own_code_of
-from fxprune.compiler.native.instance import Slices, instance_of
+from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
-from fxprune.compiler.native.sizes import sizes_by_module
+from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
+from fxprune.compiler.native.traced import own_code_by_trace
 from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, shown
+from fxprune.graph.collector import collector_paused
 from fxprune.graph.tensors import named_tensors
 from fxprune.passes.check import Check
 from fxprune.result.forms import attach
@@ -74,6 +77,10 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     pruned = rewrite(model, analysis, plan, check=check)
     sizes, unused = sizes_by_module(model, analysis, selection), unused_axes(model, analysis)
     slices = Slices(analysis, selection, unused, pruned)
+    with collector_paused():
+        traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
+        if traced is not None:
+            return _finished(model, *traced, pruned, sizes)
     own = own_code_of(model, analysis, sizes, slices, pruned)
     unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
@@ -92,10 +99,15 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         wrong = wrong_in(made, pruned)
         if wrong:
             return _no_instance(pruned, wrong)
+    return _finished(model, made, own, pruned, sizes)
+
+
+def _finished(
+    model: nn.Module, made: nn.Module, own: OwnCode, pruned: PrunedModule, sizes: Mapping[str, Sizes]
+) -> nn.Module:
+    """Let the configuration that an instance holds follow, or say that it can't; record how it was made."""
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
-    if edits or unsaid:
-        own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
-        made = instance_of(model, own, pruned, slices)
+    with_form(made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned)
     return made
 
 

@@ -59,6 +59,15 @@ class Proposals:
                 if new is not None:
                     yield slot, new
 
+    def second(self) -> Iterator[tuple[Slot, int]]:
+        """Propose, beside those, what the axes right there say of any number: heads, groups, products."""
+        sure = {slot for slot, _ in self.first()}
+        for slots in self.slots.values():
+            for slot, old in slots:
+                new = self.sizes[slot.path].is_near(old) if slot not in sure else None
+                if new is not None:
+                    yield slot, new
+
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code has read it?
 

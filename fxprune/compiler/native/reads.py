@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -31,9 +31,16 @@ class Reads:
 
 
 @contextlib.contextmanager
-def reads_noted(root: nn.Module, reads: Reads) -> Iterator[None]:
-    """Note what is looked at meanwhile, by classes that look for themselves."""
-    own = [(path, keys, holder, type(holder)) for path, keys, holder in holders_of(root)]
+def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = None) -> Iterator[None]:
+    """Note what is looked at meanwhile, by classes that look for themselves.
+
+    only: the paths of the modules to watch; all by default.
+    """
+    own = [
+        (path, keys, holder, type(holder))
+        for path, keys, holder in holders_of(root)
+        if only is None or path in only
+    ]
     places = {id(holder): (path, keys) for path, keys, holder, _ in own}
     classes: dict[type, type] = {}
 

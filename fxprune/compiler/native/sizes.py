@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -23,18 +23,25 @@ class Sizes:
     whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
     weights: the same of whole dimensions of weights alone.
     parts: of their factors, and of runs of factors, as well.
+    near: the same of axes that the module's own values have, or the weights of modules right below it.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
     """
 
     whole: Mapping[int, Mapping[int, int]]
     weights: Mapping[int, Mapping[int, int]]
     parts: Mapping[int, set[int]]
+    near: Mapping[int, set[int]] = field(default_factory=dict)
     given: frozenset[int] = frozenset()
 
     def may_be(self, old: int) -> list[int]:
         """List every size that something of this size may have become; empty if all of it stayed."""
         found = {*self.parts.get(old, ()), *self.whole.get(old, ())}
         return sorted(found) if found - {old} else []
+
+    def is_near(self, old: int) -> int | None:
+        """Return the new size, if it is another and all axes right here whose size, or part, it was agree."""
+        found = self.near.get(old, set()) - {old}
+        return next(iter(found)) if len(found) == 1 else None
 
     def is_sure(self, old: int, *, is_width: bool = False) -> int | None:
         """Return the new size, if it is another and the nearest whole dimensions of the old one agree.
@@ -60,6 +67,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
             whole=_whole(of_all[path], selection),
             weights=_whole(of_weights[path], selection),
             parts=_parts(of_all[path], selection),
+            near=_parts((axis for axis, depth in of_all[path].items() if depth <= 1), selection),
             given=given,
         )
         for path, _ in model.named_modules()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.compiler.native.instance import instance_of
+from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.own_code import Edit, OwnCode, Part, Read, Ref, Slot
@@ -77,9 +77,11 @@ def own_instance(
         return t
 
     try:
-        return instance_of(model, own, pruned, slices)
+        made = instance_of(model, own, pruned, slices)
+        with_form(made, own, pruned)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise FileError(f"the record of the model's own class does not fit the model: {error}") from error
+    return made
 
 
 def _spelled(value: object) -> dict[str, object]:

@@ -1,0 +1,110 @@
+"""Find the numbers that an instance's code needs by its own graph, beside the pruned one.
+
+One trace where the first proposals hold; where numbers differ, the difference says what they should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+
+from torch import nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.capture.trace import capture_alike
+from fxprune.compiler.native.proposals import Proposals
+from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.same_graph import Difference, differences
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.structure import Resized, resized_copy
+from fxprune.result.own_code import Edit, OwnCode, Slot
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["own_code_by_trace"]
+
+TRACES = 4
+MOST_TIMES = 4  # of what a module holds, that its code makes widths of
+
+
+def own_code_by_trace(
+    model: nn.Module,
+    analysis: Analysis,
+    sizes: Mapping[str, Sizes],
+    slices: Resized,
+    pruned: PrunedModule,
+) -> tuple[nn.Module, OwnCode] | None:
+    """Find edits with which the model's own code traces to exactly the pruned graph.
+
+    Returns the instance and what was edited; None where no numbers make its graph that one.
+    """
+    if analysis.captured.way != "symbolic" or any(map(_copies_itself, model.modules())):
+        return None
+    root = resized_copy(model, slices, pruned)
+    proposals = Proposals(model, root, sizes)
+    edits: dict[Slot, int] = {}
+    more = {**dict(proposals.second()), **dict(proposals.first())}
+    for _ in range(TRACES):
+        for slot, new in more.items():
+            slot.write(root, new)
+        edits |= more
+        reads = Reads()
+        unsure = {slot.path for slot in edits if not proposals.is_evident(slot, slot.read(model))}
+        watched = partial(reads_noted, reads=reads, only=unsure)
+        try:
+            own = capture_alike(root, analysis.captured, taught=analysis.rules.taught, watched=watched)
+        except Exception:  # whatever the code does with sizes that it did not expect
+            return None
+        found = [*differences(analysis.module, own.module, pruned)]
+        if not found:
+            own_code = OwnCode(tuple(_kept(root, model, proposals, edits, reads)))
+            return root, own_code
+        more = _corrected(root, proposals, found) if all(d.is_number for d in found) else {}
+        if not more:
+            return None
+    return None
+
+
+def _corrected(root: nn.Module, proposals: Proposals, found: Iterable[Difference]) -> dict[Slot, int]:
+    """Say what numbers of a module, or of the nearest around it, would make the numbers of its code right.
+
+    A number may be a multiple of the one that it holds (`3 * self.dim`).
+    """
+    edits: dict[Slot, int] = {}
+    for difference in dict.fromkeys(found):
+        path, news = difference.module, dict[Slot, int]()
+        while not news:
+            for slot, _ in proposals.slots.get(path, ()):
+                now = slot.read(root)
+                times, rest = divmod(difference.got, now)
+                if not rest and difference.wanted % times == 0 and times <= MOST_TIMES:
+                    news[slot] = difference.wanted // times
+            exact = {slot: new for slot, new in news.items() if slot.read(root) == difference.got}
+            news = exact or news
+            if not path:
+                break
+            path = path.rpartition(".")[0]
+        edits = {**news, **edits}
+    return edits
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Does it say itself how it is copied?  Then what it holds is not what a copy of it will."""
+    cls = type(module)
+    return (
+        any(hasattr(cls, name) for name in ("__deepcopy__", "__copy__"))
+        or cls.__reduce_ex__ is not object.__reduce_ex__
+    )
+
+
+def _kept(
+    root: nn.Module, model: nn.Module, proposals: Proposals, edits: Mapping[Slot, int], reads: Reads
+) -> Iterator[Edit]:
+    """List the edits, less those of numbers that no code read and that may be no widths: they go back."""
+    for slot, new in edits.items():
+        old = slot.read(model)
+        if old == new:
+            continue
+        if reads.has(slot) or proposals.is_evident(slot, old):
+            yield Edit(slot, old, new)
+        else:
+            slot.write(root, old)
