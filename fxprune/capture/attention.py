@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-__all__ = ["DECOMPOSED", "DECOMPOSED_FUNCTIONS", "decompose_modules"]
+__all__ = ["DECOMPOSED", "DECOMPOSED_FUNCTIONS", "decompose_modules", "is_spelled_out"]
 
 
 def multi_head_attention(
@@ -238,6 +238,20 @@ DECOMPOSED_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 def decompose_modules(model: nn.Module) -> None:
     """Replace, on this (copied) model, the `forward` of each module of a decomposed class."""
     for module in model.modules():
-        for cls, forward in DECOMPOSED.items():
-            if isinstance(module, cls) and type(module).forward is cls.forward:
-                module.forward = types.MethodType(forward, module)
+        forward = _decomposed(module)
+        if forward is not None:
+            module.forward = types.MethodType(forward, module)
+
+
+def _decomposed(module: nn.Module) -> Callable[..., Any] | None:
+    for cls, forward in DECOMPOSED.items():
+        if isinstance(module, cls) and type(module).forward is cls.forward:
+            return forward
+    return None
+
+
+def is_spelled_out(model: nn.Module, graph: fx.Graph) -> bool:
+    """Does a capture of the model hold plain code in the place of a library's attention?"""
+    if any(_decomposed(module) is not None for module in model.modules()):
+        return True
+    return any(node.meta.get("decomposed") for node in graph.nodes)

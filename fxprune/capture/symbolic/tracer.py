@@ -252,6 +252,7 @@ class Tracer(fx.Tracer):
                 return functools.reduce(operator.mul, (args[0][i] for i in range(len(shape))), 1)
         if kind == "call_function" and target in DECOMPOSED_FUNCTIONS:
             decomposed: fx.Proxy = DECOMPOSED_FUNCTIONS[target](*args, **kwargs)
+            next(reversed(self.graph.nodes)).meta["decomposed"] = True
             return decomposed
         made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):

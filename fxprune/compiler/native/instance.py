@@ -37,10 +37,13 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
     return made
 
 
-def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule) -> None:
-    """Let an instance carry its graph, whose tensors it takes over, and the record of how it was made."""
+def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared: bool = True) -> None:
+    """Let an instance carry its graph and the record of how it was made.
+
+    shared: others use the graph too, as parts of it do.
+    """
     pruned.record = replace(pruned.record, own=own)
-    attach(instance, pruned, shared=bool(own.parts))  # a part's layers are the graph's own
+    attach(instance, pruned, shared=shared or bool(own.parts))
     if own.unsaid:
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
 

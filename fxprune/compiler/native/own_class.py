@@ -107,7 +107,8 @@ def _finished(
 ) -> nn.Module:
     """Let the configuration that an instance holds follow, or say that it can't; record how it was made."""
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
-    with_form(made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned)
+    own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
+    with_form(made, own, pruned, shared=False)
     return made
 
 

@@ -11,7 +11,9 @@ from functools import partial
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.capture.attention import is_spelled_out
 from fxprune.capture.trace import capture_alike
+from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.same_graph import Difference, differences
@@ -57,7 +59,9 @@ def own_code_by_trace(
         found = [*differences(analysis.module, own.module, pruned)]
         if not found:
             own_code = OwnCode(tuple(_kept(root, model, proposals, edits, reads)))
-            return root, own_code
+            # What a library's own attention does with the sizes, its plain code does not tell.
+            spelled_out = is_spelled_out(root, own.module.graph)
+            return None if spelled_out and wrong_in(root, pruned) else (root, own_code)
         more = _corrected(root, proposals, found) if all(d.is_number for d in found) else {}
         if not more:
             return None
