@@ -69,7 +69,7 @@ def own_code_by_trace(
 
 
 def _corrected(root: nn.Module, proposals: Proposals, found: Iterable[Difference]) -> dict[Slot, int]:
-    """Say what numbers of a module, or of the nearest around it, would make the numbers of its code right.
+    """Find what numbers of a module, or of the nearest around it, make the numbers of its code right.
 
     A number may be a multiple of the one that it holds (`3 * self.dim`).
     """
