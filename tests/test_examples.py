@@ -40,10 +40,14 @@ def test_cifar_arms_go_from_teacher_to_table(tmp_path: Path) -> None:
     common = ["--data", str(data), "--folder", str(tmp_path), "--epochs", "1", "--batch", "8"]
     for arm in ("teacher", "scratch", "scratch-distilled", "pruned", "pruned-basis"):
         assert "parameters, top-1" in run("cifar/run.py", arm, *common)
+    counts = {
+        run("cifar/run.py", a, "--depth", "0.5", *common).split()[1] for a in ("scratch", "pruned-basis")
+    }
+    assert len(counts) == 1
     rows = run("cifar/run.py", "table", "--folder", str(tmp_path)).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == [
-        *("| pruned-basis-seed-0", "| pruned-seed-0", "| scratch-distilled-seed-0", "| scratch-seed-0"),
-        "| teacher-seed-0",
+        *("| pruned-basis-depth-0.5-seed-0", "| pruned-basis-seed-0", "| pruned-seed-0"),
+        *("| scratch-depth-0.5-seed-0", "| scratch-distilled-seed-0", "| scratch-seed-0", "| teacher-seed-0"),
     ]
 
 

@@ -11,8 +11,8 @@ One command an arm; each is killed and run again as you like, and goes on from i
     python examples/cifar/run.py pruned-basis --seed 0    # in chosen coordinates, and solved again
     python examples/cifar/run.py table                    # rows of what was run; with --out FOLDER files, too
 
-All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--layers 6` for half its
-depth), one budget and one recipe.  The pruned ones stand on the teacher's pre-training on ImageNet and its
+All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--depth 0.5` for half of its
+residual branches as well), one budget and one recipe.  The pruned ones stand on the teacher's pre-training on ImageNet and its
 epochs here, the distilled one on what the teacher says, the first on nothing.  The data: an .npz of JPEG
 bytes, with `{train,test}_jpeg`, `{train,test}_offsets` and `{train,test}_labels`.
 """
@@ -44,9 +44,9 @@ ARMS = ("scratch", "scratch-distilled", "pruned", "pruned-refit", "pruned-basis"
 PROXY = 512  # images that channels are ranked on, without labels
 
 
-def vit(width: int, layers: int) -> VisionTransformer:
+def vit(width: int) -> VisionTransformer:
     return VisionTransformer(
-        img_size=PIXELS, patch_size=PATCH, num_classes=10, embed_dim=width, depth=layers, num_heads=HEADS
+        img_size=PIXELS, patch_size=PATCH, num_classes=10, embed_dim=width, depth=LAYERS, num_heads=HEADS
     )
 
 
@@ -107,7 +107,7 @@ def accuracy(data: Images) -> Any:
 
 def new_teacher(weights: str | None) -> VisionTransformer:
     """ViT-Tiny with the weights of a file, its patch embedding and positions resampled by timm."""
-    model = vit(TEACHER_WIDTH, LAYERS)
+    model = vit(TEACHER_WIDTH)
     if weights:
         state = {name: t for name, t in load_file(weights).items() if not name.startswith("head.")}
         missing = model.load_state_dict(checkpoint_filter_fn(state, model), strict=False).missing_keys
@@ -115,11 +115,11 @@ def new_teacher(weights: str | None) -> VisionTransformer:
     return model
 
 
-def student_of(arm: str, teacher: VisionTransformer, data: Images, layers: int) -> nn.Module:
+def student_of(arm: str, teacher: VisionTransformer, data: Images, depth: float) -> nn.Module:
     """The student of an arm before it is trained; all arms have the same shape."""
-    shape = vit(STUDENT_WIDTH, layers)
+    shape = vit(STUDENT_WIDTH)
     if arm.startswith("scratch"):
-        return shape
+        return shape if not depth else untrained(student_of("pruned", teacher, data, depth), shape)
     proxy = [as_input(images) for images in data.images[:PROXY].split(64)]
     options: dict[str, Any] = {
         "pruned": {"basis": "given", "refit": False},
@@ -127,12 +127,19 @@ def student_of(arm: str, teacher: VisionTransformer, data: Images, layers: int) 
         "pruned-basis": {"basis": "principal", "refit": True},
     }[arm]
     options |= {"data": proxy, "example_inputs": proxy[0][:2]}
-    if layers != len(teacher.blocks):
-        return fxprune.prune(teacher.eval(), like=shape, **options)
+    if depth:
+        options["depth"] = depth
     ratio = 1 - STUDENT_WIDTH / TEACHER_WIDTH
     student: nn.Module = fxprune.prune(teacher.eval(), ratio, attention="head_dim", **options)
-    assert student.state_dict().keys() == shape.state_dict().keys()
+    assert depth or student.state_dict().keys() == shape.state_dict().keys()
     assert all(t.shape == shape.state_dict()[name].shape for name, t in student.state_dict().items())
+    return student
+
+
+def untrained(student: nn.Module, shape: nn.Module) -> nn.Module:
+    """A student with fewer branches than `shape`, and the weights that `shape` begins with."""
+    fresh = shape.state_dict()
+    student.load_state_dict({name: fresh[name] for name in student.state_dict()})
     return student
 
 
@@ -147,7 +154,7 @@ def train(options: argparse.Namespace, folder: Path) -> None:
             raise SystemExit(f"{best} is missing: run the arm `teacher` first")
         teacher.load_state_dict(load_file(best))
     of_teacher = options.arm == "teacher"
-    student = teacher if of_teacher else student_of(options.arm, teacher, data, options.layers)
+    student = teacher if of_teacher else student_of(options.arm, teacher, data, options.depth)
     alone = options.arm in ("teacher", "scratch")
     training = fxprune.Training(
         epochs=options.epochs,
@@ -223,7 +230,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("CIFAR10"), help="cifar10.npz (or set CIFAR10)")
     parser.add_argument("--weights", default=os.environ.get("VIT_TINY"), help="ViT-Tiny's (or set VIT_TINY)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/cifar"), help="for runs and the teacher")
-    parser.add_argument("--layers", type=int, default=LAYERS, help="of the student (default: 12)")
+    parser.add_argument("--depth", type=float, default=0.0, help="residual branches to remove, a fraction")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -241,7 +248,7 @@ def main() -> None:
         return
     if options.data is None or not Path(options.data).exists():
         raise SystemExit("no data: give --data cifar10.npz, or set CIFAR10")
-    depth = "" if options.layers == LAYERS else f"-{options.layers}-layers"
+    depth = f"-depth-{options.depth:g}" if options.depth else ""
     train(options, options.folder / f"{options.arm}{depth}-seed-{options.seed}")
 
 
