@@ -12,9 +12,9 @@ One command an arm; each is killed and run again as you like, and goes on from i
     python examples/cifar/run.py table                    # rows of what was run; with --out FOLDER files, too
 
 All students have one shape (DeiT-T : DeiT-B, a quarter of the teacher's width; `--depth 0.5` for half of its
-residual branches as well), one budget and one recipe.  The pruned ones stand on the teacher's pre-training on ImageNet and its
-epochs here, the distilled one on what the teacher says, the first on nothing.  The data: an .npz of JPEG
-bytes, with `{train,test}_jpeg`, `{train,test}_offsets` and `{train,test}_labels`.
+residual branches as well), one budget and one recipe.  The pruned ones stand on the teacher's pre-training
+on ImageNet and its epochs here, the distilled one on what the teacher says, the first on nothing.  The
+data: an .npz of JPEG bytes, with `{train,test}_jpeg`, `{train,test}_offsets` and `{train,test}_labels`.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.calls import call_of
 from fxprune.finetune.checkpoints import Checkpoints
-from fxprune.finetune.engine import Engine, Trackers, accelerated, refuse_shards, tracked
+from fxprune.finetune.engine import Engine, Trackers, accelerated, tracked
 from fxprune.finetune.loader import loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
 from fxprune.finetune.loss import Distillation, TaskLoss
+from fxprune.finetune.shards import refuse_other_shards, sharded, take_whole
 from fxprune.finetune.training import Training
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.fingerprint import json_digest, layout_digest
@@ -65,13 +66,13 @@ def distill(
     """Train a student in place: cross entropy where there are labels, and divergence from the teacher.
 
     The loss is that of `fxprune.Distillation`.  Accelerate runs it: on one process or several (`accelerate
-    launch`), in mixed precision, with its trackers; optimiser, schedule, average and mixup are timm's.  A run
-    with a `folder` can be killed at any moment and goes on from its last checkpoint; on one process on a CPU
-    it ends with the same bits.
+    launch`; with `--use_fsdp --fsdp_version 2` each holds a part of the weights), in mixed precision, with
+    its trackers; optimiser, schedule, average and mixup are timm's.  A run with a `folder` can be killed at
+    any moment and goes on from its last checkpoint; on one process on a CPU it ends with the same bits.
 
     Args:
         student: what `prune` returned, in either form, or any model with the teacher's outputs; moved to the
-            accelerator's device.
+            accelerator's device, unless weights are sharded.
         teacher: the dense model, which is not changed but for its device; None to learn from labels alone,
             with `Training(kl=0)`.
         batches: read once an epoch, and of known length: a DataLoader (of which every process gets other
@@ -96,7 +97,7 @@ def distill(
 
     Raises:
         TrainingError: the folder holds another run; the teacher has other classes; a loss is not finite; the
-            accelerator shards weights (FSDP, DeepSpeed, Megatron); the extra `[finetune]` is missing.
+            accelerator shards weights by something else than FSDP2; the extra `[finetune]` is missing.
             Checkpoints stay as they were.
         DataError: batches are none, or of unknown length.
         OptionError: an option is out of range.
@@ -116,7 +117,7 @@ def distill(
         accelerated(training, accelerator, trackers, place) as device,
         _as_it_was(student),
     ):
-        refuse_shards(device)
+        refuse_other_shards(device)
         loader = loader_of(batches, device)
         identity = _identity(student, teacher, training, len(loader))
         mixes = training.mixup > 0 or training.cutmix > 0
@@ -133,9 +134,12 @@ def distill(
         checkpoints = Checkpoints(place, device)
         reached = checkpoints.begin(identity, resume)
         engine = Engine.of(student, loader, training, device, classes)
+        distillation.student = engine.bare
         with tracked(device, training, trackers):
             reached = Loop(engine, distillation, checkpoints, evaluate, every, progress).run(reached)
-        if engine.average is not None:
+        if sharded(device):
+            take_whole(student, engine.judged)
+        elif engine.average is not None:
             student.load_state_dict(engine.average.module.state_dict())
     return Trained(reached.log, reached.updates)
 

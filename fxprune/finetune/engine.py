@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError, TrainingError
+from fxprune.finetune.shards import (
+    WholeAverage,
+    copy_to_shard,
+    refuse_uncalled_units,
+    shard_average,
+    sharded,
+    sharded_on_cpu,
+)
 from fxprune.finetune.training import Training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Engine", "Trackers", "accelerated", "refuse_shards", "tracked"]
+__all__ = ["Engine", "Trackers", "accelerated", "tracked"]
 
 # Names that Accelerate knows ("tensorboard", "wandb", ...), or trackers made by you.
 Trackers = Sequence[Any]
@@ -62,7 +70,7 @@ def accelerated(
     AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
     try:
-        yield Accelerator(
+        accelerator = Accelerator(
             mixed_precision=training.precision,
             gradient_accumulation_steps=training.accumulation,
             dataloader_config=config,
@@ -70,6 +78,8 @@ def accelerated(
             log_with=_known(trackers),
             project_dir=folder,
         )
+        with sharded_on_cpu(accelerator, training.precision):
+            yield accelerator
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
@@ -109,23 +119,6 @@ def _as_prepared_before(accelerator: Accelerator) -> Iterator[None]:
 PREPARED = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
 
 
-def refuse_shards(accelerator: Accelerator) -> None:
-    """Refuse an accelerator that leaves each process a part of the student's weights.
-
-    Raises:
-        TrainingError: it does.
-    """
-    kind = accelerator.distributed_type.value
-    if kind in SHARDS:
-        raise TrainingError(
-            f"{kind} leaves each process a part of the student's weights, and a run ends with whole ones: "
-            f"use several processes without it (DDP), or fxprune.Distillation in a loop of your own"
-        )
-
-
-SHARDS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-
-
 @contextlib.contextmanager
 def tracked(accelerator: Accelerator, training: Training, trackers: Trackers) -> Iterator[None]:
     """Let trackers begin, and end: they write from here on."""
@@ -142,7 +135,8 @@ def tracked(accelerator: Accelerator, training: Training, trackers: Trackers) ->
 class Engine:
     """A student on its way: wrapped for its device, with what changes its weights.
 
-    bare, model: the student, and what runs it (wrapped for several processes, in mixed precision).
+    bare, model: the student (a copy of it, where weights are sharded), and what runs it (wrapped for several
+        processes, in mixed precision).
     loader: the batches.  optimizer: Accelerate's, of timm's.  schedule: timm's, by update; None if constant.
     average: timm's, of the weights; None without.  mixup: of timm; None without.
     """
@@ -161,17 +155,19 @@ class Engine:
     def of(
         student: nn.Module, loader: Any, training: Training, accelerator: Accelerator, classes: int
     ) -> Engine:
-        """Prepare a student; its weights move to the accelerator's device.
+        """Prepare a student; its weights move to the accelerator's device, unless they are sharded.
 
         Raises:
             OptionError: timm has no optimiser or schedule of that name, or refuses a number.
+            TrainingError: it can't be sharded as was asked for.
         """
         from timm.data import Mixup
         from timm.optim import create_optimizer_v2
         from timm.scheduler import create_scheduler_v2
         from timm.utils import ModelEmaV3
 
-        student.to(accelerator.device)
+        parts = sharded(accelerator)
+        student = copy_to_shard(student, accelerator) if parts else student.to(accelerator.device)
         average = ModelEmaV3(student, decay=training.ema) if training.ema else None
         try:
             optimizer = create_optimizer_v2(
@@ -197,9 +193,16 @@ class Engine:
                 label_smoothing=training.smoothing,
                 num_classes=classes,
             )
-        model, optimizer = accelerator.prepare(student, optimizer)
+        try:
+            model, optimizer = accelerator.prepare(student, optimizer)
+        except (ValueError, KeyError) as error:
+            raise TrainingError(f"the student can't be prepared: {error}") from error
+        if parts:
+            refuse_uncalled_units(student)
         if average is not None:
-            accelerator.register_for_checkpointing(average)
+            if parts:
+                shard_average(average, accelerator)
+            accelerator.register_for_checkpointing(WholeAverage(average) if parts else average)
         return Engine(accelerator, training, student, model, loader, optimizer, schedule, average, mixup)
 
     def scheduled(self, updates: int) -> float:

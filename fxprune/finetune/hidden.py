@@ -37,13 +37,17 @@ Dims = tuple[Tensor | None, ...]
 class Reads(TorchFunctionMode):
     """Record what is read beside each of some weights, while a model runs.
 
-    names: id of a weight -> its name.
+    model: whose weights they are; looked for once more when others are met: sharded ones are whole tensors
+        only while they are used.
+    names: a weight's name in the model -> the name to record it by.
     found: (is it a norm?, name of the weight) -> what was read and the dimension of its channels, in order.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, model: nn.Module | None, names: Mapping[str, str]) -> None:
         super().__init__()
-        self.names = names
+        self.model, self.names = model, names
+        self.met: dict[int, tuple[Tensor, str | None]] = {}
+        self._look()
         self.found: dict[tuple[bool, str], list[tuple[Tensor, int]]] = defaultdict(list)
 
     def __torch_function__(
@@ -57,16 +61,27 @@ class Reads(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _take(self, norm: bool, dim: int, given: list[Any]) -> None:
-        name = next((self.names[id(value)] for value in given if id(value) in self.names), None)
+        name = next((name for value in given if (name := self._name(value)) is not None), None)
         if name is not None and isinstance(given[0], Tensor):
             self.found[norm, name].append((given[0], dim))
+
+    def _name(self, value: object) -> str | None:
+        """Return the name of a weight; None for others, and for what is no weight."""
+        if id(value) not in self.met and isinstance(value, nn.Parameter):
+            self.met[id(value)] = (value, None)
+            self._look()
+        return self.met.get(id(value), (None, None))[1]
+
+    def _look(self) -> None:
+        if self.model is not None and self.names:
+            self.met |= {id(t): (t, self.names.get(name)) for name, t in named_tensors(self.model)}
 
 
 class HiddenStates:
     """Where one student's hidden states say what one teacher's do.
 
     kept: name of a weight of the teacher -> what the student keeps of each of its dimensions.
-    ours, theirs: id of a weight of the student, of the teacher -> that name.
+    ours, theirs: name of a weight of the student, of the teacher -> that name.
     teacher: what to run for the teacher's states.
     """
 
@@ -90,8 +105,8 @@ class HiddenStates:
         own, dense = dict(named_tensors(student)), dict(named_tensors(self.teacher))
         pairs = list(_pairs(plans, own, dense))
         self.kept: dict[str, Dims] = {name: dims for name, _, dims in pairs}
-        self.ours = {id(own[new]): name for name, new, _ in pairs}
-        self.theirs = {id(dense[name]): name for name, _, _ in pairs}
+        self.ours = {new: name for name, new, _ in pairs}
+        self.theirs = {name: name for name, _, _ in pairs}
 
     def error(self, ours: Reads, theirs: Reads) -> Tensor:
         """Return the mean squared error of the kept channels, relative to their mean square: a scalar.

@@ -102,9 +102,9 @@ class Distillation:
             TrainingError: the outputs are not of the same classes, or none of the losses applies.
         """
         call = call_of(batch)
-        theirs = Reads(self.states.theirs if self.states else {})
+        theirs = Reads(self.teacher, self.states.theirs if self.states else {})
         wanted = self._wanted(call, theirs)
-        ours = Reads(self.states.ours if self.states else {})
+        ours = Reads(self.student, self.states.ours if self.states else {})
         with self._watch(ours):
             output = call.on(self.student if wrapped is None else wrapped)
         task = self._task(output, call)

@@ -1,6 +1,6 @@
 """A small training run as a program: `run_for_tests.py FOLDER RESULT [--die-at N | --die-in-write N]`.
 
-In several processes, as environment variables say; the result's weights are saved by the first.
+The result's weights are saved.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ import fxprune
 from fxprune.certify.randomise import randomise
 
 TRAINING = fxprune.Training(epochs=3, lr=1e-3, hidden=0.1, ema=0.9, accumulation=2, mixup=0.2, warmup=0.5)
-# Adam makes steps of full size of gradients that are nothing but rounding (those of keys' biases).
-PLAIN = fxprune.Training(epochs=2, lr=0.05, opt="sgd", hidden=0.1)
 
 
-def models(dropout: float = 0.1) -> tuple[nn.Module, nn.Module]:
+def models(dropout: float = 0.1, form: str = "graph") -> tuple[nn.Module, nn.Module]:
     """A student, and its teacher; the same ones in every process."""
     torch.manual_seed(0)
     options = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
     teacher = timm.models.VisionTransformer(**options, proj_drop_rate=dropout).eval()
     randomise(teacher)
-    return fxprune.prune(teacher, 0.5, example_inputs=torch.zeros(2, 3, 16, 16)), teacher
+    return fxprune.prune(teacher, 0.5, example_inputs=torch.zeros(2, 3, 16, 16), form=form), teacher
 
 
 class Noisy(TensorDataset):
@@ -88,16 +86,11 @@ if __name__ == "__main__":
     parser.add_argument("result")
     parser.add_argument("--die-at", type=int, default=0)
     parser.add_argument("--die-in-write", type=int, default=0)
-    parser.add_argument("--plain", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     Noisy.die_at = options.die_at
     if options.die_in_write:
         die_in_write(options.die_in_write)
-    student, teacher = models(0.0 if options.plain else 0.1)
-    if options.plain:
-        fxprune.distill(student, teacher, loader(4, noisy=False), PLAIN, folder=options.folder)
-    else:
-        fxprune.distill(student, teacher, loader(), TRAINING, folder=options.folder, every=2, resume=True)
-    if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(weights(student), options.result)
+    student, teacher = models()
+    fxprune.distill(student, teacher, loader(), TRAINING, folder=options.folder, every=2, resume=True)
+    torch.save(weights(student), options.result)

@@ -116,11 +116,11 @@ def test_an_accelerator_is_used_again(tmp_path: Path) -> None:
     assert trained(tmp_path / "two", accelerator=accelerator, resume=True).updates == 4
 
 
-def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
     accelerator = accelerate.Accelerator(cpu=True)
-    monkeypatch.setattr(type(accelerator), "distributed_type", DistributedType.FSDP)
-    with pytest.raises(TrainingError, match="FSDP leaves each process a part"):
+    monkeypatch.setattr(type(accelerator), "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(TrainingError, match="DEEPSPEED leaves each process a part"):
         trained(tmp_path / "run", accelerator=accelerator)
     assert not (tmp_path / "run").exists()
