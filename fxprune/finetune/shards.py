@@ -105,7 +105,7 @@ def refuse_uncalled_units(model: nn.Module) -> None:
 
 
 def shard_average(average: Any, accelerator: Accelerator) -> None:
-    """Shard timm's average as the student is, so that each process averages its own part."""
+    """Split timm's average as the student is split, so that each process averages its own part."""
     from accelerate.utils import fsdp2_prepare_model
 
     fsdp2_prepare_model(accelerator, average.module)
