@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from fxprune.analysis.outputs import outputs_option
 from fxprune.analysis.typed_graph import type_graph
 from fxprune.capture.trace import capture_model, example_of
 from fxprune.graph.example import Example
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -40,8 +40,8 @@ class AnalysisOptions:
 def analyze(
     model: nn.Module,
     *,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
+    example_inputs: Value = None,
+    example_kwargs: dict[str, Value] | None = None,
     outputs: str | Sequence[str] = "keep",
     split_qkv: bool = False,
     capture: str = "auto",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, fx
 
@@ -13,12 +13,12 @@ from fxprune.analysis.outputs import Outputs, frozen_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
-from fxprune.graph.nests import leaves, outline
+from fxprune.graph.nests import Value, leaves, outline
 from fxprune.graph.own_nodes import makes_output, object_of
 from fxprune.graph.tensors import tensor_at
 from fxprune.rules.axes import atom, batch, frozen
 from fxprune.rules.calls import Call, Weight, call_of
-from fxprune.rules.registry import Axes, Flow, NotCovered, Rule, RuleSet, Typed
+from fxprune.rules.registry import Axes, Flow, NotCovered, Out, Rule, RuleSet, Typed, results_of
 
 __all__ = ["Inference", "infer"]
 
@@ -48,7 +48,7 @@ class Inference:
     """What a walk has found, before all is resolved: axes of values and weights, and each call."""
 
     solver: Solver
-    values: dict[fx.Node, Any] = field(default_factory=dict)  # node -> nest of axes
+    values: dict[fx.Node, Value] = field(default_factory=dict)  # node -> nest of `Typed`
     weights: dict[str, Axes] = field(default_factory=dict)  # state name -> axes, for names in use
     steps: dict[fx.Node, Step] = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)  # op without a rule -> nodes
@@ -156,7 +156,7 @@ class _Walk:
             return flow
         raise TypeError(f"it returned {type(flow).__name__}, not a Flow")
 
-    def _argument(self, value: object) -> Any:
+    def _argument(self, value: object) -> Value:
         """Return an argument as a rule sees it: tensors typed, sizes as numbers."""
         if isinstance(value, fx.Node):
             known = self.found.values[value]
@@ -198,11 +198,10 @@ class _Walk:
         """Take a value out of a tuple or dict of tensors by place or name: that is no indexing."""
         source, index = call.args[:2]
         known = self.found.values.get(source) if isinstance(source, fx.Node) else None
-        if known is None or isinstance(known, Typed):
+        if not isinstance(source, fx.Node) or known is None or isinstance(known, Typed):
             return False
-        if call.op == "getattr":
-            index = _place_of(source.meta["val"], index)
-        self._put(node, known[self._argument(index)])
+        place = _place_of(source.meta["val"], str(index)) if call.op == "getattr" else self._argument(index)
+        self._put(node, known[place])
         return True
 
     def _give_up(self, node: fx.Node, call: Call, reason: Reason) -> None:
@@ -252,21 +251,21 @@ def _place_of(fields: tuple[object, ...], name: str) -> int:
     return next(i for i, value in enumerate(fields) if value is field)
 
 
-def _typed(out: Any, value: Any) -> Typed | list[object]:
+def _typed(out: Out, value: Value) -> Typed | list[object]:
     """Return a rule's result, shaped like the value: axes for a tensor, lists for several."""
     if isinstance(value, Tensor):
-        return Typed(tuple(out))
-    return [_typed(o, v) for o, v in zip(out, value, strict=True)]
+        return Typed(Flow(out).axes)
+    return [_typed(o, v) for o, v in zip(results_of(out), value, strict=True)]
 
 
-def _check_shape(out: Any, value: Any) -> None:
+def _check_shape(out: Out, value: Value) -> None:
     """Raise an error for a rule that claims another shape than the op returns."""
     if isinstance(value, Tensor):
-        claimed = tuple(axis.size for axis in out)
+        claimed = tuple(axis.size for axis in Flow(out).axes)
         if claimed != tuple(value.shape):
             raise AxisError(f"it claims {claimed}, the value has {tuple(value.shape)}")
         return
     if not isinstance(value, (list, tuple)) or len(out) != len(value):
         raise AxisError("it claims another number of results")
-    for o, v in zip(out, value, strict=True):
+    for o, v in zip(results_of(out), value, strict=True):
         _check_shape(o, v)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, fx
 
@@ -75,7 +74,7 @@ def _fits(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 
 
-def _nodes(value: Any, path: tuple[str, ...]) -> Iterator[tuple[fx.Node, list[str]]]:
+def _nodes(value: object, path: tuple[str, ...]) -> Iterator[tuple[fx.Node, list[str]]]:
     if isinstance(value, fx.Node):
         if makes_output(value):
             for name, part in _made_of(value).items():
@@ -87,12 +86,11 @@ def _nodes(value: Any, path: tuple[str, ...]) -> Iterator[tuple[fx.Node, list[st
         yield from _nodes(part, (*path, name))
 
 
-def _made_of(node: fx.Node) -> dict[str, Any]:
+def _made_of(node: fx.Node) -> dict[str, object]:
     """Return the arguments that an output's class is called with, by the names of its fields."""
     if node.target is object_of:
-        return {str(name): part for name, part in node.args[1].items()}  # type: ignore[union-attr]
-    cls: Any = node.target
-    names = getattr(cls, "_fields", None) or [f.name for f in _fields(cls)]
+        return _parts(node.args[1])
+    names = getattr(node.target, "_fields", None) or [f.name for f in _fields(node.target)]
     given = node.args
     if not names and len(given) == 1 and not isinstance(given[0], fx.Node):
         return _parts(given[0])  # a dict or a list of the model's own class
@@ -100,11 +98,11 @@ def _made_of(node: fx.Node) -> dict[str, Any]:
     return {**placed, **node.kwargs}
 
 
-def _fields(cls: Any) -> tuple[Any, ...]:
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def _fields(target: object) -> tuple[dataclasses.Field[object], ...]:
+    return dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
 
 
-def _parts(value: Any) -> dict[str, Any]:
+def _parts(value: object) -> dict[str, object]:
     """Return what a nest holds, by key, field or place; nothing of anything else."""
     if isinstance(value, dict):
         return {str(key): part for key, part in value.items()}
@@ -114,7 +112,7 @@ def _parts(value: Any) -> dict[str, Any]:
     return {}
 
 
-def _tensors(value: Any) -> Iterator[tuple[str, ...]]:
+def _tensors(value: object) -> Iterator[tuple[str, ...]]:
     """Yield the path of each tensor in the value of one node."""
     if isinstance(value, Tensor):
         yield ()

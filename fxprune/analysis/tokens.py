@@ -146,6 +146,7 @@ class _Walk:
         op = step.call.op.removeprefix("aten.")
         if op == "embedding":
             table = bound["weight"]
+            assert isinstance(table, _SOURCES)
             for a in self.graph.carried(table):
                 self.brought[a].append(_Brought(self._parameters(table), frozenset(), True))
             self._made(node, step)

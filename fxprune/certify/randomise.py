@@ -22,6 +22,9 @@ _DRAWS = {_aten.normal_.default, _aten.uniform_.default, _aten.erfinv_.default}
 class uninitialised(TorchDispatchMode):
     """Leave weights that are made meanwhile undrawn, for `randomise`: half the time of making a model."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DRAWS and args[0].numel() > 10_000:
             return args[0].zero_()

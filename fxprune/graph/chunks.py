@@ -16,7 +16,7 @@ BLOCK = 1 << 15  # elements: small enough that what is freed leaves no holes tha
 
 def in_blocks(t: Tensor) -> Iterable[Tensor]:
     """Yield consecutive slices along dim 0, of about BLOCK elements each."""
-    return t.split(_rows(t.shape)) if t.ndim else [t]
+    return torch.split(t, _rows(t.shape)) if t.ndim else [t]
 
 
 def taken(t: Tensor, kept: Sequence[np.ndarray | None]) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-__all__ = ["leaves", "map_leaves", "outline"]
+__all__ = ["Value", "leaves", "map_leaves", "outline"]
+
+# What a model's call takes or returns, or a nest of what stands for it: neither torch nor torch.fx types it.
+Value: TypeAlias = Any
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -28,7 +31,7 @@ def leaves(value: object, kind: type[T] | tuple[type[T], ...]) -> Iterator[T]:
             yield from leaves(item, kind)
 
 
-def outline(value: object, kind: type[T], function: Callable[[T], S]) -> Any:
+def outline(value: object, kind: type[T], function: Callable[[T], S]) -> Value:
     """Make a nest of lists and dicts: a function of each leaf of one kind, and None for all others.
 
     >>> outline((1, {"a": "x", "b": [2]}), int, float)
@@ -43,7 +46,7 @@ def outline(value: object, kind: type[T], function: Callable[[T], S]) -> Any:
     return None
 
 
-def map_leaves(value: Any, kind: type[T] | tuple[type[T], ...], function: Callable[[T], object]) -> Any:
+def map_leaves(value: Value, kind: type[T] | tuple[type[T], ...], function: Callable[[T], object]) -> Value:
     """Replace each leaf of one kind (or of several), in order, in the same containers.
 
     A shape is no nest, and a dict of a class of its own is left as it is.

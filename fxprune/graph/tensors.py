@@ -75,7 +75,8 @@ Raised = TypeVar("Raised", Tensor, nn.Module)
 def in_float64(value: Raised) -> Raised:
     """Return a tensor in double precision, or a module (changed in place) all of whose tensors are."""
     if isinstance(value, nn.Module):
-        return value._apply(in_float64)
+        value._apply(in_float64)  # type: ignore[no-untyped-call]
+        return value
     if value.is_complex():
         return value.to(torch.complex128)
     return value.double() if value.is_floating_point() else value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fxprune.result.json_types import json_list, json_object, json_value
 
 __all__ = ["flags_of", "mask_bits", "position_bits", "positions_of", "read_matrix", "written_matrix"]
 
@@ -36,9 +37,12 @@ def written_matrix(matrix: Tensor) -> dict[str, object]:
     return {"shape": list(matrix.shape), "numbers": base64.b64encode(numbers.tobytes()).decode()}
 
 
-def read_matrix(written: dict[str, Any]) -> Tensor:
+def read_matrix(written: object) -> Tensor:
     """Read what `written_matrix` wrote.  Raises ValueError for another count of numbers, or none at all."""
-    numbers = np.frombuffer(base64.b64decode(written["numbers"], validate=True), dtype="<f8")
+    record = json_object(written)
+    encoded = json_value(record["numbers"], str)
+    numbers = np.frombuffer(base64.b64decode(encoded, validate=True), dtype="<f8")
     if not np.isfinite(numbers).all():
         raise ValueError("a matrix has numbers that are none")
-    return torch.from_numpy(numbers.astype(np.float64).reshape(written["shape"]))
+    shape = [json_value(size, int) for size in json_list(record["shape"])]
+    return torch.from_numpy(numbers.astype(np.float64).reshape(shape))

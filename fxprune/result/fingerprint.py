@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -103,7 +102,7 @@ class _Numbers:
     of: Mapping[fx.Node, int]
     own: Mapping[str, str]
 
-    def name(self, value: Any) -> str:
+    def name(self, value: object) -> str:
         own = own_name(value)
         if own is not None:
             return self.own.get(own, own)

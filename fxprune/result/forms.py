@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ from fxprune.result.pruned_module import FORM, PrunedModule, record_of
 from fxprune.result.record import Record
 from fxprune.rules.modules import native
 
-__all__ = ["attach", "graph_form", "is_result", "with_record"]
+__all__ = ["PrunedModel", "attach", "graph_form", "is_result", "with_record"]
+
+# A `PrunedModule`, or an instance of the user's own class, whose attributes the user knows and we do not.
+PrunedModel: TypeAlias = Any
 
 
 @dataclass(frozen=True)

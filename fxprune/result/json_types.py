@@ -7,11 +7,34 @@ is `object` until the function that reads it has looked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 __all__ = ["Call", "Dtypes", "FolderRecord", "Made", "Modes", "Options", "Origin", "Recipe", "StoredWeights"]
 
 JsonObject = dict[str, object]
+T = TypeVar("T")
+
+
+def json_object(data: object) -> JsonObject:
+    """Take data for an object, by name.  Raises TypeError for anything else."""
+    return json_value(data, dict)
+
+
+def json_list(data: object) -> list[object]:
+    """Take data for a list.  Raises TypeError for anything else."""
+    return json_value(data, list)
+
+
+def json_value(data: object, kind: type[T]) -> T:
+    """Take data for a value of one kind.  Raises TypeError for anything else."""
+    if not isinstance(data, kind):
+        raise TypeError(f"{type(data).__name__} where a {kind.__name__} is needed")
+    return data
+
+
+def json_number(data: object) -> float:
+    """Take data for a number.  Raises TypeError for anything else."""
+    return float(json_value(data, int) if isinstance(data, int) else json_value(data, float))
 
 
 class Dtypes(TypedDict):
@@ -21,7 +44,7 @@ class Dtypes(TypedDict):
     others: dict[str, str]
 
 
-_Recipe = TypedDict("_Recipe", {"from": str, "options": Mapping[str, Any]})
+_Recipe = TypedDict("_Recipe", {"from": str, "options": Mapping[str, object]})
 
 
 class Recipe(_Recipe, total=False):

@@ -9,7 +9,6 @@ import types
 from collections.abc import Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any
 
 __all__ = ["install_old_names"]
 
@@ -40,7 +39,7 @@ RENAMED = {"holds": "guard_branch"}
 class _Moved(types.ModuleType):
     """A module that is no more."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         now = MOVED[self.__name__].get(name)
         if now is None:
             raise AttributeError(f"module {self.__name__!r} is no more, and had no {name!r} that was pickled")

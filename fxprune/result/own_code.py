@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-__all__ = ["Edit", "OwnCode", "Part", "Read", "Ref", "Slot"]
+from fxprune.graph.nests import Value
+
+__all__ = ["Edit", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "What"]
+
+What = Literal["size", "shape", "dtype", "device"]
+Keys = tuple[str | int, ...]  # names of attributes, keys of dicts, places in lists
 
 
 @dataclass(frozen=True)
@@ -15,12 +20,12 @@ class Slot:
     """A number at a place that a module's code can read.
 
     path: the module's.
-    keys: from the module's `__dict__` inward: names of attributes, keys of dicts, places in lists.
+    keys: from the module's `__dict__` inward.
     held: how many of the keys lead to the attribute of the innermost object (the module, a configuration).
     """
 
     path: str
-    keys: tuple[Any, ...]
+    keys: Keys
     held: int = 1
 
     def __str__(self) -> str:
@@ -28,12 +33,13 @@ class Slot:
         said = "".join(f".{k}" if i < self.held - 1 else f"[{k!r}]" for i, k in enumerate(inner))
         return f"{self.path}.{name}".lstrip(".") + said
 
-    def read(self, root: nn.Module) -> Any:
+    def read(self, root: nn.Module) -> int:
         """Get the number that stands here in a model of the same structure."""
-        value: Any = vars(root.get_submodule(self.path))
+        value: Value = vars(root.get_submodule(self.path))
         for key in self.keys:
             value = _item(value, key)
-        return value
+        number: int = value
+        return number
 
     def is_shared(self, one: nn.Module, other: nn.Module) -> bool:
         """Do two models hold the number in one and the same object (a cache), which nobody may write to?"""
@@ -49,21 +55,22 @@ class Slot:
         _written(vars(root.get_submodule(self.path)), self.keys, new)
 
 
-def _item(holder: Any, key: Any) -> Any:
-    return holder[key] if isinstance(holder, (dict, list, tuple)) else vars(holder)[key]
+def _item(holder: Value, key: str | int) -> Value:
+    inside: Value = holder if isinstance(holder, (dict, list, tuple)) else vars(holder)
+    return inside[key]
 
 
-def _written(holder: Any, keys: tuple[Any, ...], new: int) -> Any:
+def _written(holder: Value, keys: Keys, new: int) -> Value:
     """Put the number into its holder and return it: itself, unless it is a tuple."""
     key, *inner = keys
     value = _written(_item(holder, key), tuple(inner), new) if inner else new
     if isinstance(holder, tuple):
-        items: list[Any] = [value if i == key else item for i, item in enumerate(holder)]
-        return type(holder)(*items) if hasattr(holder, "_fields") else type(holder)(items)
-    if isinstance(holder, (dict, list)):
-        holder[key] = value
-    elif vars(holder)[key] is not value:
-        vars(holder)[key] = value
+        items = [value if i == key else item for i, item in enumerate(holder)]
+        kind: Value = type(holder)
+        return kind(*items) if hasattr(holder, "_fields") else kind(items)
+    inside: Value = holder if isinstance(holder, (dict, list)) else vars(holder)
+    if inside[key] is not value:
+        inside[key] = value
     return holder
 
 
@@ -92,7 +99,7 @@ class Read:
 
     node: str
     of: str
-    what: Literal["size", "shape", "dtype", "device"]
+    what: What
     dim: int = 0
 
 
@@ -109,9 +116,9 @@ class Part:
 
     path: str
     why: str
-    inputs: tuple[tuple[str, tuple[Any, ...], str], ...]
+    inputs: tuple[tuple[str, Keys, str], ...]
     reads: tuple[Read, ...]
-    result: Any
+    result: object
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import itertools
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch import LongTensor, Tensor
 from fxprune.errors import PlanError
 from fxprune.result.bits import flags_of, mask_bits, position_bits, positions_of, read_matrix, written_matrix
 from fxprune.result.files import write_whole
+from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
 from fxprune.result.refitted import Refit
 
 __all__ = ["Kept", "Plan", "plan_data", "plan_from"]
@@ -38,6 +39,7 @@ __all__ = ["Kept", "Plan", "plan_data", "plan_from"]
 FORMAT = "fxprune-plan-2"
 NAMED = {"renamed": str, "scales": float, "regrouped": int, "unfitted": str, "discarded": float}
 LISTED = {"removed": "removed branches", "floored": "groups at their floor"}
+T = TypeVar("T")
 OLD_FORMAT = "fxprune-plan-1"  # index lists, one per weight's dimension
 
 
@@ -152,37 +154,59 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, object]:
     return record
 
 
-def plan_from(record: Any) -> Plan:
+def plan_from(data: object) -> Plan:
     """Read a plan.  Raises PlanError for what is none, or names elements that a group does not have."""
     try:
+        record = json_object(data)
         if record["format"] not in (FORMAT, OLD_FORMAT):
             raise PlanError(f"it is of format {record['format']!r}, not {FORMAT}")
-        groups = {n: _read_group(n, **group) for n, group in record["groups"].items()}
-        weights = record.get("weights", {})
-        if record["format"] == FORMAT:
-            choices = [positions_of(bits) for bits in record.get("indices", [])]
-            weights = {n: [d if d is None else choices[d] for d in dims] for n, dims in weights.items()}
-        kept = {n: tuple(None if d is None else torch.tensor(d) for d in dims) for n, dims in weights.items()}
-        bases = {name: read_matrix(written) for name, written in record.get("bases", {}).items()}
+        groups = {n: _read_group(n, **json_object(g)) for n, g in json_object(record["groups"]).items()}
+        kept = _read_weights(record)
+        bases = {name: read_matrix(m) for name, m in json_object(record.get("bases", {})).items()}
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"it holds no whole fxprune plan: {type(error).__name__}: {error}") from error
     listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
-    refit = {name: Refit.from_data(name, done) for name, done in record.get("refit", {}).items()}
+    refit = {name: Refit.from_data(name, done) for name, done in _of_kind(record, "refit", dict).items()}
     samples = record.get("samples", 0)
     if type(samples) is not int or samples < 0:
         raise PlanError("samples must be a whole number")
     return Plan(groups, kept, refit=refit, bases=bases, samples=samples, **listed, **named)  # type: ignore[arg-type]
 
 
-def _listed(record: dict[str, Any], field: str, what: str) -> tuple[str, ...]:
+def _read_weights(record: JsonObject) -> dict[str, tuple[LongTensor | None, ...]]:
+    """Return what each weight keeps by dimension: indices (format 1), or the number of a list of them."""
+    choices = [positions_of(json_value(bits, str)) for bits in json_list(record.get("indices", []))]
+    kept: dict[str, tuple[LongTensor | None, ...]] = {}
+    for name, dims in json_object(record.get("weights", {})).items():
+        found: list[LongTensor | None] = []
+        for dim in json_list(dims):
+            if dim is None:
+                found.append(None)
+            elif record["format"] == FORMAT:
+                found.append(cast(LongTensor, torch.tensor(choices[json_value(dim, int)])))
+            else:
+                found.append(cast(LongTensor, torch.tensor(json_list(dim))))
+        kept[name] = tuple(found)
+    return kept
+
+
+def _of_kind(record: JsonObject, field: str, kind: type[T]) -> T:
+    """Return a field's value, or an empty one.  Raises PlanError for another kind."""
+    try:
+        return json_value(record.get(field, kind()), kind)
+    except TypeError as error:
+        raise PlanError(f"it holds no whole fxprune plan: {field} is {error}") from error
+
+
+def _listed(record: JsonObject, field: str, what: str) -> tuple[str, ...]:
     names = record.get(field, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PlanError(f"{what} must be a list of names")
     return tuple(names)
 
 
-def _named(record: dict[str, Any], field: str, kind: type) -> dict[str, Any]:
+def _named(record: JsonObject, field: str, kind: type) -> JsonObject:
     values = record.get(field, {})
     if not isinstance(values, dict) or not all(type(v) is kind for v in values.values()):
         raise PlanError(f"{field} must be of {kind.__name__} by name")
@@ -217,11 +241,11 @@ def _read_group(name: str, size: object, kept: object, heads: object = None) -> 
     return Kept(size, torch.tensor(rows if nested else rows[0]))
 
 
-def _unpacked(name: str, bits: str, size: int, heads: int | None) -> list[Any]:
+def _unpacked(name: str, bits: str, size: int, heads: int | None) -> list[object]:
     flat = flags_of(bits)
     count = size * (heads or 1)
     if len(flat) != -(-count // 8) * 8 or flat[count:].any():
         raise PlanError(f"{name}: kept indices must be within 0..{size - 1}: there are {len(flat)} bits")
     if heads is None:
-        return np.flatnonzero(flat).tolist()
+        return [*np.flatnonzero(flat).tolist()]
     return [np.flatnonzero(row).tolist() for row in flat[:count].reshape(heads, size)]

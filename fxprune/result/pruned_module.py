@@ -9,13 +9,13 @@ import copy
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.plan import Plan
 from fxprune.result.record import Record
@@ -38,7 +38,7 @@ class PrunedModule(fx.GraphModule):
     ties: Mapping[str, str]
     folded: Mapping[str, tuple[Tensor, float]] = MappingProxyType({})
 
-    def recompile(self) -> Any:
+    def recompile(self) -> fx.graph.PythonCode:
         """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
         code = super().recompile()
         type(self).forward = traced_as_graph(type(self).forward)
@@ -54,7 +54,7 @@ class PrunedModule(fx.GraphModule):
                 path = path.rpartition(".")[0]
             module.training = modes[path]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Value:
         """Raise an AttributeError that tells how to get what the original's class has and a graph has not."""
         try:
             return super().__getattr__(name)
@@ -77,20 +77,20 @@ class PrunedModule(fx.GraphModule):
     def modes(self) -> dict[str, bool]:
         return {path: module.training for path, module in self.named_modules()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
+    def __deepcopy__(self, memo: dict[int, object]) -> PrunedModule:
         copied = _rebuilt(*self._parts(), {})
         memo[id(self)] = copied
         _take_state(copied, copy.deepcopy(self._state(), memo))
         return copied
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., PrunedModule], tuple[object, ...]]:
         """Return the graph as data and what it calls: nothing is traced when it is read again."""
         return _rebuilt, (*self._parts(), self._state())
 
     def _parts(self) -> tuple[str, list[NodeData]]:
         return type(self).__name__, graph_as_data(self.graph)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, object]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
 
@@ -139,35 +139,32 @@ _OF_THE_GRAPH = {
 }
 
 
-def _rebuilt(name: str, data: list[NodeData], state: dict[str, Any]) -> PrunedModule:
+def _rebuilt(name: str, data: list[NodeData], state: dict[str, object]) -> PrunedModule:
     """Return a module of this graph; `state` is its `__dict__` beside that."""
     module = PrunedModule(_Anything(), graph_from_data(data), name)
     _take_state(module, state)
     return module
 
 
-def _take_state(module: PrunedModule, state: dict[str, Any]) -> None:
+def _take_state(module: PrunedModule, state: dict[str, object]) -> None:
     for name, value in state.items():
         module.__dict__[name] = value
 
 
-class _Anything(dict[str, Any]):
+class _Anything(dict[str, object]):
     """A root that has a place holder for whatever a graph names: the real state comes right after."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> nn.Module:
         return nn.Module()
-
-    def keys(self) -> Any:
-        return ()
 
 
 def _unpickled(
     rebuild: Callable[..., fx.GraphModule],
-    arguments: tuple[Any, ...],
-    meta: dict[str, Any],
+    arguments: tuple[object, ...],
+    meta: dict[str, Value],
     modes: dict[str, bool],
 ) -> PrunedModule:
     """Return what pickles of format 1 call: their graph is traced out of its code."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from fxprune.analysis.typed_graph import Site
 from fxprune.graph.example import Example
+from fxprune.graph.nests import Value
 from fxprune.result.json_types import Options, Origin
 from fxprune.result.own_code import OwnCode
 from fxprune.result.plan import Plan
@@ -52,7 +53,7 @@ class Record:
     own: OwnCode | None = None
 
     @staticmethod
-    def of_format_1(facts: Mapping[str, Any]) -> Record:
+    def of_format_1(facts: Mapping[str, Value]) -> Record:
         """Read the dictionary that pickles of format 1 hold."""
         options = cast(Options, {name: facts[name] for name in OPTIONS})
         kept = {k: v for k, v in facts.items() if k not in OPTIONS}

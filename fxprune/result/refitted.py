@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxprune.errors import PlanError
+from fxprune.result.json_types import json_number, json_object
 
 __all__ = ["FEW", "Refit"]
 
@@ -42,12 +42,12 @@ class Refit:
         return asdict(self)
 
     @staticmethod
-    def from_data(name: str, data: Any) -> Refit:
+    def from_data(name: str, data: object) -> Refit:
         """Read it from JSON data.  Raises PlanError for anything else."""
         try:
-            found = Refit(
-                str(data["digest"]), *(float(data[field]) for field in ("ridge", "before", "after"))
-            )
+            given = json_object(data)
+            numbers = (json_number(given[field]) for field in ("ridge", "before", "after"))
+            found = Refit(str(given["digest"]), *numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"{name}: no record of a re-fit: {type(error).__name__}: {error}") from error
         return found

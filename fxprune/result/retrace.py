@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import fx
 from torch.fx.node import map_aggregate
 
 from fxprune.errors import InputArgumentError
+from fxprune.graph.nests import Value
 
 __all__ = ["READS_CODE", "traced_as_graph"]
 
@@ -21,14 +21,14 @@ __all__ = ["READS_CODE", "traced_as_graph"]
 READS_CODE = "reads_generated_code"
 
 
-def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
+def traced_as_graph(forward: Callable[..., Value]) -> Callable[..., Value]:
     """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
 
     code = forward.__code__
     known = frozenset(code.co_varnames[1 : code.co_argcount])
 
     @functools.wraps(forward)
-    def call(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+    def call(self: fx.GraphModule, *args: Value, **kwargs: Value) -> Value:
         if not known.issuperset(kwargs):
             raise _unknown(kwargs, known)
         for value in (*args, *kwargs.values()):
@@ -39,7 +39,7 @@ def traced_as_graph(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _unknown(given: Mapping[str, Any], known: frozenset[str]) -> Exception:
+def _unknown(given: Mapping[str, object], known: frozenset[str]) -> Exception:
     """Return an argument that the original takes as a keyword of any name, or does not take at all."""
     names = ", ".join(sorted(set(given) - known))
     return InputArgumentError(
@@ -48,12 +48,14 @@ def _unknown(given: Mapping[str, Any], known: frozenset[str]) -> Exception:
     )
 
 
-def _handed_over(module: fx.GraphModule, tracer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _handed_over(
+    module: fx.GraphModule, tracer: Value, args: Sequence[Value], kwargs: Mapping[str, Value]
+) -> Value:
     path = tracer.path_of_module(module)
     prefix = f"{path}." if path else ""
-    given, made = iter(args), dict[fx.Node, Any]()
+    given, made = iter(args), dict[fx.Node, Value]()
 
-    def value_of(leaf: Any) -> Any:
+    def value_of(leaf: Value) -> Value:
         return made[leaf] if isinstance(leaf, fx.Node) else leaf
 
     for node in module.graph.nodes:
@@ -69,7 +71,7 @@ def _handed_over(module: fx.GraphModule, tracer: Any, args: Sequence[Any], kwarg
     return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Value) -> Value:
     """Make plain lists and dicts of a graph's own kinds."""
     if isinstance(value, list):
         return [*map(_plain, value)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -120,12 +120,12 @@ class Selection:
 
     def kept(self, analysis: Analysis, saved: Iterable[str]) -> dict[str, tuple[LongTensor | None, ...]]:
         """Return what each weight keeps, for the names in the original's `state_dict`: `Plan.kept`."""
-        kept: dict[str, tuple[Any, ...]] = {}
+        kept: dict[str, tuple[LongTensor | None, ...]] = {}
         for name in saved:
             used = analysis.names.get(name)
             dims = [self.positions(axis) for axis in analysis.weights.get(used or "", ())]
             if any(d is not None for d in dims):
-                kept[name] = tuple(None if d is None else torch.from_numpy(d) for d in dims)
+                kept[name] = tuple(None if d is None else cast(LongTensor, torch.from_numpy(d)) for d in dims)
         return kept
 
 

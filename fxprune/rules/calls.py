@@ -11,12 +11,12 @@ import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
-from fxprune.graph.nests import map_leaves
+from fxprune.graph.nests import Value, map_leaves
 from fxprune.graph.op_names import op_name, op_space
 from fxprune.graph.training_mode import follows_mode
 from fxprune.rules.modules import native
@@ -47,7 +47,7 @@ class Weight:
     name: str
 
 
-def weight_name(argument: Any) -> str | None:
+def weight_name(argument: object) -> str | None:
     """Return the name of the weight that an argument of a call is; None if it is computed, or left out."""
     if isinstance(argument, Weight):
         return argument.name
@@ -56,11 +56,16 @@ def weight_name(argument: Any) -> str | None:
     return None
 
 
-def filled(arguments: Any, of_node: Callable[[fx.Node], Any], of_weight: Callable[[str], Any]) -> Any:
+def filled(
+    arguments: object, of_node: Callable[[fx.Node], object], of_weight: Callable[[str], object]
+) -> Value:
     """Put values in the place of the nodes and weights in nested arguments of a call."""
 
-    def value(leaf: Any) -> Any:
-        return of_weight(leaf.name) if isinstance(leaf, Weight) else of_node(leaf)
+    def value(leaf: object) -> object:
+        if isinstance(leaf, Weight):
+            return of_weight(leaf.name)
+        assert isinstance(leaf, fx.Node)
+        return of_node(leaf)
 
     return map_leaves(arguments, (fx.Node, Weight), value)
 
@@ -70,11 +75,11 @@ class Call:
     """A canonical call: arguments hold fx nodes, `Weight`s and constants; `node` is where it was read."""
 
     op: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     node: fx.Node
 
-    def bind(self, rule: Rule) -> dict[str, Any]:
+    def bind(self, rule: Rule) -> dict[str, object]:
         """Bind the arguments to the names of the rule's own signature.
 
         Raises:
@@ -97,7 +102,7 @@ class Call:
         """Return the keyword by which the call gives an argument of the rule, if it does."""
         return next((name for name, ours in self._named(rule).items() if ours == argument), None)
 
-    def write(self, node: fx.Node, rule: Rule, argument: str, value: Any) -> None:
+    def write(self, node: fx.Node, rule: Rule, argument: str, value: Argument) -> None:
         """Replace one argument of a copy of the node that this call was read from."""
         position = rule.positions[argument]
         if position < len(node.args):
@@ -191,7 +196,7 @@ def _second_names(name: str) -> list[str]:
     return [same for same in (_SAME.get(name), plain) if same and same != name]
 
 
-def _spellings(target: Any, name: str) -> list[str]:
+def _spellings(target: Callable[..., object] | str, name: str) -> list[str]:
     """Return the names that a rule may have for what a node calls, the fullest first."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         full = op_space(target)
@@ -211,7 +216,7 @@ def _own(space: str, name: str, qualified: str = "") -> list[str]:
     return [*full, *([] if name in DEFAULT_RULES else [name])]
 
 
-def _is_library(target: Callable[..., Any]) -> bool:
+def _is_library(target: Callable[..., object]) -> bool:
     """Return whether a function's name alone tells what it does: PyTorch's, Python's own operators."""
     module = getattr(target, "__module__", None) or ""
     return module.split(".")[0] in {"torch", "_operator", "builtins", "math", ""} or target in (
@@ -228,7 +233,7 @@ def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
         return Call("dropout", node.args, dict(node.kwargs), node)
     if entry is None:
         return _opaque_call(node, module, rules)
-    values: list[Any] = []
+    values: list[object] = []
     names = {id(t): name for name, t in module._parameters.items()}
     for name in entry.arguments:
         value = getattr(module, name)
@@ -246,7 +251,7 @@ def _opaque_call(node: fx.Node, module: nn.Module, rules: RuleSet) -> Call:
     known = (name for name in _own(cls.__module__, cls.__name__, cls.__qualname__) if name in rules)
     op = next(known, cls.__name__)
     rule = rules.get(op)
-    kwargs: dict[str, Any] = dict(node.kwargs)
+    kwargs: dict[str, object] = dict(node.kwargs)
     for name in list(rule.signature.parameters)[len(node.args) :] if rule is not None else ():
         if name not in kwargs and name != "result" and hasattr(module, name):
             value = getattr(module, name)

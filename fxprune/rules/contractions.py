@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
+from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.laws import LAYOUT, dims_named
@@ -47,7 +47,7 @@ def _words(names: Sequence[str]) -> str:
 def addmm_axes(input: Typed, mat1: Typed, mat2: Typed, **scalars: object) -> Flow:
     """n m, n i, i m -> n m"""
     product = matmul_axes(mat1, mat2)
-    out, same = broadcast([product.out, input.axes])
+    out, same = broadcast([product.axes, input.axes])
     factors, _, made = product.linear.partition(" -> ")
     made_names = [name for name in made.split() if name != "[]"]
     last = zip(input.axes[::-1], made_names[::-1], strict=False)
@@ -83,12 +83,16 @@ def aten_tensordot_axes(a: Typed, b: Typed, dims_self: Sequence[int], dims_other
 
 
 @rule("einsum")
-def einsum_axes(equation: Any, *operands: Any, path: object = None) -> Flow:
+def einsum_axes(
+    equation: str | Typed, *operands: Typed | Sequence[Typed] | Sequence[int], path: object = None
+) -> Flow:
     """..., ... -> ..., as the equation says: one letter, one axis"""
     if isinstance(equation, Typed):
-        equation, operands = _equation_of_sublists([equation, *operands])
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = tuple(operands[0])
+        return _einsum(*_equation_of_sublists([equation, *operands]))
+    return _einsum(equation, list(leaves(operands, Typed)))
+
+
+def _einsum(equation: str, operands: Sequence[Typed]) -> Flow:
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if "..." in equation:
@@ -119,16 +123,16 @@ def _present(term: str, axes: Sequence[Axis], named: Mapping[str, Axis]) -> list
     return ["1" if axis == ONE != named[letter] else letter for letter, axis in zip(term, axes, strict=True)]
 
 
-def _equation_of_sublists(given: list[Any]) -> tuple[str, tuple[Typed, ...]]:
+def _equation_of_sublists(given: Sequence[object]) -> tuple[str, list[Typed]]:
     """Write einsum(x, [0, 1], y, [1, 2], [0, 2]) as einsum("ab,bc->ac", x, y)."""
 
-    def word(numbers: Sequence[Any]) -> str:
-        return "".join("..." if n is Ellipsis else chr(ord("a") + n) for n in numbers)
+    def word(numbers: Iterable[object]) -> str:
+        return "".join(chr(ord("a") + n) if isinstance(n, int) else "..." for n in numbers)
 
-    count = sum(isinstance(g, Typed) for g in given)
-    inputs = ",".join(word(numbers) for numbers in given[1 : 2 * count : 2])
-    output = "->" + word(given[-1]) if len(given) > 2 * count else ""
-    return inputs + output, tuple(given[0 : 2 * count : 2])
+    tensors = [g for g in given if isinstance(g, Typed)]
+    lists = [word(g) for g in given if isinstance(g, (list, tuple))]
+    inputs, output = lists[: len(tensors)], lists[len(tensors) :]
+    return "->".join([",".join(inputs), *output]), tensors
 
 
 def _spell_ellipsis(terms: Sequence[str], output: str, ndims: Sequence[int]) -> tuple[list[str], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fxprune.graph.nests import leaves
 from fxprune.rules import masked
@@ -101,7 +100,7 @@ def addmv_axes(input: Typed, mat: Typed, vec: Typed, **scalars: object) -> Flow:
 def addbmm_axes(input: Typed, batch1: Typed, batch2: Typed, **scalars: object) -> Flow:
     """n m, b n i, b i m -> n m"""
     product = matmul_axes(batch1, batch2)
-    batch, *out = product.out
+    batch, *out = product.axes
     return _added(input, Flow(tuple(out), product.same, reduced=[batch, *product.reduced], macs=product.macs))
 
 
@@ -112,7 +111,7 @@ def addr_axes(input: Typed, vec1: Typed, vec2: Typed, **scalars: object) -> Flow
 
 
 def _added(input: Typed, product: Flow) -> Flow:
-    out, same = broadcast([product.out, input.axes])
+    out, same = broadcast([product.axes, input.axes])
     return Flow(out, [*product.same, *same], reduced=product.reduced, macs=product.macs)
 
 
@@ -127,7 +126,7 @@ def multi_dot_axes(tensors: Sequence[Typed]) -> Flow:
     """n i, i j, j m -> n m"""
     flow, *rest = Flow(tensors[0].axes), *tensors[1:]
     for tensor in rest:
-        step = matmul_axes(Typed(flow.out), tensor)
+        step = matmul_axes(Typed(flow.axes), tensor)
         flow = Flow(
             step.out,
             [*flow.same, *step.same],
@@ -138,7 +137,7 @@ def multi_dot_axes(tensors: Sequence[Typed]) -> Flow:
 
 
 @rule("chain_matmul")
-def chain_matmul_axes(*matrices: Any) -> Flow:
+def chain_matmul_axes(*matrices: Typed) -> Flow:
     """n i, i j, j m -> n m"""
     return multi_dot_axes(matrices)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, Axis
@@ -30,7 +30,7 @@ def lone(*tensors: Axes) -> list[Axis]:
     return [axis for column in zip(*padded, strict=True) if ONE in column for axis in column if axis != ONE]
 
 
-def elementwise_axes(*args: Any, **kwargs: Any) -> Flow:
+def elementwise_axes(*args: object, **kwargs: object) -> Flow:
     """... n, ... n -> ... n"""
     out, same = broadcast(t.axes for t in leaves([args, kwargs], Typed))
     return Flow(out, same)
@@ -41,11 +41,9 @@ def elementwise(*ops: str) -> None:
         DEFAULT_RULES.add(op, elementwise_axes)
 
 
-def alike_axes(*args: Any, **kwargs: Any) -> Flow:
+def alike_axes(*args: object, **kwargs: object) -> Flow:
     """... n, ... n -> ... n, the same numbers, or all of them times one number"""
-    flow = elementwise_axes(*args, **kwargs)
-    flow.linear = LAYOUT
-    return flow
+    return replace(elementwise_axes(*args, **kwargs), linear=LAYOUT)
 
 
 def alike(*ops: str) -> None:
@@ -54,37 +52,35 @@ def alike(*ops: str) -> None:
 
 
 @rule("add", "sub", "rsub", "subtract")
-def sum_axes(input: Any, other: Any, alpha: object = 1) -> Flow:
+def sum_axes(input: object, other: object, alpha: object = 1) -> Flow:
     """... n, ... n -> ... n"""
     flow = elementwise_axes(input, other)
-    flow.linear = sum_law([input, other], flow.out)
-    return flow
+    return replace(flow, linear=sum_law([input, other], flow.axes))
 
 
 @rule("mul", "multiply")
-def product_axes(input: Any, other: Any) -> Flow:
+def product_axes(input: object, other: object) -> Flow:
     """... n, ... n -> ... n"""
     flow = elementwise_axes(input, other)
-    flow.linear = product_law([input, other], flow.out)
-    return flow
+    return replace(flow, linear=product_law([input, other], flow.axes))
 
 
 @rule("div", "truediv", "true_divide", "divide")
-def quotient_axes(input: Any, other: Any, rounding_mode: object = None) -> Flow:
+def quotient_axes(input: object, other: object, rounding_mode: object = None) -> Flow:
     """... n, ... n -> ... n (along what divides: element by element)"""
     flow = elementwise_axes(input, other)
-    if rounding_mode is None and isinstance(input, Typed):
-        apart = dims_named(other.axes, max(input.ndim, other.ndim)) if isinstance(other, Typed) else ""
-        flow.linear = product_law([input, other], flow.out) + f" / {apart}"
-    return flow
+    if rounding_mode is not None or not isinstance(input, Typed):
+        return flow
+    apart = dims_named(other.axes, max(input.ndim, other.ndim)) if isinstance(other, Typed) else ""
+    return replace(flow, linear=product_law([input, other], flow.axes) + f" / {apart}")
 
 
 @rule("pow")
-def power_axes(input: Any, exponent: Any) -> Flow:
+def power_axes(input: object, exponent: object) -> Flow:
     """... n -> ... n; a square is a product with itself"""
     flow = elementwise_axes(input, exponent)
     if isinstance(input, Typed) and isinstance(exponent, (int, float)) and exponent in (1, 2):
-        flow.linear = product_law([input] * int(exponent), flow.out)
+        return replace(flow, linear=product_law([input] * int(exponent), flow.axes))
     return flow
 
 
@@ -95,24 +91,23 @@ def square_axes(input: Typed) -> Flow:
 
 
 @rule("where")
-def where_axes(condition: Any, input: Any = 0, other: Any = 0) -> Flow:
+def where_axes(condition: object, input: object = 0, other: object = 0) -> Flow:
     """... n, ... n, ... n -> ... n"""
     flow = elementwise_axes(condition, input, other)
-    if isinstance(condition, Typed) and isinstance(input, Typed):
-        ndim = len(flow.out)
-        first = f"{dims_named(condition.axes, ndim)}, {dims_named(input.axes, ndim)}"
-        rest = dims_named(other.axes, ndim) if isinstance(other, Typed) else "()"
-        zero = not isinstance(other, Typed) and other == 0
-        flow.linear = (first if zero else f"{first}; {rest}") + " -> " + dims_named(flow.out)
-    return flow
+    if not (isinstance(condition, Typed) and isinstance(input, Typed)):
+        return flow
+    ndim = len(flow.axes)
+    first = f"{dims_named(condition.axes, ndim)}, {dims_named(input.axes, ndim)}"
+    rest = dims_named(other.axes, ndim) if isinstance(other, Typed) else "()"
+    zero = not isinstance(other, Typed) and other == 0
+    return replace(flow, linear=(first if zero else f"{first}; {rest}") + " -> " + dims_named(flow.axes))
 
 
 @rule("masked_fill")
-def masked_fill_axes(input: Typed, mask: Typed, value: Any) -> Flow:
+def masked_fill_axes(input: Typed, mask: Typed, value: object) -> Flow:
     """... n, ... n -> ... n"""
     flow = elementwise_axes(input, mask, value)
-    flow.linear = product_law([input, mask], flow.out, value)
-    return flow
+    return replace(flow, linear=product_law([input, mask], flow.axes, value))
 
 
 # Rules of ops that treat every element alike, whatever they say of freedom.
@@ -161,13 +156,13 @@ elementwise("ones_like", "full_like", "empty_like", "copy", "zero", "fill")
 
 
 @rule("to", "type", "_to_copy", "type_as")
-def to_axes(input: Typed, *args: Any, **kwargs: Any) -> Flow:
+def to_axes(input: Typed, *args: object, **kwargs: object) -> Flow:
     """... -> ... (another tensor argument lends only its dtype and device)"""
     return Flow(input.axes, linear=LAYOUT)
 
 
 @rule("AutogradFunction")
-def autograd_function_axes(*args: Any, like: Typed) -> Flow:
+def autograd_function_axes(*args: object, like: Typed) -> Flow:
     """..., like=... n -> ... n (`like` is the same value)"""
     return Flow(like.axes)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import split_by_sizes
-from fxprune.rules.axes import ONE, Axis, Product, Sum, atom, frozen
+from fxprune.rules.axes import ONE, Axis, Product, Reason, Sum, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.laws import LAYOUT
-from fxprune.rules.registry import Axes, Bound, Dims, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Bound, Dims, Flow, NotCovered, Pairs, Typed, at, dims_of, rule
 
 
 def replaced(axes: Axes, dim: int, *new: Axis) -> Axes:
@@ -56,7 +56,10 @@ def pieces_of(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 def split_flow(input: Typed, sizes: Sequence[int], dim: int, argument: str) -> Flow:
     """... [n | m] -> ... n, ... m"""
     d = at(dim, input.ndim)
-    pieces = pieces_of(input.axes[d], sizes)
+    return _split_into(input, pieces_of(input.axes[d], sizes), d, argument)
+
+
+def _split_into(input: Typed, pieces: Sequence[Axis], d: int, argument: str) -> Flow:
     return Flow(
         [replaced(input.axes, d, piece) for piece in pieces],
         same=[(input.axes[d], Sum.of(pieces))],
@@ -90,12 +93,13 @@ def tensor_split_axes(input: Typed, indices_or_sections: int | Sequence[int], di
     else:
         ends = [0, *indices_or_sections, n]
         sizes = [b - a for a, b in itertools.pairwise(ends)]
-    flow = split_flow(input, sizes, dim, "indices_or_sections")
-    if not isinstance(indices_or_sections, int):  # given are the cuts, not the sizes
-        pieces = flow.sizes["indices_or_sections"]
-        cuts = [Bound(Sum.of(pieces[:i])) for i in range(1, len(pieces))]
-        flow.sizes = {"indices_or_sections": cuts}
-    return flow
+    d = at(dim, input.ndim)
+    pieces = pieces_of(input.axes[d], sizes)
+    flow = _split_into(input, pieces, d, "indices_or_sections")
+    if isinstance(indices_or_sections, int):
+        return flow
+    cuts = [Bound(Sum.of(pieces[:i])) for i in range(1, len(pieces))]  # given are these, not the sizes
+    return replace(flow, sizes={"indices_or_sections": cuts})
 
 
 def _equal_parts(n: int, size: int) -> list[int]:
@@ -170,9 +174,8 @@ def slice_axes(
     """... [a | n | b] -> ... n"""
     d = at(dim, input.ndim)
     piece, flow, spelled = sliced(input.axes[d], start, end, step)
-    flow.out = replaced(input.axes, d, piece)
-    flow.sizes = {"start": spelled.start, "end": spelled.stop}
-    return flow
+    sizes = {"start": spelled.start, "end": spelled.stop}
+    return replace(flow, out=replaced(input.axes, d, piece), sizes=sizes)
 
 
 @rule("slice_scatter", linear=LAYOUT)
@@ -185,19 +188,18 @@ def slice_scatter_axes(
     step: int = 1,
 ) -> Flow:
     """... [a | n | b], ... n -> ... [a | n | b]"""
-    flow = slice_axes(input, dim, start, end, step)
-    flow.same += zip(flow.out, src.axes, strict=True)
-    flow.out = input.axes
-    return flow
+    return _written_back(slice_axes(input, dim, start, end, step), input, src)
 
 
 @rule("select_scatter", linear=LAYOUT)
 def select_scatter_axes(input: Typed, src: Typed, dim: int, index: int) -> Flow:
     """3 n, n -> 3 n"""
-    flow = select_axes(input, dim, index)
-    flow.same += zip(flow.out, src.axes, strict=True)
-    flow.out = input.axes
-    return flow
+    return _written_back(select_axes(input, dim, index), input, src)
+
+
+def _written_back(part: Flow, input: Typed, src: Typed) -> Flow:
+    """Write a tensor to the part of another that an op takes: the result has the other's axes."""
+    return replace(part, out=input.axes, same=[*part.same, *zip(part.axes, src.axes, strict=True)])
 
 
 @rule("narrow", linear=LAYOUT)
@@ -205,13 +207,12 @@ def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     """... [a | n | b] -> ... n"""
     d = at(dim, input.ndim)
     piece, flow, spelled = sliced(input.axes[d], start, start + length, 1)
-    flow.out = replaced(input.axes, d, piece)
-    flow.sizes = {"start": spelled.start, "length": piece}
-    return flow
+    sizes = {"start": spelled.start, "length": piece}
+    return replace(flow, out=replaced(input.axes, d, piece), sizes=sizes)
 
 
 @rule("getitem", linear=LAYOUT)
-def getitem_axes(input: object, index: Any) -> Flow:
+def getitem_axes(input: object, index: object) -> Flow:
     """n m l, k -> m b 1 k: each element of the index `i, :, a:b, None, table` acts on its own dimension"""
     if not isinstance(input, Typed):
         raise NotCovered("a container is indexed, not a tensor")
@@ -219,9 +220,10 @@ def getitem_axes(input: object, index: Any) -> Flow:
     used = sum(_dims_used(e) for e in entries)
     if not any(e is Ellipsis for e in entries):
         entries.append(Ellipsis)
-    flow = Flow(())
     out: list[Axis] = []
-    spelled: list[Any] = []
+    same: list[tuple[Axis, Axis]] = []
+    reasons: list[tuple[Axis, str | Reason]] = []
+    spelled: list[slice | None] = []
     advanced: list[tuple[int, Typed]] = []  # where in `out` an index tensor stands
     dim = 0
     for entry in entries:
@@ -232,32 +234,39 @@ def getitem_axes(input: object, index: Any) -> Flow:
             dim += input.ndim - used
         elif isinstance(entry, slice):
             piece, part, bounds = sliced(input.axes[dim], entry.start, entry.stop, entry.step)
-            flow.same += part.same
-            flow.frozen = [*flow.frozen, *part.frozen]
+            same += part.same
+            reasons += part.frozen
             out.append(piece)
             spelled.append(bounds)
             dim += 1
             continue
         elif isinstance(entry, int):
-            flow.frozen = [*flow.frozen, (_part_with(input.axes[dim], entry), "selected by index")]
+            reasons.append((_part_with(input.axes[dim], entry), "selected by index"))
             dim += 1
         else:
-            tensor = entry if isinstance(entry, Typed) else Typed((frozen(len(entry), "an index"),))
-            advanced.append((len(out), tensor))
-            flow.frozen = [*flow.frozen, (input.axes[dim], "looked up by index")]
+            advanced.append((len(out), _index_tensor(entry)))
+            reasons.append((input.axes[dim], "looked up by index"))
             dim += 1
         spelled.append(None)
-    flow.out = _with_index_axes(out, advanced, flow)
-    n = len(index) if isinstance(index, tuple) else 1
-    flow.sizes = {"index": tuple(spelled[:n]) if isinstance(index, tuple) else spelled[0]}
-    return flow
+    axes, coupled = _with_index_axes(out, advanced)
+    sizes = {"index": tuple(spelled[: len(index)]) if isinstance(index, tuple) else spelled[0]}
+    return Flow(axes, [*same, *coupled], reasons, sizes)
+
+
+def _index_tensor(entry: object) -> Typed:
+    """Type an element of an index that picks several: a tensor, or a list of numbers."""
+    if isinstance(entry, (list, tuple, range)):
+        return Typed((frozen(len(entry), "an index"),))
+    if not isinstance(entry, Typed):
+        raise NotCovered(f"an index of {type(entry).__name__} is not understood")
+    return entry
 
 
 @rule("written")
-def written_axes(x: Typed, index: Any, value: object) -> Flow:
+def written_axes(x: Typed, index: object, value: object) -> Flow:
     """... n, m -> ... n, as `x[index] = value`: what is written has the axes of the part written to"""
     part = getitem_axes(x, index)
-    _, fits = broadcast([part.out, *(t.axes for t in leaves(value, Typed))])
+    _, fits = broadcast([part.axes, *(t.axes for t in leaves(value, Typed))])
     reasons = [*part.frozen, *_places(index)]
     return Flow(x.axes, same=[*part.same, *fits], frozen=reasons, sizes=part.sizes)
 
@@ -271,23 +280,20 @@ def _dims_used(entry: object) -> int:
     return 0 if entry is None or entry is Ellipsis else 1
 
 
-def _with_index_axes(out: list[Axis], advanced: list[tuple[int, Typed]], flow: Flow) -> Axes:
+def _with_index_axes(out: list[Axis], advanced: list[tuple[int, Typed]]) -> tuple[Axes, Pairs]:
     """Broadcast index tensors together; the result stands where they stood side by side, else first."""
     if not advanced:
-        return tuple(out)
+        return tuple(out), []
     axes, same = broadcast([t.axes for _, t in advanced])
-    flow.same += same
     places = [place for place, _ in advanced]
     where = places[0] if places[0] == places[-1] else 0
-    return (*out[:where], *axes, *out[where:])
+    return (*out[:where], *axes, *out[where:]), same
 
 
 @rule("aten.index", "_unsafe_index", linear=LAYOUT)
 def index_axes(input: Typed, indices: Sequence[Typed | None]) -> Flow:
     """v c, n m -> n m c"""
-    flow = getitem_axes(input, tuple(slice(None) if i is None else i for i in indices))
-    flow.sizes = {}
-    return flow
+    return replace(getitem_axes(input, tuple(slice(None) if i is None else i for i in indices)), sizes={})
 
 
 @rule("index_select", linear=LAYOUT)
@@ -320,7 +326,7 @@ def index_put_axes(
 ) -> Flow:
     """v c, n, n c -> v c, v frozen"""
     flow = index_axes(input, indices)
-    _, fits = broadcast([flow.out, values.axes])
+    _, fits = broadcast([flow.axes, values.axes])
     return Flow(input.axes, [*flow.same, *fits], [*flow.frozen, *_places(indices)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from fxprune.rules.axes import ONE, Axis, frozen
 from fxprune.rules.elementwise import broadcast
@@ -68,9 +68,7 @@ def matrix_diagonal_axes(A: Typed, *, offset: int = 0, dim1: int = -2, dim2: int
 def diagonal_scatter_axes(input: Typed, src: Typed, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Flow:
     """a n n, a n -> a n n, n frozen"""
     flow = diagonal_axes(input, offset, dim1, dim2, result=src)
-    flow.same += zip(flow.out, src.axes, strict=True)
-    flow.out = input.axes
-    return flow
+    return replace(flow, out=input.axes, same=list(zip(flow.axes, src.axes, strict=True)))
 
 
 @rule("diag_embed")
@@ -83,7 +81,7 @@ def diag_embed_axes(input: Typed, offset: int = 0, dim1: int = -2, dim2: int = -
 
 
 @rule("diag", "diagflat")
-def diag_axes(input: Typed, diagonal: int = 0, *, result: Typed, **offset: Any) -> Flow:
+def diag_axes(input: Typed, diagonal: int = 0, *, result: Typed, **offset: object) -> Flow:
     """n -> n n; n n -> n; n frozen"""
     out = tuple(frozen(size, _DIAGONAL) for size in result.shape)
     return Flow(out, frozen=[(axis, _DIAGONAL) for axis in input.axes])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,18 +135,38 @@ def var(
     return _squeezed(_variance(input, mask, dims, _correction(unbiased, correction)), dims, keepdim)
 
 
-def std(input: Tensor, mask: Tensor, **options: Any) -> Tensor:
-    return var(input, mask, **options).sqrt()
+def std(
+    input: Tensor,
+    mask: Tensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: float | None = None,
+) -> Tensor:
+    return var(input, mask, dim, unbiased, keepdim, correction).sqrt()
 
 
 def var_mean(
-    input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **options: Any
+    input: Tensor,
+    mask: Tensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return var(input, mask, dim=dim, keepdim=keepdim, **options), mean(input, mask, dim, keepdim)
+    variance = var(input, mask, dim, unbiased, keepdim, correction)
+    return variance, mean(input, mask, dim, keepdim)
 
 
-def std_mean(input: Tensor, mask: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    variance, average = var_mean(input, mask, **options)
+def std_mean(
+    input: Tensor,
+    mask: Tensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    variance, average = var_mean(input, mask, dim, unbiased, keepdim, correction)
     return variance.sqrt(), average
 
 

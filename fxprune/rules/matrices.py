@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import frozen
 from fxprune.rules.elementwise import broadcast
-from fxprune.rules.registry import Axes, Flow, Typed, at, rule
+from fxprune.rules.registry import Axes, Flow, Out, Result, Typed, at, rule
 
 _WHY = "a function of the whole matrix"
 
@@ -19,7 +17,7 @@ _WHY = "a function of the whole matrix"
     *("linalg_cond", "linalg_pinv", "pinverse", "nuclear_norm", "linalg_matrix_norm", "linalg_lu"),
     *("linalg_inv_ex", "linalg_cholesky_ex"),
 )
-def matrix_axes(input: Typed, *options: object, result: Any, **more: object) -> Flow:
+def matrix_axes(input: Typed, *options: object, result: Result, **more: object) -> Flow:
     """... n m -> ... , n and m frozen"""
     others = [t for t in leaves([options, more], Typed) if t.ndim]
     batch = input.axes[:-2]
@@ -27,7 +25,7 @@ def matrix_axes(input: Typed, *options: object, result: Any, **more: object) -> 
     return Flow(_shaped(result, batch), frozen=reasons)
 
 
-def _shaped(result: Any, batch: Axes) -> Any:
+def _shaped(result: Result, batch: Axes) -> Out:
     """Return the batch, then what a function makes of a matrix; a result without one is a number for all."""
     if not isinstance(result, Typed):
         return [_shaped(r, batch) for r in result]
@@ -40,7 +38,7 @@ def _shaped(result: Any, batch: Axes) -> Any:
     *("inverse", "linalg_inv", "linalg_cholesky", "cholesky_inverse", "linalg_lu_factor"),
     *("linalg_solve", "linalg_lstsq", "linalg_solve_triangular", "cholesky_solve", "triangular_solve"),
 )
-def inverse_axes(*args: object, result: Any, **options: object) -> Flow:
+def inverse_axes(*args: object, result: Result, **options: object) -> Flow:
     """n n -> n n, all frozen: a matrix of zeros, which stands for a removed one, has no inverse"""
     reasons = [(axis, "it has no value for zeros") for t in leaves([args, options], Typed) for axis in t.axes]
     return Flow(_shaped(result, ()), frozen=reasons)

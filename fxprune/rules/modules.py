@@ -6,13 +6,31 @@ input, then `self.weight`, `self.bias`.  `widths` says what else must be kept in
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["NATIVE", "Native", "native"]
+
+
+@dataclass(frozen=True)
+class Width:
+    """What an attribute of a layer says of its weights: the size of a dimension, times another attribute.
+
+    weights: names of tensors; the first that the layer has is asked.
+    """
+
+    weights: str
+    dim: int = 0
+    times: str = ""
+
+    def read(self, module: nn.Module) -> int | None:
+        """Return the width; None if the layer has none of the weights."""
+        held = (getattr(module, name, None) for name in self.weights.split())
+        weight = next((t for t in held if isinstance(t, Tensor)), None)
+        if weight is None:
+            return None
+        return weight.shape[self.dim] * (int(getattr(module, self.times)) if self.times else 1)
 
 
 @dataclass(frozen=True)
@@ -24,58 +42,53 @@ class Native:
 
     op: str
     arguments: tuple[str, ...] = ()
-    widths: dict[str, Callable[[Any], int]] = field(default_factory=dict)
+    widths: dict[str, Width] = field(default_factory=dict)
     inputs: int = 1
 
 
 NATIVE: dict[type[nn.Module], Native] = {}
 
 
-def _native(
-    classes: str, op: str, arguments: str = "", *, inputs: int = 1, **widths: Callable[[Any], int]
-) -> None:
+def _native(classes: str, op: str, arguments: str = "", *, inputs: int = 1, **widths: Width) -> None:
     for name in classes.split():
         NATIVE[getattr(nn, name)] = Native(op, tuple(arguments.split()), widths, inputs)
 
 
-def _channels(m: Any) -> int:
-    known = m.weight if m.weight is not None else m.running_mean
-    return int(m.num_features if known is None else known.shape[0])
-
+_CHANNELS = Width("weight running_mean")
 
 _native(
     "Linear",
     "linear",
     "weight bias",
-    in_features=lambda m: m.weight.shape[1],
-    out_features=lambda m: m.weight.shape[0],
+    in_features=Width("weight", 1),
+    out_features=Width("weight"),
 )
 for _n in (1, 2, 3):
     _native(
         f"Conv{_n}d",
         f"conv{_n}d",
         "weight bias stride padding dilation groups",
-        in_channels=lambda m: m.weight.shape[1] * m.groups,
-        out_channels=lambda m: m.weight.shape[0],
+        in_channels=Width("weight", 1, times="groups"),
+        out_channels=Width("weight"),
     )
     _native(
         f"ConvTranspose{_n}d",
         f"conv_transpose{_n}d",
         "weight bias stride padding output_padding groups dilation",
-        in_channels=lambda m: m.weight.shape[0],
-        out_channels=lambda m: m.weight.shape[1] * m.groups,
+        in_channels=Width("weight"),
+        out_channels=Width("weight", 1, times="groups"),
     )
     _native(
         f"BatchNorm{_n}d",
         "batch_norm",
         "running_mean running_var weight bias training momentum eps",
-        num_features=_channels,
+        num_features=_CHANNELS,
     )
     _native(
         f"InstanceNorm{_n}d",
         "instance_norm",
         "running_mean running_var weight bias",
-        num_features=_channels,
+        num_features=_CHANNELS,
     )
     _native(f"MaxPool{_n}d", f"max_pool{_n}d")
     _native(f"AvgPool{_n}d", f"avg_pool{_n}d")
@@ -93,23 +106,23 @@ _native(
     "GroupNorm",
     "group_norm",
     "num_groups weight bias eps",
-    num_channels=lambda m: m.num_channels if m.weight is None else m.weight.shape[0],
+    num_channels=Width("weight"),
 )
 _native(
     "Embedding",
     "embedding",
     "weight",
-    num_embeddings=lambda m: m.weight.shape[0],
-    embedding_dim=lambda m: m.weight.shape[1],
+    num_embeddings=Width("weight"),
+    embedding_dim=Width("weight", 1),
 )
 _native(
     "Bilinear",
     "bilinear",
     "weight bias",
     inputs=2,
-    in1_features=lambda m: m.weight.shape[1],
-    in2_features=lambda m: m.weight.shape[2],
-    out_features=lambda m: m.weight.shape[0],
+    in1_features=Width("weight", 1),
+    in2_features=Width("weight", 2),
+    out_features=Width("weight"),
 )
 for _cell, _op in {"GRUCell": "gru_cell", "LSTMCell": "lstm_cell", "RNNCell": "rnn_tanh_cell"}.items():
     _native(
@@ -117,8 +130,8 @@ for _cell, _op in {"GRUCell": "gru_cell", "LSTMCell": "lstm_cell", "RNNCell": "r
         _op,
         "weight_ih weight_hh bias_ih bias_hh",
         inputs=2,
-        input_size=lambda m: m.weight_ih.shape[1],
-        hidden_size=lambda m: m.weight_hh.shape[1],
+        input_size=Width("weight_ih", 1),
+        hidden_size=Width("weight_hh", 1),
     )
 for _layer, _op in {"GRU": "gru", "LSTM": "torch.nn.modules.rnn.LSTM", "RNN": "rnn_tanh"}.items():
     _native(
@@ -126,12 +139,12 @@ for _layer, _op in {"GRU": "gru", "LSTM": "torch.nn.modules.rnn.LSTM", "RNN": "r
         _op,
         "_flat_weights bias num_layers dropout training bidirectional batch_first",
         inputs=2,
-        input_size=lambda m: m.weight_ih_l0.shape[1],
+        input_size=Width("weight_ih_l0", 1),
     )
 _native("CosineSimilarity", "cosine_similarity", "dim eps", inputs=2)
 _native("PairwiseDistance", "pairwise_distance", "norm eps keepdim", inputs=2)
 _native("LocalResponseNorm", "local_response_norm", "size alpha beta k")
-_native("PReLU", "prelu", "weight", num_parameters=lambda m: m.weight.shape[0])
+_native("PReLU", "prelu", "weight", num_parameters=Width("weight"))
 _native("Softmax LogSoftmax", "softmax", "dim")
 _native("GLU", "glu", "dim")
 _native("Flatten", "flatten", "start_dim end_dim")

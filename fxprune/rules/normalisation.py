@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxprune.rules import masked
 from fxprune.rules.axes import ONE, PIXELS, Product, atom
 from fxprune.rules.laws import LAYOUT, dims_named, product_law
@@ -15,8 +17,7 @@ def rms_norm_axes(
 ) -> Flow:
     """... c, c -> ... c"""
     flow = layer_norm_axes(input, normalized_shape, weight)
-    flow.rotates, flow.centred = flow.centred, ()
-    return flow
+    return replace(flow, rotates=flow.centred, centred=())
 
 
 @rule("layer_norm", masked=masked.layer_norm)
@@ -93,8 +94,7 @@ def instance_norm_axes(
 ) -> Flow:
     """b c ..., c, c, c, c -> b c ..., positions frozen"""
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
-    flow.frozen = [(axis, PIXELS) for axis in input.axes[2:]]
-    return flow
+    return replace(flow, frozen=[(axis, PIXELS) for axis in input.axes[2:]])
 
 
 @rule("aten.instance_norm")

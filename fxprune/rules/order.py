@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import Axis, frozen
 from fxprune.rules.reductions import extremum_axes, max_axes, scan_axes, without
-from fxprune.rules.registry import DEFAULT_RULES, Dims, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import (
+    DEFAULT_RULES,
+    Dims,
+    Flow,
+    NotCovered,
+    Out,
+    Result,
+    Typed,
+    at,
+    dims_of,
+    rule,
+)
 
 _WHY = "its order matters"
 
@@ -44,9 +55,7 @@ def quantile_axes(
 ) -> Flow:
     """... n, q -> q ..., n frozen"""
     flow = extremum_axes(input, dim, keepdim)
-    if isinstance(q, Typed):
-        flow.out = (*q.axes, *flow.out)
-    return flow
+    return replace(flow, out=(*q.axes, *flow.axes)) if isinstance(q, Typed) else flow
 
 
 @rule("cummax", "cummin")
@@ -127,7 +136,7 @@ def isin_axes(elements: Typed, test_elements: object, **options: object) -> Flow
 
 
 def _frozen_axes(why: str) -> Callable[..., Flow]:
-    def all_frozen_axes(*args: object, result: Any, **options: object) -> Flow:
+    def all_frozen_axes(*args: object, result: Result, **options: object) -> Flow:
         """... -> ..., all frozen"""
         reasons = [(axis, why) for t in leaves([args, options], Typed) for axis in t.axes]
         return Flow(_shapes(result), frozen=reasons)
@@ -135,7 +144,7 @@ def _frozen_axes(why: str) -> Callable[..., Flow]:
     return all_frozen_axes
 
 
-def _shapes(result: Any) -> Any:
+def _shapes(result: Result) -> Out:
     return result.axes if isinstance(result, Typed) else [_shapes(r) for r in result]
 
 

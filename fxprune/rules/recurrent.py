@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from fxprune.rules.axes import Axis, Product, frozen
-from fxprune.rules.registry import Flow, NotCovered, Typed, rule
+from fxprune.rules.registry import Flow, NotCovered, Typed, results_of, rule
 
 
 def _cell(
@@ -63,8 +63,7 @@ def lstm_cell_axes(
 ) -> Flow:
     """b i, (b h, b h), (4 h) i, (4 h) h, (4 h), (4 h) -> b h, b h"""
     flow = _cell(4, input, [] if hx is None else list(hx), (w_ih, w_hh), (b_ih, b_hh))
-    flow.out = [flow.out, flow.out]
-    return flow
+    return replace(flow, out=[flow.out, flow.out])
 
 
 _HIDDEN = "the hidden state of a recurrent layer"
@@ -73,7 +72,7 @@ _HIDDEN = "the hidden state of a recurrent layer"
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def layer_axes(
     input: Typed,
-    hx: Any,
+    hx: Typed | Sequence[Typed] | None,
     params: Sequence[Typed],
     has_biases: bool,
     num_layers: int,
@@ -82,7 +81,7 @@ def layer_axes(
     bidirectional: bool,
     batch_first: bool,
     *,
-    result: Any,
+    result: Sequence[Typed],
 ) -> Flow:
     """n b i, .., (g h) i, .. -> n b h, l b h: what is read shrinks, what is remembered is frozen"""
     if not isinstance(params, (list, tuple)):
@@ -92,7 +91,7 @@ def layer_axes(
     i, batch = input.axes[-1], input.axes[0 if batch_first else 1]
     reasons: list[tuple[Axis, str]] = [(w.axes[0], _HIDDEN) for w in params]
     reasons += [(w.axes[1], _HIDDEN) for k, w in enumerate(params) if w.ndim == 2 and k not in reads]
-    states = hx if isinstance(hx, (list, tuple)) else [hx] if hx is not None else []
+    states = [hx] if isinstance(hx, Typed) else hx or []
     reasons.append((input.axes[1 if batch_first else 0], "its order matters"))
     reasons += [(axis, _HIDDEN) for t in states for axis in (t.axes[0], t.axes[2])]
     same = [(i, params[k].axes[1]) for k in sorted(reads)] + [(batch, t.axes[1]) for t in states]
@@ -103,9 +102,21 @@ def layer_axes(
 
 
 @rule("torch.nn.modules.rnn.LSTM")
-def lstm_layer_axes(input: Typed, hx: Any, params: Sequence[Typed], *options: object, result: Any) -> Flow:
+def lstm_layer_axes(
+    input: Typed,
+    hx: Sequence[Typed] | None,
+    params: Sequence[Typed],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    *,
+    result: tuple[Typed, Sequence[Typed]],
+) -> Flow:
     """Bind the arguments of a layer, whose two states are one pair."""
+    options = has_biases, num_layers, dropout, train, bidirectional, batch_first
     flow = layer_axes(input, hx, params, *options, result=[result[0], *result[1]])
-    outer, *states = flow.out
-    flow.out = [outer, states]
-    return flow
+    outer, *states = results_of(flow.out)
+    return replace(flow, out=[outer, states])

@@ -14,13 +14,25 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any
+from typing import TypeAlias, TypeVar
+
+from torch import Tensor
 
 from fxprune.rules.axes import Axis, Reason
 
 Axes = tuple[Axis, ...]
 Dims = int | Sequence[int] | None  # one dimension, several, or None for all
 PerDim = int | str | Sequence[int]  # an option given once, by a word, or for each dimension
+# The axes of an op's result: of one tensor, or lists of them where it returns several.
+Out: TypeAlias = "Axes | Sequence[Out]"
+# The value of a result while tracing, as a rule's parameter `result`: its shape, all frozen.
+Result: TypeAlias = "Typed | Sequence[Result]"
+# What an argument spells: an axis for an integer, a bound of a slice, nothing, in the argument's shape.
+Spelled: TypeAlias = "Axis | Bound | slice | Sequence[Spelled] | None"
+Pairs = Sequence[tuple[Axis, Axis]]
+Masked = Callable[..., Tensor | tuple[Tensor, ...]]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,9 @@ class Bound:
     axis: Axis
 
 
-@dataclass
+@dataclass(frozen=True)
 class Flow:
-    """What a rule says about one call.
+    """What a rule says about one call; `dataclasses.replace` makes another of one.
 
     out: the axes of the result, a tuple per tensor; lists of them where the op returns several.
     same: pairs of axes that must be equal.
@@ -67,13 +79,13 @@ class Flow:
     sums, whole: the former names of `reduced` and `frozen`, for rules that were written for them.
     """
 
-    out: Any
-    same: list[tuple[Axis, Axis]] = field(default_factory=list)
-    frozen: Sequence[tuple[Axis, str | Reason]] = field(default_factory=list)
-    sizes: dict[str, Any] = field(default_factory=dict)
-    replacement: Callable[..., Any] | None = None
-    reduced: list[Axis] = field(default_factory=list)
-    macs: list[Axes] = field(default_factory=list)
+    out: Out
+    same: Pairs = ()
+    frozen: Sequence[tuple[Axis, str | Reason]] = ()
+    sizes: Mapping[str, Spelled] = field(default_factory=dict)
+    replacement: Callable[..., object] | None = None
+    reduced: Sequence[Axis] = ()
+    macs: Sequence[Axes] = ()
     select_result: bool = False
     linear: str = ""
     rotates: Sequence[Axis] = ()
@@ -85,9 +97,16 @@ class Flow:
         self, sums: list[Axis] | None, whole: Sequence[tuple[Axis, str | Reason]] | None
     ) -> None:
         if sums:
-            self.reduced = [*self.reduced, *sums]
+            object.__setattr__(self, "reduced", [*self.reduced, *sums])
         if whole:
-            self.frozen = [*self.frozen, *whole]
+            object.__setattr__(self, "frozen", [*self.frozen, *whole])
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of the result of an op that returns one tensor."""
+        if any(not isinstance(axis, Axis) for axis in self.out):
+            raise TypeError("the op returns several tensors")
+        return tuple(self.out)  # type: ignore[arg-type]  # just looked at
 
 
 class NotCovered(Exception):
@@ -124,7 +143,7 @@ class Op:
     """
 
     axes: Callable[..., Flow]
-    masked: Callable[..., Any] | None = None
+    masked: Masked | None = None
     linear: str = ""
 
 
@@ -135,7 +154,7 @@ class Rule:
     op: str
     function: Callable[..., Flow]
     signature: inspect.Signature
-    masked: Callable[..., Any] | None = None
+    masked: Masked | None = None
     linear: str = ""
     taught: bool = False  # a user's own: a mistake in it is shown, and not taken for an odd call
 
@@ -194,7 +213,7 @@ DEFAULT_RULES = RuleSet()
 
 
 def rule(
-    *ops: str, masked: Callable[..., Any] | None = None, linear: str = ""
+    *ops: str, masked: Masked | None = None, linear: str = ""
 ) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
     """Register the decorated function for spellings of an op, with its masked statistic and its law."""
 
@@ -218,7 +237,17 @@ def dims_of(dim: Dims, ndim: int) -> list[int]:
     return [at(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]
 
 
-def map_axes(spelled: Any, function: Callable[[Axis], Axis]) -> Any:
+def results_of(out: Out) -> list[Out]:
+    """Return what each of several results is, of an op that returns more than one."""
+    return [part for part in out if not isinstance(part, Axis)]
+
+
+def several(tensors: Sequence[T | Sequence[T]]) -> Sequence[T]:
+    """Return the tensors of an op that takes them one by one, or in one list."""
+    return tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors  # type: ignore[return-value]
+
+
+def map_axes(spelled: Spelled, function: Callable[[Axis], Axis]) -> Spelled:
     """Rename the axes in a `Flow.sizes` entry, its shape kept."""
     if spelled is None:
         return None
@@ -228,4 +257,5 @@ def map_axes(spelled: Any, function: Callable[[Axis], Axis]) -> Any:
         return slice(map_axes(spelled.start, function), map_axes(spelled.stop, function))
     if isinstance(spelled, (list, tuple)):
         return type(spelled)(map_axes(s, function) for s in spelled)
+    assert isinstance(spelled, Axis)
     return function(spelled)

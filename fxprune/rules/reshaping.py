@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from fxprune.rules.axes import ONE, Axis, Product, atom, frozen, refine
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.laws import LAYOUT
-from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule, several
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
@@ -26,30 +26,30 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Flow:
     """
     left = factors(axes)
     right = [size for size in sizes if size != 1]
-    flow = Flow(out=())
-    out: list[Axis] = []
     if [f.size for f in left] == right:  # only units come and go
         kept = iter(left)
         return Flow(tuple(ONE if size == 1 else next(kept) for size in sizes))
     if 0 in right:
         return Flow(tuple(frozen(s, "empty") for s in sizes), frozen=[(a, "emptied") for a in axes])
+    out: list[Axis] = []
+    same: list[tuple[Axis, Axis]] = []
+    reasons: list[tuple[Axis, str]] = []
     for seg in refine([f.size for f in left], right):
         if seg.left_pieces is None or seg.right_pieces is None:
-            flow.frozen = [*flow.frozen, *((left[i], "a reshape cuts across it") for i in seg.left)]
+            reasons += [(left[i], "a reshape cuts across it") for i in seg.left]
             out += [frozen(right[j], "a reshape cuts across it") for j in seg.right]
             continue
         pieces: list[Axis] = []
         for i, split in zip(seg.left, seg.left_pieces, strict=True):
             fresh = [left[i]] if len(split) == 1 else [atom(size) for size in split]
             if len(split) > 1:
-                flow.same.append((left[i], Product.of(fresh)))
+                same.append((left[i], Product.of(fresh)))
             pieces += fresh
         for merged in seg.right_pieces:
             out.append(Product.of(pieces[: len(merged)]))
             pieces = pieces[len(merged) :]
     dims = iter(out)
-    flow.out = tuple(ONE if size == 1 else next(dims) for size in sizes)
-    return flow
+    return Flow(tuple(ONE if size == 1 else next(dims) for size in sizes), same, reasons)
 
 
 @rule("reshape", "view", "_unsafe_view", linear=LAYOUT)
@@ -60,16 +60,14 @@ def reshape_axes(input: Typed, shape: Sequence[int]) -> Flow:
     known = math.prod(s for s in shape if s != -1)
     total = math.prod(input.shape)
     flow = regroup(input.axes, [total // known if s == -1 else s for s in shape])
-    flow.sizes = {"shape": flow.out}
-    return flow
+    return replace(flow, sizes={"shape": flow.axes})
 
 
 @rule("reshape_as", "view_as", linear=LAYOUT)
 def reshape_as_axes(input: Typed, other: Typed) -> Flow:
     """a (b c), a b c -> a b c"""
     flow = regroup(input.axes, other.shape)
-    flow.same += zip(flow.out, other.axes, strict=True)
-    return flow
+    return replace(flow, same=[*flow.same, *zip(flow.axes, other.axes, strict=True)])
 
 
 @rule("flatten", "ravel", linear=LAYOUT)
@@ -86,9 +84,8 @@ def unflatten_axes(input: Typed, dim: int, sizes: Sequence[int]) -> Flow:
     known = math.prod(s for s in sizes if s != -1)
     full = [input.shape[d] // known if s == -1 else s for s in sizes]
     flow = regroup((input.axes[d],), full)
-    flow.sizes = {"sizes": flow.out}
-    flow.out = (*input.axes[:d], *flow.out, *input.axes[d + 1 :])
-    return flow
+    out = (*input.axes[:d], *flow.axes, *input.axes[d + 1 :])
+    return replace(flow, out=out, sizes={"sizes": flow.axes})
 
 
 @rule("permute", linear=LAYOUT)
@@ -183,9 +180,9 @@ def expand_as_axes(input: Typed, other: Typed) -> Flow:
 
 
 @rule("broadcast_tensors")
-def broadcast_tensors_axes(*tensors: Any) -> Flow:
+def broadcast_tensors_axes(*tensors: Typed | Sequence[Typed]) -> Flow:
     """b n, n -> b n, b n"""
-    given = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    given = several(tensors)
     out, same = broadcast(t.axes for t in given)
     return Flow([out for _ in given], same)
 
@@ -215,9 +212,9 @@ def repeat_interleave_axes(
 
 
 @rule("meshgrid")
-def meshgrid_axes(*tensors: Any, indexing: str = "ij") -> Flow:
+def meshgrid_axes(*tensors: Typed | Sequence[Typed], indexing: str = "ij") -> Flow:
     """n, m -> n m, n m"""
-    vectors = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    vectors = several(tensors)
     grid = tuple(axis for v in vectors for axis in (v.axes or (ONE,)))
     if indexing == "xy":
         grid = (*reversed(grid[:2]), *grid[2:])

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torch
 from torch import fx
@@ -30,7 +29,7 @@ def place_of(node: fx.Node, keyword: str, given: Collection[str]) -> int | None:
 
 
 @functools.cache
-def _signatures(target: Any) -> list[dict[str, int | None]]:
+def _signatures(target: Callable[..., object] | str) -> list[dict[str, int | None]]:
     """Return the argument names of each overload with their positions (None: by keyword only)."""
     if isinstance(target, torch._ops.OpOverload):
         return [_of_schema(target)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from fxprune.rules.axes import PIXELS, Axis, Product, Sum, atom, frozen
 from fxprune.rules.laws import LAYOUT
@@ -11,7 +11,7 @@ from fxprune.rules.registry import DEFAULT_RULES, Flow, Op, Typed, at, rule
 
 
 def _spatial_axes(n: int) -> Callable[..., Flow]:
-    def spatial_axes(input: Typed, *args: object, result: Any, **options: object) -> Flow:
+    def spatial_axes(input: Typed, *args: object, result: Typed | Sequence[Typed], **options: object) -> Flow:
         """b c h w -> b c h' w' (and the indices, where the op returns them too)"""
         first = result if isinstance(result, Typed) else result[0]
         pixels = tuple(frozen(size, PIXELS) for size in first.shape[-n:])
@@ -90,9 +90,7 @@ def constant_pad_axes(input: Typed, pad: Sequence[int], value: object = 0) -> Fl
 def pad_axes(input: Typed, pad: Sequence[int], mode: object = "constant", value: object = None) -> Flow:
     """... n -> ... [before | n | after]; negative padding cuts, padding with copies freezes"""
     if isinstance(mode, str) and mode != "constant":
-        flow = copying_pad_axes(input, pad)
-        flow.linear = LAYOUT
-        return flow
+        return replace(copying_pad_axes(input, pad), linear=LAYOUT)
     out: list[Axis] = list(input.axes)
     reasons: list[tuple[Axis, str]] = []
     for i, (before, after) in enumerate(_pairs(pad), start=1):
@@ -156,7 +154,7 @@ def channel_shuffle_axes(input: Typed, groups: int) -> Flow:
 
 
 @rule("unfold", "im2col", linear=LAYOUT)
-def unfold_axes(input: Typed, *args: Any, result: Typed, **options: Any) -> Flow:
+def unfold_axes(input: Typed, *args: int, result: Typed, **options: int) -> Flow:
     """b c h w -> b (c k) l; or, of a tensor along a dimension, ... n -> ... l k"""
     if result.ndim == input.ndim + 1:
         d = at(args[0] if args else options["dimension"], input.ndim)

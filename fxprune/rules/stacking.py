@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from fxprune.rules.axes import ONE, Axis, Product, Sum, atom, frozen
 from fxprune.rules.joining import cat_axes, replaced, roll_axes
-from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, NotCovered, Typed, rule
+from fxprune.rules.registry import DEFAULT_RULES, Axes, Flow, NotCovered, Typed, rule, several
 
 
 def _at_least(axes: Axes, ndim: int) -> Axes:
@@ -21,9 +21,9 @@ def _at_least(axes: Axes, ndim: int) -> Axes:
 
 
 def _atleast(ndim: int) -> Callable[..., Flow]:
-    def atleast_axes(*tensors: Any) -> Flow:
+    def atleast_axes(*tensors: Typed | Sequence[Typed]) -> Flow:
         """n -> 1 n"""
-        given = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+        given = several(tensors)
         out = [_at_least(t.axes, ndim) for t in given]
         return Flow(out[0] if len(tensors) == 1 and given is tensors else out)
 
@@ -65,9 +65,10 @@ def column_stack_axes(tensors: Sequence[Typed]) -> Flow:
 
 def _counted(flow: Flow, dim: int) -> Flow:
     """Freeze an axis that is joined of single elements: it counts what is stacked."""
-    joined = flow.out[dim]
+    joined = flow.axes[dim]
     if isinstance(joined, Sum) and all(part == ONE for part in joined.parts):
-        flow.out = replaced(flow.out, dim, frozen(joined.size, "it counts what is stacked"))
+        counted = frozen(joined.size, "it counts what is stacked")
+        return replace(flow, out=replaced(flow.axes, dim, counted))
     return flow
 
 
@@ -89,17 +90,16 @@ for _name, _dim in {"hsplit": 1, "vsplit": 0, "dsplit": 2}.items():
 
 
 @rule("block_diag")
-def block_diag_axes(*tensors: Any) -> Flow:
+def block_diag_axes(*tensors: Typed | Sequence[Typed]) -> Flow:
     """a b, c d -> [a | c] [b | d]"""
-    given = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
-    blocks = [_at_least(t.axes, 2) for t in given]
+    blocks = [_at_least(t.axes, 2) for t in several(tensors)]
     return Flow((Sum.of(b[0] for b in blocks), Sum.of(b[1] for b in blocks)))
 
 
 @rule("cartesian_prod")
-def cartesian_prod_axes(*tensors: Any) -> Flow:
+def cartesian_prod_axes(*tensors: Typed | Sequence[Typed]) -> Flow:
     """n, m -> (n m) 2"""
-    given = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    given = several(tensors)
     if len(given) == 1:
         return Flow(given[0].axes)
     rows = Product.of(t.axes[0] for t in given)
@@ -125,5 +125,5 @@ def rot90_axes(input: Typed, k: int = 1, dims: Sequence[int] = (0, 1)) -> Flow:
     if k % 2:
         axes = list(input.axes)
         axes[dims[0]], axes[dims[1]] = axes[dims[1]], axes[dims[0]]
-        flow.out = tuple(axes)
+        return replace(flow, out=tuple(axes))
     return flow

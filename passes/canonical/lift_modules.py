@@ -124,7 +124,7 @@ def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, so
 def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
     """Return a native layer that computes this call, around the owner's own tensors."""
     weight: Any = getattr(owner, "weight", None)
-    layer: Any
+    layer: nn.Module
     with torch.device("meta"):
         if op == "linear":
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=a["bias"] is not None)

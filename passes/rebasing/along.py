@@ -127,7 +127,8 @@ def _rows(axis: Axis, a: Atom, run: int) -> np.ndarray:
         return rows + sum(sizes[:at])
     outer, inner = np.arange(math.prod(sizes[:at])), np.arange(math.prod(sizes[at + 1 :]))
     places = (outer[:, None, None, None] * sizes[at] + rows[None, :, None]) * len(inner)
-    return (places + inner[None, None, :, None]).reshape(-1, a.size)
+    found: np.ndarray = (places + inner[None, None, :, None]).reshape(-1, a.size)
+    return found
 
 
 def _runs_of(axis: Axis, a: Atom) -> list[np.ndarray]:

@@ -41,4 +41,5 @@ def _drawn(n: int, freedom: Freedom, centred: bool, generator: torch.Generator) 
 
 def _rotation(n: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation

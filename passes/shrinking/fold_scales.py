@@ -7,13 +7,13 @@ in the stock model, and its query projection takes up the difference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
+from fxprune.graph.nests import Value
 from fxprune.graph.values import propagate_values
 from fxprune.graph.writes import VIEWS
 from fxprune.result.pruned_module import PrunedModule
@@ -84,10 +84,11 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:
     """Return what is scaled; of a product of matrices, the left one: the query."""
     x = call.args[0] if call.args else call.kwargs["query"]
+    assert isinstance(x, fx.Node)
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
-    if inner is not None and inner.op in _MATMULS:
-        x = inner.args[0]
-    return x
+    factor = inner.args[0] if inner is not None and inner.op in _MATMULS else x
+    assert isinstance(factor, fx.Node)
+    return factor
 
 
 def _write(node: fx.Node, call: Call, new: float) -> None:
@@ -144,9 +145,9 @@ def _rows(path: list[fx.Node], dim: int) -> Tensor:
     """Find which features of the first node's result end up in the last one's, by sending numbers along."""
     first = path[0].meta["val"]
     numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
-    sent: dict[fx.Node, Any] = {path[0]: numbers.movedim(-1, dim)}
+    sent: dict[fx.Node, Value] = {path[0]: numbers.movedim(-1, dim)}
 
-    def value(node: fx.Node) -> Any:
+    def value(node: fx.Node) -> Value:
         return sent[node] if node in sent else node.meta["val"]
 
     for node in path[1:]:
@@ -156,4 +157,5 @@ def _rows(path: list[fx.Node], dim: int) -> Tensor:
         else:
             assert callable(node.target)
             sent[node] = node.target(*args, **kwargs)
-    return sent[path[-1]].unique()
+    reached: Tensor = torch.unique(sent[path[-1]])
+    return reached

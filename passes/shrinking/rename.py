@@ -70,7 +70,8 @@ def _move(source: nn.Module, old: str, root: nn.Module, new: str) -> None:
 
 def _at(root: nn.Module, target: str) -> nn.Module | Tensor:
     path, _, leaf = target.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
+    found: nn.Module | Tensor = getattr(root.get_submodule(path), leaf)
+    return found
 
 
 def prefixes(names: Mapping[str, str]) -> dict[str, str]:

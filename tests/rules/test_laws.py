@@ -133,7 +133,7 @@ def test_what_the_law_of_an_op_allows(name: str, capture: str) -> None:
             assert torch.allclose(model(X), other(X), rtol=0, atol=1e-10 * float(model(X).abs().max()))
 
 
-def with_law(op: str, change: Callable[[Flow], None]) -> RuleSet:
+def with_law(op: str, change: Callable[[Flow], Flow]) -> RuleSet:
     """Return the rules, what one of them says of freedom changed."""
     known = {name: rule for name in DEFAULT_RULES if (rule := DEFAULT_RULES.get(name)) is not None}
     for name in (op, f"aten.{op}"):
@@ -143,24 +143,22 @@ def with_law(op: str, change: Callable[[Flow], None]) -> RuleSet:
 
         @functools.wraps(original)
         def claims(*args: Any, _original: Callable[..., Flow] = original, **kwargs: Any) -> Flow:
-            flow = _original(*args, **kwargs)
-            change(flow)
-            return flow
+            return change(_original(*args, **kwargs))
 
         known[name] = replace(known[name], function=claims)
     return RuleSet(known)
 
 
-def claim_any(flow: Flow) -> None:
-    flow.linear, flow.rotates, flow.centred = "layout", (), ()
+def claim_any(flow: Flow) -> Flow:
+    return replace(flow, linear="layout", rotates=(), centred=())
 
 
-def claim_no_mean(flow: Flow) -> None:
-    flow.rotates, flow.centred = [*flow.rotates, *flow.centred], ()
+def claim_no_mean(flow: Flow) -> Flow:
+    return replace(flow, rotates=[*flow.rotates, *flow.centred], centred=())
 
 
-def claim_no_norm(flow: Flow) -> None:
-    flow.rotates, flow.centred = (), ()
+def claim_no_norm(flow: Flow) -> Flow:
+    return replace(flow, rotates=(), centred=())
 
 
 TOO_MUCH = [
@@ -169,13 +167,13 @@ TOO_MUCH = [
     *((name, claim_no_norm) for name in ("rms norm", "layer norm", "group norm", "normalize")),
     *((name, claim_no_mean) for name in ("layer norm", "group norm")),
     ("a bias of ones", claim_any),
-    ("products", lambda flow: setattr(flow, "linear", "b n i, b j m -> b n m")),
-    ("einsum", lambda flow: setattr(flow, "linear", "b n c, b m e -> b n m")),
+    ("products", lambda flow: replace(flow, linear="b n i, b j m -> b n m")),
+    ("einsum", lambda flow: replace(flow, linear="b n c, b m e -> b n m")),
 ]
 
 
 @pytest.mark.parametrize(("name", "change"), TOO_MUCH, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_law_that_claims_too_much_goes_red(name: str, change: Callable[[Flow], None]) -> None:
+def test_a_law_that_claims_too_much_goes_red(name: str, change: Callable[[Flow], Flow]) -> None:
     model, op = ready(name), CALLS[name][1]
     rules = with_law(op, change)
     with pytest.raises(RewriteError, match="claims too much"):
@@ -197,10 +195,10 @@ def my_norm_axes(x: Any, weight: Any) -> Flow:
 def taught(**law: Any) -> RuleSet:
     def axes(x: Any, weight: Any) -> Flow:
         flow = my_norm_axes(x, weight)
-        if law:
-            flow.linear = law.get("linear", "... c, c -> ... c")
-            flow.rotates = [x.axes[-1]] if law.get("rotates", True) else ()
-        return flow
+        if not law:
+            return flow
+        rotates = [x.axes[-1]] if law.get("rotates", True) else ()
+        return replace(flow, linear=law.get("linear", "... c, c -> ... c"), rotates=rotates)
 
     return DEFAULT_RULES.extended({"my_norm": Op(axes)})
 

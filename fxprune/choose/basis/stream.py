@@ -121,7 +121,8 @@ def _frame(directions: Tensor, centred: bool) -> Tensor:
     """Orthonormalise directions, without what lies along the vector of ones."""
     if centred:
         directions = directions - directions.mean(0, keepdim=True)
-    return torch.linalg.qr(directions)[0]
+    frame: Tensor = torch.linalg.qr(directions)[0]
+    return frame
 
 
 def _ones(n: int) -> Tensor:

@@ -35,9 +35,9 @@ def along(tensor: Tensor, axes: Sequence[Axis], wanted: Atom, head: Atom | None,
             continue
         sizes = [part.size for part in composed.parts]
         if isinstance(composed, Product):
-            pieces.append((value.unflatten(dim, sizes), [*before, *composed.parts, *after]))
+            pieces.append((torch.unflatten(value, dim, sizes), [*before, *composed.parts, *after]))
             continue
-        for piece, part in zip(value.split(sizes, dim), composed.parts, strict=True):
+        for piece, part in zip(torch.split(value, sizes, dim), composed.parts, strict=True):
             if wanted in atoms_of(part):
                 pieces.append((piece, [*before, part, *after]))
     return torch.cat(done, -2)

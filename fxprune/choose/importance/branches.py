@@ -69,7 +69,7 @@ def branch_shares(analysis: Analysis, units: Sequence[Unit]) -> np.ndarray:
 
 
 def _share(values: dict[fx.Node, Any], branch: Branch) -> float:
-    result, source = (values[n].double().norm().item() for n in (branch.result, branch.source))
+    result, source = (float(values[n].double().norm()) for n in (branch.result, branch.source))
     return result / max(source, 1e-300)
 
 

@@ -102,7 +102,8 @@ def _with_measured(
     several = [sample for batch in batches for sample in batch.samples()]
     exact = measure([several[i] for i in order[:count]])[group] * count
     scale = exact.sum() / max(float(estimates[order[:count]].sum()), 1e-300)
-    return (exact + scale * estimates[order[count:]].sum(0)) / len(estimates)
+    mean: np.ndarray = (exact + scale * estimates[order[count:]].sum(0)) / len(estimates)
+    return mean
 
 
 def _squared_slopes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ class Prediction:
         if self.classes is not None:
             weights = _signs(self.classes, generator) * (self.classes.detach() / 2).exp()
             pixels = self.classes.shape[1:-1].numel()
-            return (weights * self.classes).sum() / pixels**0.5
+            return (weights * self.classes).sum() / math.sqrt(pixels)
         assert self.features is not None
         return (self.features * _signs(self.features, generator) / _scale(self.features)).sum()
 

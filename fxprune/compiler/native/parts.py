@@ -127,7 +127,7 @@ class _Cutter:
     ) -> None:
         self.part, self.owner, self.pruned, self.read = part, root, pruned, read
         self.module = root.get_submodule(part.path)
-        self.nodes = {node.name: node for node in pruned.graph.nodes}
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in pruned.graph.nodes}
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.env: dict[fx.Node, fx.Node] = {}

@@ -72,8 +72,8 @@ def _describe(module: nn.Module) -> None:
         entry = NATIVE.get(cls)
         if entry is not None and getattr(module, "weight", None) is not None:
             for name, width in entry.widths.items():
-                if hasattr(module, name):
-                    setattr(module, name, width(module))
+                if hasattr(module, name) and (size := width.read(module)) is not None:
+                    setattr(module, name, size)
             if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 module.normalized_shape = tuple(module.weight.shape)
             return

@@ -6,7 +6,6 @@ The graph has no such call.  The instance runs its own code, which makes it: its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -21,7 +20,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Axis, Product, Sum
 from fxprune.rules.modules import native
-from fxprune.rules.registry import Axes, map_axes
+from fxprune.rules.registry import Axes
 
 __all__ = ["unused_axes"]
 
@@ -72,8 +71,10 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
         for a, b in zip(typed.weights[there], analysis.weights.get(used.get(name, ""), ()), strict=False):
             for x, y in _pairs(a, b):
                 known[x] = y if known.get(x, y) == y else None  # the layer joins what the graph keeps apart
-    in_use = partial(_known, known=known)
-    return {name: map_axes(typed.weights[there], in_use) for name, there in typed.names.items()}
+    return {
+        name: tuple(_known(axis, known) for axis in typed.weights[there])
+        for name, there in typed.names.items()
+    }
 
 
 def _always_training(cls: Any) -> type:

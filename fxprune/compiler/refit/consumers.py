@@ -62,7 +62,7 @@ class Consumer:
         if first == 1:  # one sample without its dimension
             x = x.unsqueeze(0)
         groups = x.shape[1] // weight.shape[1]
-        x = x.unflatten(1, (groups, weight.shape[1])).movedim(1, 0)  # [g, b, i, *out, *kernel]
+        x = torch.unflatten(x, 1, (groups, weight.shape[1])).movedim(1, 0)  # [g, b, i, *out, *kernel]
         places = [1, *range(3, 3 + self.kernel)]
         x = x.permute(0, *places, 2, *range(3 + self.kernel, x.ndim))
         return x.reshape(groups, math.prod(x.shape[1 : 2 + self.kernel]), -1)
@@ -72,7 +72,7 @@ class Consumer:
         if not self.kernel:
             return y.reshape(1, -1, y.shape[-1])
         y = y if y.ndim == self.kernel + 2 else y.unsqueeze(0)
-        return y.unflatten(1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+        return torch.unflatten(y, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
 
     def channel(self, t: Tensor) -> int:
         """Return the dimension of its channels in what it reads or gives."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fxprune.errors import FileError
 from fxprune.graph.example import Example
-from fxprune.result.json_types import Call
+from fxprune.result.json_types import Call, json_list, json_object
 
 __all__ = ["example_from", "example_record"]
 
@@ -40,13 +38,13 @@ def _written(value: object) -> object:
     raise FileError(f"the example call has an argument of type {type(value).__name__}, which can't be saved")
 
 
-def _read(value: Any, device: str) -> Any:
+def _read(value: object, device: str) -> object:
     if not isinstance(value, dict):
         return value
     if "shape" in value:
         return torch.zeros(value["shape"], dtype=getattr(torch, value["dtype"]), device=device)
     ((kind, items),) = value.items()
     if kind == "dict":
-        return {k: _read(v, device) for k, v in items.items()}
-    found = [_read(v, device) for v in items]
+        return {k: _read(v, device) for k, v in json_object(items).items()}
+    found = [_read(v, device) for v in json_list(items)]
     return tuple(found) if kind == "tuple" else found

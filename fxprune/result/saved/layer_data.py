@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.errors import FileError
 from fxprune.result.fingerprint import settings_digest
+from fxprune.result.json_types import json_object
 from fxprune.result.layers import called_layers, replaced_layers
 from fxprune.result.pruned_module import PrunedModule
 
@@ -82,16 +82,17 @@ def _options(layer: nn.Module) -> dict[str, object]:
     return options
 
 
-def layer_from(data: Any) -> nn.Module:
+def layer_from(data: object) -> nn.Module:
     """Return the layer that `layer_data` wrote down, without values.  Raises FileError for anything else."""
     try:
-        kind = data["class"]
+        record = json_object(data)
+        kind = record["class"]
         if kind == "Sequential":
             sequence = nn.Sequential()
-            for name, inner in data["layers"].items():
+            for name, inner in json_object(record["layers"]).items():
                 sequence.add_module(name, layer_from(inner))
             return sequence
-        options = data["options"]
+        options = record["options"]
         if (
             kind not in CLASSES
             or not isinstance(options, Mapping)
@@ -101,7 +102,7 @@ def layer_from(data: Any) -> nn.Module:
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            layer: nn.Module = getattr(nn, kind)(**given)
+            layer: nn.Module = getattr(nn, str(kind))(**given)
         return layer
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileError(f"a replaced layer can't be made of {data}: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +14,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.source_files import users_level
 from fxprune.passes.shrinking.steps.pin_sizes import constant_sizes_as_numbers
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
+from fxprune.result.forms import PrunedModel
 from fxprune.result.json_types import FolderRecord, Modes, Origin
 from fxprune.result.measure import on_meta
 from fxprune.result.pruned_module import PrunedModule
@@ -37,7 +37,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     rules: RuleSet = DEFAULT_RULES,
-) -> Any:
+) -> PrunedModel:
     """Read a pruned model that `save` wrote.  No code of the folder is run or imported.
 
     Args:

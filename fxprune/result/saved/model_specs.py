@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from fxprune.errors import ModelSpecError
 __all__ = ["build", "expand"]
 
 
-def build(spec: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+def build(spec: str, *, pretrained: bool = False, **options: object) -> nn.Module:
     """Make the model that a spec names, in eval mode; `options` go to its factory.
 
     Args:
@@ -28,6 +28,11 @@ def build(spec: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     Example:
         >>> model = build("timm:deit_tiny_patch16_224")
     """
+    return made(spec, options, pretrained)
+
+
+def made(spec: str, options: Mapping[str, object], pretrained: bool = False) -> nn.Module:
+    """Make a model as `build` does, by options of any names."""
     library, name = _split(spec)
     make = BUILDERS.get(library)
     if make is not None:
@@ -58,21 +63,21 @@ def _split(spec: str) -> tuple[str, str]:
     return library, name
 
 
-def _timm(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _timm(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
     model: nn.Module = _library("timm").create_model(name, pretrained=pretrained, **options)
     return model
 
 
-def _torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _torchvision(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
     # The backbone's weights would be downloaded, even where the model's own are not asked for.
-    weights: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
+    weights: dict[str, str | None] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
     if "weights_backbone" in _library("torchvision.models").get_model_builder(name).__annotations__:
         weights["weights_backbone"] = None
     model: nn.Module = _library("torchvision.models").get_model(name, **weights, **options)
     return model
 
 
-def _hugging_face(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _hugging_face(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
     transformers = _library("transformers")
     model: nn.Module
     if pretrained:
@@ -102,14 +107,14 @@ def _factories(module: str) -> list[str]:
     return list(getattr(_library(module), "__all__", ()))
 
 
-def _library(name: str) -> Any:
+def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ModelSpecError(f"{name} can't be imported ({error}); is it installed?") from error
 
 
-BUILDERS: dict[str, Callable[[str, bool, dict[str, Any]], nn.Module]] = {
+BUILDERS: dict[str, Callable[[str, bool, Mapping[str, object]], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "hf": _hugging_face,

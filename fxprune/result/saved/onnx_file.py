@@ -8,10 +8,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,21 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CertificateError, FileError
 from fxprune.graph.example import Example
+from fxprune.graph.nests import Value
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.files import TEMPORARY
 
 __all__ = ["OnnxFile", "write_onnx"]
 
 BATCHES = (1, 3)  # at which the file is compared
+Shapes = dict[str, list[int | str]]
 TOLERANCE = 1e-3  # of single precision, relative to the largest output
+
+
+class _Session(Protocol):
+    """What runs a file: onnxruntime's, which has no types."""
+
+    def run(self, names: None, given: Mapping[str, object]) -> Sequence[object]: ...
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,8 @@ class OnnxFile:
     """
 
     path: Path
-    inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
+    inputs: Shapes
+    outputs: Shapes
     error: float | None
 
 
@@ -77,7 +85,7 @@ def write_onnx(
     return OnnxFile(path, inputs, outputs, error)
 
 
-def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
+def _exported(model: nn.Module, example: Example, dynamic: bool) -> torch.onnx.ONNXProgram:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -85,7 +93,7 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
         raise FileError(f"ONNX needs the package {error.name}: pip install 'fxprune[onnx]'") from error
     try:
         with _silent(), in_eval_mode(model):
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 model,
                 example.args,
                 kwargs=example.kwargs,
@@ -93,6 +101,8 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
                 dynamic_shapes=_free(example) if dynamic else None,
                 verbose=False,
             )
+        assert program is not None  # `dynamo=True` returns one
+        return program
     except Exception as error:  # the exporter's own, whose text is pages long
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -103,10 +113,10 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
         ) from error
 
 
-def _free(example: Example) -> Any:
+def _free(example: Example) -> tuple[Value, ...]:
     """Free each tensor's first dimension where it is as large as the batch."""
 
-    def shape(value: Any) -> Any:
+    def shape(value: object) -> dict[int, str] | None:
         if not isinstance(value, Tensor):
             return None
         return {0: "batch"} if value.ndim and value.shape[0] == example.batch else {}
@@ -117,7 +127,7 @@ def _free(example: Example) -> Any:
 
 def _compared(
     model: nn.Module, example: Example, file: Path, dynamic: bool
-) -> tuple[float | None, dict[str, Any], dict[str, Any]]:
+) -> tuple[float | None, Shapes, Shapes]:
     """Return the largest error of the file, and its inputs and outputs with their shapes."""
     import onnx
 
@@ -142,7 +152,7 @@ def _compared(
     return error, inputs, outputs
 
 
-def _error(model: nn.Module, call: Example, session: Any, names: Sequence[str]) -> float:
+def _error(model: nn.Module, call: Example, session: _Session, names: Sequence[str]) -> float:
     tensors = [t for t in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor)]
     if len(tensors) != len(names):
         raise CertificateError(f"the ONNX file has {len(names)} inputs, and the model {len(tensors)}")
@@ -176,7 +186,7 @@ def _varied(call: Example) -> Example:
     return call.map(noise)
 
 
-def _shape(value: Any) -> list[int | str]:
+def _shape(value: Value) -> list[int | str]:
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 

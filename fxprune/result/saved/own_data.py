@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 
 from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
 from fxprune.graph.tensors import named_tensors
-from fxprune.result.own_code import Edit, OwnCode, Part, Read, Ref, Slot
+from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
+from fxprune.result.own_code import Edit, Keys, OwnCode, Part, Read, Ref, Slot, What
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["OWN", "own_data", "own_from", "own_instance"]
@@ -36,25 +37,38 @@ def own_data(own: OwnCode) -> dict[str, object]:
     }
 
 
-def own_from(data: Any) -> OwnCode:
+def own_from(data: object) -> OwnCode:
     """Read what `own_data` wrote down.  Raises FileError for anything else."""
     try:
-        edits = [
-            Edit(Slot(path, tuple(keys), held), old, new) for path, keys, held, old, new in data["edits"]
-        ]
-        parts = [
-            Part(
-                part["path"],
-                part["why"],
-                tuple((name, tuple(keys), node) for name, keys, node in part["inputs"]),
-                tuple(Read(*read) for read in part["reads"]),
-                _read(part["result"]),
-            )
-            for part in data["parts"]
-        ]
+        record = json_object(data)
+        edits = tuple(map(_edit, json_list(record["edits"])))
+        parts = tuple(_part(json_object(part)) for part in json_list(record["parts"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
-    return OwnCode(tuple(edits), tuple(parts), str(data.get("unsaid", "")))
+    return OwnCode(edits, parts, str(record.get("unsaid", "")))
+
+
+def _edit(data: object) -> Edit:
+    path, keys, held, old, new = json_list(data)
+    slot = Slot(json_value(path, str), _keys(keys), json_value(held, int))
+    return Edit(slot, json_value(old, int), json_value(new, int))
+
+
+def _part(data: JsonObject) -> Part:
+    inputs = [
+        (json_value(name, str), _keys(keys), json_value(node, str))
+        for name, keys, node in map(json_list, json_list(data["inputs"]))
+    ]
+    reads = [
+        Read(json_value(node, str), json_value(of, str), cast(What, what), json_value(dim, int))
+        for node, of, what, dim in map(json_list, json_list(data["reads"]))
+    ]
+    path, why = json_value(data["path"], str), json_value(data["why"], str)
+    return Part(path, why, tuple(inputs), tuple(reads), _read(json_object(data["result"])))
+
+
+def _keys(data: object) -> Keys:
+    return tuple(key if isinstance(key, int) else json_value(key, str) for key in json_list(data))
 
 
 def own_instance(
@@ -94,13 +108,13 @@ def _spelled(value: object) -> dict[str, object]:
     return {"value": value}
 
 
-def _read(data: Mapping[str, Any]) -> Any:
+def _read(data: JsonObject) -> object:
     ((kind, value),) = data.items()
     if kind == "node":
-        return Ref(value)
+        return Ref(json_value(value, str))
     if kind in ("list", "tuple"):
-        items = [_read(v) for v in value]
+        items = [_read(json_object(v)) for v in json_list(value)]
         return items if kind == "list" else tuple(items)
     if kind == "dict":
-        return {k: _read(v) for k, v in value.items()}
+        return {k: _read(json_object(v)) for k, v in json_object(value).items()}
     return value

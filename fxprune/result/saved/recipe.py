@@ -106,7 +106,7 @@ def rebuild(recipe: Recipe, device: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             if recipe.get("config"):
                 return _from_config(recipe).eval()
-            return model_specs.build(_registered(recipe["from"]), **options)
+            return model_specs.made(_registered(recipe["from"]), options)
     except FxpruneError:
         raise
     except Exception as error:  # the library's own failure, whatever it is

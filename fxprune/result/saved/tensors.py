@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -68,8 +67,10 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], frozen: set[str]) -
         learned = isinstance(slot.tensor, nn.Parameter)
         new = nn.Parameter(t, requires_grad=name not in frozen) if learned else t
         for owner, leaf in slot.places:
-            held: Any = owner._parameters if leaf in owner._parameters else owner._buffers
-            held[leaf] = new
+            if isinstance(new, nn.Parameter) and leaf in owner._parameters:
+                owner._parameters[leaf] = new
+            else:
+                owner._buffers[leaf] = new
 
 
 def _refuse(what: str, names: list[str]) -> None:

@@ -27,7 +27,8 @@ def describe_layers(draft: Draft) -> None:
     for layer in draft.root.modules():
         entry = native(layer)
         for attribute, width in (entry.widths if entry else {}).items():
-            setattr(layer, attribute, width(layer))
+            if (size := width.read(layer)) is not None:
+                setattr(layer, attribute, size)
 
 
 def _count_channels(layer: nn.Module, axes: Sequence[tuple[Axis, ...]], selection: Selection) -> None:

@@ -79,7 +79,7 @@ def _respell_split(node: fx.Node, step: Step, argument: str, parts: list[Axis], 
         assert step.rule is not None and step.flow.replacement is not None
         dim = step.call.bind(step.rule).get("dim", 0)
         node.op, node.target = "call_function", step.flow.replacement
-        node.args, node.kwargs = (node.all_input_nodes[0], sizes, dim), {}
+        node.args, node.kwargs = (node.all_input_nodes[0], sizes, int(str(dim))), {}
 
 
 def _new_value(value: Any, spelled: Any, selection: Selection, node: fx.Node) -> Any:
