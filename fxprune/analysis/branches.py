@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor, fx
@@ -17,7 +17,7 @@ from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 __all__ = ["Branch", "Removal", "find_branches", "is_value", "nodes_after_input", "pairs"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, frozen=True)
 class Branch:
     """One residual branch: `add = source + result`, where `result` is computed from `source`.
 
@@ -55,9 +55,7 @@ def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> lis
     for node in module.graph.nodes:
         found.extend(_branch_at(node, module, rules, follows_input, checks))
     branches = _without_nested(found)
-    _name(branches, module)
-    _chain(branches, module)
-    return branches
+    return _chained(_named(branches, module), module)
 
 
 def pairs(branches: list[Branch]) -> list[tuple[Branch, Branch]]:
@@ -167,7 +165,7 @@ def _without_nested(found: list[Branch]) -> list[Branch]:
 # ---------------------------------------------------------------- names and order
 
 
-def _name(branches: list[Branch], module: fx.GraphModule) -> None:
+def _named(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:
     """Name a branch by the module with most weights that lies in it whole; of several, the innermost."""
     tensors = dict(named_tensors(module))
     used = {node: [n for n in _weights_of(node, module) if n in tensors] for node in module.graph.nodes}
@@ -180,16 +178,19 @@ def _name(branches: list[Branch], module: fx.GraphModule) -> None:
         for path in _paths(name):
             below.setdefault(path, []).append(name)
     taken: dict[str, int] = {}
+    named: list[Branch] = []
     for branch in branches:
         nodes = set(branch.nodes)
         every = dict.fromkeys(n for node in branch.nodes for n in used[node])
-        branch.weights = names = tuple(n for n in every if users[id(tensors[n])] <= nodes)
+        names = tuple(n for n in every if users[id(tensors[n])] <= nodes)
         whole = [p for n in names for p in _paths(n) if all(w in names for w in below[p])]
         weight = {p: sum(tensors[w].numel() for w in below[p]) for p in dict.fromkeys(whole)}
-        branch.name = max(weight, key=lambda p: (weight[p], len(p)), default=branch.add.name)
-        taken[branch.name] = taken.get(branch.name, 0) + 1
-        if taken[branch.name] > 1:
-            branch.name += f"#{taken[branch.name]}"
+        name = max(weight, key=lambda p: (weight[p], len(p)), default=branch.add.name)
+        taken[name] = taken.get(name, 0) + 1
+        if taken[name] > 1:
+            name += f"#{taken[name]}"
+        named.append(replace(branch, name=name, weights=names))
+    return named
 
 
 def _weights_of(node: fx.Node, module: fx.GraphModule) -> list[str]:
@@ -206,9 +207,9 @@ def _paths(name: str) -> list[str]:
     return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
-def _chain(branches: list[Branch], module: fx.GraphModule) -> None:
+def _chained(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:
     """Walk back from each branch's source over what mixes no channels: layouts, norms, dropouts."""
-    ends = {b.add: b for b in branches}
+    ends: dict[fx.Node, Branch] = {}  # of those before, in the order of the graph
     followed: set[Branch] = set()
     for branch in branches:
         node = branch.source
@@ -221,7 +222,9 @@ def _chain(branches: list[Branch], module: fx.GraphModule) -> None:
         before = ends.get(node)
         if before is not None and before not in followed:  # where a stream forks, the first goes on
             followed.add(before)
-            branch.follows = before
+            branch = replace(branch, follows=before)
+        ends[branch.add] = branch
+    return list(ends.values())
 
 
 def _ndim(module: fx.GraphModule, name: str) -> int:

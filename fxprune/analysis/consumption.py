@@ -65,7 +65,7 @@ class _State:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Consumption:
     """One walk over a graph.
 

@@ -43,7 +43,7 @@ class Step:
         return next(tensors, None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inference:
     """What a walk has found, before all is resolved: axes of values and weights, and each call."""
 

@@ -49,7 +49,7 @@ class _Brought:
     with_others: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Walk:
     """One walk over the graph: which weights contract what, and which parameters enter as data."""
 
@@ -67,7 +67,7 @@ class _Walk:
             self._visit(node)
         consumption = self._consumption()
         for a in consumption.read_by & consumption.queries:  # x @ queries.T is no layer: it is attention
-            self.as_data |= {name for e in self.products[a] for name in e.weights}
+            self.as_data.update(name for e in self.products[a] for name in e.weights)
         tokens = consumption.averaged - consumption.channels - self.contracted
         found = (self.contracted | set(self.brought)) - tokens
         outside = self._outside_of(found)
@@ -135,10 +135,10 @@ class _Walk:
                 if not layer:
                     self.products[a].append(event)
         if weights:
-            self.contracted |= {a for axis in sums for a in _alone(axis)}
+            self.contracted.update(a for axis in sums for a in _alone(axis))
         # What goes into a layer is data to it; so is the left factor of a product of parameters.
         inputs = [s for s in factors if s is not weight] if layer else factors[:1] * (len(weights) > 1)
-        self.as_data |= {name for s in inputs for name in self._laid_out(s)}
+        self.as_data.update(name for s in inputs for name in self._laid_out(s))
         self._made(node, step)
 
     def _other(self, node: fx.Node, step: Step) -> None:
@@ -155,7 +155,7 @@ class _Walk:
         if op in _LENDING:
             tensors = tensors[:1]
         if op.endswith(_ATTENTION) and any(map(self._parameters, tensors)):
-            self.contracted |= atoms_in(step.flow.reduced)
+            self.contracted.update(atoms_in(step.flow.reduced))
         self._only_laid_out(node, tensors)
 
     def _only_laid_out(self, node: fx.Node, sources: Sequence[Source]) -> None:
@@ -164,7 +164,7 @@ class _Walk:
             self.made_of[node] = frozenset().union(*map(self._parameters, sources))
             self.laid_out[node] = frozenset().union(*map(self._laid_out, sources))
         else:
-            self.as_data |= {name for s in sources for name in self._laid_out(s)}
+            self.as_data.update(name for s in sources for name in self._laid_out(s))
 
     def _made(self, node: fx.Node, step: Step) -> None:
         sources = list(leaves([step.call.args, step.call.kwargs], _SOURCES))

@@ -29,7 +29,7 @@ RUN, LOG, PROGRESS = "run.json", "log.jsonl", "progress.json"
 PREFIX = "checkpoint-"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """How far a run has come.
 

@@ -131,7 +131,7 @@ def tracked(accelerator: Accelerator, training: Training, trackers: Trackers) ->
             tracker.finish()  # and not end_training, which ends the group of processes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Engine:
     """A student on its way: wrapped for its device, with what changes its weights.
 

@@ -33,7 +33,7 @@ class Multiplied:
     reason: Reason
 
 
-@dataclass
+@dataclass(frozen=True)
 class Constraints:
     """Positions of the atoms that may shrink, coupled; and products that wait for what becomes of them."""
 

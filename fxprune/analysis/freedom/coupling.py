@@ -13,7 +13,7 @@ __all__ = ["Coupled", "Coupling"]
 
 @dataclass
 class Coupled:
-    """What is known of positions that change together.
+    """What is known of positions that change together; not frozen, since it grows as classes are joined.
 
     freedom, centred, reason: what the ops that touch them allow, and the op that allows least.
     sums: where an op adds up along the axis; it counts only where no product is added up so.

@@ -73,7 +73,7 @@ def _shared_sizes(
     return of_several, of_other
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Reading:
     """Reads the operations of a program, with sizes that its symbols stand for."""
 

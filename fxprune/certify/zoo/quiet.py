@@ -18,7 +18,7 @@ HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning)
 
 @dataclass
 class Said:
-    """The lines that were printed or warned of, once the block is over."""
+    """The lines that were printed or warned of; not frozen, since they are known when the block is over."""
 
     lines: tuple[str, ...] = ()
 

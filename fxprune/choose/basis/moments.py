@@ -24,12 +24,11 @@ from fxprune.choose.importance.soft_masks import SoftMasked, Use
 __all__ = ["Moments", "moments_of"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
     """What one reader of an axis says of it; leading dims are a head each, where heads choose for themselves.
 
     vectors: second moment of what is read, about zero, [..., n, n].
-    mean: its mean, [..., n].
     covectors: second moment of the derivatives of log p by it, summed over places, for the mean sample.
 
     What is read counts as much as log p depends on it there (the square of its derivative): a head that
@@ -37,13 +36,7 @@ class Moments:
     """
 
     vectors: Tensor
-    mean: Tensor
     covectors: Tensor
-
-    @property
-    def spread(self) -> Tensor:
-        """The second moment about the mean."""
-        return self.vectors - self.mean[..., :, None] * self.mean[..., None, :]
 
 
 def moments_of(
@@ -79,8 +72,9 @@ def moments_of(
 
 @dataclass
 class _Total:
+    """Sums that grow batch by batch: not frozen."""
+
     vectors: Tensor | float = 0.0
-    mean: Tensor | float = 0.0
     covectors: Tensor | float = 0.0
     weight: Tensor | float = 0.0
 
@@ -88,15 +82,14 @@ class _Total:
         """Add places [..., places, n] of a value and of its derivative."""
         counts = g.square().sum(-1, keepdim=True)
         self.vectors = self.vectors + ((x * counts).mT @ x).double()
-        self.mean = self.mean + (x * counts).sum(-2).double()
         self.covectors = self.covectors + (g.mT @ g).double()
         self.weight = self.weight + counts.sum((-1, -2)).double()
 
     def moments(self, samples: int) -> Moments:
         assert isinstance(self.vectors, Tensor) and isinstance(self.weight, Tensor)
-        assert isinstance(self.mean, Tensor) and isinstance(self.covectors, Tensor)
-        weight = self.weight.clamp_min(math.ulp(0.0))[..., None]
-        return Moments(self.vectors / weight[..., None], self.mean / weight, self.covectors / samples)
+        assert isinstance(self.covectors, Tensor)
+        weight = self.weight.clamp_min(math.ulp(0.0))[..., None, None]
+        return Moments(self.vectors / weight, self.covectors / samples)
 
 
 class _Readers(SoftMasked):

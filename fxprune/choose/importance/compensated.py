@@ -139,6 +139,8 @@ def _spreads(
 
 @dataclass
 class _Total:
+    """Sums that grow batch by batch: not frozen."""
+
     squares: Tensor | float = 0.0
     sums: Tensor | float = 0.0
     count: int = 0

@@ -18,7 +18,7 @@ __all__ = ["CONSTANT", "assign", "named_tensors"]
 CONSTANT = "constant:"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Slot:
     """One tensor, and every place in the modules that holds it."""
 

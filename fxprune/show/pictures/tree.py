@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import torch
@@ -24,7 +24,7 @@ __all__ = ["Row", "Tree", "collapsed", "opened_at_first"]
 FIRST_SIGHT = 60  # rows that are seen before anything is opened
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """A line of the picture.
 
@@ -130,6 +130,7 @@ class _Growing:
         self.tree = Tree()
         self.stack: list[Row] = []
         self.row_of: dict[fx.Node, int] = {}
+        self.value_of: dict[int, fx.Node] = {}  # of rows whose value is known when all in them is
         self.through: dict[fx.Node, list[fx.Node]] = {}  # a node without a row -> where its value is from
         self.classes = _classes(analysis.module)
         self.homes = _homes(analysis.module.graph)
@@ -147,7 +148,8 @@ class _Growing:
                 self.through[node] = [n for n in node.all_input_nodes if n.op != "get_attr"]
             else:
                 self._call(node)
-        return self.tree
+        rows = [replace(row, node=self.value_of.get(row.index, row.node)) for row in self.tree.rows]
+        return replace(self.tree, rows=rows)
 
     def _end(self, node: fx.Node) -> None:
         self.stack.clear()
@@ -155,7 +157,9 @@ class _Growing:
         row = self._add(kind, str(node.target), node=node if kind == "input" else None)
         self.row_of[node] = row.index
         if kind == "output":
-            row.node = next(iter(self._sources(node)), None)
+            source = next(iter(self._sources(node)), None)
+            if source is not None:
+                self.value_of[row.index] = source
             self._wire(node)
 
     def _call(self, node: fx.Node) -> None:
@@ -175,7 +179,7 @@ class _Growing:
             row = self._add("op", self._op(node), node.name, os.path.basename(where), node, where=where)
         self.row_of[node] = row.index
         for outer in self.stack:
-            outer.node = node
+            self.value_of[outer.index] = node
         self._wire(node)
 
     def _enter(self, parts: list[str]) -> None:
@@ -194,16 +198,15 @@ class _Growing:
             return
         self.placed.add(name)
         prefix = f"{self.stack[-1].path}." if self.stack else ""
-        row = self._add("weight", name.removeprefix(prefix), name, node=node)
-        row.axes = self.analysis.weights[name]
+        axes = self.analysis.weights[name]
+        row = self._add("weight", name.removeprefix(prefix), name, node=node, axes=axes)
         self.row_of[node] = row.index
 
     def _weights(self, layer: Row, path: str) -> None:
         for name, axes in self.analysis.weights.items():
             if name.rpartition(".")[0] == path and name not in self.placed:
                 self.placed.add(name)
-                row = self._add("weight", name.rpartition(".")[2], name, parent=layer)
-                row.axes = axes
+                self._add("weight", name.rpartition(".")[2], name, axes=axes, parent=layer)
 
     def _wire(self, node: fx.Node) -> None:
         here = self.row_of[node]
@@ -241,6 +244,7 @@ class _Growing:
         what: str = "",
         node: fx.Node | None = None,
         *,
+        axes: tuple[Axis, ...] = (),
         where: str = "",
         parent: Row | None = None,
     ) -> Row:
@@ -248,7 +252,7 @@ class _Growing:
         depth = parent.depth + 1 if parent else 0
         index = len(self.tree.rows)
         holder = parent.index if parent else None
-        row = Row(index, holder, depth, kind, name, path or name, what, node, where=where)
+        row = Row(index, holder, depth, kind, name, path or name, what, node, axes, where)
         self.tree.rows.append(row)
         return row
 
