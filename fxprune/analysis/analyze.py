@@ -9,14 +9,14 @@ from torch import nn
 
 from fxprune.analysis.analysis import Analysis, analysis_of
 from fxprune.analysis.outputs import outputs_option
-from fxprune.analysis.typed_graph import type_graph
+from fxprune.analysis.typed_graph import TypedGraph, type_graph
 from fxprune.capture.trace import capture_model, example_of
 from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["AnalysisOptions", "analyze", "analyzed"]
+__all__ = ["AnalysisOptions", "analyze", "analyzed", "typed_by"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class AnalysisOptions:
     capture: str = "auto"
     strict: bool = False
     rules: RuleSet = DEFAULT_RULES
+
+    @staticmethod
+    def of(analysis: Analysis) -> AnalysisOptions:
+        """Return those that an analysis was made with."""
+        captured = analysis.captured
+        return AnalysisOptions(analysis.outputs, captured.split_qkv, analysis.capture, rules=analysis.rules)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", outputs_option(self.outputs))
@@ -62,13 +68,17 @@ def analyze(
 
 
 def analyzed(model: nn.Module, example: Example, options: AnalysisOptions) -> Analysis:
+    """Capture a model by an example call, infer its axes, and group them."""
+    analysis = analysis_of(typed_by(model, example, options))
+    if options.strict:
+        analysis.refuse_missing_rules()
+    return analysis
+
+
+def typed_by(model: nn.Module, example: Example, options: AnalysisOptions) -> TypedGraph:
     """Capture a model by an example call, and infer its axes."""
     captured = capture_model(
         model, example, capture=options.capture, split_qkv=options.split_qkv, taught=options.rules.taught
     )
     tensors = dict(named_tensors(model))
-    graph = type_graph(captured, options.rules, tensors, outputs=outputs_option(options.outputs))
-    analysis = analysis_of(graph)
-    if options.strict:
-        analysis.refuse_missing_rules()
-    return analysis
+    return type_graph(captured, options.rules, tensors, outputs=outputs_option(options.outputs))

@@ -85,9 +85,7 @@ def rebased(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -
         other = rebase_analyzed(model, analysis, bases)
     except OptionError as error:
         raise PlanError(f"the plan is for another model: {error}") from error
-    captured = analysis.captured
-    options = AnalysisOptions(analysis.outputs, captured.split_qkv, analysis.capture, rules=analysis.rules)
-    return other, analyzed(other, captured.example, options)
+    return other, analyzed(other, analysis.captured.example, AnalysisOptions.of(analysis))
 
 
 def rebase_analyzed(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -> nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ __all__ = [
     *("batch_norm", "group_norm", "layer_norm", "mean", "normalize", "pairwise_distance"),
     *("rms_norm", "std", "std_mean", "var", "var_mean"),
 ]
+
+P = ParamSpec("P")
 
 
 def _count(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
@@ -135,39 +138,24 @@ def var(
     return _squeezed(_variance(input, mask, dims, _correction(unbiased, correction)), dims, keepdim)
 
 
-def std(
-    input: Tensor,
-    mask: Tensor,
-    dim: Dims = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    correction: float | None = None,
-) -> Tensor:
-    return var(input, mask, dim, unbiased, keepdim, correction).sqrt()
+def _root_of(variance: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    def deviation(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return variance(*args, **kwargs).sqrt()
+
+    return deviation
 
 
-def var_mean(
-    input: Tensor,
-    mask: Tensor,
-    dim: Dims = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    correction: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    variance = var(input, mask, dim, unbiased, keepdim, correction)
-    return variance, mean(input, mask, dim, keepdim)
+def _beside_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def both(
+        input: Tensor, mask: Tensor, dim: Dims = None, keepdim: bool = False, **options: object
+    ) -> tuple[Tensor, Tensor]:
+        return spread(input, mask, dim, keepdim=keepdim, **options), mean(input, mask, dim, keepdim)
+
+    return both
 
 
-def std_mean(
-    input: Tensor,
-    mask: Tensor,
-    dim: Dims = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    correction: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    variance, average = var_mean(input, mask, dim, unbiased, keepdim, correction)
-    return variance.sqrt(), average
+std = _root_of(var)
+var_mean, std_mean = _beside_mean(var), _beside_mean(std)
 
 
 def normalize(

@@ -100,14 +100,8 @@ def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
     Raises:
         SiblingError: it does not take what the larger one takes.
     """
-    options = AnalysisOptions(
-        outputs=analysis.outputs,
-        split_qkv=analysis.captured.split_qkv,
-        capture=analysis.capture,
-        rules=analysis.rules,
-    )
     try:
-        return analyzed(small, _example_for(small, analysis), options)
+        return analyzed(small, _example_for(small, analysis), AnalysisOptions.of(analysis))
     except ExampleInputError as error:
         raise SiblingError(f"like= must take what the model takes: {error}") from error
 

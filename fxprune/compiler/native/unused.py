@@ -6,18 +6,17 @@ The graph has no such call.  The instance runs its own code, which makes it: its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.analysis.typed_graph import type_graph
-from fxprune.capture.trace import capture_model
+from fxprune.analysis.analyze import AnalysisOptions, typed_by
 from fxprune.compiler.native.structure import is_inside
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Axis, Product, Sum
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Axes
@@ -54,16 +53,9 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
             module.__class__ = _always_training(type(module))
         if not isinstance(module, _CONTAINERS) and any(is_inside(other, path) for other in idle):
             _keep_results(module)
-    captured, used = analysis.captured, analysis.names
+    used, options = analysis.names, replace(AnalysisOptions.of(analysis), capture="symbolic")
     try:
-        whole = capture_model(
-            copy,
-            captured.example,
-            capture="symbolic",
-            split_qkv=captured.split_qkv,
-            taught=analysis.rules.taught,
-        )
-        typed = type_graph(whole, analysis.rules, dict(named_tensors(copy)), outputs=analysis.outputs)
+        typed = typed_by(copy, analysis.captured.example, options)
     except FxpruneError:
         return {}
     known: dict[Axis, Axis | None] = {}
