@@ -41,6 +41,7 @@ class CaptureError(FxpruneError):
     """Neither symbolic tracing nor torch.export can turn the model into a graph."""
 
     where: str = ""  # the line of the user's code at which one of them stopped
+    asks_values: bool = False  # it stopped where code asks for a tensor's values
 
 
 class ExampleInputError(FxpruneError):

@@ -18,6 +18,7 @@ from fxprune.capture.exported.capture import FIXED_BATCH, capture_exported
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
+from fxprune.capture.torch_errors import asks_values
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
@@ -36,8 +37,6 @@ WAYS: dict[str, tuple[Way, ...]] = {
     "export": ("export",),
 }
 
-# What torch and our captures say where code asks for a tensor's values.
-ASK_VALUES = ("on the values of", "DataDependent", "data-dependent")
 OF_VALUES = (
     "Which code runs there, or how large a tensor is, depends on the values of a tensor, which differ from "
     "call to call: no graph holds that.  Prune the part before it (a submodule: prune(model.encoder, ..)), "
@@ -182,7 +181,7 @@ def _located(way: str, error: Exception) -> CaptureError:
         frame = frame.tb_next
     text = str(error).strip().splitlines() or [""]
     found = CaptureError(f"{way}: {type(error).__name__}: {text[0]}" + (f" at {where}" if where else ""))
-    found.where = where
+    found.where, found.asks_values = where, asks_values(error)
     return found
 
 
@@ -202,7 +201,7 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
             f"example_inputs= that the model accepts"
         )
     reasons = "\n  ".join(map(str, failures))
-    cure = f"\n{OF_VALUES}" if any(word in str(f) for f in failures for word in ASK_VALUES) else ""
+    cure = f"\n{OF_VALUES}" if any(f.asks_values for f in failures) else ""
     return CaptureError(f"{type(model).__name__} can't be captured as a graph:\n  {reasons}{cure}")
 
 

@@ -21,7 +21,15 @@ from fxprune.graph.quick_shapes import quick_shape
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
 
-__all__ = ["FakeRun", "NodeError", "bound_arguments", "fake_of", "propagate_values", "refuse_broken"]
+__all__ = [
+    "DependsOnValues",
+    "FakeRun",
+    "NodeError",
+    "bound_arguments",
+    "fake_of",
+    "propagate_values",
+    "refuse_broken",
+]
 
 
 def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
@@ -68,6 +76,10 @@ def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:
         else:
             raise ExampleInputError(f"the example gives no value for the model's input {node.target!r}")
     return values
+
+
+class DependsOnValues(fx.proxy.TraceError):
+    """What code asks for depends on the values of a tensor."""
 
 
 class NodeError(Exception):
@@ -142,7 +154,7 @@ class FakeRun(fx.Interpreter):
         if n.op == "get_attr":
             return tensor_at(self.source, str(n.target))
         if n.op == "placeholder":
-            raise ValueError(
+            raise DependsOnValues(
                 "a shape depends on the values of an input (where a mask picks, x[mask] += y: write "
                 "torch.where(mask[..., None], x + y, x), which keeps shapes)"
             )

@@ -70,34 +70,28 @@ class _Folder:
 
     def fold(self, product: Multiplied) -> None:
         """Fold one of two factors if it is a vector, else leave both to permutations."""
+        refused: Reason | None = product.reason
         for vector, value in ((product.right, product.left), (product.left, product.right)):
-            why = self._refused(vector)
-            if why is None:
-                why = self._into(vector, value, product)
-            if why is None:
-                return
-            if why.text:
+            if self._is_vector(vector):
+                refused = self._into(vector, value, product)
                 break
-        else:
-            why = product.reason
-        for position in (product.left, product.right, product.out):
-            self.coupling.of(position).limit(Freedom.PERMUTATION, why if why.text else product.reason)
+        if refused is not None:
+            for position in (product.left, product.right, product.out):
+                self.coupling.of(position).limit(Freedom.PERMUTATION, refused)
 
-    def _refused(self, position: Position) -> Reason | None:
-        """Return why a factor can't be folded: an empty text where it is no vector at all."""
-        known, none = self.coupling.of(position), Reason("")
+    def _is_vector(self, position: Position) -> bool:
+        """Return whether a factor is a vector that a model holds, and uses for this alone."""
+        known = self.coupling.of(position)
         single = len(known.weights) == 1 and known.products == 1 and not known.sums
         if not single or known.touched or known.freedom is not Freedom.ANY:
-            return none
+            return False
         (weight,) = known.weights
         assert isinstance(weight, Position) and isinstance(weight.key, str)
         axes = self.found.graph.weights[weight.key]
-        if weight.part or any(axis != ONE for d, axis in enumerate(axes) if d != weight.dim):
-            return none
-        return None
+        return not weight.part and all(axis == ONE for d, axis in enumerate(axes) if d != weight.dim)
 
     def _into(self, vector: Position, value: Position, product: Multiplied) -> Reason | None:
-        """Fold a vector into what lies behind it or before it; say why not."""
+        """Fold a vector into what lies behind it or before it, or return why that can't be done."""
         (weight,) = self.coupling.of(vector).weights
         assert isinstance(weight, Position) and isinstance(weight.key, str)
         axis = self.found.graph.weights[weight.key][weight.dim]

@@ -8,15 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxprune.capture.inputs.entry import Entry, entry_of
+from fxprune.capture.torch_errors import fakes_can_not
 from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
@@ -25,13 +20,6 @@ from fxprune.graph.values import fake_of
 
 __all__ = ["Trial"]
 
-# The model may be right, and fake tensors not up to it: a call for real decides.
-UNDECIDED = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 MOST_REAL = 4  # calls that compute: of a model that fake tensors can't follow
 
 
@@ -55,8 +43,8 @@ class Trial:
             return self._call(example) is None
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         error = self._call(example, mode)
-        undecided = isinstance(error, UNDECIDED) or "tensor subclasses" in str(error)
-        if error is not None and (confirm or undecided) and self._real_calls < MOST_REAL:
+        undecided = error is not None and (confirm or fakes_can_not(error))
+        if undecided and self._real_calls < MOST_REAL:
             self._real_calls += 1
             error = self._call(example)
         return error is None

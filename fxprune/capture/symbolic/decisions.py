@@ -21,7 +21,7 @@ from torch.fx import _symbolic_trace
 
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.own_nodes import guard_branch
-from fxprune.graph.values import FakeRun, NodeError
+from fxprune.graph.values import DependsOnValues, FakeRun, NodeError
 
 __all__ = ["Decisions"]
 
@@ -46,7 +46,7 @@ class Decisions:
         """
         value = self.structure(proxy)
         if isinstance(value, (Tensor, torch.SymBool)):
-            raise fx.proxy.TraceError("it depends on the values of a tensor")
+            raise DependsOnValues("it depends on the values of a tensor")
         sizes = [v for v in self._scalars_behind(proxy.node) if type(v) in (int, float)]
         of_batch = any(size and size % PRIME_BATCH == 0 for size in sizes)
         if of_batch and any(self._behind(proxy.node, run) != value for run in self._others):
@@ -72,7 +72,7 @@ class Decisions:
                 return run.value(node)
         except NodeError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
-                raise fx.proxy.TraceError("it depends on the values of a tensor") from error
+                raise DependsOnValues("it depends on the values of a tensor") from error
             raise
 
     @functools.cached_property

@@ -33,6 +33,12 @@ def test_a_rotation_is_orthogonal_and_keeps_ones(keep: int, centred: bool) -> No
     assert not centred or torch.allclose(turned @ ones, ones)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers whatever ran before: a descent that is far from its end is no question here."""
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("keep", [2, 5, 11, 12])
 def test_a_norm_over_the_kept_part_is_exact_where_nothing_is_discarded(keep: int) -> None:
     inside = torch.randn(N, keep - 1, dtype=torch.float64)
