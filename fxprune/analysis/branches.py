@@ -14,7 +14,7 @@ from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["Branch", "Removal", "find_branches", "is_value", "nodes_after_input", "pairs"]
+__all__ = ["Branch", "Removal", "addition_at", "find_branches", "is_value", "nodes_after_input", "pairs"]
 
 
 @dataclass(eq=False, frozen=True)
@@ -92,26 +92,7 @@ def is_value(node: fx.Node) -> bool:
     return isinstance(value, (Tensor, dict))
 
 
-def _branch_at(
-    node: fx.Node,
-    module: fx.GraphModule,
-    rules: RuleSet,
-    follows_input: set[fx.Node],
-    checks: dict[fx.Node, None],
-) -> Iterator[Branch]:
-    operands = _addition(node, module, rules)
-    for source, result in (operands, operands[::-1]) if operands else ():
-        if source is result or result not in follows_input:
-            continue
-        nodes = _only_for(node, source, result, checks)
-        # What merely reads a size or a device follows no input.
-        taken = {n for inner in nodes if inner in follows_input for n in inner.all_input_nodes} - {*nodes}
-        if nodes and taken & follows_input == {source}:
-            yield Branch("", node, source, result, tuple(nodes))
-            return
-
-
-def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx.Node, fx.Node] | None:
+def addition_at(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx.Node, fx.Node] | None:
     """Return the operands, if the node is a plain sum of two tensors of one shape."""
     if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
         return None
@@ -122,6 +103,25 @@ def _addition(node: fx.Node, module: fx.GraphModule, rules: RuleSet) -> tuple[fx
     if shapes[0] is None or shapes[0] != shapes[1] or call_of(node, module, rules).op != "add":
         return None
     return a, b
+
+
+def _branch_at(
+    node: fx.Node,
+    module: fx.GraphModule,
+    rules: RuleSet,
+    follows_input: set[fx.Node],
+    checks: dict[fx.Node, None],
+) -> Iterator[Branch]:
+    operands = addition_at(node, module, rules)
+    for source, result in (operands, operands[::-1]) if operands else ():
+        if source is result or result not in follows_input:
+            continue
+        nodes = _only_for(node, source, result, checks)
+        # What merely reads a size or a device follows no input.
+        taken = {n for inner in nodes if inner in follows_input for n in inner.all_input_nodes} - {*nodes}
+        if nodes and taken & follows_input == {source}:
+            yield Branch("", node, source, result, tuple(nodes))
+            return
 
 
 def _checks(graph: fx.Graph) -> dict[fx.Node, None]:

@@ -92,7 +92,7 @@ def test_less_is_lost_on_data_that_was_not_seen(case: str, form: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, model.state_dict().values(), strict=True))
     assert fxprune.verify(model, better).exact
     plan = fxprune.plan_of(better)
-    readers = {"head.weight", "wide.weight"} if build is Mixer else {"head.weight", "down.weight"}
+    readers = {"head.bias", "wide.weight"} if build is Mixer else {"head.weight", "down.weight"}
     assert readers <= plan.refit.keys()
     for name, tensor in better.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]) == (name not in plan.refit)
@@ -193,7 +193,7 @@ def pairs(seed: int, noise: float = 0.0) -> PairMoments:
     y = x @ true.mT + 7 + noise * torch.randn(2, 50, 4, generator=generator, dtype=torch.float64)
     moments = PairMoments()
     for part in range(2):
-        moments.add(x[:, part::2], y[:, part::2])
+        moments.add(x[:, part::2], y[:, part::2], torch.ones(25))
     return moments
 
 
@@ -206,6 +206,16 @@ def test_it_finds_what_there_is_to_find(free_bias: bool) -> None:
     true = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     assert torch.allclose(found.weight, true, atol=0.01)
     assert torch.allclose(found.bias, torch.full((2, 4), 7.0).double(), atol=0.05)
+
+
+def test_a_place_that_counts_three_times_is_three_places() -> None:
+    x, y = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    counted, repeated = PairMoments(), PairMoments()
+    counted.add(x, y, torch.tensor([3.0, 1, 1, 2, 0]))
+    rows = [0, 0, 0, 1, 2, 3, 3]
+    repeated.add(x[:, rows], y[:, rows], torch.ones(7))
+    for name, value in vars(repeated).items():
+        assert torch.allclose(torch.as_tensor(value), torch.as_tensor(getattr(counted, name))), name
 
 
 def test_noise_changes_nothing() -> None:

@@ -1,11 +1,11 @@
-"""The layers that sum over a shrunk axis with a weight of their own, each laid out as a regression."""
+"""The layers that read a shrunk axis or write to a narrowed stream, each laid out as a regression."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,28 +13,31 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.analysis.typed_graph import atoms_in
+from fxprune.compiler.refit.additions import Addition, addition_of
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import Atom, atoms_of
+from fxprune.rules.axes import atoms_of
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
 from fxprune.rules.registry import Axes
 
 __all__ = ["Consumer", "Consumers", "consumers_of"]
 
+SOLVED = (linear_axes, conv_axes)  # rules of what is solved
 WIDEST = 16384  # inputs per output beyond which the square of them is too much to hold
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A linear layer or a convolution that reads a shrunk axis.
+    """A linear layer or a convolution that reads a shrunk axis, or writes to a shrunk stream.
 
     node: its name in the analysed graph, and in the result's.
     weight, bias: the names of its tensors in the graph.
     kernel: dimensions that a kernel moves over; 0 for a linear layer.
     read, given: the axes of what it reads, and of what it gives.
     options: `stride`, `padding`, `dilation` of a convolution.
+    addition: what its answer is added to, if anything.
+    shrunk: it reads a shrunk axis.
     """
 
     node: str
@@ -44,10 +47,8 @@ class Consumer:
     read: Axes
     given: Axes
     options: dict[str, Any] = field(default_factory=dict)
-
-    def atoms(self, analysis: Analysis) -> frozenset[Atom]:
-        """Find what its weight reads along."""
-        return atoms_in(analysis.weights[self.weight][1:])
+    addition: Addition | None = None
+    shrunk: bool = True
 
     def vectors(self, x: Tensor, weight: Tensor) -> Tensor:
         """Lay what it reads out as [groups, places, inputs], inputs in the order of the weight's."""
@@ -96,33 +97,39 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Consumers:
-    """Those that can be solved, in the order in which they run; of the others, why not, by node."""
+    """Those that can be solved, in the order in which they run; of other readers, why not, by node."""
 
     solved: tuple[Consumer, ...]
     left: dict[str, str]
 
 
 def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
-    """Find every call that sums over a shrunk axis with a weight: where a missing channel is missed."""
+    """Find every call with a weight that misses channels, or that can make up for them in a stream."""
     tensor = dict(named_tensors(analysis.module))
     users = Counter(
         t for sites in analysis.graph.operands.values() for t in {id(tensor[site.name]) for site in sites}
     )
     places = {name: users[id(t)] for name, t in tensor.items()}
-    solved, left = [], {}
+    solved: list[Consumer] = []
+    left: dict[str, str] = {}
     for node, step in analysis.steps.items():
         summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & selection.masks.keys()
-        carrying = [
-            s.name for s in analysis.graph.operands.get(node, ()) if summed & {*atoms_of(analysis.axis(s))}
-        ]
-        if not carrying or _is_statistic(step):
+        reads = any(summed & {*atoms_of(analysis.axis(s))} for s in analysis.graph.operands.get(node, ()))
+        if _is_statistic(step) or not (reads or _writes(analysis, node, step, selection)):
             continue
         found = _consumer(analysis, node, step, places)
-        if isinstance(found, Consumer):
-            solved.append(found)
-        else:
-            left[node.name] = found
+        if isinstance(found, str):
+            left |= {node.name: found} if reads else {}
+        elif reads or found.addition is not None:
+            solved.append(replace(found, shrunk=reads))
     return Consumers(tuple(solved), left)
+
+
+def _writes(analysis: Analysis, node: fx.Node, step: Step, selection: Selection) -> bool:
+    """Does a layer with a weight give what has shrunk?"""
+    known = analysis.axes.get(node)
+    given = {atom for axis in known[0] for atom in atoms_of(axis)} if known else set()
+    return step.rule is not None and step.rule.function in SOLVED and not given.isdisjoint(selection.masks)
 
 
 def _is_statistic(step: Step) -> bool:
@@ -132,7 +139,7 @@ def _is_statistic(step: Step) -> bool:
 def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str, int]) -> Consumer | str:
     """Return a call as a regression, or say why it is none."""
     assert step.rule is not None
-    if step.rule.function not in (linear_axes, conv_axes):
+    if step.rule.function not in SOLVED:
         return f"{step.rule.op} has no closed form here"
     bound = step.call.bind(step.rule)
     names = {name: weight_name(bound.get(name)) for name in ("weight", "bias")}
@@ -153,6 +160,5 @@ def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str
     if any(isinstance(value, fx.Node) for value in options.values()):
         return "its stride or padding is computed"
     kernel = 0 if step.rule.function is linear_axes else len(axes) - 2
-    return Consumer(
-        node.name, weight, bias, kernel, analysis.axes[operand][0], analysis.axes[node][0], options
-    )
+    axes_read, given = analysis.axes[operand][0], analysis.axes[node][0]
+    return Consumer(node.name, weight, bias, kernel, axes_read, given, options, addition_of(analysis, node))

@@ -8,8 +8,9 @@ takes too much.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Lockstep:
         self._at = 0
         self._batches = batches
         self._waiting = _Waiting(self._nodes, len(batches))
+        self._values: Values = {}
 
     def read(self, name: str) -> Iterator[Any]:
         """Run every batch up to a node; gives what the node will read first, batch by batch."""
@@ -53,18 +55,38 @@ class Lockstep:
             yield read, values[self._nodes[end]]
         self._at = end + 1
 
+    def value(self, name: str, given: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        """Compute the value that a node has, or will have, for the batch at hand.
+
+        Args:
+            name: a node whose value still is needed, or that is yet to run.
+            given: values of nodes, by name, to compute it from instead of their own.
+        """
+        by_name = {node.name: node for node in self._nodes}
+        values = {**self._values, **{by_name[name]: value for name, value in given.items()}}
+        return self._computed(by_name[name], values)
+
+    def _computed(self, node: fx.Node, values: Values) -> Any:
+        if node not in values:
+            for read in node.all_input_nodes:
+                self._computed(read, values)
+            self._running.env = values
+            values[node] = self._running.run_node(node)
+        return values[node]
+
     def _place(self, name: str) -> int:
         return next(i for i, n in enumerate(self._nodes) if i >= self._at and n.name == name)
 
     def _taken(self) -> Iterator[Values]:
         for i, batch in enumerate(self._batches):
-            values = self._waiting.take(i)
-            self._running.env, self._running.args_iter = values, iter(batch.args)
+            self._values = values = self._waiting.take(i)
+            self._running.args_iter = iter(batch.args)
             yield values
             self._waiting.put(i, {n: v for n, v in values.items() if n.op != "get_attr"})
 
     @torch.no_grad()
     def _run(self, values: Values, start: int, end: int) -> None:
+        self._running.env = values
         for node in self._nodes[start:end]:
             if node.op == "get_attr":
                 continue  # tensors of the module: looked up where they are needed
@@ -76,6 +98,7 @@ class Lockstep:
 
     def _value(self, node: fx.Node, values: Values) -> Any:
         if node.op == "get_attr" and node not in values:
+            self._running.env = values
             values[node] = self._running.run_node(node)
         return values[node]
 

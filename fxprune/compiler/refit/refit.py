@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +14,6 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import LogProbabilities
-from fxprune.choose.importance.soft_masks import SoftMasked
-from fxprune.choose.importance.waves import in_waves
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import Solution, solved
@@ -25,12 +22,10 @@ from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import FEW, Refit
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import Atom
 
 __all__ = ["refit"]
 
 WORSE = "with it, predictions on held-out data came no nearer to the original's"
-HELD = 1 << 26  # numbers that the moments of one pass take at most, or the largest layer's where that is more
 NO_GAIN = "its error on held-out data did not fall"
 
 
@@ -44,9 +39,9 @@ def refit(
 ) -> nn.Module:
     """Solve every layer that reads a shrunk axis again, in place, and record which.
 
-    Where only what lies between two layers was narrowed, each is solved on what is kept of what it read in
-    the original; where a norm runs over less than before, on what it reads in the result, one after the
-    other, for the first change what the others read.
+    One after the other, for the first change what the others read: each on what it reads in the result, for
+    what is kept of what it gave in the original, and what the stream lacks by then to which that is added.
+    Layers that write to a shrunk stream are solved as well.
     Where predictions on held-out samples come no nearer to the original's, everything keeps its slice.
 
     Args:
@@ -75,26 +70,29 @@ def refit(
     calibration = split(batches, whole=analysis.captured.fixed_batch)
     found: dict[str, Refit] = {}
     left = dict(consumers.left)
+    readers = {c.node for c in consumers.solved if c.shrunk}
     if consumers.solved and not calibration.held:
-        left |= {c.node: "there is one sample only, and none to choose by" for c in consumers.solved}
+        left |= dict.fromkeys(readers, "there is one sample only, and none to choose by")
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
         own_tensors = (t for c in consumers.solved for t in (sides.weight(c), sides.bias(c)) if t is not None)
         kept = [(t, t.detach().clone()) for t in own_tensors]
         before = sides.divergence(calibration.held, log_probabilities)
-        for consumer, (seen, held) in _moments(sides, consumers.solved, calibration, selection, progress):
+        for consumer, (seen, held) in _moments(
+            sides, consumers.solved, calibration, log_probabilities, progress
+        ):
             weight, bias = sides.matrix(consumer, len(seen.x))
             solution = solved(seen, held, weight, bias, free_bias=consumer.bias is not None)
-            if solution is None:
-                left[consumer.node] = NO_GAIN
-            else:
+            if solution is not None:
                 found |= _stored(sides, consumer, solution)
-        left |= sides.refused
+            elif consumer.shrunk:
+                left[consumer.node] = NO_GAIN
+        left |= {node: why for node, why in sides.refused.items() if node in readers}
         if found and not sides.divergence(calibration.held, log_probabilities) < before:
             with torch.no_grad():
                 for tensor, slices in kept:
                     tensor.copy_(slices)
-            found, left = {}, left | {c.node: WORSE for c in consumers.solved}
+            found, left = {}, left | dict.fromkeys(readers, WORSE)
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
@@ -105,39 +103,24 @@ def refit(
     return with_record(result, lambda record: replace(record, plan=plan))
 
 
-def normed_atoms(analysis: Analysis, selection: Selection) -> set[Atom]:
-    """Find what shrinks and has a statistic taken over it: a stream, of which more changes than what goes."""
-    groups = [group for group in analysis.groups if group.atom in selection.masks]
-    return {use.group.atom for uses in SoftMasked(analysis, groups).statistics.values() for use in uses}
-
-
 def _moments(
-    sides: Sides, consumers: Sequence[Consumer], data: Split, selection: Selection, progress: bool
+    sides: Sides,
+    consumers: Sequence[Consumer],
+    data: Split,
+    log_probabilities: LogProbabilities | None,
+    progress: bool,
 ) -> Iterator[tuple[Consumer, Pair]]:
-    """Give each layer with its moments, to be solved before the next: in as few passes as memory allows."""
-    normed = normed_atoms(sides.analysis, selection)
-    one_by_one = any(not normed.isdisjoint(c.atoms(sides.analysis)) for c in consumers)
-    waves = [] if one_by_one else in_waves(consumers, partial(_numbers, sides), HELD)
-    total = (len(data.seen) + len(data.held)) * (len(consumers) if one_by_one else len(waves))
+    """Give each layer with its moments, to be solved before the next, under a progress bar."""
+    total = (len(data.seen) + len(data.held)) * (1 + len(consumers))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
-        if one_by_one:
-            yield from sides.one_by_one(consumers, data, step=bar.update)
-        for wave in waves:
-            moments = sides.moments(wave, data, step=bar.update)
-            yield from ((c, moments.pop(c.node)) for c in wave if c.node in moments)
-
-
-def _numbers(sides: Sides, consumer: Consumer) -> int:
-    """Count the numbers of a layer's moments, seen and held out."""
-    weight = sides.weight(consumer)
-    return 2 * weight[0].numel() * (weight[0].numel() + len(weight))
+        yield from sides.moments(consumers, data, log_probabilities=log_probabilities, step=bar.update)
 
 
 def _stored(sides: Sides, consumer: Consumer, solution: Solution) -> dict[str, Refit]:
     """Write a solution into the result, in its dtype; returns what was done, by tensor."""
     stored = {}
     for name, value in ((consumer.weight, solution.weight), (consumer.bias, solution.bias)):
-        if name is None:
+        if name is None or (name == consumer.weight and solution.ridge == float("inf")):
             continue
         tensor = sides.weight(consumer) if name == consumer.weight else sides.bias(consumer)
         assert isinstance(tensor, Tensor)

@@ -19,21 +19,26 @@ LEAST_GAIN = 1e-3  # a smaller share of the held-out error is no reason to chang
 
 
 class PairMoments:
-    """Sums over places of what a layer reads, X [groups, places, k], and gives, Y [groups, places, o]."""
+    """Sums over places of what a layer reads, X [groups, places, k], and gives, Y [groups, places, o].
+
+    A place counts as much as is said with it; n is the sum of that.
+    """
 
     def __init__(self) -> None:
         self.count = 0.0
         self.x = self.y = self.xx = self.xy = self.yy = torch.zeros(())
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add places; products are taken in float32 at least, sums in float64."""
+    def add(self, x: Tensor, y: Tensor, counts: Tensor) -> None:
+        """Add places, that count [places]; products are taken in float32 at least, sums in float64."""
         x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
-        self.count += x.shape[1]
-        self.x = self.x + x.double().sum(1)
-        self.y = self.y + y.double().sum(1)
-        self.xx = self.xx + (x.mT @ x).double()
-        self.xy = self.xy + (x.mT @ y).double()
-        self.yy = self.yy + y.double().square().sum(1)
+        counts = counts.to(x)[:, None]
+        counted_x, counted_y = x * counts, y * counts
+        self.count += float(counts.sum())
+        self.x = self.x + counted_x.double().sum(1)
+        self.y = self.y + counted_y.double().sum(1)
+        self.xx = self.xx + (counted_x.mT @ x).double()
+        self.xy = self.xy + (x.mT @ counted_y).double()
+        self.yy = self.yy + (counted_y * y).double().sum(1)
 
     def __add__(self, other: PairMoments) -> PairMoments:
         total = PairMoments()

@@ -1,8 +1,8 @@
-"""Run the original and the result side by side over calibration data, as far as needed, for moments."""
+"""Run the original and the result side by side over calibration data, layer by layer, for moments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,18 +13,20 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.compiler.refit.additions import as_answer, is_coordinatewise
 from fxprune.compiler.refit.consumers import Consumer
-from fxprune.compiler.refit.lockstep import Lockstep, operand_of
+from fxprune.compiler.refit.counts import counts_of
+from fxprune.compiler.refit.lockstep import Lockstep
 from fxprune.compiler.refit.regression import PairMoments
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import tensor_at
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
+from fxprune.rules.registry import Axes
 
 __all__ = ["Pair", "Sides", "Split", "split"]
 
 Pair = tuple[PairMoments, PairMoments]  # of the samples that are solved from, and of those held out
-Seen = Callable[[str, Tensor, Tensor], None]
 HELD_OUT = 5  # one sample in so many chooses lambda
 
 
@@ -62,44 +64,38 @@ class Sides:
     def __init__(self, analysis: Analysis, selection: Selection, pruned: PrunedModule) -> None:
         self.analysis, self.selection, self.pruned = analysis, selection, pruned
         self.renamed = pruned.record.plan.renamed
-        self._dense, self._small = (_runner(m) for m in (analysis.module, pruned))
+        self._dense, self._small = (_for_eval(m) for m in (analysis.module, pruned))
         self.refused: dict[str, str] = {}
         self.checked: set[str] = set()
+        self._way_is_known: dict[str, bool] = {}
 
     def moments(
-        self, consumers: Sequence[Consumer], data: Split, *, step: Callable[[], Any]
-    ) -> dict[str, Pair]:
-        """Collect moments of what is kept of what each consumer reads and gives in the original: one pass."""
-        found = {c.node: (PairMoments(), PairMoments()) for c in consumers}
-        by_name = {c.node: c for c in consumers}
-        for i, batches in enumerate((data.seen, data.held)):
-
-            def add(name: str, x: Tensor, y: Tensor, i: int = i) -> None:
-                consumer = by_name[name]
-                self._check(consumer, x, y)
-                x, y = self._kept(x, consumer, consumer.read), self._kept(y, consumer, consumer.given)
-                self._add(consumer, found[name][i], x, y)
-
-            for batch in batches:
-                self._dense.run_with(add, by_name, batch.args)
-                step()
-        return {name: pair for name, pair in found.items() if name not in self.refused}
-
-    def one_by_one(
-        self, consumers: Sequence[Consumer], data: Split, *, step: Callable[[], Any]
+        self,
+        consumers: Sequence[Consumer],
+        data: Split,
+        *,
+        log_probabilities: LogProbabilities | None,
+        step: Callable[[], Any],
     ) -> Iterator[tuple[Consumer, Pair]]:
-        """Collect moments of what each consumer reads in the result, and of what is kept of what it gave.
+        """Collect moments of what each consumer reads in the result, and of what it should give there.
 
+        That is what is kept of what it gave in the original, and what the stream lacks to which it is added.
         A consumer is to be solved before the next one is asked for: that reads what the solved ones give.
         """
         batches = (*data.seen, *data.held)
-        dense, small = (Lockstep(cast(fx.GraphModule, m.module), batches) for m in (self._dense, self._small))
+        counts = counts_of(self._dense, consumers, batches, log_probabilities=log_probabilities, step=step)
+        dense, small = (Lockstep(module, batches) for module in (self._dense, self._small))
         for consumer in consumers:
             pair = (PairMoments(), PairMoments())
-            both = zip(small.read(consumer.node), dense.given(consumer.node), strict=True)
-            for i, (x, (dense_x, y)) in enumerate(both):
+            runs = zip(
+                small.read(consumer.node), dense.given(consumer.node), counts[consumer.node], strict=True
+            )
+            for i, (x, (dense_x, y), counted) in enumerate(runs):
                 self._check(consumer, dense_x, y)
-                self._add(consumer, pair[i >= len(data.seen)], x, self._kept(y, consumer, consumer.given))
+                if consumer.node not in self.refused:
+                    read = consumer.vectors(x, self.weight(consumer))
+                    wanted = self._wanted(consumer, y, len(read), dense, small)
+                    pair[i >= len(data.seen)].add(read, wanted, counted)
                 step()
             if consumer.node not in self.refused:
                 yield consumer, pair
@@ -110,7 +106,7 @@ class Sides:
         with torch.no_grad():
             for batch in batches:
                 dense, small = (
-                    predictions_of(fx.Interpreter(m.module).run(*batch.args), batch.size, log_probabilities)
+                    predictions_of(fx.Interpreter(m).run(*batch.args), batch.size, log_probabilities)
                     for m in (self._dense, self._small)
                 )
                 total += float(dense.divergence(small).double().sum())
@@ -133,22 +129,34 @@ class Sides:
         zeros = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device)
         return weight, zeros if bias is None else bias.detach().double().reshape(groups, -1)
 
-    def _add(self, consumer: Consumer, moments: PairMoments, x: Tensor, y: Tensor) -> None:
-        if consumer.node not in self.refused:
-            read = consumer.vectors(x, self.weight(consumer))
-            moments.add(read, consumer.answers(y, len(read)) * self._factor(consumer, len(read)))
+    def _wanted(self, consumer: Consumer, y: Tensor, groups: int, dense: Lockstep, small: Lockstep) -> Tensor:
+        """Return what the result's layer should give for the batch at hand: [groups, places, outputs]."""
+        kept = self._kept(y, consumer.given)
+        wanted = consumer.answers(kept, groups) * self._factor(consumer, groups)
+        if (addition := consumer.addition) is None:
+            return wanted
+
+        def way(answer: Tensor) -> Tensor:
+            return cast(Tensor, small.value(addition.ends, {consumer.node: answer}))
+
+        if consumer.node not in self._way_is_known:
+            self._way_is_known[consumer.node] = is_coordinatewise(way, kept)
+        if not self._way_is_known[consumer.node]:
+            return wanted
+        lacking = self._kept(dense.value(addition.stream), addition.axes) - small.value(addition.stream)
+        return wanted + consumer.answers(as_answer(way, lacking, kept), groups)
 
     def _check(self, consumer: Consumer, x: Tensor, y: Tensor) -> None:
         """Refuse a layer of the original that gives something else than what the regression takes it to."""
         if consumer.node in self.checked:
             return
         self.checked.add(consumer.node)
-        weight = tensor_at(self._dense.module, consumer.weight).detach()
+        weight = tensor_at(self._dense, consumer.weight).detach()
         read = consumer.vectors(x, weight).double()
         given = consumer.answers(y, len(read)).double()
         off = read @ weight.double().reshape(len(read), given.shape[-1], -1).mT - given
         if consumer.bias is not None:
-            off = off + tensor_at(self._dense.module, consumer.bias).double().reshape(len(read), 1, -1)
+            off = off + tensor_at(self._dense, consumer.bias).double().reshape(len(read), 1, -1)
         if not bool(off.square().mean().sqrt() <= 0.05 * given.square().mean().sqrt() + 1e-12):
             self.refused[consumer.node] = "it computes more than its weight says"
 
@@ -162,37 +170,16 @@ class Sides:
         factors[folded[0].to(weight.device)] = folded[1]
         return factors.reshape(groups, 1, -1)
 
-    def _kept(self, t: Tensor, consumer: Consumer, axes: Any) -> Tensor:
-        dim = consumer.channel(t)
-        positions = self.selection.positions(axes[dim])
-        return t if positions is None else t.index_select(dim, torch.from_numpy(positions).to(t.device))
+    def _kept(self, t: Tensor, axes: Axes) -> Tensor:
+        """Select what is kept of one of the original's values."""
+        for dim, axis in enumerate(axes):
+            positions = self.selection.positions(axis)
+            if positions is not None:
+                t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
+        return t
 
 
-def _runner(module: fx.GraphModule) -> _Recorder:
+def _for_eval(module: fx.GraphModule) -> fx.GraphModule:
     copied = cast(fx.GraphModule, structural_copy(module))
     in_eval_mode(copied)
-    return _Recorder(copied)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph up to the last of some nodes."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.left: set[str] = set()
-
-    def run_with(self, seen: Seen, wanted: Collection[str], args: Iterable[Any]) -> None:
-        """Call `seen` with the name of each wanted node, what it reads first, and what it gives."""
-        self.seen, self.left = seen, set(wanted)
-        with torch.no_grad():
-            self.run(*args)
-
-    def run_node(self, n: fx.Node) -> Any:
-        if not self.left:
-            return None  # all that was wanted has run
-        if n.name not in self.left:
-            return super().run_node(n)
-        read, given = self.env[operand_of(n)], super().run_node(n)
-        self.seen(n.name, read, given)
-        self.left.discard(n.name)
-        return given
+    return copied

@@ -1,0 +1,161 @@
+"""Layers that write to a residual stream: what lies between, what is lacking, and which places count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.choose.importance.data import Batch
+from fxprune.compiler.refit import consumers as refit_consumers
+from fxprune.compiler.refit.additions import addition_of, as_answer, is_coordinatewise
+from fxprune.compiler.refit.consumers import consumers_of
+from fxprune.compiler.refit.counts import LEAST, counts_of
+from fxprune.result.selection import Selection
+from fxprune.zoo import randomise
+
+QUIET = {"progress": False}
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.linspace(0.1, 2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Rolled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (2, 4)).roll(1, 2).transpose(1, 2).transpose(1, 2).flatten(1, 2)
+
+
+class Streams(nn.Module):
+    """Blocks on a stream of 16 channels whose writers are followed by something."""
+
+    def __init__(self, after: Callable[[], nn.Module], depth: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 16)
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(16, 24) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(24, 16) for _ in range(depth))
+        self.after = nn.ModuleList(after() for _ in range(depth))
+        self.last, self.head = nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for norm, up, down, after in zip(self.norms, self.up, self.down, self.after, strict=True):
+            x = x + after(down(nn.functional.gelu(up(norm(x)))))
+        return self.head(self.last(x)[:, 0])
+
+
+def made(after: Callable[[], nn.Module]) -> nn.Module:
+    model = Streams(after)
+    randomise(model, 0)
+    return model.eval()
+
+
+def tokens(samples: int = 80, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(6, 12, generator=torch.Generator().manual_seed(99))
+    return list((torch.randn(samples, 8, 6, generator=generator) @ mix).split(16))
+
+
+FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+    "nothing": nn.Identity,
+    "dropout": lambda: nn.Dropout(0.1),
+    "scale": Scale,
+    "moved": Rolled,
+    "both": lambda: nn.Sequential(Rolled(), Scale()),
+}
+NOT_FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+    "activation": nn.ReLU,
+    "norm": lambda: nn.LayerNorm(16),
+    "layer": lambda: nn.Linear(16, 16),
+}
+
+
+def analysed(model: nn.Module) -> fxprune.Analysis:
+    return fxprune.analyze(model, example_inputs=tokens()[0][:2])
+
+
+@pytest.mark.parametrize("after", FOLLOWED)
+def test_what_is_lacking_becomes_an_answer(after: str) -> None:
+    model = made(FOLLOWED[after])
+    analysis = analysed(model)
+    nodes = {n.name: n for n in analysis.module.graph.nodes}
+    found = addition_of(analysis, nodes["down_1"])
+    assert found is not None and len(found.axes) == 3
+    module = model.after[1]
+    lacking = torch.randn(2, 8, 16)
+    assert is_coordinatewise(module, lacking)
+    assert torch.allclose(module(as_answer(module, lacking, torch.zeros(2, 8, 16))), lacking, atol=1e-5)
+
+
+def test_what_an_addition_never_sees_lacks_nothing() -> None:
+    def cropped(answer: Tensor) -> Tensor:
+        return answer[:, :5] * 2
+
+    answer = as_answer(cropped, torch.ones(2, 5, 3), torch.zeros(2, 8, 3))
+    assert is_coordinatewise(cropped, torch.zeros(2, 8, 3))
+    assert bool((answer[:, :5] == 0.5).all()) and not answer[:, 5:].any()
+
+
+@pytest.mark.parametrize("after", NOT_FOLLOWED)
+def test_other_ways_are_not_turned_back(after: str) -> None:
+    model = made(NOT_FOLLOWED[after])
+    analysis = analysed(model)
+    nodes = {n.name: n for n in analysis.module.graph.nodes}
+    found = addition_of(analysis, nodes["down_1"])
+    assert found is None or not is_coordinatewise(model.after[1], torch.randn(2, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("after", "form"), [*((name, "graph") for name in {**FOLLOWED, **NOT_FOLLOWED}), ("both", "module")]
+)
+def test_a_stream_that_is_made_up_for_is_nearer(
+    after: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made({**FOLLOWED, **NOT_FOLLOWED}[after])
+    # The first block loses most of its hidden channels; what the next ones read tells what it would give.
+    ratios = {"hidden": 0.9, "hidden2": 0.1, "hidden3": 0.1}
+    options = {"data": tokens(160), "importance_options": QUIET, "form": form, "basis": "given"}
+
+    def off() -> float:
+        pruned = fxprune.prune(model, 0.0, ratios=ratios, **options)
+        assert fxprune.verify(model, pruned).exact
+        unseen = torch.cat(tokens(160, seed=5))
+        with torch.no_grad():
+            return float((pruned.eval()(unseen) - model(unseen)).square().mean())
+
+    better = off()
+    monkeypatch.setattr(refit_consumers, "addition_of", lambda analysis, node: None)
+    assert better < 0.4 * off() if after in FOLLOWED else better == off()
+
+
+def test_writers_are_solved_though_what_they_read_is_whole() -> None:
+    model = made(nn.Identity)
+    options = {"ratios": {"embed": 0.5}, "basis": "given", "importance_options": QUIET}
+    plan = fxprune.plan_of(fxprune.prune(model, 0.0, data=tokens(400), **options))
+    assert "down.0.weight" in plan.refit
+    assert not any("down" in name or "embed" in name for name in plan.unfitted)
+
+
+def test_places_that_nobody_reads_count_least() -> None:
+    model = made(nn.Identity)
+    analysis = analysed(model)
+    group = next(g for g in analysis.prunable if g.size == 16)
+    selection = Selection.of(analysis, {group: torch.arange(8)})
+    consumers = consumers_of(analysis, selection).solved
+    batches = [Batch([x], len(x)) for x in tokens(20)]
+    counts = counts_of(analysis.module, consumers, batches, step=lambda: None)
+    assert counts.keys() == {c.node for c in consumers} and "down_1" in counts
+    for name, found in counts.items():
+        together = torch.cat([c.reshape(-1, 1 if name == "head" else 8) for c in found])
+        assert together.mean().item() == pytest.approx(1)
+        if name != "head":  # only the first token is read in the end, and tokens never meet
+            assert torch.allclose(together[:, 1:], torch.tensor(LEAST)) and together[:, 0].min() > LEAST
