@@ -36,7 +36,7 @@ ROWS: dict[str, tuple[Callable[[float], dict[str, Any]], tuple[float, ...]]] = {
     ),
 }
 PEER = "Torch-Pruning"
-GLOBAL_STEPS = 50  # in which Torch-Pruning removes 95 % of what it ranks globally, stopped where the MACs are gone
+GLOBAL_STEPS = 50  # in which Torch-Pruning would remove 95 %; it stops where the MACs are gone
 COLUMNS: dict[str, dict[str, Any]] = {
     "selection": {"basis": "given", "refit": False},
     "re-fit": {"basis": "given", "refit": True},
