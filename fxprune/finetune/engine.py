@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fxprune.errors import OptionError, TrainingError
+from fxprune.errors import OptionError, TrainingError, shown
 from fxprune.finetune.shards import (
     WholeAverage,
     copy_to_shard,
@@ -44,7 +45,8 @@ def accelerated(
         trackers: are told of each epoch; they write below `folder`, if they write files.
 
     Raises:
-        TrainingError: Accelerate, timm or a tracker is missing.
+        TrainingError: Accelerate, timm or a tracker is missing; or several processes were started, and
+            Accelerate would let each of them train alone.
         OptionError: the accelerator given accumulates or computes in another way than `training` says, or
             has trackers of its own.
     """
@@ -78,11 +80,26 @@ def accelerated(
             log_with=_known(trackers),
             project_dir=folder,
         )
+        _refuse_strangers(accelerator)
         with sharded_on_cpu(accelerator, training.precision):
             yield accelerator
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+
+
+def _refuse_strangers(accelerator: Accelerator) -> None:
+    """Refuse processes that were started together, and would each train alone and write the same files.
+
+    Raises:
+        TrainingError: they would.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        raise TrainingError(
+            f"{started} processes were started together, and Accelerate finds no GPU for them, so that each "
+            f"would train alone: set ACCELERATE_USE_CPU=1 to train together on CPUs"
+        )
 
 
 def _known(trackers: Trackers) -> list[Any] | None:
@@ -196,7 +213,7 @@ class Engine:
         try:
             model, optimizer = accelerator.prepare(student, optimizer)
         except (ValueError, KeyError) as error:
-            raise TrainingError(f"the student can't be prepared: {error}") from error
+            raise TrainingError(f"the student can't be prepared: {shown(str(error))}") from error
         if parts:
             refuse_uncalled_units(student)
         if average is not None:
