@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fxprune.errors import OptionError, TrainingError, shown
+from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.shards import (
     WholeAverage,
     copy_to_shard,
@@ -213,7 +214,7 @@ class Engine:
         try:
             model, optimizer = accelerator.prepare(student, optimizer)
         except (ValueError, KeyError) as error:
-            raise TrainingError(f"the student can't be prepared: {shown(str(error))}") from error
+            raise TrainingError(f"the student can't be prepared: {shorten(str(error), 200)}") from error
         if parts:
             refuse_uncalled_units(student)
         if average is not None:
