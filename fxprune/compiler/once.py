@@ -60,6 +60,6 @@ def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
         planned = as_planned(decision.analysis, plan)
         sides = Sides(planned, Selection.from_plan(planned, plan), graph_form(pruned))
         batches = batches_of(data, planned, "kl")
-        return sides.divergence(batches, log_probabilities) / sum(batch.size for batch in batches)
+        return sides.divergence(batches, log_probabilities)
 
     return divergence

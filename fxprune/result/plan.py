@@ -10,9 +10,9 @@ Pure data, applied by rewriting.  As JSON it is small beside the weights that it
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
 since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales", "regrouped",
-"discarded" and "samples" stand as in `Plan`, and are absent where they are empty; a matrix of "bases" as its
-shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is read as well
-as BITS.
+"discarded", "samples" and "divergence" stand as in `Plan`, and are absent where they are empty; a matrix of
+"bases" as its shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is
+read as well as BITS.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Plan:
     discarded: group -> the estimated KL divergence, for the mean calibration sample, of what it lost; where
         channels were chosen by "kl".
     samples: calibration samples that layers were solved again on.
+    divergence: KL divergence from the original for the mean calibration sample of those held out, before
+        layers were solved again and after; empty where none were.
     bases: name of a basis, as of `fxprune.rebase` -> the matrix that changed it first, float64 [n, n] or
         [heads, n, n]; the indices are then those of the model in these coordinates.
     """
@@ -95,6 +97,7 @@ class Plan:
     unfitted: dict[str, str] = field(default_factory=dict)
     discarded: dict[str, float] = field(default_factory=dict)
     samples: int = 0
+    divergence: tuple[float, ...] = ()
     bases: dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -141,7 +144,7 @@ def plan_data(plan: Plan, *, weights: bool = True) -> dict[str, object]:
     extras: dict[str, object] = {name: getattr(plan, name) for name in NAMED}
     extras["refit"] = {name: done.as_data() for name, done in plan.refit.items()}
     extras |= {name: list(getattr(plan, name)) for name in LISTED}
-    extras["samples"] = plan.samples
+    extras |= {"samples": plan.samples, "divergence": list(plan.divergence)}
     extras["bases"] = {name: written_matrix(matrix) for name, matrix in plan.bases.items()}
     record |= {name: value for name, value in extras.items() if value}
     if weights:
@@ -168,10 +171,13 @@ def plan_from(data: object) -> Plan:
     listed = {field: _listed(record, field, what) for field, what in LISTED.items()}
     named = {field: _named(record, field, kind) for field, kind in NAMED.items()}
     refit = {name: Refit.from_data(name, done) for name, done in _of_kind(record, "refit", dict).items()}
-    samples = record.get("samples", 0)
+    samples, divergence = record.get("samples", 0), record.get("divergence", [])
     if type(samples) is not int or samples < 0:
         raise PlanError("samples must be a whole number")
-    return Plan(groups, kept, refit=refit, bases=bases, samples=samples, **listed, **named)  # type: ignore[arg-type]
+    if not isinstance(divergence, list) or any(type(value) is not float for value in divergence):
+        raise PlanError("divergence must be a list of floats")
+    measured = {"samples": samples, "divergence": tuple(divergence)}
+    return Plan(groups, kept, refit=refit, bases=bases, **measured, **listed, **named)  # type: ignore[arg-type]
 
 
 def _read_weights(record: JsonObject) -> dict[str, tuple[LongTensor | None, ...]]:

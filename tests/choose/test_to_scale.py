@@ -108,11 +108,14 @@ def test_the_plan_says_what_was_discarded(tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     again = fxprune.Plan.load(tmp_path / "plan.json")
     assert (again.discarded, again.samples) == (plan.discarded, plan.samples)
+    sliced, solved = plan.divergence
+    assert again.divergence == plan.divergence and sliced > solved > 0
     said = str(fxprune.report(model, pruned))
     assert "estimated KL discarded" in said and "calibration samples" in said
+    assert f"{sliced:.2g}" in next(line for line in said.splitlines() if "KL of held-out" in line)
     assert "few" not in said.split("calibration samples")[1].splitlines()[0]
     nothing = fxprune.plan_of(fxprune.prune(model, 0.5, example_inputs=data[0][:2]))
-    assert nothing.discarded == {} and nothing.samples == 0
+    assert nothing.discarded == {} and nothing.samples == 0 and nothing.divergence == ()
 
 
 def test_few_samples_are_said_to_be_few() -> None:

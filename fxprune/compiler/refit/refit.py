@@ -70,6 +70,7 @@ def refit(
     calibration = split(batches, whole=analysis.captured.fixed_batch)
     found: dict[str, Refit] = {}
     left = dict(consumers.left)
+    divergence: tuple[float, ...] = ()
     readers = {c.node for c in consumers.solved if c.shrunk}
     if consumers.solved and not calibration.held:
         left |= dict.fromkeys(readers, "there is one sample only, and none to choose by")
@@ -88,17 +89,20 @@ def refit(
             elif consumer.shrunk:
                 left[consumer.node] = NO_GAIN
         left |= {node: why for node, why in sides.refused.items() if node in readers}
-        if found and not sides.divergence(calibration.held, log_probabilities) < before:
+        after = sides.divergence(calibration.held, log_probabilities) if found else before
+        if found and not after < before:
             with torch.no_grad():
                 for tensor, slices in kept:
                     tensor.copy_(slices)
-            found, left = {}, left | dict.fromkeys(readers, WORSE)
+            found, left, after = {}, left | dict.fromkeys(readers, WORSE), before
+        divergence = (before, after)
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
         refit={**plan.refit, **found},
         unfitted={names.get(node, node): why for node, why in left.items()},
         samples=samples,
+        divergence=divergence,
     )
     return with_record(result, lambda record: replace(record, plan=plan))
 

@@ -101,7 +101,7 @@ class Sides:
                 yield consumer, pair
 
     def divergence(self, batches: Sequence[Batch], log_probabilities: LogProbabilities | None) -> float:
-        """Return how far the result's predictions are from the original's, summed over samples."""
+        """Return how far the result's predictions are from the original's, for the mean sample."""
         total = 0.0
         with torch.no_grad():
             for batch in batches:
@@ -110,7 +110,7 @@ class Sides:
                     for m in (self._dense, self._small)
                 )
                 total += float(dense.divergence(small).double().sum())
-        return total
+        return total / sum(batch.size for batch in batches)
 
     def new_name(self, name: str) -> str:
         """Return the name that one of the original's tensors has in the result."""

@@ -42,6 +42,7 @@ class Report:
     floored: the groups of which the request would have taken more, had their floor not held it up.
     discarded: group -> estimated KL divergence of what it lost, where channels were chosen by "kl".
     samples: calibration samples that layers were solved again on; 0 where none were.
+    divergence: KL divergence from the original on those held out, before that and after.
     replaced: of an instance of the model's own class, the modules that are parts of the graph, each with what
         its own code said of the new sizes.
     """
@@ -58,6 +59,7 @@ class Report:
     floored: tuple[str, ...] = ()
     discarded: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
+    divergence: tuple[float, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
     format: str = "table"
 
@@ -126,6 +128,9 @@ class Report:
         if self.samples:
             few = " (few: more make it better)" if self.samples < FEW else ""
             total.append([f"calibration samples{few}", "", str(self.samples), ""])
+        if len(self.divergence) == 2:
+            sliced, solved = (f"{value:.2g}" for value in self.divergence)
+            total.append(["KL of held-out samples, slices and solved again", sliced, solved, ""])
         for path, why in self.replaced:
             total.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
         return [
@@ -222,6 +227,7 @@ def report(
         floored=plan.floored,
         discarded=dict(plan.discarded),
         samples=plan.samples,
+        divergence=plan.divergence,
         replaced=_replaced(pruned),
         format=format,
     )
