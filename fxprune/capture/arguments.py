@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_argument, guard_tensor, layout_of_argument
 
-__all__ = ["guard_arguments", "is_followed"]
+__all__ = ["followed_parts", "guard_arguments", "is_followed"]
 
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -23,6 +23,23 @@ def is_followed(value: Any) -> bool:
     """
     leaves = pytree.tree_leaves(value, is_leaf=lambda v: v is None)
     return bool(leaves) and not any(v is None or isinstance(v, (bool, str)) for v in leaves)
+
+
+def followed_parts(value: Any, stand_in: Any) -> Any:
+    """Return a nest of an argument with `stand_in`'s items for what a graph follows, and flags as they are.
+
+    Raises:
+        NotImplementedError: tensors and flags stand in a container of another kind than list, tuple or dict.
+    """
+    if is_followed(value):
+        return stand_in
+    if type(value) in (list, tuple):
+        return type(value)(followed_parts(v, stand_in[i]) for i, v in enumerate(value))
+    if type(value) is dict:
+        return {key: followed_parts(v, stand_in[key]) for key, v in value.items()}
+    if any(isinstance(v, Tensor) for v in pytree.tree_leaves(value)):
+        raise NotImplementedError(f"an argument is a {type(value).__name__} of tensors and of flags")
+    return value
 
 
 def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numbers: bool) -> None:
@@ -82,8 +99,9 @@ def _guard(graph: fx.Graph, after: fx.Node, node: fx.Node, value: Any, numbers: 
         elif followed or not _is_plain(value):
             if not isinstance(value, (list, tuple, dict)):
                 return after
-            after = given = graph.call_function(layout_of_argument, (node,))
-            expected = layout_of_argument(value)
+            baked = () if numbers else (True,)
+            after = given = graph.call_function(layout_of_argument, (node, *baked))
+            expected = layout_of_argument(value, *baked)
     with graph.inserting_after(after):
         return graph.call_function(target, (given, expected), {"name": node.name})
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.attention import decompose_modules
+from fxprune.capture.call_state import DependsOnCall
 from fxprune.capture.checkpoints import CHECKPOINTS, noticed_checkpoints
 from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import FIXED_BATCH, capture_exported
@@ -113,6 +114,8 @@ def capture_model(
             return captured
         except (ExampleInputError, PassError):
             raise
+        except DependsOnCall as error:
+            raise DependsOnCall(f"{type(model).__name__} can't be captured as a graph: {error}") from None
         except Exception as error:  # whatever user code raises while it is traced
             failures.append(_located(way, error))
     raise _why_not(model, example, failures)

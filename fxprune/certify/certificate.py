@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.compare import compare
@@ -29,7 +29,7 @@ from fxprune.certify.draws import is_varied
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.certify.noise import drawn_in_order
 from fxprune.errors import CertificateError
-from fxprune.graph.copies import structural_copy
+from fxprune.graph.copies import graph_shared, own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, floats_of, in_float64
@@ -176,21 +176,24 @@ def same_function(pruned: fx.GraphModule, stock: nn.Module, example: Example) ->
     in_eval_mode(eager)
     with torch.no_grad(), default_float64():
         with same_draws(pruned), in_double():
-            wanted = floats_of(eager(*example.args, **example.kwargs))
+            given = example.map(Tensor.clone)
+            wanted = floats_of(eager(*given.args, **given.kwargs))
         with same_draws(pruned):
-            got = floats_of(Float64Interpreter(doubled(pruned)).run_on(example))
+            got = floats_of(Float64Interpreter(doubled(pruned)).run_on(example.map(Tensor.clone)))
     return compare(wanted, got).error
 
 
 def _check_capture(model: nn.Module, captured: Captured, example: Example) -> None:
     """Refuse a capture that took another branch than the model: it would certify the wrong function."""
-    eager = structural_copy(model)
+    eager = structural_copy(model, own_buffers)
     in_eval_mode(eager)
+    graph = graph_shared(captured.module, lambda held: structural_copy(held, own_buffers))
     with torch.no_grad():
         with same_draws(model), drawn_in_order():
-            wanted = floats_of(eager(*example.args, **example.kwargs))
+            given = example.map(Tensor.clone)  # its code may write to what it is given
+            wanted = floats_of(eager(*given.args, **given.kwargs))
         with same_draws(model), drawn_in_order():
-            got = floats_of(captured.module(*bound_arguments(captured.module, example)))
+            got = floats_of(graph(*bound_arguments(graph, example.map(Tensor.clone))))
     if len(wanted) != len(got):
         raise CertificateError(f"the model returns {len(wanted)} tensors, its capture {len(got)}")
     for a, b in zip(wanted, got, strict=True):

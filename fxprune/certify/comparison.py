@@ -175,7 +175,7 @@ class Comparison:
                 tensors = self.weights.own()
             if tensors is not None:
                 put_tensors(masked.module, tensors)
-            outputs = floats_of(masked.run_on(example))
+            outputs = floats_of(masked.run_on(example.map(Tensor.clone)))  # code may write to its inputs
         return [compact(t, k) for t, k in zip(outputs, self.kept, strict=True)], masked.noise
 
     def _result(self, example: Example, tensors: Tensors | None, noise: Noise) -> list[Tensor]:
@@ -186,7 +186,7 @@ class Comparison:
             else:
                 copied = _unrounded(copied, self.model)
             running = Replaying(copied, noise)
-            outputs = floats_of(running.run_on(example))
+            outputs = floats_of(running.run_on(example.map(Tensor.clone)))
         self.ties |= running.ties
         return outputs
 

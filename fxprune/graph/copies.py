@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["graph_shared", "structural_copy"]
+__all__ = ["graph_shared", "own_buffers", "structural_copy"]
 
 _HELD = ("_modules", "_parameters", "_buffers")
 
@@ -29,6 +29,11 @@ def structural_copy(
         state = [value for m in model.modules() for value in m.__dict__.values()]
         shared |= {id(value): value for value in state if not _can_be_copied(value, shared)}
         return copy.deepcopy(model, memo=dict(shared))
+
+
+def own_buffers(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a copy that is run buffers of its own, which its code may write to."""
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
 
 
 def graph_shared(module: fx.GraphModule, copied: Callable[[nn.Module], nn.Module]) -> fx.GraphModule:

@@ -153,14 +153,18 @@ def guard_tensor(value: Any, expected: Any, *, name: str) -> Exception:
     )
 
 
-def layout_of_argument(value: Any) -> str:
-    """Spell how an argument is nested: `[*, *]`, `{'a': *}`."""
+def layout_of_argument(value: Any, numbers: bool = False) -> str:
+    """Spell how an argument is nested, flags and words in it included: `[*, *]`, `{'a': *, 'b': True}`.
+
+    numbers: spell numbers as well.
+    """
     if isinstance(value, (list, tuple)):
-        inner = ", ".join(map(layout_of_argument, value))
+        inner = ", ".join(layout_of_argument(v, numbers) for v in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {layout_of_argument(v)}" for k, v in value.items()) + "}"
-    return "*"
+        return "{" + ", ".join(f"{k!r}: {layout_of_argument(v, numbers)}" for k, v in value.items()) + "}"
+    plain = (bool, str, int, float) if numbers else (bool, str)
+    return repr(value) if value is None or isinstance(value, plain) else "*"
 
 
 def _is(value: Any, expected: Any) -> bool:

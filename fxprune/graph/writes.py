@@ -23,6 +23,25 @@ VIEWS = {
 }
 
 
+# Ops that return the very tensor that they are given, where there is nothing to do.
+_MAYBE_ITSELF = {
+    *("contiguous", "to", "type_as", "type", "float", "double", "half", "bfloat16", "cpu", "cuda"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "ravel"),
+    *(
+        "expand_as",
+        "broadcast_to",
+        "reshape_as",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "unsafe_chunk",
+    ),
+    *("moveaxis", "swapdims", "adjoint", "real", "imag", "view_as_real", "view_as_complex", "squeeze_"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "positive", "conj", "resolve_conj", "resolve_neg"),
+}
+
+
 # Methods that write without reading: `x[...] = 0`, `x[...] = y`.
 FILLS = {"zero_", "fill_", "copy_"}
 
@@ -85,7 +104,7 @@ def state_of(node: fx.Node, root: nn.Module) -> str | None:
 
 
 def _base(tensor: Any) -> Any:
-    """Return the tensor whose memory this one is, or is a part of."""
+    """Return the tensor whose memory this one is, or is a part of, or may be."""
     while isinstance(tensor, fx.Node) and _is_view(tensor) and tensor.args:
         tensor = tensor.args[0]
     return tensor
@@ -100,7 +119,7 @@ def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
         return True  # the model's own tensor
     same_memory, front = {base}, [base]
     while front:
-        views = [n for n in front.pop().users if _is_view(n) and n not in same_memory]
+        views = [n for n in front.pop().users if _is_view(n) and n not in same_memory and n is not write]
         same_memory.update(views)
         front += views
     later = (user for alias in same_memory for user in alias.users if order[user] > order[write])
@@ -115,4 +134,7 @@ def _passes_on(node: fx.Node, write: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and op_name(node.target) in VIEWS
+    if node.op == "call_module":
+        return node.meta.get("maybe_itself", False)
+    named = node.op in ("call_function", "call_method")
+    return named and op_name(node.target) in VIEWS | _MAYBE_ITSELF

@@ -58,6 +58,18 @@ class Chosen(Base):
         return self.WAYS[way](self.body(x)).unflatten(1, sizes).mean((1, 2))
 
 
+class Nested(Base):
+    """Tensors and plain values in one nest."""
+
+    def forward(self, x: Tensor, options: dict[str, Any]) -> Tensor:
+        y = self.body(x + options["table"]) * options["scales"][0]
+        return (y if options["flag"] else -y).mean(1)
+
+
+def nest(scale: float = 2.0, flag: bool = True, by: float = 1.0) -> dict[str, Any]:
+    return {"options": {"table": noise(6, C) * by, "scales": [scale, None], "flag": flag}}
+
+
 X = noise(2, 6, C)
 ANSWERED: list[tuple[type[Base], tuple[Any, ...], dict[str, Any], tuple[Any, ...], dict[str, Any]]] = [
     (Flagged, (X,), {}, (noise(3, 6, C), True), {"mode": "mean"}),
@@ -66,6 +78,7 @@ ANSWERED: list[tuple[type[Base], tuple[Any, ...], dict[str, Any], tuple[Any, ...
     (Masked, (X,), {}, (noise(5, 6, C), None), {"keep": None}),
     (Masked, (X, noise(2, 6)), {}, (noise(4, 6, C), noise(4, 6)), {}),
     (Masked, (X,), {"keep": 1}, (noise(3, 6, C),), {"keep": 1}),
+    (Nested, (X,), nest(), (noise(3, 6, C),), nest(by=3.0)),
     (Chosen, (X, "tanh"), {}, (noise(3, 6, C), "tanh", (2, 3)), {}),
     (Chosen, (X,), {"way": "gelu", "sizes": [3, 2]}, (noise(1, 6, C), "gelu"), {"sizes": [3, 2]}),
 ]
@@ -78,6 +91,7 @@ REFUSED: list[tuple[type[Base], tuple[Any, ...], dict[str, Any], dict[str, Any],
     (Masked, (X,), {"mask": noise(2, 6)}, {}, "mask=None"),
     (Masked, (X,), {}, {"keep": 0}, "keep=0"),
     (Chosen, (X,), {"way": "tanh"}, {"way": "gelu"}, "way='gelu'"),
+    (Nested, (X,), nest(), nest(flag=False), "options="),
 ]
 
 
@@ -112,6 +126,17 @@ def test_another_value_is_refused(
     plain = {name: value for name, value in kwargs.items() if name == "way"}
     with pytest.raises(InputArgumentError, match=f"^{said}"):
         pruned(*args, **{**plain, **other})
+
+
+@pytest.mark.parametrize(("capture", "follows"), [("symbolic", True), ("export", False)])
+def test_a_number_beside_tensors_is_followed_or_refused(capture: str, follows: bool) -> None:
+    model = made(Nested)
+    whole = fxprune.prune(model, 0.0, example_inputs=X, example_kwargs=nest(), capture=capture)
+    if follows:
+        assert torch.allclose(whole(X, **nest(3.0)), model(X, **nest(3.0)), rtol=1e-10)
+    else:
+        with pytest.raises(InputArgumentError, match=r"options=.*3\.0.* was captured with .*2\.0"):
+            whole(X, **nest(3.0))
 
 
 def test_other_tools_see_the_inputs_that_they_are_given() -> None:

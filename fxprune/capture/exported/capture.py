@@ -15,6 +15,13 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import traced_functions
+from fxprune.capture.call_state import (
+    after_a_call,
+    noticed_gradient_questions,
+    other_second_call,
+    other_without_gradients,
+    refuse_difference,
+)
 from fxprune.capture.exported.plain_graph import _plain_graph
 from fxprune.capture.exported.program import export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
@@ -54,8 +61,18 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     functions: dict[str, None] = {}
     with traced_functions(functions):
         set_mode(model, False)
-        exported = export_program(model, example)
+        asked: dict[str, None] = {}
+        with noticed_gradient_questions(asked):
+            exported = export_program(model, example)
         graph = _plain(model, exported.program)
+        with after_a_call(model, exported.example) as changed:
+            if changed:
+                again = _plain(model, export_again(model, exported).program)
+                refuse_difference(graph, again, other_second_call(changed))
+        if asked:
+            with torch.no_grad():
+                without = _plain(model, export_again(model, exported).program)
+            refuse_difference(graph, without, other_without_gradients(asked))
         notes = [FIXED_BATCH] if exported.fixed_batch else []
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
@@ -99,4 +116,19 @@ def _plain(model: nn.Module, program: torch.export.ExportedProgram) -> fx.Graph:
     """Return the graph of a program; what its code writes in place is a value."""
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
-    return _plain_graph(program, model)
+    graph = _plain_graph(program, model)
+    _refuse_writes_through_dropouts(graph, model)
+    return graph
+
+
+def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
+    """Refuse `y = drop(x); y += 1` where x is read again: in eval mode both are one tensor, in train two."""
+    before = hidden_writes(graph, model)
+    dropouts = [n for n in graph.nodes if n.op == "call_module"]
+    for node in dropouts:
+        node.meta["maybe_itself"] = not _is_norm_with_modes(model.get_submodule(str(node.target)))
+    for node in hidden_writes(graph, model):
+        if node not in before:
+            raise NotImplementedError(
+                f"{node.name} at {node.meta.get('where')} writes in place to what a dropout passes on"
+            )

@@ -12,6 +12,14 @@ from torch.fx import _symbolic_trace
 
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_elementwise_functions
+from fxprune.capture.call_state import (
+    changed_since,
+    noticed_gradient_questions,
+    other_second_call,
+    other_without_gradients,
+    plain_state,
+    refuse_difference,
+)
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
@@ -59,7 +67,16 @@ def capture_symbolic(
     if as_is is not None:
         return as_is
     copies = copies or {}
-    graph = _trace(model, leaves, example, copies, taught, training=False)
+    asked: dict[str, None] = {}
+    before = plain_state(model)
+    with noticed_gradient_questions(asked):
+        graph = _trace(model, leaves, example, copies, taught, training=False)
+    if changed := changed_since(before, model):
+        again = _trace(model, leaves, example, copies, taught, training=False)
+        refuse_difference(graph, again, other_second_call(changed))
+    if asked:
+        without = _trace(model, leaves, example, copies, taught, training=False, gradients=False)
+        refuse_difference(graph, without, other_without_gradients(asked))
     mark_literal_dtypes(
         graph, model, example, lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False)
     )
@@ -84,6 +101,7 @@ def _trace(
     taught: frozenset[str],
     training: bool,
     keep_eval: Collection[type] = (),
+    gradients: bool = True,
 ) -> fx.Graph:
     set_mode(model, training, keep_eval)
     followed: list[dict[str, Any]] = []
@@ -91,7 +109,7 @@ def _trace(
     while True:
         tracer = Tracer(leaves, example, copies)
         with (
-            torch.enable_grad(),
+            torch.set_grad_enabled(gradients),
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),

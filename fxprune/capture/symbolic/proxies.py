@@ -44,6 +44,13 @@ class TracedValue(fx.Proxy):
                 raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         return TracedAttribute(self, name)
 
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        """Refuse `table[i] = x` where the table is a tensor that the code made: it would be written once."""
+        if orig_method is Tensor.__setitem__:
+            raise NotImplementedError("a tensor that the code made is written to")
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
     def __int__(self) -> int:
         """Return the example's number, which the graph checks, where the call itself can't be a node."""
         want_shadow(sys._getframe(1))
@@ -108,9 +115,17 @@ class TracedValue(fx.Proxy):
         op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
         return (self[i] for i in range(count)) if op == UNPACK else self.tracer.iter(self)  # type: ignore[index]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse `x.data = y`, which changes the tensor that `x` stands for."""
+        if hasattr(Tensor, name):
+            raise NotImplementedError(f"it assigns to .{name} of a tensor")
+        super().__setattr__(name, value)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record `x[index] = value`; where the index is a mask, it acts on each element alike."""
         tracer = self.tracer
+        if tracer.is_part(value, self, index):
+            return  # `x[index] += y`, which wrote to x already
         mask = tracer.decisions.structure(index) if isinstance(index, fx.Proxy) else None
         if isinstance(mask, Tensor) and mask.dtype is torch.bool and isinstance(value, (bool, int, float)):
             for _ in range(tracer.decisions.structure(self).ndim - mask.ndim):
@@ -118,6 +133,19 @@ class TracedValue(fx.Proxy):
             tracer.write(self, self.masked_fill(index, value))
         else:
             tracer.write(self, tracer.create_proxy("call_function", written, (self, index, value), {}))
+
+
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[TracedValue, Any], Any]:
+    """Make `x += y`, which changes a tensor for all who hold it, and makes a new number of a number."""
+
+    def apply(self: TracedValue, other: Any) -> Any:
+        return self.tracer.augmented(operation, self, other)
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(TracedValue, f"__i{_name}__", _in_place(getattr(operator, f"__{_name}__")))
 
 
 class TracedAttribute(TracedValue, Attribute):

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from fxprune.capture.arguments import is_followed
+from fxprune.capture.arguments import followed_parts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
@@ -29,6 +29,7 @@ from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.values import NodeError
 from fxprune.graph.writes import FILLS, shares_memory, value_of_write
+from fxprune.rules.modules import native
 
 __all__ = ["Tracer"]
 
@@ -55,6 +56,7 @@ class Tracer(fx.Tracer):
         # Identity, not equality: `==` of proxies is a node of the graph.
         self._ranks_asked: dict[fx.Node, str | None] = {}  # the node, and the line that asked first
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
+        self._to_assign: dict[fx.Node, str] = {}  # what `self.mean += ..` gave, and the name of the tensor
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
         self._tracing_here = this_thread_only()
 
@@ -89,10 +91,14 @@ class Tracer(fx.Tracer):
             for name, value in module._buffers.items():
                 target = f"{path}.{name}".lstrip(".")
                 saved = target in known and name not in module._non_persistent_buffers_set
+                if isinstance(value, fx.Proxy) and self._to_assign.get(value.node) == target:
+                    del self._to_assign[value.node]
                 if saved and isinstance(value, fx.Proxy):
                     with graph.inserting_before(output):
                         buffer = graph.get_attr(target)
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
+        for node, target in self._to_assign.items():
+            raise NotImplementedError(f"{target} is written to in place at {node.meta.get('where')}")
 
     def path_of_module(self, mod: nn.Module) -> str:
         """Name a layer that the code makes as it runs."""
@@ -119,7 +125,7 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         """Return what the model's code gets for an argument: itself, where a graph can't follow another."""
         proxy = self.create_proxy("placeholder", name, (), {})
-        return proxy if is_followed(value) else value
+        return followed_parts(value, proxy)
 
     def create_arg(self, a: Any) -> Any:
         """Call a model's own output class in the graph, even where it is a dict, too."""
@@ -134,7 +140,13 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _recognise(self, constant: torch.Tensor) -> None:
-        """Give a tensor that the code makes anew in every trace the same name in each."""
+        """Give a tensor that the code makes anew in every trace the same name in each.
+
+        Raises:
+            NotImplementedError: it is made of weights, as numbers (`for p in m.parameters()`).
+        """
+        if constant.grad_fn is not None:
+            raise NotImplementedError("it computes with weights that it finds by going through all of them")
         for i in itertools.count():
             name = f"_tensor_constant{i}"
             known = getattr(self.root, name, None)
@@ -156,9 +168,20 @@ class Tracer(fx.Tracer):
         if copy is not None:
             return copy(*args, **kwargs)
         made = super().call_module(m, forward, args, kwargs)
+        if id(m) in self._leaves:
+            self._refuse_other_weights(m)
+            made.node.meta["maybe_itself"] = _may_pass_on(m)
         if self._acts_in_place(m, made) and args and isinstance(args[0], fx.Proxy):
             self.write(args[0], made)  # what the code reads of its input from here on is the result
         return made
+
+    def _refuse_other_weights(self, leaf: nn.Module) -> None:
+        """Refuse a layer whose weights the code replaced (`functional_call`): a graph calls its own."""
+        for name in ("weight", "bias", *leaf._parameters, *leaf._buffers):
+            held = leaf._parameters.get(name, leaf._buffers.get(name, vars(leaf).get(name)))
+            replaced = isinstance(held, fx.Proxy)
+            if replaced or (isinstance(held, torch.Tensor) and id(held) not in self._tensor_names):
+                raise NotImplementedError(f"the code gives a {type(leaf).__name__} another {name}")
 
     def _acts_in_place(self, m: nn.Module, made: Any) -> bool:
         """Is it a call of a layer such as `nn.SiLU(inplace=True)`?"""
@@ -250,6 +273,11 @@ class Tracer(fx.Tracer):
             shape = self.value_or_self(args[0])
             if isinstance(shape, tuple):  # of some of the sizes, which may be numbers in the result
                 return functools.reduce(operator.mul, (args[0][i] for i in range(len(shape))), 1)
+        if kind == "call_function" and kwargs.get("out") is not None:
+            if not isinstance(kwargs["out"], fx.Proxy):
+                raise NotImplementedError("it writes to several tensors by out=")
+            given = {name: value for name, value in kwargs.items() if name != "out"}
+            return self.write(kwargs["out"], self.create_proxy(kind, target, args, given))
         if kind == "call_function" and target in DECOMPOSED_FUNCTIONS:
             decomposed: fx.Proxy = DECOMPOSED_FUNCTIONS[target](*args, **kwargs)
             next(reversed(self.graph.nodes)).meta["decomposed"] = True
@@ -271,6 +299,26 @@ class Tracer(fx.Tracer):
         if whole is not None and isinstance(self.decisions.structure(whole), torch.Tensor):
             self.write(whole, self.create_proxy("call_function", written, (whole, index, value), {}))
         return proxy
+
+    def augmented(self, operation: Callable[[Any, Any], Any], proxy: fx.Proxy, other: Any) -> Any:
+        """Compute `proxy += other`: of a tensor a write, of a number another number."""
+        value = operation(proxy, other)
+        if not isinstance(value, fx.Proxy) or not self._is_tensor(proxy):
+            return value
+        if proxy.node.op == "get_attr":  # `self.mean += ..` assigns it
+            self._to_assign[value.node] = str(proxy.node.target)
+            return value
+        return self.write(proxy, value)
+
+    def _is_tensor(self, proxy: fx.Proxy) -> bool:
+        if not isinstance(proxy, Attribute) and proxy.node.op in ("call_module", "get_attr"):
+            return True
+        return isinstance(self.value_or_self(proxy), torch.Tensor)
+
+    def is_part(self, value: Any, whole: fx.Proxy, index: Any) -> bool:
+        """Return whether a value is what `whole[index]` gave, by the same index."""
+        held, at = self._part_of.get(value, (None, None)) if isinstance(value, fx.Proxy) else (None, None)
+        return held is whole and at is index
 
     def _write_data(self, data: Attribute, value: fx.Proxy) -> fx.Proxy:
         """Let a tensor stand for what was written to its `.data`, which no gradient passes through.
@@ -323,6 +371,13 @@ class Tracer(fx.Tracer):
         if not self.grad_enabled():
             node.meta["no_grad"] = True
         return node
+
+
+def _may_pass_on(leaf: nn.Module) -> bool:
+    """Return whether a layer may return the very tensor that it is given, or a view of it: a dropout does."""
+    if isinstance(leaf, (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)):
+        return True
+    return not leaf._parameters and not leaf._buffers and native(leaf) is None
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
