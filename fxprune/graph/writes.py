@@ -135,6 +135,6 @@ def _passes_on(node: fx.Node, write: fx.Node) -> bool:
 
 def _is_view(node: fx.Node) -> bool:
     if node.op == "call_module":
-        return node.meta.get("maybe_itself", False)
+        return bool(node.meta.get("maybe_itself"))
     named = node.op in ("call_function", "call_method")
     return named and op_name(node.target) in VIEWS | _MAYBE_ITSELF
