@@ -95,7 +95,7 @@ def changed_since(before: Mapping[tuple[str, str], Any], model: nn.Module) -> li
 
 
 def other_second_call(changed: Iterable[str]) -> str:
-    """Say that a call changes what the next one computes."""
+    """Explain that a call changes what the next one computes."""
     return (
         f"its second call computes something else than its first, since its code changes "
         f"{', '.join(changed)}: call the model once before you prune it if that settles it, or prune a "
@@ -104,7 +104,7 @@ def other_second_call(changed: Iterable[str]) -> str:
 
 
 def other_without_gradients(lines: Iterable[str]) -> str:
-    """Say that the code looks whether gradients are recorded."""
+    """Explain that the code looks whether gradients are recorded."""
     return (
         f"it computes something else where gradients are recorded than where they are not, as its code asks "
         f"at {', '.join(lines)}: decide it when the model is built, or prune a submodule without that code"
