@@ -9,18 +9,22 @@ the graph takes, in both modes.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.graph.own_nodes import is_guard
+from fxprune.compiler.native.size_expressions import SizeReader, same_size, value_of
+from fxprune.graph.op_names import op_name
+from fxprune.graph.own_nodes import is_guard, split_by_sizes
 from fxprune.graph.tensors import tensor_at
 
 __all__ = ["Difference", "differences"]
+
+
+SPLITS = {"chunk", "split", "tensor_split", "hsplit", "unsafe_chunk", "unsafe_split"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,23 @@ def differences(
             return
         if a.name not in kept and b.is_impure() and not is_guard(b.target):
             yield Difference(_module_of(b))
+    live, reader = _live(pruned.graph), SizeReader(there)
     for node in pruned.graph.nodes:
+        if node not in live or reader.is_size(node):
+            continue  # a number is compared where it is used
         if node.name in there:
-            yield from _Pair(node, there, pruned, own).differences()
-        elif node.is_impure():
+            yield from _Pair(node, there[node.name], reader, pruned, own).differences()
+        else:
             yield Difference(_module_of(node))
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """Find the nodes that an output, a write or a guard needs."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.is_impure():
+            live.update([node], node.all_input_nodes)
+    return live
 
 
 def _first_other(before: list[fx.Node], after: list[fx.Node]) -> Difference:
@@ -87,13 +103,20 @@ class _Pair:
     """A node of the pruned graph, and the one of the instance's that stands for the same."""
 
     def __init__(
-        self, node: fx.Node, there: dict[str, fx.Node], pruned: fx.GraphModule, own: fx.GraphModule
+        self, node: fx.Node, own: fx.Node, reader: SizeReader, pruned: fx.GraphModule, whole: fx.GraphModule
     ) -> None:
-        self.node, self.own, self.there = node, there[node.name], there
-        self.modules = own, pruned
+        self.node, self.own, self.reader = node, own, reader
+        self.modules = whole, pruned
 
     def differences(self) -> Iterator[Difference]:
         node, own = self.node, self.own
+        if node.target is split_by_sizes and own.target is not split_by_sizes:
+            yield from () if self._same_split() else [self._other()]
+            return
+        if type(own.meta.get("val")) is bool and node.op == "call_function" and not node.all_input_nodes:
+            wanted = node.target(*node.args, **node.kwargs)  # type: ignore[operator]
+            yield from () if wanted is own.meta["val"] else [self._other()]
+            return
         if not _same_operation(node, own) or not self._same_holding():
             yield self._other()
             return
@@ -104,6 +127,16 @@ class _Pair:
         for name, value in node.kwargs.items():
             if name != "where":  # a guard's words
                 yield from self._between(own.kwargs[name], value)
+
+    def _same_split(self) -> bool:
+        """Does another kind of split (`chunk`) give parts of these sizes?"""
+        x, sizes, dim = (*self.node.args, *self.node.kwargs.values())
+        parts = self.own.meta.get("val")
+        if op_name(self.own.target) not in SPLITS or not isinstance(parts, (list, tuple)):
+            return False
+        there = (*self.own.args, *self.own.kwargs.values())
+        same = isinstance(dim, int) and dim in there and self.reader.read(x) is there[0]
+        return same and [part.shape[dim] for part in parts] == [*sizes]  # type: ignore[misc]
 
     def _other(self, got: Any = None, wanted: Any = None) -> Difference:
         return Difference(_module_of(self.own), got, wanted)
@@ -120,15 +153,14 @@ class _Pair:
     def _between(self, got: Any, wanted: Any) -> Iterator[Difference]:
         """Compare arguments; a size that the pruned graph has as a number is what its node gives."""
         if isinstance(wanted, fx.Node):
-            if self._read(wanted, self.there) != (self._read(got, None) if isinstance(got, fx.Node) else got):
+            if SizeReader().read(got) != self.reader.read(wanted) and not same_size(got, wanted, self.reader):
                 yield self._other()
             return
         if isinstance(wanted, slice) and isinstance(got, slice):
             wanted, got = [(s.start, s.stop, s.step) for s in (wanted, got)]
         elif isinstance(wanted, dict) and isinstance(got, dict) and wanted.keys() == got.keys():
             wanted, got = [*wanted.values()], [got[key] for key in wanted]
-        if isinstance(got, fx.Node):
-            got = self._read(got, None)
+        got = SizeReader().read(got)
         if isinstance(wanted, (list, tuple)):
             if not isinstance(got, (list, tuple)) or len(got) != len(wanted):
                 yield self._other()
@@ -136,51 +168,10 @@ class _Pair:
             for a, b in zip(got, wanted, strict=True):
                 yield from self._between(a, b)
             return
-        got = _value(got)
+        got = value_of(got)
         if not _same_constant(got, wanted):
             numbers = type(got) is int and type(wanted) is int
             yield self._other(got, wanted) if numbers else self._other()
-
-    def _read(self, node: fx.Node, there: Mapping[str, fx.Node] | None) -> Any:
-        """Return the sizes that a node reads off a tensor, or the node: in terms of the instance's nodes.
-
-        there: of a node of the pruned graph, what stands for each.
-        """
-        if node.op not in ("call_function", "call_method"):
-            return node if there is None else there.get(node.name)
-        first = node.args[0] if node.args else None
-        itself = node if there is None else there.get(node.name)
-        if not isinstance(first, fx.Node):
-            return itself
-        if node.target is operator.getitem and isinstance(node.args[1], (int, slice)):
-            sizes = self._read(first, there)
-            return sizes[node.args[1]] if isinstance(sizes, tuple) else itself
-        if (node.target, *node.args[1:]) != (getattr, "shape") and node.target != "size":
-            return itself
-        tensor = first if there is None else there.get(first.name)
-        value = tensor.meta.get("val") if tensor is not None else None
-        if tensor is None or not isinstance(value, Tensor):
-            return itself
-        sizes = tuple(_Size(tensor, dim) for dim in range(value.ndim))
-        asked = node.args[1:] if node.target == "size" else ()
-        if not asked and not node.kwargs:
-            return sizes
-        return sizes[asked[0]] if asked and isinstance(asked[0], int) else itself
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A size of a tensor: the same number wherever it is read."""
-
-    tensor: fx.Node
-    dim: int
-
-
-def _value(got: Any) -> Any:
-    """Return the number that a size is, where the pruned graph has one."""
-    if isinstance(got, _Size):
-        return got.tensor.meta["val"].shape[got.dim]
-    return got.meta.get("val") if isinstance(got, fx.Node) else got
 
 
 def _same_constant(a: Any, b: Any) -> bool:

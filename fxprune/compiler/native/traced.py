@@ -5,6 +5,7 @@ One trace where the first proposals hold; where numbers differ, the difference s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
@@ -45,6 +46,7 @@ def own_code_by_trace(
     proposals = Proposals(model, root, sizes)
     edits: dict[Slot, int] = {}
     more = {**dict(proposals.second()), **dict(proposals.first())}
+    most = sys.maxsize
     for _ in range(TRACES):
         for slot, new in more.items():
             slot.write(root, new)
@@ -62,9 +64,10 @@ def own_code_by_trace(
             # What a library's own attention does with the sizes, its plain code does not tell.
             spelled_out = is_spelled_out(root, own.module.graph)
             return None if spelled_out and wrong_in(root, pruned) else (root, own_code)
-        more = _corrected(root, proposals, found) if all(d.is_number for d in found) else {}
-        if not more:
+        more = _corrected(root, proposals, [d for d in found if d.is_number])
+        if not more or len(found) >= most:
             return None
+        most = len(found)
     return None
 
 
@@ -77,11 +80,13 @@ def _corrected(root: nn.Module, proposals: Proposals, found: Iterable[Difference
     for difference in dict.fromkeys(found):
         path, news = difference.module, dict[Slot, int]()
         while not news:
-            for slot, _ in proposals.slots.get(path, ()):
-                now = slot.read(root)
-                times, rest = divmod(difference.got, now)
-                if not rest and difference.wanted % times == 0 and times <= MOST_TIMES:
-                    news[slot] = difference.wanted // times
+            for slot, old in proposals.slots.get(path, ()):
+                times, rest = divmod(difference.got, slot.read(root))
+                new, other = divmod(difference.wanted, max(times, 1))
+                if rest or other or times > MOST_TIMES:
+                    continue
+                if new in (old, *proposals.sizes[path].may_be(old)):
+                    news[slot] = new
             exact = {slot: new for slot, new in news.items() if slot.read(root) == difference.got}
             news = exact or news
             if not path:
