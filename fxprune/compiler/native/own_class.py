@@ -93,10 +93,11 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     if isinstance(own, str):
         return _no_instance(pruned, own)
     made = instance_of(model, own, pruned, slices)
-    if wrong_in(made, pruned):
+    notes = analysis.captured.notes
+    if wrong_in(made, pruned, notes):
         own = with_duplicates(model, made, own)
         made = instance_of(model, own, pruned, slices)
-        wrong = wrong_in(made, pruned)
+        wrong = wrong_in(made, pruned, notes)
         if wrong:
             return _no_instance(pruned, wrong)
     return _finished(model, made, own, pruned, sizes)

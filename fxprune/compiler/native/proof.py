@@ -1,23 +1,38 @@
-"""Prove that an instance, as a copy of it is, computes what its graph does for another batch."""
+"""Prove that a copy of an instance computes what its graph does, for other batches, heights and modes."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Collection
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from fxprune.capture.modes.follow import FOLLOWS_EVAL
 from fxprune.certify.certificate import same_function
+from fxprune.certify.compare import compare
+from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.slots import own_slots_of
-from fxprune.graph.example import seeded_noise
+from fxprune.compiler.native.traits import other_examples
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import floats_of, in_float64
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["with_duplicates", "wrong_in"]
 
 
-def wrong_in(instance: nn.Module, pruned: PrunedModule) -> str:
-    """Describe what is wrong with an instance; empty if a copy of it equals the graph in float64."""
+def wrong_in(instance: nn.Module, pruned: PrunedModule, notes: Collection[str] = ()) -> str:
+    """Describe what is wrong with an instance; empty if a copy of it equals the graph in float64.
+
+    For another batch; for images of another height, where both take them; and in train mode, where the graph
+    follows it and the code draws no numbers there.
+
+    notes: what the capture could not keep.
+    """
     example = seeded_noise(pruned.record.example, pruned)
     if pruned.record.dynamic:
         example = example.with_batch(3)
@@ -26,7 +41,39 @@ def wrong_in(instance: nn.Module, pruned: PrunedModule) -> str:
     except Exception as raised:  # whatever the code does with sizes that it did not expect
         said = (str(raised).strip().splitlines() or [""])[0]
         return f"a copy of it raises {type(raised).__name__}: {said}"
-    return "" if error <= TOLERANCE else f"a copy of it differs by {error:.0e} for another batch"
+    if error > TOLERANCE:
+        return f"a copy of it differs by {error:.0e} for another batch"
+    higher = next(other_examples(example))
+    with contextlib.suppress(Exception):  # not every model takes other sizes
+        if same_function(pruned, instance, higher) > TOLERANCE:
+            return "a copy of it differs for images of another height"
+    if not any(note.startswith(FOLLOWS_EVAL) for note in notes) and _differs_in_training(
+        instance, pruned, example
+    ):
+        return "a copy of it differs in train mode"
+    return ""
+
+
+def _differs_in_training(instance: nn.Module, pruned: PrunedModule, example: Example) -> bool:
+    """Compare in train mode; False where it draws numbers, or one of both does not run."""
+    example = example.map(in_float64)
+
+    def trained(seed: int) -> list[Tensor]:
+        copied = in_float64(copy.deepcopy(instance)).train()
+        with torch.no_grad(), default_float64(), in_double(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return floats_of(copied(*example.args, **example.kwargs))
+
+    try:
+        wanted, again = trained(0), trained(1)
+        if compare(wanted, again).error > TOLERANCE:
+            return False
+        graph = doubled(pruned).train()
+        with torch.no_grad(), default_float64():
+            got = floats_of(Float64Interpreter(graph).run_on(example))
+    except Exception:  # train mode may ask for more than the example holds
+        return False
+    return len(got) == len(wanted) and compare(wanted, got).error > TOLERANCE
 
 
 def with_duplicates(model: nn.Module, instance: nn.Module, own: OwnCode) -> OwnCode:

@@ -64,7 +64,8 @@ class Proposals:
         sure = {slot for slot, _ in self.first()}
         for slots in self.slots.values():
             for slot, old in slots:
-                new = self.sizes[slot.path].is_near(old) if slot not in sure else None
+                is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
+                new = None if is_item or slot in sure else self.sizes[slot.path].is_near(old)
                 if new is not None:
                     yield slot, new
 

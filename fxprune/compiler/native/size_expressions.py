@@ -61,8 +61,14 @@ class SizeReader:
 
     def is_size(self, node: fx.Node) -> bool:
         """Does it compute a whole number of sizes?"""
-        read = self.read(node)
-        return isinstance(read, (Size, tuple)) or (node.target in _ARITHMETIC and type(value_of(read)) is int)
+        return isinstance(self.read(node), (Size, tuple)) or self.is_computed(node)
+
+    def is_computed(self, node: fx.Node) -> bool:
+        """Does it compute a whole number of others?"""
+        if node.target not in _ARITHMETIC:
+            return False
+        other = self.other(node)
+        return other is None or type(value_of(other)) is int
 
     def evaluate(self, value: Any, trial: int) -> int | None:
         """Compute a whole number with other numbers in the place of sizes; None where it is none."""

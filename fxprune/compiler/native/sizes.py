@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import Atom, Axis, Product, Sum
+from fxprune.rules.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.registry import Axes
 
 __all__ = ["Sizes", "sizes_by_module"]
@@ -67,7 +67,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
             whole=_whole(of_all[path], selection),
             weights=_whole(of_weights[path], selection),
             parts=_parts(of_all[path], selection),
-            near=_parts((axis for axis, depth in of_all[path].items() if depth <= 1), selection),
+            near=_near([axis for axis, depth in of_all[path].items() if depth <= 1], selection),
             given=given,
         )
         for path, _ in model.named_modules()
@@ -99,6 +99,15 @@ def _parts(axes: Iterable[Axis], selection: Selection) -> Mapping[int, set[int]]
         for part in _runs(axis):
             parts[part.size].add(selection.size(part))
     return dict(parts)
+
+
+def _near(axes: Sequence[Axis], selection: Selection) -> Mapping[int, set[int]]:
+    """Map sizes to the new ones: of single factors, where one has that size, else of runs of them."""
+    single: dict[int, set[int]] = defaultdict(set)
+    for axis in axes:
+        for atom in atoms_of(axis):
+            single[atom.size].add(selection.size(atom))
+    return {**_parts(axes, selection), **single}
 
 
 def _runs(axis: Axis) -> Iterator[Axis]:

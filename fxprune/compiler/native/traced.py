@@ -63,7 +63,7 @@ def own_code_by_trace(
             own_code = OwnCode(tuple(_kept(root, model, proposals, edits, reads)))
             # What a library's own attention does with the sizes, its plain code does not tell.
             spelled_out = is_spelled_out(root, own.module.graph)
-            return None if spelled_out and wrong_in(root, pruned) else (root, own_code)
+            return None if spelled_out and wrong_in(root, pruned, own.notes) else (root, own_code)
         more = _corrected(root, proposals, [d for d in found if d.is_number])
         if not more or len(found) >= most:
             return None
