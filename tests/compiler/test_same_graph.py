@@ -118,9 +118,7 @@ class _OnlyInTraining(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x).relu()
-        if self.training:
-            x = x * (x.shape[-1] * self.per_channel)
-        return self.fc2(x)
+        return self.fc2(x * (x.shape[-1] * self.per_channel if self.training else 1.0))
 
 
 class _OnlyForHighImages(nn.Module):
