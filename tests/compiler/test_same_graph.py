@@ -109,16 +109,15 @@ def test_sizes_are_compared_as_functions_of_sizes() -> None:
 
 
 class _OnlyInTraining(nn.Module):
-    """Reads a width in train mode alone, from a number that nobody can edit."""
+    """Uses a width in train mode alone, beside a number that stays."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(12, 32), nn.Linear(32, 4)
-        self.per_channel = 1 / 32
+        self.width, self.channels = 32, 32.0
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x).relu()
-        return self.fc2(x * (x.shape[-1] * self.per_channel if self.training else 1.0))
+        return self.fc2(self.fc1(x).relu() * (self.width / self.channels if self.training else 1.0))
 
 
 class _OnlyForHighImages(nn.Module):
