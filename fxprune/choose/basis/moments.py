@@ -31,7 +31,7 @@ class Moments:
     vectors: second moment of what is read, about zero, [..., n, n].
     covectors: second moment of the derivatives of log p by it, summed over places, for the mean sample.
 
-    What is read counts as much as log p depends on it there (the square of its derivative): a head that
+    What is read counts as much as log p depends on it there (the length of its derivative): a head that
     reads the class token alone asks about no other token.
     """
 
@@ -80,7 +80,7 @@ class _Total:
 
     def add(self, x: Tensor, g: Tensor) -> None:
         """Add places [..., places, n] of a value and of its derivative."""
-        counts = g.square().sum(-1, keepdim=True)
+        counts = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
         self.vectors = self.vectors + ((x * counts).mT @ x).double()
         self.covectors = self.covectors + (g.mT @ g).double()
         self.weight = self.weight + counts.sum((-1, -2)).double()
