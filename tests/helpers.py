@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.certify.zoo import randomise
 
 CAPTURES = ("symbolic", "export")
+
+
+def by_capture(cases: Iterable[Any], every: int) -> list[tuple[Any, ...]]:
+    """Each case (a value, or a tuple of them) with a capture: all symbolic, one in `every` by export as well.
+
+    By export a small model takes three to ten times as long.
+    """
+    given = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [*((*case, "symbolic") for case in given), *((*case, "export") for case in given[::every])]
 
 
 # ---------------------------------------------------------------- models

@@ -26,7 +26,7 @@ from fxprune.passes.rebasing.change import changed_weights
 from fxprune.passes.rebasing.random import random_bases
 
 TOLERANCE = 1e-10
-NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "40"))
+NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "25"))
 TABLE = table.read(Path(__file__).parent / "zoo.csv")
 
 

@@ -1,6 +1,6 @@
 """Random small vision transformers of the parts that occur in real ones: each must keep the contract.
 
-100 networks by default; `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py` tries more, others in
+60 networks by default; `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py` tries more, others in
 every run.  A failing example prints the `Network` that it is.
 """
 
@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.compiler import prune_analyzed
 
-NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "100"))
+NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "60"))
 
 
 @dataclass(frozen=True, repr=False)

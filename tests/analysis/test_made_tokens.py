@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise
+from helpers import by_capture, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -169,7 +169,7 @@ def shapes_of(model: nn.Module, x: Tensor, capture: str) -> dict[str, tuple[int,
 
 @pytest.mark.parametrize(
     ("scores", "answer", "capture"),
-    [(*pair, "symbolic") for pair in PAIRS] + [(*pair, "export") for pair in PAIRS[::4]],
+    by_capture(PAIRS, 4),
     ids=lambda f: getattr(f, "__name__", f),
 )
 def test_what_reads_stays_whole(scores: Scores, answer: Answer, capture: str) -> None:

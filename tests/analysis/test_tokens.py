@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise
+from helpers import by_capture, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -118,7 +118,9 @@ FINISHES = [mean, total, flattened, one_layer_per_token, scored, mixed, placed, 
 PAIRS = [(a, mean) for a in ATTENDS] + [(a, f) for a in (fused, by_hand) for f in FINISHES[1:]]
 
 
-@pytest.mark.parametrize(("attend", "finish"), PAIRS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("attend", "finish", "capture"), by_capture(PAIRS, 3), ids=lambda f: getattr(f, "__name__", f)
+)
 def test_learned_tokens_stay_whole(attend: Read, finish: Read, capture: str) -> None:
     model = randomise(Reader(attend, finish)).eval()
     image = torch.randn(2, 3, 32, 32)

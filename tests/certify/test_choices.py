@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import randomise
+from helpers import by_capture, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -43,7 +43,7 @@ class Chosen(nn.Module):
         return self.head(x.gather(1, best.unsqueeze(-1).expand(-1, -1, x.shape[-1])))
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize(("name", "capture"), by_capture(CHOICES, 3))
 def test_a_choice_among_equals_is_no_error(name: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(Chosen(CHOICES[name])).eval()
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 7, 6), capture=capture)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise
+from helpers import by_capture, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -59,7 +59,7 @@ FILLED: dict[str, Draw] = {
 DRAWS = SAMPLED | FILLED
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(("name", "capture"), by_capture(DRAWS, 2))
 def test_noise_is_the_same_on_both_sides(name: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(Noisy(DRAWS[name])).eval()
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 5, 6), capture=capture)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from exactness import assert_runs, assert_slices, certificate
 from helpers import (
-    CAPTURES,
     assert_same,
+    by_capture,
     images,
     randomise,
     run,
@@ -89,7 +89,7 @@ class Setting:
         self.branches = find_branches(self.analysis.module)
 
 
-@pytest.fixture(scope="module", params=[(m, c) for m in MODELS for c in CAPTURES], ids="-".join)
+@pytest.fixture(scope="module", params=by_capture(MODELS, 3), ids="-".join)
 def setting(request: pytest.FixtureRequest) -> Setting:
     name, capture = request.param
     return Setting(name, capture)

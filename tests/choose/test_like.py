@@ -90,7 +90,7 @@ def inputs(make: Make, batch: int = 2) -> Tensor:
     return images(batch, 224 if make is small_torchvision_vit else 32).double()
 
 
-BOTH = {"heads and head dims", "all", "pvt"}
+BOTH = {"heads and head dims", "all"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from helpers import by_capture
 from torch import Tensor, nn
 
 import fxprune
@@ -80,7 +81,7 @@ def largest_difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "capture"), by_capture(MODELS, 2))
 def test_random_bases_change_weights_and_not_the_function(name: str, capture: str) -> None:
     model = ready(MODELS[name]())
     size = 28 if name == "swin" else 32
