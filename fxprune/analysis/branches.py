@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 from torch import Tensor, fx
 
 from fxprune.graph.own_nodes import is_guard
-from fxprune.graph.tensors import named_tensors, tensor_at
+from fxprune.graph.tensors import modules_around, named_tensors, tensor_at
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -175,7 +174,7 @@ def _named(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:
             users.setdefault(id(tensors[name]), set()).add(node)
     below: dict[str, list[str]] = {}
     for name in dict.fromkeys(n for own in used.values() for n in own):
-        for path in _paths(name):
+        for path in modules_around(name):
             below.setdefault(path, []).append(name)
     taken: dict[str, int] = {}
     named: list[Branch] = []
@@ -183,7 +182,7 @@ def _named(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:
         nodes = set(branch.nodes)
         every = dict.fromkeys(n for node in branch.nodes for n in used[node])
         names = tuple(n for n in every if users[id(tensors[n])] <= nodes)
-        whole = [p for n in names for p in _paths(n) if all(w in names for w in below[p])]
+        whole = [p for n in names for p in modules_around(n) if all(w in names for w in below[p])]
         weight = {p: sum(tensors[w].numel() for w in below[p]) for p in dict.fromkeys(whole)}
         name = max(weight, key=lambda p: (weight[p], len(p)), default=branch.add.name)
         taken[name] = taken.get(name, 0) + 1
@@ -200,11 +199,6 @@ def _weights_of(node: fx.Node, module: fx.GraphModule) -> list[str]:
         return []
     owner = module.get_submodule(str(node.target))
     return [f"{node.target}.{name}" for name, _ in (*owner.named_parameters(), *owner.named_buffers())]
-
-
-def _paths(name: str) -> list[str]:
-    """Return the modules that a weight lies in, outermost first."""
-    return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
 def _chained(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:

@@ -81,8 +81,10 @@ def _mapped(graph: TypedGraph) -> Iterator[tuple[Atom, Atom]]:
 
 
 def _contracted_together(graph: TypedGraph) -> Iterator[list[Atom]]:
-    """Dimensions of one weight that one op sums over, or brings in, at once (`b n c, c h d -> b n h d`):
-    a product in all but layout, of which only one factor should shrink."""
+    """Find dimensions of one weight that one op sums over, or brings in, at once (`b n c, c h d -> b n h d`).
+
+    They are a product in all but layout, of which only one factor should shrink.
+    """
     for node, sites in graph.operands.items():
         result = graph.carried(node)
         for _, own in itertools.groupby(sites, key=lambda site: site.name):

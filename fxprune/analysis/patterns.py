@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.errors import PatternError
+from fxprune.graph.tensors import modules_around
 
 __all__ = ["excluded_modules", "groups_touching", "groups_within", "is_within"]
 
@@ -48,12 +49,7 @@ def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
 
 
 def _module_paths(analysis: Analysis) -> list[str]:
-    paths: dict[str, None] = {}
-    for name in analysis.weights:
-        parts = name.split(".")[:-1]
-        for i in range(1, len(parts) + 1):
-            paths[".".join(parts[:i])] = None
-    return list(paths)
+    return list(dict.fromkeys(path for name in analysis.weights for path in modules_around(name)))
 
 
 def _some(paths: Iterable[str]) -> str:
@@ -62,5 +58,4 @@ def _some(paths: Iterable[str]) -> str:
 
 def is_within(name: str, modules: set[str]) -> bool:
     """Does a weight lie in one of the modules, or in a child of one?"""
-    parts = name.split(".")[:-1]
-    return any(".".join(parts[:i]) in modules for i in range(1, len(parts) + 1))
+    return not modules.isdisjoint(modules_around(name))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxprune.analysis.infer import Inference, Step, infer
 from fxprune.analysis.outputs import Outputs
 from fxprune.graph.facts import Captured
-from fxprune.graph.tensors import named_tensors
+from fxprune.graph.tensors import modules_around, named_tensors
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, Flow, RuleSet, map_axes
@@ -80,7 +80,7 @@ class TypedGraph:
         out: dict[fx.Node, tuple[Site, ...]] = {}
         within: dict[str, list[str]] = defaultdict(list)  # module -> weights in it
         for name in self.weights:
-            for path in itertools.accumulate(name.split(".")[:-1], "{}.{}".format):
+            for path in modules_around(name):
                 within[path].append(name)
         for node in self.axes:
             if node.op in ("placeholder", "get_attr", "output") or not self.axes[node]:

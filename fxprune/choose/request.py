@@ -74,10 +74,7 @@ class Request:
     @property
     def changes_bases(self) -> bool:
         """Are the coordinates of free axes chosen first?"""
-        wanted = (
-            self.basis if self.basis is not None else ("principal" if self._may_change_bases else "given")
-        )
-        return wanted == "principal"
+        return self._may_change_bases if self.basis is None else self.basis == "principal"
 
     @property
     def compares_kinds(self) -> bool:

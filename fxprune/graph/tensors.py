@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = [
     "holds_attributes",
     "in_float64",
     "is_float",
+    "modules_around",
     "named_tensors",
     "tensor_at",
 ]
@@ -31,6 +33,15 @@ def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer under each of its names."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def modules_around(name: str) -> list[str]:
+    """List the modules that a tensor or a module lies in, outermost first, without the root.
+
+    >>> modules_around("blocks.0.mlp.weight")
+    ['blocks', 'blocks.0', 'blocks.0.mlp']
+    """
+    return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
 def tensor_at(module: nn.Module, name: str) -> Tensor:

@@ -41,13 +41,8 @@ class _Followed:
     """An attribute of the input, read once, where a constant equals it."""
 
     def __init__(self, graph: fx.Graph, after: fx.Node, source: fx.Node, name: str, value: object) -> None:
-        self.graph, self.after, self.source, self.name, self.value = (
-            graph,
-            after,
-            source,
-            name,
-            value,
-        )
+        self.graph, self.after, self.source = graph, after, source
+        self.name, self.value = name, value
         self.node: fx.Node | None = None
 
     def read(self) -> fx.Node:

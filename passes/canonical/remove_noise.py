@@ -7,14 +7,10 @@ from torch import fx, nn
 
 __all__ = ["remove_noise"]
 
-_ASSERTS = (
-    "_assert",
-    "_assert_async",
-    "_assert_scalar",
-    "_assert_tensor_metadata",
-    "_functional_assert_async",
-)
-_ASSERTS_TOO = ("sym_constrain_range", "sym_constrain_range_for_size", "_check", "_check_is_size")
+_ASSERTS = {
+    *("_assert", "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async"),
+    *("sym_constrain_range", "sym_constrain_range_for_size", "_check", "_check_is_size"),
+}
 
 
 def remove_noise(module: fx.GraphModule) -> fx.GraphModule:
@@ -36,7 +32,7 @@ def _is_assert(node: fx.Node) -> bool:
     if node.op != "call_function" or node.users:
         return False
     name = getattr(node.target, "__name__", "").split(".")[0]
-    return name in _ASSERTS or name in _ASSERTS_TOO or node.target is torch._assert
+    return name in _ASSERTS or node.target is torch._assert
 
 
 def _is_identity(node: fx.Node, module: fx.GraphModule) -> bool:
