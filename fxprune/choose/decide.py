@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from fxprune.choose.request import Request
 from fxprune.choose.steps import scores_of_the_rest
 from fxprune.choose.to_scale import measured_scale, some_of
 from fxprune.errors import OptionError
+from fxprune.graph.nests import Value
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule
 
@@ -48,7 +48,7 @@ class Decision:
 
 
 # The KL divergence that a decision causes on some batches, for the mean sample.
-Trial = Callable[[Decision, Sequence[Any]], float]
+Trial = Callable[[Decision, Sequence[Value]], float]
 
 
 def decide(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from fxprune.analysis.branches import Branch, Removal, find_branches, pairs
 from fxprune.analysis.patterns import excluded_modules, is_within
 from fxprune.choose.importance.branches import branch_divergences, branch_shares
 from fxprune.errors import NothingPrunableError, OptionError, ScoreError, shown
+from fxprune.graph.nests import Value
 from fxprune.passes.shrinking.remove_branches import remove_branches
 
 __all__ = ["BRANCH_OPTIONS", "branch_scores", "check_depth", "drop_branches", "without_branches"]
@@ -35,9 +35,9 @@ def drop_branches(
     analysis: Analysis,
     depth: float,
     unit: str = "branch",
-    data: Iterable[Any] | None = None,
+    data: Iterable[Value] | None = None,
     exclude: Sequence[str] = (),
-    options: dict[str, Any] | None = None,
+    options: dict[str, Value] | None = None,
 ) -> Analysis:
     """Choose a fraction of the residual branches, and return the analysis of the graph without them.
 
@@ -78,8 +78,8 @@ def drop_branches(
 def branch_scores(
     analysis: Analysis,
     units: Sequence[Unit],
-    data: Iterable[Any] | None,
-    options: dict[str, Any] | None = None,
+    data: Iterable[Value] | None,
+    options: dict[str, Value] | None = None,
 ) -> np.ndarray:
     """Score how much each unit matters: float64 [units]; the lowest go first."""
     if data is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from fxprune.choose.depth import BRANCH_OPTIONS, check_depth
 from fxprune.choose.importance.score import WITH_DATA, Importance, criterion_for, options_of
 from fxprune.choose.steps import Between
 from fxprune.errors import OptionError, shown
+from fxprune.graph.nests import Value
 
 __all__ = ["ATTENTION", "Request"]
 
@@ -36,9 +36,9 @@ class Request:
     depth: float = 0.0
     unit: str = "branch"
     like: nn.Module | None = None
-    data: Iterable[Any] | None = None
+    data: Iterable[Value] | None = None
     importance: Importance | None = None
-    importance_options: Mapping[str, Any] = field(default_factory=dict)
+    importance_options: Mapping[str, Value] = field(default_factory=dict)
     steps: int = 1
     between: Between | None = None
     refit: bool | None = None
@@ -94,18 +94,18 @@ class Request:
         return self.data is not None if self.refit is None else self.refit
 
     @property
-    def refit_options(self) -> dict[str, Any]:
+    def refit_options(self) -> dict[str, Value]:
         """The importance options that solving layers again takes."""
         wanted = ("progress", "log_probabilities")
         return {k: v for k, v in self.importance_options.items() if k in wanted}
 
     @property
-    def score_options(self) -> dict[str, Any]:
+    def score_options(self) -> dict[str, Value]:
         """The importance options that the criterion takes."""
         return {k: v for k, v in self.importance_options.items() if k in options_of(self.criterion)}
 
     @property
-    def branch_options(self) -> dict[str, Any]:
+    def branch_options(self) -> dict[str, Value]:
         """The importance options that ranking branches takes."""
         return {k: v for k, v in self.importance_options.items() if k in BRANCH_OPTIONS}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,14 @@ from fxprune.analysis.analyze import analyzed
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of
+from fxprune.result.forms import PrunedModel
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, plan_of, record_of
 from fxprune.rules.axes import atoms_of
 
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
 
-Between = Callable[[Any, int], None]
+Between = Callable[[PrunedModel, int], None]
 Judge = Callable[[Analysis, Sequence[Group]], Scores]
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.scores import Scores
+from fxprune.graph.nests import Value
 
 __all__ = ["measured_scale", "some_of"]
 
@@ -80,7 +80,7 @@ def _marginal(scores: np.ndarray, losses: np.ndarray, power: float) -> np.ndarra
     return scores * factor[ranks]
 
 
-def some_of(data: Iterable[Any], analysis: Analysis) -> list[Any]:
+def some_of(data: Iterable[Value], analysis: Analysis) -> list[Value]:
     """Return the first batches of calibration data, with `SAMPLES` samples or a batch more."""
     taken, samples = [], 0
     for batch in data:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from fxprune.analysis.analyze import analyze
 from fxprune.compiler.native.own_class import in_form
 from fxprune.compiler.rebase import rebased
+from fxprune.graph.nests import Value
 from fxprune.passes.check import Check
+from fxprune.result.forms import PrunedModel
 from fxprune.result.plan import Plan
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -22,8 +23,8 @@ def apply(
     model: nn.Module,
     plan: Plan,
     *,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
+    example_inputs: Value = None,
+    example_kwargs: dict[str, Value] | None = None,
     outputs: str | Sequence[str] = "keep",
     split_qkv: bool = False,
     capture: str = "auto",
@@ -31,7 +32,7 @@ def apply(
     check: Check = False,
     rules: RuleSet = DEFAULT_RULES,
     form: str = "graph",
-) -> Any:
+) -> PrunedModel:
     """Prune a model of the same architecture by an existing plan.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,8 @@ from fxprune.compiler.native.own_class import check_form, in_form
 from fxprune.compiler.once import pruned_once, trial_of
 from fxprune.compiler.refit.refit import refit as refitted
 from fxprune.compiler.rewrite import Rewriter
-from fxprune.result.forms import graph_form
+from fxprune.graph.nests import Value
+from fxprune.result.forms import PrunedModel, graph_form
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["prune", "prune_analyzed"]
@@ -29,11 +29,11 @@ def prune(
     model: nn.Module,
     ratio: float = 0.5,
     *,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Value] | None = None,
     importance: Importance | None = None,
-    importance_options: dict[str, Any] | None = None,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
+    importance_options: dict[str, Value] | None = None,
+    example_inputs: Value = None,
+    example_kwargs: dict[str, Value] | None = None,
     exclude: str | Sequence[str] = (),
     attention: str = "auto",
     depth: float = 0.0,
@@ -54,7 +54,7 @@ def prune(
     form: str = "graph",
     refit: bool | None = None,
     basis: str | None = None,
-) -> Any:
+) -> PrunedModel:
     """Remove a fraction of every prunable channel dimension of a vision model.
 
     The result computes exactly what the model would with the removed channels and branches set to
@@ -192,7 +192,7 @@ def prune_analyzed(
     scope: str = "uniform",
     round_to: int = 1,
     form: str = "graph",
-) -> Any:
+) -> PrunedModel:
     """Return the second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
     budget = Budget(ratio, scope=scope, round_to=round_to)
     return _pruned(model, analysis, Request(budget, attention=attention), form)
