@@ -39,13 +39,17 @@ def kept_directions(vectors: Tensor, covectors: Tensor, count: int, *, centred: 
     root, _ = square_root(c.mean(0))
     _, directions = torch.linalg.eigh(root @ g.sum(0) @ root)
     start = directions.flip(-1)[:, : count + 1] if centred else directions.flip(-1)[:, :count]
-    return descended(_frame(start, centred)[:, :count], c, g, centred=centred)
+    gone = _others(_frame(start, centred)[:, :count], centred)
+    return _others(descended(gone, c, g, centred=centred), centred)
 
 
 def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
-    """Improve a frame by conjugate gradients with backtracking, retracted by QR; never to a worse one."""
+    """Improve a frame of what is discarded: conjugate gradients with backtracking, retracted by QR.
+
+    It never gets worse.
+    """
     cost, slope = discarded_cost(frame, vectors, covectors)
-    length = float(torch.linalg.matrix_norm(slope, 2))
+    length = float(torch.linalg.matrix_norm(slope, 2)) if frame.numel() else 0.0
     step, way, costs = 0.1 / length if length else 0.0, -slope, [cost]
     for _ in range(STEPS if length else 0):
         descent = float((way * slope).sum())
@@ -69,13 +73,11 @@ def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: boo
 
 
 def discarded_cost(frame: Tensor, vectors: Tensor, covectors: Tensor) -> tuple[float, Tensor]:
-    """Sum tr(P C_r P G_r) over readers, P = 1 - U U^T, with its slope along frames U [n, count]."""
+    """Sum tr(P C_r P G_r) over readers, P = V V^T, with its slope along frames V [n, count]."""
     c_frame, g_frame = vectors @ frame, covectors @ frame
     c_inner, g_inner = frame.mT @ c_frame, frame.mT @ g_frame
-    total = (vectors * covectors).sum() - 2 * (c_frame * g_frame).sum() + (c_inner * g_inner).sum()
-    crossed = vectors @ g_frame + covectors @ c_frame
-    slope = 2 * (c_frame @ g_inner + g_frame @ c_inner - crossed).sum(0)
-    return float(total), slope - frame @ (frame.mT @ slope + slope.mT @ frame) / 2
+    slope = 2 * (c_frame @ g_inner + g_frame @ c_inner).sum(0)
+    return float((c_inner * g_inner).sum()), slope - frame @ (frame.mT @ slope + slope.mT @ frame) / 2
 
 
 def rotation(directions: Tensor, keep: int, *, centred: bool) -> Tensor:
@@ -123,6 +125,12 @@ def _frame(directions: Tensor, centred: bool) -> Tensor:
         directions = directions - directions.mean(0, keepdim=True)
     frame: Tensor = torch.linalg.qr(directions)[0]
     return frame
+
+
+def _others(frame: Tensor, centred: bool) -> Tensor:
+    """Return orthonormal directions that complete a frame, but for the vector of ones where centred."""
+    taken = torch.cat([_ones(len(frame)), frame], 1) if centred else frame
+    return _completed(taken)[:, taken.shape[1] :]
 
 
 def _ones(n: int) -> Tensor:

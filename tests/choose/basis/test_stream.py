@@ -59,6 +59,12 @@ def test_what_the_mean_of_the_kept_part_carries_is_subtracted(keep: int) -> None
     torch.testing.assert_close(seen, seen.mean().expand(keep))
 
 
+def discarded_by(kept: Tensor, centred: bool) -> Tensor:
+    """What completes the directions that are kept, and the vector of ones where that is subtracted."""
+    taken = torch.cat([kept, torch.ones(N, 1).double() / N**0.5], 1) if centred else kept
+    return torch.linalg.qr(taken, mode="complete")[0][:, taken.shape[1] :]
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_no_random_directions_cost_less(centred: bool) -> None:
     c, g = moments(), moments()
@@ -66,13 +72,18 @@ def test_no_random_directions_cost_less(centred: bool) -> None:
         away = torch.eye(N, dtype=torch.float64) - 1 / N
         c, g = away @ c @ away, away @ g @ away
     found = kept_directions(c, g, 5, centred=centred)
-    least, slope = discarded_cost(found, c, g)
+    gone = discarded_by(found, centred)
+    least, slope = discarded_cost(gone, c, g)
+    away = torch.eye(N, dtype=torch.float64) - found @ found.mT  # without what is kept, as it is defined
+    assert least == pytest.approx(float(torch.einsum("ij,rjk,kl,rli->", away, c, away, g)))
     for _ in range(30):
         other = torch.randn(N, 5, dtype=torch.float64)
         for frame in (other, found + 0.05 * other):
             if centred:
                 frame = frame - frame.mean(0, keepdim=True)
-            assert discarded_cost(torch.linalg.qr(frame)[0], c, g)[0] >= least * (1 - 1e-9)
+            assert discarded_cost(discarded_by(torch.linalg.qr(frame)[0], centred), c, g)[0] >= least * (
+                1 - 1e-9
+            )
     assert float(slope.norm()) < 0.1 * least
 
 
