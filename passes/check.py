@@ -38,7 +38,7 @@ class Pass:
 
 @dataclass
 class _Checker:
-    """What is known of the graph before a pass, to be found again after it; goes on with each pass."""
+    """What is known of the graph before a pass, to be found again after it; not frozen: passes follow."""
 
     example: Example
     check: Check

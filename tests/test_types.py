@@ -44,6 +44,25 @@ def test_the_names_exist() -> None:
         assert f"{name}: TypeAlias = Any" in (ROOT / "fxprune" / file).read_text()
 
 
+def test_records_are_frozen_or_say_why() -> None:
+    """Whatever fields a record has: a dataclass that may change says so where it is read."""
+    loose = {}
+    for path in (*(ROOT / "fxprune").rglob("*.py"), *(ROOT / "passes").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(_is_loose(d) for d in node.decorator_list):
+                loose[f"{path.name}: {node.name}"] = ast.get_docstring(node) or ""
+    assert {name for name, words in loose.items() if "not frozen" not in words} == set()
+    assert loose
+
+
+def _is_loose(decorator: ast.expr) -> bool:
+    """Is it a dataclass's, without frozen=True?"""
+    called = isinstance(decorator, ast.Call)
+    name = decorator.func if called else decorator
+    frozen = called and any(word.arg == "frozen" for word in decorator.keywords)
+    return isinstance(name, ast.Name) and name.id == "dataclass" and not frozen
+
+
 def test_mypy_is_strict_there() -> None:
     read = configparser.ConfigParser()
     read.read(ROOT / "setup.cfg")

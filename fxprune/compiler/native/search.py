@@ -24,7 +24,7 @@ RUNS = 2048  # of modules, in all
 
 @dataclass
 class Search:
-    """Edits of `root`, a float64 model on sliced weights, in place; counts the runs that this takes.
+    """Edits of `root`, a float64 model on sliced weights, in place; not frozen, since it counts the runs.
 
     edits: what they are by now.
     reads: what any code has looked at.

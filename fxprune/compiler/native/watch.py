@@ -143,7 +143,7 @@ class _Call:
 
 @dataclass
 class _Watch:
-    """Follows a run of a module through hooks, compares what goes into each layer, counts how far."""
+    """Follows a run through hooks, compares what goes into each layer; not frozen: it counts how far."""
 
     expected: Expected
     calls: Counter[str]
