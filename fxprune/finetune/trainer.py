@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from fxprune.errors import FileError
 from fxprune.finetune.loss import Distillation
 
 __all__ = ["DistillationMixin", "DistillationTrainer"]
@@ -20,6 +24,7 @@ class DistillationMixin:
     def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
         """Take the loss beside the trainer's own arguments, of the same model as its student."""
         self.distillation = distillation
+        self._in_checkpoint = False
         super().__init__(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -29,6 +34,27 @@ class DistillationMixin:
             teacher.to(next(model.parameters()).device)
         losses = self.distillation(inputs, model)
         return (losses.total, losses.output) if return_outputs else losses.total
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student as the trainer does.
+
+        Raises:
+            FileError: its configuration can't express its sizes; the trainer's own checkpoints are written
+                all the same, and gone on from.
+        """
+        self._in_checkpoint = _internal_call
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # of the class after this one
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        try:
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+        except FileError:
+            if not self._in_checkpoint or output_dir is None:
+                raise
+            model: nn.Module = self.model  # type: ignore[attr-defined]
+            state = model.state_dict() if state_dict is None else state_dict
+            whole = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+            save_file(whole, Path(output_dir) / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 class DistillationTrainer(DistillationMixin, Trainer):  # type: ignore[misc]  # transformers has no types

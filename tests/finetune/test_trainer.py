@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_hf_vit
+from helpers import randomise, small_hf_vit
 from torch.utils.data import Dataset
 
 import fxprune
@@ -50,3 +50,38 @@ def test_a_student_learns(labels: bool, form: str, tmp_path: Path) -> None:
     finally:
         AcceleratorState._reset_state()
     assert distillation(batch).total.item() < 0.7 * before
+
+
+def test_a_student_that_no_configuration_expresses_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """The trainer's checkpoints hold its weights; a model of the library it is not, and says so."""
+    from accelerate.state import AcceleratorState
+
+    from fxprune.errors import FileError
+    from fxprune.finetune.trainer import DistillationTrainer
+
+    config = transformers.SwinConfig(image_size=32, patch_size=8, embed_dim=16)
+    config.depths, config.num_heads, config.window_size, config.num_labels = [1, 1], [2, 2], 2, 10
+    teacher = randomise(transformers.SwinForImageClassification(config).eval())
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, use_cpu=True, report_to=[],
+        save_strategy="epoch", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+
+    def trained(checkpoint: str | None) -> Any:
+        student = fxprune.prune(teacher, 0.5, form="module")
+        distillation = fxprune.Distillation(student, teacher)
+        trainer = DistillationTrainer(
+            student, arguments, train_dataset=Images(True), distillation=distillation
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    try:
+        whole = trained(None)
+        with pytest.raises(FileError, match="can't express its sizes"):
+            whole.save_model(str(tmp_path / "out"))
+        again = trained(str(tmp_path / "checkpoint-2"))
+    finally:
+        AcceleratorState._reset_state()
+    state = again.model.state_dict()
+    assert all(torch.equal(t, state[name]) for name, t in whole.model.state_dict().items())
