@@ -266,6 +266,7 @@ def test_batches_that_are_mappings() -> None:
         (3.5, "a DataLoader, a list of tensors"),
         ([["a.png", "b.png"]], "wrap it in a DataLoader"),
         (iter(()), "used up"),
+        ([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)], r"inputs of torch.uint8; .* torch.float32: scale"),
     ],
 )
 def test_data_that_holds_no_batches(data: Any, says: str) -> None:

@@ -133,7 +133,7 @@ def _first(given: Mapping[str, Any]) -> str:
 
 
 def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
-    """Refuse images of another size than the capture takes, before an op does."""
+    """Refuse images of another size or kind of number than the capture takes, before an op does."""
     first = next(n for n in analysis.module.graph.nodes if n.op == "placeholder")
     wanted = first.meta.get("val")
     if not isinstance(wanted, Tensor):
@@ -145,6 +145,11 @@ def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
         raise DataError(
             f"batch {i} of data= has inputs of shape {tuple(given.shape)}; the captured model takes "
             f"(batch, {', '.join(map(str, wanted.shape[1:]))})"
+        )
+    if given.is_floating_point() != wanted.is_floating_point():
+        pixels = ": scale and normalise as for inference" if wanted.is_floating_point() else ""
+        raise DataError(
+            f"batch {i} of data= has inputs of {given.dtype}; the captured model takes {wanted.dtype}{pixels}"
         )
 
 
