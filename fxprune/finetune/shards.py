@@ -43,7 +43,7 @@ def refuse_other_shards(accelerator: Accelerator) -> None:
 
 def sharded(accelerator: Accelerator) -> bool:
     """Return whether weights are shared out among the processes."""
-    return bool(accelerator.is_fsdp2)
+    return bool(getattr(accelerator, "is_fsdp2", False))  # Accelerate before 1.6 knows FSDP1 alone
 
 
 @contextlib.contextmanager
