@@ -73,12 +73,15 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
 
 def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Does the factor that a node scales come straight from a weight?"""
+    """Does the factor that a node scales come straight from a weight, and a bias, that the model holds?"""
     try:
-        _origin(module, _factor(call_of(node, module, DEFAULT_RULES), module))
+        _, origin = _origin(module, _factor(call_of(node, module, DEFAULT_RULES), module))
     except RewriteError:
         return False
-    return True
+    rule = DEFAULT_RULES.get(origin.op)
+    bound = {} if rule is None else origin.bind(rule)
+    weights = (bound.get("weight"), bound.get("bias"))
+    return all(weight is None or weight_name(weight) is not None for weight in weights)
 
 
 def _factor(call: Call, module: fx.GraphModule) -> fx.Node:

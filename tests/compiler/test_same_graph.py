@@ -144,3 +144,38 @@ def test_train_mode_and_other_images_are_part_of_the_proof(build: type[nn.Module
     for given in (x, torch.cat([x, x], -2) if x.ndim == 4 else x):
         for training in (False, True):
             torch.testing.assert_close(pruned.train(training)(given), graph.train(training)(given))
+
+
+class _ComputedBias(nn.Module):
+    """Attention whose scale follows its head dim, behind a bias that is computed: nothing to fold it into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = 4, nn.Linear(32, 96, bias=False), nn.Linear(32, 32)
+        self.q_bias, self.v_bias = nn.Parameter(torch.ones(32)), nn.Parameter(torch.ones(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = nn.functional.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class _NormWithoutWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 32, 3), nn.InstanceNorm2d(32), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("build", "x"), [(_ComputedBias, torch.randn(2, 5, 32)), (_NormWithoutWeights, image(16))]
+)
+def test_scales_behind_a_computed_bias_and_norms_without_weights(build: type[nn.Module], x: Tensor) -> None:
+    model = randomise(build())
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    torch.testing.assert_close(pruned(x), graph_form(pruned)(x))

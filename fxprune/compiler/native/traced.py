@@ -45,10 +45,12 @@ def own_code_by_trace(
     root = resized_copy(model, slices, pruned)
     proposals = Proposals(model, root, sizes)
     edits: dict[Slot, int] = {}
+    before: dict[Slot, int] = {}  # what a layer that the copy described anew says by itself
     more = {**dict(proposals.second()), **dict(proposals.first())}
     most = sys.maxsize
     for _ in range(TRACES):
         for slot, new in more.items():
+            before.setdefault(slot, slot.read(root))
             slot.write(root, new)
         edits |= more
         reads = Reads()
@@ -60,7 +62,7 @@ def own_code_by_trace(
             return None
         found = [*differences(analysis.module, own.module, pruned)]
         if not found:
-            own_code = OwnCode(tuple(_kept(root, model, proposals, edits, reads)))
+            own_code = OwnCode(tuple(_kept(root, model, proposals, edits, before, reads)))
             # What a library's own attention does with the sizes, its plain code does not tell.
             spelled_out = is_spelled_out(root, own.module.graph)
             return None if spelled_out and wrong_in(root, pruned, own.notes) else (root, own_code)
@@ -106,7 +108,12 @@ def _copies_itself(module: nn.Module) -> bool:
 
 
 def _kept(
-    root: nn.Module, model: nn.Module, proposals: Proposals, edits: Mapping[Slot, int], reads: Reads
+    root: nn.Module,
+    model: nn.Module,
+    proposals: Proposals,
+    edits: Mapping[Slot, int],
+    before: Mapping[Slot, int],
+    reads: Reads,
 ) -> Iterator[Edit]:
     """List the edits, less those of numbers that no code read and that may be no widths: they go back."""
     for slot, new in edits.items():
@@ -116,4 +123,4 @@ def _kept(
         if reads.has(slot) or proposals.is_evident(slot, old):
             yield Edit(slot, old, new)
         else:
-            slot.write(root, old)
+            slot.write(root, before[slot])
