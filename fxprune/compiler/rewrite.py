@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
+from fxprune.capture.modes.follow import of_training
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
 from fxprune.graph.values import refuse_broken
@@ -56,6 +57,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
     carry_facts(model, pruned, example, origin["classes"], _shrunk(model, pruned, selection))
     numbered_as_lists(pruned)
     modules = prefixes(new)
+    before = record_of(model) if is_result(model) else None
     pruned.record = Record(
         plan=replace(plan, kept=selection.kept(analysis, model.state_dict())),
         example=outline_of(example),
@@ -71,7 +73,8 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
         ties=pruned.ties,
         layers=layers_of(pruned),
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
-        before=record_of(model) if is_result(model) else None,
+        untrained=(*(before.untrained if before else ()), *of_training(analysis.captured.notes)),
+        before=before,
     )
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}

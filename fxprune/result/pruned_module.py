@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
@@ -20,6 +22,9 @@ from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.plan import Plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["FORM", "PrunedModule", "noise_for", "plan_of", "record_of"]
 
@@ -67,6 +72,16 @@ class PrunedModule(fx.GraphModule):
                 f"{missing}: a pruned model is a graph, with no code of {kind}; form='module' of "
                 f"fxprune.prune gives an instance of it, with {name}"
             ) from None
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode; warn of what the original's code does in train mode and a graph does not."""
+        record = self.__dict__.get("record")
+        for note in record.untrained if mode and isinstance(record, Record) else ():
+            warnings.warn(
+                f"{note}; form='module' of fxprune.prune gives an instance that trains by its own code",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the original tells optimisers to leave undecayed (timm's convention)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -202,6 +204,33 @@ def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(
     assert any("always follows eval mode" in note for note in analysis.notes)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
     assert_same(run(same, x), run(model, x), 1e-6)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_result_that_does_not_follow_train_mode_warns_when_it_is_to_be_trained(
+    again: bool, capture: str
+) -> None:
+    model, x = randomise(Branches()).eval(), torch.randn(3, 6)
+    pruned = fxprune.prune(model, 0.0 if again else 0.5, example_inputs=x, capture=capture)
+    pruned = fxprune.prune(pruned, 0.5, example_inputs=x) if again else pruned
+    pruned = pickle.loads(pickle.dumps(copy.deepcopy(pruned)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned.eval()
+    with pytest.warns(UserWarning, match="training runs other operations.*form='module'") as said:
+        pruned.train()
+    assert {warning.filename for warning in said} == {__file__}
+
+
+def test_a_result_that_follows_train_mode_trains_without_a_word(capture: str) -> None:
+    model, x = (
+        randomise(nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.1), nn.Linear(12, 4))),
+        torch.randn(3, 6),
+    )
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned.train()
 
 
 class Halved(nn.Module):

@@ -5,7 +5,7 @@ The model is captured once in eval mode and once in train mode, and the two are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from torch import fx, nn
 
@@ -14,7 +14,7 @@ from fxprune.graph.training_mode import follows_mode, reads_mode
 from fxprune.graph.writes import written_state
 from fxprune.rules.modules import native
 
-__all__ = ["FOLLOWS_EVAL", "follow_modes", "set_mode"]
+__all__ = ["FOLLOWS_EVAL", "follow_modes", "of_training", "set_mode"]
 
 
 def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ()) -> None:
@@ -29,6 +29,7 @@ def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ())
 
 
 FOLLOWS_EVAL = "training runs other operations: the result always follows eval mode"
+LEFT_OUT = "train mode writes to"
 
 Trace = Callable[[Collection[type]], fx.Graph]
 
@@ -61,8 +62,13 @@ def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> lis
     there = f" in {', '.join(sorted(cls.__name__ for cls in apart))}" if follow else ""
     notes = [FOLLOWS_EVAL + there] if apart or not follow else []
     if left_out:
-        notes.insert(0, f"train mode writes to {', '.join(sorted(left_out))}: the result does not")
+        notes.insert(0, f"{LEFT_OUT} {', '.join(sorted(left_out))}: the result does not")
     return notes
+
+
+def of_training(notes: Iterable[str]) -> tuple[str, ...]:
+    """Select what notes say of train mode: what the model does there and its graph does not."""
+    return tuple(note for note in notes if note.startswith((FOLLOWS_EVAL, LEFT_OUT)))
 
 
 def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | None:

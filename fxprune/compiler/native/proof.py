@@ -68,7 +68,8 @@ def _differs_in_training(instance: nn.Module, pruned: PrunedModule, example: Exa
         wanted, again = trained(0), trained(1)
         if compare(wanted, again).error > TOLERANCE:
             return False
-        graph = doubled(pruned).train()
+        graph = doubled(pruned)
+        nn.Module.train(graph)  # without its warnings
         with torch.no_grad(), default_float64():
             got = floats_of(Float64Interpreter(graph).run_on(example))
     except Exception:  # train mode may ask for more than the example holds
