@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.choose.importance.compensated import RIDGE, compensated, removal_costs
+from fxprune.choose.importance.compensated import RIDGE, _Total, compensated, removal_costs
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
@@ -138,3 +138,22 @@ def test_a_convolution_and_heads_are_read_along_their_channels() -> None:
     before, after = scores_of(model.eval(), [torch.randn(8, 3, 5, 5)])
     (group,) = before
     assert not np.array_equal(before[group], after[group])
+
+
+def test_what_varies_little_beside_its_mean_is_seen() -> None:
+    torch.manual_seed(0)
+    varying, total = torch.randn(400, 6) @ torch.randn(6, 6), _Total()
+    for part in (varying + 3000).split(100):
+        total.add(part)
+    torch.testing.assert_close(
+        total.covariance(), torch.cov(varying.double().T, correction=0), rtol=1e-2, atol=0.02
+    )
+
+
+def test_a_covariance_that_rounding_spoilt_is_no_error() -> None:
+    spoilt = torch.eye(8, dtype=torch.float64)
+    spoilt[0, 1] = spoilt[1, 0] = 1.2  # no covariance: one of its eigenvalues is below zero
+    costs = removal_costs([(spoilt, torch.randn(5, 8))])
+    assert np.isfinite(costs).all() and (costs >= 0).all()
+    nothing = removal_costs([(torch.zeros(8, 8, dtype=torch.float64), torch.randn(5, 8))])
+    assert np.isfinite(nothing).all()

@@ -139,14 +139,19 @@ def _spreads(
 
 @dataclass
 class _Total:
-    """Sums that grow batch by batch: not frozen."""
+    """Sums that grow batch by batch, about the first one's mean: not frozen."""
 
+    about: Tensor | None = None
     squares: Tensor | float = 0.0
     sums: Tensor | float = 0.0
     count: int = 0
 
     def add(self, x: Tensor) -> None:
+        """Add places [..., places, n]: about a mean, for little may vary beside it."""
         x = x if x.dtype == torch.float64 else x.float()
+        if self.about is None:
+            self.about = x.mean(-2, keepdim=True)
+        x = x - self.about
         self.squares = self.squares + (x.mT @ x).double()
         self.sums = self.sums + x.sum(-2).double()
         self.count += x.shape[-2]
@@ -199,11 +204,7 @@ def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
     """
     inverses, weights = [], []
     for covariance, weight in readers:
-        n = len(covariance)
-        mean = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        eye = torch.eye(n, dtype=torch.float64, device=covariance.device)
-        regular = covariance.double() + RIDGE * mean * eye
-        inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(regular)))
+        inverses.append(_inverse(covariance.double()))
         weights.append(weight.double())
     n = len(inverses[0])
     costs, left, floor = np.zeros(n), torch.arange(n), 0.0
@@ -224,3 +225,14 @@ def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
             weights[i] = w[:, staying] - w[:, going] @ share
         left = left[staying]
     return costs
+
+
+def _inverse(covariance: Tensor) -> Tensor:
+    """Invert a covariance with a ridge, a larger one where rounding makes it none."""
+    mean = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    eye, ridge = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device), RIDGE
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(covariance + ridge * mean * eye)
+        if not failed or ridge > 1:
+            return torch.cholesky_inverse(factor)
+        ridge *= 10

@@ -107,7 +107,10 @@ def solved(
             break
     if chosen is None or not best < before * (1 - LEAST_GAIN):
         return None
-    found = (seen + held).fitted(weight, chosen, bias=bias, free_bias=free_bias)
+    try:
+        found = (seen + held).fitted(weight, chosen, bias=bias, free_bias=free_bias)
+    except torch.linalg.LinAlgError:
+        return None
     if not all(bool(t.isfinite().all()) for t in found):
         return None
     return Solution(*found, chosen, before, best)
