@@ -145,6 +145,38 @@ def test_writers_are_solved_though_what_they_read_is_whole() -> None:
     assert not any("down" in name or "embed" in name for name in plan.unfitted)
 
 
+class Mixer(nn.Module):
+    """A layer that mixes tokens: channels are its places, and those that shrink are fewer in the result."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.embed, self.norm, self.spelled = nn.Linear(12, 16), nn.LayerNorm(16), spelled
+        self.tokens = nn.Linear(8, 8) if spelled == "linear" else nn.Conv1d(8, 8, 1)
+        self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        mixed = self.norm(x)
+        if self.spelled == "linear":
+            mixed = self.tokens(mixed.transpose(1, 2)).transpose(1, 2)
+        else:
+            mixed = self.tokens(mixed)
+        x = x + mixed
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("spelled", ["linear", "convolution"])
+def test_channels_may_be_places(spelled: str, form: str) -> None:
+    model = Mixer(spelled)
+    randomise(model, 0)
+    model.eval()
+    pruned = fxprune.prune(model, 0.4, data=tokens(), importance_options=QUIET, form=form)
+    sliced, solved = fxprune.plan_of(pruned).divergence
+    assert solved < sliced and fxprune.verify(model, pruned).exact
+
+
 def test_places_that_nobody_reads_count_least() -> None:
     model = made(nn.Identity)
     analysis = analysed(model)

@@ -19,7 +19,7 @@ from fxprune.compiler.refit.consumers import Consumer
 
 __all__ = ["Counts", "counts_of"]
 
-Counts = dict[str, list[Tensor]]  # by the layer's node, a batch each: [places]
+Counts = dict[str, list[Tensor]]  # by the layer's node, a batch each: as its answer, with 1 channel
 
 DRAWS = 2  # derivatives of a batch; each costs one backward pass
 LEAST = 0.1  # of the mean, that every place counts
@@ -45,7 +45,7 @@ def counts_of(
 
 
 def _tempered(lengths: list[Tensor]) -> list[Tensor]:
-    mean = torch.cat(lengths).mean()
+    mean = torch.cat([length.flatten() for length in lengths]).mean()
     if not bool(mean > 0) or not bool(mean.isfinite()):
         return [torch.ones_like(length) for length in lengths]
     return [LEAST + (1 - LEAST) * length / mean for length in lengths]
@@ -62,7 +62,7 @@ class _Answers(fx.Interpreter):
     def lengths(
         self, batch: Batch, log_probabilities: LogProbabilities | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the length of the derivative at every place of each layer's answer: [places]."""
+        """Return the length of the derivative at every place of each layer's answer."""
         self._answers = {}
         with torch.enable_grad():
             prediction = predictions_of(self.run(*batch.args), batch.size, log_probabilities)
@@ -75,7 +75,8 @@ class _Answers(fx.Interpreter):
                 for (name, answer), slope in zip(self._answers.items(), slopes, strict=True):
                     slope = torch.zeros_like(answer) if slope is None else slope
                     channel = self._wanted[name].channel(slope)
-                    squares[name] = squares[name] + slope.detach().float().square().sum(channel).flatten()
+                    found = slope.detach().float().square().sum(channel, keepdim=True)
+                    squares[name] = squares[name] + found
         self._answers = {}
         return {name: square.sqrt() for name, square in squares.items()}
 

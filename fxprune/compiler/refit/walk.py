@@ -95,7 +95,8 @@ class Sides:
                 if consumer.node not in self.refused:
                     read = consumer.vectors(x, self.weight(consumer))
                     wanted = self._wanted(consumer, y, len(read), dense, small)
-                    pair[i >= len(data.seen)].add(read, wanted, counted)
+                    places = self._kept(counted, consumer.given, but=consumer.channel(counted)).flatten()
+                    pair[i >= len(data.seen)].add(read, wanted, places)
                 step()
             if consumer.node not in self.refused:
                 yield consumer, pair
@@ -170,10 +171,10 @@ class Sides:
         factors[folded[0].to(weight.device)] = folded[1]
         return factors.reshape(groups, 1, -1)
 
-    def _kept(self, t: Tensor, axes: Axes) -> Tensor:
-        """Select what is kept of one of the original's values."""
+    def _kept(self, t: Tensor, axes: Axes, *, but: int | None = None) -> Tensor:
+        """Select what is kept of one of the original's values, along all dimensions but one."""
         for dim, axis in enumerate(axes):
-            positions = self.selection.positions(axis)
+            positions = self.selection.positions(axis) if dim != but else None
             if positions is not None:
                 t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
         return t
