@@ -67,7 +67,9 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[list[str]]:
     A model that can't be called here has none.
     """
     called, before = structural_copy(model, own_buffers), plain_state(model)
-    with contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    drawn = torch.random.fork_rng(devices=[*devices])  # what the call draws is nobody's
+    with drawn, contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
         given = example.map(torch.Tensor.clone)
         called(*given.args, **given.kwargs)
     changed = changed_since(before, called)
