@@ -237,7 +237,7 @@ def test_noise_changes_nothing() -> None:
 def test_a_convolution_is_laid_out_as_it_computes(layer: nn.Module) -> None:
     kernel = layer.weight.ndim - 2
     options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    consumer = Consumer("n", "w", "b", kernel, (), (), options)
+    consumer = Consumer("n", "w", "b", kernel, (), options)
     x = torch.randn(2, 6, *[7] * kernel)
     read = consumer.vectors(x, layer.weight)
     given = consumer.answers(layer(x), len(read))

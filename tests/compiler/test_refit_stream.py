@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.choose.importance.data import Batch
 from fxprune.compiler.refit import consumers as refit_consumers
-from fxprune.compiler.refit.additions import addition_of, as_answer, is_coordinatewise
+from fxprune.compiler.refit.additions import Addition, addition_of, as_answer, is_coordinatewise
 from fxprune.compiler.refit.consumers import consumers_of
 from fxprune.compiler.refit.counts import LEAST, counts_of
 from fxprune.result.selection import Selection
@@ -83,12 +83,16 @@ def analysed(model: nn.Module) -> fxprune.Analysis:
     return fxprune.analyze(model, example_inputs=tokens()[0][:2])
 
 
+def addition_after_the_second_block(model: nn.Module) -> Addition | None:
+    analysis = analysed(model)
+    nodes = {n.name: n for n in analysis.module.graph.nodes}
+    return addition_of(analysis, nodes["down_1"])
+
+
 @pytest.mark.parametrize("after", FOLLOWED)
 def test_what_is_lacking_becomes_an_answer(after: str) -> None:
     model = made(FOLLOWED[after])
-    analysis = analysed(model)
-    nodes = {n.name: n for n in analysis.module.graph.nodes}
-    found = addition_of(analysis, nodes["down_1"])
+    found = addition_after_the_second_block(model)
     assert found is not None and len(found.axes) == 3
     module = model.after[1]
     lacking = torch.randn(2, 8, 16)
@@ -108,9 +112,7 @@ def test_what_an_addition_never_sees_lacks_nothing() -> None:
 @pytest.mark.parametrize("after", NOT_FOLLOWED)
 def test_other_ways_are_not_turned_back(after: str) -> None:
     model = made(NOT_FOLLOWED[after])
-    analysis = analysed(model)
-    nodes = {n.name: n for n in analysis.module.graph.nodes}
-    found = addition_of(analysis, nodes["down_1"])
+    found = addition_after_the_second_block(model)
     assert found is None or not is_coordinatewise(model.after[1], torch.randn(2, 8, 16))
 
 

@@ -34,7 +34,7 @@ class Consumer:
     node: its name in the analysed graph, and in the result's.
     weight, bias: the names of its tensors in the graph.
     kernel: dimensions that a kernel moves over; 0 for a linear layer.
-    read, given: the axes of what it reads, and of what it gives.
+    given: the axes of what it gives.
     options: `stride`, `padding`, `dilation` of a convolution.
     addition: what its answer is added to, if anything.
     shrunk: it reads a shrunk axis.
@@ -44,7 +44,6 @@ class Consumer:
     weight: str
     bias: str | None
     kernel: int
-    read: Axes
     given: Axes
     options: dict[str, Any] = field(default_factory=dict)
     addition: Addition | None = None
@@ -160,5 +159,5 @@ def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str
     if any(isinstance(value, fx.Node) for value in options.values()):
         return "its stride or padding is computed"
     kernel = 0 if step.rule.function is linear_axes else len(axes) - 2
-    axes_read, given = analysis.axes[operand][0], analysis.axes[node][0]
-    return Consumer(node.name, weight, bias, kernel, axes_read, given, options, addition_of(analysis, node))
+    given = analysis.axes[node][0]
+    return Consumer(node.name, weight, bias, kernel, given, options, addition_of(analysis, node))

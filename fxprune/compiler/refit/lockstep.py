@@ -34,7 +34,8 @@ class Lockstep:
         self._nodes = list(module.graph.nodes)
         self._at = 0
         self._batches = batches
-        self._waiting = _Waiting(self._nodes, len(batches))
+        self._by_name = {node.name: node for node in self._nodes}
+        self._waiting = _Waiting(self._by_name, len(batches))
         self._values: Values = {}
 
     def read(self, name: str) -> Iterator[Any]:
@@ -42,7 +43,7 @@ class Lockstep:
         end = self._place(name)
         for values in self._taken():
             self._run(values, self._at, end)
-            yield self._value(operand_of(self._nodes[end]), values)
+            yield self._computed(operand_of(self._nodes[end]), values)
         self._at = end
 
     def given(self, name: str) -> Iterator[tuple[Any, Any]]:
@@ -50,7 +51,7 @@ class Lockstep:
         end = self._place(name)
         for values in self._taken():
             self._run(values, self._at, end)
-            read = self._value(operand_of(self._nodes[end]), values)
+            read = self._computed(operand_of(self._nodes[end]), values)
             self._run(values, end, end + 1)
             yield read, values[self._nodes[end]]
         self._at = end + 1
@@ -62,9 +63,8 @@ class Lockstep:
             name: a node whose value still is needed, or that is yet to run.
             given: values of nodes, by name, to compute it from instead of their own.
         """
-        by_name = {node.name: node for node in self._nodes}
-        values = {**self._values, **{by_name[name]: value for name, value in given.items()}}
-        return self._computed(by_name[name], values)
+        values = {**self._values, **{self._by_name[name]: value for name, value in given.items()}}
+        return self._computed(self._by_name[name], values)
 
     def _computed(self, node: fx.Node, values: Values) -> Any:
         if node not in values:
@@ -91,16 +91,10 @@ class Lockstep:
             if node.op == "get_attr":
                 continue  # tensors of the module: looked up where they are needed
             for held in node.all_input_nodes:
-                self._value(held, values)
+                self._computed(held, values)
             values[node] = self._running.run_node(node)
             for done in self._running.user_to_last_uses.get(node, ()):
                 values.pop(done, None)
-
-    def _value(self, node: fx.Node, values: Values) -> Any:
-        if node.op == "get_attr" and node not in values:
-            self._running.env = values
-            values[node] = self._running.run_node(node)
-        return values[node]
 
 
 def operand_of(node: fx.Node) -> fx.Node:
@@ -113,8 +107,8 @@ def operand_of(node: fx.Node) -> fx.Node:
 class _Waiting:
     """The values of every batch between two layers, in memory or in files."""
 
-    def __init__(self, nodes: Sequence[fx.Node], count: int) -> None:
-        self._by_name = {node.name: node for node in nodes}
+    def __init__(self, by_name: Mapping[str, fx.Node], count: int) -> None:
+        self._by_name = by_name
         self._held: list[Values | None] = [{} for _ in range(count)]
         self._sizes = [0] * count
         self._folder: tempfile.TemporaryDirectory[str] | None = None
