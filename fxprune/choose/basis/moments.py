@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities, Prediction, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 
 __all__ = ["Moments", "moments_of"]
@@ -64,8 +64,7 @@ def moments_of(
         with torch.enable_grad():
             output = model.forward({}, batch.size, *batch.args)
             prediction = predictions_of(output, batch.size, log_probabilities)
-            for draw in range(draws):
-                model.read_slopes(prediction.drawn(generator), last=draw == draws - 1)
+            model.add_slopes(prediction, draws, generator)
     samples = draws * sum(batch.size for batch in batches)
     return {key: total.moments(samples) for key, total in model.totals.items()}
 
@@ -114,16 +113,11 @@ class _Readers(SoftMasked):
         finally:
             self.env.update(originals)
 
-    def read_slopes(self, drawn: Tensor, *, last: bool) -> None:
-        """Take the derivative of one draw by all that was read, and add it to the totals."""
-        reads = self._read
-        slopes = torch.autograd.grad(
-            drawn, [alias for _, alias in reads.values()], retain_graph=not last, allow_unused=True
-        )
-        for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=True):
-            total = self.totals.setdefault(key, _Total())
-            slope = torch.zeros_like(alias) if slope is None else slope
-            pair = [vectors_of(use, t.detach(), self.size) for t in (alias, slope)]
-            total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))
-        if last:
-            self._read = {}
+    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None:
+        """Add what was read, and the derivatives by it, to the totals."""
+        reads, self._read = self._read, {}
+        for slopes in prediction.slopes([alias for _, alias in reads.values()], draws, generator):
+            for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=True):
+                pair = [vectors_of(use, t.detach(), self.size) for t in (alias, slope)]
+                total = self.totals.setdefault(key, _Total())
+                total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))

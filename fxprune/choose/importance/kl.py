@@ -120,16 +120,9 @@ def _squared_slopes(
         output = model.forward(masks, batch.size, *batch.args)
         prediction = predictions_of(output, batch.size, log_probabilities)
         sums = {group: torch.zeros(batch.size, *shape_of(group), dtype=torch.float64) for group in groups}
-        for draw in range(draws):
-            slopes = torch.autograd.grad(
-                prediction.drawn(generator),
-                list(masks.values()),
-                retain_graph=draw < draws - 1,
-                allow_unused=True,
-            )
+        for slopes in prediction.slopes(list(masks.values()), draws, generator):
             for group, slope in zip(masks, slopes, strict=True):
-                if slope is not None:
-                    sums[group] += slope.double().square().cpu()
+                sums[group] += slope.double().square().cpu()
     return list(sums.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,19 @@ class Prediction:
             return (weights * self.classes).sum() / math.sqrt(pixels)
         assert self.features is not None
         return (self.features * _signs(self.features, generator) / _scale(self.features)).sum()
+
+    def slopes(
+        self, values: Sequence[Tensor], draws: int, generator: torch.Generator
+    ) -> Iterator[list[Tensor]]:
+        """Yield, for each draw, the derivative of what was drawn by every value, 0 where it has none.
+
+        With gradients enabled; each draw costs one backward pass.
+        """
+        for draw in range(draws):
+            found = torch.autograd.grad(
+                self.drawn(generator), list(values), retain_graph=draw < draws - 1, allow_unused=True
+            )
+            yield [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
 
     def divergence(self, other: Prediction) -> Tensor:
         """Compute KL(self || other) of each sample, as a mean, or half the squared error: [b]."""

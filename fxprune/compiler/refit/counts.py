@@ -66,18 +66,12 @@ class _Answers(fx.Interpreter):
         self._answers = {}
         with torch.enable_grad():
             prediction = predictions_of(self.run(*batch.args), batch.size, log_probabilities)
-            squares = {name: torch.zeros(()) for name in self._answers}
-            for draw in range(DRAWS):
-                drawn = prediction.drawn(generator)
-                slopes = torch.autograd.grad(
-                    drawn, [*self._answers.values()], retain_graph=draw < DRAWS - 1, allow_unused=True
-                )
-                for (name, answer), slope in zip(self._answers.items(), slopes, strict=True):
-                    slope = torch.zeros_like(answer) if slope is None else slope
+            answers, self._answers = self._answers, {}
+            squares = {name: torch.zeros(()) for name in answers}
+            for slopes in prediction.slopes(list(answers.values()), DRAWS, generator):
+                for name, slope in zip(answers, slopes, strict=True):
                     channel = self._wanted[name].channel(slope)
-                    found = slope.detach().float().square().sum(channel, keepdim=True)
-                    squares[name] = squares[name] + found
-        self._answers = {}
+                    squares[name] = squares[name] + slope.float().square().sum(channel, keepdim=True)
         return {name: square.sqrt() for name, square in squares.items()}
 
     def run_node(self, n: fx.Node) -> Any:
