@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from fxprune.choose.budget.fit import Fitted, fit
 from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
-from fxprune.choose.importance.compensated import compensated
+from fxprune.choose.importance.compensated import compensable, compensated
+from fxprune.choose.importance.kl import DRAWS
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
 from fxprune.choose.merge_heads import merged_for_ratio
@@ -105,14 +106,20 @@ def decide_again(
 
 
 def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Scores:
-    relative = request.budget.scope == "global"
-    scores = score(
-        analysis, groups, request.importance, request.data, relative=relative, **request.score_options
-    )
-    if not (request.refits and request.criterion == "kl"):
-        return scores
-    progress = request.score_options.get("progress", True)
-    return compensated(analysis, groups, scores, request.data, progress=progress)
+    def scored(wanted: Sequence[Group], data: Iterable[Value] | None, **options: Value) -> Scores:
+        relative = request.budget.scope == "global"
+        options |= request.score_options
+        return score(analysis, wanted, request.importance, data, relative, **options)
+
+    if not (request.refits and request.criterion == "kl") or request.data is None:
+        return scored(groups, request.data)
+    made_up_for = compensable(analysis, groups)
+    scores = scored([g for g in groups if g not in made_up_for], request.data)
+    if made_up_for:
+        unit = scored(made_up_for, some_of(request.data, analysis), draws=DRAWS)
+        progress = request.score_options.get("progress", True)
+        scores |= compensated(analysis, made_up_for, unit, request.data, progress=progress)
+    return scores
 
 
 def _fitted(

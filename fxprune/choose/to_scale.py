@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.data import batches_of, items_of
 from fxprune.choose.importance.scores import Scores
 from fxprune.graph.nests import Value
 
@@ -83,7 +83,7 @@ def _marginal(scores: np.ndarray, losses: np.ndarray, power: float) -> np.ndarra
 def some_of(data: Iterable[Value], analysis: Analysis) -> list[Value]:
     """Return the first batches of calibration data, with `SAMPLES` samples or a batch more."""
     taken, samples = [], 0
-    for batch in data:
+    for batch in items_of(data):
         taken.append(batch)
         samples += batches_of([batch], analysis, "kl")[0].size
         if samples >= SAMPLES:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.choose.importance.compensated import RIDGE, _Total, compensated, removal_costs
+from fxprune.choose.importance.compensated import (
+    PLACES,
+    RIDGE,
+    _Total,
+    compensable,
+    compensated,
+    removal_costs,
+)
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
@@ -101,6 +108,30 @@ def test_only_what_layers_read_alone_is_scored_anew() -> None:
     before, after = scores_of(model.eval(), [torch.randn(16, 6) for _ in range(3)])
     assert {g.size: not np.array_equal(before[g], after[g]) for g in before} == {8: False, 12: True}
     assert all(after[g].shape == shape_of(g) for g in after)
+
+
+def test_only_what_layers_read_alone_can_be_made_up_for() -> None:
+    analysis = fxprune.analyze(Mlp().eval(), example_inputs=torch.randn(2, 6))
+    assert [group.size for group in compensable(analysis, analysis.prunable)] == [12]
+
+
+def test_some_places_of_many_are_enough_and_all_batches_give_some() -> None:
+    """A batch of constants beside batches that vary: what it adds is seen, and copies still cost nothing."""
+    model = Mlp().double()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.up.weight[6:], model.up.bias[6:] = model.up.weight[:6], model.up.bias[:6]
+    torch.manual_seed(0)
+    analysis = fxprune.analyze(model.eval(), example_inputs=torch.randn(2, 6, dtype=torch.float64))
+    (group,) = compensable(analysis, analysis.prunable)
+    data = [torch.randn(PLACES * 12, 6, dtype=torch.float64) for _ in range(3)]
+    data.append(torch.ones(PLACES * 12, 6, dtype=torch.float64))
+    before = {group: np.ones(12)}
+    thinned = compensated(analysis, [group], before, data, progress=False)[group]
+    order = np.argsort(thinned, kind="stable")
+    assert sorted(i % 6 for i in order[6:].tolist()) == list(range(6))
+    moved = [*data[:3], 100 * data[3]]
+    assert not np.allclose(thinned, compensated(analysis, [group], before, moved, progress=False)[group])
 
 
 def test_hidden_units_that_copy_others_go_first_and_cost_nothing() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import score
 from fxprune.choose.importance.scores import shape_of
 from fxprune.errors import DataError
@@ -273,3 +274,8 @@ def test_data_that_holds_no_batches(data: Any, says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         fxprune.prune(small_vit(), 0.5, data=data, example_inputs=images())
     assert len(str(caught.value)) < 350
+
+
+@pytest.mark.parametrize(("samples", "draws"), [(1, 128), (100, 2), (128, 1), (5000, 1)])
+def test_few_samples_are_asked_more_often(samples: int, draws: int) -> None:
+    assert draws_for(samples) == draws

@@ -79,6 +79,15 @@ def test_some_of_the_data_is_enough() -> None:
     data = batches(20)
     assert len(some_of(data, analysis)) == -(-SAMPLES // 16)
     assert len(some_of(data[:2], analysis)) == 2
+    assert len(some_of(data[0], analysis)) == 1  # a tensor is one batch
+
+
+def test_one_tensor_is_data_for_every_step() -> None:
+    model, data = made(), torch.cat(batches(3))
+    options = {"example_inputs": data[:2], "importance_options": QUIET}
+    for scope in ("uniform", "global"):
+        pruned, listed = (fxprune.prune(model, 0.5, data=d, scope=scope, **options) for d in (data, [data]))
+        assert torch.equal(pruned(data[:4]), listed(data[:4]))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.compiler.refit import regression
 from fxprune.compiler.refit.consumers import Consumer
 from fxprune.compiler.refit.regression import PairMoments, solved
 from fxprune.errors import OptionError
@@ -206,6 +207,21 @@ def test_it_finds_what_there_is_to_find(free_bias: bool) -> None:
     true = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     assert torch.allclose(found.weight, true, atol=0.01)
     assert torch.allclose(found.bias, torch.full((2, 4), 7.0).double(), atol=0.05)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0, 30.0])
+def test_the_ridge_is_the_best_of_all_though_few_are_tried(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias = torch.zeros(2, 4, 5, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    each = []
+    for ridge in regression.RIDGES:
+        with monkeypatch.context() as only:
+            only.setattr(regression, "RIDGES", (ridge,))
+            found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True)
+            each.append(float("inf") if found is None else found.after)
+    found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True)
+    assert found is not None and found.after == min(each)
 
 
 def test_a_place_that_counts_three_times_is_three_places() -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.predictions import LogProbabilities, Prediction, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 
 __all__ = ["Moments", "moments_of"]
@@ -45,19 +45,21 @@ def moments_of(
     data: Iterable[Any] | None,
     *,
     log_probabilities: LogProbabilities | None = None,
-    draws: int = 2,
+    draws: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[tuple[fx.Node, Group], Moments]:
     """Collect the moments of every reader, a node and the group that it reads, in the order that they run.
 
     Args:
-        draws: derivatives taken per sample; each costs one backward pass.
+        draws: derivatives taken per sample; each costs one backward pass.  By default as of `draws_for`.
 
     Raises:
         DataError: there is no data, or a batch is nothing that the model takes.
     """
     batches = batches_of(data, analysis, "basis")
+    samples = sum(batch.size for batch in batches)
+    draws = draws or draws_for(samples)
     model = _Readers(analysis, groups)
     generator = torch.Generator().manual_seed(seed)
     for batch in tqdm(batches, desc="moments", unit="batch", disable=None if progress else True):
@@ -65,8 +67,7 @@ def moments_of(
             output = model.forward({}, batch.size, *batch.args)
             prediction = predictions_of(output, batch.size, log_probabilities)
             model.add_slopes(prediction, draws, generator)
-    samples = draws * sum(batch.size for batch in batches)
-    return {key: total.moments(samples) for key, total in model.totals.items()}
+    return {key: total.moments(draws * samples) for key, total in model.totals.items()}
 
 
 @dataclass

@@ -55,7 +55,6 @@ def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: boo
         descent = float((way * slope).sum())
         if descent >= 0:
             way, descent = -slope, -float(slope.square().sum())
-        step *= 2
         while step > 1e-16:
             nearby = _frame(frame + step * way, centred)
             found, next_slope = discarded_cost(nearby, vectors, covectors)
@@ -64,6 +63,9 @@ def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: boo
             step /= 2
         else:
             break
+        # The next step is as long as this one should have been: to where the slope along it is zero.
+        risen = float((way * next_slope).sum()) - descent
+        step *= min(2.0, max(0.5, -descent / risen)) if risen > 0 else 2.0
         turn = float((next_slope * (next_slope - slope)).sum() / slope.square().sum())
         frame, cost, slope, way = nearby, found, next_slope, -next_slope + max(0.0, turn) * way
         costs.append(cost)

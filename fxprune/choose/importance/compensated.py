@@ -31,10 +31,11 @@ from fxprune.choose.importance.waves import in_waves
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
-__all__ = ["compensated", "removal_costs", "rows_read"]
+__all__ = ["compensable", "compensated", "removal_costs", "rows_read"]
 
 RIDGE = 1e-2  # of the mean variance, added to the covariance: few samples claim too much
 SHARE = 32  # at least one channel in so many of those left goes at once
+PLACES = 8  # times as many as channels, at least, that a covariance is taken of
 HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
 
 
@@ -66,6 +67,11 @@ def compensated(
                 pairs = [(spreads[node, group], weight) for node, weight in uses]
                 found[group] = _to_scale(pairs, scores[group])
     return {**scores, **found}
+
+
+def compensable(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
+    """Return the groups that layers with weights of their own read, and nothing else does."""
+    return list(_layers(SoftMasked(analysis, groups), groups))
 
 
 Readers = list[tuple[fx.Node, Tensor]]  # nodes and what their weights make of a group
@@ -129,7 +135,7 @@ def _spreads(
     analysis: Analysis, layers: Layers, batches: Sequence[Batch], bar: tqdm[Any]
 ) -> dict[tuple[fx.Node, Group], Tensor]:
     """Collect the covariance [.., n, n] of what each layer reads, in one pass over the data."""
-    model = _Covariances(analysis, list(layers))
+    model = _Covariances(analysis, list(layers), sum(batch.size for batch in batches))
     for batch in batches:
         with torch.no_grad():
             model.forward({}, batch.size, *batch.args)
@@ -165,15 +171,24 @@ class _Total:
 class _Covariances(SoftMasked):
     """Runs the captured model; adds up what every reader of a group reads."""
 
-    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], samples: int) -> None:
         super().__init__(analysis, groups)
         self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self._in_all = samples
 
     def run_node(self, n: fx.Node) -> Any:
         for use in self.uses.get(n, ()):
             read = vectors_of(use, self.env[use.operand], self.size)
-            self.totals.setdefault((n, use.group), _Total()).add(read)
+            self.totals.setdefault((n, use.group), _Total()).add(self._thinned(read))
         return super().run_node(n)
+
+    def _thinned(self, read: Tensor) -> Tensor:
+        """Take evenly spread places [..., places, n] of a batch, so that all batches give enough."""
+        places, n = read.shape[-2:]
+        wanted = math.ceil(PLACES * n * self.size / self._in_all)
+        if wanted >= places:
+            return read
+        return read[..., torch.linspace(0, places - 1, wanted, device=read.device).round().long(), :]
 
 
 def _to_scale(pairs: Sequence[tuple[Tensor, Tensor]], alone: np.ndarray) -> np.ndarray:

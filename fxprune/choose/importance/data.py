@@ -16,7 +16,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.tensors import device_of
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Batch", "batches_of", "parts_of"]
+__all__ = ["Batch", "batches_of", "items_of", "parts_of"]
 
 LABELS = ("labels", "label", "targets", "target")
 
@@ -53,13 +53,18 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     if data is None:
         raise DataError(f"importance={criterion!r} needs data=, an iterable of batches of model inputs")
     device = device_of(analysis.module)
-    found = [_batch(item, i, analysis, device) for i, item in enumerate(_iterate(data))]
+    found = [_batch(item, i, analysis, device) for i, item in enumerate(items_of(data))]
     if not found:
         raise DataError("data= holds no batch: is it a generator that was used up before?")
     return found
 
 
-def _iterate(data: Iterable[Any]) -> Iterable[Any]:
+def items_of(data: Iterable[Any]) -> Iterable[Any]:
+    """Return what to iterate over for batches: a tensor is one batch.
+
+    Raises:
+        DataError: it is nothing to iterate over.
+    """
     if isinstance(data, Tensor):
         return [data]
     if not isinstance(data, Iterable):

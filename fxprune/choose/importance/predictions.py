@@ -12,7 +12,9 @@ from torch import Tensor
 from fxprune.errors import DataError
 from fxprune.graph.tensors import floats_of
 
-__all__ = ["LogProbabilities", "Prediction", "predictions_of"]
+__all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
+
+DERIVATIVES = 128  # of what predictions draw, over all samples, at least
 
 # From the model's output to log-probabilities [b, ..., classes].
 LogProbabilities = Callable[[Any], Tensor]
@@ -68,6 +70,11 @@ class Prediction:
             return None if t is None else t.repeat(times, *[1] * (t.ndim - 1))
 
         return Prediction(again(self.classes), again(self.features))
+
+
+def draws_for(samples: int) -> int:
+    """Return how many derivatives to take of each sample: one, and more where there are few samples."""
+    return math.ceil(DERIVATIVES / samples)
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.choose.importance.data import Batch
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities, draws_for, predictions_of
 from fxprune.compiler.refit.consumers import Consumer
 
 __all__ = ["Counts", "counts_of"]
 
 Counts = dict[str, list[Tensor]]  # by the layer's node, a batch each: as its answer, with 1 channel
 
-DRAWS = 2  # derivatives of a batch; each costs one backward pass
 LEAST = 0.1  # of the mean, that every place counts
 
 
@@ -34,7 +33,7 @@ def counts_of(
     step: Callable[[], Any],
 ) -> Counts:
     """Take the derivatives of the original's predictions in one run over the data; 1 on average."""
-    running = _Answers(module, consumers)
+    running = _Answers(module, consumers, draws_for(sum(batch.size for batch in batches)))
     generator = torch.Generator().manual_seed(0)
     lengths: Counts = {consumer.node: [] for consumer in consumers}
     for batch in batches:
@@ -54,8 +53,9 @@ def _tempered(lengths: list[Tensor]) -> list[Tensor]:
 class _Answers(fx.Interpreter):
     """Runs the original; keeps what some layers give, for derivatives by it."""
 
-    def __init__(self, module: fx.GraphModule, consumers: Sequence[Consumer]) -> None:
+    def __init__(self, module: fx.GraphModule, consumers: Sequence[Consumer], draws: int) -> None:
         super().__init__(module)
+        self._draws = draws
         self._wanted = {consumer.node: consumer for consumer in consumers}
         self._answers: dict[str, Tensor] = {}
 
@@ -68,7 +68,7 @@ class _Answers(fx.Interpreter):
             prediction = predictions_of(self.run(*batch.args), batch.size, log_probabilities)
             answers, self._answers = self._answers, {}
             squares = {name: torch.zeros(()) for name in answers}
-            for slopes in prediction.slopes(list(answers.values()), DRAWS, generator):
+            for slopes in prediction.slopes(list(answers.values()), self._draws, generator):
                 for name, slope in zip(answers, slopes, strict=True):
                     channel = self._wanted[name].channel(slope)
                     squares[name] = squares[name] + slope.float().square().sum(channel, keepdim=True)

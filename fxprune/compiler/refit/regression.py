@@ -6,6 +6,7 @@ W0 X lacks of Y, and the bias what their means ask for.  lambda is what does bes
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,22 +56,33 @@ class PairMoments:
         total = self.yy.sum() - 2 * crossed + squared + 2 * (bias[..., None] * linear).sum()
         return float(total / n + bias.square().sum())
 
-    def fitted(
-        self, towards: Tensor, ridge: float, *, bias: Tensor, free_bias: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Solve for the weights [groups, o, k] and the bias [groups, o]; float64."""
-        n, mean_x = self.count, self.x / self.count
-        mean_y = self.y / n if free_bias else bias  # without a bias of its own: about zero
-        about = mean_x if free_bias else torch.zeros_like(mean_x)
-        xx = self.xx / n - about[..., :, None] * about[..., None, :]
-        xy = self.xy / n - mean_x[..., :, None] * mean_y[..., None, :]
-        weight = towards
+
+class _Ridge:
+    """The solutions of one layer for every ridge: moments about the means, and what W0 lacks, once."""
+
+    def __init__(self, moments: PairMoments, towards: Tensor, bias: Tensor, *, free_bias: bool) -> None:
+        n = moments.count
+        self._mean_x, self._mean_y = moments.x / n, moments.y / n
+        self._towards, self._bias, self._free_bias = towards, bias, free_bias
+        # Without a bias that may change, all is about zero and what the bias gives.
+        about_x = self._mean_x if free_bias else torch.zeros_like(self._mean_x)
+        about_y = self._mean_y if free_bias else bias
+        self._xx = moments.xx / n - about_x[..., :, None] * about_x[..., None, :]
+        xy = moments.xy / n - self._mean_x[..., :, None] * about_y[..., None, :]
+        self._lacking = xy - self._xx @ towards.mT
+        size = self._xx.diagonal(dim1=-2, dim2=-1).mean(-1)
+        self._size = size.clamp_min(torch.finfo(self._xx.dtype).tiny)
+
+    def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return the weights [groups, o, k] and the bias [groups, o]; float64."""
+        weight = self._towards
         if ridge != float("inf"):
-            size = xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(xx.dtype).tiny)
-            regular = xx + torch.diag_embed((ridge * size)[..., None].expand(xx.shape[:-1]))
-            lacking = xy - xx @ towards.mT
-            weight = towards + torch.cholesky_solve(lacking, torch.linalg.cholesky(regular)).mT
-        return weight, mean_y - (weight @ mean_x[..., None])[..., 0] if free_bias else bias
+            added = (ridge * self._size)[..., None].expand(self._xx.shape[:-1])
+            factor = torch.linalg.cholesky(self._xx + torch.diag_embed(added))
+            weight = weight + torch.cholesky_solve(self._lacking, factor).mT
+        if not self._free_bias:
+            return weight, self._bias
+        return weight, self._mean_y - (weight @ self._mean_x[..., None])[..., 0]
 
 
 @dataclass(frozen=True)
@@ -93,24 +105,36 @@ def solved(
         weight, bias: as they are, float64 [groups, o, k] and [groups, o].
         free_bias: the layer has a bias, which may change.
     """
-    before = best = held.error(weight, bias)
-    chosen, worse = None, 0
-    for ridge in (float("inf"), *RIDGES):
-        try:
-            error = held.error(*seen.fitted(weight, ridge, bias=bias, free_bias=free_bias))
-        except torch.linalg.LinAlgError:
-            break
-        worse = worse + 1 if not error < best else 0
-        if error < best:
-            best, chosen = error, ridge
-        elif worse == 2 and ridge != float("inf"):
-            break
-    if chosen is None or not best < before * (1 - LEAST_GAIN):
+    before = held.error(weight, bias)
+    ridges = _Ridge(seen, weight, bias, free_bias=free_bias)
+    errors: dict[float, float] = {}
+
+    def error(ridge: float) -> float:
+        if ridge not in errors:
+            try:
+                errors[ridge] = held.error(*ridges.solution(ridge))
+            except torch.linalg.LinAlgError:
+                errors[ridge] = float("inf")
+        return errors[ridge]
+
+    chosen = min((float("inf"), _descended(RIDGES, error)), key=error)
+    if not error(chosen) < before * (1 - LEAST_GAIN):
         return None
     try:
-        found = (seen + held).fitted(weight, chosen, bias=bias, free_bias=free_bias)
+        found = _Ridge(seen + held, weight, bias, free_bias=free_bias).solution(chosen)
     except torch.linalg.LinAlgError:
         return None
     if not all(bool(t.isfinite().all()) for t in found):
         return None
-    return Solution(*found, chosen, before, best)
+    return Solution(*found, chosen, before, error(chosen))
+
+
+def _descended(values: Sequence[float], cost: Callable[[float], float]) -> float:
+    """Walk from the middle to where the cost rises again on either side; the first where all are alike."""
+    at = len(values) // 2
+    while True:
+        nearby = [i for i in (at - 1, at, at + 1) if 0 <= i < len(values)]
+        best = min(nearby, key=lambda i: (cost(values[i]), i))
+        if best == at:
+            return values[at]
+        at = best
