@@ -61,11 +61,11 @@ def test_detectors_go_from_teacher_to_table(tmp_path: Path) -> None:
     assert "pruned and certified to" in printed
     rows = [line.split(",") for line in printed[printed.index("arm,parameters") :].splitlines()]
     assert [row[0] for row in rows] == [
-        *("arm", "teacher", "pruned-seed-0", "scratch-seed-0", "scratch-distilled-seed-0"),
+        *("arm", "teacher-seed-0", "pruned-seed-0", "scratch-seed-0", "scratch-distilled-seed-0"),
         "scratch-long-seed-0",
     ]
     sizes_of = {row[0]: int(row[1]) for row in rows[1:]}
-    assert len({*sizes_of.values()}) == 2 and max(sizes_of.values()) == sizes_of["teacher"]
+    assert len({*sizes_of.values()}) == 2 and max(sizes_of.values()) == sizes_of["teacher-seed-0"]
     (measured,) = [dict(zip(rows[0], row, strict=True)) for row in rows if row[0].startswith("pruned")]
     (scratch,) = [dict(zip(rows[0], row, strict=True)) for row in rows if row[0] == "scratch-seed-0"]
     assert float(measured["place"]) > 3 * float(scratch["place"])  # a token stays what it was, where it was

@@ -41,6 +41,7 @@ import fxprune
 PIXELS, PATCH = 48, 12
 TEACHER_WIDTH, STUDENT_WIDTH, LAYERS, HEADS = 192, 48, 12, 3
 ARMS = ("scratch", "scratch-distilled", "pruned", "pruned-refit", "pruned-basis")
+EPOCHS = 4  # of a student, unless told otherwise
 PROXY = 512  # images that channels are ranked on, without labels
 
 
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--weights", default=os.environ.get("VIT_TINY"), help="ViT-Tiny's (or set VIT_TINY)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/cifar"), help="for runs and the teacher")
     parser.add_argument("--depth", type=float, default=0.0, help="residual branches to remove, a fraction")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--kl", type=float, default=0.2, help="weight of the divergence from the teacher")
@@ -249,7 +250,8 @@ def main() -> None:
     if options.data is None or not Path(options.data).exists():
         raise SystemExit("no data: give --data cifar10.npz, or set CIFAR10")
     depth = f"-depth-{options.depth:g}" if options.depth else ""
-    train(options, options.folder / f"{options.arm}{depth}-seed-{options.seed}")
+    longer = f"-epochs-{options.epochs}" if options.arm != "teacher" and options.epochs != EPOCHS else ""
+    train(options, options.folder / f"{options.arm}{depth}{longer}-seed-{options.seed}")
 
 
 if __name__ == "__main__":

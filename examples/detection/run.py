@@ -7,9 +7,9 @@
     python examples/detection/run.py scratch-long       # from labels, as long as both together
     python examples/detection/run.py table              # what was run, as CSV
 
-Each command goes on where it was killed.  `all` runs them in turn, some 25 minutes on one core.  Needs
-pip install '.[detection]'.  Images are rendered by code (shapes.py): figures compare these detectors with
-one another, and say nothing of photos.
+Each command goes on where it was killed; each seed has a large detector of its own.  `all` runs them in
+turn.  Needs pip install '.[detection]'.  Images are rendered by code (shapes.py): figures compare these
+detectors with one another, and say nothing of photos.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def loader(options: argparse.Namespace) -> DataLoader[Any]:
 
 def train(options: argparse.Namespace, arm: str) -> None:
     """Train one arm, or go on with it, and write down what it came to."""
-    name = arm if arm == "teacher" else f"{arm}-seed-{options.seed}"
+    name = f"{arm}-seed-{options.seed}"
     folder = options.folder / name
     batches, test = loader(options), Shapes(options.tests, first=10**6)
     torch.manual_seed(options.seed)
     large = Maps(LARGE).eval()
-    kept = options.folder / "teacher.safetensors"
+    kept = options.folder / f"teacher-seed-{options.seed}.safetensors"
     if arm != "teacher":
         if not kept.exists():
-            raise SystemExit(f"{kept} is missing: run the arm `teacher` first")
+            raise SystemExit(f"{kept} is missing: run `teacher --seed {options.seed}` first")
         large.load_state_dict(load_file(kept))
     student: nn.Module = large
     if arm != "teacher":
@@ -112,9 +112,7 @@ def table(folder: Path) -> str:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for name in ("teacher", *STUDENTS):
-        for path in sorted(folder.glob(f"{name}-seed-[0-9]*/row.json")) or sorted(
-            folder.glob(f"{name}/row.json")
-        ):
+        for path in sorted(folder.glob(f"{name}-seed-[0-9]*/row.json")):
             row = json.loads(path.read_text())
             writer.writerow({k: shown(row.get(k)) for k in COLUMNS})
     return file.getvalue()

@@ -20,6 +20,7 @@ from fxprune.finetune.engine import Engine, Trackers, accelerated, tracked
 from fxprune.finetune.loader import loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
 from fxprune.finetune.loss import Distillation, TaskLoss
+from fxprune.finetune.schedule import refuse_idle_numbers
 from fxprune.finetune.shards import refuse_other_shards, sharded, take_whole
 from fxprune.finetune.training import Training
 from fxprune.graph.training_mode import in_eval_mode
@@ -89,7 +90,8 @@ def distill(
         every: write a checkpoint after so many batches as well as at each epoch's end.
         trackers: of Accelerate, by name ("tensorboard", "wandb", ...) or made by you: they are told of each
             epoch, and keep their files in `folder`.
-        accelerator: one of your own, for trackers or plugins; it must accumulate as `training` says.
+        accelerator: one of your own, for trackers or plugins; its accumulation and precision must be those
+            of `training`.
         progress: show a bar.
 
     Returns:
@@ -100,7 +102,7 @@ def distill(
             accelerator shards weights by something else than FSDP2; the extra `[finetune]` is missing.
             Checkpoints stay as they were.
         DataError: batches are none, or of unknown length.
-        OptionError: an option is out of range.
+        OptionError: an option is out of range, or would have no effect.
 
     Example:
         >>> pruned = fxprune.prune(model, 0.5, data=batches)
@@ -109,6 +111,8 @@ def distill(
     training = training or Training()
     if every < 0:
         raise OptionError(f"every={every}: a number of batches, or 0")
+    if every and folder is None:
+        raise OptionError(f"every={every} needs folder=, where checkpoints are kept")
     if trackers and folder is None:
         raise OptionError("trackers need folder=, where they keep their files")
     place = None if folder is None else Path(folder)
@@ -118,6 +122,7 @@ def distill(
         _as_it_was(student),
     ):
         refuse_other_shards(device)
+        refuse_idle_numbers(training)
         loader = loader_of(batches, device)
         identity = _identity(student, teacher, training, len(loader))
         mixes = training.mixup > 0 or training.cutmix > 0

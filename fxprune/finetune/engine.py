@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError, TrainingError
+from fxprune.finetune.mixing import mix
+from fxprune.finetune.schedule import schedule_of
 from fxprune.finetune.shards import (
     WholeAverage,
     copy_to_shard,
@@ -58,7 +60,13 @@ def accelerated(
         from accelerate.utils import DataLoaderConfiguration
     except ImportError as error:
         raise TrainingError(NEEDS.format(error)) from error
+    _refuse_other_launch(training)
     if given is not None:
+        if given.mixed_precision != training.precision:
+            raise OptionError(
+                f"the accelerator's precision is {given.mixed_precision}, and "
+                f"Training(precision={training.precision!r}) says otherwise"
+            )
         if given.gradient_accumulation_steps != training.accumulation:
             raise OptionError(
                 f"the accelerator accumulates {given.gradient_accumulation_steps} batches, and "
@@ -87,6 +95,28 @@ def accelerated(
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+
+
+def _refuse_other_launch(training: Training) -> None:
+    """Refuse what `accelerate launch` was told and the run would not do.
+
+    Its "no" for a precision says nothing: it is written where no precision was named.
+
+    Raises:
+        OptionError: the two disagree.
+    """
+    for variable, name in LAUNCHED.items():
+        said, ours = os.environ.get(variable), str(getattr(training, name))
+        if said not in (None, "no", ours):
+            raise OptionError(
+                f"Accelerate was started with {variable}={said}, and {name} is {ours}: say {name}={said} too"
+            )
+
+
+LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": "precision",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "accumulation",
+}
 
 
 def _refuse_strangers(accelerator: Accelerator) -> None:
@@ -181,7 +211,6 @@ class Engine:
         """
         from timm.data import Mixup
         from timm.optim import create_optimizer_v2
-        from timm.scheduler import create_scheduler_v2
         from timm.utils import ModelEmaV3
 
         parts = sharded(accelerator)
@@ -191,18 +220,9 @@ class Engine:
             optimizer = create_optimizer_v2(
                 student, opt=training.opt, lr=training.lr, weight_decay=training.weight_decay
             )
-            schedule, _ = create_scheduler_v2(
-                optimizer,
-                sched=training.sched,
-                num_epochs=training.epochs,
-                min_lr=training.min_lr,
-                warmup_lr=training.min_lr,
-                warmup_epochs=training.warmup,  # type: ignore[arg-type]  # parts of an epoch do as well
-                step_on_epochs=False,
-                updates_per_epoch=-(-len(loader) // training.accumulation),
-            )
         except (AssertionError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise OptionError(f"timm: {error or type(error).__name__}") from error
+        schedule = schedule_of(optimizer, training, -(-len(loader) // training.accumulation))
         mixup = None
         if training.mixup or training.cutmix:
             mixup = Mixup(
@@ -242,14 +262,8 @@ class Engine:
         return changed
 
     def mixed(self, batch: Any) -> Any:
-        """Mix images and labels with one another, where that was asked for and there are both."""
-        if self.mixup is None or not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            return batch
-        images, labels = batch
-        if len(images) % 2:
-            raise OptionError(f"mixup pairs images, and a batch has {len(images)}: drop the last batch")
-        mixed: Any = self.mixup(images.clone(), labels)  # timm writes into the images
-        return mixed
+        """Mix images and labels with one another, where that was asked for."""
+        return batch if self.mixup is None else mix(self.mixup, batch)
 
     @property
     def judged(self) -> nn.Module:

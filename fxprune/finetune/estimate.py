@@ -20,6 +20,7 @@ from torch import nn
 from fxprune.finetune.distill import distill
 from fxprune.finetune.loader import length_of
 from fxprune.finetune.loss import TaskLoss
+from fxprune.finetune.schedule import refuse_idle_numbers
 from fxprune.finetune.training import Training
 
 __all__ = ["Estimate", "estimate"]
@@ -85,7 +86,8 @@ def estimate(
     """
     training = training or Training()
     count = length_of(batches)
-    short = replace(training, epochs=1, warmup=0.0)
+    usual = Training()  # a short run's own: the learning rate takes no time
+    short = replace(training, epochs=1, warmup=0.0, sched=usual.sched, min_lr=usual.min_lr)
     tried = copy.deepcopy(student)
     _forget_peak()
 
@@ -95,6 +97,7 @@ def estimate(
         return timed.seconds
 
     first = run(WARM_UP + 1)[-1]
+    refuse_idle_numbers(training)
     number = min(MOST, max(FEWEST, int(SECONDS / first)))
     # One batch is read ahead, and the first one trained on makes the optimiser's state.
     seconds = run(number + 2)[2:]

@@ -47,7 +47,7 @@ class Loop:
         """Train from `progress` to the last epoch.
 
         Raises:
-            TrainingError: a loss is not finite.
+            TrainingError: a loss is not finite, or a loss of labels was asked for and there are none.
         """
         self.checkpoints.write_log(progress)
         if self.checkpoints.last is not None:
@@ -65,14 +65,15 @@ class Loop:
         for _ in range(start.batch):
             next(batches)  # read once more: what comes next may depend on what was drawn for these
         engine.model.train()
-        progress, began = start, time.perf_counter()
+        progress, began, due = start, time.perf_counter(), False
         with self._bar(start, len(loader)) as bar:
             for batch in batches:
                 progress = self._batch(progress, batch)
                 bar.set_postfix({TOTAL: f"{progress.sums[TOTAL] / progress.batch:.4g}"}, refresh=False)
                 bar.update()
-                due = self.every and progress.batch % self.every == 0 and progress.batch < len(loader)
-                if due and engine.accelerator.sync_gradients:
+                due = due or bool(self.every and progress.batch % self.every == 0)
+                if due and engine.accelerator.sync_gradients and progress.batch < len(loader):
+                    due = False
                     seconds = start.seconds + time.perf_counter() - began
                     self.checkpoints.write(replace(progress, seconds=seconds))
         return replace(progress, seconds=start.seconds + time.perf_counter() - began)
@@ -128,6 +129,10 @@ class Loop:
     def _finished(self, progress: Progress) -> Progress:
         """Evaluate, and write the epoch down."""
         engine = self.engine
+        if self.distillation.needs_labels and "task" not in progress.sums:
+            raise TrainingError(
+                f"no batch of epoch {progress.epoch + 1} had labels, and loss= and smoothing are about them"
+            )
         line: dict[str, Any] = {"epoch": progress.epoch + 1, "updates": progress.updates}
         line |= {name: total / progress.batch for name, total in progress.sums.items()}
         line |= {"lr": float(engine.optimizer.param_groups[0]["lr"]), "seconds": round(progress.seconds, 3)}

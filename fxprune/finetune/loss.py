@@ -63,7 +63,7 @@ class Distillation:
         log_probabilities: from the output to log-probabilities [batch, ..., classes], as of `prune`.
 
     Raises:
-        OptionError: a weight is negative, or is of a teacher that is missing.
+        OptionError: a weight is negative, or is of a teacher that is missing; or an option has no effect.
         PlanError: hidden states were asked for, and the student was not made by fxprune.
         TrainingError: the student was not pruned from the teacher, or the two have other classes.
 
@@ -87,6 +87,8 @@ class Distillation:
             raise OptionError(f"kl={kl}, hidden={hidden}: weights of losses are not negative")
         if teacher is None and (kl or hidden):
             raise OptionError("there is no teacher to be like: kl=0 and hidden=0 learn from labels alone")
+        if loss is not None and smoothing:
+            raise OptionError(f"smoothing={smoothing} is of the cross entropy, and loss= takes its place")
         self.student = student
         self.kl, self.hidden = kl, hidden
         self.loss, self.smoothing = loss, smoothing
@@ -115,6 +117,11 @@ class Distillation:
         if not terms:
             raise TrainingError("there is nothing to learn from: no labels, kl=0 and hidden=0")
         return Losses(torch.stack(terms).sum(), task, kl, hidden, output)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Was something asked for that only batches with labels read?"""
+        return self.loss is not None or self.smoothing > 0
 
     def _wanted(self, call: Call, reads: Reads) -> Any:
         if self.teacher is None or not (self.kl or self.hidden):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.score import criterion_for, options_of
 from fxprune.compiler.pipeline import prune
 from fxprune.finetune.distill import distill
 from fxprune.finetune.engine import Trackers
@@ -47,8 +48,8 @@ def prune_and_distill(
     Args:
         model: the dense model, teacher of all steps; not changed but for its device.
         teacher: another one.
-        batches, training, loss, log_probabilities, evaluate, resume, every, trackers, progress: as of
-            `distill`.
+        batches, training, loss, evaluate, resume, every, trackers, progress: as of `distill`.
+        log_probabilities: as of `distill`; of `prune` as well, where `data` is scored by it.
         ratio: the fraction removed in the end, as of `prune`.
         steps: how many times to prune; 1 is `prune` and `distill` after one another.
         folder: for the steps' checkpoints and logs.
@@ -81,6 +82,10 @@ def prune_and_distill(
             progress=progress,
         )
 
+    criterion = criterion_for(options.get("importance"), options.get("data"))
+    if log_probabilities is not None and "log_probabilities" in options_of(criterion):
+        given = options.get("importance_options") or {}
+        options["importance_options"] = {"log_probabilities": log_probabilities} | given
     pruned = prune(model, ratio, steps=steps, between=train if steps > 1 else None, **options)
     train(pruned, steps)
     return pruned

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from fxprune.errors import FileError
+from fxprune.errors import FileError, OptionError
 from fxprune.finetune.loss import Distillation
 
 __all__ = ["DistillationMixin", "DistillationTrainer"]
+
+NO_EFFECT = "{} would have no effect, since the loss is that of distillation: give {} to fxprune.Distillation"
 
 
 class DistillationMixin:
@@ -22,10 +24,21 @@ class DistillationMixin:
     distillation: Distillation
 
     def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
-        """Take the loss beside the trainer's own arguments, of the same model as its student."""
+        """Take the loss beside the trainer's own arguments, of the same model as its student.
+
+        Raises:
+            OptionError: the arguments ask for another loss, which would have no effect.
+        """
         self.distillation = distillation
         self._in_checkpoint = False
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if getattr(arguments, "label_smoothing_factor", 0):
+            raise OptionError(NO_EFFECT.format("label_smoothing_factor", "smoothing="))
         super().__init__(*args, **kwargs)
+        if getattr(self, "compute_loss_func", None) is not None:
+            raise OptionError(NO_EFFECT.format("compute_loss_func", "loss="))
+        # The loss is a batch's mean, whatever the model's own would be: the trainer divides by accumulation.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return the loss of a batch of named arguments, with labels or without; and the output."""

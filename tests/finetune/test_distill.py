@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -44,29 +46,120 @@ def test_a_student_comes_nearer_to_its_teacher(make: Any, form: str) -> None:
     assert fxprune.verify(teacher, student).changed
 
 
-def test_options_of_timm_and_accelerate_do_something() -> None:
-    """Each of them leads to other weights."""
-    teacher = small_vit()
-    start = student_of(teacher)
+# Of every field of Training, another value than the usual one, or than those of `trained` below.
+OTHERS: dict[str, Any] = {
+    "epochs": 1,
+    "lr": 2e-3,
+    "min_lr": 5e-4,
+    "warmup": 1.0,
+    "opt": "sgd",
+    "sched": "poly",
+    "weight_decay": 0.5,
+    "clip": 0.01,
+    "kl": 1.0,
+    "hidden": 1.0,
+    "mixup": 0.5,
+    "cutmix": 0.5,
+    "smoothing": 0.1,
+    "ema": 0.5,
+    "accumulation": 2,
+    "precision": "bf16",
+    "seed": 1,
+}
+
+
+@functools.cache
+def pair() -> tuple[nn.Module, nn.Module]:
+    """A teacher, and a student with dropout, of which the seed is."""
+    teacher = small_vit(proj_drop_rate=0.2, depth=1)
+    return teacher, student_of(teacher)
+
+
+def trained(batches: list[Any], extra: Any = None, **options: Any) -> torch.Tensor:
+    """Weights of a copy of the student after two epochs."""
+    teacher, start = pair()
+    student = copy.deepcopy(start)
+    training = fxprune.Training(**{"epochs": 2, "lr": 1e-3, **options})
+    fxprune.distill(student, teacher, batches, training, progress=False, **extra or {})
+    return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+
+def test_every_number_of_training_does_something() -> None:
+    """Each of them leads to other weights; and to the same ones once more."""
+    assert [*OTHERS] == [field.name for field in dataclasses.fields(fxprune.Training)]
     batches = labelled()
-
-    def trained(**options: Any) -> torch.Tensor:
-        student = copy.deepcopy(start)
-        training = fxprune.Training(**{"epochs": 2, "lr": 1e-3, **options})
-        fxprune.distill(student, teacher, batches, training, progress=False)
-        return torch.cat([p.detach().flatten() for p in student.parameters()])
-
-    usual = trained()
-    assert torch.equal(trained(), usual)
-    others: list[dict[str, Any]] = [
-        *({"opt": "sgd"}, {"sched": "poly"}, {"warmup": 1.0}, {"weight_decay": 0.5}, {"clip": 0.01}),
-        *({"kl": 1.0}, {"hidden": 1.0}, {"mixup": 0.5}, {"cutmix": 0.5}, {"smoothing": 0.1}, {"ema": 0.5}),
-        *({"accumulation": 2}, {"precision": "bf16"}, {"min_lr": 5e-4}, {"lr": 2e-3}, {"epochs": 1}),
-    ]
-    for options in others:
-        assert not torch.equal(trained(**options), usual), options
+    usual = trained(batches)
+    assert torch.equal(trained(batches), usual)
+    for name, value in OTHERS.items():
+        assert not torch.equal(trained(batches, **{name: value}), usual), name
     assert all(x.isfinite().all() for x, _ in batches)
-    torch.testing.assert_close(trained(accumulation=4, epochs=4), trained(accumulation=4, epochs=4))
+
+
+def test_every_loss_of_one_s_own_does_something() -> None:
+    batches = labelled()
+    usual = trained(batches)
+    mine: list[dict[str, Any]] = [
+        {"loss": lambda output, labels: output.square().mean()},
+        {"log_probabilities": lambda output: output[:, :5].log_softmax(1)},
+    ]
+    batches = [(x, y % 5) for x, y in batches]
+    usual = trained(batches)
+    for options in mine:
+        assert not torch.equal(trained(batches, options), usual), options
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_batches_by_name_are_mixed_as_others_are(mixing: str) -> None:
+    batches = labelled(2)
+    named = [{"x": x, "labels": y} for x, y in batches]
+    assert torch.equal(trained(named, **{mixing: 0.5}), trained(batches, **{mixing: 0.5}))
+    assert torch.equal(trained(named), trained(batches))
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "error", "said"),
+    [
+        ({"mixup": 0.5}, "images", OptionError, "mixup and cutmix mix images"),
+        ({"cutmix": 0.5}, "shares", OptionError, "mixup and cutmix mix images"),
+        ({"smoothing": 0.1}, "images", TrainingError, "no batch of epoch 1 had labels"),
+        ({"loss": torch.nn.functional.cross_entropy}, "images", TrainingError, "no batch of epoch 1"),
+        ({"loss": torch.nn.functional.cross_entropy, "smoothing": 0.1}, "pair", OptionError, "smoothing=0.1"),
+        ({"every": 2}, "pair", OptionError, "every=2 needs folder="),
+        ({"sched": "step"}, "pair", OptionError, "keeps the learning rate as it is for 2 epochs"),
+        ({"sched": "multistep"}, "pair", OptionError, "keeps the learning rate"),
+        ({"sched": "constant", "min_lr": 1e-4}, "pair", OptionError, "min_lr=0.0001 has no effect"),
+        ({"sched": "none", "warmup": 0.5}, "pair", OptionError, "warmup=0.5 has no effect"),
+        ({"sched": "plateau"}, "pair", OptionError, "timm: "),
+    ],
+)
+def test_what_would_have_no_effect(options: Any, batch: str, error: Any, said: str) -> None:
+    (both,) = labelled(1)
+    batches = {"pair": both, "images": both[0], "shares": (both[0], torch.full((4, 10), 0.1))}
+    extra = {name: options[name] for name in ("loss", "every") if name in options}
+    with pytest.raises(error, match=said):
+        trained([batches[batch]], extra, **{k: v for k, v in options.items() if k not in extra})
+
+
+@pytest.mark.parametrize("sched", ["constant", "none", "tanh", "poly", "wsd", "rsqrt", "cosine"])
+def test_a_schedule_that_moves_or_is_asked_not_to(sched: str) -> None:
+    trained(labelled(1), sched=sched)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "precision"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulation"),
+    ],
+)
+def test_what_accelerate_was_started_with(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str
+) -> None:
+    """It was dropped, or did another thing than `Training` says."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(OptionError, match=f"say {name}={value} too"):
+        trained(labelled(1))
+    trained(labelled(1), **{name: type(OTHERS[name])(value)})
 
 
 def test_an_accelerator_of_another_s_is_left_as_it_was() -> None:
@@ -171,8 +264,9 @@ def test_an_accelerator_of_one_s_own() -> None:
         fxprune.distill(
             student_of(teacher), teacher, batches, fxprune.Training(epochs=1), accelerator=accelerator
         )
-        with pytest.raises(OptionError, match="accumulates 1 batches"):
-            training = fxprune.Training(accumulation=2)
-            fxprune.distill(student_of(teacher), teacher, batches, training, accelerator=accelerator)
+        for other, said in ({"accumulation": 2}, "accumulates 1 batches"), ({"precision": "bf16"}, "is no,"):
+            training = fxprune.Training(**other)
+            with pytest.raises(OptionError, match=said):
+                fxprune.distill(student_of(teacher), teacher, batches, training, accelerator=accelerator)
     finally:
         AcceleratorState._reset_state()

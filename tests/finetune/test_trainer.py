@@ -85,3 +85,49 @@ def test_a_student_that_no_configuration_expresses_goes_on_from_a_checkpoint(tmp
         AcceleratorState._reset_state()
     state = again.model.state_dict()
     assert all(torch.equal(t, state[name]) for name, t in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_accumulation_divides_the_loss(labels: bool, form: str, tmp_path: Path) -> None:
+    """Two batches to an update are one of both, also of a model whose own loss counts samples itself."""
+    from accelerate.state import AcceleratorState
+
+    from fxprune.finetune.trainer import DistillationTrainer
+
+    teacher = small_hf_vit()
+
+    def trained(batch: int, accumulation: int) -> torch.Tensor:
+        student = fxprune.prune(teacher, 0.5, form=form)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), max_steps=1, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, use_cpu=True,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, report_to=[],
+            save_strategy="no", disable_tqdm=True, remove_unused_columns=False, lr_scheduler_type="constant",
+        )  # fmt: skip
+        distillation = fxprune.Distillation(student, teacher, kl=1.0, hidden=0.1)
+        trainer = DistillationTrainer(
+            student, arguments, train_dataset=Images(labels), distillation=distillation
+        )
+        trainer.train()
+        return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+    try:
+        start = torch.cat([p.detach().flatten() for p in fxprune.prune(teacher, 0.5, form=form).parameters()])
+        whole, parts = trained(8, 1), trained(4, 2)
+    finally:
+        AcceleratorState._reset_state()
+    assert (parts - whole).norm() < 1e-3 * (whole - start).norm()
+
+
+@pytest.mark.parametrize("asked", ["label_smoothing_factor", "compute_loss_func"])
+def test_another_loss_is_refused(asked: str, tmp_path: Path) -> None:
+    from fxprune.errors import OptionError
+    from fxprune.finetune.trainer import DistillationTrainer
+
+    teacher = small_hf_vit()
+    student = fxprune.prune(teacher, 0.5)
+    smoothing = {"label_smoothing_factor": 0.1} if asked == "label_smoothing_factor" else {}
+    loss = {"compute_loss_func": lambda *_, **__: None} if asked == "compute_loss_func" else {}
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **smoothing)
+    with pytest.raises(OptionError, match=f"{asked} would have no effect"):
+        DistillationTrainer(student, arguments, distillation=fxprune.Distillation(student, teacher), **loss)
