@@ -79,6 +79,7 @@ Examples:
     type=click.Path(exists=True, file_okay=False),
     help="A folder with a subfolder of images for each class, to train on.",
 )
+@click.option("--no-labels", is_flag=True, help="Learn from the teacher alone, on any images below --data.")
 @click.option(
     "--val", type=click.Path(exists=True, file_okay=False), help="Such a folder to judge each epoch by."
 )
@@ -119,6 +120,7 @@ Examples:
 def finetune(
     what: str,
     data: str,
+    no_labels: bool,
     val: str | None,
     out: str,
     ratio: float,
@@ -148,6 +150,10 @@ def finetune(
     if is_saved(what):
         refuse("a FOLDER is pruned already", "ratio", "steps")
         refuse("a FOLDER has an example of its own", "input_size")
+    if no_labels:
+        refuse("--no-labels leaves out what they are about", "new_head", "mixup", "cutmix", "smoothing")
+        if training.kl == 0 and training.hidden == 0:
+            raise click.UsageError("--no-labels learns from a teacher alone, and --kl 0 --hidden 0 has none")
     refuse_overwriting(out, what, others["teacher"])
     policy = {"auto_augment": augment, "re_prob": erase}
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # the first of several processes speaks
@@ -156,7 +162,8 @@ def finetune(
         models = lesson(what, training, classes_in(data) if new_head else None, others)
         student, about = models.student, models.about
         pixels = models.pixels
-        batches, words = training_images(data, student, about, pixels, batch, workers, policy)
+        images = training_images(data, student, about, pixels, batch, workers, policy, not no_labels)
+        batches, words = images
         if dry_run:
             refuse("--dry-run writes nothing", "log_with", "resume", "every")
             step("trying a few batches")

@@ -89,26 +89,35 @@ def training_images(
     batch: int,
     workers: int,
     augment: dict[str, Any],
-) -> tuple[DataLoader[tuple[Tensor, Tensor]], str]:
+    labelled: bool = True,
+) -> tuple[DataLoader[Any], str]:
     """Return the images of a folder with their classes, shuffled and augmented, and say what is done to them.
 
     Whole batches only.
 
     Args:
+        labelled: else images alone, wherever they are below the folder.
         augment: of timm's `create_transform`; what is not given is as timm trains (crops and flips).
 
     Raises:
         DataError: as `labelled_images`; or there are fewer images than a batch has.
     """
     image = _image_of(model, options)
-    with torch.no_grad(), in_eval_mode(model):
-        scores = class_scores(model(image), len(image))
-    numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
+    numbers, how = None, "of no account"
+    if labelled:
+        with torch.no_grad(), in_eval_mode(model):
+            scores = class_scores(model(image), len(image))
+        numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
     dataset, words = _dataset(folder, pixels, image, numbers, augment)
     if len(dataset) < batch:
         raise DataError(f"--data: {len(dataset)} images are fewer than a batch of {batch}: see --batch")
-    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True)
+    collate = None if labelled else _images_alone
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True, collate_fn=collate)
     return loader, f"classes {how}; {words}"
+
+
+def _images_alone(samples: Sequence[tuple[Tensor, Any]]) -> Tensor:
+    return torch.stack([image for image, _ in samples])
 
 
 def classes_in(folder: str) -> int:
@@ -131,7 +140,10 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
         DataError: none of these holds.
     """
     if not names:
-        raise DataError("--data: there is no subfolder for each class, which says what is in its images")
+        raise DataError(
+            "--data: there is no subfolder for each class, which says what is in its images (fxprune "
+            "finetune learns from the teacher alone with --no-labels)"
+        )
     if all(name.isdecimal() for name in names) and max(map(int, names)) < classes:
         return {name: int(name) for name in names}, "by number"
     known = getattr(getattr(model, "config", None), "label2id", None) or {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.choose.importance.data import parts_of
 from fxprune.errors import DataError, shown
+from fxprune.graph.tensors import device_of
 
 __all__ = ["Call", "call_of"]
 
@@ -25,6 +27,24 @@ class Call:
 
     def on(self, model: nn.Module) -> Any:
         return model(*self.args, **self.kwargs)
+
+    def on_teacher(self, teacher: nn.Module, student: nn.Module) -> Any:
+        """Run a teacher on the student's arguments, in its own precision where that is another one."""
+        ours, theirs = _precision(student), _precision(teacher)
+        if ours == theirs:
+            return self.on(teacher)
+
+        def cast(value: Any) -> Any:
+            return value.to(theirs) if isinstance(value, Tensor) and value.dtype == ours else value
+
+        args, kwargs = pytree.tree_map(cast, (self.args, self.kwargs))
+        with torch.autocast(device_of(teacher).type, enabled=False):
+            return teacher(*args, **kwargs)
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """Return the kind of number that a model's weights are; single precision where it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def call_of(batch: Any) -> Call:

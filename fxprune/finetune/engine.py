@@ -77,18 +77,22 @@ def accelerated(
         with _as_prepared_before(given):
             yield given
         return
+    known = _known(trackers)
     before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
     AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
     try:
-        accelerator = Accelerator(
-            mixed_precision=training.precision,
-            gradient_accumulation_steps=training.accumulation,
-            dataloader_config=config,
-            step_scheduler_with_optimizer=False,
-            log_with=_known(trackers),
-            project_dir=folder,
-        )
+        try:
+            accelerator = Accelerator(
+                mixed_precision=training.precision,
+                gradient_accumulation_steps=training.accumulation,
+                dataloader_config=config,
+                step_scheduler_with_optimizer=False,
+                log_with=known,
+                project_dir=folder,
+            )
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise TrainingError(f"Accelerate can't train so: {shorten(str(error), 200)}") from error
         _refuse_strangers(accelerator)
         with sharded_on_cpu(accelerator, training.precision):
             yield accelerator

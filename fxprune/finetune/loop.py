@@ -53,7 +53,10 @@ class Loop:
         if self.checkpoints.last is not None:
             self.checkpoints.restore()
         while progress.epoch < self.engine.training.epochs:
-            progress = self._finished(self._epoch(progress))
+            progress = self._epoch(progress)
+            if self.evaluate is not None:
+                self.checkpoints.write(progress)  # what the user's function does is not known
+            progress = self._finished(progress)
             self.checkpoints.write(progress)
             self.checkpoints.write_log(progress)
         return progress

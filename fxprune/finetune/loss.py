@@ -48,7 +48,8 @@ class Losses:
 class Distillation:
     """The loss of a student beside its teacher: task + kl * KL(teacher || student) + hidden * states.
 
-    Both get the same batch; the teacher runs in eval mode, without gradients, and is left as it is.  Works
+    Both get the same batch; the teacher runs in eval mode, without gradients, and is left as it is (its
+    weights may be of another precision than the student's: half of it saves memory).  Works
     on one device, under autocast, and with a student wrapped for several processes (pass that as `wrapped`).
 
     Args:
@@ -127,7 +128,7 @@ class Distillation:
         if self.teacher is None or not (self.kl or self.hidden):
             return None
         with in_eval_mode(self.teacher), torch.no_grad(), self._watch(reads):
-            return call.on(self.teacher)
+            return call.on_teacher(self.teacher, self.student)
 
     def _watch(self, reads: Reads) -> contextlib.AbstractContextManager[Any]:
         return reads if self.states else contextlib.nullcontext()

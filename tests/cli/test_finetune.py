@@ -112,3 +112,22 @@ def test_labels_alone(place: Path, tmp_path: Path) -> None:
     line = ["finetune", str(place / "half"), "--data", str(place / "train"), "--out", str(tmp_path / "out")]
     assert run([*line, "-q", "--kl", "0", "--batch", "4", "--epochs", "1"]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("what", ["half", MODEL])
+def test_images_without_labels(what: str, place: Path, tmp_path: Path) -> None:
+    """In one folder, which without the option is refused: the teacher is all that is learned from."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted((place / "train").rglob("*.png"))):
+        shutil.copy(path, flat / f"{i}.png")
+    what = str(place / what) if what == "half" else what
+    line = ["finetune", what, "--data", str(flat), "--checkpoint", str(place / "dense.safetensors"), *QUICK]
+    assert run([*line, "--out", str(tmp_path / "no"), "-q"]) == 1
+    assert run([*line, "--out", str(tmp_path / "out"), "-q", "--no-labels"]) == 0
+    (log,) = (tmp_path / "out" / "run").rglob("log.jsonl")
+    first, last = (json.loads(text) for text in log.read_text().splitlines())
+    assert "task" not in first and last["loss"] == pytest.approx(0.2 * last["kl"])
+    for more in (["--mixup", "0.5"], ["--smoothing", "0.1"], ["--kl", "0"]):
+        assert run([*line, "--out", str(tmp_path / "two"), "-q", "--no-labels", *more]) == 2
+    assert not (tmp_path / "two").exists()

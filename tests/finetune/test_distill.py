@@ -270,3 +270,11 @@ def test_an_accelerator_of_one_s_own() -> None:
                 fxprune.distill(student_of(teacher), teacher, batches, training, accelerator=accelerator)
     finally:
         AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_precision_that_this_machine_can_not_compute(precision: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("half precision is computed on this GPU")
+    with pytest.raises(TrainingError, match="Accelerate can't train so: "):
+        trained(labelled(1), precision=precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -222,3 +223,27 @@ def test_no_teacher() -> None:
         fxprune.Distillation(model, None)
     losses = fxprune.Distillation(model, None, kl=0)((images(2, 32), torch.tensor([1, 2])))
     assert losses.kl is None and losses.task is not None
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_a_teacher_of_another_precision(precision: torch.dtype) -> None:
+    teacher = small_vit(depth=1)
+    student = fxprune.prune(teacher, 0.5, example_inputs=images(2, 32))
+    batch = images(3, 32)
+    usual = fxprune.Distillation(student, teacher, hidden=0.1)(batch)
+    other = fxprune.Distillation(student, copy.deepcopy(teacher).to(precision), hidden=0.1)(batch)
+    near = 1e-5 if precision == torch.float64 else 0.2
+    assert usual.kl is not None and other.kl is not None and usual.hidden is not None
+    assert other.kl.item() == pytest.approx(usual.kl.item(), rel=near)
+    assert other.hidden is not None and other.hidden.item() == pytest.approx(usual.hidden.item(), rel=near)
+    other.total.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in student.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        fxprune.Distillation(student, copy.deepcopy(teacher).to(precision))(batch).total.backward()
+
+
+def test_a_batch_of_three() -> None:
+    """Which of them would be labels is not known."""
+    teacher = small_vit(depth=1)
+    with pytest.raises(DataError, match="a batch is a tuple of 3"):
+        fxprune.Distillation(teacher, teacher)((images(2, 32), torch.ones(2), torch.arange(2)))

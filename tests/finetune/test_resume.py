@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import TrainingError
+from fxprune.finetune.checkpoints import Checkpoints, Progress
 
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,7 +40,7 @@ def run(folder: Path | None, **options: Any) -> Mapping[str, Tensor]:
     torch.set_num_threads(1)
     try:
         student, teacher = small.models()
-        given = {"every": 2, "progress": False, **options}
+        given = {"every": 2 if folder else 0, "progress": False, **options}
         fxprune.distill(student, teacher, small.loader(), small.TRAINING, folder=folder, **given)
         return small.weights(student)
     finally:
@@ -149,3 +150,41 @@ def test_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
 def test_resume_without_a_folder() -> None:
     with pytest.raises(TrainingError, match="needs folder="):
         run(None, resume=True)
+
+
+def test_an_evaluation_that_fails_loses_no_epoch(uninterrupted: Mapping[str, Tensor], tmp_path: Path) -> None:
+    judged: list[int] = []
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        judged.append(1)
+        if len(judged) == 2:
+            raise KeyError("of the user's")
+        return {"size": 1.0}
+
+    with pytest.raises(KeyError):
+        run(tmp_path, evaluate=judge)
+    (kept,) = tmp_path.glob("checkpoint-*")
+    assert kept.name == f"checkpoint-000001-{len(small.loader()):08d}"
+    assert same_bits(run(tmp_path, evaluate=judge, resume=True), uninterrupted)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["size"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+
+
+@pytest.mark.parametrize(("every", "accumulation"), [(3, 2), (1, 2), (2, 3)])
+def test_a_checkpoint_that_is_due_is_written_at_the_next_update(
+    every: int, accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = Checkpoints.write
+
+    def noted(self: Checkpoints, progress: Progress) -> None:
+        written.append(progress.batch)
+        write(self, progress)
+
+    monkeypatch.setattr(Checkpoints, "write", noted)
+    student, teacher = small.models()
+    training = replace(small.TRAINING, epochs=1, accumulation=accumulation)
+    fxprune.distill(student, teacher, small.loader(), training, every=every, folder=tmp_path, progress=False)
+    updates = range(accumulation, len(small.loader()), accumulation)
+    due = [at for at in updates if any(n % every == 0 for n in range(at - accumulation + 1, at + 1))]
+    assert written == [*due, 0] and due

@@ -79,10 +79,18 @@ def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Take a batch apart: positional arguments of the model, keyword arguments, and labels, if it has any.
 
     It is inputs, `(inputs, labels)`, or a mapping of keyword arguments that may hold labels.
+
+    Raises:
+        DataError: it is a tuple of more than two.
     """
     if isinstance(item, Mapping):
         labels = next((item[k] for k in LABELS if k in item), None)
         return (), {str(k): v for k, v in item.items() if k not in LABELS}, labels
+    if isinstance(item, (tuple, list)) and len(item) > 2:
+        raise DataError(
+            f"a batch is a tuple of {len(item)}, {shown(item)}, where (inputs, labels) are read: give those "
+            f"two, or a mapping of forward's arguments with 'labels' among its keys"
+        )
     if isinstance(item, (tuple, list)) and item:
         return (item[0],), {}, item[1] if len(item) > 1 else None
     return (item,), {}, None
