@@ -140,11 +140,6 @@ def test_what_would_have_no_effect(options: Any, batch: str, error: Any, said: s
         trained([batches[batch]], extra, **{k: v for k, v in options.items() if k not in extra})
 
 
-@pytest.mark.parametrize("sched", ["constant", "none", "tanh", "poly", "wsd", "rsqrt", "cosine"])
-def test_a_schedule_that_moves_or_is_asked_not_to(sched: str) -> None:
-    trained(labelled(1), sched=sched)
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "name"),
     [
@@ -272,9 +267,8 @@ def test_an_accelerator_of_one_s_own() -> None:
         AcceleratorState._reset_state()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8"])
-def test_a_precision_that_this_machine_can_not_compute(precision: str) -> None:
+def test_a_precision_that_this_machine_can_not_compute() -> None:
     if torch.cuda.is_available():
-        pytest.skip("half precision is computed on this GPU")
+        pytest.skip("eight bits may be computed on this GPU")
     with pytest.raises(TrainingError, match="Accelerate can't train so: "):
-        trained(labelled(1), precision=precision)
+        trained(labelled(1), precision="fp8")
