@@ -14,8 +14,15 @@ from fxprune.finetune.schedule import refuse_idle_numbers
 @pytest.mark.parametrize(
     "options",
     [
-        *({"sched": name} for name in ("constant", "none", "tanh", "poly", "wsd", "rsqrt", "cosine")),
-        *({"warmup": 0.01}, {"warmup": 3.0}, {"min_lr": 0.0}, {"min_lr": 5e-4}, {"lr": 1e-6}),
+        *({"sched": name} for name in ("constant", "none", "tanh", "poly", "wsd", "cosine")),
+        *(
+            {"sched": "rsqrt", "warmup": 0.5},
+            {"warmup": 0.01},
+            {"warmup": 3.0},
+            {"min_lr": 0.0},
+            {"min_lr": 5e-4},
+            {"lr": 1e-6},
+        ),
         *({"sched": "constant", "warmup": 0.5}, {"sched": "constant", "warmup": 0.5, "min_lr": 1e-4}),
         *({"sched": "step", "epochs": 100}, {"sched": "multistep", "epochs": 91}, {"epochs": 1}),
     ],
@@ -33,6 +40,7 @@ def test_what_a_schedule_reads(options: dict[str, Any]) -> None:
         ({"sched": "none", "warmup": 0.5}, "warmup=0.5 has no effect"),
         ({"sched": "step", "epochs": 100, "min_lr": 1e-4}, "min_lr=0.0001 has no effect"),
         ({"sched": "plateau"}, "timm: "),
+        ({"sched": "rsqrt"}, "timm: "),
         ({"sched": "no such"}, "timm: "),
     ],
 )

@@ -96,3 +96,24 @@ def test_an_estimate_leaves_the_student_as_it_is() -> None:
     assert few.batches == 30 and 0 < few.seconds < many.seconds
     assert few.memory > 4 * sum(t.numel() * t.element_size() for t in before.values())
     assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+
+
+def test_channels_are_scored_by_the_probabilities_that_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `data` is scored at all; magnitudes know of no output."""
+    from fxprune.finetune import steps
+
+    seen: list[Any] = []
+
+    def asked(model: Any, ratio: float, **options: Any) -> Any:
+        seen.append(options.get("importance_options"))
+        raise KeyboardInterrupt
+
+    def halves(output: Any) -> Tensor:
+        return output[:, :5].log_softmax(1)
+
+    monkeypatch.setattr(steps, "prune", asked)
+    given: dict[str, Any] = {"log_probabilities": halves, "progress": False}
+    for options in ({"data": PROXY, "importance_options": {"draws": 2}}, {"data": PROXY}, {}):
+        with pytest.raises(KeyboardInterrupt):
+            fxprune.prune_and_distill(small_vit(), BATCHES, **given, **options)
+    assert seen == [{"log_probabilities": halves, "draws": 2}, {"log_probabilities": halves}, None]
