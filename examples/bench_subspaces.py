@@ -24,10 +24,20 @@ from torch import Tensor, nn
 
 import fxprune
 
+QK = "blocks.*.attn.qkv.head_dim"  # queries and keys, where values keep a width of their own
+
+
+def only(ratios: dict[str, float]) -> dict[str, Any]:
+    """Ask for some groups alone."""
+    return {"ratio": 0.0, "ratios": {**ratios, "embed": 0.0}, "attention": "head_dim", "split_qkv": True}
+
+
 # name -> (what prune is asked for, by the ratio), ratios
 ROWS: dict[str, tuple[Callable[[float], dict[str, Any]], tuple[float, ...]]] = {
     "inner dims": (lambda r: {"ratio": r, "ratios": {"embed": 0.0}}, (0.1, 0.25, 0.5)),
     "FFN": (lambda r: {"ratio": 0.0, "ratios": {"blocks.*.mlp": r, "embed": 0.0}}, (0.25, 0.5)),
+    "q/k": (lambda r: only({QK: r}), (0.25, 0.5)),
+    "FFN and q/k": (lambda r: only({"blocks.*.mlp": r, QK: r}), (0.5,)),
     "residual width": (lambda r: {"ratio": 0.0, "ratios": {"embed": r}}, (0.1, 0.25)),
     "everything": (lambda r: {"ratio": r}, (0.1, 0.25)),
     "MACs, global": (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.choose.importance.data import Batch
 from fxprune.compiler.refit import consumers as refit_consumers
-from fxprune.compiler.refit.additions import Addition, addition_of, as_answer, is_coordinatewise
+from fxprune.compiler.refit.additions import Addition, Between, addition_of, as_answer, between
 from fxprune.compiler.refit.consumers import consumers_of
 from fxprune.compiler.refit.counts import LEAST, counts_of
 from fxprune.result.selection import Selection
@@ -96,7 +96,8 @@ def test_what_is_lacking_becomes_an_answer(after: str) -> None:
     assert found is not None and len(found.axes) == 3
     module = model.after[1]
     lacking = torch.randn(2, 8, 16)
-    assert is_coordinatewise(module, lacking)
+    nothing = after in ("nothing", "dropout")
+    assert between(module, lacking) is (Between.NOTHING if nothing else Between.SCALES)
     assert torch.allclose(module(as_answer(module, lacking, torch.zeros(2, 8, 16))), lacking, atol=1e-5)
 
 
@@ -105,7 +106,7 @@ def test_what_an_addition_never_sees_lacks_nothing() -> None:
         return answer[:, :5] * 2
 
     answer = as_answer(cropped, torch.ones(2, 5, 3), torch.zeros(2, 8, 3))
-    assert is_coordinatewise(cropped, torch.zeros(2, 8, 3))
+    assert between(cropped, torch.zeros(2, 8, 3)) is Between.SCALES
     assert bool((answer[:, :5] == 0.5).all()) and not answer[:, 5:].any()
 
 
@@ -113,7 +114,7 @@ def test_what_an_addition_never_sees_lacks_nothing() -> None:
 def test_other_ways_are_not_turned_back(after: str) -> None:
     model = made(NOT_FOLLOWED[after])
     found = addition_after_the_second_block(model)
-    assert found is None or not is_coordinatewise(model.after[1], torch.randn(2, 8, 16))
+    assert found is None or between(model.after[1], torch.randn(2, 8, 16)) is Between.OTHER
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, fx
@@ -18,7 +19,7 @@ from fxprune.analysis.branches import addition_at, is_value
 from fxprune.graph.writes import writes_in_place
 from fxprune.rules.registry import Axes
 
-__all__ = ["Addition", "addition_of", "as_answer", "is_coordinatewise"]
+__all__ = ["Addition", "Between", "addition_of", "as_answer", "between"]
 
 Way = Callable[[Tensor], Tensor]
 
@@ -53,25 +54,36 @@ def addition_of(analysis: Analysis, node: fx.Node) -> Addition | None:
     return None
 
 
-def is_coordinatewise(way: Way, like: Tensor) -> bool:
-    """Does a way to an addition move and scale numbers, and nothing else?
+class Between(Enum):
+    """What lies between an answer and what is added."""
 
-    Such a map A is linear, and A^T A is diagonal: asked of random numbers.
+    NOTHING = "every number stays what it is"
+    SCALES = "numbers move, and are scaled"
+    OTHER = "anything else"
+
+
+def between(way: Way, like: Tensor) -> Between:
+    """Tell what a way to an addition does, by random numbers.
+
+    A map A that moves and scales numbers is linear, and A^T A is diagonal.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
     with torch.no_grad():
         once, twice, back, none = (way(drawn * factor) for factor in (1, 2, -1, 0))
     if not (_close(twice, 2 * once) and _close(back, -once) and bool((none == 0).all())):
-        return False
-    return _close(_transposed(way, drawn, once), drawn * _squares(way, drawn))
+        return Between.OTHER
+    if torch.equal(once, drawn):
+        return Between.NOTHING
+    scales = _close(_transposed(way, drawn, once), drawn * _squares(way, drawn))
+    return Between.SCALES if scales else Between.OTHER
 
 
 def as_answer(way: Way, lacking: Tensor, like: Tensor) -> Tensor:
     """Return the answer that adds what is lacking; 0 where the way to the addition drops it.
 
     Args:
-        way: as `is_coordinatewise` allows it.
+        way: one that scales numbers, as `between` says.
         lacking: shaped like what is added.
         like: an answer.
     """

@@ -13,7 +13,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
-from fxprune.compiler.refit.additions import as_answer, is_coordinatewise
+from fxprune.compiler.refit.additions import Between, as_answer, between
 from fxprune.compiler.refit.consumers import Consumer
 from fxprune.compiler.refit.counts import counts_of
 from fxprune.compiler.refit.lockstep import Lockstep
@@ -67,7 +67,7 @@ class Sides:
         self._dense, self._small = (_for_eval(m) for m in (analysis.module, pruned))
         self.refused: dict[str, str] = {}
         self.checked: set[str] = set()
-        self._way_is_known: dict[str, bool] = {}
+        self._between: dict[str, Between] = {}
 
     def moments(
         self,
@@ -140,12 +140,14 @@ class Sides:
         def way(answer: Tensor) -> Tensor:
             return cast(Tensor, small.value(addition.ends, {consumer.node: answer}))
 
-        if consumer.node not in self._way_is_known:
-            self._way_is_known[consumer.node] = is_coordinatewise(way, kept)
-        if not self._way_is_known[consumer.node]:
+        if consumer.node not in self._between:
+            self._between[consumer.node] = between(way, kept)
+        if self._between[consumer.node] is Between.OTHER:
             return wanted
         lacking = self._kept(dense.value(addition.stream), addition.axes) - small.value(addition.stream)
-        return wanted + consumer.answers(as_answer(way, lacking, kept), groups)
+        if self._between[consumer.node] is Between.SCALES:
+            lacking = as_answer(way, lacking, kept)
+        return wanted + consumer.answers(lacking, groups)
 
     def _check(self, consumer: Consumer, x: Tensor, y: Tensor) -> None:
         """Refuse a layer of the original that gives something else than what the regression takes it to."""
