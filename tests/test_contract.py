@@ -673,6 +673,18 @@ def test_to_cuda_before_or_after(build: Callable[..., nn.Module], capture: str) 
     assert fxprune.verify(model.cuda(), there) < 1e-8
 
 
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("build", [small_vit, small_swin, small_conv])
+def test_data_on_cuda(build: Callable[..., nn.Module], scope: str) -> None:
+    """Scores, bases and the re-fit are worked out where the model is, or brought to where they meet."""
+    model = build().double().cuda()
+    data = [images(16).double().cuda() for _ in range(3)]
+    pruned = fxprune.prune(model, 0.5, data=data, scope=scope, importance_options={"progress": False})
+    assert fxprune.verify(model, pruned) < 1e-8
+
+
 # ---------------------------------------------------------------- a normal module: image size
 
 

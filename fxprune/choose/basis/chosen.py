@@ -78,7 +78,7 @@ def chosen_bases(
             reading = readings[key]
             pair = _on_side(known, reading.side)
             for stack, moment in zip(stacks.setdefault(reading.basis, ([], [])), pair, strict=True):
-                stack.append(moment)
+                stack.append(moment.cpu())  # what is chosen by them takes its own tensors from there
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}

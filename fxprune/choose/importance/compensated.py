@@ -227,17 +227,19 @@ def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
         pairs = zip(inverses, weights, strict=True)
         now = sum(w.square().sum(0) / h.diagonal() for h, w in pairs)
         assert isinstance(now, Tensor)
-        going = now.argsort(stable=True)[: math.ceil(len(left) / SHARE)]
-        staying = torch.ones(len(left), dtype=torch.bool)
-        staying[going] = False
+        going = now.argsort(stable=True)[: math.ceil(len(left) / SHARE)].cpu()
+        gone = torch.zeros(len(left), dtype=torch.bool)
+        gone[going] = True
+        staying = (~gone).nonzero()[:, 0]
         for j in going.tolist():
             floor = max(floor, float(now[j]))
             costs[left[j]] = floor
         for i, (h, w) in enumerate(zip(inverses, weights, strict=True)):
             # What each of those that stay takes over of each that goes.
-            share = torch.linalg.solve(h[going][:, going], h[going][:, staying])
-            inverses[i] = h[staying][:, staying] - h[staying][:, going] @ share
-            weights[i] = w[:, staying] - w[:, going] @ share
+            crossed = h[going][:, staying]
+            share = torch.linalg.solve(h[going][:, going], crossed)
+            inverses[i] = h[staying[:, None], staying].addmm_(crossed.mT, share, alpha=-1)
+            weights[i] = w[:, staying].addmm_(w[:, going], share, alpha=-1)
         left = left[staying]
     return costs
 
