@@ -106,7 +106,7 @@ class Consumption:
             return {}
         if step is None or step.rule is None:
             return {a: _State.of(self._states(given, a)) for a in out}
-        sources = list(leaves(step.call.bind(step.rule), _SOURCES))
+        sources = list(leaves(step.bound, _SOURCES))
         reaching = frozenset(a for n in given for a in self.states[n])
         for a in reaching - out:
             (self.channels if self._is_channel(a, step, sources) else self.averaged).add(a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -33,14 +34,16 @@ class Step:
     rule: Rule | None
     flow: Flow
 
+    @functools.cached_property
+    def bound(self) -> dict[str, object]:
+        """The call's arguments by the names of its rule's signature; none where it has no rule."""
+        return self.call.bind(self.rule) if self.rule else {}
+
     @property
     def source(self) -> fx.Node | None:
         """The first tensor that the op is given, if the graph computes it."""
-        if self.rule is None:
-            return None
-        bound = self.call.bind(self.rule).values()
-        tensors = (v for v in bound if isinstance(v, fx.Node) and isinstance(v.meta.get("val"), Tensor))
-        return next(tensors, None)
+        nodes = (v for v in self.bound.values() if isinstance(v, fx.Node))
+        return next((n for n in nodes if isinstance(n.meta.get("val"), Tensor)), None)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
 def _mapped(graph: TypedGraph) -> Iterator[tuple[Atom, Atom]]:
     """Return what a computed weight takes in, with what it brings out: atoms of two widths."""
     for node, step in graph.steps.items():
-        weight = step.call.bind(step.rule).get("weight") if step.rule and step.flow.reduced else None
+        weight = step.bound.get("weight") if step.flow.reduced else None
         if not isinstance(weight, fx.Node):
             continue
         carried, result = graph.carried(weight), graph.carried(node)

@@ -119,7 +119,7 @@ class _Walk:
     # ------------------------------------------------------------ what each kind of node tells
 
     def _contraction(self, node: fx.Node, step: Step) -> None:
-        bound = step.call.bind(step.rule) if step.rule else {}
+        bound = step.bound
         sums = step.flow.reduced
         summed = atoms_in(sums)
         weight = bound.get("weight")
@@ -142,7 +142,7 @@ class _Walk:
         self._made(node, step)
 
     def _other(self, node: fx.Node, step: Step) -> None:
-        bound = step.call.bind(step.rule) if step.rule else {}
+        bound = step.bound
         op = step.call.op.removeprefix("aten.")
         if op == "embedding":
             table = bound["weight"]

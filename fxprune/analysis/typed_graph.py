@@ -118,7 +118,13 @@ def type_graph(
 
 def atoms_in(axes: Iterable[Axis]) -> frozenset[Atom]:
     """Return the atoms of several axes together."""
-    return frozenset[Atom]().union(*map(_atoms, axes))
+    found: set[Atom] = set()
+    for axis in axes:
+        if isinstance(axis, Atom):
+            found.add(axis)
+        else:
+            found |= _atoms(axis)
+    return frozenset(found)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -32,7 +32,7 @@ def table_sizes(analysis: Analysis) -> dict[str, int]:
     for step in analysis.steps.values():
         if step.rule is None or not step.call.op.endswith("embedding"):
             continue
-        bound = step.call.bind(step.rule)
+        bound = step.bound
         axes = _axes_of(analysis, bound.get("weight"))
         for name in _inputs_behind(bound.get("input")) if axes else ():
             sizes[name] = min(axes[0].size, sizes.get(name, axes[0].size))

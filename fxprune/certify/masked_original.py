@@ -82,7 +82,7 @@ class MaskedOriginal(Float64Interpreter):
         mask = self._mask(self.analysis.axes[source][0])
         if mask is None:
             return None
-        bound = {k: self._value(v) for k, v in step.call.bind(rule).items()}
+        bound = {k: self._value(v) for k, v in step.bound.items()}
         like = self._value(source)
         return lambda: taken_by_user(rule, step, lambda: function(mask=mask.to(like), **bound))
 

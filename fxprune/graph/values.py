@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExampleInputError, RewriteError
 from fxprune.graph.example import Example
+from fxprune.graph.fake_modules import FakeModules
 from fxprune.graph.quick_shapes import quick_shape
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
@@ -26,7 +27,6 @@ __all__ = [
     "FakeRun",
     "NodeError",
     "bound_arguments",
-    "fake_of",
     "propagate_values",
     "refuse_broken",
 ]
@@ -95,12 +95,12 @@ class FakeRun(fx.Interpreter):
     """The values of a graph's nodes on a root whose tensors are fake; the graph may still grow."""
 
     def __init__(self, source: nn.Module, graph: fx.Graph, example: Example, batch: int | None) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        root = _with_fakes(source, self.mode)
-        super().__init__(root, garbage_collect_values=False, graph=graph)
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
-        self.source = source
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.source, self.modules = source, FakeModules(source, self.mode)
         self.helpers: Mapping[str, nn.Module] = {}  # modules that tracing made, by name
+        self.constants: dict[str, Tensor] = {}  # fakes of tensors that tracing met since, by name
         with self.mode:
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
             self.inputs = inputs.with_batch(batch)
@@ -132,10 +132,14 @@ class FakeRun(fx.Interpreter):
         return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target not in self.submodules:  # tracing made it
-            self.submodules[target] = self.helpers.get(target) or self.source.get_submodule(target)
-        shape = quick_shape(self.submodules[target], args, kwargs)
-        return super().call_module(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+        layer = self.modules.original(target)
+        made = layer is None  # by tracing, since then
+        if layer is None:
+            layer = self.helpers.get(target) or self.source.get_submodule(target)
+        shape = quick_shape(layer, args, kwargs)
+        if shape is not None:
+            return self._outline(shape, args[0])
+        return (layer if made else self.modules.fake(layer))(*args, **kwargs)
 
     def _outline(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         with unset_fake_temporarily():
@@ -165,29 +169,10 @@ class FakeRun(fx.Interpreter):
         if target in self.helpers:
             return self.helpers[target]
         path, _, name = target.rpartition(".")
-        owner = self.submodules[path]
-        if not hasattr(owner, name):  # a constant, or a function, that tracing met since
+        try:
+            return self.modules.attribute(path, name)
+        except AttributeError:  # a constant, or a function, that tracing met since
             met = tensor_at(self.source, target)
-            setattr(owner, name, self.mode.from_tensor(met) if isinstance(met, Tensor) else met)
-        return getattr(owner, name)
-
-
-def _with_fakes(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """Return the same tree of modules with fake tensors; all else is shared."""
-    fakes = {id(t): fake_of(t, mode) for t in (*root.parameters(), *root.buffers())}
-    shells = {id(m): object.__new__(nn.Module if m is root else type(m)) for m in root.modules()}
-    for module in root.modules():
-        shells[id(module)].__dict__ |= module.__dict__ | {
-            "_parameters": {name: fakes.get(id(t)) for name, t in module._parameters.items()},
-            "_buffers": {name: fakes.get(id(t)) for name, t in module._buffers.items()},
-            "_modules": {name: shells.get(id(m)) for name, m in module._modules.items()},
-        }
-    return shells[id(root)]
-
-
-def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor as mode.from_tensor does, without what views and symbolic sizes need."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
-        return mode.from_tensor(tensor, static_shapes=True)
-    outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, outline, tensor.device)
+            if isinstance(met, Tensor) and target not in self.constants:
+                self.constants[target] = self.mode.from_tensor(met)
+            return self.constants.get(target, met)

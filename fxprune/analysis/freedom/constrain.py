@@ -10,14 +10,14 @@ from torch import Tensor, fx
 
 from fxprune.analysis.freedom.coupling import Coupling
 from fxprune.analysis.freedom.equation import Equation, equation_of
-from fxprune.analysis.freedom.positions import Operand, Position, Tensors
+from fxprune.analysis.freedom.positions import Operand, Position, Tensors, times_in
 from fxprune.analysis.freedom.regions import Freedom
 from fxprune.analysis.infer import Step
 from fxprune.analysis.typed_graph import TypedGraph, atoms_in
 from fxprune.errors import RuleError
 from fxprune.graph.nests import leaves
 from fxprune.graph.tensors import is_float, tensor_at
-from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
+from fxprune.rules.axes import Atom, Axis, Reason
 from fxprune.rules.laws import LAYOUT
 
 __all__ = ["Constraints", "Multiplied", "constraints_of"]
@@ -117,7 +117,7 @@ class _Call:
     def _runs(self, operand: Operand, dim: int, a: Atom, choice: Mapping[Atom, int]) -> list[Position]:
         """Return the positions of an atom in one dimension, one for each of its runs."""
         found = []
-        for run in range(list(atoms_of(operand.axes[dim])).count(a)):
+        for run in range(times_in(operand.axes[dim], a)):
             part = self.found.tensors.part(operand, dim, a, run, choice)
             found.append(self._position(operand, Position(operand.key, dim, a, part, run)))
         return found

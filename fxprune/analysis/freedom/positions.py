@@ -18,7 +18,7 @@ from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, dims_of
 
-__all__ = ["Key", "Operand", "Part", "Position", "Tensors", "labelled_in"]
+__all__ = ["Key", "Operand", "Part", "Position", "Tensors", "labelled_in", "times_in"]
 
 Part = tuple[tuple[Atom, int], ...]
 Key = str | tuple[fx.Node, int]
@@ -50,7 +50,12 @@ class Operand:
     axes: Axes
 
     def dims(self, a: Atom) -> list[int]:
-        return [d for d, axis in enumerate(self.axes) if a in atoms_in([axis])]
+        return [d for d, axis in enumerate(self.axes) if axis is a or times_in(axis, a)]
+
+
+def times_in(axis: Axis, a: Atom) -> int:
+    """Return how often an atom occurs in an axis."""
+    return int(axis is a) if isinstance(axis, Atom) else list(atoms_of(axis)).count(a)
 
 
 class Tensors:
@@ -80,7 +85,7 @@ class Tensors:
         if step.rule is None:
             return []
         found: list[Operand] = []
-        for leaf in leaves(step.call.bind(step.rule), _SOURCES):
+        for leaf in leaves(step.bound, _SOURCES):
             found += [self.weight(leaf.name)] if isinstance(leaf, Weight) else self.value(leaf)
         return found
 
@@ -107,7 +112,7 @@ def labelled_in(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> int | N
     if _beside(axes[dim], a, run, label):
         return dim
     others = [d for d, axis in enumerate(axes) if d != dim and label in atoms_of(axis)]
-    if len(others) != 1 or list(atoms_of(axes[others[0]])).count(label) != 1:
+    if len(others) != 1 or times_in(axes[others[0]], label) != 1:
         return None
     return others[0] if _covers(axes[others[0]], label) else None
 
@@ -115,7 +120,7 @@ def labelled_in(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> int | N
 @lru_cache(maxsize=1 << 14)
 def _labels(axes: Axes, dim: int, a: Atom, run: int, label: Atom) -> bool:
     """Return whether each element along a run of an atom has one index of another atom."""
-    if sum(list(atoms_of(axis)).count(label) for axis in axes) != 1:
+    if sum(times_in(axis, label) for axis in axes) != 1:
         return False
     if any(_covers(axis, label) for d, axis in enumerate(axes) if d != dim):
         return True
@@ -134,7 +139,7 @@ def _beside(axis: Axis, a: Atom, run: int, label: Atom) -> bool:
     if isinstance(axis, Atom):
         return False
     for i, part in enumerate(axis.parts):
-        count = list(atoms_of(part)).count(a)
+        count = times_in(part, a)
         if run < count:
             others = (*axis.parts[:i], *axis.parts[i + 1 :]) if isinstance(axis, Product) else ()
             return any(_covers(other, label) for other in others) or _beside(part, a, run, label)
@@ -146,7 +151,7 @@ def _picks(step: Step, graph: TypedGraph) -> list[tuple[Atom, int | None]]:
     """Find which single index of which atom a call takes; None: result i is what lies at index i."""
     if step.rule is None or step.call.op.removesuffix("_copy") not in ("unbind", "select", "getitem"):
         return []
-    bound = step.call.bind(step.rule)
+    bound = step.bound
     source = bound.get("input")
     if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
         return []

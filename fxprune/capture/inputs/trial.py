@@ -15,8 +15,8 @@ from fxprune.capture.torch_errors import fakes_can_not
 from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
+from fxprune.graph.fake_modules import fake_of
 from fxprune.graph.quiet import quiet_libraries
-from fxprune.graph.values import fake_of
 
 __all__ = ["Trial"]
 

@@ -15,7 +15,7 @@ from torch.fx.proxy import TraceError
 
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
-from fxprune.capture.symbolic.proxies import TracedValue, stands_for
+from fxprune.capture.symbolic.proxies import TracedAttribute, TracedValue, stands_for
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -73,11 +73,12 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
 
 def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     """Patch `isinstance(x, Tensor)` in a model's code to ask what x stands for; torch's own asks x itself."""
+    traced = (TracedValue, TracedAttribute)
 
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
             return True
-        if not is_instance(x, TracedValue):
+        if type(x) not in traced:  # of one of these no class is derived; asked a hundred thousand times
             return False
         file = sys._getframe(1).f_code.co_filename
         theirs = is_users(file) or file in (torch.__file__, "<string>")  # torch.is_tensor, `python -c`

@@ -21,7 +21,7 @@ from fxprune.graph.own_nodes import written
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
 
-__all__ = ["TracedValue", "stands_for"]
+__all__ = ["TracedAttribute", "TracedValue", "stands_for"]
 
 UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 

@@ -41,6 +41,8 @@ _ASSIGNED = torch.ops.aten.copy_.default
 # A sequence with more items than that (of a stand-in batch in the thousands) has one for each sample or so.
 MOST_ITEMS = 500
 
+_PLAIN = frozenset({type(None), type(...), bool, int, float, str, torch.dtype, torch.device})
+
 
 class Tracer(fx.Tracer):
     """Leaves: modules with an op of their own, dropouts of any name; all else is traced through."""
@@ -129,6 +131,12 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Call a model's own output class in the graph, even where it is a dict, too."""
+        if type(a) in _PLAIN:  # most are: torch.fx asks thirty questions of each
+            return a
+        if isinstance(a, TracedValue):
+            return a.node
+        if type(a) in (tuple, list):
+            return type(a)([self.create_arg(item) for item in a])
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}

@@ -93,7 +93,7 @@ class SoftMasked(fx.Interpreter):
         mask = masks[0]
         for other in masks[1:]:
             mask = mask * other
-        bound = filled(step.call.bind(step.rule), self.env.__getitem__, self.fetch_attr)
+        bound = filled(step.bound, self.env.__getitem__, self.fetch_attr)
         return function(mask=mask.to(self.env[source]), **bound)
 
     def _mask(self, use: Use) -> Tensor:
