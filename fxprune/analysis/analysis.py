@@ -11,10 +11,10 @@ import networkx as nx
 from torch import fx
 
 from fxprune.analysis.branches import Removal
-from fxprune.analysis.flow import chain_between, dependency_graph
 from fxprune.analysis.groups import Group, build_groups, renamed
 from fxprune.analysis.infer import Step
 from fxprune.analysis.outputs import Outputs
+from fxprune.analysis.paths import chain_between, dependency_graph
 from fxprune.analysis.typed_graph import Site, TypedGraph, type_graph
 from fxprune.errors import MissingRuleError, OptionError
 from fxprune.graph.facts import Captured

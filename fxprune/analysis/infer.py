@@ -40,6 +40,11 @@ class Step:
         return self.call.bind(self.rule) if self.rule else {}
 
     @property
+    def is_statistic(self) -> bool:
+        """Is it a mean or a norm of what the graph computes, with a form for kept elements alone?"""
+        return self.rule is not None and self.rule.masked is not None and self.source is not None
+
+    @property
     def source(self) -> fx.Node | None:
         """The first tensor that the op is given, if the graph computes it."""
         nodes = (v for v in self.bound.values() if isinstance(v, fx.Node))

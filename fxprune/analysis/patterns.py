@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.errors import PatternError
-from fxprune.graph.tensors import modules_around
+from fxprune.graph.tensors import is_inside, modules_around
 
-__all__ = ["excluded_modules", "groups_touching", "groups_within", "is_within"]
+__all__ = ["excluded_modules", "groups_touching", "groups_within"]
 
 
 def groups_touching(analysis: Analysis, patterns: Sequence[str]) -> set[Group]:
     """Return groups with a weight in a module that matches, or in a child of one."""
     hit = excluded_modules(analysis, patterns)
-    return {g for g in analysis.groups if any(is_within(site.name, hit) for site in g.sites)}
+    return {g for g in analysis.groups if any(is_inside(site.name, hit) for site in g.sites)}
 
 
 def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
@@ -38,7 +38,7 @@ def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
     found = [
         g
         for g in analysis.prunable
-        if fnmatch.fnmatchcase(g.name, pattern) or all(is_within(site.name, hit) for site in g.sites)
+        if fnmatch.fnmatchcase(g.name, pattern) or all(is_inside(site.name, hit) for site in g.sites)
     ]
     if not found:
         names = [g.name for g in analysis.prunable]
@@ -54,8 +54,3 @@ def _module_paths(analysis: Analysis) -> list[str]:
 
 def _some(paths: Iterable[str]) -> str:
     return ", ".join(repr(p) for p in list(paths)[:3])
-
-
-def is_within(name: str, modules: set[str]) -> bool:
-    """Does a weight lie in one of the modules, or in a child of one?"""
-    return not modules.isdisjoint(modules_around(name))

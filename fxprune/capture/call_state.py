@@ -18,6 +18,7 @@ from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
+from fxprune.graph.tensors import cuda_devices_of
 
 __all__ = [
     *("DependsOnCall", "after_a_call", "changed_since", "noticed_gradient_questions", "other_second_call"),
@@ -67,8 +68,7 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[list[str]]:
     A model that can't be called here has none.
     """
     called, before = structural_copy(model, own_buffers), plain_state(model)
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    drawn = torch.random.fork_rng(devices=[*devices])  # what the call draws is nobody's
+    drawn = torch.random.fork_rng(devices=cuda_devices_of(model))  # what the call draws is nobody's
     with drawn, contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
         given = example.map(torch.Tensor.clone)
         called(*given.args, **given.kwargs)

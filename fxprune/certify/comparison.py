@@ -25,7 +25,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.graph.tensors import floats_of, in_float64, is_float, tensor_at
+from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64, is_float, tensor_at
 from fxprune.result.record import Record
 from fxprune.result.selection import Selection
 
@@ -260,8 +260,8 @@ def _unrounded(copied: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 @contextlib.contextmanager
 def same_draws(model: nn.Module) -> Iterator[None]:
     """Fix the seed, so that a model that draws in eval mode (masked patches) draws the same in each run."""
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    with PROCESS_LOCK, torch.random.fork_rng(devices=list(devices)):
+    devices = cuda_devices_of(model)
+    with PROCESS_LOCK, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
         for device in devices:
             torch.cuda.default_generators[device.index or 0].manual_seed(0)

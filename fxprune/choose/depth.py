@@ -9,10 +9,11 @@ import numpy as np
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch, Removal, find_branches, pairs
-from fxprune.analysis.patterns import excluded_modules, is_within
+from fxprune.analysis.patterns import excluded_modules
 from fxprune.choose.importance.branches import branch_divergences, branch_shares
 from fxprune.errors import NothingPrunableError, OptionError, ScoreError, shown
 from fxprune.graph.nests import Value
+from fxprune.graph.tensors import is_inside
 from fxprune.passes.shrinking.remove_branches import remove_branches
 
 __all__ = ["BRANCH_OPTIONS", "branch_scores", "check_depth", "drop_branches", "without_branches"]
@@ -54,7 +55,7 @@ def drop_branches(
         return analysis
     modules = excluded_modules(analysis, exclude)
     branches = find_branches(analysis.module, analysis.rules)
-    free = [b for b in branches if not any(is_within(name, modules) for name in b.weights)]
+    free = [b for b in branches if not any(is_inside(name, modules) for name in b.weights)]
     units: list[Unit] = [(b,) for b in free]
     if unit == "block":
         units = [pair for pair in pairs(branches) if {*pair} <= {*free}]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.patterns import excluded_modules, is_within
+from fxprune.analysis.patterns import excluded_modules
 from fxprune.errors import OptionError, PlanError
+from fxprune.graph.tensors import is_inside
 from fxprune.passes.shrinking.regroup_heads import head_dims, regroup_heads
 
 __all__ = ["mergeable", "merged", "merged_by_name", "merged_for_ratio"]
@@ -25,7 +26,7 @@ def merged_for_ratio(analysis: Analysis, ratio: float, exclude: Sequence[str] = 
     if not any(group.role == "heads" for group in analysis.groups):
         raise OptionError("attention='merge': no attention with heads that can shrink was found in the model")
     for group in mergeable(analysis):
-        if any(is_within(site.name, modules) for site in group.sites):
+        if any(is_inside(site.name, modules) for site in group.sites):
             continue
         left = group.size * (1 - ratio)
         count = round(left)

@@ -52,7 +52,7 @@ def scale_norms(analysis: Analysis, result: nn.Module) -> None:
     for node, uses in SoftMasked(analysis, groups).statistics.items():
         step = analysis.steps[node]
         assert step.rule is not None
-        name = weight_name(step.call.bind(step.rule).get("weight"))
+        name = weight_name(step.bound.get("weight"))
         new = plan.renamed.get(name, name) if name else None
         if new is None or new in scaled:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -12,12 +13,14 @@ from torch import Tensor, fx, nn
 
 __all__ = [
     "called_modules",
+    "cuda_devices_of",
     "device_of",
     "floats_of",
     "get_or_create_submodule",
     "holds_attributes",
     "in_float64",
     "is_float",
+    "is_inside",
     "modules_around",
     "named_tensors",
     "tensor_at",
@@ -44,6 +47,15 @@ def modules_around(name: str) -> list[str]:
     return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
+def is_inside(path: str, modules: Collection[str]) -> bool:
+    """Return whether a path is that of one of some modules, or of what lies in one; the root's is empty.
+
+    >>> is_inside("blocks.0.mlp.weight", ["blocks.0"]), is_inside("blocks.01", ["blocks.0"])
+    (True, False)
+    """
+    return any(around in modules for around in ("", *modules_around(path), path))
+
+
 def tensor_at(module: nn.Module, name: str) -> Tensor:
     """Return the tensor of a dotted name: a parameter, a buffer, or a plain attribute."""
     path, _, leaf = name.rpartition(".")
@@ -54,6 +66,11 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the weights; the CPU for a module without any."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def cuda_devices_of(module: nn.Module) -> list[torch.device]:
+    """Return the CUDA devices that the weights lie on, each once: a run may draw random numbers of each."""
+    return list(dict.fromkeys(p.device for p in module.parameters() if p.device.type == "cuda"))
 
 
 def is_float(t: Tensor) -> bool:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.analysis.infer import Step
 from fxprune.rules.axes import Atom, Axis, atoms_of, coordinates, with_batch
 from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes
@@ -48,7 +47,7 @@ class SoftMasked(fx.Interpreter):
         self.statistics: dict[fx.Node, list[Use]] = {}
         for node, step in analysis.steps.items():
             uses = list(self._uses(node))
-            if uses and _is_statistic(step):
+            if uses and step.is_statistic:
                 self.statistics[node] = uses
             elif uses:
                 self.uses[node] = uses
@@ -130,10 +129,6 @@ class SoftMasked(fx.Interpreter):
 
     def _has_batch(self, axis: Axis) -> bool:
         return any(a.is_batch for a in atoms_of(axis))
-
-
-def _is_statistic(step: Step) -> bool:
-    return step.rule is not None and step.rule.masked is not None and step.source is not None
 
 
 @dataclass(frozen=True)

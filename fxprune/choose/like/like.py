@@ -13,7 +13,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyzed
 from fxprune.analysis.branches import find_branches
 from fxprune.analysis.groups import Group
-from fxprune.analysis.patterns import excluded_modules, is_within
+from fxprune.analysis.patterns import excluded_modules
 from fxprune.certify.certificate import same_function
 from fxprune.choose.best import best_of
 from fxprune.choose.depth import without_branches
@@ -24,6 +24,7 @@ from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import is_inside
 from fxprune.passes.shrinking.fold_scales import constant_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.selection import Selection
@@ -81,7 +82,7 @@ def shaped_like(
     sizes = target_sizes(shallow, small, pairs)
     modules = excluded_modules(model, exclude)
     for group, size in sizes.items():
-        held = next((site.name for site in group.sites if is_within(site.name, modules)), None)
+        held = next((site.name for site in group.sites if is_inside(site.name, modules)), None)
         if held and size < group.size:
             raise SiblingError(f"like=: {group.name} must shrink to {size}, but exclude= keeps {held} whole")
     return Sibling(shallow, sizes, _renamed(shallow, small, pairs), _scales(shallow, small, pairs))

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.compiler.native.fingerprint import Fingerprint
-from fxprune.compiler.native.structure import doubled_copy, is_inside
+from fxprune.compiler.native.structure import doubled_copy
 from fxprune.graph.example import Example
+from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Ref
 
 __all__ = ["Boundary", "Number", "Unknown", "boundaries_of"]
@@ -157,7 +158,7 @@ class _Values(Float64Interpreter):
             if not nodes:
                 return Unknown()
             found = self._ref(nodes)
-            outside = [n for n in nodes if not is_inside(str(n.meta.get("module") or ""), call.path)]
+            outside = [n for n in nodes if not is_inside(str(n.meta.get("module") or ""), [call.path])]
             alike[found.node] = tuple(dict.fromkeys(self._ref([n]).node for n in outside))
             return found
 
@@ -171,7 +172,7 @@ class _Values(Float64Interpreter):
             if not isinstance(value, Tensor):
                 return value
             nodes = self._alike(value)
-            own = [n for n in nodes if is_inside(str(n.meta.get("module") or ""), path)]
+            own = [n for n in nodes if is_inside(str(n.meta.get("module") or ""), [path])]
             return self._ref((own or nodes)[-1:]) if nodes else Unknown()
 
         return pytree.tree_map(last, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -13,11 +13,11 @@ from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.structure import Resized, in_double_as, is_inside, resized_copy
+from fxprune.compiler.native.structure import Resized, in_double_as, resized_copy
 from fxprune.compiler.native.traits import Traits, other_examples, traits_of
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
-from fxprune.graph.tensors import in_float64
+from fxprune.graph.tensors import in_float64, is_inside
 from fxprune.result.own_code import Edit, OwnCode, Part
 from fxprune.result.pruned_module import PrunedModule
 
@@ -75,7 +75,7 @@ class _Finder:
         for slot, new in search.edits.items():
             old = slot.read(self.model)
             sure = search.reads.has(slot) or search.proposals.is_evident(slot, old)
-            if old != new and sure and not _is_within(slot.path, self.parts):
+            if old != new and sure and not is_inside(slot.path, self.parts):
                 yield Edit(slot, old, new)
 
     def _with_results(self) -> Expected:
@@ -104,11 +104,11 @@ class _Finder:
         """Put the graph's part in the place of the module at fault, or of the smallest around it that can."""
         path, root = fault.path, self.search.root
         while path:
-            if not _is_within(path, self.parts):
+            if not is_inside(path, self.parts):
                 try:
                     part = self._part(path, fault.error)
                     root.set_submodule(path, cut(part, root, self.double))
-                    self.parts = {p: known for p, known in self.parts.items() if not _is_within(p, [path])}
+                    self.parts = {p: known for p, known in self.parts.items() if not is_inside(p, [path])}
                     self.parts[path] = part
                     return True
                 except PartError:
@@ -119,7 +119,3 @@ class _Finder:
     def _part(self, path: str, why: str) -> Part:
         assert self.boundaries is not None
         return part_at(self.model, self.boundaries.get(path, []), why, self.traits, self.double)
-
-
-def _is_within(path: str, modules: Iterable[str]) -> bool:
-    return any(is_inside(path, module) for module in modules)

@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
-from fxprune.compiler.native.structure import is_inside
+from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Slot
 
 __all__ = ["Options", "Proposals", "Scope"]
@@ -138,8 +138,8 @@ class Proposals:
             (slot, [*(n for n in news if n != old), old])
             for there, slots in self.slots.items()
             for slot, old in slots
-            if (slot.held > 1 or is_inside(there, scope.path)) and reads.has(slot)
-            if scope.less is None or not is_inside(there, scope.less)
+            if (slot.held > 1 or is_inside(there, [scope.path])) and reads.has(slot)
+            if scope.less is None or not is_inside(there, [scope.less])
             if (news := self._may_be(there, old, scope.wide))
         ]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
-from fxprune.compiler.native.structure import is_inside
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
+from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Slot
 
 __all__ = ["Search"]
@@ -149,7 +149,7 @@ class Search:
         """Find the numbers of a module that stand where those of another one do."""
         wanted = {(slot.path[len(path) :], slot.keys) for slot in slots}
         for inside, own in self.proposals.slots.items():
-            if is_inside(inside, there):
+            if is_inside(inside, [there]):
                 for slot, old in own:
                     news = self.proposals.sizes[inside].may_be(old)
                     if news and (slot.path[len(there) :], slot.keys) in wanted:

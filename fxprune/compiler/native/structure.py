@@ -15,7 +15,7 @@ from fxprune.rules.modules import NATIVE, native
 
 Resized = Callable[[Sequence[str], Tensor], Tensor]  # every name that a model has for a tensor, and itself
 
-__all__ = ["Resized", "doubled_copy", "in_double_as", "is_inside", "resized_copy"]
+__all__ = ["Resized", "doubled_copy", "in_double_as", "resized_copy"]
 
 
 def doubled_copy(model: nn.Module) -> nn.Module:
@@ -59,11 +59,6 @@ def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}.{name}".lstrip("."), value
-
-
-def is_inside(path: str, module: str) -> bool:
-    """Is a path that of a module, or of one in it?  The root's is empty."""
-    return not module or path == module or path.startswith(f"{module}.")
 
 
 def _describe(module: nn.Module) -> None:

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
-from fxprune.compiler.native.structure import is_inside
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
+from fxprune.graph.tensors import is_inside
 from fxprune.rules.axes import Axis, Product, Sum
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Axes
@@ -51,7 +51,7 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
             continue
         if training:
             module.__class__ = _always_training(type(module))
-        if not isinstance(module, _CONTAINERS) and any(is_inside(other, path) for other in idle):
+        if not isinstance(module, _CONTAINERS) and any(is_inside(other, [path]) for other in idle):
             _keep_results(module)
     used, options = analysis.names, replace(AnalysisOptions.of(analysis), capture="symbolic")
     try:

@@ -15,11 +15,10 @@ from torch import Tensor, fx, nn
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, in_double
 from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
-from fxprune.compiler.native.structure import is_inside
 from fxprune.compiler.native.traits import repeatable
 from fxprune.graph.example import Example
 from fxprune.graph.source_files import is_users
-from fxprune.graph.tensors import floats_of
+from fxprune.graph.tensors import floats_of, is_inside
 from fxprune.rules.modules import native
 
 __all__ = ["Expected", "Fault", "expected_of", "fault_in"]
@@ -180,7 +179,7 @@ def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
     parts = [name for name, module in root.named_modules() if isinstance(module, fx.GraphModule)]
     for name, module in root.named_modules():
         path = f"{prefix}.{name}".strip(".")
-        in_part = any(name != part and is_inside(name, part) for part in parts)
+        in_part = any(name != part and is_inside(name, [part]) for part in parts)
         # A user's own layer may take the graph's input in another layout.
         own = native(module) is None and bool(module._parameters or module._buffers)
 

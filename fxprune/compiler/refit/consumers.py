@@ -114,7 +114,7 @@ def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
     for node, step in analysis.steps.items():
         summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & selection.masks.keys()
         reads = any(summed & {*atoms_of(analysis.axis(s))} for s in analysis.graph.operands.get(node, ()))
-        if _is_statistic(step) or not (reads or _writes(analysis, node, step, selection)):
+        if step.is_statistic or not (reads or _writes(analysis, node, step, selection)):
             continue
         found = _consumer(analysis, node, step, places)
         if isinstance(found, str):
@@ -131,16 +131,12 @@ def _writes(analysis: Analysis, node: fx.Node, step: Step, selection: Selection)
     return step.rule is not None and step.rule.function in SOLVED and not given.isdisjoint(selection.masks)
 
 
-def _is_statistic(step: Step) -> bool:
-    return step.rule is not None and step.rule.masked is not None
-
-
 def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str, int]) -> Consumer | str:
     """Return a call as a regression, or say why it is none."""
     assert step.rule is not None
     if step.rule.function not in SOLVED:
         return f"{step.rule.op} has no closed form here"
-    bound = step.call.bind(step.rule)
+    bound = step.bound
     names = {name: weight_name(bound.get(name)) for name in ("weight", "bias")}
     weight, bias = names["weight"], names["bias"]
     if weight is None or (bias is None and bound.get("bias") is not None):

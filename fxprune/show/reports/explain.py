@@ -16,8 +16,8 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group, Site
 from fxprune.analysis.analyze import analyze
-from fxprune.analysis.flow import flow_of
 from fxprune.analysis.freedom.regions import Place
+from fxprune.analysis.paths import paths_of
 from fxprune.analysis.words import Words
 from fxprune.errors import OptionError
 from fxprune.rules.axes import atoms_of
@@ -151,7 +151,7 @@ def _places(places: Sequence[Place]) -> list[str]:
 
 def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
     """Return the shortest paths to the nearest modules: a site, the nodes between, a site."""
-    flow = flow_of(analysis.graph, group.atom)
+    flow = paths_of(analysis.graph, group.atom)
     if str(start) not in flow:
         return []
     paths = nx.single_source_shortest_path(flow, str(start))
