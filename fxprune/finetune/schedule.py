@@ -49,7 +49,7 @@ def refuse_idle_numbers(training: Training) -> None:
     rates = _rates(training)
     for name in ("min_lr", "warmup"):
         usual = getattr(USUAL, name)
-        if getattr(training, name) != usual and rates == _rates(replace(training, **{name: usual})):
+        if getattr(training, name) != usual and rates == _rates_if(replace(training, **{name: usual})):
             raise OptionError(f"{name}={getattr(training, name)} has no effect with sched={training.sched!r}")
     moves = training.sched not in ("constant", "none", USUAL.sched)
     if moves and rates == _rates(replace(training, sched="constant")):
@@ -57,6 +57,14 @@ def refuse_idle_numbers(training: Training) -> None:
             f"sched={training.sched!r} keeps the learning rate as it is for {training.epochs} epochs: timm "
             f"lowers it later; take 'cosine', 'poly', ..., or 'constant'"
         )
+
+
+def _rates_if(training: Training) -> list[float] | None:
+    """Return the learning rates of another run; None where timm refuses that."""
+    try:
+        return _rates(training)
+    except OptionError:
+        return None
 
 
 def _rates(training: Training) -> list[float]:
