@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
 from fxprune.graph.copies import own_buffers, structural_copy
-from fxprune.graph.example import Example
+from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
-from fxprune.graph.tensors import cuda_devices_of
+from fxprune.graph.tensors import cuda_devices_of, floats_of
+from fxprune.graph.values import bound_arguments
 
 __all__ = [
-    *("DependsOnCall", "after_a_call", "changed_since", "noticed_gradient_questions", "other_second_call"),
-    *("other_without_gradients", "plain_state", "refuse_difference"),
+    *("GRADIENTS", "Gradients", "OF_GRADIENTS"),
+    *("DependsOnCall", "after_a_call", "noticed_gradient_questions", "other_second_call"),
+    *("other_without_gradients", "plain_changes", "plain_state", "refuse_difference", "refuse_history"),
 ]
 
+# What code asks a tensor, and how its answers can differ: how gradients are recorded while it runs.
+OF_GRADIENTS = ("requires_grad", "grad_fn", "is_leaf")
+Gradients = Literal["recorded", "off", "of inputs"]
+GRADIENTS: tuple[Gradients, ...] = ("recorded", "off", "of inputs")
 State = dict[tuple[str, str], Any]
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -35,20 +42,122 @@ class DependsOnCall(CaptureError):
 
 @contextlib.contextmanager
 def noticed_gradient_questions(lines: dict[str, None]) -> Iterator[None]:
-    """Note the lines of a model's code that ask `torch.is_grad_enabled()`, in this thread."""
+    """Note the lines of a model's code that ask in this thread whether gradients are recorded.
+
+    By `torch.is_grad_enabled()`, or of a tensor: `x.requires_grad`, `x.grad_fn`, `x.is_leaf`.
+    """
     original, here = torch.is_grad_enabled, this_thread_only()
 
-    def asked() -> bool:
-        caller = sys._getframe(1)
+    def note() -> None:
+        caller = sys._getframe(2)
         if here() and is_users(caller.f_code.co_filename):
             lines[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
+
+    def asked() -> bool:
+        note()
         return original()
 
+    def asking(name: str) -> property:
+        of = getattr(Tensor, name)
+
+        def get(tensor: Tensor) -> Any:
+            if not isinstance(tensor, nn.Parameter):
+                note()
+            return of.__get__(tensor)
+
+        return property(get, of.__set__ if name == "requires_grad" else None)
+
     torch.is_grad_enabled = asked
+    for name in OF_GRADIENTS:
+        setattr(Tensor, name, asking(name))
     try:
         yield
     finally:
         torch.is_grad_enabled = original
+        for name in OF_GRADIENTS:
+            delattr(Tensor, name)
+
+
+def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, changed: Iterable[str]) -> None:
+    """Raise DependsOnCall if what a model computes follows its last call, and its graph's does not.
+
+    changed: what a call of it changes.  A model that can't be called here has no history.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "meta"]
+    changed = list(changed)
+    if not changed or tensors:
+        return
+    first = seeded_noise(example, model)
+    try:
+        before, after = (_later(model, example, first, calls) for calls in (1, 2))
+    except Exception:  # whatever the model's code raises for noise
+        return
+    if _alike(before, after):
+        return
+    with contextlib.suppress(Exception):
+        if _alike(_later(graph, example, first, 2), after):
+            return
+    raise DependsOnCall(other_second_call(changed))
+
+
+def _later(module: nn.Module, example: Example, first: Example, calls: int) -> list[Tensor]:
+    """Return what the last of so many calls gives, of a copy, all of them with other numbers."""
+    module.eval()
+    called = structural_copy(module, own_buffers)
+    drawn = torch.random.fork_rng(devices=cuda_devices_of(module))
+    last = first.map(lambda t: t.flip(*range(t.ndim)) if t.is_floating_point() else t)
+    with HeldState(module).restored(), drawn, torch.no_grad():
+        for given in [first, last][-calls:]:
+            torch.manual_seed(0)
+            given = given.map(Tensor.clone)
+            outputs = floats_of(_called(called, given))
+    return outputs
+
+
+def _called(module: nn.Module, given: Example) -> Any:
+    if isinstance(module, fx.GraphModule):
+        return module(*bound_arguments(module, given))
+    return module(*given.args, **given.kwargs)
+
+
+def _alike(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Are they equal up to rounding?"""
+    return len(a) == len(b) and all(
+        x.shape == y.shape
+        and torch.allclose(
+            *(x, y),
+            rtol=0,
+            atol=100 * torch.finfo(x.dtype).eps * float(y.abs().nan_to_num().max()) if y.numel() else 0,
+            equal_nan=True,
+        )
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@contextlib.contextmanager
+def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str], bool]]:
+    """Give a model the numbers, flags and words that one call leaves.
+
+    Yields the names of all that the call changed, and whether numbers are among it.  A model that can't be
+    called here has none.
+    """
+    called = structural_copy(model, own_buffers)
+    held, before = HeldState(called), plain_state(called)
+    drawn = torch.random.fork_rng(devices=cuda_devices_of(model))  # what the call draws is nobody's
+    with held.restored(plain=False):
+        with drawn, contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
+            given = example.map(Tensor.clone)
+            called(*given.args, **given.kwargs)
+        changed = held.changed()
+    plain = plain_changes(before, called)
+    modules = dict(model.named_modules())
+    try:
+        for path, name in plain:
+            setattr(modules[path], name, vars(called.get_submodule(path))[name])
+        yield changed, bool(plain)
+    finally:
+        for path, name in plain:
+            setattr(modules[path], name, before[path, name])
 
 
 def plain_state(model: nn.Module) -> State:
@@ -61,38 +170,13 @@ def plain_state(model: nn.Module) -> State:
     }
 
 
-@contextlib.contextmanager
-def after_a_call(model: nn.Module, example: Example) -> Iterator[list[str]]:
-    """Give a model the numbers, flags and words that one call leaves; yields the names of those it changed.
-
-    A model that can't be called here has none.
-    """
-    called, before = structural_copy(model, own_buffers), plain_state(model)
-    drawn = torch.random.fork_rng(devices=cuda_devices_of(model))  # what the call draws is nobody's
-    with drawn, contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
-        given = example.map(torch.Tensor.clone)
-        called(*given.args, **given.kwargs)
-    changed = changed_since(before, called)
-    modules = dict(model.named_modules())
-    after = plain_state(called)
-    try:
-        for path, name in before:
-            if changed and (path, name) in after:
-                setattr(modules[path], name, after[path, name])
-        yield changed
-    finally:
-        for (path, name), value in before.items():
-            if changed:
-                setattr(modules[path], name, value)
-
-
-def changed_since(before: Mapping[tuple[str, str], Any], model: nn.Module) -> list[str]:
-    """Name the numbers, flags and words that a call changed."""
+def plain_changes(before: State, model: nn.Module) -> list[tuple[str, str]]:
+    """List the numbers, flags and words that are others by now."""
     after = plain_state(model)
     return [
-        f"{path}.{name}".lstrip(".")
-        for (path, name), value in before.items()
-        if (path, name) in after and (type(value), value) != (type(after[path, name]), after[path, name])
+        key
+        for key, value in before.items()
+        if key in after and (type(value), value) != (type(after[key]), after[key])
     ]
 
 
@@ -108,8 +192,9 @@ def other_second_call(changed: Iterable[str]) -> str:
 def other_without_gradients(lines: Iterable[str]) -> str:
     """Explain that the code looks whether gradients are recorded."""
     return (
-        f"it computes something else where gradients are recorded than where they are not, as its code asks "
-        f"at {', '.join(lines)}: decide it when the model is built, or prune a submodule without that code"
+        f"it computes something else where gradients are recorded (of weights or of inputs) than where "
+        f"they are not, as its code asks at {', '.join(lines)}: decide it when the model is built, or prune "
+        f"a submodule without that code"
     )
 
 

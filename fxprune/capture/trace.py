@@ -16,12 +16,13 @@ from fxprune.capture.call_state import DependsOnCall
 from fxprune.capture.checkpoints import CHECKPOINTS, noticed_checkpoints
 from fxprune.capture.example_of import example_of
 from fxprune.capture.exported.capture import FIXED_BATCH, capture_exported
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
 from fxprune.capture.torch_errors import asks_values
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
-from fxprune.graph.copies import structural_copy
+from fxprune.graph.copies import copy_to_trace, own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
@@ -104,6 +105,7 @@ def capture_model(
         raise OptionError(f"capture={shown(capture)}: one of {', '.join(map(repr, WAYS))}")
     refuse_unsupported(model)
     failures: list[CaptureError] = []
+    refused: list[DependsOnCall] = []
     for way in ways:
         try:
             with quiet_libraries():
@@ -114,10 +116,12 @@ def capture_model(
             return captured
         except (ExampleInputError, PassError):
             raise
-        except DependsOnCall as error:
-            raise DependsOnCall(f"{type(model).__name__} can't be captured as a graph: {error}") from None
+        except DependsOnCall as error:  # export follows tensors that code keeps, where it can
+            refused.append(error)
         except Exception as error:  # whatever user code raises while it is traced
             failures.append(_located(way, error))
+    if refused:
+        raise DependsOnCall(f"{type(model).__name__} can't be captured as a graph: {refused[0]}")
     raise _why_not(model, example, failures)
 
 
@@ -145,7 +149,7 @@ def _captured(
     check: Check,
     watched: Callable[[nn.Module], AbstractContextManager[None]] = lambda copy: nullcontext(),
 ) -> Captured:
-    copy = structural_copy(model)
+    copy = copy_to_trace(model)
     decompose_modules(copy)
     with noticed_checkpoints() as checkpoints, watched(copy):
         if way == "symbolic":
@@ -209,10 +213,10 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
 
 
 def _rejection(model: nn.Module, example: Example) -> str | None:
-    copy = structural_copy(model)
+    copy = structural_copy(model, own_buffers)
     copy.eval()
     try:
-        with torch.no_grad():
+        with HeldState(copy).restored(), torch.no_grad():
             copy(*example.args, **example.kwargs)
     except Exception as error:  # any error of the user's model is the answer
         first = str(error).strip().splitlines() or [""]

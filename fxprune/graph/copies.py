@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["graph_shared", "own_buffers", "structural_copy"]
+__all__ = ["copy_to_trace", "graph_shared", "own_buffers", "structural_copy"]
 
 _HELD = ("_modules", "_parameters", "_buffers")
 
@@ -29,6 +29,14 @@ def structural_copy(
         state = [value for m in model.modules() for value in m.__dict__.values()]
         shared |= {id(value): value for value in state if not _can_be_copied(value, shared)}
         return copy.deepcopy(model, memo=dict(shared))
+
+
+def copy_to_trace(model: nn.Module) -> nn.Module:
+    """Return a structural copy whose code may write to tensors that are plain attributes."""
+    shared = {id(t) for t in (*model.parameters(), *model.buffers())}
+    return structural_copy(
+        model, lambda t: t if id(t) in shared or isinstance(t, nn.Parameter) else t.clone()
+    )
 
 
 def own_buffers(tensor: torch.Tensor) -> torch.Tensor:

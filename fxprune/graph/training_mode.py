@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["follows_mode", "forward_reads_mode", "in_eval_mode", "reads_mode"]
+__all__ = [
+    *("follows_mode", "forward_reads_mode", "in_eval_mode", "names_in", "plain_functions", "reads_mode"),
+]
 
 
 @contextlib.contextmanager
@@ -44,10 +46,10 @@ def forward_reads_mode(module: nn.Module) -> bool:
         if owner is None or (owner, name) in seen:
             continue
         seen.add((owner, name))
-        for function in _functions(vars(owner)[name]):
+        for function in plain_functions(vars(owner)[name]):
             if _reads_training(function):
                 return True
-            named = set(_names(function.__code__))
+            named = set(names_in(function.__code__))
             queue += [(mro, other) for other in named]
             if "super" in named:
                 queue += [(classes[classes.index(owner) + 1 :], other) for other in named]
@@ -85,10 +87,10 @@ def _is_identity_in_eval(module: nn.Module) -> bool:
 def _methods(cls: type) -> Iterator[types.FunctionType]:
     for name, member in vars(cls).items():
         if name not in ("train", "__init__"):
-            yield from _functions(member)
+            yield from plain_functions(member)
 
 
-def _functions(member: Any) -> Iterator[types.FunctionType]:
+def plain_functions(member: Any) -> Iterator[types.FunctionType]:
     """Yield the functions behind a method, a property or a decorated one of these."""
     member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
     plain = inspect.unwrap(member) if callable(member) else member
@@ -99,17 +101,17 @@ def _functions(member: Any) -> Iterator[types.FunctionType]:
 @functools.cache
 def _reads_training(function: types.FunctionType) -> bool:
     """Return the function, or a helper beside it that it calls."""
-    named = set(_names(function.__code__))
+    named = set(names_in(function.__code__))
     helpers = (function.__globals__.get(name) for name in named)
     others = (
         h for h in helpers if isinstance(h, types.FunctionType) and not h.__module__.startswith("torch")
     )
-    return "training" in named or any("training" in _names(helper.__code__) for helper in others)
+    return "training" in named or any("training" in names_in(helper.__code__) for helper in others)
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
     """Return what the code refers to, comprehensions and closures included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)

@@ -60,6 +60,33 @@ class AsksForGradients(Net):
         return self.head(self.a(x).relu())
 
 
+class LooksWhetherItIsTrained(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.head(x * 2 if x.requires_grad else x)
+
+
+class LooksForAFunction(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.head(x if x.grad_fn is None else x * 2)
+
+
+class LooksAtItsInput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2 if x.requires_grad else x
+        return self.head(self.a(x).relu())
+
+
+class NotesWhetherItIsTrained(Net):
+    """Looks, and computes the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        self.seen = "trained" if x.requires_grad and not x.is_leaf else "not"
+        return self.head(x)
+
+
 @pytest.mark.parametrize("cls", [Counts, Begins])
 def test_a_second_call_that_differs_is_refused(cls: type[Net], capture: str) -> None:
     with pytest.raises(CaptureError, match=r"its code changes (calls|ready): call the model once"):
@@ -72,12 +99,15 @@ def test_what_settles_after_a_call_is_taken_then(capture: str) -> None:
     assert_same(fxprune.prune(model, 0.0, example_inputs=X, capture=capture)(X), model(X))
 
 
-def test_a_question_after_gradients_is_refused_where_it_matters(capture: str) -> None:
+@pytest.mark.parametrize(
+    "cls", [FollowsGradients, LooksWhetherItIsTrained, LooksForAFunction, LooksAtItsInput]
+)
+def test_a_question_after_gradients_is_refused_where_it_matters(cls: type[Net], capture: str) -> None:
     with pytest.raises(CaptureError, match=r"gradients are recorded .* at .*test_call_state.py:\d+"):
-        fxprune.prune(randomise(FollowsGradients()).eval(), 0.5, example_inputs=X, capture=capture)
+        fxprune.prune(randomise(cls()).eval(), 0.5, example_inputs=X, capture=capture)
 
 
-@pytest.mark.parametrize("cls", [CountsForItself, AsksForGradients])
+@pytest.mark.parametrize("cls", [CountsForItself, AsksForGradients, NotesWhetherItIsTrained])
 def test_what_changes_nothing_is_taken(cls: type[Net], capture: str) -> None:
     model = randomise(cls()).eval()
     pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)

@@ -16,17 +16,21 @@ from torch import Tensor, fx, nn
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import traced_functions
 from fxprune.capture.call_state import (
+    GRADIENTS,
     after_a_call,
     noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
     refuse_difference,
+    refuse_history,
 )
 from fxprune.capture.exported.plain_graph import _plain_graph
 from fxprune.capture.exported.program import export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.graph.caches import has_caches
+from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
@@ -52,9 +56,10 @@ def _(x: Tensor, path: str) -> Tensor:
 def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
     if has_caches(model):  # it runs once before export does, for real
-        with torch.no_grad():
-            model.eval()
-            model(*example.args, **example.kwargs)
+        called = structural_copy(model, own_buffers)
+        with HeldState(called).restored(), torch.no_grad():
+            called.eval()
+            called(*example.args, **example.kwargs)
     for path, module in model.named_modules():
         if follows_mode(module) or _is_norm_with_modes(module):
             module.forward = _marked_forward(path)
@@ -65,14 +70,14 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         with noticed_gradient_questions(asked):
             exported = export_program(model, example)
         graph = _plain(model, exported.program)
-        with after_a_call(model, exported.example) as changed:
-            if changed:
+        with after_a_call(model, exported.example) as (changed, numbers):
+            if numbers:
                 again = _plain(model, export_again(model, exported).program)
                 refuse_difference(graph, again, other_second_call(changed))
-        if asked:
-            with torch.no_grad():
-                without = _plain(model, export_again(model, exported).program)
-            refuse_difference(graph, without, other_without_gradients(asked))
+        for gradients in GRADIENTS[1:] if asked else ():
+            with torch.set_grad_enabled(gradients != "off"):
+                other = export_again(model, exported, gradients_of_inputs=gradients == "of inputs")
+            refuse_difference(graph, _plain(model, other.program), other_without_gradients(asked))
         notes = [FIXED_BATCH] if exported.fixed_batch else []
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
@@ -96,6 +101,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     guard_sizes(graph, exported.relied)
     guard_arguments(graph, model, taken, numbers=False)
     module = fx.GraphModule(model, graph, type(model).__name__)
+    refuse_history(model, module, taken, changed)
     return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))
 
 

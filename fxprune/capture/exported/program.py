@@ -26,9 +26,11 @@ from fxprune.capture.exported.torch_internals import (
     refuse_other_torch,
     users_lines,
 )
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.graph.example import PRIME_BATCH, Example
+from fxprune.graph.tensors import is_float
 
 __all__ = ["Exported", "export_again", "export_program", "parameter_names"]
 
@@ -105,9 +107,12 @@ def _alike(exported: Exported, batch: int) -> int:
     return next((n for n in sizes if relied.excludes(example, n) == relied.excludes(example, batch)), batch)
 
 
-def export_again(model: nn.Module, exported: Exported) -> Exported:
+def export_again(model: nn.Module, exported: Exported, gradients_of_inputs: bool = False) -> Exported:
     """Export for the same sizes in the mode that the model is in now."""
-    return _exported(model, exported.example, exported.is_open)
+    example = exported.example
+    if gradients_of_inputs:
+        example = example.map(lambda t: t.detach().requires_grad_() if is_float(t) else t)
+    return _exported(model, example, exported.is_open)
 
 
 def parameter_names(model: nn.Module, example: Example) -> list[str]:
@@ -120,7 +125,8 @@ def _exported(model: nn.Module, example: Example, is_open: Is) -> Exported:
     tensors = [t for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)]
     of_sizes = any(is_open(t, d, example.batch) for t in tensors for d in range(1, t.ndim))
     shapes = _shapes(model, example, is_open)
-    program = _quietly(model, example, shapes, LONGEST if of_sizes else math.inf)
+    with HeldState(model).restored(plain=False):
+        program = _quietly(model, example, shapes, LONGEST if of_sizes else math.inf)
     relied = relied_on(program, parameter_names(model, example), example)
     return _judged(Exported(program, example, is_open, relied, fixed_batch=True, takes_one=False))
 
@@ -157,7 +163,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
         with warnings.catch_warnings(), all_sizes_alike():
             warnings.simplefilter("ignore")
             while True:
-                fresh = example.map(Tensor.clone)  # export marks what it is given
+                fresh = example.map(_fresh)  # export marks what it is given
                 try:
                     # Before it raises some errors, it prints the graph so far.
                     with (
@@ -174,6 +180,10 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                     namespaces.append(asked.namespace)
     finally:
         log.setLevel(level)
+
+
+def _fresh(t: Tensor) -> Tensor:
+    return t.detach().clone().requires_grad_(t.requires_grad)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

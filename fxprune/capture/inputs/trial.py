@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.inputs.entry import Entry, entry_of
 from fxprune.capture.torch_errors import fakes_can_not
 from fxprune.graph.caches import has_caches
-from fxprune.graph.copies import structural_copy
+from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.fake_modules import fake_of
 from fxprune.graph.quiet import quiet_libraries
@@ -54,10 +55,11 @@ class Trial:
         return self.accepts(example) and (self._plainly or self._call(example) is None)
 
     def _call(self, example: Example, mode: FakeTensorMode | None = None) -> Exception | None:
-        copy = structural_copy(self.model, (lambda t: fake_of(t, mode)) if mode else lambda t: t)
+        copy = structural_copy(self.model, (lambda t: fake_of(t, mode)) if mode else own_buffers)
         copy.eval()
         self._watch(copy, example)
         with contextlib.ExitStack() as around:
+            around.enter_context(HeldState(copy).restored())
             around.enter_context(quiet_libraries())
             around.enter_context(torch.no_grad())
             try:

@@ -34,11 +34,17 @@ LEFT_OUT = "train mode writes to"
 Trace = Callable[[Collection[type]], fx.Graph]
 
 
-def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> list[str]:
+def follow_modes(
+    graph: fx.Graph,
+    trace_training: Trace,
+    root: nn.Module,
+    kept: Callable[[], Iterable[str]] = tuple,
+) -> list[str]:
     """Make a graph that was captured in eval mode follow the mode.  Returns notes on what it can't.
 
     `trace_training` captures the model in train mode, but for the modules of some classes.  Where one runs
-    other code in train mode, its class keeps to eval mode, and the others are tried again.
+    other code in train mode, its class keeps to eval mode, and the others are tried again.  `kept` names the
+    attributes that train mode alone sets.
     """
     follow = list(dict.fromkeys(type(m) for m in root.modules() if _branches_on_mode(m)))
     if not follow:
@@ -61,6 +67,7 @@ def follow_modes(graph: fx.Graph, trace_training: Trace, root: nn.Module) -> lis
         apart += [cause] if cause else []
     there = f" in {', '.join(sorted(cls.__name__ for cls in apart))}" if follow else ""
     notes = [FOLLOWS_EVAL + there] if apart or not follow else []
+    left_out |= {*kept()}
     if left_out:
         notes.insert(0, f"{LEFT_OUT} {', '.join(sorted(left_out))}: the result does not")
     return notes

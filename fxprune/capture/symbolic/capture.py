@@ -13,13 +13,17 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_elementwise_functions
 from fxprune.capture.call_state import (
-    changed_since,
+    GRADIENTS,
+    Gradients,
     noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
+    plain_changes,
     plain_state,
     refuse_difference,
+    refuse_history,
 )
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
@@ -68,28 +72,36 @@ def capture_symbolic(
         return as_is
     copies = copies or {}
     asked: dict[str, None] = {}
-    before = plain_state(model)
+    before, changed = plain_state(model), dict[str, None]()
     with noticed_gradient_questions(asked):
-        graph = _trace(model, leaves, example, copies, taught, training=False)
-    if changed := changed_since(before, model):
+        graph = _trace(model, leaves, example, copies, taught, training=False, changed=changed, asked=asked)
+    if plain_changes(before, model):
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
-    if asked:
-        without = _trace(model, leaves, example, copies, taught, training=False, gradients=False)
-        refuse_difference(graph, without, other_without_gradients(asked))
+    for gradients in GRADIENTS[1:] if asked else ():
+        other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
+        refuse_difference(graph, other, other_without_gradients(asked))
     mark_literal_dtypes(
         graph, model, example, lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False)
     )
     _refuse_writes(graph, model)
 
-    def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-        return _trace(model, leaves, example, copies, taught, training=True, keep_eval=keep_eval)
+    kept = dict[str, None]()
 
-    notes = follow_modes(graph, trace_training, model)
+    def trace_training(keep_eval: Collection[type]) -> fx.Graph:
+        return _trace(
+            *(model, leaves, example, copies, taught),
+            training=True,
+            keep_eval=keep_eval,
+            changed=kept,
+        )
+
+    notes = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
     notes += keep_elementwise_functions(graph, model)
     set_mode(model, False)
     guard_arguments(graph, model, example, numbers=True)
     module = fx.GraphModule(model, graph, type(model).__name__)
+    refuse_history(model, module, example, changed)
     return Captured(module, example, "symbolic", notes=tuple(notes))
 
 
@@ -101,41 +113,38 @@ def _trace(
     taught: frozenset[str],
     training: bool,
     keep_eval: Collection[type] = (),
-    gradients: bool = True,
+    gradients: Gradients = "recorded",
+    changed: dict[str, None] | None = None,
+    asked: dict[str, None] | None = None,
 ) -> fx.Graph:
+    """Trace the model's code in one mode; what it keeps for its next call is put back, but for numbers.
+
+    changed: is given the names of what it keeps.  asked: the lines that ask values for their gradients.
+    """
     set_mode(model, training, keep_eval)
     followed: list[dict[str, Any]] = []
     functions = taught_functions(model, taught)
     while True:
-        tracer = Tracer(leaves, example, copies)
+        tracer, held = Tracer(leaves, example, copies), HeldState(model)
+        tracer.gradients_of_inputs = gradients == "of inputs"
         with (
-            torch.set_grad_enabled(gradients),
+            held.restored(plain=False),
+            torch.set_grad_enabled(gradients != "off"),
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
             unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
-            restore_module_caches(model),
         ):
             try:
-                return tracer.trace(model)
+                graph = tracer.trace(model)
+                if changed is not None:
+                    changed.update(dict.fromkeys(held.changed()))
+                if asked is not None:
+                    asked.update(tracer.gradient_questions)
+                return graph
             except AsksForNumber as asked:
                 followed.append(asked.namespace)
-
-
-@contextlib.contextmanager
-def restore_module_caches(model: nn.Module) -> Iterator[None]:
-    """Restore what the model's code keeps for its next call (a table of positions) after the trace."""
-    before = [(kept, dict(kept)) for m in model.modules() for kept in (m.__dict__, m._buffers)]
-    try:
-        yield
-    finally:
-        for kept, was in before:
-            for name in [name for name, value in kept.items() if isinstance(value, fx.Proxy)]:
-                if name in was:
-                    kept[name] = was[name]
-                else:
-                    del kept[name]
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
+from fxprune.capture.call_state import OF_GRADIENTS
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.graph.own_nodes import written
@@ -38,6 +39,8 @@ class TracedValue(fx.Proxy):
         """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
+        if name in OF_GRADIENTS and isinstance(_for_example(self), Tensor):
+            return self.tracer.asks_gradient(self, name)
         if not hasattr(Tensor, name):
             value = _for_example(self)
             if value is not self and not hasattr(value, name):

@@ -60,6 +60,8 @@ class Tracer(fx.Tracer):
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self._to_assign: dict[fx.Node, str] = {}  # what `self.mean += ..` gave, and the name of the tensor
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
+        self.gradients_of_inputs = False
+        self.gradient_questions: dict[str, None] = {}  # the lines that ask values for their gradients
         self._tracing_here = this_thread_only()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -218,6 +220,20 @@ class Tracer(fx.Tracer):
             return self.decisions.structure(proxy)
         except (NodeError, fx.proxy.TraceError):
             return proxy
+
+    def asks_gradient(self, proxy: fx.Proxy, name: str) -> Any:
+        """Answer `x.requires_grad`, `x.is_leaf` or `x.grad_fn is None` as the call that is traced would."""
+        node = proxy.node
+        if node.op == "get_attr":
+            return getattr(self.tensors.get(node.target), name)
+        self.gradient_questions[_users_line() or node.name] = None
+        if node.op == "placeholder":
+            recorded = self.gradients_of_inputs
+        else:
+            weights = any(t.requires_grad for t in self.tensors.values())
+            recorded = self.grad_enabled() and (weights or self.gradients_of_inputs)
+        leaf = not recorded or node.op == "placeholder"
+        return {"requires_grad": recorded, "is_leaf": leaf, "grad_fn": None if leaf else object()}[name]
 
     def rank(self, tensor: Any) -> int | None:
         """Return how many dimensions a tensor has: a number, the same for every input that is not refused."""
