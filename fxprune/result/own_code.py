@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.graph.nests import Value
 
-__all__ = ["Edit", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "What"]
+__all__ = ["Call", "Edit", "Forward", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "What"]
 
 What = Literal["size", "shape", "dtype", "device"]
 Keys = tuple[str | int, ...]  # names of attributes, keys of dicts, places in lists
@@ -122,17 +122,49 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of one of the user's own modules by a graph that stands for the code around it.
+
+    args, kwargs: in lists, tuples and dicts: a `Ref` for each tensor, and for each size that varies.
+    results: (node that the call's result stands for, keys to it inside what the module returns).
+    """
+
+    path: str
+    args: object
+    kwargs: object
+    results: tuple[tuple[str, Keys], ...]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The model's `forward` alone, which a graph replaces; the modules that it calls are the user's own.
+
+    opened: the root (""), and modules inside it whose own code is not called any more.
+    why: what their code said, with the line.
+    calls: in order.
+    barred: methods of the model that would run that code.
+    """
+
+    opened: tuple[str, ...]
+    why: str
+    calls: tuple[Call, ...]
+    barred: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class OwnCode:
     """How an instance of the user's own class came about.
 
     edits: numbers in its state that are no longer the original's.
     parts: modules that their part of the graph replaces.
+    forward: what stands for the code of the root, where that can't hold the sizes.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     """
 
     edits: tuple[Edit, ...] = ()
     parts: tuple[Part, ...] = ()
     unsaid: str = ""
+    forward: Forward | None = None
 
     @property
     def is_graph(self) -> bool:
@@ -142,4 +174,4 @@ class OwnCode:
     @property
     def is_whole(self) -> bool:
         """Is every module the user's own?"""
-        return not self.parts
+        return not self.parts and self.forward is None

@@ -26,7 +26,7 @@ from fxprune.result.retrace import traced_as_graph
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FORM", "PrunedModule", "noise_for", "plan_of", "record_of"]
+__all__ = ["FORM", "PrunedModule", "forward_of_data", "noise_for", "plan_of", "record_of"]
 
 FORM = "_fxprune"  # where an instance of the user's own class carries its record
 
@@ -159,6 +159,12 @@ def _rebuilt(name: str, data: list[NodeData], state: dict[str, object]) -> Prune
     module = PrunedModule(_Anything(), graph_from_data(data), name)
     _take_state(module, state)
     return module
+
+
+def forward_of_data(name: str, data: list[NodeData]) -> Callable[..., Value]:
+    """Make a method of a graph, for a class whose instances hold the modules and tensors that it names."""
+    module = _rebuilt(name, data, {})
+    return traced_as_graph(type(module).forward.__wrapped__, module.graph)  # type: ignore[attr-defined]
 
 
 def _take_state(module: PrunedModule, state: dict[str, object]) -> None:

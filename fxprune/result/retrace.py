@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from fxprune.errors import InputArgumentError
@@ -21,19 +21,23 @@ __all__ = ["READS_CODE", "traced_as_graph"]
 READS_CODE = "reads_generated_code"
 
 
-def traced_as_graph(forward: Callable[..., Value]) -> Callable[..., Value]:
-    """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it."""
+def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None) -> Callable[..., Value]:
+    """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it.
+
+    graph: what it runs, where the class is no GraphModule's.
+    """
 
     code = forward.__code__
     known = frozenset(code.co_varnames[1 : code.co_argcount])
 
     @functools.wraps(forward)
-    def call(self: fx.GraphModule, *args: Value, **kwargs: Value) -> Value:
+    def call(self: nn.Module, *args: Value, **kwargs: Value) -> Value:
         if not known.issuperset(kwargs):
             raise _unknown(kwargs, known)
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
-                return _handed_over(self, value.tracer, args, kwargs)
+                own: fx.Graph = self.graph if graph is None else graph  # type: ignore[assignment]
+                return _handed_over(self, own, value.tracer, args, kwargs)
         return forward(self, *args, **kwargs)
 
     return call
@@ -49,7 +53,7 @@ def _unknown(given: Mapping[str, object], known: frozenset[str]) -> Exception:
 
 
 def _handed_over(
-    module: fx.GraphModule, tracer: Value, args: Sequence[Value], kwargs: Mapping[str, Value]
+    module: nn.Module, graph: fx.Graph, tracer: Value, args: Sequence[Value], kwargs: Mapping[str, Value]
 ) -> Value:
     path = tracer.path_of_module(module)
     prefix = f"{path}." if path else ""
@@ -58,7 +62,7 @@ def _handed_over(
     def value_of(leaf: Value) -> Value:
         return made[leaf] if isinstance(leaf, fx.Node) else leaf
 
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "placeholder":
             default = node.args[0] if node.args else None
             made[node] = next(given, kwargs.get(str(node.target), default))

@@ -49,7 +49,7 @@ class Outcome:
     way: how its channels were chosen, one of `WAYS`.
     outcome: "certified", "refused" (with the words in `note`), "excluded" (nobody can build it) or "FAILED".
     own_class: "whole", "attention" (the replaced modules all are those that run a softmax, or lie in one),
-        "parts" or "graph".
+        "forward" (the root's `forward` alone is a graph, which calls the user's modules), "parts", "graph".
     parts: the replaced modules, with why.
     certificate: the largest relative error in float64.
     seconds: processor time from the analysis to the instance.
@@ -97,8 +97,14 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
         return Outcome(spec, way, FAILED, note=_said(wrong))
     own = record_of(pruned).own
     assert own is not None
-    parts = "; ".join(f"{part.path or 'root'}: {in_short(part.why)}" for part in own.parts[:3])
-    parts += f"; {len(own.parts) - 3} more" if len(own.parts) > 3 else ""
+    replaced = [(part.path or "root", part.why) for part in own.parts]
+    replaced += (
+        [(f"{path}.forward".lstrip("."), own.forward.why) for path in own.forward.opened]
+        if own.forward
+        else []
+    )
+    parts = "; ".join(f"{path}: {in_short(why)}" for path, why in replaced[:3])
+    parts += f"; {len(replaced) - 3} more" if len(replaced) > 3 else ""
     outcome = CERTIFIED if found.exact else FAILED
     return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
 
@@ -109,7 +115,7 @@ def _kind(pruned: nn.Module, own: OwnCode) -> str:
     if own.is_whole:
         return "whole"
     attention = all(_runs_softmax(pruned.get_submodule(p.path), p.path) for p in own.parts)
-    return "attention" if attention else "parts"
+    return "parts" if not attention else "forward" if own.forward else "attention"
 
 
 def _runs_softmax(part: nn.Module, path: str) -> bool:
@@ -135,7 +141,18 @@ def write(path: str | os.PathLike[str], outcomes: Iterable[Outcome]) -> None:
 
 def summary(outcomes: Iterable[Outcome]) -> str:
     """Count, by way and library, the models that keep their class whole, in parts, or not at all."""
-    header = "way", "library", "models", "whole", "but attention", "but parts", "graph", "refused", "failed"
+    header = (
+        "way",
+        "library",
+        "models",
+        "whole",
+        "but attention",
+        "but forward",
+        "but parts",
+        "graph",
+        "refused",
+        "failed",
+    )
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     tried = [o for o in outcomes if o.outcome != EXCLUDED]
     for way in WAYS:
@@ -149,7 +166,7 @@ def summary(outcomes: Iterable[Outcome]) -> str:
 
 def _line(way: str, library: str, rows: list[Outcome]) -> str:
     kinds = [o.own_class if o.outcome == CERTIFIED else o.outcome for o in rows]
-    order = "whole", "attention", "parts", "graph", "refused", FAILED
+    order = "whole", "attention", "forward", "parts", "graph", "refused", FAILED
     return f"| {' | '.join(map(str, (way, library, len(rows), *map(kinds.count, order))))} |"
 
 

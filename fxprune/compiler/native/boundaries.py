@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ class Boundary:
         the arguments are a `Number`.
     alike: of each node in the arguments, all nodes outside the module that have its value in eval mode
         (before a dropout, and after it): the module may read any of them.
+    caller: the module whose code makes the call.
+    order: how many calls began before it.
     """
 
     path: str
@@ -49,11 +52,19 @@ class Boundary:
     kwargs: dict[str, Any]
     result: Any
     alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    caller: str = ""
+    order: int = 0
 
     @property
     def names(self) -> list[str]:
         """The nodes that stand for the result's tensors."""
         return [v.node for v in pytree.tree_leaves(self.result) if isinstance(v, Ref)]
+
+    @property
+    def given(self) -> list[str]:
+        """The nodes that stand for the tensors among the arguments; empty for each that is unknown."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [v.node if isinstance(v, Ref) else "" for v in leaves if isinstance(v, (Ref, Unknown))]
 
     @property
     def is_known(self) -> bool:
@@ -82,12 +93,14 @@ def boundaries_of(
 def _calls(double: nn.Module, example: Example, known: _Values | None) -> dict[str, list[Boundary]]:
     found: dict[str, list[Boundary]] = defaultdict(list)
     open_calls: list[Boundary] = []
+    order = itertools.count()
     handles = []
     for path, module in double.named_modules():
 
         def enter(m: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
             args, kwargs = pytree.tree_map(_number, (args, kwargs))
-            call = Boundary(path, args, kwargs, None)
+            caller = open_calls[-1].path if open_calls else ""
+            call = Boundary(path, args, kwargs, None, caller=caller, order=next(order))
             open_calls.append(known.entered(call) if known else call)
 
         def leave(m: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path) -> None:

@@ -6,11 +6,14 @@ weights have would build another function in silence.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.certify.certificate import same_function
@@ -20,12 +23,16 @@ from fxprune.compiler.native.slots import own_slots_of
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holds_attributes
 from fxprune.result.own_code import Edit, Slot
+from fxprune.result.own_forward import users_class
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["configured"]
 
 SAVES = "save_pretrained"  # how a library that builds models of configurations calls its saving
 TRIES = 48
+
+Option = tuple[Slot, int, list[int]]  # a number, as it was, and all that it may have become
+Change = tuple[Slot, int, int]  # a number, as it was and as it is to be
 
 
 def configured(
@@ -60,14 +67,71 @@ def _edited(
         for slot, old in own_slots_of(model, instance)[""]
         if slot.keys[0] == name and slot not in done and (news := _news(old, sizes, edits))
     ]
-    for changes in itertools.islice(_choices(options), TRIES):
-        for slot, _, new in changes:
+    fitting = _fitting(instance, name, options)
+    if fitting is None:
+        return None
+    rest = [option for option in options if option[0] not in {slot for slot, _, _ in fitting}]
+    for changes in itertools.islice(_choices(rest), TRIES):
+        with _written(instance, changes):
+            if not _misfits(instance, name) and _is_same(instance, vars(instance)[name], pruned):
+                found = [*fitting, *changes]
+                break
+    else:
+        found = None
+    for slot, old, new in found or fitting:
+        slot.write(instance, old if found is None else new)
+    return None if found is None else [Edit(*change) for change in found]
+
+
+def _fitting(instance: nn.Module, name: str, options: list[Option]) -> list[Change] | None:
+    """Edit a configuration until what is built of it has weights of the instance's shapes; None: it never has.
+
+    The change, or the two, after which the fewest shapes are wrong, and again.
+    """
+    done: list[Change] = []
+    wrong = _misfits(instance, name)
+    while wrong:
+        rest = [option for option in options if option[0] not in {slot for slot, _, _ in done}]
+        best: list[Change] = []
+        for count in (1, 2):
+            for changes in itertools.islice(_choices(rest, count, count), TRIES):
+                with _written(instance, changes):
+                    now = _misfits(instance, name)
+                if now < wrong:
+                    wrong, best = now, changes
+            if best:
+                break
+        for slot, _, new in best:
             slot.write(instance, new)
-        if _is_same(instance, vars(instance)[name], pruned):
-            return [Edit(slot, old, new) for slot, old, new in changes]
+        done += best
+        if not best:
+            for slot, old, _ in done:
+                slot.write(instance, old)
+            return None
+    return done
+
+
+@contextlib.contextmanager
+def _written(instance: nn.Module, changes: list[Change]) -> Iterator[None]:
+    """Have changes in an instance's configuration meanwhile."""
+    for slot, _, new in changes:
+        slot.write(instance, new)
+    try:
+        yield
+    finally:
         for slot, old, _ in changes:
             slot.write(instance, old)
-    return None
+
+
+def _misfits(instance: nn.Module, name: str) -> float:
+    """Count the tensors that a model of an instance's configuration has not, or in another shape."""
+    with torch.device("meta"):
+        built = _built(instance, vars(instance)[name])
+    if built is None:
+        return math.inf
+    wanted = {key: t.shape for key, t in instance.state_dict().items()}
+    there = {key: t.shape for key, t in built.state_dict().items()}
+    return sum(wanted.get(key) != there.get(key) for key in {*wanted, *there})
 
 
 def _news(old: int, sizes: Sizes, edits: Sequence[Edit]) -> list[int]:
@@ -76,10 +140,10 @@ def _news(old: int, sizes: Sizes, edits: Sequence[Edit]) -> list[int]:
     return [n for n in dict.fromkeys((*elsewhere, *sizes.may_be(old))) if n != old]
 
 
-def _choices(options: list[tuple[Slot, int, list[int]]]) -> Iterator[list[tuple[Slot, int, int]]]:
-    """List no change, then every one, two and three of them."""
+def _choices(options: list[Option], least: int = 0, most: int = 3) -> Iterator[list[Change]]:
+    """List no change, then every one, two and three of them; of `least` to `most` changes."""
     single = [(slot, old, new) for slot, old, news in options for new in news]
-    for count in range(4):
+    for count in range(least, most + 1):
         for some in itertools.combinations(single, count):
             if len({slot for slot, _, _ in some}) == count:
                 yield [*some]
@@ -89,7 +153,7 @@ def _built(instance: nn.Module, configuration: Any) -> nn.Module | None:
     """Build a model of the class from a configuration alone, if that is how it is built."""
     try:
         with uninitialised():
-            return type(instance)(copy.deepcopy(configuration)).eval()
+            return users_class(instance)(copy.deepcopy(configuration)).eval()
     except Exception:  # whatever a constructor says of an argument that it does not take
         return None
 

@@ -11,6 +11,7 @@ from fxprune.certify.float64 import doubled, in_eval_mode
 from fxprune.compiler.native.boundaries import Boundary, boundaries_of
 from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.proposals import Proposals
+from fxprune.compiler.native.root_forward import forward_at, replace_forward
 from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import Resized, in_double_as, resized_copy
@@ -18,7 +19,7 @@ from fxprune.compiler.native.traits import Traits, other_examples, traits_of
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
 from fxprune.graph.tensors import in_float64, is_inside
-from fxprune.result.own_code import Edit, OwnCode, Part
+from fxprune.result.own_code import Edit, Forward, OwnCode, Part
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["own_code_of"]
@@ -57,6 +58,7 @@ class _Finder:
         self.parts: dict[str, Part] = {}
         self.boundaries: dict[str, list[Boundary]] | None = None
         self.traits: Traits = {}
+        self.forward: Forward | None = None
 
     def find(self) -> OwnCode | str:
         expected = expected_of(self.double, self.example)
@@ -64,10 +66,10 @@ class _Finder:
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns
                 expected = self._with_results()
-            elif not self._replace(fault):
+            elif not self._replace(fault) and not self._open(fault):
                 return fault.error
             fault = self.search.fault(expected)
-        return OwnCode(tuple(self._edits()), tuple(self.parts.values()))
+        return OwnCode(tuple(self._edits()), tuple(self.parts.values()), forward=self.forward)
 
     def _edits(self) -> Iterator[Edit]:
         """List what was edited, less what lies in a part, or may be no width: nobody has read it."""
@@ -93,12 +95,7 @@ class _Finder:
             else:
                 break
         assert self.boundaries is not None
-        results = {
-            path: [call.names for call in calls]
-            for path, calls in self.boundaries.items()
-            if path and all(call.is_known for call in calls)
-        }
-        return expected_of(self.double, self.example, results)
+        return expected_of(self.double, self.example, self.boundaries)
 
     def _replace(self, fault: Fault) -> bool:
         """Put the graph's part in the place of the module at fault, or of the smallest around it that can."""
@@ -115,6 +112,25 @@ class _Finder:
                     pass  # what lies around it may have what it needs
             path = path.rpartition(".")[0]
         return False
+
+    def _open(self, fault: Fault) -> bool:
+        """Put the graph in the place of the root's forward, and of what leads from it to the fault."""
+        opened = dict.fromkeys(self.forward.opened if self.forward else [""])
+        path = fault.path
+        if is_inside(path, self.parts) or (self.forward is not None and path in opened):
+            return False
+        while path:
+            opened[path] = None
+            path = path.rpartition(".")[0]
+        assert self.boundaries is not None
+        why = self.forward.why if self.forward else fault.error
+        try:
+            found = forward_at(self.model, self.boundaries, opened, why, self.traits, self.double)
+        except PartError:
+            return False
+        replace_forward(self.search.root, found, self.double)
+        self.forward = found
+        return True
 
     def _part(self, path: str, why: str) -> Part:
         assert self.boundaries is not None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.compiler.native.parts import cut
+from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
 from fxprune.errors import FileError
 from fxprune.graph.chunks import taken
@@ -34,6 +35,8 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
         edit.slot.write(made, edit.new)
     for part in own.parts:
         made.set_submodule(part.path, cut(part, made, pruned))
+    if own.forward is not None:
+        replace_forward(made, own.forward, pruned)
     return made
 
 
@@ -43,7 +46,7 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     shared: others use the graph too, as parts of it do.
     """
     pruned.record = replace(pruned.record, own=own)
-    attach(instance, pruned, shared=shared or bool(own.parts))
+    attach(instance, pruned, shared=shared or not own.is_whole)
     if own.unsaid:
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -83,13 +84,17 @@ def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple
         for keys, leaf in _leaves(value, ()):
             if isinstance(leaf, Ref):
                 nodes = [leaf.node, *call.alike.get(leaf.node, ())]
-            else:
+            elif isinstance(leaf, Number):
                 nodes = [node for node, values in traits.items() if values == leaf.values]
+            else:
+                nodes = [node for node, values in traits.items() if {*values} == {leaf}]
             yield from ((name, keys, node) for node in dict.fromkeys(nodes))
 
 
-def _leaves(value: Any, keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Ref | Number]]:
-    if isinstance(value, (Ref, Number)):
+def _leaves(
+    value: Any, keys: tuple[Any, ...]
+) -> Iterator[tuple[tuple[Any, ...], Ref | Number | torch.dtype | torch.device]]:
+    if isinstance(value, (Ref, Number, torch.dtype, torch.device)):
         yield keys, value
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):

@@ -65,7 +65,7 @@ def differences(
         if not _same_operation(a, b) or [there[n.name] for n in a.all_input_nodes] != b.all_input_nodes:
             yield Difference(_module_of(b))
             return
-        if a.name not in kept and b.is_impure() and not is_guard(b.target):
+        if a.name not in kept and b.is_impure() and not is_guard(b):
             yield Difference(_module_of(b))
     live, reader = _live(pruned.graph), SizeReader(there)
     for node in pruned.graph.nodes:

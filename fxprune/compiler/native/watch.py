@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, in_double
+from fxprune.compiler.native.boundaries import Boundary
 from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
 from fxprune.compiler.native.traits import repeatable
 from fxprune.graph.example import Example
@@ -28,32 +29,39 @@ __all__ = ["Expected", "Fault", "expected_of", "fault_in"]
 class Expected:
     """What the graph computes on an example: its layers' inputs, call by call, and its outputs.
 
-    results: what other modules return, call by call, where that is known.
+    entries: what other modules are given, call by call; None for what is not known.
+    results: what they return, where all of it is known.
     """
 
     example: Example
     inputs: Mapping[str, list[Prints]]
     outputs: list[Tensor]
+    entries: Mapping[str, list[list[Fingerprint | None]]] = field(default_factory=dict)
     results: Mapping[str, list[Prints]] = field(default_factory=dict)
 
 
 def expected_of(
-    double: fx.GraphModule, example: Example, results: Mapping[str, list[list[str]]] | None = None
+    double: fx.GraphModule, example: Example, boundaries: Mapping[str, list[Boundary]] | None = None
 ) -> Expected:
-    """Run a graph in float64 and note what goes into its layers.
-
-    results: for modules, call by call, the names of the nodes that their results stand in.
-    """
-    results = results or {}
+    """Run a graph in float64; note what goes into its layers, and what it has at modules' boundaries."""
+    boundaries = {path: calls for path, calls in (boundaries or {}).items() if path}
+    results = {
+        path: [call.names for call in calls]
+        for path, calls in boundaries.items()
+        if all(call.is_known for call in calls)
+    }
+    entries = {path: [call.given for call in calls] for path, calls in boundaries.items()}
+    lists = [names for known in (results, entries) for calls in known.values() for names in calls]
     with torch.no_grad(), same_draws(double), default_float64():
-        run = _Recorder(double, {name for calls in results.values() for names in calls for name in names})
+        run = _Recorder(double, {name for names in lists for name in names})
         outputs = run.run_on(example)
     known = {
         path: [tuple(run.prints[name] for name in names) for names in calls]
         for path, calls in results.items()
         if all(name in run.prints for names in calls for name in names)
     }
-    return Expected(example, run.inputs, floats_of(outputs), known)
+    given = {path: [[*map(run.prints.get, names)] for names in calls] for path, calls in entries.items()}
+    return Expected(example, run.inputs, floats_of(outputs), given, known)
 
 
 class _Recorder(Float64Interpreter):
@@ -147,6 +155,7 @@ class _Watch:
     expected: Expected
     calls: Counter[str]
     left: Counter[str] = field(default_factory=Counter)
+    entered: Counter[str] = field(default_factory=Counter)
     stack: list[_Call] = field(default_factory=list)
     progress: int = 0
 
@@ -157,9 +166,22 @@ class _Watch:
             self.calls[path] += 1
             if count >= len(known) or not prints_match(prints_of((args, kwargs)), known[count]):
                 raise _Differs(f"what goes into {path} is not what it should be")
+        elif self.stack:
+            self._compare_entry(path, prints_of((args, kwargs)))
         args, kwargs = repeatable((args, kwargs))
         self.stack.append(_Call(path, args, kwargs, Counter(self.calls), torch.get_rng_state()))
         self.progress += 1
+
+    def _compare_entry(self, path: str, got: Prints) -> None:
+        """Compare what a module is given: if that is wrong, the code around it is, not its own."""
+        calls = self.expected.entries.get(path, [])
+        count = self.entered[path]
+        self.entered[path] += 1
+        if count >= len(calls) or (len(calls) > 1 and self.stack[0].path):
+            return  # in a run of one module, nobody knows which of the calls this is
+        pairs = zip(got, calls[count], strict=False)
+        if len(got) == len(calls[count]) and any(b is not None and not a.matches(b) for a, b in pairs):
+            raise _Differs(f"what goes into {path} is not what it should be")
 
     def leave(self, path: str, out: Any, in_part: bool) -> None:
         # A layer in a part of the graph returns what the graph's does, less what its own code adds to that.
@@ -202,10 +224,9 @@ def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     said = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, _Differs):
-        return said
     where = _line_of_users(error.__traceback__)
-    return f"{type(error).__name__}: {said}" + (f" at {where}" if where else "")
+    kind = "" if isinstance(error, _Differs) else f"{type(error).__name__}: "
+    return f"{kind}{said}" + (f" at {where}" if where else "")
 
 
 def _line_of_users(frame: TracebackType | None) -> str:

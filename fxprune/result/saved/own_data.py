@@ -11,7 +11,7 @@ from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
-from fxprune.result.own_code import Edit, Keys, OwnCode, Part, Read, Ref, Slot, What
+from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, What
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["OWN", "own_data", "own_from", "own_instance"]
@@ -34,6 +34,24 @@ def own_data(own: OwnCode) -> dict[str, object]:
             }
             for part in own.parts
         ],
+        "forward": None if own.forward is None else _forward_data(own.forward),
+    }
+
+
+def _forward_data(forward: Forward) -> dict[str, object]:
+    return {
+        "opened": list(forward.opened),
+        "why": forward.why,
+        "barred": list(forward.barred),
+        "calls": [
+            {
+                "path": call.path,
+                "args": _spelled(call.args),
+                "kwargs": _spelled(call.kwargs),
+                "results": [[node, list(keys)] for node, keys in call.results],
+            }
+            for call in forward.calls
+        ],
     }
 
 
@@ -43,9 +61,11 @@ def own_from(data: object) -> OwnCode:
         record = json_object(data)
         edits = tuple(map(_edit, json_list(record["edits"])))
         parts = tuple(_part(json_object(part)) for part in json_list(record["parts"]))
+        found = record.get("forward")
+        forward = None if found is None else _forward(json_object(found))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
-    return OwnCode(edits, parts, str(record.get("unsaid", "")))
+    return OwnCode(edits, parts, str(record.get("unsaid", "")), forward)
 
 
 def _edit(data: object) -> Edit:
@@ -65,6 +85,20 @@ def _part(data: JsonObject) -> Part:
     ]
     path, why = json_value(data["path"], str), json_value(data["why"], str)
     return Part(path, why, tuple(inputs), tuple(reads), _read(json_object(data["result"])))
+
+
+def _forward(data: JsonObject) -> Forward:
+    opened, barred = (tuple(json_value(v, str) for v in json_list(data[key])) for key in ("opened", "barred"))
+    calls = [_call(json_object(call)) for call in json_list(data["calls"])]
+    return Forward(opened, json_value(data["why"], str), tuple(calls), barred)
+
+
+def _call(data: JsonObject) -> Call:
+    args, kwargs = (_read(json_object(data[key])) for key in ("args", "kwargs"))
+    results = [
+        (json_value(node, str), _keys(keys)) for node, keys in map(json_list, json_list(data["results"]))
+    ]
+    return Call(json_value(data["path"], str), args, kwargs, tuple(results))
 
 
 def _keys(data: object) -> Keys:

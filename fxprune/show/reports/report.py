@@ -235,7 +235,14 @@ def report(
 
 def _replaced(pruned: nn.Module) -> tuple[tuple[str, str], ...]:
     own = record_of(pruned).own
-    return tuple((part.path, part.why) for part in own.parts) if own else ()
+    if own is None:
+        return ()
+    forward = (
+        [(f"{path}.forward".lstrip("."), own.forward.why) for path in own.forward.opened]
+        if own.forward
+        else []
+    )
+    return (*((part.path, part.why) for part in own.parts), *forward)
 
 
 # ---------------------------------------------------------------- figures and tables as text

@@ -1,0 +1,70 @@
+"""Find the methods of a model that would run the code of its `forward`, which can't hold the new sizes."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+
+from torch import nn
+
+__all__ = ["barred_methods"]
+
+
+def barred_methods(module: nn.Module) -> Iterator[str]:
+    """Name a model's own methods that share code with its forward, or spell out what that does.
+
+    Those that `forward` calls, that call a function which it calls, or that use two of its modules.  Methods
+    that call the model itself are fine.
+    """
+    cls = type(module)
+    methods = dict(_methods(cls))
+    forward = methods.get("forward")
+    if forward is None:
+        return
+    functions, held = set[str](), set[str]()
+    for code in _codes(forward, methods):
+        functions |= {name for name in code.co_names if _is_function(name, methods, forward)}
+        held |= {name for name in code.co_names if _is_held(name, module)}
+    for name, method in methods.items():
+        if name == "forward" or (name.startswith("__") and name.endswith("__")):
+            continue
+        own = {used for code in _codes(method, methods) for used in code.co_names}
+        if name in functions or own & functions or len(own & held) > 1:
+            yield name
+
+
+def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """List the plain methods of a class and of those it inherits from, up to torch's."""
+    for base in reversed(cls.__mro__):
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+            for name, value in vars(base).items():
+                found = inspect.unwrap(value) if callable(value) else None
+                if isinstance(found, types.FunctionType):
+                    yield name, found
+
+
+def _codes(function: types.FunctionType, methods: dict[str, types.FunctionType]) -> Iterator[types.CodeType]:
+    """List a method's code, what is defined in it, and that of the methods that it names."""
+    seen: set[types.CodeType] = set()
+    front = [function.__code__]
+    while front:
+        code = front.pop()
+        if code in seen:
+            continue
+        seen.add(code)
+        yield code
+        front += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        front += [methods[name].__code__ for name in code.co_names if name in methods and name != "forward"]
+
+
+def _is_function(name: str, methods: dict[str, types.FunctionType], forward: types.FunctionType) -> bool:
+    """Is it a method, or a function of Python that is none of torch's?"""
+    if name in methods:
+        return name != "forward"
+    found = forward.__globals__.get(name)
+    return isinstance(found, types.FunctionType) and str(found.__module__).partition(".")[0] != "torch"
+
+
+def _is_held(name: str, module: nn.Module) -> bool:
+    return name in module._modules or name in module._parameters or name in module._buffers

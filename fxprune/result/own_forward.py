@@ -1,0 +1,77 @@
+"""An instance of the user's own class whose `forward` alone is a graph's; what it calls stays the user's own.
+
+Its class is made for it: one that inherits from the user's, has its name, and is pickled as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import fx, nn
+
+from fxprune.errors import UnsupportedModuleError
+from fxprune.graph.as_data import NodeData, graph_as_data
+from fxprune.result.pruned_module import forward_of_data
+
+__all__ = ["users_class", "with_forward", "without_forward"]
+
+MADE = "_fxprune_forward"  # in a class made here: (the user's class, the graph as data, what is barred)
+
+
+def without_forward(module: nn.Module, why: str) -> None:
+    """Let a module that a graph around it stands for refuse to be called."""
+    module.__class__ = _class(users_class(module), None, {"forward": why})
+
+
+def with_forward(instance: nn.Module, graph: fx.Graph, barred: Mapping[str, str]) -> None:
+    """Let an instance run a graph as its `forward`.
+
+    Args:
+        graph: it names the instance's own modules and tensors.
+        barred: methods of the class that would run the code that can't hold the sizes -> why, in words.
+    """
+    instance.__class__ = _class(users_class(instance), graph_as_data(graph), dict(barred))
+
+
+def users_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class; the user's, where one was made here."""
+    made = vars(type(module)).get(MADE)
+    return made[0] if made else type(module)
+
+
+def _class(cls: type[nn.Module], data: list[NodeData] | None, barred: dict[str, str]) -> type[nn.Module]:
+    state: dict[str, object] = {name: _raising(name, why) for name, why in barred.items()}
+    if data is not None:
+        state["forward"] = forward_of_data(cls.__name__, data)
+    state |= {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": _reduced,
+        MADE: (cls, data, barred),
+    }
+    made: type[nn.Module] = type(cls.__name__, (cls,), state)
+    return made
+
+
+def _raising(name: str, why: str) -> Callable[..., None]:
+    def barred(self: nn.Module, *args: object, **kwargs: object) -> None:
+        raise UnsupportedModuleError(
+            f"{type(self).__name__}.{name} would run code that can't hold the pruned sizes ({why}): "
+            "only the model itself can be called"
+        )
+
+    barred.__name__ = name
+    return barred
+
+
+def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
+    """Return what makes the instance again: the user's class, the graph as data, and its state."""
+    cls, data, barred = vars(type(self))[MADE]
+    return _made_anew, (cls, data, barred), *cls.__reduce_ex__(self, protocol)[2:]
+
+
+def _made_anew(cls: type[nn.Module], data: list[NodeData] | None, barred: dict[str, str]) -> nn.Module:
+    made = _class(cls, data, barred)
+    instance: nn.Module = made.__new__(made)
+    return instance
