@@ -84,7 +84,7 @@ def _edited(
 
 
 def _fitting(instance: nn.Module, name: str, options: list[Option]) -> list[Change] | None:
-    """Edit a configuration until what is built of it has weights of the instance's shapes; None: it never has.
+    """Edit a configuration until a model of it has weights of the instance's shapes; None: it never has.
 
     The change, or the two, after which the fewest shapes are wrong, and again.
     """
