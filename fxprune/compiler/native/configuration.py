@@ -131,7 +131,7 @@ def _misfits(instance: nn.Module, name: str) -> float:
         return math.inf
     wanted = {key: t.shape for key, t in instance.state_dict().items()}
     there = {key: t.shape for key, t in built.state_dict().items()}
-    return sum(wanted.get(key) != there.get(key) for key in {*wanted, *there})
+    return float(len([key for key in {*wanted, *there} if wanted.get(key) != there.get(key)]))
 
 
 def _news(old: int, sizes: Sizes, edits: Sequence[Edit]) -> list[int]:
