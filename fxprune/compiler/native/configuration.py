@@ -113,7 +113,7 @@ def _fitting(instance: nn.Module, name: str, options: list[Option]) -> list[Chan
 
 @contextlib.contextmanager
 def _written(instance: nn.Module, changes: list[Change]) -> Iterator[None]:
-    """Have changes in an instance's configuration meanwhile."""
+    """Write changes into an instance's configuration for a while."""
     for slot, _, new in changes:
         slot.write(instance, new)
     try:
