@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import fxprune
-from fxprune.cli.models import device_of, is_saved, loaded, subject
+from fxprune.cli.models import device_named, is_saved, loaded, subject
 from fxprune.cli.options import model_options, original_option, output_options, refuse, timing_options
 from fxprune.cli.progress import progress
 from fxprune.result.saved.load import original_from
@@ -46,7 +46,7 @@ def bench(
         step(f"building {what}")
         if is_saved(what):
             pruned = loaded(what, model, **options)
-            dense = original_from(what, model).to(device_of(options["device"]))
+            dense = original_from(what, model).to(device_named(options["device"]))
         else:
             given = subject(what, model=model, **options)
             dense, pruned = given.model, fxprune.prune(given.model, ratio, **given.options)

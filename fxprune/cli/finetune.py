@@ -13,19 +13,18 @@ from typing import Any
 
 import click
 import safetensors.torch
-import torch
 from torch import nn
 
 import fxprune
 from fxprune.cli.images import Labelled, classes_in, labelled_images, training_images
-from fxprune.cli.models import is_saved, refuse_overwriting
+from fxprune.cli.models import build_of, is_saved, refuse_overwriting
 from fxprune.cli.options import original_option, output_options, refuse, size_option, weights_options
 from fxprune.cli.preprocessing import normalisation_options
 from fxprune.cli.progress import progress
 from fxprune.cli.teaching import Lesson, lesson, teaching_options
 from fxprune.finetune.estimate import Estimate, estimate
+from fxprune.graph.tensors import device_of
 from fxprune.result.files import write_whole
-from fxprune.result.saved import model_specs
 from fxprune.show.reports.accuracy import accuracies
 
 __all__ = ["finetune"]
@@ -173,43 +172,50 @@ def finetune(
             return
         judge = None if val is None else _judge(labelled_images(val, student, about, pixels, None), batch)
         step(f"training on {len(batches)} batches of {data}: {words}")
-    folder = Path(out) / "run"
     options: dict[str, Any] = {"evaluate": judge, "resume": resume, "every": every, "progress": not quiet}
     options["trackers"] = log_with
-    log: list[dict[str, Any]] = []
-    if models.dense_first:
-        alone = replace(training, kl=0.0, hidden=0.0)
-        log += fxprune.distill(student, None, batches, alone, folder=folder / "dense", **options).log
-        weights = {name: t.cpu().contiguous().clone() for name, t in student.state_dict().items()}
-        if _first():
-            write_whole(Path(out) / DENSE, safetensors.torch.save(weights))
-    if models.saved:
-        log += fxprune.distill(student, models.teacher, batches, training, folder=folder, **options).log
-    else:
-        student = fxprune.prune_and_distill(
-            student,
-            batches,
-            ratio,
-            training,
-            steps=steps,
-            teacher=models.teacher,
-            folder=folder,
-            **options,
-            **about,
-        )
-        log += _logged(folder / f"step-{steps}")
+    student, log = _trained(models, batches, training, Path(out), ratio, steps, options)
     if not _first():
         return
     with progress(quiet) as step:
         step(f"writing {out}")
-        own = not models.saved and what.partition(":")[0] not in model_specs.BUILDERS
-        fxprune.save(student.cpu(), out, build=what if own else None)
+        fxprune.save(student.cpu(), out, build=build_of(what))
         pixels.keep(out)
     if as_json:
         click.echo(json.dumps({"out": out, "training": asdict(training), "log": log}, indent=1))
     elif not quiet:
         click.echo(_table(log))
         click.echo(f"saved to {out}")
+
+
+def _trained(
+    models: Lesson,
+    batches: Any,
+    training: fxprune.Training,
+    out: Path,
+    ratio: float,
+    steps: int,
+    options: dict[str, Any],
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Train a saved student, or prune and train a MODEL; returns what came out, and a record of each epoch.
+
+    `options` are those that every run takes; checkpoints go to a folder of each below `out`.
+    """
+    student, folder, log = models.student, out / "run", list[dict[str, Any]]()
+    if models.dense_first:
+        alone = replace(training, kl=0.0, hidden=0.0)
+        log += fxprune.distill(student, None, batches, alone, folder=folder / "dense", **options).log
+        weights = {name: t.cpu().contiguous().clone() for name, t in student.state_dict().items()}
+        if _first():
+            write_whole(out / DENSE, safetensors.torch.save(weights))
+    if models.saved:
+        log += fxprune.distill(student, models.teacher, batches, training, folder=folder, **options).log
+        return student, log
+    where: dict[str, Any] = {"folder": folder, **options, **models.about}
+    pruned = fxprune.prune_and_distill(
+        student, batches, ratio, training, steps=steps, teacher=models.teacher, **where
+    )
+    return pruned, log + _logged(folder / f"step-{steps}")
 
 
 def _first() -> bool:
@@ -250,8 +256,7 @@ def _judge(labelled: Labelled, batch: int) -> Any:
     """Return what measures the accuracy of a model in training on labelled images."""
 
     def judge(student: nn.Module) -> Mapping[str, float]:
-        device = next((p.device for p in student.parameters()), torch.device("cpu"))
-        (found,) = accuracies([student], labelled.batches(batch, device))
+        (found,) = accuracies([student], labelled.batches(batch, device_of(student)))
         return {"top1": found.top1} | ({} if found.top5 is None else {"top5": found.top5})
 
     return judge

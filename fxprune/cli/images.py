@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from fxprune.capture.example_of import example_of
 from fxprune.cli.preprocessing import Preprocessing
 from fxprune.errors import DataError
+from fxprune.graph.tensors import device_of
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
 
@@ -59,9 +60,8 @@ def batches_from(
     """
     dataset, words = _dataset(folder, pixels, _image_of(model, options), None)
     count = min(most, len(dataset))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     samples = _batches(dataset, count, batch)
-    return [torch.stack([sample[0] for sample in some]).to(device) for some in samples], words
+    return [torch.stack([sample[0] for sample in some]).to(device_of(model)) for some in samples], words
 
 
 def labelled_images(

@@ -27,7 +27,8 @@ from fxprune.result.saved.recipe import is_safe
 
 __all__ = [
     "Made",
-    "device_of",
+    "build_of",
+    "device_named",
     "is_saved",
     "loaded",
     "made",
@@ -64,7 +65,7 @@ def loaded(folder: str, model: str | None, *, device: str, **about: Any) -> fx.G
         UsageError: an option was written that says how another model is made.
     """
     refuse("a FOLDER has weights and an example of its own", *about)
-    return fxprune.load(folder, model, device=device_of(device))
+    return fxprune.load(folder, model, device=device_named(device))
 
 
 def original_with_weights(
@@ -77,7 +78,7 @@ def original_with_weights(
     """
     if model is not None:
         return made(model, pretrained=pretrained, checkpoint=checkpoint, device=device).model
-    where = device_of(device)
+    where = device_named(device)
     if checkpoint is not None:
         refuse("--checkpoint has the weights", "pretrained")
         original = original_of(read_record(local_folder(folder)))
@@ -111,7 +112,7 @@ def made(
         ModelSpecError: there is no such model.
         FileError: the checkpoint does not fit it.
     """
-    where = device_of(device)
+    where = device_named(device)
     if pretrained and checkpoint:
         refuse("--checkpoint has the weights", "pretrained")
     model = _built(spec, pretrained)
@@ -145,6 +146,12 @@ def is_saved(name: str) -> bool:
     return name.startswith(HUB) or (Path(name) / RECORD).exists()
 
 
+def build_of(what: str) -> str | None:
+    """Return the `build` that `save` needs: none for a library's model or a FOLDER, which it knows."""
+    own = not is_saved(what) and what.partition(":")[0] not in model_specs.BUILDERS
+    return what if own else None
+
+
 def refuse_overwriting(out: str, *sources: str | None) -> None:
     """Refuse to write the result of a command over a folder that it reads.
 
@@ -156,7 +163,8 @@ def refuse_overwriting(out: str, *sources: str | None) -> None:
             raise click.UsageError(f"--out {out} is the folder that is read, and would be lost: give another")
 
 
-def device_of(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return a device by its name, once a tensor could be made there."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -10,7 +10,7 @@ import click
 import fxprune
 from fxprune.cli.errors import FAILED
 from fxprune.cli.images import batches_from
-from fxprune.cli.models import is_saved, refuse_overwriting, subject
+from fxprune.cli.models import build_of, refuse_overwriting, subject
 from fxprune.cli.options import given, model_options, original_option, output_options, refuse
 from fxprune.cli.preprocessing import normalisation_options, preprocessing_of
 from fxprune.cli.progress import progress
@@ -125,8 +125,7 @@ def prune(
         step("pruning")
         pruned = fxprune.prune(dense.model, ratio, **dense.options, **options)
         step(f"writing {out}")
-        own = not is_saved(what) and what.partition(":")[0] not in model_specs.BUILDERS
-        fxprune.save(pruned, out, build=what if own else None)
+        fxprune.save(pruned, out, build=build_of(what))
         pixels.keep(out)
         step("measuring")
         found = fxprune.report(dense.model, pruned, certificate=certify)

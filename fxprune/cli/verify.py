@@ -7,7 +7,7 @@ import json
 import click
 
 from fxprune.cli.errors import FAILED
-from fxprune.cli.models import device_of, original_with_weights
+from fxprune.cli.models import device_named, original_with_weights
 from fxprune.cli.options import original_option, output_options, weights_options
 from fxprune.cli.progress import progress
 from fxprune.result.saved.check import check_rewrite, check_weights
@@ -51,7 +51,7 @@ def verify(
             )
             error = check_weights(folder, dense, model)
         else:
-            error = check_rewrite(folder, model, device=device_of(device))
+            error = check_rewrite(folder, model, device=device_named(device))
     what = "its own weights" if own else "random weights"
     if as_json:
         found = {"folder": folder, "error": float(error), "exact": error.exact, "weights": what}

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.certify.certificate import Certificate
 from fxprune.certify.randomise import randomise
 from fxprune.compiler import verify
+from fxprune.graph.tensors import device_of
 from fxprune.result.json_types import Made
 from fxprune.result.saved.folder import read_record
 from fxprune.result.saved.hub import local_folder
@@ -69,7 +70,6 @@ def check_weights(
         >>> dense = timm.create_model("deit_small_patch16_224", pretrained=True)
         >>> assert check_weights("deit-half", dense) < 1e-8
     """
-    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    pruned = load(folder, model, device=device, rules=rules)
+    pruned = load(folder, model, device=device_of(dense), rules=rules)
     parent = parent_of(dense, read_record(local_folder(folder)), rules)
     return verify(parent, pruned, rules=rules)

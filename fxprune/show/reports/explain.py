@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import os
 from collections import defaultdict
@@ -20,6 +19,7 @@ from fxprune.analysis.freedom.regions import Place
 from fxprune.analysis.paths import paths_of
 from fxprune.analysis.words import Words
 from fxprune.errors import OptionError
+from fxprune.graph.tensors import modules_around
 from fxprune.rules.axes import atoms_of
 
 __all__ = ["Explanation", "explain"]
@@ -94,7 +94,7 @@ def _sites(analysis: Analysis, name: str) -> list[Site]:
         return sorted(inside)
     if name in groups:
         return sorted(groups[name].sites)
-    paths = {p for s in every for p in itertools.accumulate(s.name.split("."), "{}.{}".format)}
+    paths = {p for s in every for p in (*modules_around(s.name), s.name)}
     known = sorted({*groups, *paths, *map(str, every)})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     if name in dict(analysis.module.named_modules()):
@@ -151,10 +151,10 @@ def _places(places: Sequence[Place]) -> list[str]:
 
 def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) -> list[list[Any]]:
     """Return the shortest paths to the nearest modules: a site, the nodes between, a site."""
-    flow = paths_of(analysis.graph, group.atom)
-    if str(start) not in flow:
+    passes = paths_of(analysis.graph, group.atom)
+    if str(start) not in passes:
         return []
-    paths = nx.single_source_shortest_path(flow, str(start))
+    paths = nx.single_source_shortest_path(passes, str(start))
     one_per_module = {site.name.rpartition(".")[0]: str(site) for site in reversed(others)}
     return sorted((paths[site] for site in one_per_module.values() if site in paths), key=len)[:MOST]
 
