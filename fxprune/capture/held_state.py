@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,7 +112,7 @@ class HeldState:
             inner = [*value]
         elif kind := next((k for of, k in _KINDS.items() if isinstance(value, of)), None):
             self._places.append(kind(value, name))
-            inner = [*value.values()] if isinstance(value, dict) else [*value]
+            inner = [*_items_of(value).values()] if isinstance(value, dict) else [*value]
         elif holds_attributes(value):
             self._places.append(_Place(value.__dict__, name))
             inner = [*value.__dict__.values()]
@@ -137,7 +137,7 @@ class _Place:
         return {k: v for k, v in self.before.items() if _counts_writes(v) and v.numel() <= _LARGEST}
 
     def contents(self) -> Contents:
-        return dict(self.holder)
+        return _items_of(self.holder)
 
     def changed(self) -> Iterator[str]:
         now = self.contents()
@@ -154,7 +154,9 @@ class _Place:
 
     def put(self, contents: Contents) -> None:
         self.holder.clear()
-        self.holder.update(contents)
+        write = OrderedDict.__setitem__ if isinstance(self.holder, OrderedDict) else dict.__setitem__
+        for key, value in contents.items():
+            write(self.holder, key, value)
 
     def rewrite(self) -> None:
         """Put back the numbers of tensors that were written to."""
@@ -244,6 +246,11 @@ class _Class(_Named):
 
 
 _KINDS: dict[type, Callable[[Any, str], _Place]] = {dict: _Place, list: _List, deque: _List, set: _Set}
+
+
+def _items_of(holder: dict[Any, Any]) -> Contents:
+    """Read what a dict holds, not what a class of it makes of that when asked."""
+    return {key: dict.__getitem__(holder, key) for key in holder}
 
 
 def _is_users_class(cls: type) -> bool:

@@ -250,3 +250,29 @@ def test_a_cached_function_changes_no_buffer() -> None:
     model = net(between)
     same = fxprune.prune(model, 0.0, example_inputs=X, capture="export")
     assert_same(same(X), copy.deepcopy(model)(X), 1e-12)
+
+
+class Made(collections.OrderedDict[str, Any]):
+    """A table of classes that hands out instances."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+LAYERS = Made(relu=nn.ReLU, gelu=nn.GELU)
+
+
+def activated(net: Net, x: Tensor) -> Tensor:
+    return LAYERS["relu"](x) if len(LAYERS) < 5 else LAYERS["gelu"](x)
+
+
+def test_a_table_that_makes_what_it_gives_keeps_what_it_holds() -> None:
+    net = randomise(Net(activated).double().eval())
+    held = HeldState(net)
+    kept = dict.__getitem__(LAYERS, "relu")
+    dict.__setitem__(LAYERS, "relu", nn.Sigmoid)
+    held.restore()
+    assert dict.__getitem__(LAYERS, "relu") is kept is nn.ReLU
+    fxprune.prune(net, 0.5, example_inputs=(X,))
+    assert [dict.__getitem__(LAYERS, key) for key in LAYERS] == [nn.ReLU, nn.GELU]
+    assert isinstance(LAYERS["relu"], nn.ReLU)
