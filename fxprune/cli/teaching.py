@@ -79,7 +79,9 @@ def lesson(what: str, training: Training, classes: int | None, named: Mapping[st
         refuse("it names the original of a saved FOLDER, and this is none", "model")
         if classes is None and other is None and not alone:
             _refuse_a_blank_teacher(what)
-        dense = made(what, **{name: named[name] for name in ("pretrained", "checkpoint", "input_size")})
+        with torch.random.fork_rng():
+            torch.manual_seed(training.seed)  # of weights that are neither published nor in a file
+            dense = made(what, **{name: named[name] for name in ("pretrained", "checkpoint", "input_size")})
         student, about = dense.model, dense.options
     original = _original(what, alone, classes, named) if saved and other is None else None
     if saved and other is not None:

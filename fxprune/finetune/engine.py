@@ -72,6 +72,7 @@ def accelerated(
                 f"the accelerator accumulates {given.gradient_accumulation_steps} batches, and "
                 f"Training(accumulation={training.accumulation}) says otherwise"
             )
+        _refuse_idle_precision(given)
         if trackers:
             raise OptionError("an accelerator of your own has its own trackers: give it log_with=")
         with _as_prepared_before(given):
@@ -94,6 +95,7 @@ def accelerated(
         except (ValueError, ImportError, RuntimeError) as error:
             raise TrainingError(f"Accelerate can't train so: {shorten(str(error), 200)}") from error
         _refuse_strangers(accelerator)
+        _refuse_idle_precision(accelerator)
         with sharded_on_cpu(accelerator, training.precision):
             yield accelerator
     finally:
@@ -134,6 +136,19 @@ def _refuse_strangers(accelerator: Accelerator) -> None:
         raise TrainingError(
             f"{started} processes were started together, and Accelerate finds no GPU for them, so that each "
             f"would train alone: set ACCELERATE_USE_CPU=1 to train together on CPUs"
+        )
+
+
+def _refuse_idle_precision(accelerator: Accelerator) -> None:
+    """Refuse a precision that Accelerate would leave out without a word: fp16 on CPUs.
+
+    Raises:
+        TrainingError: it would.
+    """
+    if accelerator.mixed_precision != "no" and not accelerator.native_amp:
+        raise TrainingError(
+            f"Accelerate can't train so: precision={accelerator.mixed_precision!r} is not computed on "
+            f"{accelerator.device.type}, where 'bf16' may be"
         )
 
 

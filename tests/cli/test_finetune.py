@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from helpers import draw_classes, randomise
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import fxprune
 from fxprune.cli.app import run
@@ -131,3 +131,18 @@ def test_images_without_labels(what: str, place: Path, tmp_path: Path) -> None:
     for more in (["--mixup", "0.5"], ["--smoothing", "0.1"], ["--kl", "0"]):
         assert run([*line, "--out", str(tmp_path / "two"), "-q", "--no-labels", *more]) == 2
     assert not (tmp_path / "two").exists()
+
+
+def test_a_model_without_weights_begins_as_its_seed_says(place: Path, tmp_path: Path) -> None:
+    """Else a run that was killed before its first checkpoint would go on as another."""
+
+    def dense(name: str, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(name))  # whatever the process drew before
+        line = ["finetune", MODEL, "--data", str(place / "train"), "--new-head", "--batch", "4", "-q"]
+        more = ["--epochs", "1", "--seed", str(seed), "--out", str(tmp_path / name)]
+        assert run([*line, *more]) == 0
+        return load_file(tmp_path / name / "dense.safetensors")
+
+    one, again, other = dense("one", 0), dense("again", 0), dense("other", 1)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)

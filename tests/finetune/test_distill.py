@@ -267,8 +267,10 @@ def test_an_accelerator_of_one_s_own() -> None:
         AcceleratorState._reset_state()
 
 
-def test_a_precision_that_this_machine_can_not_compute() -> None:
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_precision_that_this_machine_can_not_compute(precision: str) -> None:
+    """Accelerate goes on in single precision where it is asked for fp16 on a CPU."""
     if torch.cuda.is_available():
-        pytest.skip("eight bits may be computed on this GPU")
+        pytest.skip("it may be computed on this GPU")
     with pytest.raises(TrainingError, match="Accelerate can't train so: "):
-        trained(labelled(1), precision="fp8")
+        trained(labelled(1), precision=precision)
