@@ -214,10 +214,13 @@ def write_results(folder: Path, out: Path) -> None:
     (out / "results.csv").write_text("\n".join(lines) + "\n")
     (out / "results.md").write_text(table(folder) + "\n")
     figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    for name, log in logs.items():
-        if not name.startswith("teacher"):
+    arms = [name.partition("-seed-")[0] for name in logs]
+    colours = {arm: f"C{i}" for i, arm in enumerate(dict.fromkeys(arms))}  # one for all seeds
+    for (name, log), arm in zip(logs.items(), arms, strict=True):
+        if arm != "teacher":
             at, top1 = zip(*((line["epoch"], 100 * line["top1"]) for line in log), strict=True)
-            axes.plot(at, top1, marker=".", label=name)
+            label = arm if name == next(n for n in logs if n.startswith(f"{arm}-seed-")) else None
+            axes.plot(at, top1, marker=".", color=colours[arm], label=label)
     axes.set(xlabel="epoch", ylabel="top-1, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
