@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,8 @@ from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
 from fxprune.choose.importance.compensated import compensable, compensated
-from fxprune.choose.importance.kl import DRAWS
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
 from fxprune.choose.merge_heads import merged_for_ratio
@@ -106,20 +107,19 @@ def decide_again(
 
 
 def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Scores:
-    def scored(wanted: Sequence[Group], data: Iterable[Value] | None, **options: Value) -> Scores:
-        relative = request.budget.scope == "global"
-        options |= request.score_options
-        return score(analysis, wanted, request.importance, data, relative, **options)
+    """Score groups; where readers can make up for what goes, by what is lost then.
 
-    if not (request.refits and request.criterion == "kl") or request.data is None:
-        return scored(groups, request.data)
+    Of these the first scores say the scale alone, and some samples tell it.
+    """
+    options, data = request.score_options, request.data
+    if data is None or not (request.refits and request.criterion == "kl"):
+        relative = request.budget.scope == "global"
+        return score(analysis, groups, request.importance, data, relative=relative, **options)
     made_up_for = compensable(analysis, groups)
-    scores = scored([g for g in groups if g not in made_up_for], request.data)
-    if made_up_for:
-        unit = scored(made_up_for, some_of(request.data, analysis), draws=DRAWS)
-        progress = request.score_options.get("progress", True)
-        scores |= compensated(analysis, made_up_for, unit, request.data, progress=progress)
-    return scores
+    wanted = data if len(made_up_for) < len(groups) else some_of(data, analysis)
+    samples = sum(batch.size for batch in batches_of(wanted, analysis, "kl"))
+    scores = score(analysis, groups, "kl", wanted, **{"draws": draws_for(samples), **options})
+    return compensated(analysis, made_up_for, scores, data, progress=options.get("progress", True))
 
 
 def _fitted(

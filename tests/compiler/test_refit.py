@@ -218,10 +218,11 @@ def test_the_ridge_is_the_best_of_all_though_few_are_tried(
     for ridge in regression.RIDGES:
         with monkeypatch.context() as only:
             only.setattr(regression, "RIDGES", (ridge,))
-            found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True)
+            found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True, start=ridge)
             each.append(float("inf") if found is None else found.after)
-    found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True)
-    assert found is not None and found.after == min(each)
+    for start in (regression.MIDDLE, regression.RIDGES[0], regression.RIDGES[-1]):
+        found = solved(pairs(0, noise), pairs(1, noise), weight, bias, free_bias=True, start=start)
+        assert found is not None and found.after == min(each)
 
 
 def test_a_place_that_counts_three_times_is_three_places() -> None:

@@ -40,7 +40,16 @@ def kept_directions(vectors: Tensor, covectors: Tensor, count: int, *, centred: 
     _, directions = torch.linalg.eigh(root @ g.sum(0) @ root)
     start = directions.flip(-1)[:, : count + 1] if centred else directions.flip(-1)[:, :count]
     gone = _others(_frame(start, centred)[:, :count], centred)
-    return _others(descended(gone, c, g, centred=centred), centred)
+    return _others(_improved(gone, c, g, centred=centred), centred)
+
+
+def _improved(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
+    """Descend in float32, and in float64 where that finds no better frame in the end."""
+    single = descended(frame.float(), vectors.float(), covectors.float(), centred=centred)
+    found = _frame(single.double(), centred)
+    if discarded_cost(found, vectors, covectors)[0] < discarded_cost(frame, vectors, covectors)[0]:
+        return found
+    return descended(frame, vectors, covectors, centred=centred)
 
 
 def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:

@@ -25,9 +25,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
 
-__all__ = ["DRAWS", "kl", "ones"]
-
-DRAWS = 2  # targets drawn per sample, at least; each costs one backward pass
+__all__ = ["kl", "ones"]
 
 
 def kl(
@@ -54,7 +52,7 @@ def kl(
     """
     batches = batches_of(data, analysis, "kl")
     samples = sum(batch.size for batch in batches)
-    draws = draws or max(DRAWS, math.ceil(512 / samples))
+    draws = draws or max(2, math.ceil(512 / samples))
     model = SoftMasked(analysis, groups)
     generator = torch.Generator().manual_seed(seed)
     # Where a group is used no sample is told from another, its derivative is taken sample by sample.

@@ -16,7 +16,7 @@ from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
-from fxprune.compiler.refit.regression import Solution, solved
+from fxprune.compiler.refit.regression import MIDDLE, RIDGES, Solution, solved
 from fxprune.compiler.refit.walk import Pair, Sides, Split, split
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
@@ -78,13 +78,19 @@ def refit(
         sides = Sides(analysis, selection, pruned)
         own_tensors = (t for c in consumers.solved for t in (sides.weight(c), sides.bias(c)) if t is not None)
         kept = [(t, t.detach().clone()) for t in own_tensors]
+        ridges: dict[torch.Size, float] = {}  # the last of every shape: layers alike take much the same
         before = sides.divergence(calibration.held, log_probabilities)
         for consumer, (seen, held) in _moments(
             sides, consumers.solved, calibration, log_probabilities, progress
         ):
             weight, bias = sides.matrix(consumer, len(seen.x))
-            solution = solved(seen, held, weight, bias, free_bias=consumer.bias is not None)
+            alike = weight.shape
+            solution = solved(
+                seen, held, weight, bias, free_bias=consumer.bias is not None, start=ridges.get(alike, MIDDLE)
+            )
             if solution is not None:
+                if solution.ridge in RIDGES:
+                    ridges[alike] = solution.ridge
                 found |= _stored(sides, consumer, solution)
             elif consumer.shrunk:
                 left[consumer.node] = NO_GAIN

@@ -16,6 +16,7 @@ __all__ = ["RIDGES", "PairMoments", "Solution", "solved"]
 
 # Relative to the mean variance of what is read; tried from the strongest on, while it gets better.
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 3e-2, 1e-2, 1e-3, 1e-4)
+MIDDLE = 0.3
 LEAST_GAIN = 1e-3  # a smaller share of the held-out error is no reason to change weights
 
 
@@ -97,13 +98,20 @@ class Solution:
 
 
 def solved(
-    seen: PairMoments, held: PairMoments, weight: Tensor, bias: Tensor, *, free_bias: bool
+    seen: PairMoments,
+    held: PairMoments,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    free_bias: bool,
+    start: float = MIDDLE,
 ) -> Solution | None:
     """Solve anew with the ridge that does best on what was held out; None where none does better.
 
     Args:
         weight, bias: as they are, float64 [groups, o, k] and [groups, o].
         free_bias: the layer has a bias, which may change.
+        start: the ridge to try first, one of RIDGES.
     """
     before = held.error(weight, bias)
     ridges = _Ridge(seen, weight, bias, free_bias=free_bias)
@@ -117,7 +125,7 @@ def solved(
                 errors[ridge] = float("inf")
         return errors[ridge]
 
-    chosen = min((float("inf"), _descended(RIDGES, error)), key=error)
+    chosen = min((float("inf"), _descended(RIDGES, RIDGES.index(start), error)), key=error)
     if not error(chosen) < before * (1 - LEAST_GAIN):
         return None
     try:
@@ -129,9 +137,8 @@ def solved(
     return Solution(*found, chosen, before, error(chosen))
 
 
-def _descended(values: Sequence[float], cost: Callable[[float], float]) -> float:
-    """Walk from the middle to where the cost rises again on either side; the first where all are alike."""
-    at = len(values) // 2
+def _descended(values: Sequence[float], at: int, cost: Callable[[float], float]) -> float:
+    """Walk from a place to where the cost rises again on either side; to the first where all are alike."""
     while True:
         nearby = [i for i in (at - 1, at, at + 1) if 0 <= i < len(values)]
         best = min(nearby, key=lambda i: (cost(values[i]), i))
