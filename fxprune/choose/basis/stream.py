@@ -44,7 +44,7 @@ def kept_directions(vectors: Tensor, covectors: Tensor, count: int, *, centred: 
 
 
 def _improved(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
-    """Descend in float32, and in float64 where that finds no better frame in the end."""
+    """Improve a frame in float32, and in float64 where that finds no better frame in the end."""
     single = descended(frame.float(), vectors.float(), covectors.float(), centred=centred)
     found = _frame(single.double(), centred)
     if discarded_cost(found, vectors, covectors)[0] < discarded_cost(frame, vectors, covectors)[0]:
