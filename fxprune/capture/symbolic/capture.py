@@ -143,8 +143,8 @@ def _trace(
                 if asked is not None:
                     asked.update(tracer.gradient_questions)
                 return graph
-            except AsksForNumber as asked:
-                followed.append(asked.namespace)
+            except AsksForNumber as number:
+                followed.append(number.namespace)
 
 
 def _refuse_writes(graph: fx.Graph, model: nn.Module) -> None:
