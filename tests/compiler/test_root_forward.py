@@ -64,6 +64,10 @@ class Waves(nn.Module):
     def depth(self) -> int:
         return len(self.blocks)
 
+    def half(self) -> Waves:
+        waves(1, 2)
+        return super().half()
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.tokens(x)
         for block in self.blocks:
@@ -131,6 +135,7 @@ def test_methods_that_would_run_its_code_are_refused() -> None:
     model = randomise(Waves().eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=image(), form="module")
     assert pruned.depth() == 2
+    assert next(copy.deepcopy(pruned).half().parameters()).dtype == torch.float16
     for method in (pruned.tokens, pruned.features):
         with pytest.raises(UnsupportedModuleError, match="can't hold the pruned sizes"):
             method(image())

@@ -14,8 +14,8 @@ __all__ = ["barred_methods"]
 def barred_methods(module: nn.Module) -> Iterator[str]:
     """Name a model's own methods that share code with its forward, or spell out what that does.
 
-    Those that `forward` calls, that call a function which it calls, or that use two of its modules.  Methods
-    that call the model itself are fine.
+    Those that `forward` calls, that call such a method (in the same file also a function that it calls), or that
+    use two of its modules.  Methods that call the model itself are fine, and those that every module has.
     """
     cls = type(module)
     methods = dict(_methods(cls))
@@ -27,10 +27,11 @@ def barred_methods(module: nn.Module) -> Iterator[str]:
         functions |= {name for name in code.co_names if _is_function(name, methods, forward)}
         held |= {name for name in code.co_names if _is_held(name, module)}
     for name, method in methods.items():
-        if name == "forward" or (name.startswith("__") and name.endswith("__")):
+        if hasattr(nn.Module, name):
             continue
         own = {used for code in _codes(method, methods) for used in code.co_names}
-        if name in functions or own & functions or len(own & held) > 1:
+        shared = own & functions if method.__module__ == forward.__module__ else own & functions & {*methods}
+        if name in functions or shared or len(own & held) > 1:
             yield name
 
 
