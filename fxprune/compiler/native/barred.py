@@ -14,7 +14,7 @@ __all__ = ["barred_methods"]
 def barred_methods(module: nn.Module) -> Iterator[str]:
     """Name a model's own methods that share code with its forward, or spell out what that does.
 
-    Those that `forward` calls, that call such a method (in the same file also a function that it calls), or that
+    Those that `forward` calls, that call such a method (in its file also a function that it calls), or that
     use two of its modules.  Methods that call the model itself are fine, and those that every module has.
     """
     cls = type(module)
