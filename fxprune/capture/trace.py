@@ -22,7 +22,7 @@ from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
 from fxprune.capture.torch_errors import asks_values
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
-from fxprune.graph.copies import copy_to_trace, own_buffers, structural_copy
+from fxprune.graph.copies import copy_to_trace, own, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
@@ -213,7 +213,7 @@ def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -
 
 
 def _rejection(model: nn.Module, example: Example) -> str | None:
-    copy = structural_copy(model, own_buffers)
+    copy = structural_copy(model, own)
     copy.eval()
     try:
         with HeldState(copy).restored(), torch.no_grad():

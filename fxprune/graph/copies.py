@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["copy_to_trace", "graph_shared", "own_buffers", "structural_copy"]
+__all__ = ["copy_to_trace", "graph_shared", "own", "own_buffers", "structural_copy"]
 
 _HELD = ("_modules", "_parameters", "_buffers")
 
@@ -42,6 +42,13 @@ def copy_to_trace(model: nn.Module) -> nn.Module:
 def own_buffers(tensor: torch.Tensor) -> torch.Tensor:
     """Give a copy that is run buffers of its own, which its code may write to."""
     return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a copy that is run tensors of its own, weights as well, all of which its code may write to."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+    return tensor.clone()
 
 
 def graph_shared(module: fx.GraphModule, copied: Callable[[nn.Module], nn.Module]) -> fx.GraphModule:

@@ -21,6 +21,7 @@ from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
 from fxprune.capture.symbolic.proxies import TracedValue
+from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import AutogradFunction, guard_branch, written
@@ -74,8 +75,9 @@ class Tracer(fx.Tracer):
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self._weights_read = WeightsRead(self._tensor_names, self.tensors)
         try:
-            with self._without_helpers(root):
+            with self._without_helpers(root), self._weights_read:
                 graph = super().trace(root, concrete_args)
         except Exception as error:
             error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
@@ -144,6 +146,11 @@ class Tracer(fx.Tracer):
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
+            weight = self._weights_read.name_of(a)
+            if weight is not None:  # as state_dict() gives it
+                return self.create_node(
+                    "call_method", "detach", (self.create_node("get_attr", weight, (), {}),), {}
+                )
             self._recognise(a)
         if holds_attributes(a) and not isinstance(a, (fx.Proxy, fx.Node)) and holds_traced(a):
             return object_node(self, a)
@@ -156,7 +163,7 @@ class Tracer(fx.Tracer):
             NotImplementedError: it is made of weights, as numbers (`for p in m.parameters()`).
         """
         if constant.grad_fn is not None:
-            raise NotImplementedError("it computes with weights that it finds by going through all of them")
+            raise NotImplementedError(COMPUTES)
         for i in itertools.count():
             name = f"_tensor_constant{i}"
             known = getattr(self.root, name, None)

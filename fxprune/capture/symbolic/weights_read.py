@@ -1,0 +1,90 @@
+"""Weights that code reaches past a module's attributes: `parameters()`, `state_dict()`, `_parameters[..]`.
+
+They are no stand-ins, so that torch computes with their numbers at once: a graph would keep what it finds
+today.  What is only passed on is followed; the rest is refused, and torch.export has its turn.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fxprune.graph.source_files import is_users
+
+__all__ = ["WeightsRead"]
+
+COMPUTES = "it computes with weights that it finds by going through all of them"
+_VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
+
+
+class WeightsRead(TorchFunctionMode):
+    """While entered, notes what a model's code computes of its weights' numbers.
+
+    Raises NotImplementedError where it makes a plain number of them, or writes to them.
+    """
+
+    def __init__(self, names: Mapping[int, str], tensors: Mapping[Any, Tensor]) -> None:
+        super().__init__()
+        self._names = names  # of the model's tensors, by their ids
+        self._memory = {_memory(t): str(name) for name, t in tensors.items()}
+        self._made: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        reads = any(map(self._is_weight, (*args, *(kwargs or {}).values()))) and _asked_by_users()
+        name = getattr(func, "__name__", "")
+        writes = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
+        if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
+            raise NotImplementedError(COMPUTES)
+        made = func(*args, **(kwargs or {}))
+        if reads:
+            for value in made if isinstance(made, (tuple, list)) else (made,):
+                if isinstance(value, Tensor):
+                    self._made[id(value)] = value
+        return made
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Name the weight that a tensor computed of weights is, by another name; None if it is none.
+
+        Raises:
+            NotImplementedError: it is something else, computed of weights.
+        """
+        if id(tensor) not in self._made or id(tensor) in self._names:
+            return None
+        name = self._memory.get(_memory(tensor))
+        if name is None:
+            raise NotImplementedError(COMPUTES)
+        return name
+
+    def _is_weight(self, value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(self._is_weight, value))
+        return isinstance(value, Tensor) and (id(value) in self._names or id(value) in self._made)
+
+
+def _memory(t: Tensor) -> tuple[Any, ...]:
+    if t.layout is not torch.strided:
+        return (id(t),)
+    return t.untyped_storage()._cdata, t.storage_offset(), tuple(t.shape), t.stride(), t.dtype
+
+
+def _asked_by_users() -> bool:
+    """Does a model's code ask, through torch's own at most?"""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_users(file):
+            return True
+        if not file.startswith(_TORCHS):
+            return False
+        frame = frame.f_back
+    return False
+
+
+_TORCHS = f"{torch.__path__[0]}/"
