@@ -13,16 +13,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import _SingleLevelFunction
 
+from fxprune.graph.copies import own, structural_copy
+from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.own_nodes import AutogradFunction
 from fxprune.graph.process_lock import this_thread_only
+from fxprune.graph.tensors import floats_of, is_float
+from fxprune.graph.values import bound_arguments
 from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import ELEMENTWISE
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["keep_elementwise_functions", "traced_apply", "traced_functions"]
+__all__ = [
+    *("OTHER_DERIVATIVE", "derivative_notes", "keep_elementwise_functions", "traced_apply"),
+    *("traced_functions",),
+]
+
+
+_ITSELF = {"view_as", "reshape_as", "expand_as"}
+OTHER_DERIVATIVE = "training follows another derivative"
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +46,9 @@ def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
         with tracer.within_function():
             like = _forward(function, *args)
         if not isinstance(like, fx.Proxy):
+            for made in like if isinstance(like, (tuple, list)) else ():
+                if isinstance(made, fx.Proxy):
+                    made.node.meta["traced_forward"] = function.__name__
             return like
         try:
             tracer.create_arg(args)
@@ -109,6 +123,45 @@ def keep_elementwise_functions(graph: fx.Graph, root: nn.Module) -> list[str]:
     ]
 
 
+def derivative_notes(model: nn.Module, graph: fx.GraphModule, example: Example, lost: bool) -> list[str]:
+    """Say if a graph has another derivative than its model, of the weights or of the inputs.
+
+    lost: the graph lacks a function that has a derivative of its own; otherwise nothing is looked at.
+    """
+    if not lost:
+        return []
+    noise = seeded_noise(example, model)
+    try:
+        same = _alike(_derivatives(model, noise), _derivatives(graph, noise))
+    except Exception:  # whatever the model's code raises, or a model without values
+        same = False
+    return [] if same else [f"{OTHER_DERIVATIVE} than the model's own autograd functions have"]
+
+
+def _derivatives(module: nn.Module, noise: Example) -> dict[str, Tensor | None]:
+    called = structural_copy(module, own)
+    called.eval()
+    given = noise.map(lambda t: t.clone().requires_grad_() if is_float(t) else t.clone())
+    if isinstance(called, fx.GraphModule):
+        outputs = floats_of(called(*bound_arguments(called, given)))
+    else:
+        outputs = floats_of(called(*given.args, **given.kwargs))
+    weighed = [(out * torch.arange(out.numel()).cos().view(out.shape).to(out)).abs().sum() for out in outputs]
+    torch.stack([w for w in weighed if w.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    of_inputs = {f"input {i}": t.grad for i, t in enumerate(floats_of([given.args, given.kwargs]))}
+    return of_inputs | {name: p.grad for name, p in called.named_parameters()}
+
+
+def _alike(a: dict[str, Tensor | None], b: dict[str, Tensor | None]) -> bool:
+    """Are the derivatives by which both can be trained equal, up to rounding?"""
+    for name in a.keys() & b.keys():
+        x, y = (torch.zeros(()) if g is None else g.detach().to_dense() for g in (a[name], b[name]))
+        scale = max(float(x.abs().max()), float(y.abs().max())) if x.numel() and y.numel() else 0.0
+        if scale and float((x - y).abs().max()) > 10 * torch.finfo(x.dtype).eps ** 0.5 * scale:
+            return False
+    return True
+
+
 def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
     given, front = set(node.all_input_nodes) - {node.kwargs["like"]}, [node.kwargs["like"]]
     while front:
@@ -117,6 +170,9 @@ def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
             continue
         if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
             return False
+        if inner.target in _ITSELF and inner.args[0] is inner.args[1]:  # `x.view_as(x)`
+            front.append(inner.args[0])  # type: ignore[arg-type]
+            continue
         rule = DEFAULT_RULES.get(call_of(inner, root, DEFAULT_RULES).op)
         if rule is None or inspect.unwrap(rule.function) not in ELEMENTWISE:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -143,3 +144,63 @@ def test_a_lost_derivative_is_noted(kind: type[Net], name: str) -> None:
     assert fxprune.analyze(model, example_inputs=x.detach()).notes == []
     notes = fxprune.analyze(model, example_inputs=x.detach(), capture="export").notes
     assert any("the derivative of Round is that of its forward" in note for note in notes)
+
+
+class Reverse(torch.autograd.Function):
+    """Reverses gradients, as for domain adaptation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return -gradients[0]
+
+
+class Two(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] * 5 + gradients[1] * 7
+
+
+class Reversed(Net):
+    def between(self, x: Tensor) -> Tensor:
+        return Reverse.apply(self.fc1(x)) * self.gate(x)
+
+
+class Doubled(Net):
+    def between(self, x: Tensor) -> Tensor:
+        doubled, positive = Two.apply(self.fc1(x))
+        return doubled * positive * self.gate(x)
+
+
+def test_a_reversed_gradient_stays_reversed() -> None:
+    model, x = prepared(Reversed)
+    same = fxprune.prune(model, 0.0, example_inputs=x.detach())
+    wanted = gradients(model, x)
+    for name, gradient in gradients(same, x).items():
+        torch.testing.assert_close(gradient, wanted[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "capture"), [(Reversed, "export"), (Net, "export"), *((Doubled, c) for c in CAPTURES)]
+)
+def test_training_with_a_lost_derivative_warns(kind: type[Net], capture: str) -> None:
+    model, x = prepared(kind)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x.detach(), capture=capture)
+    with pytest.warns(UserWarning, match="training follows another derivative than the model's own"):
+        pruned.train()
+
+
+@pytest.mark.parametrize("kind", [Centred, Checkpointed])
+def test_a_derivative_that_is_the_same_warns_of_nothing(kind: type[Net], capture: str) -> None:
+    model, x = prepared(kind)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x.detach(), capture=capture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned.train()

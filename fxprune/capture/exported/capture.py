@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments
-from fxprune.capture.autograd_functions import traced_functions
+from fxprune.capture.autograd_functions import derivative_notes, traced_functions
 from fxprune.capture.call_state import (
     GRADIENTS,
     after_a_call,
@@ -102,6 +102,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     guard_arguments(graph, model, taken, numbers=False)
     module = fx.GraphModule(model, graph, type(model).__name__)
     refuse_history(model, module, taken, changed)
+    notes += derivative_notes(model, module, taken, bool(functions))
     return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))
 
 
