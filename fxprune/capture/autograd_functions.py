@@ -147,7 +147,7 @@ def _derivatives(module: nn.Module, noise: Example) -> dict[str, Tensor | None]:
     else:
         outputs = floats_of(called(*given.args, **given.kwargs))
     weighed = [(out * torch.arange(out.numel()).cos().view(out.shape).to(out)).abs().sum() for out in outputs]
-    torch.stack([w for w in weighed if w.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([w for w in weighed if w.requires_grad]).sum().backward()
     of_inputs = {f"input {i}": t.grad for i, t in enumerate(floats_of([given.args, given.kwargs]))}
     return of_inputs | {name: p.grad for name, p in called.named_parameters()}
 
@@ -171,7 +171,7 @@ def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
         if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
             return False
         if inner.target in _ITSELF and inner.args[0] is inner.args[1]:  # `x.view_as(x)`
-            front.append(inner.args[0])  # type: ignore[arg-type]
+            front.append(inner.args[0])
             continue
         rule = DEFAULT_RULES.get(call_of(inner, root, DEFAULT_RULES).op)
         if rule is None or inspect.unwrap(rule.function) not in ELEMENTWISE:
