@@ -124,7 +124,7 @@ def keep_elementwise_functions(graph: fx.Graph, root: nn.Module) -> list[str]:
 
 
 def derivative_notes(model: nn.Module, graph: fx.GraphModule, example: Example, lost: bool) -> list[str]:
-    """Say if a graph has another derivative than its model, of the weights or of the inputs.
+    """Note where a graph has another derivative than its model, of the weights or of the inputs.
 
     lost: the graph lacks a function that has a derivative of its own; otherwise nothing is looked at.
     """
