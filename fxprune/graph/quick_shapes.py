@@ -5,6 +5,7 @@ None where anything is out of the ordinary: torch then gives the answer, or the 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,12 +20,17 @@ Shape = tuple[int, ...] | None
 
 
 def quick_shape(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shape:
-    """Compute the shape that a module or function gives, contiguous, in the first argument's dtype."""
+    """Compute the shape that a module, function or method gives, contiguous, in the first argument's dtype.
+
+    Args:
+        layer: a method by its name.
+    """
     if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     if type(layer) in _MODULES:
         return _MODULES[type(layer)](layer, *args, **kwargs)
-    return _FUNCTIONS[layer](*args, **kwargs) if layer in _FUNCTIONS else None
+    known = _METHODS if isinstance(layer, str) else _FUNCTIONS
+    return known[layer](*args, **kwargs) if layer in known else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape:
@@ -33,7 +39,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape:
     return (*x.shape[:-1], len(weight)) if fits and x.dtype == weight.dtype else None
 
 
-def _matmul(x: Tensor, y: Any) -> Shape:
+def _matmul(x: Tensor, y: Any = None, **_: Any) -> Shape:
     """`... m k, ... k n -> ... m n`"""
     if not isinstance(y, Tensor) or min(x.ndim, y.ndim) < 2 or x.shape[:-2] != y.shape[:-2]:
         return None
@@ -73,6 +79,36 @@ def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *weights: Any, **nam
     return tuple(x.shape) if fits else None
 
 
+def _elementwise(x: Tensor, y: Any = None, **options: Any) -> Shape:
+    """`..., ... -> ...`, where the second may be a number, or have fewer elements."""
+    if options or not _contiguous(x):
+        return None
+    if not isinstance(y, Tensor):
+        return tuple(x.shape) if type(y) in (int, float) else None
+    fits = (x.dtype, x.device) == (y.dtype, y.device) and y.ndim <= x.ndim and _contiguous(y)
+    sizes = zip(reversed(x.shape), reversed(y.shape), strict=False)
+    return tuple(x.shape) if fits and all(n in (1, m) for m, n in sizes) else None
+
+
+def _softmax(x: Tensor, dim: Any = None, **options: Any) -> Shape:
+    """`... -> ...`"""
+    fits = not options and type(dim) is int and -x.ndim <= dim < x.ndim
+    return tuple(x.shape) if fits and _contiguous(x) else None
+
+
+def _viewed(x: Tensor, *sizes: Any, **named: Any) -> Shape:
+    """`... -> ...`, of as many elements; one size may be -1."""
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    spelled = sizes and not named and all(type(n) is int for n in sizes)
+    if not spelled or not _contiguous(x) or not x.numel():
+        return None
+    known = math.prod(n for n in sizes if n != -1)
+    if sizes.count(-1) == 1 and known > 0 and x.numel() % known == 0:
+        return tuple(x.numel() // known if n == -1 else n for n in sizes)
+    return tuple(sizes) if min(sizes) > 0 and known == x.numel() else None
+
+
 def _same(x: Tensor, **_: Any) -> Shape:
     """`... -> ...`"""
     return tuple(x.shape) if _contiguous(x) else None
@@ -89,7 +125,12 @@ _FUNCTIONS: dict[Any, Callable[..., Shape]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.gelu: _same,
+    F.softmax: _softmax,
+    torch.softmax: _softmax,
+    **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _elementwise),
+    **dict.fromkeys((torch.add, torch.sub, torch.mul), _elementwise),
 }
+_METHODS: dict[str, Callable[..., Shape]] = {"view": _viewed, "reshape": _viewed, "softmax": _softmax}
 _MODULES: dict[type[nn.Module], Callable[..., Shape]] = {
     nn.Linear: lambda m, x: _linear(x, m.weight, m.bias),
     nn.Conv2d: _conv2d,

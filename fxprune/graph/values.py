@@ -131,6 +131,10 @@ class FakeRun(fx.Interpreter):
         shape = quick_shape(target, args, kwargs)
         return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
 
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        shape = quick_shape(target, args, kwargs)
+        return super().call_method(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.modules.original(target)
         made = layer is None  # by tracing, since then

@@ -30,6 +30,7 @@ KNOWN: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "linear": (F.linear, (2, 3, 6), {"weight": W, "bias": B}),
     "batch_norm": (F.batch_norm, (2, 6, 3), {"running_mean": C, "running_var": C, "weight": C}),
     "layer_norm": (F.layer_norm, (2, 6), {"normalized_shape": [6], "weight": C}),
+    "softmax": (F.softmax, (2, 6), {"dim": 1}),
 }
 
 
@@ -54,6 +55,53 @@ def test_products(multiply: Any) -> None:
     assert quick_shape(multiply, (x, y), {}) == multiply(x, y).shape
     for other in (y[0], y[..., :4, :], y.double(), y[0, 0, :, 0]):
         assert quick_shape(multiply, (x, other), {}) is None
+
+
+@pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv, torch.add])
+@pytest.mark.parametrize("other", [(2, 3, 4), (3, 4), (4,), (1, 3, 1), (1, 1, 1), ()])
+def test_elements(op: Any, other: tuple[int, ...]) -> None:
+    x, y = torch.ones(2, 3, 4), torch.ones(other)
+    out = op(x, y)
+    assert quick_shape(op, (x, y), {}) == out.shape
+    assert out.is_contiguous()
+    assert quick_shape(op, (x, 2.0), {}) == quick_shape(op, (x, 2), {}) == out.shape
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        *(torch.ones(3), torch.ones(5, 2, 3, 4), torch.ones(4, dtype=torch.float64)),
+        *(torch.ones(4, dtype=torch.int64), torch.ones(4, 3).T, 1j, True),
+    ],
+)
+def test_elements_that_are_left_to_torch(y: Any) -> None:
+    assert quick_shape(operator.add, (torch.ones(2, 3, 4), y), {}) is None
+    assert quick_shape(operator.add, (torch.ones(2, 4, 3).transpose(1, 2), torch.ones(4)), {}) is None
+    assert quick_shape(torch.add, (torch.ones(2), torch.ones(2)), {"alpha": 2}) is None
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (-1, 2), ((2, -1),), ([24],), (2, 3, 1, 4, 1), (-1,)])
+@pytest.mark.parametrize("method", ["view", "reshape"])
+def test_other_sizes(method: str, sizes: tuple[Any, ...]) -> None:
+    x = torch.ones(2, 3, 4)
+    out = getattr(x, method)(*sizes)
+    assert quick_shape(method, (x, *sizes), {}) == out.shape
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (-1, -1), (-1, 5), (torch.int32,), (2, -3, 4), (0, -1), ()])
+def test_other_sizes_that_are_left_to_torch(sizes: tuple[Any, ...]) -> None:
+    assert quick_shape("view", (torch.ones(2, 3, 4), *sizes), {}) is None
+    assert quick_shape("view", (torch.ones(3, 4).T, 12), {}) is None
+    assert quick_shape("reshape", (torch.ones(2, 3, 4),), {"shape": (6, 4)}) is None
+
+
+@pytest.mark.parametrize("dim", [2, -3, None])
+def test_a_softmax_that_is_left_to_torch(dim: int | None) -> None:
+    assert quick_shape("softmax", (torch.ones(3, 4), dim), {}) is None
+    assert quick_shape("softmax", (torch.ones(3, 4), 1), {"dtype": torch.float64}) is None
+    assert quick_shape(torch.softmax, (torch.ones(4, 3).T,), {"dim": 1}) is None
+    assert quick_shape(torch.matmul, (torch.ones(3, 4),), {"other": torch.ones(4, 3)}) is None
 
 
 LEFT_TO_TORCH: dict[str, tuple[Any, Tensor, dict[str, Any]]] = {
