@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 
@@ -81,8 +82,8 @@ class _Total:
     def add(self, x: Tensor, g: Tensor) -> None:
         """Add places [..., places, n] of a value and of its derivative."""
         counts = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
-        self.vectors = self.vectors + ((x * counts).mT @ x).double()
-        self.covectors = self.covectors + (g.mT @ g).double()
+        self.vectors = self.vectors + gram(x * counts.sqrt()).double()
+        self.covectors = self.covectors + gram(g).double()
         self.weight = self.weight + counts.sum((-1, -2)).double()
 
     def moments(self, samples: int) -> Moments:

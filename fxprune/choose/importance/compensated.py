@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import along, vectors_of
 from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.choose.importance.waves import in_waves
@@ -158,7 +159,7 @@ class _Total:
         if self.about is None:
             self.about = x.mean(-2, keepdim=True)
         x = x - self.about
-        self.squares = self.squares + (x.mT @ x).double()
+        self.squares = self.squares + gram(x).double()
         self.sums = self.sums + x.sum(-2).double()
         self.count += x.shape[-2]
 

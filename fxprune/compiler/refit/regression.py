@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune.choose.importance.gram import gram
+
 __all__ = ["RIDGES", "PairMoments", "Solution", "solved"]
 
 # Relative to the mean variance of what is read; tried from the strongest on, while it gets better.
@@ -34,13 +36,18 @@ class PairMoments:
         """Add places, that count [places]; products are taken in float32 at least, sums in float64."""
         x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
         counts = counts.to(x)[:, None]
-        counted_x, counted_y = x * counts, y * counts
+        root = counts.sqrt()
+        rooted_x, rooted_y = x * root, y * root
         self.count += float(counts.sum())
-        self.x = self.x + counted_x.double().sum(1)
-        self.y = self.y + counted_y.double().sum(1)
-        self.xx = self.xx + (counted_x.mT @ x).double()
-        self.xy = self.xy + (x.mT @ counted_y).double()
-        self.yy = self.yy + (counted_y * y).double().sum(1)
+        for name, sums in (
+            ("x", (x * counts).double().sum(1)),
+            ("y", (y * counts).double().sum(1)),
+            ("xx", gram(rooted_x)),
+            ("xy", rooted_x.mT @ rooted_y),
+            ("yy", rooted_y.square().double().sum(1)),
+        ):
+            total = getattr(self, name)
+            setattr(self, name, total.add_(sums) if total.ndim else sums.double())
 
     def __add__(self, other: PairMoments) -> PairMoments:
         total = PairMoments()
