@@ -11,7 +11,7 @@ SMALLEST = 512  # columns that are not worth cutting
 
 
 def gram(x: Tensor) -> Tensor:
-    """Compute x^T x [..., n, n] of places x [..., places, n]; blocks below the diagonal mirror those above."""
+    """Compute x^T x [..., n, n] of places x [..., places, n]; blocks below the diagonal mirror the others."""
     n = x.shape[-1]
     if n <= SMALLEST:
         return x.mT @ x
