@@ -39,8 +39,8 @@ class HeldState:
         classes: dict[type, None] = {}
         for path, module in model.named_modules():
             self._attributes(module, path)
-            classes |= dict.fromkeys(c for c in type(module).__mro__ if _is_users_class(c))
-        for cls in classes:
+            classes |= dict.fromkeys(type(module).__mro__)
+        for cls in filter(_is_users_class, classes):
             self._class(cls)
 
     def changed(self) -> list[str]:
