@@ -16,6 +16,7 @@ from fxprune.cli.models import is_saved, made, original_with_weights, subject
 from fxprune.cli.options import data_options, given, original_option, output_options, refuse
 from fxprune.cli.preprocessing import normalisation_options, preprocessing_of
 from fxprune.cli.progress import progress
+from fxprune.graph.tensors import device_of
 from fxprune.show.reports.accuracy import Accuracy, accuracies
 
 __all__ = ["evaluate"]
@@ -70,7 +71,7 @@ def evaluate(
         first = next(iter(models.values()))
         pixels = preprocessing_of(what, first, mean, std)
         labelled = labelled_images(data, first, about, pixels, images)
-        device = next(first.parameters()).device
+        device = device_of(first)
         step(f"evaluating {labelled.count} images")
         batches = _told(labelled.batches(batch, device), labelled.count, step)
         found = dict(zip(models, accuracies([*models.values()], batches), strict=True))

@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from fxprune.errors import FileError, OptionError
 from fxprune.finetune.loss import Distillation
+from fxprune.graph.tensors import device_of
 
 __all__ = ["DistillationMixin", "DistillationTrainer"]
 
@@ -44,7 +45,7 @@ class DistillationMixin:
         """Return the loss of a batch of named arguments, with labels or without; and the output."""
         teacher = self.distillation.teacher
         if teacher is not None:
-            teacher.to(next(model.parameters()).device)
+            teacher.to(device_of(model))
         losses = self.distillation(inputs, model)
         return (losses.total, losses.output) if return_outputs else losses.total
 

@@ -21,6 +21,7 @@ __all__ = [
     "in_float64",
     "is_float",
     "is_inside",
+    "like_weights_of",
     "modules_around",
     "named_tensors",
     "tensor_at",
@@ -66,6 +67,12 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the weights; the CPU for a module without any."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def like_weights_of(module: nn.Module) -> Tensor:
+    """Return a tensor of the weights' dtype and device: the first that holds real numbers, else a scalar."""
+    held = (*module.parameters(), *module.buffers())
+    return next((t for t in held if t.is_floating_point()), torch.zeros(()))
 
 
 def cuda_devices_of(module: nn.Module) -> list[torch.device]:
