@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import randomise
-from torch import Tensor, nn
+from torch import Tensor, _assert, nn
 
 import fxprune
 from fxprune.errors import CaptureError, InputArgumentError, InputSizeError
@@ -283,6 +283,10 @@ def by_torch_assert(x: Tensor) -> None:
     torch._assert(x.shape[1] == 6, "six tokens")
 
 
+def by_an_assert_imported_by_name(x: Tensor) -> None:
+    _assert(x.shape[1] == 6, "six tokens")
+
+
 def by_torch_check(x: Tensor) -> None:
     torch._check(x.shape[1] == 6, lambda: "six tokens")
 
@@ -303,7 +307,9 @@ class Checked(Base):
 
 
 @pytest.mark.parametrize(
-    "check", [by_assert, by_torch_assert, by_torch_check, by_raising], ids=lambda f: f.__name__
+    "check",
+    [by_assert, by_torch_assert, by_an_assert_imported_by_name, by_torch_check, by_raising],
+    ids=lambda f: f.__name__,
 )
 def test_what_a_model_asserts_of_sizes_is_refused(check: Callable[[Tensor], None], capture: str) -> None:
     model = randomise(Checked(check)).double().eval()

@@ -68,7 +68,7 @@ def test_a_student_that_no_configuration_expresses_goes_on_from_a_checkpoint(tmp
     )  # fmt: skip
 
     def trained(checkpoint: str | None) -> Any:
-        student = fxprune.prune(teacher, 0.5, form="module")
+        student = fxprune.prune(teacher, 0.5, scope="global", form="module")
         distillation = fxprune.Distillation(student, teacher)
         trainer = DistillationTrainer(
             student, arguments, train_dataset=Images(True), distillation=distillation

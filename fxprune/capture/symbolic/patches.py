@@ -158,7 +158,11 @@ def _guarded(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _guarded_assert(check: Callable[..., None]) -> Callable[..., None]:
-    """Return the same for `torch._assert`, which takes the condition first."""
+    """Return the same for `torch._assert`, which takes the condition first.
+
+    Code that imported it by name has torch's own, which hands over to this one while a mode is entered:
+    `WeightsRead` is one.
+    """
 
     def checked(condition: Any, message: Any) -> None:
         if not isinstance(condition, fx.Proxy):
