@@ -9,11 +9,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.example import Example
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.own_nodes import guard_argument, guard_tensor, layout_of_argument
 
 __all__ = ["followed_parts", "guard_arguments", "is_followed"]
-
-_PLAIN = (type(None), bool, int, float, str)
 
 
 def is_followed(value: Any) -> bool:
@@ -112,4 +111,4 @@ def _is_plain(value: Any) -> bool:
         return type(value) in (list, tuple) and all(map(_is_plain, value))
     if isinstance(value, dict):
         return type(value) is dict and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return isinstance(value, _PLAIN)
+    return isinstance(value, PLAIN)

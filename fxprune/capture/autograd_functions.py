@@ -21,16 +21,18 @@ from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.own_nodes import AutogradFunction
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.tensors import floats_of, is_float
-from fxprune.graph.values import bound_arguments
+from fxprune.graph.values import called_with
 from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import ELEMENTWISE
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = [
-    *("OTHER_DERIVATIVE", "derivative_notes", "keep_elementwise_functions", "traced_apply"),
-    *("traced_functions",),
+    "OTHER_DERIVATIVE",
+    "derivative_notes",
+    "keep_elementwise_functions",
+    "traced_apply",
+    "traced_functions",
 ]
-
 
 _ITSELF = {"view_as", "reshape_as", "expand_as"}
 OTHER_DERIVATIVE = "training follows another derivative"
@@ -142,10 +144,7 @@ def _derivatives(module: nn.Module, noise: Example) -> dict[str, Tensor | None]:
     called = structural_copy(module, own)
     called.eval()
     given = noise.map(lambda t: t.clone().requires_grad_() if is_float(t) else t.clone())
-    if isinstance(called, fx.GraphModule):
-        outputs = floats_of(called(*bound_arguments(called, given)))
-    else:
-        outputs = floats_of(called(*given.args, **given.kwargs))
+    outputs = floats_of(called_with(called, given))
     weighed = [(out * torch.arange(out.numel()).cos().view(out.shape).to(out)).abs().sum() for out in outputs]
     torch.stack([w for w in weighed if w.requires_grad]).sum().backward()
     of_inputs = {f"input {i}": t.grad for i, t in enumerate(floats_of([given.args, given.kwargs]))}

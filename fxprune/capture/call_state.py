@@ -17,10 +17,11 @@ from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import cuda_devices_of, floats_of
-from fxprune.graph.values import bound_arguments
+from fxprune.graph.values import called_with
 
 __all__ = [
     *("GRADIENTS", "Gradients", "OF_GRADIENTS"),
@@ -33,7 +34,6 @@ OF_GRADIENTS = ("requires_grad", "grad_fn", "is_leaf")
 Gradients = Literal["recorded", "off", "of inputs"]
 GRADIENTS: tuple[Gradients, ...] = ("recorded", "off", "of inputs")
 State = dict[tuple[str, str], Any]
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class DependsOnCall(CaptureError):
@@ -110,14 +110,8 @@ def _later(module: nn.Module, example: Example, first: Example, calls: int) -> l
         for given in [first, last][-calls:]:
             torch.manual_seed(0)
             given = given.map(Tensor.clone)
-            outputs = floats_of(_called(called, given))
+            outputs = floats_of(called_with(called, given))
     return outputs
-
-
-def _called(module: nn.Module, given: Example) -> Any:
-    if isinstance(module, fx.GraphModule):
-        return module(*bound_arguments(module, given))
-    return module(*given.args, **given.kwargs)
 
 
 def _alike(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -166,7 +160,7 @@ def plain_state(model: nn.Module) -> State:
         (path, name): value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if type(value) in _PLAIN and name != "training"
+        if type(value) in PLAIN and name != "training"
     }
 
 

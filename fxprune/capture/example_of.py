@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.capture.inputs.find import find_example
-from fxprune.capture.inputs.recorded import like_weights
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.errors import ExampleInputError
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.process_lock import PROCESS_LOCK
+from fxprune.graph.tensors import like_weights
 
 __all__ = ["example_of"]
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.training_mode import names_in, plain_functions
 
 __all__ = ["HeldState"]
 
-_PLAIN = (bool, int, float, str, type(None))
 _DEEPEST = 4
 _LARGEST = 1 << 20  # elements of a tensor that is saved
 _MOST = 1000  # items of one container that are looked into
 _TORCHS = {"training", "_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"}
 _TRACINGS = ("_tensor_constant", "_torchbind_obj", "_is_full_backward")
-_NO_HOLDERS = (*_PLAIN, Tensor, type, types.ModuleType)
+_NO_HOLDERS = (*PLAIN, Tensor, type, types.ModuleType)
 Contents = dict[Any, Any]
 
 
@@ -180,9 +180,9 @@ class _Module(_Place):
         now = self.contents()
         for key in {**self.before, **now}:
             if key not in self.before:
-                if plain or not isinstance(now[key], _PLAIN):
+                if plain or not isinstance(now[key], PLAIN):
                     del self.holder[key]
-            elif now.get(key) is not self.before[key] and (plain or not isinstance(now.get(key), _PLAIN)):
+            elif now.get(key) is not self.before[key] and (plain or not isinstance(now.get(key), PLAIN)):
                 self.holder[key] = self.before[key]
 
 
@@ -266,7 +266,7 @@ def _is_torchs(name: str) -> bool:
 
 def _is_data(value: Any) -> bool:
     """Is it a value that code may have kept, rather than code?"""
-    return isinstance(value, (*_PLAIN, Tensor, dict, list, deque, set, tuple))
+    return isinstance(value, (*PLAIN, Tensor, dict, list, deque, set, tuple))
 
 
 def _counts_writes(value: Any) -> bool:
@@ -274,5 +274,5 @@ def _counts_writes(value: Any) -> bool:
 
 
 def _same(before: Any, now: Any) -> bool:
-    plain = isinstance(before, _PLAIN) and type(before) is type(now)
+    plain = isinstance(before, PLAIN) and type(before) is type(now)
     return before is now or (plain and (before == now or before != before))

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.choose.importance.data import parts_of
 from fxprune.errors import DataError, shown
-from fxprune.graph.tensors import device_of
+from fxprune.graph.tensors import device_of, like_weights
 
 __all__ = ["Call", "call_of"]
 
@@ -30,7 +30,7 @@ class Call:
 
     def on_teacher(self, teacher: nn.Module, student: nn.Module) -> Any:
         """Run a teacher on the student's arguments, in its own precision where that is another one."""
-        ours, theirs = _precision(student), _precision(teacher)
+        ours, theirs = like_weights(student).dtype, like_weights(teacher).dtype
         if ours == theirs:
             return self.on(teacher)
 
@@ -40,11 +40,6 @@ class Call:
         args, kwargs = pytree.tree_map(cast, (self.args, self.kwargs))
         with torch.autocast(device_of(teacher).type, enabled=False):
             return teacher(*args, **kwargs)
-
-
-def _precision(model: nn.Module) -> torch.dtype:
-    """Return the kind of number that a model's weights are; single precision where it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def call_of(batch: Any) -> Call:

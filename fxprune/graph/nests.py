@@ -7,10 +7,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-__all__ = ["Value", "leaves", "map_leaves", "outline"]
+__all__ = ["PLAIN", "Value", "leaves", "map_leaves", "outline", "placed_leaves"]
 
 # What a model's call takes or returns, or a nest of what stands for it: neither torch nor torch.fx types it.
 Value: TypeAlias = Any
+
+# Kinds of leaf that are compared, kept and written down as they are.
+PLAIN = (bool, int, float, str, type(None))
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -29,6 +32,24 @@ def leaves(value: object, kind: type[T] | tuple[type[T], ...]) -> Iterator[T]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from leaves(item, kind)
+
+
+def placed_leaves(
+    value: object, kind: type[T] | tuple[type[T], ...], keys: tuple[Value, ...] = ()
+) -> Iterator[tuple[tuple[Value, ...], T]]:
+    """Find every leaf of one kind (or of several), in order, with the keys and indices that lead to it.
+
+    >>> list(placed_leaves([1, {"a": (2, "x")}], int))
+    [((0,), 1), ((1, 'a', 0), 2)]
+    """
+    if isinstance(value, kind):
+        yield keys, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from placed_leaves(item, kind, (*keys, key))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from placed_leaves(item, kind, (*keys, i))
 
 
 def outline(value: object, kind: type[T], function: Callable[[T], S]) -> Value:

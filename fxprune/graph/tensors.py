@@ -21,7 +21,8 @@ __all__ = [
     "in_float64",
     "is_float",
     "is_inside",
-    "like_weights_of",
+    "like_weights",
+    "module_of",
     "modules_around",
     "named_tensors",
     "tensor_at",
@@ -48,6 +49,11 @@ def modules_around(name: str) -> list[str]:
     return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
+def module_of(node: fx.Node) -> str:
+    """Return the path of the module whose code a node comes from; the root's, or one unknown, is empty."""
+    return str(node.meta.get("module") or "")
+
+
 def is_inside(path: str, modules: Collection[str]) -> bool:
     """Return whether a path is that of one of some modules, or of what lies in one; the root's is empty.
 
@@ -69,10 +75,9 @@ def device_of(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
-def like_weights_of(module: nn.Module) -> Tensor:
-    """Return a tensor of the weights' dtype and device: the first that holds real numbers, else a scalar."""
-    held = (*module.parameters(), *module.buffers())
-    return next((t for t in held if t.is_floating_point()), torch.zeros(()))
+def like_weights(model: nn.Module) -> Tensor:
+    """Return a tensor of the dtype and on the device of the model's weights."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def cuda_devices_of(module: nn.Module) -> list[torch.device]:

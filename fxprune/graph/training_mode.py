@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 __all__ = [
-    *("follows_mode", "forward_reads_mode", "in_eval_mode", "names_in", "plain_functions", "reads_mode"),
+    "follows_mode",
+    "forward_reads_mode",
+    "in_eval_mode",
+    "names_in",
+    "plain_functions",
+    "reads_mode",
 ]
 
 

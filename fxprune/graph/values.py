@@ -27,6 +27,7 @@ __all__ = [
     "FakeRun",
     "NodeError",
     "bound_arguments",
+    "called_with",
     "propagate_values",
     "refuse_broken",
 ]
@@ -62,6 +63,13 @@ def refuse_broken(pruned: fx.GraphModule, example: Example) -> None:
 def bound_arguments(module: fx.GraphModule, example: Example) -> list[Any]:
     """Return the example's arguments in the order of the graph's placeholders."""
     return list(_bound(module.graph, example).values())
+
+
+def called_with(module: nn.Module, example: Example) -> Any:
+    """Call a model, or a graph of one, on an example."""
+    if isinstance(module, fx.GraphModule):
+        return module(*bound_arguments(module, example))
+    return module(*example.args, **example.kwargs)
 
 
 def _bound(graph: fx.Graph, example: Example) -> dict[fx.Node, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, fx, nn
 
 from fxprune.graph.example import Example
+from fxprune.graph.nests import PLAIN
 
 __all__ = ["carry_facts", "numbered_as_lists", "without_weight_decay"]
 
@@ -105,4 +106,4 @@ def _is_data(value: object) -> bool:
         return all(map(_is_data, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(_is_data, value))
-    return isinstance(value, (bool, int, float, str, type(None)))
+    return isinstance(value, PLAIN)

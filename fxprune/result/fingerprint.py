@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.graph.as_data import own_name
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.tensors import called_modules
 
 __all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
 
-_SIMPLE = (bool, int, float, str, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -123,7 +123,7 @@ def _settings(module: nn.Module, number: _Numbers) -> list[object]:
 def _is_simple(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_simple, value))
-    return isinstance(value, _SIMPLE)
+    return isinstance(value, PLAIN)
 
 
 def _spelled(value: object, number: _Numbers) -> object:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.nests import PLAIN
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.json_types import Dtypes, Origin
 
@@ -109,7 +110,7 @@ def scrubbed(value: object) -> object:
         return scrubbed_options(value)
     if isinstance(value, (list, tuple)):
         return [scrubbed(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    return value if isinstance(value, PLAIN) else str(value)
 
 
 def leads_elsewhere(key: str) -> bool:

@@ -172,6 +172,14 @@ class OwnCode:
         return any(not part.path for part in self.parts)
 
     @property
+    def replaced(self) -> tuple[tuple[str, str], ...]:
+        """What the graph stands for, modules and `forward`s by their paths, each with what its code said."""
+        opened = self.forward.opened if self.forward else ()
+        why = self.forward.why if self.forward else ""
+        forwards = [(f"{path}.forward".lstrip("."), why) for path in opened]
+        return (*((part.path, part.why) for part in self.parts), *forwards)
+
+    @property
     def is_whole(self) -> bool:
         """Is every module the user's own?"""
         return not self.parts and self.forward is None

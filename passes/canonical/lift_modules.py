@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.op_names import op_name
+from fxprune.graph.tensors import module_of
 from fxprune.graph.training_mode import forward_reads_mode
 
 __all__ = ["lift_modules"]
@@ -117,7 +118,7 @@ def _follows_mode(node: fx.Node, arguments: dict[str, Any], owner: nn.Module, so
     """Is this the eval mode of a batch norm that has two?  (One that is always frozen stays a function.)"""
     if arguments["training"] is not (arguments["running_mean"] is None):
         return False  # of statistics of its own in eval mode, or of the batch's because it keeps none
-    caller = source.get_submodule(node.meta.get("module") or "")
+    caller = source.get_submodule(module_of(node))
     return isinstance(owner, nn.modules.batchnorm._NormBase) and forward_reads_mode(caller)
 
 

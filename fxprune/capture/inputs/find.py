@@ -10,11 +10,12 @@ from torch import nn
 
 from fxprune.capture.inputs.entry import Entry, entries_of
 from fxprune.capture.inputs.hints import hint_for, required_arguments
-from fxprune.capture.inputs.recorded import like_weights, recorded_calls, recorded_size
+from fxprune.capture.inputs.recorded import recorded_calls, recorded_size
 from fxprune.capture.inputs.sizes import shapes_for, told_sizes
 from fxprune.capture.inputs.trial import Trial
 from fxprune.errors import ExampleInputError
 from fxprune.graph.example import Example
+from fxprune.graph.tensors import like_weights
 
 __all__ = ["find_example"]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.graph.example import Example
+from fxprune.graph.tensors import like_weights
 
-__all__ = ["like_weights", "recorded_calls", "recorded_size"]
+__all__ = ["recorded_calls", "recorded_size"]
 
 
 def recorded_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -62,11 +63,6 @@ def _held_ready(model: nn.Module) -> dict[str, Any]:
         return {}
     plain = {str(k): v for k, v in call.items()} if isinstance(call, Mapping) else {}
     return plain if any(isinstance(v, Tensor) and v.ndim for v in plain.values()) else {}
-
-
-def like_weights(model: nn.Module) -> Tensor:
-    """Return a tensor of the dtype and on the device of the model's weights."""
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:

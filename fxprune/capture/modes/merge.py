@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.graph.own_nodes import ModeValue, is_guard
+from fxprune.graph.tensors import module_of
 from fxprune.graph.writes import state_of, written_state
 
 __all__ = ["difference", "merge_modes"]
@@ -35,7 +36,7 @@ def difference(eval_graph: fx.Graph, train_graph: fx.Graph, root: nn.Module) -> 
     for a, b in zip(eval_graph.nodes, train_graph.nodes, strict=False):
         counterpart[b] = a
         if not _aligned(a, b, counterpart):
-            return [str(n.meta.get("module") or "") for n in (b, a)]
+            return [module_of(n) for n in (b, a)]
     return []  # both have come to their output
 
 
@@ -84,7 +85,7 @@ def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, 
         return type(a)(_follow(x, y, node, root, switches) for x, y in zip(a, b, strict=True))
     if isinstance(a, fx.Node) or (type(a) is type(b) and a == b) or not isinstance(a, (bool, int, float)):
         return a
-    path = node.meta.get("module") or ""
+    path = module_of(node)
     if (path, a, b) not in switches:
         switches[path, a, b] = f"{path}._mode_{len(switches)}".lstrip(".")
         owner = root.get_submodule(path)

@@ -25,6 +25,7 @@ from fxprune.certify.zoo.check import built
 from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, in_short
 from fxprune.compiler import prune_analyzed, verify
 from fxprune.errors import FxpruneError
+from fxprune.graph.tensors import module_of
 from fxprune.result.measure import on_meta
 from fxprune.result.own_code import OwnCode
 from fxprune.result.pruned_module import record_of
@@ -97,14 +98,8 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
         return Outcome(spec, way, FAILED, note=_said(wrong))
     own = record_of(pruned).own
     assert own is not None
-    replaced = [(part.path or "root", part.why) for part in own.parts]
-    replaced += (
-        [(f"{path}.forward".lstrip("."), own.forward.why) for path in own.forward.opened]
-        if own.forward
-        else []
-    )
-    parts = "; ".join(f"{path}: {in_short(why)}" for path, why in replaced[:3])
-    parts += f"; {len(replaced) - 3} more" if len(replaced) > 3 else ""
+    parts = "; ".join(f"{path or 'root'}: {in_short(why)}" for path, why in own.replaced[:3])
+    parts += f"; {len(own.replaced) - 3} more" if len(own.replaced) > 3 else ""
     outcome = CERTIFIED if found.exact else FAILED
     return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
 
@@ -122,7 +117,7 @@ def _runs_softmax(part: nn.Module, path: str) -> bool:
     """Is a replaced module one that runs a softmax itself, or one inside such?"""
     assert isinstance(part, fx.GraphModule)
     homes = {
-        str(node.meta.get("module") or "")
+        module_of(node)
         for node in part.graph.nodes
         if node.op.startswith("call") and call_of(node, part, DEFAULT_RULES).op in SOFTMAX
     }

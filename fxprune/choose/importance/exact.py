@@ -26,7 +26,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, predictions_
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.errors import DataError
-from fxprune.graph.tensors import in_float64, like_weights_of
+from fxprune.graph.tensors import in_float64, like_weights
 from fxprune.result.files import write_whole
 
 __all__ = ["divergences", "kl_exact"]
@@ -142,7 +142,7 @@ class _Suffix(SoftMasked):
     def without(self, group: Group, elements: Sequence[int]) -> Any:
         """Run with one element removed in each repetition of the batch: [elements * b, ...]."""
         times, size = len(elements), self.given.size
-        like = like_weights_of(self.module)
+        like = like_weights(self.module)
         mask = torch.ones(times, int(np.prod(shape_of(group))), device=like.device, dtype=like.dtype)
         mask[torch.arange(times), torch.tensor(elements)] = 0
         mask = mask.repeat_interleave(size, 0).reshape(times * size, *shape_of(group))

@@ -24,7 +24,7 @@ from fxprune.choose.importance.exact import divergences
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
-from fxprune.graph.tensors import like_weights_of
+from fxprune.graph.tensors import like_weights
 
 __all__ = ["kl", "ones"]
 
@@ -128,7 +128,7 @@ def _squared_slopes(
 
 
 def ones(model: SoftMasked, groups: Sequence[Group], size: int) -> Masks:
-    like = like_weights_of(model.module)
+    like = like_weights(model.module)
     return {
         g: torch.ones(size, *shape_of(g), device=like.device, dtype=like.dtype, requires_grad=True)
         for g in groups

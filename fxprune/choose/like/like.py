@@ -24,7 +24,7 @@ from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.tensors import is_inside, like_weights_of
+from fxprune.graph.tensors import is_inside, like_weights
 from fxprune.passes.shrinking.fold_scales import constant_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.selection import Selection
@@ -109,7 +109,7 @@ def sibling_analysis(small: nn.Module, analysis: Analysis) -> Analysis:
 
 def _example_for(small: nn.Module, analysis: Analysis) -> Example:
     """Return the model's own example in the dtype and on the device of another one."""
-    like = like_weights_of(small)
+    like = like_weights(small)
     example = analysis.captured.example
     return example.map(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype))
 

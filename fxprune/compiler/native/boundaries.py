@@ -17,7 +17,7 @@ from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
 from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.structure import doubled_copy
 from fxprune.graph.example import Example
-from fxprune.graph.tensors import is_inside
+from fxprune.graph.tensors import is_inside, module_of
 from fxprune.result.own_code import Ref
 
 __all__ = ["Boundary", "Number", "Unknown", "boundaries_of"]
@@ -171,7 +171,7 @@ class _Values(Float64Interpreter):
             if not nodes:
                 return Unknown()
             found = self._ref(nodes)
-            outside = [n for n in nodes if not is_inside(str(n.meta.get("module") or ""), [call.path])]
+            outside = [n for n in nodes if not is_inside(module_of(n), [call.path])]
             alike[found.node] = tuple(dict.fromkeys(self._ref([n]).node for n in outside))
             return found
 
@@ -185,7 +185,7 @@ class _Values(Float64Interpreter):
             if not isinstance(value, Tensor):
                 return value
             nodes = self._alike(value)
-            own = [n for n in nodes if is_inside(str(n.meta.get("module") or ""), [path])]
+            own = [n for n in nodes if is_inside(module_of(n), [path])]
             return self._ref((own or nodes)[-1:]) if nodes else Unknown()
 
         return pytree.tree_map(last, value)

@@ -14,13 +14,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune.compiler.native.boundaries import Boundary, Number
 from fxprune.compiler.native.traits import Traits
+from fxprune.graph.nests import PLAIN, placed_leaves
 from fxprune.graph.tensors import get_or_create_submodule, named_tensors
 from fxprune.result.own_code import Part, Read, Ref
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["PartError", "cut", "part_at"]
 
-_PLAIN = (bool, int, float, str, type(None))
+_GIVEN = (Ref, Number, torch.dtype, torch.device)  # what a part may be given
 
 
 class PartError(Exception):
@@ -71,7 +72,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if type(value) is dict:
         return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return isinstance(value, (Ref, *_PLAIN))
+    return isinstance(value, (Ref, *PLAIN))
 
 
 def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple[str, tuple[Any, ...], str]]:
@@ -81,7 +82,7 @@ def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple
     except TypeError as error:
         raise PartError(f"its arguments don't fit its signature: {error}") from error
     for name, value in [*bound.arguments.items()][1:]:
-        for keys, leaf in _leaves(value, ()):
+        for keys, leaf in placed_leaves(value, _GIVEN):
             if isinstance(leaf, Ref):
                 nodes = [leaf.node, *call.alike.get(leaf.node, ())]
             elif isinstance(leaf, Number):
@@ -89,19 +90,6 @@ def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple
             else:
                 nodes = [node for node, values in traits.items() if {*values} == {leaf}]
             yield from ((name, keys, node) for node in dict.fromkeys(nodes))
-
-
-def _leaves(
-    value: Any, keys: tuple[Any, ...]
-) -> Iterator[tuple[tuple[Any, ...], Ref | Number | torch.dtype | torch.device]]:
-    if isinstance(value, (Ref, Number, torch.dtype, torch.device)):
-        yield keys, value
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _leaves(item, (*keys, i))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, (*keys, key))
 
 
 def _read_off(node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], traits: Traits) -> Read | None:

@@ -8,7 +8,7 @@ modules that it calls go on running their own code.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,13 @@ from fxprune.compiler.native.barred import barred_methods
 from fxprune.compiler.native.boundaries import Boundary, Number, Unknown
 from fxprune.compiler.native.parts import PartError
 from fxprune.compiler.native.traits import Traits
-from fxprune.graph.tensors import get_or_create_submodule, is_inside
-from fxprune.result.own_code import Call, Forward, Keys, Ref
+from fxprune.graph.nests import PLAIN, placed_leaves
+from fxprune.graph.tensors import get_or_create_submodule, is_inside, module_of
+from fxprune.result.own_code import Call, Forward, Ref
 from fxprune.result.own_forward import with_forward, without_forward
 from fxprune.rules.modules import native
 
 __all__ = ["forward_at", "replace_forward"]
-
-_PLAIN = (bool, int, float, str, type(None))
 
 
 def forward_at(
@@ -90,12 +89,14 @@ def _placed(instance: nn.Module, node: fx.Node, pruned: fx.GraphModule) -> None:
 
 def _call(call: Boundary, nodes: Mapping[str, fx.Node], traits: Traits) -> Call | None:
     """Spell a call in terms of the graph's nodes; None where it can't be."""
-    inside = [node for node in nodes.values() if is_inside(_home(node), [call.path])]
-    read = {n.name for node in inside for n in node.all_input_nodes if not is_inside(_home(n), [call.path])}
+    inside = [node for node in nodes.values() if is_inside(module_of(node), [call.path])]
+    read = {
+        n.name for node in inside for n in node.all_input_nodes if not is_inside(module_of(n), [call.path])
+    }
     results = tuple(
         (leaf.node, keys)
-        for keys, leaf in _leaves(call.result, ())
-        if leaf.node in nodes and is_inside(_home(nodes[leaf.node]), [call.path])
+        for keys, leaf in placed_leaves(call.result, Ref)
+        if leaf.node in nodes and is_inside(module_of(nodes[leaf.node]), [call.path])
     )
     if not results:
         return None
@@ -124,7 +125,7 @@ def _call(call: Boundary, nodes: Mapping[str, fx.Node], traits: Traits) -> Call 
             return type(value)(map(spelled, value))
         if type(value) is dict:
             return {key: spelled(item) for key, item in value.items()}
-        if isinstance(value, Unknown) or not isinstance(value, _PLAIN):
+        if isinstance(value, Unknown) or not isinstance(value, PLAIN):
             raise PartError(f"it is given a {type(value).__name__}")
         return value
 
@@ -132,21 +133,6 @@ def _call(call: Boundary, nodes: Mapping[str, fx.Node], traits: Traits) -> Call 
         return Call(call.path, spelled(call.args), spelled(call.kwargs), results)
     except PartError:
         return None
-
-
-def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Ref]]:
-    if isinstance(value, Ref):
-        yield keys, value
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _leaves(item, (*keys, i))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, (*keys, key))
-
-
-def _home(node: fx.Node) -> str:
-    return str(node.meta.get("module") or "")
 
 
 def _graph_with(calls: Iterable[Call], pruned: fx.GraphModule) -> fx.Graph:
@@ -191,7 +177,7 @@ def _drop_dead(graph: fx.Graph, called: Sequence[str], impure: Collection[fx.Nod
     """Remove what only the code of called modules needed; what that writes and guards as well."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        own = is_inside(_home(node), called)
+        own = is_inside(module_of(node), called)
         if node in live or node.op in ("placeholder", "output") or (node in impure and not own):
             live.update([node], node.all_input_nodes)
     for node in reversed(graph.nodes):
@@ -206,6 +192,6 @@ def _leaves_nothing(calls: Sequence[Call], pruned: fx.GraphModule) -> bool:
     except (KeyError, RuntimeError):
         return False
     return not any(
-        node.op.startswith("call") and is_inside(_home(node), [call.path for call in calls])
+        node.op.startswith("call") and is_inside(module_of(node), [call.path for call in calls])
         for node in graph.nodes
     )

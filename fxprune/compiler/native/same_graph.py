@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.compiler.native.size_expressions import SizeReader, same_size, value_of
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard, split_by_sizes
-from fxprune.graph.tensors import tensor_at
+from fxprune.graph.tensors import module_of, tensor_at
 
 __all__ = ["Difference", "differences"]
 
@@ -63,10 +63,10 @@ def differences(
     kept = {node.name for node in pruned.graph.nodes}
     for a, b in zip(before, after, strict=True):
         if not _same_operation(a, b) or [there[n.name] for n in a.all_input_nodes] != b.all_input_nodes:
-            yield Difference(_module_of(b))
+            yield Difference(module_of(b))
             return
         if a.name not in kept and b.is_impure() and not is_guard(b):
-            yield Difference(_module_of(b))
+            yield Difference(module_of(b))
     live, reader = _live(pruned.graph), SizeReader(there)
     for node in pruned.graph.nodes:
         if node not in live or reader.is_size(node):
@@ -74,7 +74,7 @@ def differences(
         if node.name in there:
             yield from _Pair(node, there[node.name], reader, pruned, own).differences()
         else:
-            yield Difference(_module_of(node))
+            yield Difference(module_of(node))
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
@@ -88,11 +88,7 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 def _first_other(before: list[fx.Node], after: list[fx.Node]) -> Difference:
     pairs = zip(before, after, strict=False)
-    return Difference(next((_module_of(b) for a, b in pairs if not _same_operation(a, b)), ""))
-
-
-def _module_of(node: fx.Node) -> str:
-    return str(node.meta.get("module") or "")
+    return Difference(next((module_of(b) for a, b in pairs if not _same_operation(a, b)), ""))
 
 
 def _same_operation(a: fx.Node, b: fx.Node) -> bool:
@@ -139,7 +135,7 @@ class _Pair:
         return same and [part.shape[dim] for part in parts] == [*sizes]  # type: ignore[misc]
 
     def _other(self, got: Any = None, wanted: Any = None) -> Difference:
-        return Difference(_module_of(self.own), got, wanted)
+        return Difference(module_of(self.own), got, wanted)
 
     def _same_holding(self) -> bool:
         own, pruned = self.modules

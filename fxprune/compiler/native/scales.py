@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import fx
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.graph.tensors import module_of
 from fxprune.passes.shrinking.fold_scales import can_fold, constant_of
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
@@ -44,7 +45,7 @@ def computed_scales(
     found = {}
     axes = {node.name: dims for node, values in analysis.axes.items() for dims in values[:1]}
     for node in pruned.graph.nodes:
-        where = str(node.meta.get("module") or "")
+        where = module_of(node)
         if not node.op.startswith("call") or not any(f"{where}.".startswith(f"{m}.") for m in modules):
             continue
         constant = constant_of(call_of(node, pruned, DEFAULT_RULES))

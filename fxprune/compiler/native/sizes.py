@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.graph.tensors import module_of
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.registry import Axes
@@ -58,7 +59,7 @@ class Sizes:
 def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) -> dict[str, Sizes]:
     """Find the sizes of the axes that each module's weights and values carry."""
     weights = [(name.rpartition(".")[0], own) for name, own in analysis.weights.items()]
-    values = [(str(n.meta.get("module") or ""), own) for n, all_of in analysis.axes.items() for own in all_of]
+    values = [(module_of(n), own) for n, all_of in analysis.axes.items() for own in all_of]
     inputs = [own for n, all_of in analysis.axes.items() if n.op == "placeholder" for own in all_of]
     given = frozenset(axis.size for own in inputs for axis in own)
     of_weights, of_all = _depths(weights), _depths([*weights, *values])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fxprune.errors import FileError
 from fxprune.graph.example import Example
+from fxprune.graph.nests import PLAIN
 from fxprune.result.json_types import Call, json_list, json_object
 
 __all__ = ["example_from", "example_record"]
@@ -33,7 +34,7 @@ def _written(value: object) -> object:
         return {type(value).__name__: [_written(v) for v in value]}
     if isinstance(value, dict):
         return {"dict": {str(k): _written(v) for k, v in value.items()}}
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if isinstance(value, PLAIN):
         return value
     raise FileError(f"the example call has an argument of type {type(value).__name__}, which can't be saved")
 

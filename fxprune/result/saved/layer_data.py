@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import FileError
+from fxprune.graph.nests import PLAIN
 from fxprune.result.fingerprint import settings_digest
 from fxprune.result.json_types import json_object
 from fxprune.result.layers import called_layers, replaced_layers
@@ -32,7 +33,6 @@ CLASSES = (
     *("AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d"),
     *("AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "ZeroPad2d"),
 )
-PLAIN = (bool, int, float, str, type(None))
 
 
 def replaced_data(pruned: PrunedModule) -> dict[str, object]:

@@ -235,14 +235,7 @@ def report(
 
 def _replaced(pruned: nn.Module) -> tuple[tuple[str, str], ...]:
     own = record_of(pruned).own
-    if own is None:
-        return ()
-    forward = (
-        [(f"{path}.forward".lstrip("."), own.forward.why) for path in own.forward.opened]
-        if own.forward
-        else []
-    )
-    return (*((part.path, part.why) for part in own.parts), *forward)
+    return own.replaced if own else ()
 
 
 # ---------------------------------------------------------------- figures and tables as text
