@@ -1,41 +1,35 @@
 """Autograd functions: the graph shows what they compute, and calls them for their own derivative.
 
 `y = Round.apply(x)` becomes `like = x.round(); y = AutogradFunction(Round)(x, like=like)`.  Axes follow
-`like`; the call is what runs, and what a pruned model keeps.
+`like`; the call is what runs, and what a pruned model keeps.  Where a graph can't hold the call, its result
+is `ForwardOnly`, unless the derivative of the forward is the function's own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils import _pytree as pytree
 
+from fxprune.capture.modes.follow import FOLLOWS_EVAL
 from fxprune.graph.copies import own, structural_copy
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.own_nodes import AutogradFunction
-from fxprune.graph.process_lock import this_thread_only
-from fxprune.graph.tensors import floats_of, is_float
+from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, ModeValue
+from fxprune.graph.tensors import cuda_devices_of, floats_of, is_float
 from fxprune.graph.values import called_with
 from fxprune.rules.calls import call_of
 from fxprune.rules.elementwise import ELEMENTWISE
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = [
-    "OTHER_DERIVATIVE",
-    "derivative_notes",
-    "keep_elementwise_functions",
-    "traced_apply",
-    "traced_functions",
-]
+__all__ = ["forward_of", "keep_derivatives", "traced_apply"]
 
 _ITSELF = {"view_as", "reshape_as", "expand_as"}
-OTHER_DERIVATIVE = "training follows another derivative"
 
 
 def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,25 +39,28 @@ def traced_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
         tracer: Any = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
         if tracer is None:
             return apply.__get__(None, function)(*args)
+        given = [a.node for a in args if isinstance(a, fx.Proxy)]
         with tracer.within_function():
-            like = _forward(function, *args)
-        if not isinstance(like, fx.Proxy):
-            for made in like if isinstance(like, (tuple, list)) else ():
-                if isinstance(made, fx.Proxy):
-                    made.node.meta["traced_forward"] = function.__name__
-            return like
-        try:
-            tracer.create_arg(args)
-        except NotImplementedError:  # it is given what no graph can hold: a function, as checkpoints are
-            like.node.meta["traced_forward"] = function.__name__
-            return like
-        name = tracer.add_helper_module(AutogradFunction(function))
-        return tracer.create_proxy("call_module", name, args, {"like": like})
+            like = forward_of(function, *args)
+
+        def forward_only(value: Any) -> Any:
+            name = tracer.add_helper_module(ForwardOnly(function.__name__))
+            return tracer.create_proxy("call_module", name, (value,), {})
+
+        written = given != [a.node for a in args if isinstance(a, fx.Proxy)]  # it writes to what it is given
+        if isinstance(like, fx.Proxy) and not written:
+            try:
+                tracer.create_arg(args)
+            except NotImplementedError:  # it is given what no graph can hold: a function, as checkpoints are
+                return forward_only(like)
+            name = tracer.add_helper_module(AutogradFunction(function))
+            return tracer.create_proxy("call_module", name, args, {"like": like})
+        return pytree.tree_map_only(fx.Proxy, forward_only, like)
 
     return traced
 
 
-def _forward(function: Any, *args: Any) -> Any:
+def forward_of(function: Any, *args: Any) -> Any:
     """Return the forward alone, which `apply` would run without gradients."""
     if function.setup_context is not _SingleLevelFunction.setup_context:
         return function.forward(*args)
@@ -72,81 +69,109 @@ def _forward(function: Any, *args: Any) -> Any:
     return function.forward(types.SimpleNamespace(**ignored, needs_input_grad=(True,) * len(args)), *args)
 
 
-@contextlib.contextmanager
-def traced_functions(names: dict[str, None]) -> Iterator[None]:
-    """Trace autograd functions as their forwards meanwhile; yields the names of those that are applied."""
-    apply = vars(torch.autograd.Function)["apply"]
-    exporting_here = this_thread_only()
-
-    def traced(function: Any, *args: Any) -> Any:
-        if not exporting_here():
-            return apply.__get__(None, function)(*args)
-        if not function.__name__.startswith("GeneratedBackwardFor_"):  # a custom op: called in the graph
-            names[function.__name__] = None
-        with _without_no_grad():
-            return _forward(function, *args)
-
-    torch.autograd.Function.apply = classmethod(traced)
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = apply
-
-
-@contextlib.contextmanager
-def _without_no_grad() -> Iterator[None]:
-    """Ignore a forward's own `no_grad` (a checkpoint has one): it never records gradients anyway."""
-    enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
-    here = this_thread_only()
-    torch.no_grad.__enter__ = lambda self: None if here() else enter(self)  # type: ignore[method-assign]
-    torch.no_grad.__exit__ = lambda self, *e: None if here() else leave(self, *e)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
-
-
-def keep_elementwise_functions(graph: fx.Graph, root: nn.Module) -> list[str]:
+def keep_derivatives(
+    model: nn.Module, module: fx.GraphModule, example: Example, notes: Collection[str]
+) -> list[str]:
     """Leave the calls of elementwise functions; others become what they compute.  Returns notes on those.
 
     A slice of an elementwise function's result is its result on the slices, whatever its code looks like.
+    The others' results stay `ForwardOnly` where a derivative of the graph is not the model's.
     """
-    lost = {node.meta["traced_forward"]: None for node in graph.nodes if "traced_forward" in node.meta}
-    for node in list(graph.nodes):
-        if node.op != "call_module" or "like" not in node.kwargs:
-            continue
-        module = root.get_submodule(str(node.target))
-        if isinstance(module, AutogradFunction) and not _is_elementwise(node, root):
-            lost[module.function.__name__] = None
-            node.replace_all_uses_with(node.kwargs["like"])
+    graph = module.graph
+    for node in [n for n in graph.nodes if n.op == "call_module" and "like" in n.kwargs]:
+        call = module.get_submodule(str(node.target))
+        if isinstance(call, AutogradFunction) and not _is_elementwise(node, module):
+            _make_forward_only(module, node, call.function.__name__)
+    lost = [n for n in graph.nodes if n.op == "call_module" and _is_forward_only(module, n)]
+    names = dict.fromkeys(str(module.get_submodule(str(n.target)).function) for n in lost)
+    module.recompile()
+    if lost and _derivatives_are_alike(model, module, example, notes):
+        for node in lost:
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        _drop_unused(module)
+        return [f"the derivative of {name} is that of its forward" for name in names]
+    _drop_unused(module)
     return [
-        f"the derivative of {name} is that of its forward, as for what is not elementwise" for name in lost
+        f"the graph does not hold the derivative of {name}: it can't be trained through" for name in names
     ]
 
 
-def derivative_notes(model: nn.Module, graph: fx.GraphModule, example: Example, lost: bool) -> list[str]:
-    """Note where a graph has another derivative than its model, of the weights or of the inputs.
+def _make_forward_only(module: fx.GraphModule, node: fx.Node, name: str) -> None:
+    """Replace a call by what it computes, whose derivative is another."""
+    path = f"{node.target}_forward"
+    module.add_submodule(path, ForwardOnly(name))
+    with module.graph.inserting_before(node):
+        only = module.graph.call_module(path, (node.kwargs["like"],))
+    only.meta = dict(node.meta)
+    node.replace_all_uses_with(only)
+    module.graph.erase_node(node)
 
-    lost: the graph lacks a function that has a derivative of its own; otherwise nothing is looked at.
+
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Drop our own modules that the graph no longer calls."""
+    used = {node.target for node in module.graph.nodes if node.op == "call_module"}
+    for path, held in list(module.named_modules()):
+        if isinstance(held, (AutogradFunction, ForwardOnly)) and path not in used:
+            module.delete_submodule(path)
+    module.recompile()
+
+
+def _is_forward_only(module: nn.Module, node: fx.Node) -> bool:
+    return isinstance(module.get_submodule(str(node.target)), ForwardOnly)
+
+
+def _derivatives_are_alike(
+    model: nn.Module, graph: nn.Module, example: Example, notes: Collection[str]
+) -> bool:
+    """Are the derivatives of weights and inputs the model's: with its own weights, with others, in each mode?
+
+    A layer scale of zeros hides what it scales.  In train mode nothing is said of a graph that does not
+    follow it.
     """
-    if not lost:
-        return []
     noise = seeded_noise(example, model)
+    modes = (False,) if any(note.startswith(FOLLOWS_EVAL) for note in notes) else (False, True)
     try:
-        same = _alike(_derivatives(model, noise), _derivatives(graph, noise))
+        for training in modes:
+            for weights in (own, _Other()):
+                a, b = (_derivatives(module, noise, weights, training) for module in (model, graph))
+                if not _alike(a, b):
+                    return False
     except Exception:  # whatever the model's code raises, or a model without values
-        same = False
-    return [] if same else [f"{OTHER_DERIVATIVE} than the model's own autograd functions have"]
+        return False
+    return True
 
 
-def _derivatives(module: nn.Module, noise: Example) -> dict[str, Tensor | None]:
-    called = structural_copy(module, own)
-    called.eval()
+class _Other:
+    """Gives a copy other weights, the same ones for the same tensor."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._given: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+            return own(tensor)
+        if id(tensor) not in self._given:
+            noise = torch.randn(tensor.shape, generator=self._generator).to(tensor)
+            scale = 0.5 * max(1, tensor[0].numel() if tensor.ndim > 1 else 1) ** -0.5
+            self._given[id(tensor)] = tensor, noise * scale + (tensor.ndim < 2)
+        return nn.Parameter(self._given[id(tensor)][1].clone(), requires_grad=tensor.requires_grad)
+
+
+def _derivatives(
+    module: nn.Module, noise: Example, weights: Callable[[Tensor], Tensor], training: bool
+) -> dict[str, Tensor | None]:
+    called = structural_copy(module, weights)
+    called.train(training)
     given = noise.map(lambda t: t.clone().requires_grad_() if is_float(t) else t.clone())
-    outputs = floats_of(called_with(called, given))
-    weighed = [(out * torch.arange(out.numel()).cos().view(out.shape).to(out)).abs().sum() for out in outputs]
-    torch.stack([w for w in weighed if w.requires_grad]).sum().backward()
+    with torch.enable_grad(), torch.random.fork_rng(devices=cuda_devices_of(module)):
+        torch.manual_seed(0)
+        outputs = floats_of(called_with(called, given))
+        weighed = [
+            (out * torch.arange(out.numel()).cos().view(out.shape).to(out)).abs().sum() for out in outputs
+        ]
+        torch.stack([w for w in weighed if w.requires_grad]).sum().backward()
     of_inputs = {f"input {i}": t.grad for i, t in enumerate(floats_of([given.args, given.kwargs]))}
     return of_inputs | {name: p.grad for name, p in called.named_parameters()}
 
@@ -155,17 +180,28 @@ def _alike(a: dict[str, Tensor | None], b: dict[str, Tensor | None]) -> bool:
     """Are the derivatives by which both can be trained equal, up to rounding?"""
     for name in a.keys() & b.keys():
         x, y = (torch.zeros(()) if g is None else g.detach().to_dense() for g in (a[name], b[name]))
-        scale = max(float(x.abs().max()), float(y.abs().max())) if x.numel() and y.numel() else 0.0
-        if scale and float((x - y).abs().max()) > 10 * torch.finfo(x.dtype).eps ** 0.5 * scale:
+        x, y = torch.broadcast_tensors(x, y)
+        if bool((x.isnan() != y.isnan()).any()):
+            return False
+        x, y = x.nan_to_num(), y.nan_to_num()
+        scale = max(float(x.abs().max()), float(y.abs().max())) if x.numel() else 0.0
+        if float((x - y).abs().max() if x.numel() else 0) > 10 * torch.finfo(x.dtype).eps ** 0.5 * scale:
             return False
     return True
 
 
+def _is_number(node: object, root: nn.Module) -> bool:
+    """Is it a number that follows the mode?"""
+    called = isinstance(node, fx.Node) and node.op == "call_module"
+    return called and isinstance(root.get_submodule(str(node.target)), ModeValue)  # type: ignore[attr-defined]
+
+
 def _is_elementwise(node: fx.Node, root: nn.Module) -> bool:
-    given, front = set(node.all_input_nodes) - {node.kwargs["like"]}, [node.kwargs["like"]]
+    given = {argument for argument in node.args if isinstance(argument, fx.Node)}
+    front = [node.kwargs["like"]]
     while front:
         inner = front.pop()
-        if inner in given:
+        if inner in given or _is_number(inner, root):
             continue
         if not isinstance(inner, fx.Node) or inner.op not in ("call_function", "call_method"):
             return False

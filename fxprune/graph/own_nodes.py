@@ -26,10 +26,20 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
 from fxprune.errors import InputArgumentError, InputSizeError, shown
+from fxprune.graph.forward_only import ForwardOnly as ForwardOnly
 
 __all__ = [
     *("guard_argument", "guard_size", "guard_tensor", "layout_of_argument"),
-    *("AutogradFunction", "ModeValue", "_getitem", "guard", "guard_branch", "is_guard", "one_node"),
+    *(
+        "AutogradFunction",
+        "ForwardOnly",
+        "ModeValue",
+        "_getitem",
+        "guard",
+        "guard_branch",
+        "is_guard",
+        "one_node",
+    ),
     *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
 ]
 

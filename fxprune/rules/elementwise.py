@@ -167,6 +167,9 @@ def autograd_function_axes(*args: object, like: Typed) -> Flow:
     return Flow(like.axes)
 
 
+alike("ForwardOnly")
+
+
 @rule("frexp")
 def frexp_axes(input: Typed) -> Flow:
     """... -> ..., ..."""

@@ -9,6 +9,7 @@ from fxprune.passes.shrinking.steps.describe_layers import describe_layers
 from fxprune.passes.shrinking.steps.draft import Draft, copied
 from fxprune.passes.shrinking.steps.hide_forwards import hide_forwards
 from fxprune.passes.shrinking.steps.pin_sizes import pin_sizes
+from fxprune.passes.shrinking.steps.refuse_training import refuse_training
 from fxprune.passes.shrinking.steps.respell import respell
 from fxprune.passes.shrinking.steps.select_results import select_results
 from fxprune.passes.shrinking.steps.slice_weights import sliced
@@ -33,6 +34,7 @@ def shrink(analysis: Analysis, *, selection: Selection, original: nn.Module) -> 
     select_results(draft)
     describe_layers(draft)
     hide_forwards(draft)
+    refuse_training(draft)
     graph.lint()
     pruned = PrunedModule(root, graph, type(original).__name__)
     pruned.restore(

@@ -204,6 +204,7 @@ def elementwise_cases(case: Cases) -> None:
         case(name, lambda a, name=name: getattr(aten, name).default(a), (4, 6))
     case("identity", StillIdentity(), (4, 6))
     case("AutogradFunction", lambda a, b: Scaled.apply(a, b), (4, 6), (6,))
+    case("ForwardOnly", lambda a: Pair.apply(a)[1], (4, 6), captures=BOTH)
     case("zeros_like", torch.zeros_like, (4, 6))
     case("ones_like", torch.ones_like, (4, 6), captures=BOTH)
     case("full_like", lambda a: torch.full_like(a, 2.0), (4, 6))
@@ -251,6 +252,14 @@ class Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         return a * b.sigmoid()
+
+
+class Pair(torch.autograd.Function):
+    """Of two results, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
+        return a * 2, a.sigmoid()
 
 
 class StillIdentity(nn.Identity):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments
-from fxprune.capture.autograd_functions import derivative_notes, traced_functions
+from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
     after_a_call,
@@ -24,8 +24,9 @@ from fxprune.capture.call_state import (
     refuse_difference,
     refuse_history,
 )
+from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph
-from fxprune.capture.exported.program import export_again, export_program
+from fxprune.capture.exported.program import Exported, export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
@@ -33,6 +34,7 @@ from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
+from fxprune.graph.own_nodes import ForwardOnly
 from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
@@ -61,38 +63,40 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             called.eval()
             called(*example.args, **example.kwargs)
     for path, module in model.named_modules():
-        if follows_mode(module) or _is_norm_with_modes(module):
+        if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
             module.forward = _marked_forward(path)
-    functions: dict[str, None] = {}
-    with traced_functions(functions):
+    functions = Functions()
+    with functions.traced():
         set_mode(model, False)
         asked: dict[str, None] = {}
         with noticed_gradient_questions(asked):
             exported = export_program(model, example)
-        graph = _plain(model, exported.program)
+        graph = _plain(model, exported.program, functions)
+
+        def again(gradients_of_inputs: bool = False) -> Exported:
+            with functions.hidden(model):
+                return export_again(model, exported, gradients_of_inputs)
+
         with after_a_call(model, exported.example) as (changed, numbers):
             if numbers:
-                again = _plain(model, export_again(model, exported).program)
-                refuse_difference(graph, again, other_second_call(changed))
+                second = _plain(model, again().program, functions)
+                refuse_difference(graph, second, other_second_call(changed))
         for gradients in GRADIENTS[1:] if asked else ():
             with torch.set_grad_enabled(gradients != "off"):
-                other = export_again(model, exported, gradients_of_inputs=gradients == "of inputs")
-            refuse_difference(graph, _plain(model, other.program), other_without_gradients(asked))
+                other = again(gradients_of_inputs=gradients == "of inputs")
+            refuse_difference(graph, _plain(model, other.program, functions), other_without_gradients(asked))
         notes = [FIXED_BATCH] if exported.fixed_batch else []
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
         def trace_training(keep_eval: Collection[type]) -> fx.Graph:
             set_mode(model, True, keep_eval)
-            again = export_again(model, exported)
-            plain = _plain(model, again.program)
+            trained = again()
+            plain = _plain(model, trained.program, functions)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
-            guard_sizes(plain, again.relied.beyond(own))
+            guard_sizes(plain, trained.relied.beyond(own))
             return plain
 
         notes += follow_modes(graph, trace_training, model)
-    notes += [
-        f"the derivative of {name} is that of its forward: torch.export decomposes it" for name in functions
-    ]
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
@@ -101,8 +105,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     guard_sizes(graph, exported.relied)
     guard_arguments(graph, model, taken, numbers=False)
     module = fx.GraphModule(model, graph, type(model).__name__)
+    notes += keep_derivatives(model, module, taken, notes)
     refuse_history(model, module, taken, changed)
-    notes += derivative_notes(model, module, taken, bool(functions))
     return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))
 
 
@@ -119,11 +123,12 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _plain(model: nn.Module, program: torch.export.ExportedProgram) -> fx.Graph:
+def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: Functions) -> fx.Graph:
     """Return the graph of a program; what its code writes in place is a value."""
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
     graph = _plain_graph(program, model)
+    functions.call_in(graph, model)
     _refuse_writes_through_dropouts(graph, model)
     return graph
 
@@ -131,7 +136,7 @@ def _plain(model: nn.Module, program: torch.export.ExportedProgram) -> fx.Graph:
 def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
     """Refuse `y = drop(x); y += 1` where x is read again: in eval mode both are one tensor, in train two."""
     before = hidden_writes(graph, model)
-    dropouts = [n for n in graph.nodes if n.op == "call_module"]
+    dropouts = [n for n in graph.nodes if n.op == "call_module" and "maybe_itself" not in n.meta]
     for node in dropouts:
         node.meta["maybe_itself"] = not _is_norm_with_modes(model.get_submodule(str(node.target)))
     for node in hidden_writes(graph, model):

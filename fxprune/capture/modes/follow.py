@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable
 
 from torch import fx, nn
 
-from fxprune.capture.autograd_functions import OTHER_DERIVATIVE
 from fxprune.capture.modes.merge import difference, merge_modes
 from fxprune.graph.training_mode import follows_mode, reads_mode
 from fxprune.graph.writes import written_state
@@ -76,7 +75,7 @@ def follow_modes(
 
 def of_training(notes: Iterable[str]) -> tuple[str, ...]:
     """Select what notes say of train mode: what the model does there and its graph does not."""
-    return tuple(note for note in notes if note.startswith((FOLLOWS_EVAL, LEFT_OUT, OTHER_DERIVATIVE)))
+    return tuple(note for note in notes if note.startswith((FOLLOWS_EVAL, LEFT_OUT)))
 
 
 def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | None:

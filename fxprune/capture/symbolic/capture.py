@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from fxprune.capture.arguments import guard_arguments
-from fxprune.capture.autograd_functions import derivative_notes, keep_elementwise_functions
+from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
     Gradients,
@@ -97,12 +97,11 @@ def capture_symbolic(
         )
 
     notes = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
-    lost = keep_elementwise_functions(graph, model)
     set_mode(model, False)
     guard_arguments(graph, model, example, numbers=True)
     module = fx.GraphModule(model, graph, type(model).__name__)
+    notes += keep_derivatives(model, module, example, notes)
     refuse_history(model, module, example, changed)
-    notes += lost + derivative_notes(model, module, example, bool(lost))
     return Captured(module, example, "symbolic", notes=tuple(notes))
 
 

@@ -24,7 +24,7 @@ from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import AutogradFunction, guard_branch, written
+from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, guard_branch, written
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
@@ -365,21 +365,27 @@ class Tracer(fx.Tracer):
         return self.write(data.root, kept)
 
     def add_helper_module(self, module: nn.Module) -> str:
-        """Add to the root a module that its code does not name; the n-th of every trace has the same name."""
+        """Add to the root a module that its code does not name.
+
+        The n-th of every trace has the same name, if it is alike: the traces of two modes share a root.
+        """
         name = f"_traced_{len(self._helpers)}"
+        while name in self._helpers_before and not _alike(self._helpers_before[name], module):
+            name += "_"
         self._helpers[name] = module
         return name
 
     @contextlib.contextmanager
     def _without_helpers(self, root: nn.Module) -> Iterator[None]:
         """Keep helpers out of a root while its code runs, which may go through its children one by one."""
-        before = {n: m for n, m in root._modules.items() if isinstance(m, AutogradFunction)}
+        before = {n: m for n, m in root._modules.items() if n.startswith("_traced_") and m is not None}
+        self._helpers_before = before
         for name in before:
             del root._modules[name]
         try:
             yield
         finally:
-            root._modules.update({**before, **self._helpers})
+            root._modules.update({**self._helpers, **before})
 
     @contextlib.contextmanager
     def within_function(self) -> Iterator[None]:
@@ -402,6 +408,12 @@ class Tracer(fx.Tracer):
         if not self.grad_enabled():
             node.meta["no_grad"] = True
         return node
+
+
+def _alike(a: nn.Module, b: nn.Module) -> bool:
+    """Do two modules without weights do the same?"""
+    functions = [m.function if isinstance(m, (AutogradFunction, ForwardOnly)) else None for m in (a, b)]
+    return type(a) is type(b) and repr(a) == repr(b) and functions[0] == functions[1]
 
 
 def _may_pass_on(leaf: nn.Module) -> bool:
