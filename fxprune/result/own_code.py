@@ -159,12 +159,14 @@ class OwnCode:
     parts: modules that their part of the graph replaces.
     forward: what stands for the code of the root, where that can't hold the sizes.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
+    untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """
 
     edits: tuple[Edit, ...] = ()
     parts: tuple[Part, ...] = ()
     unsaid: str = ""
     forward: Forward | None = None
+    untrained: str = ""
 
     @property
     def is_graph(self) -> bool:

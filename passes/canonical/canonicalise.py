@@ -14,6 +14,7 @@ from fxprune.passes.canonical.follow_input import follow_input
 from fxprune.passes.canonical.lift_modules import lift_modules
 from fxprune.passes.canonical.pack_varargs import pack_varargs
 from fxprune.passes.canonical.remove_noise import remove_noise
+from fxprune.passes.canonical.sizes_of_whole import sizes_of_whole
 from fxprune.passes.canonical.split_fused import split_fused
 from fxprune.passes.canonical.stop_gradients import stop_gradients
 from fxprune.passes.canonical.sums_to_means import sums_to_means
@@ -51,6 +52,7 @@ def _passes(captured: Captured, source: nn.Module) -> list[Pass]:
         Pass("propagate_values", values),
         Pass("stop_gradients", stop_gradients),
         Pass("pack_varargs", pack_varargs),
+        Pass("sizes_of_whole", sizes_of_whole),
         *(split if captured.split_qkv else ()),
         Pass("follow_input", follow_input),
         Pass("explicit_scale", explicit_scale),

@@ -48,3 +48,22 @@ def test_labels_hidden_states_and_checkpointing_are_the_librarys() -> None:
     pruned.gradient_checkpointing_enable()
     pruned.train()(IMAGES).logits.sum().backward()
     assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_a_pair_of_an_encoder_and_a_decoder_comes_back_of_its_own_configuration(tmp_path: Path) -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    ffn = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40}
+    config = BartConfig(vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, **heads, **ffn)
+    model = BartForConditionalGeneration(config).eval()
+    words = torch.arange(3, 15).reshape(2, 6)
+    given = {"input_ids": words, "decoder_input_ids": words[:, :4], "use_cache": False}
+    pruned = fxprune.prune(model, 0.5, example_kwargs=given, outputs="logits", form="module")
+    assert (pruned.config.d_model, pruned.config.decoder_attention_heads) == (16, 2)
+    assert fxprune.verify(model, pruned) < 1e-8
+    pruned.save_pretrained(tmp_path)
+    loaded = type(model)(type(model.config).from_pretrained(tmp_path)).eval()
+    loaded.load_state_dict(pruned.state_dict())
+    cached, plain = (pruned.generate(words, max_new_tokens=4, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain) and torch.equal(loaded.generate(words, max_new_tokens=4), plain)

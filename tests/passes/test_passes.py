@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from fxprune.passes.canonical.follow_input import follow_input
 from fxprune.passes.canonical.lift_modules import lift_modules
 from fxprune.passes.canonical.pack_varargs import pack_varargs
 from fxprune.passes.canonical.remove_noise import remove_noise
+from fxprune.passes.canonical.sizes_of_whole import sizes_of_whole
 from fxprune.passes.canonical.sums_to_means import sums_to_means
 from fxprune.passes.shrinking.rename import rename
 from fxprune.passes.shrinking.shrink import shrink
@@ -41,6 +43,7 @@ Pass = Callable[[fx.GraphModule], fx.GraphModule]
 PASSES: dict[str, Pass] = {
     "remove_noise": remove_noise,
     "pack_varargs": pack_varargs,
+    "sizes_of_whole": sizes_of_whole,
     "follow_input": follow_input,
     "explicit_scale": explicit_scale,
     "explicit_squeeze": explicit_squeeze,
@@ -573,6 +576,67 @@ def test_packed_sizes_stay() -> None:
     module = traced(lambda x: x.view((4, 30)).view(torch.int32), x)
     before = str(module.graph)
     assert str(applied(pack_varargs, module, x).graph) == before
+
+
+# ---------------------------------------------------------------- sizes_of_whole
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.new_ones(x[:, :, -1].shape),
+        lambda x: x.new_ones(x[:, :, 0].size()),
+        lambda x: x.new_ones(x[:, 0, -1].size(-1), x[:, :, -1].size(1)),
+        lambda x: x.new_ones(x[:, :, -1].shape[-1], 2),
+    ],
+)
+def test_a_part_that_is_asked_for_its_shape_alone_is_not_taken(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 5)
+    module = applied(sizes_of_whole, traced(function, x), x)
+    indexed = [n for n in module.graph.nodes if n.target is operator.getitem]
+    assert not any(isinstance(n.meta["val"], Tensor) for n in indexed)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (lambda y: y + y.shape[0])(x[:, :, -1]),
+        lambda x: x.new_ones(x[:, :, 3].shape),
+        lambda x: x.new_ones(x[:, -1].shape),
+        lambda x: x.new_ones(x[:, 1:, -1].shape),
+        lambda x: x.new_ones(x[..., -1].shape),
+    ],
+)
+def test_a_part_whose_values_count_or_whose_shape_is_another_stays(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    x = torch.randn(4, 6, 5)
+    module = traced(function, x)
+    before = str(module.graph)
+    assert str(applied(sizes_of_whole, module, x).graph) == before
+
+
+class AsksTheLast(nn.Module):
+    """Hands one channel on, of which only the shape is asked (positions of words)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 16), nn.Embedding(9, 16)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.words(x)
+        one = x[:, :, -1]
+        places = torch.arange(one.shape[:2][1]).expand(one.size(0), -1)
+        return self.head(self.norm(x + self.places(places)))
+
+
+def test_a_channel_whose_shape_alone_is_asked_is_no_reason_to_stay() -> None:
+    model, x = randomise(AsksTheLast().eval()), torch.arange(14).reshape(2, 7)
+    for form in ("graph", "module"):
+        pruned = fxprune.prune(model, 0.5, example_inputs=x, capture="symbolic", form=form)
+        assert pruned.words.weight.shape == (20, 8)
+        assert fxprune.verify(model, pruned, example_inputs=x[:1, :4]) < 1e-8
 
 
 # ---------------------------------------------------------------- stop_gradients

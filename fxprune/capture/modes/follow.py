@@ -14,7 +14,7 @@ from fxprune.graph.training_mode import follows_mode, reads_mode
 from fxprune.graph.writes import written_state
 from fxprune.rules.modules import native
 
-__all__ = ["FOLLOWS_EVAL", "follow_modes", "of_training", "set_mode"]
+__all__ = ["FOLLOWS_EVAL", "branches_on_mode", "follow_modes", "of_training", "set_mode"]
 
 
 def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ()) -> None:
@@ -46,7 +46,7 @@ def follow_modes(
     other code in train mode, its class keeps to eval mode, and the others are tried again.  `kept` names the
     attributes that train mode alone sets.
     """
-    follow = list(dict.fromkeys(type(m) for m in root.modules() if _branches_on_mode(m)))
+    follow = list(dict.fromkeys(type(m) for m in root.modules() if branches_on_mode(m)))
     if not follow:
         return []
     apart: list[type] = []
@@ -87,7 +87,7 @@ def _nearest(path: str, classes: Collection[type], root: nn.Module) -> type | No
     return type(root.get_submodule(path))
 
 
-def _branches_on_mode(module: nn.Module) -> bool:
+def branches_on_mode(module: nn.Module) -> bool:
     """Return whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
     held = isinstance(module, nn.modules.batchnorm._NormBase) or native(module) is not None
     return not held and not follows_mode(module) and reads_mode(module)

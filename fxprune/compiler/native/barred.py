@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["barred_methods"]
+__all__ = ["barred_methods", "names_of_forward"]
 
 
 def barred_methods(module: nn.Module) -> Iterator[str]:
@@ -33,6 +33,13 @@ def barred_methods(module: nn.Module) -> Iterator[str]:
         shared = own & functions if method.__module__ == forward.__module__ else own & functions & {*methods}
         if name in functions or shared or len(own & held) > 1:
             yield name
+
+
+def names_of_forward(module: nn.Module) -> set[str]:
+    """Return what a module's `forward` refers to, and the methods that it names."""
+    methods = dict(_methods(type(module)))
+    forward = methods.get("forward")
+    return {name for code in _codes(forward, methods) for name in code.co_names} if forward else set()
 
 
 def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:

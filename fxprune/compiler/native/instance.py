@@ -13,7 +13,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
-from fxprune.errors import FileError
+from fxprune.errors import FileError, UnsupportedModuleError
 from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
@@ -49,11 +49,22 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     attach(instance, pruned, shared=shared or not own.is_whole)
     if own.unsaid:
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
+    if own.untrained:
+        instance.register_forward_pre_hook(partial(_refuse_to_train, own.untrained))
 
 
 def _refuse_to_save(why: str, *args: Any, **kwargs: Any) -> None:
     """Raise FileError: what its library would save builds another function."""
     raise FileError(f"{why}: its library would build another model from what it saved; use fxprune.save")
+
+
+def _refuse_to_train(why: str, instance: nn.Module, args: object) -> None:
+    """Raise UnsupportedModuleError in train mode: what the code does there is proved wrong, or not right."""
+    if instance.training:
+        raise UnsupportedModuleError(
+            f"{type(instance).__name__} runs other operations in train mode, and {why}: fine-tune it in eval "
+            "mode (model.eval()), or prune with form='graph', which trains by what eval mode does"
+        )
 
 
 class Slices:

@@ -17,6 +17,7 @@ from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.native.traced import own_code_by_trace
+from fxprune.compiler.native.training import trained_alike
 from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, shown
@@ -80,7 +81,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     with collector_paused():
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
-            return _finished(model, *traced, pruned, sizes)
+            return _finished(model, analysis, *traced, pruned, sizes)
     own = own_code_of(model, analysis, sizes, slices, pruned)
     unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
@@ -100,13 +101,19 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         wrong = wrong_in(made, pruned, notes)
         if wrong:
             return _no_instance(pruned, wrong)
-    return _finished(model, made, own, pruned, sizes)
+    return _finished(model, analysis, made, own, pruned, sizes)
 
 
 def _finished(
-    model: nn.Module, made: nn.Module, own: OwnCode, pruned: PrunedModule, sizes: Mapping[str, Sizes]
+    model: nn.Module,
+    analysis: Analysis,
+    made: nn.Module,
+    own: OwnCode,
+    pruned: PrunedModule,
+    sizes: Mapping[str, Sizes],
 ) -> nn.Module:
-    """Let the configuration that an instance holds follow, or say that it can't; record how it was made."""
+    """Let train mode and the configuration follow, or say that they can't; record how it was made."""
+    own = trained_alike(model, analysis, made, own, pruned, sizes)
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
     with_form(made, own, pruned, shared=False)

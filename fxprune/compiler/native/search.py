@@ -16,7 +16,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Slot
 
-__all__ = ["Search"]
+__all__ = ["Search", "choices"]
 
 TRIES = 256  # combinations of numbers for one module
 RUNS = 2048  # of modules, in all
@@ -90,7 +90,7 @@ class Search:
         reached: int | None = None  # how far the code goes with what stands there now
         while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
-            for values in itertools.islice(_choices(options, before), TRIES):
+            for values in itertools.islice(choices(options, before), TRIES):
                 if self.runs > RUNS:
                     break
                 self._write(options, values)
@@ -171,7 +171,7 @@ def _entered(fault: Fault) -> Counter[str]:
     return calls
 
 
-def _choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
+def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
     """List every combination, those that change least of what stands there first."""
     ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
     combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked)

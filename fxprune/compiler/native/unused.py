@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
+from fxprune.compiler.native.training import always_training
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import is_inside
@@ -50,7 +51,7 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
             vars(module)["_is_impure"] = path in idle  # torch.fx keeps the calls of such modules
             continue
         if training:
-            module.__class__ = _always_training(type(module))
+            module.__class__ = always_training(type(module))
         if not isinstance(module, _CONTAINERS) and any(is_inside(other, [path]) for other in idle):
             _keep_results(module)
     used, options = analysis.names, replace(AnalysisOptions.of(analysis), capture="symbolic")
@@ -67,12 +68,6 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
         name: tuple(_known(axis, known) for axis in typed.weights[there])
         for name, there in typed.names.items()
     }
-
-
-def _always_training(cls: Any) -> type:
-    """Return a class whose code finds itself in train mode, whatever its layers are in."""
-    training = property(lambda self: True, lambda self, mode: None)
-    return type(cls.__name__, (cls,), {"training": training, "__module__": cls.__module__})
 
 
 def _keep_results(module: nn.Module) -> None:

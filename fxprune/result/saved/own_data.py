@@ -23,6 +23,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
     """Write an own class's record down as plain lists, words and numbers."""
     return {
         "unsaid": own.unsaid,
+        "untrained": own.untrained,
         "edits": [[e.slot.path, list(e.slot.keys), e.slot.held, e.old, e.new] for e in own.edits],
         "parts": [
             {
@@ -65,7 +66,8 @@ def own_from(data: object) -> OwnCode:
         forward = None if found is None else _forward(json_object(found))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
-    return OwnCode(edits, parts, str(record.get("unsaid", "")), forward)
+    unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
+    return OwnCode(edits, parts, unsaid, forward, untrained)
 
 
 def _edit(data: object) -> Edit:

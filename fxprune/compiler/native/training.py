@@ -1,0 +1,261 @@
+"""Prove what an instance's code does in train mode alone, by a capture of the original in that mode.
+
+The graph that an instance equals follows eval mode, where the original's code runs other operations to train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.analysis.analysis import Analysis
+from fxprune.analysis.analyze import AnalysisOptions, analyzed
+from fxprune.capture.modes.follow import FOLLOWS_EVAL, branches_on_mode
+from fxprune.certify.compare import compare
+from fxprune.certify.comparison import same_draws
+from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
+from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.fingerprint import TOLERANCE
+from fxprune.compiler.native.proposals import Options, Proposals, Scope
+from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.search import choices
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.rewrite import rewrite
+from fxprune.graph.copies import structural_copy
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import floats_of, in_float64, named_tensors
+from fxprune.result.own_code import Edit, OwnCode
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["always_training", "trained_alike"]
+
+TRIES = 64  # combinations of numbers that train mode alone reads
+COINS = (None, 0.0, 1.0 - 2**-24)  # what `torch.rand` gives: numbers; heads; tails
+
+
+def trained_alike(
+    model: nn.Module,
+    analysis: Analysis,
+    instance: nn.Module,
+    own: OwnCode,
+    pruned: PrunedModule,
+    sizes: Mapping[str, Sizes],
+) -> OwnCode:
+    """Edit, in place, what train mode alone reads until an instance trains as the original's graph would.
+
+    Returns the record with those edits; where none will do, with what is wrong, in words (`untrained`).
+    """
+    chance = any("random" in names_of_forward(m) for m in model.modules() if branches_on_mode(m))
+    if not chance and not any(note.startswith(FOLLOWS_EVAL) for note in analysis.captured.notes):
+        return own
+    graphs = _training_graphs(model, analysis, pruned, chance)
+    if not graphs:
+        return replace(own, untrained=_unproved(model, instance, pruned, sizes))
+    trial = _Trial(model, instance, graphs, pruned)
+    if not trial.differs():
+        return own
+    options = trial.options(sizes, own)
+    now = [slot.read(instance) for slot, _ in options]
+    for values in itertools.islice(choices(options, now), TRIES):
+        trial.write(options, values)
+        if not trial.differs():
+            return _edited(model, instance, own, options, values)
+    return replace(own, untrained="its code computes something else there on the pruned sizes")
+
+
+def always_training(cls: Any) -> type:
+    """Return a class whose code finds itself in train mode, whatever its layers are in."""
+    training = property(lambda self: True, lambda self, mode: None)
+    return type(cls.__name__, (cls,), {"training": training, "__module__": cls.__module__})
+
+
+def _edited(
+    model: nn.Module, instance: nn.Module, own: OwnCode, options: Options, values: Sequence[int]
+) -> OwnCode:
+    """Write numbers into an instance and its record; those of the original are no edits."""
+    edits = {edit.slot: edit for edit in own.edits}
+    for (slot, _), new in zip(options, values, strict=True):
+        slot.write(instance, new)
+        old = slot.read(model)
+        edits.pop(slot, None)
+        if new != old:
+            edits[slot] = Edit(slot, old, new)
+    return replace(own, edits=tuple(edits.values()))
+
+
+class _Trial:
+    """A float64 copy of an instance beside the graphs of the original's train mode."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        instance: nn.Module,
+        graphs: Sequence[tuple[float | None, PrunedModule]],
+        pruned: PrunedModule,
+    ) -> None:
+        self.model, self.instance, self.example = model, instance, _example(pruned, model)
+        self.copy = in_float64(copy.deepcopy(instance))
+        self.wanted = [(coin, _run_graph(graph, self.example, coin)) for coin, graph in graphs]
+
+    def differs(self) -> bool:
+        for coin, wanted in self.wanted:
+            try:
+                got = _run(self.copy, self.example, coin)
+            except Exception:  # whatever the code does with sizes that it did not expect
+                return True
+            if len(got) != len(wanted) or compare(wanted, got).error > TOLERANCE:
+                return True
+        return False
+
+    def options(self, sizes: Mapping[str, Sizes], own: OwnCode) -> Options:
+        """List the numbers that train mode reads and eval mode does not, and what they may be."""
+        proposals, seen = Proposals(self.model, self.copy, sizes), _reads(self.copy, self.example, False)
+        sides = [coin for coin, _ in self.wanted]
+        found = proposals.options(Scope("", wide=True), _reads(self.copy, self.example, True, sides))
+        known = {edit.slot: edit.old for edit in own.edits}
+        return [
+            (slot, [*dict.fromkeys([*news, *([known[slot]] if slot in known else [])])])
+            for slot, news in found
+            if not seen.has(slot)
+        ]
+
+    def write(self, options: Options, values: Sequence[int]) -> None:
+        for (slot, _), value in zip(options, values, strict=True):
+            slot.write(self.copy, value)
+
+
+def _reads(
+    double: nn.Module, example: Example, training: bool, coins: Sequence[float | None] = (None,)
+) -> Reads:
+    reads, read = Reads(), copy.deepcopy(double).train(training)
+    for coin in coins:
+        with reads_noted(read, reads), contextlib.suppress(Exception):
+            _called(read, example, coin)
+    return reads
+
+
+def _unproved(model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes: Mapping[str, Sizes]) -> str:
+    """Name sizes that the code of train mode may read and that of eval mode does not, in words; or nothing."""
+    double = in_float64(copy.deepcopy(instance))
+    proposals, seen = Proposals(model, double, sizes), _reads(double, _example(pruned, model), False)
+    found = []
+    for path, module in model.named_modules():
+        named = names_of_forward(module) if branches_on_mode(module) else ()
+        for slot, old in proposals.slots.get(path, ()) if named else ():
+            words = [key for key in slot.keys[: slot.held] if isinstance(key, str)]
+            if not seen.has(slot) and {*words} <= {*named} and sizes[path].may_be(old):
+                found.append(str(slot))
+    said = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return f"it may read {said}, of which no graph says what it should be there" if found else ""
+
+
+def _example(pruned: PrunedModule, model: nn.Module) -> Example:
+    example = seeded_noise(pruned.record.example, model)
+    return (example.with_batch(3) if pruned.record.dynamic else example).map(in_float64)
+
+
+def _run(double: nn.Module, example: Example, coin: float | None) -> list[Tensor]:
+    """Call a copy of a float64 model in train mode."""
+    return _called(copy.deepcopy(double).train(), example, coin)
+
+
+def _called(double: nn.Module, example: Example, coin: float | None) -> list[Tensor]:
+    args, kwargs = copy.deepcopy((example.args, example.kwargs))
+    with torch.no_grad(), default_float64(), in_double(), same_draws(double), _coin(coin):
+        return floats_of(double(*args, **kwargs))
+
+
+def _run_graph(graph: PrunedModule, example: Example, coin: float | None) -> list[Tensor]:
+    double = doubled(graph)
+    nn.Module.train(double)  # without its warnings
+    with torch.no_grad(), default_float64(), same_draws(graph), _coin(coin):
+        return floats_of(Float64Interpreter(double).run_on(example))
+
+
+def _training_graphs(
+    model: nn.Module, analysis: Analysis, pruned: PrunedModule, chance: bool
+) -> list[tuple[float | None, PrunedModule]]:
+    """Prune the graph of a model's train mode by the same plan; where chance decides, that of either side.
+
+    chance: Python's random numbers may decide, which a capture does not see.  Empty where there is none.
+    """
+    ways = dict.fromkeys([analysis.captured.way, "symbolic"])  # torch.export sees no single number
+    sides = (COINS[1:],) if chance else (COINS[:1], COINS[1:])
+    words = (analysis.outputs, "prune")  # train mode may return what the plan shrinks
+    for way, coins, outputs in itertools.product(ways, sides, words):
+        options = replace(AnalysisOptions.of(analysis), capture=way, outputs=outputs)
+        try:
+            return [(coin, _training_graph(model, analysis, pruned, options, coin)) for coin in coins]
+        except Exception:  # train mode may do what can't be captured, or what the plan does not fit
+            continue
+    return []
+
+
+def _training_graph(
+    model: nn.Module,
+    analysis: Analysis,
+    pruned: PrunedModule,
+    options: AnalysisOptions,
+    coin: float | None,
+) -> PrunedModule:
+    trained = structural_copy(model)
+    for module in trained.modules():
+        if branches_on_mode(module):
+            module.__class__ = always_training(type(module))
+    if coin is not None:
+        trained.__class__ = _tossing(type(trained), coin)
+    found = analyzed(trained, analysis.captured.example, options)
+    graph = rewrite(trained, found, pruned.record.plan)
+    own = dict(named_tensors(graph))
+    for name, t in named_tensors(pruned):
+        if name in own and (own[name].shape != t.shape or not torch.allclose(own[name], t)):
+            raise ValueError(f"{name} is pruned otherwise")
+    return graph
+
+
+class _Coin:
+    """Chance that falls on one side: the numbers that torch draws from 0 to 1, and Python.
+
+    While a model is traced, a single number is a number and no node: code may branch on it.
+    """
+
+    def __init__(self, side: float) -> None:
+        self.side, self.single = side, torch.tensor(side)
+
+    @contextlib.contextmanager
+    def tossed(self) -> Iterator[None]:
+        drawn = torch.rand, random.random
+        torch.rand, random.random = self._tensor, lambda: self.side
+        try:
+            yield
+        finally:
+            torch.rand, random.random = drawn
+
+    def _tensor(self, *size: Any, **kwargs: Any) -> Tensor:
+        sizes = tuple(size[0]) if len(size) == 1 and isinstance(size[0], (list, tuple)) else size
+        return torch.full(sizes, self.side, **kwargs) if sizes else self.single
+
+
+def _coin(side: float | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if side is None else _Coin(side).tossed()
+
+
+def _tossing(cls: Any, side: float) -> type:
+    """Return a class whose code finds one side of every coin."""
+
+    coin = _Coin(side)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with coin.tossed():
+            return cls.forward(self, *args, **kwargs)
+
+    forward.__wrapped__ = cls.forward  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})

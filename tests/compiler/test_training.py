@@ -1,0 +1,144 @@
+"""form="module": what train mode alone does on the pruned sizes is proved, edited, or refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.errors import UnsupportedModuleError
+from fxprune.result.pruned_module import record_of
+
+WIDTH = 32
+
+
+class Plain(nn.Module):
+    """Two layers, of which train mode makes more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.width = nn.Linear(12, WIDTH), nn.Linear(WIDTH, 4), WIDTH
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x = self.fc1(x).relu()
+        return self.more(x) if self.training else self.fc2(x)
+
+    def more(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+class Scaled(Plain):
+    """Has a scale that follows the original's width, in train mode alone."""
+
+    def more(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.fc2(x), self.fc2(x * self.width**-0.5)
+
+
+class Shaped(Plain):
+    """Reads a size that has to be the new one."""
+
+    def more(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.fc2(x), x.sum(-1) + x.reshape(-1, self.width).sum(-1)
+
+
+class Features(Plain):
+    """Returns what the plan shrinks."""
+
+    def more(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.fc2(x), (x * self.width**-0.5).cumsum(0)
+
+
+class TorchCoin(Plain):
+    """Lets chance decide."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * self.width**-0.5) if torch.rand([]) < 0.5 else self.fc2(x)
+
+
+class PythonCoin(Plain):
+    """Lets chance decide that no capture sees."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * self.width**-0.5) if random.random() < 0.5 else self.fc2(x)
+
+
+class OwnShape(Plain):
+    """Takes the scale from the tensor: on the new sizes that is another number."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * x.shape[-1] ** -0.5)
+
+
+class OfValues(Plain):
+    """Branches on values: no graph holds that."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * self.width**-0.5) if x.sum() > 0 else self.fc2(x)
+
+
+class NoSize(Plain):
+    """Branches on values too, but nothing there is a size."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * 0.5) if x.sum() > 0 else self.fc2(x)
+
+
+def masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """The dense model with the channels that are gone set to zero."""
+    dense = copy.deepcopy(model)
+    (kept,) = (k[0] for name, k in fxprune.plan_of(pruned).kept.items() if name == "fc1.weight")
+    gone = [i for i in range(WIDTH) if i not in kept.tolist()]
+    with torch.no_grad():
+        dense.fc1.weight[gone] = 0
+        dense.fc1.bias[gone] = 0
+    return dense
+
+
+def given() -> Tensor:
+    return torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+
+
+def in_training(model: nn.Module, seed: int) -> tuple[Tensor, ...]:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    found = model.train()(given())
+    return (found,) if isinstance(found, Tensor) else found
+
+
+@pytest.mark.parametrize("build", [Scaled, Shaped, Features, TorchCoin, PythonCoin, NoSize])
+def test_it_trains_as_the_masked_original_does(build: type[Plain], capture: str, tmp_path: Path) -> None:
+    model = randomise(build().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=given(), capture=capture, form="module")
+    assert type(pruned) is build and record_of(pruned).own.is_whole and not record_of(pruned).own.untrained
+    assert fxprune.verify(model, pruned) < 1e-8
+    fxprune.save(pruned, tmp_path / "saved")
+    for same in (pruned, copy.deepcopy(pruned), fxprune.load(tmp_path / "saved", model=model)):
+        dense = masked(model, pruned)
+        for seed in range(6):
+            wanted, got = in_training(dense, seed), in_training(same, seed)
+            assert len(wanted) == len(got)
+            for a, b in zip(wanted, got, strict=True):
+                kept = fxprune.plan_of(pruned).kept["fc1.weight"][0]
+                torch.testing.assert_close(b, a[:, kept] if a.shape[-1:] != b.shape[-1:] else a)
+
+
+@pytest.mark.parametrize("build", [OwnShape, OfValues])
+def test_what_cannot_be_right_is_refused_in_train_mode(
+    build: type[Plain], capture: str, tmp_path: Path
+) -> None:
+    model = randomise(build().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=given(), capture=capture, form="module")
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved", model=model)
+    for same in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), loaded):
+        assert same.eval()(given()).shape == (3, 4)
+        with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
+            same.train()(given())
+    assert fxprune.verify(model, pruned) < 1e-8
