@@ -44,7 +44,8 @@ def _kept(node: fx.Node) -> int:
         return 0
     kept = sum(isinstance(entry, slice) for entry in index)
     whole = all(isinstance(entry, slice) and entry == slice(None) for entry in index[:kept])
-    return kept if whole and all(type(entry) is int and entry in ENDS for entry in index[kept:]) else 0
+    ends = all(type(entry) is int and entry in ENDS for entry in index[kept:])
+    return kept if whole and ends else 0
 
 
 def _reads_shape(user: fx.Node) -> bool:
@@ -52,7 +53,7 @@ def _reads_shape(user: fx.Node) -> bool:
 
 
 def _is_shape(user: fx.Node) -> bool:
-    asks = user.target is getattr and user.args[1] == "shape"
+    asks = user.target is getattr and str(user.args[1]) == "shape"
     return asks or (user.op == "call_method" and user.target == "size" and len(user.args) == 1)
 
 

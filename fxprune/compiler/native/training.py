@@ -143,7 +143,7 @@ def _reads(
 
 
 def _unproved(model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes: Mapping[str, Sizes]) -> str:
-    """Name sizes that the code of train mode may read and that of eval mode does not, in words; or nothing."""
+    """Name sizes that the code of train mode may read and that of eval mode does not; or nothing."""
     double = in_float64(copy.deepcopy(instance))
     proposals, seen = Proposals(model, double, sizes), _reads(double, _example(pruned, model), False)
     found = []
