@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fxprune.analysis.freedom.find import regions_of
+from fxprune.analysis.freedom.find import Regions
 from fxprune.analysis.freedom.regions import Freedom, Region
 from fxprune.analysis.nesting import Nesting, carriers_of, nesting_of, only_inside
 from fxprune.analysis.tokens import is_channel
@@ -27,7 +27,7 @@ class Group:
     frozen: why it may not shrink, or None.
     inside: the heads group that lets each head keep other indices of this one.
     outer, inner: live groups outside and inside it in a product.
-    regions: the parts of it that change by a matrix of their own, and which matrices each allows.
+    changes: finds the regions of all groups when they are asked for; None for a group that is gone.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Group:
     atom: Atom
     sites: tuple[Site, ...]
     frozen: Reason | None
-    regions: tuple[Region, ...] = ()
+    changes: Regions | None = None
     inside: Group | None = field(default=None, init=False)
     outer: tuple[Group, ...] = field(default=(), init=False)
     inner: tuple[Group, ...] = field(default=(), init=False)
@@ -44,6 +44,11 @@ class Group:
     def size(self) -> int:
         """Number of elements."""
         return self.atom.size
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """List its parts that change by a matrix of their own, and which matrices each allows."""
+        return self.changes.by_atom.get(self.atom, ()) if self.changes is not None else ()
 
     @property
     def freedom(self) -> Freedom:
@@ -101,11 +106,8 @@ def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
     residual, carriers = _residual(graph), carriers_of(graph)
     roles = {a: _role(a, frozen[a], nesting, residual) for a in sites}
     names = _names({a: (roles[a], where) for a, where in sites.items()})
-    regions = regions_of(graph, [a for a in sites if frozen[a] is None])
-    groups = [
-        Group(names[a], roles[a], a, tuple(where), frozen[a], regions.get(a, ()))
-        for a, where in sites.items()
-    ]
+    regions = Regions(graph, frozenset(a for a in sites if frozen[a] is None))
+    groups = [Group(names[a], roles[a], a, tuple(where), frozen[a], regions) for a, where in sites.items()]
     links = {}
     for a in sites:
         head = nesting.head(a)
@@ -127,7 +129,7 @@ def renamed(groups: Iterable[Group], names: Mapping[Group, str]) -> tuple[Group,
         for g in groups
     }
     return _linked(
-        [Group(names.get(g, g.name), g.role, g.atom, g.sites, g.frozen, g.regions) for g in groups], links
+        [Group(names.get(g, g.name), g.role, g.atom, g.sites, g.frozen, g.changes) for g in groups], links
     )
 
 

@@ -6,6 +6,7 @@ A capture runs that code with stand-ins for tensors, and none of them may stay b
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -259,6 +260,7 @@ def _is_users_class(cls: type) -> bool:
     return any(is_users(f.__code__.co_filename) for f in functions)
 
 
+@functools.lru_cache(1 << 14)
 def _is_torchs(name: str) -> bool:
     """Is it an attribute of any module, or one that tracing adds?"""
     return name in _TORCHS or name.endswith("_hooks") or "_hooks_" in name or name.startswith(_TRACINGS)

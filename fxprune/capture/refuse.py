@@ -48,7 +48,7 @@ def refuse_unsupported(model: nn.Module) -> None:
             raise UnsupportedModuleError(
                 f"{name} is a lazy layer without weights yet: call the model once on an input first"
             )
-        if parametrize.is_parametrized(module):
+        if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             raise UnsupportedModuleError(
                 f"{name} has a parametrised weight ({', '.join(module.parametrizations)}): call "
                 f"torch.nn.utils.parametrize.remove_parametrizations on it first"
@@ -59,7 +59,8 @@ def refuse_unsupported(model: nn.Module) -> None:
             "_backward_hooks",
             "_backward_pre_hooks",
         ):
-            hooks = getattr(module, kind, None) or {}
+            if not (hooks := vars(module).get(kind)):
+                continue
             for hook in hooks.values():
                 _refuse_rewritten_weight(hook, name)
             if not all("forward" in kind and _of_its_library(hook, module) for hook in hooks.values()):

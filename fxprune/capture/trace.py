@@ -166,11 +166,11 @@ def _captured(
 
 def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
     """Write into guards of sizes that know no line the one at which symbolic tracing stopped."""
-    for failure in failures:
+    for where in filter(None, (failure.where for failure in failures)):
         for node in captured.module.graph.nodes:
-            if node.target is guard_size and failure.where and not node.kwargs.get("where"):
-                node.kwargs = {**node.kwargs, "where": failure.where}
-    captured.module.recompile()
+            if node.target is guard_size and not node.kwargs.get("where"):
+                node.kwargs = {**node.kwargs, "where": where}
+        captured.module.recompile()
 
 
 def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:

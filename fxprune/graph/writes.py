@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -84,10 +85,14 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
-    name = op_name(node.target)
+    return _is_writes_name(op_name(node.target)) or node.kwargs.get("inplace") is True
+
+
+@functools.lru_cache(1 << 12)
+def _is_writes_name(name: str) -> bool:
+    """Does a function or method of this name write, by the names that torch gives?"""
     in_place = name == "setitem" or (name.endswith("_") and name not in {"and_", "or_", "not_"})
-    in_place = in_place and not name.endswith("__")
-    return in_place or name in {"iadd", "isub", "imul", "itruediv"} or node.kwargs.get("inplace") is True
+    return (in_place and not name.endswith("__")) or name in {"iadd", "isub", "imul", "itruediv"}
 
 
 def written_state(graph: fx.Graph, root: nn.Module) -> set[str]:

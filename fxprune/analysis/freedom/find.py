@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,14 +18,30 @@ from fxprune.analysis.typed_graph import TypedGraph
 from fxprune.graph.tensors import tensor_at
 from fxprune.rules.axes import ONE, Atom, Axis, Product, Reason, Sum, atoms_of
 
-__all__ = ["regions_of"]
+__all__ = ["Regions"]
 
 SMALLEST = 1e-6  # of the largest element of a vector, what its smallest must be to divide by it
 
 
-def regions_of(graph: TypedGraph, live: Iterable[Atom]) -> dict[Atom, tuple[Region, ...]]:
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The regions of all atoms of a graph that may shrink, found when they are asked for first.
+
+    By then a vector of the model may hold other numbers than when the graph was made: what counts is whether
+    it can be divided by now.
+    """
+
+    graph: TypedGraph
+    live: frozenset[Atom]
+
+    @cached_property
+    def by_atom(self) -> Mapping[Atom, tuple[Region, ...]]:
+        return _regions_of(self.graph, self.live)
+
+
+def _regions_of(graph: TypedGraph, live: frozenset[Atom]) -> dict[Atom, tuple[Region, ...]]:
     """Return the regions of each atom that may shrink, in the order in which the model uses their weights."""
-    found = constraints_of(graph, frozenset(live))
+    found = constraints_of(graph, live)
     waiting = _added_up(found)
     for known in found.coupling.classes().values():
         for reason in known.sums:

@@ -36,6 +36,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.own_nodes import ForwardOnly
 from fxprune.graph.training_mode import follows_mode
+from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
 
@@ -104,7 +105,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     taken = exported.example
     guard_sizes(graph, exported.relied)
     guard_arguments(graph, model, taken, numbers=False)
-    module = fx.GraphModule(model, graph, type(model).__name__)
+    module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes += keep_derivatives(model, module, taken, notes)
     refuse_history(model, module, taken, changed)
     return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))

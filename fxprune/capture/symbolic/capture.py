@@ -36,6 +36,7 @@ from fxprune.capture.taught import is_taught, taught_functions
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.training_mode import follows_mode
+from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
 
@@ -99,7 +100,7 @@ def capture_symbolic(
     notes = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
     set_mode(model, False)
     guard_arguments(graph, model, example, numbers=True)
-    module = fx.GraphModule(model, graph, type(model).__name__)
+    module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes += keep_derivatives(model, module, example, notes)
     refuse_history(model, module, example, changed)
     return Captured(module, example, "symbolic", notes=tuple(notes))
