@@ -78,7 +78,10 @@ def keep_derivatives(
     The others' results stay `ForwardOnly` where a derivative of the graph is not the model's.
     """
     graph = module.graph
-    for node in [n for n in graph.nodes if n.op == "call_module" and "like" in n.kwargs]:
+    calls = [n for n in graph.nodes if n.op == "call_module" and "like" in n.kwargs]
+    if not calls and not any(n.op == "call_module" and _is_forward_only(module, n) for n in graph.nodes):
+        return []
+    for node in calls:
         call = module.get_submodule(str(node.target))
         if isinstance(call, AutogradFunction) and not _is_elementwise(node, module):
             _make_forward_only(module, node, call.function.__name__)
