@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.choose.budget import Budget
 from fxprune.choose.depth import BRANCH_OPTIONS, check_depth
@@ -54,8 +54,8 @@ class Request:
         check_depth(self.depth, self.unit)
         if isinstance(self.exclude, str):
             object.__setattr__(self, "exclude", (self.exclude,))
-        if isinstance(self.data, Iterator):  # it is looked at more than once
-            object.__setattr__(self, "data", list(self.data))
+        if isinstance(self.data, Iterable) and not isinstance(self.data, Tensor | Sequence | Mapping):
+            object.__setattr__(self, "data", list(self.data))  # it is looked at more than once
         self._refuse_beside_like()
         if self.basis == "principal" and not self._may_change_bases:
             raise OptionError(

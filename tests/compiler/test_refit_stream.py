@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.choose.importance.data import Batch
+from fxprune.choose.basis.moments import moments_of
+from fxprune.choose.importance.counts import LEAST, Lengths, channels_of, counts_of, lengths_of
+from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.held_out import split
 from fxprune.compiler.refit import consumers as refit_consumers
+from fxprune.compiler.refit import refit as refits
 from fxprune.compiler.refit.additions import Addition, Between, addition_of, as_answer, between
 from fxprune.compiler.refit.consumers import consumers_of
-from fxprune.compiler.refit.counts import LEAST, counts_of
 from fxprune.result.selection import Selection
 from fxprune.zoo import randomise
 
@@ -186,11 +190,41 @@ def test_places_that_nobody_reads_count_least() -> None:
     group = next(g for g in analysis.prunable if g.size == 16)
     selection = Selection.of(analysis, {group: torch.arange(8)})
     consumers = consumers_of(analysis, selection).solved
-    batches = [Batch([x], len(x)) for x in tokens(20)]
-    counts = counts_of(analysis.module, consumers, batches, step=lambda: None)
-    assert counts.keys() == {c.node for c in consumers} and "down_1" in counts
-    for name, found in counts.items():
+    batches = [Batch([x], len(x), numbers=(i,)) for i, x in enumerate(tokens(20))]
+    channels = {c.node: -1 for c in consumers}
+    assert "down_1" in channels and channels.items() <= channels_of(analysis).items()
+    lengths = lengths_of(analysis.module, channels, batches, step=lambda: None)
+    for name in channels:
+        found = counts_of(lengths, name, batches)
         together = torch.cat([c.reshape(-1, 1 if name == "head" else 8) for c in found])
         assert together.mean().item() == pytest.approx(1)
         if name != "head":  # only the first token is read in the end, and tokens never meet
             assert torch.allclose(together[:, 1:], torch.tensor(LEAST)) and together[:, 0].min() > LEAST
+
+
+@pytest.mark.parametrize("basis", ["principal", "given"])
+def test_derivatives_by_answers_are_taken_once(basis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the moments that bases are chosen by; without these the re-fit takes its own."""
+    taken: list[Lengths] = []
+
+    def noted(*args: Any, **options: Any) -> Lengths:
+        taken.append(lengths_of(*args, **options))
+        return taken[-1]
+
+    monkeypatch.setattr(refits, "lengths_of", noted)
+    model = made(nn.Identity)
+    fxprune.prune(model, 0.4, data=tokens(), basis=basis, importance_options=QUIET)
+    assert len(taken) == (basis == "given")
+
+
+def test_moments_give_the_lengths_that_a_run_of_its_own_does() -> None:
+    model = made(nn.Identity)
+    analysis = analysed(model)
+    groups = [g for g in analysis.prunable if g.role == "embed"]
+    _, found = moments_of(analysis, groups, tokens(), progress=False)
+    batches = split(batches_of(tokens(), analysis, "refit"), whole=False).all
+    expected = lengths_of(analysis.module, channels_of(analysis), batches, step=lambda: None)
+    assert found.keys() == expected.keys()
+    for batch, lengths in expected.items():
+        for node, length in lengths.items():
+            assert torch.allclose(found[batch][node], length, rtol=1e-3, atol=1e-5)

@@ -17,6 +17,7 @@ from fxprune.choose.basis.principal import principal
 from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
 from fxprune.choose.importance.compensated import rows_read
+from fxprune.choose.importance.counts import Lengths
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
@@ -31,10 +32,12 @@ class Chosen:
 
     moments: name of a basis -> vectors and covectors of its readers, each [readers, .., n, n].
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
+    lengths: of derivatives by layers' answers, that places count by when these are solved again.
     """
 
     moments: Mapping[str, tuple[Tensor, Tensor]]
     costs: Scores
+    lengths: Lengths
 
     def matrices(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the matrix of every basis of the groups that shrink, for the number that each keeps."""
@@ -64,11 +67,11 @@ def chosen_bases(
     free = [g for g in groups if g.regions and all(r.freedom >= Freedom.ROTATION for r in g.regions)]
     names = [name for group in free for name in group.bases]
     if not names:
-        return Chosen({}, {})
+        return Chosen({}, {}, {})
     weights = folded_weights(analysis, names)
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
-    found = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
+    found, lengths = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
     weights_read = _rows(canonical, free)
     found = {key: _by_rows(known, weights_read.get(key)) for key, known in found.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
@@ -82,7 +85,7 @@ def chosen_bases(
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}
-    return Chosen(moments, costs)
+    return Chosen(moments, costs, lengths)
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:

@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
+from fxprune.choose.importance.counts import Lengths, Watched, channels_of
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.gram import gram
+from fxprune.choose.importance.held_out import split
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 
@@ -49,8 +51,11 @@ def moments_of(
     draws: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> dict[tuple[fx.Node, Group], Moments]:
+) -> tuple[dict[tuple[fx.Node, Group], Moments], Lengths]:
     """Collect the moments of every reader, a node and the group that it reads, in the order that they run.
+
+    The same derivatives say how much each place counts for the re-fit: their lengths by every layer's answer,
+    for the batches that it cuts the data into.
 
     Args:
         draws: derivatives taken per sample; each costs one backward pass.  By default as of `draws_for`.
@@ -58,17 +63,19 @@ def moments_of(
     Raises:
         DataError: there is no data, or a batch is nothing that the model takes.
     """
-    batches = batches_of(data, analysis, "basis")
+    batches = split(batches_of(data, analysis, "basis"), whole=analysis.captured.fixed_batch).all
     samples = sum(batch.size for batch in batches)
     draws = draws or draws_for(samples)
     model = _Readers(analysis, groups)
     generator = torch.Generator().manual_seed(seed)
+    lengths: Lengths = {}
     for batch in tqdm(batches, desc="moments", unit="batch", disable=None if progress else True):
         with torch.enable_grad():
             output = model.forward({}, batch.size, *batch.args)
             prediction = predictions_of(output, batch.size, log_probabilities)
             model.add_slopes(prediction, draws, generator)
-    return {key: total.moments(draws * samples) for key, total in model.totals.items()}
+        lengths[batch.numbers] = model.watched.lengths()
+    return {key: total.moments(draws * samples) for key, total in model.totals.items()}, lengths
 
 
 @dataclass
@@ -99,6 +106,7 @@ class _Readers(SoftMasked):
     def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
         super().__init__(analysis, groups)
         self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self.watched = Watched(channels_of(analysis))
         self._read: dict[tuple[fx.Node, Group], tuple[Use, Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -111,15 +119,18 @@ class _Readers(SoftMasked):
                 if use.operand is operand:
                     self._read[(n, use.group)] = use, alias
         try:
-            return super().run_node(n)
+            return self.watched.watch(n, super().run_node(n))
         finally:
             self.env.update(originals)
 
     def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None:
-        """Add what was read, and the derivatives by it, to the totals."""
+        """Add what was read, and the derivatives by it, to the totals; and those by layers' answers."""
         reads, self._read = self._read, {}
-        for slopes in prediction.slopes([alias for _, alias in reads.values()], draws, generator):
-            for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=True):
+        answers = self.watched.taken()
+        values = [*(alias for _, alias in reads.values()), *answers.values()]
+        for slopes in prediction.slopes(values, draws, generator):
+            self.watched.add(dict(zip(answers, slopes[len(reads) :], strict=True)))
+            for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=False):
                 pair = [vectors_of(use, t.detach(), self.size) for t in (alias, slope)]
                 total = self.totals.setdefault(key, _Total())
                 total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))

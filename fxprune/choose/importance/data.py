@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,21 +23,27 @@ LABELS = ("labels", "label", "targets", "target")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: the captured model's arguments in order, how many samples, and labels if there are any."""
+    """One batch: the captured model's arguments in order, how many samples, and labels if there are any.
+
+    numbers: of its samples among all of the data, from 0.
+    """
 
     args: list[Any]
     size: int
     labels: Any = None
+    numbers: tuple[int, ...] = ()
 
     def samples(self) -> Iterator[Batch]:
         """Yield the same samples one by one."""
         for i in range(self.size):
-            yield Batch([_part(v, self.size, slice(i, i + 1)) for v in self.args], 1, self.labels)
+            args = [_part(v, self.size, slice(i, i + 1)) for v in self.args]
+            yield Batch(args, 1, self.labels, self.numbers[i : i + 1])
 
     def taken(self, rows: Sequence[int]) -> Batch:
         """Return some of the samples as a batch."""
         at = torch.tensor(rows)
-        return Batch([_part(v, self.size, at) for v in self.args], len(rows), self.labels)
+        args = [_part(v, self.size, at) for v in self.args]
+        return Batch(args, len(rows), self.labels, tuple(self.numbers[i] for i in rows))
 
     def repeated(self, times: int) -> list[Any]:
         """Return the arguments with all samples `times` over: [times * size, ...]."""
@@ -53,7 +59,12 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     if data is None:
         raise DataError(f"importance={criterion!r} needs data=, an iterable of batches of model inputs")
     device = device_of(analysis.module)
-    found = [_batch(item, i, analysis, device) for i, item in enumerate(items_of(data))]
+    found: list[Batch] = []
+    samples = 0
+    for i, item in enumerate(items_of(data)):
+        batch = _batch(item, i, analysis, device)
+        found.append(replace(batch, numbers=tuple(range(samples, samples + batch.size))))
+        samples += batch.size
     if not found:
         raise DataError("data= holds no batch: is it a generator that was used up before?")
     return found

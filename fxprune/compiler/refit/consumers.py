@@ -13,17 +13,17 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
+from fxprune.choose.importance.counts import SOLVED
 from fxprune.compiler.refit.additions import Addition, addition_of
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import atoms_of
 from fxprune.rules.calls import weight_name
-from fxprune.rules.contractions import conv_axes, linear_axes
+from fxprune.rules.contractions import linear_axes
 from fxprune.rules.registry import Axes
 
 __all__ = ["Consumer", "Consumers", "consumers_of"]
 
-SOLVED = (linear_axes, conv_axes)  # rules of what is solved
 WIDEST = 16384  # inputs per output beyond which the square of them is too much to hold
 
 

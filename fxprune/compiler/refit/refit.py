@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.choose.importance.counts import Lengths, lengths_of
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.held_out import Split, split
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import MIDDLE, RIDGES, Solution, solved
-from fxprune.compiler.refit.walk import Pair, Sides, Split, split
+from fxprune.compiler.refit.walk import Pair, Sides
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import FEW, Refit
@@ -34,6 +36,7 @@ def refit(
     result: nn.Module,
     data: Iterable[Any] | None,
     *,
+    lengths: Lengths | None = None,
     log_probabilities: LogProbabilities | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -48,6 +51,7 @@ def refit(
         analysis: of the original, or of the graph that the plan's groups are of.
         result: what `rewrite` made of it, in either form.
         data: calibration batches; labels are not looked at.
+        lengths: of derivatives by layers' answers on the same data, where they are known already.
 
     Returns:
         The result.
@@ -81,7 +85,7 @@ def refit(
         ridges: dict[torch.Size, float] = {}  # the last of every shape: layers alike take much the same
         before = sides.divergence(calibration.held, log_probabilities)
         for consumer, (seen, held) in _moments(
-            sides, consumers.solved, calibration, log_probabilities, progress
+            sides, consumers.solved, calibration, lengths, log_probabilities, progress
         ):
             weight, bias = sides.matrix(consumer, len(seen.x))
             alike = weight.shape
@@ -117,13 +121,21 @@ def _moments(
     sides: Sides,
     consumers: Sequence[Consumer],
     data: Split,
+    lengths: Lengths | None,
     log_probabilities: LogProbabilities | None,
     progress: bool,
 ) -> Iterator[tuple[Consumer, Pair]]:
     """Give each layer with its moments, to be solved before the next, under a progress bar."""
-    total = (len(data.seen) + len(data.held)) * (1 + len(consumers))
+    channels = {consumer.node: -1 - consumer.kernel for consumer in consumers}
+    known = lengths or {}
+    is_known = all(channels.keys() <= known.get(batch.numbers, {}).keys() for batch in data.all)
+    total = len(data.all) * (len(consumers) + (not is_known))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
-        yield from sides.moments(consumers, data, log_probabilities=log_probabilities, step=bar.update)
+        if not is_known:
+            known = lengths_of(
+                sides.dense, channels, data.all, log_probabilities=log_probabilities, step=bar.update
+            )
+        yield from sides.moments(consumers, data, lengths=known, step=bar.update)
 
 
 def _stored(sides: Sides, consumer: Consumer, solution: Solution) -> dict[str, Refit]:

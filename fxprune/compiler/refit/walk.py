@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import in_eval_mode
+from fxprune.choose.importance.counts import Lengths, counts_of
 from fxprune.choose.importance.data import Batch
+from fxprune.choose.importance.held_out import Split
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.compiler.refit.additions import Between, as_answer, between
 from fxprune.compiler.refit.consumers import Consumer
-from fxprune.compiler.refit.counts import counts_of
 from fxprune.compiler.refit.lockstep import Lockstep
 from fxprune.compiler.refit.regression import PairMoments
 from fxprune.graph.copies import structural_copy
@@ -24,38 +24,9 @@ from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
 
-__all__ = ["Pair", "Sides", "Split", "split"]
+__all__ = ["Pair", "Sides"]
 
 Pair = tuple[PairMoments, PairMoments]  # of the samples that are solved from, and of those held out
-HELD_OUT = 5  # one sample in so many chooses lambda
-
-
-@dataclass(frozen=True)
-class Split:
-    """Calibration batches: what is solved from, and what is held out to choose by."""
-
-    seen: tuple[Batch, ...]
-    held: tuple[Batch, ...]
-
-
-def split(batches: Sequence[Batch], *, whole: bool) -> Split:
-    """Hold out every fifth sample; whole batches where they can't be cut."""
-    seen: list[Batch] = []
-    held: list[Batch] = []
-    count = 0
-    for batch in batches:
-        if whole:
-            (held if count % HELD_OUT == HELD_OUT - 1 else seen).append(batch)
-            count += 1
-            continue
-        at = [(count + i) % HELD_OUT == HELD_OUT - 1 for i in range(batch.size)]
-        count += batch.size
-        for parts, chosen in ((seen, False), (held, True)):
-            if rows := [i for i, is_held in enumerate(at) if is_held is chosen]:
-                parts.append(batch.taken(rows))
-    if seen and not held and len(seen) > 1:
-        held = [seen.pop()]
-    return Split(tuple(seen), tuple(held))
 
 
 class Sides:
@@ -64,7 +35,7 @@ class Sides:
     def __init__(self, analysis: Analysis, selection: Selection, pruned: PrunedModule) -> None:
         self.analysis, self.selection, self.pruned = analysis, selection, pruned
         self.renamed = pruned.record.plan.renamed
-        self._dense, self._small = (_for_eval(m) for m in (analysis.module, pruned))
+        self.dense, self._small = (_for_eval(m) for m in (analysis.module, pruned))
         self.refused: dict[str, str] = {}
         self.checked: set[str] = set()
         self._between: dict[str, Between] = {}
@@ -74,22 +45,22 @@ class Sides:
         consumers: Sequence[Consumer],
         data: Split,
         *,
-        log_probabilities: LogProbabilities | None,
+        lengths: Lengths,
         step: Callable[[], Any],
     ) -> Iterator[tuple[Consumer, Pair]]:
         """Collect moments of what each consumer reads in the result, and of what it should give there.
 
         That is what is kept of what it gave in the original, and what the stream lacks to which it is added.
         A consumer is to be solved before the next one is asked for: that reads what the solved ones give.
+
+        Args:
+            lengths: that places count by.
         """
-        batches = (*data.seen, *data.held)
-        counts = counts_of(self._dense, consumers, batches, log_probabilities=log_probabilities, step=step)
-        dense, small = (Lockstep(module, batches) for module in (self._dense, self._small))
+        dense, small = (Lockstep(module, data.all) for module in (self.dense, self._small))
         for consumer in consumers:
             pair = (PairMoments(), PairMoments())
-            runs = zip(
-                small.read(consumer.node), dense.given(consumer.node), counts[consumer.node], strict=True
-            )
+            counts = counts_of(lengths, consumer.node, data.all)
+            runs = zip(small.read(consumer.node), dense.given(consumer.node), counts, strict=True)
             for i, (x, (dense_x, y), counted) in enumerate(runs):
                 self._check(consumer, dense_x, y)
                 if consumer.node not in self.refused:
@@ -108,7 +79,7 @@ class Sides:
             for batch in batches:
                 dense, small = (
                     predictions_of(fx.Interpreter(m).run(*batch.args), batch.size, log_probabilities)
-                    for m in (self._dense, self._small)
+                    for m in (self.dense, self._small)
                 )
                 total += float(dense.divergence(small).double().sum())
         return total / sum(batch.size for batch in batches)
@@ -154,12 +125,12 @@ class Sides:
         if consumer.node in self.checked:
             return
         self.checked.add(consumer.node)
-        weight = tensor_at(self._dense, consumer.weight).detach()
+        weight = tensor_at(self.dense, consumer.weight).detach()
         read = consumer.vectors(x, weight).double()
         given = consumer.answers(y, len(read)).double()
         off = read @ weight.double().reshape(len(read), given.shape[-1], -1).mT - given
         if consumer.bias is not None:
-            off = off + tensor_at(self._dense, consumer.bias).double().reshape(len(read), 1, -1)
+            off = off + tensor_at(self.dense, consumer.bias).double().reshape(len(read), 1, -1)
         if not bool(off.square().mean().sqrt() <= 0.05 * given.square().mean().sqrt() + 1e-12):
             self.refused[consumer.node] = "it computes more than its weight says"
 

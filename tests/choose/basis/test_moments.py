@@ -33,7 +33,8 @@ class TwoReaders(nn.Module):
 def collected(model: nn.Module, role: str) -> list[Moments]:
     analysis = fxprune.analyze(model, example_inputs=BATCHES[0])
     group = next(g for g in analysis.prunable if g.role == role)
-    return list(moments_of(analysis, [group], BATCHES, draws=1, progress=False).values())
+    moments, _ = moments_of(analysis, [group], BATCHES, draws=1, progress=False)
+    return list(moments.values())
 
 
 def read_by(layer: nn.Module, model: nn.Module) -> tuple[Tensor, Tensor]:

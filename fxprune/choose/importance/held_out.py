@@ -1,0 +1,44 @@
+"""Hold some calibration samples out: what is solved from the others is chosen by these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxprune.choose.importance.data import Batch
+
+__all__ = ["Split", "split"]
+
+HELD_OUT = 5  # one sample in so many
+
+
+@dataclass(frozen=True)
+class Split:
+    """Calibration batches: what is solved from, and what is held out to choose by."""
+
+    seen: tuple[Batch, ...]
+    held: tuple[Batch, ...]
+
+    @property
+    def all(self) -> tuple[Batch, ...]:
+        return (*self.seen, *self.held)
+
+
+def split(batches: Sequence[Batch], *, whole: bool) -> Split:
+    """Hold out every fifth sample; whole batches where they can't be cut."""
+    seen: list[Batch] = []
+    held: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if whole:
+            (held if count % HELD_OUT == HELD_OUT - 1 else seen).append(batch)
+            count += 1
+            continue
+        at = [(count + i) % HELD_OUT == HELD_OUT - 1 for i in range(batch.size)]
+        count += batch.size
+        for parts, chosen in ((seen, False), (held, True)):
+            if rows := [i for i, is_held in enumerate(at) if is_held is chosen]:
+                parts.append(batch.taken(rows))
+    if seen and not held and len(seen) > 1:
+        held = [seen.pop()]
+    return Split(tuple(seen), tuple(held))
