@@ -56,7 +56,7 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
     after = _in_order(graph, parameters, inputs)
     for name, node in inputs.items():
         parameter = parameters.get(name)
-        default = inspect.Parameter.empty if parameter is None else parameter.default
+        default = parameter.default if parameter else None  # `**kwargs` stand behind what has defaults
         value = values.get(name, default)
         if default is not inspect.Parameter.empty and _is_plain(default):
             node.args = (default,)

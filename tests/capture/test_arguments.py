@@ -317,3 +317,36 @@ def test_what_a_model_asserts_of_sizes_is_refused(check: Callable[[Tensor], None
     assert torch.allclose(whole(noise(5, 6, C)), model(noise(5, 6, C)), rtol=1e-10)
     with pytest.raises(InputSizeError):
         whole(noise(2, 7, C))
+
+
+class HandsOn(nn.Module):
+    """Hands what it has no name for to the module inside it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor | None = None, **more: Any) -> Tensor:
+        return self.inner(x, **more)
+
+
+class Weighed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        x = self.fc1(x).relu()
+        return self.fc2(x if weights is None else x * weights[:, None])
+
+
+def test_what_is_handed_on_by_keyword_is_an_input_behind_those_with_defaults(capture: str) -> None:
+    model, x, weights = randomise(HandsOn(Weighed()).eval()), torch.randn(2, 12), torch.rand(2)
+    given = {"x": x, "weights": weights}
+    pruned = fxprune.prune(model, 0.5, example_kwargs=given, capture=capture)
+    assert fxprune.verify(model, pruned, example_kwargs=given) < 1e-8
+    if capture == "symbolic":  # torch.export asks for a batch of its own here
+        assert pruned(x=x[:1], weights=weights[:1]).shape == (1, 4)
+    with pytest.raises(InputArgumentError, match="weights"):
+        pruned(x)
+    assert not torch.allclose(pruned(**given), pruned(x=x, weights=weights * 2))

@@ -447,3 +447,25 @@ def test_what_a_model_tells_of_itself_is_right_whatever_the_image(size: tuple[in
     assert [stage["reduction"] for stage in pruned.info] == [16, 32, 64, 64]
     assert pruned.width == pruned.extra.in_features == 48
     assert pruned.cells.grid == (8, 12) and pruned.cells.count == 96
+
+
+# ---------------------------------------------------------------- branches that go, heads that merge
+
+
+def test_what_a_branch_that_went_had_is_gone() -> None:
+    model, x = small_vit(depth=3), image(32)
+    pruned = fxprune.prune(model, 0.5, depth=0.34, example_inputs=x, form="module")
+    graph = fxprune.prune(model, 0.5, depth=0.34, example_inputs=x)
+    assert {*pruned.state_dict()} == {*graph.state_dict()} < {*model.state_dict()}
+    pruned.train()(x).sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    assert len(pruned.blocks) == 3 and len(pruned.forward_intermediates(x, intermediates_only=True)) == 3
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_merged_heads_are_counted_by_the_users_code(ratio: float) -> None:
+    model, x = small_vit(depth=2, num_heads=8), image(32)
+    pruned = fxprune.prune(model, ratio, attention="merge", example_inputs=x, form="module")
+    assert record_of(pruned).own.is_whole, record_of(pruned).own.replaced
+    assert fxprune.verify(model, pruned, example_inputs=image(32)) < 1e-8
+    assert pruned.blocks[0].attn.num_heads == 8 * (1 - ratio)

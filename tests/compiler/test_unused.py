@@ -130,3 +130,41 @@ def test_a_head_of_train_mode_reads_the_channels_that_are_left() -> None:
     assert torch.equal(pruned.second.weight, model.second.weight[:, kept])
     assert torch.equal(pruned.side.scale, model.side.scale[kept])
     assert [t.shape for t in pruned.train()(x)] == [(2, 5), (2, 5)]
+
+
+class Masked(nn.Module):
+    """Puts a token in the place of patches that a mask covers; a call without one leaves it unused."""
+
+    def __init__(self, two: bool = False) -> None:
+        super().__init__()
+        self.patches, self.two = nn.Conv2d(3, 48, 8, 8), two
+        self.first, self.token = nn.Parameter(torch.ones(1, 1, 48)), nn.Parameter(torch.ones(1, 1, 48))
+        if two:  # beside the stream, another axis of as many channels
+            self.other = nn.Parameter(torch.ones(48, 48))
+        self.block, self.head = Block(), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        if mask is not None:
+            x = torch.where(mask[..., None], self.token, x)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        if self.two:
+            x = x + F.relu(x @ self.other) @ self.other.detach().mT
+        return self.head(self.block(x).mean(1))
+
+
+def test_a_token_that_the_call_does_not_use_is_as_wide_as_what_stands_beside_it(capture: str) -> None:
+    model, x = randomise(Masked().eval()), torch.randn(2, 3, 32, 32)
+    mask = torch.arange(32).reshape(2, 16) % 3 == 0
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, form="module")
+    kept = fxprune.plan_of(pruned).kept["first"][2]
+    assert pruned.token.shape == (1, 1, 24) and torch.equal(pruned.token, model.token[..., kept])
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=(x, mask), capture=capture)
+    torch.testing.assert_close(pruned(x, mask), graph(x, mask))
+
+
+def test_a_token_beside_several_axes_of_its_size_stays_whole() -> None:
+    model, x = randomise(Masked(two=True).eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert fxprune.verify(model, pruned) < 1e-8
+    assert {*fxprune.plan_of(pruned).groups} and pruned.token.shape == (1, 1, 48)

@@ -255,7 +255,9 @@ class _Cutter:
                     setattr(place, name, value)
 
     def _keep_names(self, part: nn.Module) -> None:
-        """Keep weights that the graph does not use, under their names."""
+        """Keep weights that the graph does not use, under their names; not those of branches that went."""
+        if isinstance(self.pruned, PrunedModule) and self.pruned.record.plan.removed:
+            return
         for name, own in named_tensors(self.module):
             parent, _, leaf = name.rpartition(".")
             try:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.graph.tensors import module_of
+from fxprune.passes.shrinking.regroup_heads import head_dims
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Product, Sum, atoms_of
 from fxprune.rules.registry import Axes
 
 __all__ = ["Sizes", "sizes_by_module"]
+
+MERGED = (2, 3, 4, 6, 8)  # heads that may have become one
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,12 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
     inputs = [own for n, all_of in analysis.axes.items() if n.op == "placeholder" for own in all_of]
     given = frozenset(axis.size for own in inputs for axis in own)
     of_weights, of_all = _depths(weights), _depths([*weights, *values])
+    before = _before_merge(analysis)
     return {
         path: Sizes(
             whole=_whole(of_all[path], selection),
             weights=_whole(of_weights[path], selection),
-            parts=_parts(of_all[path], selection),
+            parts=_parts(of_all[path], selection, before),
             near=_near([axis for axis, depth in of_all[path].items() if depth <= 1], selection),
             given=given,
         )
@@ -94,12 +99,26 @@ def _whole(axes: Mapping[Axis, int], selection: Selection) -> Mapping[int, Mappi
     return dict(whole)
 
 
-def _parts(axes: Iterable[Axis], selection: Selection) -> Mapping[int, set[int]]:
+def _parts(
+    axes: Iterable[Axis], selection: Selection, before: Mapping[Atom, Sequence[int]] = MappingProxyType({})
+) -> Mapping[int, set[int]]:
     parts: dict[int, set[int]] = defaultdict(set)
     for axis in axes:
         for part in _runs(axis):
-            parts[part.size].add(selection.size(part))
+            for size in (part.size, *(before.get(part, ()) if isinstance(part, Atom) else ())):
+                parts[size].add(selection.size(part))
     return dict(parts)
+
+
+def _before_merge(analysis: Analysis) -> Mapping[Atom, Sequence[int]]:
+    """Map the axes of merged heads, and of what lies in them, to the sizes that they may have had before."""
+    found: dict[Atom, Sequence[int]] = {}
+    for group in analysis.groups:
+        if group.name in analysis.regrouped:
+            found[group.atom] = [group.size * times for times in MERGED]
+            for inside in head_dims(analysis, group):
+                found[inside] = [inside.size // times for times in MERGED if inside.size % times == 0]
+    return found
 
 
 def _near(axes: Sequence[Axis], selection: Selection) -> Mapping[int, set[int]]:

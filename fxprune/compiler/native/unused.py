@@ -17,8 +17,8 @@ from fxprune.analysis.analyze import AnalysisOptions, typed_by
 from fxprune.compiler.native.training import always_training
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import is_inside
-from fxprune.rules.axes import Axis, Product, Sum
+from fxprune.graph.tensors import is_inside, module_of
+from fxprune.rules.axes import Atom, Axis, Product, Sum
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Axes
 
@@ -40,7 +40,29 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
         left = {name.rpartition(".")[0] for name in idle if name not in found}
         if left and analysis.capture == "symbolic":
             found |= _typed(model, analysis, left, training=training)
+    for name in idle - {*found}:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if native(module) is None:
+            found[name] = _beside(module._parameters[leaf], owner, analysis)  # type: ignore[arg-type]
     return {name: axes for name, axes in found.items() if name in idle}
+
+
+def _beside(t: Tensor, owner: str, analysis: Analysis) -> Axes:
+    """Take the axes of the same sizes that a module's other weights have, or else its values; one that agree.
+
+    What stands for a patch that is masked is as wide as what stands beside it, though this call masks none.
+    """
+    used = {name: there for name, there in analysis.names.items() if name.rpartition(".")[0] == owner}
+    weights = [analysis.weights[there] for there in used.values() if there in analysis.weights]
+    values = [axes for node, own in analysis.axes.items() if module_of(node) == owner for axes in own]
+    out: list[Axis] = []
+    for size in t.shape:
+        found: set[Axis] = set()
+        for known in (weights, values):
+            found = found or {axis for axes in known for axis in axes if axis.size == size}
+        out.append(found.pop() if size > 1 and len(found) == 1 else Atom(size))
+    return tuple(out)
 
 
 def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bool) -> Mapping[str, Axes]:
