@@ -189,3 +189,59 @@ def test_it_trains_as_the_graph_does() -> None:
     wanted = dict(graph.named_parameters())
     for name, parameter in pruned.named_parameters():
         assert torch.allclose(parameter.grad, wanted[name].grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("build", [Waves, Nested])
+def test_everything_that_takes_a_result_takes_it(build: type[nn.Module], tmp_path: Path) -> None:
+    model, x = randomise(build().eval()), image()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    plan, replaced = fxprune.plan_of(pruned), record_of(pruned).own.replaced
+    applied = fxprune.apply(model, plan, example_inputs=x, form="module")
+    assert isinstance(applied, build) and torch.equal(applied(x), pruned(x))
+    assert record_of(applied).own.replaced == replaced
+    assert torch.allclose(fxprune.apply(model, plan, example_inputs=x)(x), pruned(x), rtol=1e-5, atol=1e-6)
+    fxprune.draw(pruned, tmp_path / "x.html")
+    assert "may shrink" in str(fxprune.explain(pruned, "head", example_inputs=x))
+    assert all(why in str(fxprune.report(model, pruned, example_inputs=x).replaced) for _, why in replaced)
+    again = fxprune.prune(pruned, 0.5, example_inputs=x, form="module")
+    fxprune.save(again, tmp_path / "again")
+    loaded = fxprune.load(tmp_path / "again", model=build())
+    assert isinstance(loaded, build) and torch.equal(loaded(x), again(x))
+    assert again.head.in_features == DIM // 4 and type(again).__name__ == build.__name__
+    as_graph = fxprune.prune(pruned, 0.5, example_inputs=x)
+    assert isinstance(as_graph, torch.fx.GraphModule) and fxprune.verify(pruned, as_graph) < 1e-8
+
+
+def test_steps_hand_it_on() -> None:
+    model, x, seen = randomise(Waves().eval()), image(), []
+
+    def between(pruned: nn.Module, step: int) -> None:
+        seen.append(isinstance(pruned, Waves))
+        with torch.no_grad():
+            for parameter in pruned.parameters():
+                parameter.mul_(1.5)
+
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, steps=2, between=between, form="module")
+    assert seen == [True] and isinstance(pruned, Waves) and record_of(pruned).own.forward
+    assert fxprune.verify(model, pruned).function < 1e-8
+
+
+def small_waves() -> nn.Module:
+    """What the command line imports."""
+    torch.manual_seed(0)
+    return Waves().eval()
+
+
+def test_the_command_line_writes_and_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxprune.cli.app import run
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    spec, folder = "test_root_forward:small_waves", str(tmp_path / "half")
+    options = ["--input-size", "3,32,32", "--form", "module", "--certify"]
+    assert run(["prune", spec, "--out", folder, *options]) == 0
+    assert "forward is a part of the graph" in capsys.readouterr().out
+    loaded = fxprune.load(folder, model=small_waves())
+    assert isinstance(loaded, Waves) and loaded(image()).shape == (2, 5)
+    assert run(["report", folder, "--model", spec]) in (0, 2)

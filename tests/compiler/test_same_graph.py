@@ -179,3 +179,24 @@ def test_scales_behind_a_computed_bias_and_norms_without_weights(build: type[nn.
     pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
     assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
     torch.testing.assert_close(pruned(x), graph_form(pruned)(x))
+
+
+class _LooksUnseen(nn.Module):
+    """Takes its number of heads where nothing notes that it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.__dict__["heads"]
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, heads, 8).permute(2, 0, 3, 1, 4).unbind()
+        out = ((q @ k.mT) * 8**-0.5).softmax(-1) @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def test_a_number_that_is_read_unseen_is_no_silent_loss() -> None:
+    model, x = randomise(_LooksUnseen().eval()), torch.randn(2, 5, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert pruned(x).shape == (2, 5, 32)
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
