@@ -195,7 +195,17 @@ class BranchesForMany(Branches):
         return self.fc2(x)
 
 
-@pytest.mark.parametrize("kind", [Branches, BranchesForMany])
+class DropsSamples(Branches):
+    """Draws in train mode alone, by code of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc1(x).relu()
+        if self.training:
+            y = y * y.new_empty((y.shape[0], 1)).bernoulli_(0.7).div_(0.7)
+        return self.fc2(y)
+
+
+@pytest.mark.parametrize("kind", [Branches, BranchesForMany, DropsSamples])
 def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(
     kind: type[Branches], capture: str
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.source_files import is_users
@@ -261,7 +262,7 @@ def _users_line(trace: str | None) -> str | None:
 
 
 def _module_path(node: fx.Node) -> str:
-    """Return the module whose code made an exported node."""
+    """Return the module whose code made an exported node; the root for one that a pass of torch's made."""
     stack = node.meta.get("nn_module_stack") or {}
-    path, _ = next(reversed(stack.values()), ("", None))
-    return path
+    key, (path, _) = next(reversed(stack.items()), ("", ("", None)))
+    return "" if key == _EMPTY_NN_MODULE_STACK_KEY else path
