@@ -27,7 +27,9 @@ from fxprune.result.selection import Selection
 __all__ = ["Rewriter", "rewrite"]
 
 
-def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = False) -> PrunedModule:
+def rewrite(
+    model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = False, run: bool = True
+) -> PrunedModule:
     """Build the model that a plan gives: a new GraphModule of sliced weights, with its record.
 
     Args:
@@ -35,6 +37,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
         analysis: of the original, or of the graph that the plan's groups are of.
         plan: its `kept` is not read: what weights keep follows from what groups keep.
         check: verify the graph after every pass, as of `fxprune.passes.check.run_passes`.
+        run: try the result on fake tensors; whoever does not ask for that has to, or compare it.
 
     Raises:
         PlanError: the plan is for another model.
@@ -45,7 +48,7 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
     selection = Selection.from_plan(analysis, plan)
     example = analysis.captured.example
     new = plan.renamed
-    passes = _passes(analysis, selection, model, plan)
+    passes = _passes(analysis, selection, model, plan, run)
     pruned = run_passes(analysis.module, passes, example, check=check)
     assert isinstance(pruned, PrunedModule)
     sites = {
@@ -81,13 +84,14 @@ def rewrite(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check = 
     return pruned
 
 
-def _passes(analysis: Analysis, selection: Selection, model: nn.Module, plan: Plan) -> list[Pass]:
+def _passes(analysis: Analysis, selection: Selection, model: nn.Module, plan: Plan, run: bool) -> list[Pass]:
     """List the passes of the rewrite in order; the first makes a new module of the analysed graph."""
     example = analysis.captured.example
 
     def shrunk(_: fx.GraphModule) -> PrunedModule:
         pruned = shrink(analysis, selection=selection, original=model)
-        refuse_broken(pruned, example)
+        if run:
+            refuse_broken(pruned, example)
         return pruned
 
     def folded(pruned: fx.GraphModule) -> PrunedModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ def structural_copy(
     `tensor` gives what stands for a tensor in the copy.
     """
     held = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
-    shared: dict[int, Any] = {key: tensor(t) for key, t in held.items()}
+    shared: dict[int, Any] = {key: tensor(t) for key, t in held.items()} | _empty(model)
     try:
         return copy.deepcopy(model, memo=dict(shared))
     except TypeError:  # a lock, an open file: what can't be copied is shared as well
@@ -62,6 +63,16 @@ def graph_shared(module: fx.GraphModule, copied: Callable[[nn.Module], nn.Module
     made = copy.copy(module)
     made.__dict__ = {**module.__dict__, **{held: shell.__dict__[held] for held in _HELD}}
     return made
+
+
+def _empty(model: nn.Module) -> dict[int, Any]:
+    """Copy what modules hold that is empty, by its id: a dozen lists of hooks each, slow to deepcopy."""
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if type(value) in (dict, OrderedDict, set) and not value
+    }
 
 
 def _can_be_copied(value: Any, shared: dict[int, Any]) -> bool:

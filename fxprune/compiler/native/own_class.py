@@ -23,6 +23,7 @@ from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, shown
 from fxprune.graph.collector import collector_paused
 from fxprune.graph.tensors import named_tensors
+from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check
 from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode, Part
@@ -75,13 +76,14 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     plan = replace(plan, scales={**default_scales(analysis, selection), **plan.scales})
-    pruned = rewrite(model, analysis, plan, check=check)
+    pruned = rewrite(model, analysis, plan, check=check, run=False)
     sizes, unused = sizes_by_module(model, analysis, selection), unused_axes(model, analysis)
     slices = Slices(analysis, selection, unused, pruned)
     with collector_paused():
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
             return _finished(model, analysis, *traced, pruned, sizes)
+    refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
     own = own_code_of(model, analysis, sizes, slices, pruned)
     unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
