@@ -16,6 +16,7 @@ from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
 from fxprune.choose.importance.compensated import compensable, compensated
+from fxprune.choose.importance.counts import Lengths
 from fxprune.choose.importance.data import batches_of, items_of
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
@@ -80,7 +81,9 @@ def decide(
         options = {k: v for k, v in request.score_options.items() if k in ("log_probabilities", "progress")}
         chosen = chosen_bases(analysis, groups, request.data, **options)
     costs = chosen.costs if chosen is not None else {}
-    scores = {**_judged(analysis, [g for g in groups if g not in costs], request), **costs}
+    lengths = chosen.lengths if chosen is not None else None
+    judged = _judged(analysis, [g for g in groups if g not in costs], request, lengths)
+    scores = {**judged, **costs}
     if trial is not None and request.data is not None and request.compares_kinds:
         some = some_of(request.data, analysis)
 
@@ -106,10 +109,15 @@ def decide_again(
     return _fitted(before.analysis, before.groups, scores, request, rewriter)
 
 
-def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Scores:
+def _judged(
+    analysis: Analysis, groups: Sequence[Group], request: Request, lengths: Lengths | None = None
+) -> Scores:
     """Score groups; where readers can make up for what goes, by what is lost then.
 
     Of these the first scores say the scale alone, and some samples tell it.
+
+    Args:
+        lengths: of derivatives by layers' answers, where they are known.
     """
     options, data = request.score_options, request.data
     if data is None or not (request.refits and request.criterion == "kl"):
@@ -120,7 +128,9 @@ def _judged(analysis: Analysis, groups: Sequence[Group], request: Request) -> Sc
     wanted = data if len(made_up_for) < len(groups) else some_of(data, analysis)
     samples = sum(batch.size for batch in batches_of(wanted, analysis, "kl"))
     scores = score(analysis, groups, "kl", wanted, **{"draws": draws_for(samples), **options})
-    return compensated(analysis, made_up_for, scores, data, progress=options.get("progress", True))
+    return compensated(
+        analysis, made_up_for, scores, data, lengths=lengths, progress=options.get("progress", True)
+    )
 
 
 def _fitted(

@@ -18,6 +18,9 @@ from fxprune.choose.importance.compensated import (
     compensated,
     removal_costs,
 )
+from fxprune.choose.importance.counts import Lengths
+from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.held_out import split
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
@@ -132,6 +135,27 @@ def test_some_places_of_many_are_enough_and_all_batches_give_some() -> None:
     assert sorted(i % 6 for i in order[6:].tolist()) == list(range(6))
     moved = [*data[:3], 100 * data[3]]
     assert not np.allclose(thinned, compensated(analysis, [group], before, moved, progress=False)[group])
+
+
+def test_places_count_as_predictions_depend_on_them() -> None:
+    """Where one place alone counts, units cost nearly what they do where there is no other place."""
+    model = Mlp()
+    randomise(model, 0)
+    analysis = fxprune.analyze(model.eval(), example_inputs=torch.randn(2, 8, 6))
+    (group,) = compensable(analysis, analysis.prunable)
+    torch.manual_seed(0)
+    at_first, elsewhere = torch.randn(50, 1, 6), torch.randn(50, 7, 1) * torch.ones(6)
+    data = [torch.cat([at_first, elsewhere], 1)]
+    parts = split(batches_of(data, analysis, "kl"), whole=False).all
+    first = torch.zeros(1, 8, 1).index_fill(1, torch.tensor(0), 1.0)
+    lengths = {p.numbers: {"down": first.expand(p.size, -1, -1)} for p in parts}
+
+    def costs(data: list[Tensor], lengths: Lengths | None = None) -> np.ndarray:
+        before = {group: np.ones(12)}
+        return compensated(analysis, [group], before, data, lengths=lengths, progress=False)[group]
+
+    alone, counted, alike = costs([at_first.expand(-1, 8, -1)]), costs(data, lengths), costs(data)
+    assert np.corrcoef(alone, counted)[0, 1] > 0.97 > 0.9 > np.corrcoef(alone, alike)[0, 1]
 
 
 def test_hidden_units_that_copy_others_go_first_and_cost_nothing() -> None:

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import along, vectors_of
+from fxprune.choose.importance.counts import Lengths, counts_of
 from fxprune.choose.importance.data import Batch, batches_of
 from fxprune.choose.importance.gram import gram
+from fxprune.choose.importance.held_out import split
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.choose.importance.waves import in_waves
@@ -34,9 +36,9 @@ from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
 __all__ = ["compensable", "compensated", "removal_costs", "rows_read"]
 
-RIDGE = 1e-2  # of the mean variance, added to the covariance: few samples claim too much
+RIDGE = 3e-2  # of the mean variance, added to the covariance: few samples claim too much
 SHARE = 32  # at least one channel in so many of those left goes at once
-PLACES = 8  # times as many as channels, at least, that a covariance is taken of
+PLACES = 16  # times as many as channels, at least, that a covariance is taken of
 HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
 
 
@@ -46,6 +48,7 @@ def compensated(
     scores: Scores,
     data: Iterable[Any] | None,
     *,
+    lengths: Lengths | None = None,
     progress: bool = True,
 ) -> Scores:
     """Return the scores, anew for every group that is read by layers with weights of their own alone.
@@ -53,17 +56,21 @@ def compensated(
     Args:
         scores: estimated KL of removing each element while the others stay as they are.
         data: the batches that these are of.
+        lengths: of derivatives by layers' answers on the same data, where they are known: places count by
+            them, as they do where a layer is solved again.
     """
     model = SoftMasked(analysis, groups)
     layers = _layers(model, groups)
     found: Scores = {}
     waves = [dict(wave) for wave in in_waves(layers.items(), _numbers, HELD)]
-    batches = batches_of(data, analysis, "kl") if waves else []
+    batches: Sequence[Batch] = ()
+    if waves:
+        batches = split(batches_of(data, analysis, "kl"), whole=analysis.captured.fixed_batch).all
     with tqdm(
         total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
     ) as bar:
         for wave in waves:
-            spreads = _spreads(analysis, wave, batches, bar)
+            spreads = _spreads(analysis, wave, batches, lengths or {}, bar)
             for group, uses in wave.items():
                 pairs = [(spreads[node, group], weight) for node, weight in uses]
                 found[group] = _to_scale(pairs, scores[group])
@@ -133,11 +140,15 @@ def _numbers(item: tuple[Group, Readers]) -> int:
 
 
 def _spreads(
-    analysis: Analysis, layers: Layers, batches: Sequence[Batch], bar: tqdm[Any]
+    analysis: Analysis, layers: Layers, batches: Sequence[Batch], lengths: Lengths, bar: tqdm[Any]
 ) -> dict[tuple[fx.Node, Group], Tensor]:
     """Collect the covariance [.., n, n] of what each layer reads, in one pass over the data."""
     model = _Covariances(analysis, list(layers), sum(batch.size for batch in batches))
-    for batch in batches:
+    nodes = {node.name for uses in layers.values() for node, _ in uses}
+    nodes = {node for node in nodes if all(node in lengths.get(batch.numbers, {}) for batch in batches)}
+    counts = {node: counts_of(lengths, node, batches) for node in nodes}
+    for i, batch in enumerate(batches):
+        model.counts = {node: found[i] for node, found in counts.items()}
         with torch.no_grad():
             model.forward({}, batch.size, *batch.args)
         bar.update()
@@ -170,26 +181,32 @@ class _Total:
 
 
 class _Covariances(SoftMasked):
-    """Runs the captured model; adds up what every reader of a group reads."""
+    """Runs the captured model; adds up what every reader of a group reads.
+
+    counts: how much each place of the batch counts, by node, as its answer with 1 channel.
+    """
 
     def __init__(self, analysis: Analysis, groups: Sequence[Group], samples: int) -> None:
         super().__init__(analysis, groups)
         self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self.counts: dict[str, Tensor] = {}
         self._in_all = samples
 
     def run_node(self, n: fx.Node) -> Any:
         for use in self.uses.get(n, ()):
             read = vectors_of(use, self.env[use.operand], self.size)
-            self.totals.setdefault((n, use.group), _Total()).add(self._thinned(read))
+            self.totals.setdefault((n, use.group), _Total()).add(self._thinned(read, self.counts.get(n.name)))
         return super().run_node(n)
 
-    def _thinned(self, read: Tensor) -> Tensor:
-        """Take evenly spread places [..., places, n] of a batch, so that all batches give enough."""
+    def _thinned(self, read: Tensor, counts: Tensor | None) -> Tensor:
+        """Take spread places [..., places, n] of a batch, as often as they count, enough from all batches."""
         places, n = read.shape[-2:]
+        if counts is None or counts.numel() != places:  # a convolution gives more or fewer
+            counts = torch.ones(places)
         wanted = math.ceil(PLACES * n * self.size / self._in_all)
-        if wanted >= places:
-            return read
-        return read[..., torch.linspace(0, places - 1, wanted, device=read.device).round().long(), :]
+        up_to = counts.flatten().double().cumsum(0)
+        middles = (torch.arange(wanted, device=up_to.device) + 0.5) / wanted * up_to[-1]
+        return read[..., torch.searchsorted(up_to, middles).to(read.device), :]
 
 
 def _to_scale(pairs: Sequence[tuple[Tensor, Tensor]], alone: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from fxprune.graph.tensors import floats_of
 
 __all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
 
-DERIVATIVES = 128  # of what predictions draw, over all samples, at least
+DERIVATIVES = 256  # of what predictions draw, over all samples, at least
 
 # From the model's output to log-probabilities [b, ..., classes].
 LogProbabilities = Callable[[Any], Tensor]
