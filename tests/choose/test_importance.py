@@ -276,6 +276,6 @@ def test_data_that_holds_no_batches(data: Any, says: str) -> None:
     assert len(str(caught.value)) < 350
 
 
-@pytest.mark.parametrize(("samples", "draws"), [(1, 128), (100, 2), (128, 1), (5000, 1)])
+@pytest.mark.parametrize(("samples", "draws"), [(1, 256), (200, 2), (256, 1), (5000, 1)])
 def test_few_samples_are_asked_more_often(samples: int, draws: int) -> None:
     assert draws_for(samples) == draws
