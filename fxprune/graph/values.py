@@ -23,6 +23,7 @@ from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
 
 __all__ = [
+    "PUT_OFF",
     "DependsOnValues",
     "FakeRun",
     "NodeError",
@@ -31,6 +32,9 @@ __all__ = [
     "propagate_values",
     "refuse_broken",
 ]
+
+
+PUT_OFF = "put_off"  # in a node's meta: run it only if it is asked for, since it may yet go
 
 
 def propagate_values(module: fx.GraphModule, example: Example, batch: int | None = None) -> None:
@@ -113,6 +117,7 @@ class FakeRun(fx.Interpreter):
             inputs = example.map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=t.device))
             self.inputs = inputs.with_batch(batch)
         self.last: fx.Node | None = None
+        self.put_off: set[fx.Node] = set()
 
     def value(self, node: fx.Node) -> Any:
         """Return what a node gives, after all that stand before it.
@@ -121,10 +126,21 @@ class FakeRun(fx.Interpreter):
             NodeError: a node rejects what it is given.
         """
         with quiet_torch(), self.mode, torch.no_grad():
-            while node not in self.env:
+            while node not in self.env and node not in self.put_off:
                 self.last = self.last.next if self.last else next(iter(self.graph.nodes))
-                self.env[self.last] = self.run_node(self.last)
+                if PUT_OFF in self.last.meta:
+                    self.put_off.add(self.last)
+                else:
+                    self.env[self.last] = self.run_node(self.last)
+            self._run_late(node)
         return self.env[node]
+
+    def _run_late(self, node: fx.Node) -> None:
+        """Run a node that was put off, after those that it needs."""
+        if node not in self.env:
+            for given in node.all_input_nodes:
+                self._run_late(given)
+            self.env[node] = self.run_node(node)
 
     def run_node(self, n: fx.Node) -> Any:
         try:

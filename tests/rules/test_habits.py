@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from exactness import assert_exact
-from helpers import randomise
+from helpers import CAPTURES, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -184,7 +184,81 @@ def scaled(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("write", [added, scaled])
+def of_another(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    z = torch.tanh(y)
+    y[mask] = y[mask] - z[mask] * w[0]
+    return y
+
+
+def of_samples(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    picked = y[mask[:, 0]]
+    picked *= 3
+    y[mask[:, 0]] = torch.sigmoid(picked) + w
+    return y + w
+
+
+def twice(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] += w
+    y[~mask] -= 2 * w
+    return y
+
+
+def of_what_it_was(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    before = y[mask]
+    y = y * 2
+    y[mask] = before + w[0]
+    return y
+
+
+ROWS = [added, scaled, of_another, of_samples, twice, of_what_it_was]
+
+
+@pytest.mark.parametrize("write", ROWS)
+def test_rows_that_a_mask_picks_are_written(write: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    model = randomise(Prompts(write).eval())
+    x = torch.randn(2, 5, 3)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    assert pruned.get_parameter("a.weight").shape[0] == 8
+    assert_exact(model, pruned, 1, 3)
+    same = fxprune.prune(model, 0.0, example_inputs=x)
+    for other in (x, torch.randn(1, 5, 3), torch.randn(4, 7, 3), -torch.ones(2, 5, 3), torch.ones(2, 5, 3)):
+        found = []
+        for module in (model.train(), same.train()):
+            module.zero_grad()
+            out = module(other)
+            out.square().sum().backward()
+            grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+            found.append({"out": out, **grads})
+        torch.testing.assert_close(found[0], found[1])
+
+
+def to_the_mean(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = y[mask] - y[mask].mean(0)
+    return y
+
+
+def by_order(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = y[mask].cumsum(0)
+    return y
+
+
+def by_other_rows(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    y[mask] = y[mask.flip(1)] * 2
+    return y
+
+
+def read_elsewhere(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    picked = y[mask] + w
+    y[mask] = picked
+    return y + picked.sum(0)
+
+
+REFUSED = [to_the_mean, by_order, by_other_rows, read_elsewhere]
+
+
+@pytest.mark.parametrize(
+    ("write", "capture"), [*((w, "export") for w in ROWS), *((w, c) for w in REFUSED for c in CAPTURES)]
+)
 def test_as_many_rows_as_a_mask_has_are_refused_and_the_cure_is_named(
     write: Callable[[Tensor, Tensor, Tensor], Tensor], capture: str
 ) -> None:

@@ -17,6 +17,7 @@ from torch.fx.proxy import Attribute, TraceError
 from fxprune.capture.call_state import OF_GRADIENTS
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.symbolic.numbers import ufunc_as_node
+from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.graph.own_nodes import written
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ class TracedValue(fx.Proxy):
             for _ in range(tracer.decisions.structure(self).ndim - mask.ndim):
                 index = index.unsqueeze(-1)
             tracer.write(self, self.masked_fill(index, value))
+        elif isinstance(mask, Tensor) and (rows := written_rows(tracer, self, index, value)) is not None:
+            tracer.write(self, rows)
         else:
             tracer.write(self, tracer.create_proxy("call_function", written, (self, index, value), {}))
 

@@ -20,6 +20,7 @@ from fxprune.capture.arguments import followed_parts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.objects import holds_traced, object_node
+from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
@@ -82,6 +83,7 @@ class Tracer(fx.Tracer):
         except Exception as error:
             error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
             raise
+        drop_picked(graph)
         self._guard_ranks(graph)
         self._show_assigned(root, graph)
         return graph
@@ -316,6 +318,8 @@ class Tracer(fx.Tracer):
         made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and isinstance(args[0], fx.Proxy) and shares_memory(args[1]):
             self._part_of[made] = args
+        if kind != "placeholder":
+            mark_picked(self, made.node)
         return made
 
     def write(self, proxy: fx.Proxy, value: fx.Proxy) -> fx.Proxy:
@@ -334,6 +338,8 @@ class Tracer(fx.Tracer):
     def augmented(self, operation: Callable[[Any, Any], Any], proxy: fx.Proxy, other: Any) -> Any:
         """Compute `proxy += other`: of a tensor a write, of a number another number."""
         value = operation(proxy, other)
+        if is_picked(proxy.node):  # a copy, which nobody else holds
+            return value
         if not isinstance(value, fx.Proxy) or not self._is_tensor(proxy):
             return value
         if proxy.node.op == "get_attr":  # `self.mean += ..` assigns it
