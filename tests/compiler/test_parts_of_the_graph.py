@@ -135,3 +135,55 @@ def test_a_norm_without_weights_has_the_new_size(capture: str) -> None:
     assert type(pruned) is nn.Sequential and own.is_whole, own.parts
     assert tuple(pruned[1].norm.normalized_shape) == (24,) and tuple(model[1].norm.normalized_shape) == (48,)
     assert fxprune.verify(model, pruned, example_inputs=torch.randn(3, 5, 8)) < 1e-8
+
+
+class ReturnsMore(nn.Module):
+    """Returns what nobody uses beside what its caller takes; its width is a number in its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(48, 64), nn.Linear(64, 48)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.inner(x).reshape(*x.shape[:2], 4, 16)
+        return self.out(x.relu().flatten(2)), x.softmax(-1).mean(2)
+
+
+class TakesTheFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.more, self.head = nn.Conv2d(3, 48, 8, 8), ReturnsMore(), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        return self.head((x + self.more(x)[0]).mean(1))
+
+
+def test_what_nobody_uses_need_not_be_returned(capture: str) -> None:
+    model, x = randomise(TakesTheFirst().eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, form="module")
+    own = record_of(pruned).own
+    assert type(pruned) is TakesTheFirst and [part.path for part in own.parts] == ["more"]
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(3, 3, 32, 32)) < 1e-8
+    assert pruned.more(torch.randn(1, 4, 24))[1] is None
+
+
+class CopiesATable(nn.Module):
+    """Adds a table that is no parameter and no buffer, by a copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 48, 8, 8), nn.Linear(48, 5)
+        self.table = torch.randn(1, 16, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        return self.head(F.gelu(x + self.table.detach().clone().to(x)).mean(1))
+
+
+def test_a_table_of_which_the_graph_has_a_copy_takes_its_width(capture: str) -> None:
+    model, x = randomise(CopiesATable().eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, form="module")
+    assert type(pruned) is CopiesATable and record_of(pruned).own.is_whole
+    assert pruned.table.shape == (1, 16, 24)
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(1, 3, 32, 32)) < 1e-8

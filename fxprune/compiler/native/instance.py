@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
@@ -75,6 +76,7 @@ class Slices:
     ) -> None:
         self.analysis, self.selection, self.unused = analysis, selection, unused
         self.tensors = dict(named_tensors(pruned))
+        self.model = set(analysis.names.values())  # what the graph calls the model's own
 
     def __call__(self, names: Sequence[str], t: Tensor) -> Tensor:
         for name in names:
@@ -82,5 +84,15 @@ class Slices:
                 return self.tensors[name]
         axes = self.analysis.weights.get(self.analysis.names.get(names[0], names[0]), ())
         axes = axes or next((self.unused[name] for name in names if name in self.unused), ())
+        axes = axes or self._axes_of_constant(t)
         new = taken(t.detach(), [self.selection.positions(axis) for axis in axes])
         return nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new
+
+    def _axes_of_constant(self, t: Tensor) -> Axes:
+        """Find the axes of what a plain attribute became in the graph: a constant of the same numbers."""
+        graph = self.analysis.original.module
+        for name, held in named_tensors(graph):
+            alike = name not in self.model and (held.shape, held.dtype) == (t.shape, t.dtype)
+            if alike and not held.is_meta and torch.equal(held, t):
+                return self.analysis.weights.get(name, ())
+        return ()

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.compiler.native.boundaries import Boundary, Number
+from fxprune.compiler.native.boundaries import Boundary, Number, Unknown
 from fxprune.compiler.native.traits import Traits
 from fxprune.graph.nests import PLAIN, placed_leaves
 from fxprune.graph.tensors import get_or_create_submodule, named_tensors
@@ -44,12 +44,14 @@ def part_at(
     if not calls:
         raise PartError("it is never called")
     call = calls[0]  # that it does as well for the others, the search has to see
-    if not call.is_known:
+    if not call.names:
         raise PartError("it returns what the graph does not compute")
-    if not _is_plain(call.result):
-        raise PartError(f"it returns a {type(call.result).__name__}")
+    # What nobody uses, a graph does not compute (an attention's weights): None stands for that.
+    result = pytree.tree_map(lambda leaf: None if isinstance(leaf, Unknown) else leaf, call.result)
+    if not _is_plain(result):
+        raise PartError(f"it returns a {type(result).__name__}")
     inputs = tuple(_inputs(model.get_submodule(call.path), call, traits))
-    part = Part(call.path, why, inputs, (), call.result)
+    part = Part(call.path, why, inputs, (), result)
     found: list[Read] = []
 
     def read(node: str) -> Read | None:
