@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import re
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch_pruning_vit import restore_heads, vit_pruner
 
 import fxprune
 from fxprune.choose.importance.exact import kl_exact
@@ -229,31 +229,19 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def torch_pruning(model: nn.Module, ratio: float = 0.5, whole_heads: bool = True) -> nn.Module:
-    """Torch-Pruning by its own examples/transformers/prune_timm_vit.py; it changes the model."""
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    for attention in attentions:
-        attention.fused_attn = False
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
-        pruner = tp.pruner.MetaPruner(
-            model,
-            torch.randn(1, 3, 224, 224),
-            importance=tp.importance.MagnitudeImportance(p=2),
-            pruning_ratio=ratio,
-            ignored_layers=[model.head],
-            num_heads={attention.qkv: attention.num_heads for attention in attentions},
-            prune_num_heads=whole_heads,
-            prune_head_dims=not whole_heads,
-            head_pruning_ratio=ratio if whole_heads else 0.0,
-            # The defaults are shared between calls, and would keep every earlier model alive.
-            in_channel_groups={},
-            out_channel_groups={},
-        )
+    """Prune by magnitude; it changes the model."""
+    pruner = vit_pruner(
+        model,
+        torch.randn(1, 3, 224, 224),
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=[model.head],
+        prune_num_heads=whole_heads,
+        prune_head_dims=not whole_heads,
+        head_pruning_ratio=ratio if whole_heads else 0.0,
+    )
     pruner.step()
-    for attention in attentions:
-        attention.num_heads = pruner.num_heads[attention.qkv]
-        attention.attn_dim = attention.qkv.out_features // 3
-        attention.head_dim = attention.attn_dim // attention.num_heads
+    restore_heads(model, pruner)
     return model
 
 

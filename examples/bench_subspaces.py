@@ -160,17 +160,14 @@ def peer_figures(
 ) -> dict[str, float]:
     """Judge Torch-Pruning's Taylor criterion, by its own recipe for timm's ViTs; nan for rows it lacks."""
     import torch_pruning as tp
-    from timm.models.vision_transformer import Attention
+    from torch_pruning_vit import restore_heads, vit_pruner
 
     if row not in ("inner dims", "everything", "MACs, global"):
         return dict.fromkeys(("top1", "kl", "macs", "seconds"), float("nan"))
     start = time.perf_counter()
     model, image = dense_model(weights), torch.zeros(1, 3, 224, 224)
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    for attention in attentions:
-        attention.fused_attn = False
     whole = tp.utils.count_ops_and_params(model, image)[0]
-    pruner = tp.pruner.MetaPruner(
+    pruner = vit_pruner(
         model,
         image,
         importance=tp.importance.GroupTaylorImportance(),
@@ -178,21 +175,15 @@ def peer_figures(
         pruning_ratio=0.95 if row == "MACs, global" else ratio,
         iterative_steps=GLOBAL_STEPS if row == "MACs, global" else 1,
         ignored_layers=[model.head, *([model.patch_embed] if row == "inner dims" else [])],
-        num_heads={attention.qkv: attention.num_heads for attention in attentions},
         prune_num_heads=False,
         prune_head_dims=True,
-        # The defaults are shared between calls, and would keep every earlier model alive.
-        in_channel_groups={},
-        out_channel_groups={},
     )
     while True:
         model.zero_grad()
         for images, classes in zip(calibration, labels, strict=True):
             nn.functional.cross_entropy(model(images), classes, reduction="sum").backward()
         pruner.step()
-        for attention in attentions:
-            attention.head_dim = attention.qkv.out_features // (3 * attention.num_heads)
-            attention.attn_dim = attention.head_dim * attention.num_heads
+        restore_heads(model, pruner)
         reached = tp.utils.count_ops_and_params(model, image)[0] / whole
         if row != "MACs, global" or reached <= 1 - ratio:
             break

@@ -165,7 +165,11 @@ class Analysis:
         return chain_between(self.graph, first, second, shared)
 
     def to_networkx(self) -> nx.Graph:
-        """Return the dependency graph: sites, nodes and groups; edges are labelled with the group's name."""
+        """Return the dependency graph: sites, nodes and groups.
+
+        An edge's `kind` is "member" between a group and its sites, and "carried" where the group's axis
+        passes between a site and a node, or two nodes; its `group` names it.
+        """
         return dependency_graph(self.graph, self.groups)
 
     def _site(self, site: str | Site) -> Site:

@@ -39,7 +39,11 @@ def chain_between(graph: TypedGraph, first: Site, second: Site, shared: Iterable
 
 
 def dependency_graph(graph: TypedGraph, groups: Iterable[Group]) -> nx.Graph:
-    """Build a graph of sites, nodes and groups; edges are labelled with the group's name."""
+    """Build a graph of sites, nodes and groups.
+
+    Edges are of kind "member" (a group's sites), or "carried": an axis of the group passes along, whose name
+    is the edge's `group`.
+    """
     out = nx.Graph()
     for group in groups:
         out.add_node(
@@ -55,7 +59,7 @@ def dependency_graph(graph: TypedGraph, groups: Iterable[Group]) -> nx.Graph:
         for u, v in paths_of(graph, group.atom).edges:
             for end in (u, v):
                 out.add_node(_label(end), kind="node" if isinstance(end, fx.Node) else "site")
-            out.add_edge(_label(u), _label(v), kind="flow", group=group.name)
+            out.add_edge(_label(u), _label(v), kind="carried", group=group.name)
     return out
 
 

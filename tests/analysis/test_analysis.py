@@ -135,7 +135,7 @@ def test_it_becomes_a_networkx_graph(vit_analysis: fxprune.Analysis) -> None:
             assert graph.edges[group.name, str(site)]["kind"] == "member"
     through = [g for _, _, g in graph.edges(data="group") if g is not None]
     assert set(through) <= {group.name for group in vit_analysis.groups}
-    assert graph.edges["blocks_0_mlp_fc1", "blocks_0_mlp_act"]["kind"] == "flow"
+    assert graph.edges["blocks_0_mlp_fc1", "blocks_0_mlp_act"]["kind"] == "carried"
 
 
 def test_every_node_of_the_networkx_graph_has_a_kind(vit_analysis: fxprune.Analysis) -> None:
