@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from helpers import CAPTURES, images, small_vit
 from torch import fx, nn
 
 import fxprune
+
+
+def pytest_collection_finish() -> None:
+    """Leave half a million objects of libraries and tests out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=CAPTURES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from helpers import tensors_of
 from torch import fx, nn
@@ -10,6 +12,7 @@ import fxprune
 from fxprune.certify.certificate import certified
 from fxprune.certify.comparison import Comparison
 from fxprune.certify.mutants import survivors, without_a_guard
+from fxprune.compiler import prune_analyzed
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.result.selection import Selection
 
@@ -22,6 +25,19 @@ def assert_exact(model: nn.Module, pruned: fx.GraphModule, *batches: int) -> Non
     assert_slices(model, pruned)
     for batch in batches:
         assert_runs(pruned, batch)
+
+
+def certified_at(
+    ratios: tuple[float, ...], model: nn.Module, inputs: Any, capture: str, **kwargs: Any
+) -> list[fx.GraphModule]:
+    """Prune by each ratio from one capture; every result is held against the masked original.
+
+    The public calls capture anew each time, `verify` as well, which takes most of the time by export.
+    """
+    analysis = fxprune.analyze(model, example_inputs=inputs, example_kwargs=kwargs or None, capture=capture)
+    results = [prune_analyzed(model, analysis, ratio) for ratio in ratios]
+    assert all(certificate(model, pruned, analysis) <= TOLERANCE for pruned in results)
+    return results
 
 
 def assert_slices(model: nn.Module, pruned: fx.GraphModule) -> None:

@@ -17,7 +17,6 @@ from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.nests import PLAIN
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import cuda_devices_of, floats_of
@@ -26,14 +25,13 @@ from fxprune.graph.values import called_with
 __all__ = [
     *("GRADIENTS", "Gradients", "OF_GRADIENTS"),
     *("DependsOnCall", "after_a_call", "noticed_gradient_questions", "other_second_call"),
-    *("other_without_gradients", "plain_changes", "plain_state", "refuse_difference", "refuse_history"),
+    *("other_without_gradients", "refuse_difference", "refuse_history"),
 ]
 
 # What code asks a tensor, and how its answers can differ: how gradients are recorded while it runs.
 OF_GRADIENTS = ("requires_grad", "grad_fn", "is_leaf")
 Gradients = Literal["recorded", "off", "of inputs"]
 GRADIENTS: tuple[Gradients, ...] = ("recorded", "off", "of inputs")
-State = dict[tuple[str, str], Any]
 
 
 class DependsOnCall(CaptureError):
@@ -136,42 +134,21 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str]
     called here has none.
     """
     called = structural_copy(model, own_buffers)
-    held, before = HeldState(called), plain_state(called)
+    held = HeldState(called)
     drawn = torch.random.fork_rng(devices=cuda_devices_of(model))  # what the call draws is nobody's
     with held.restored(plain=False):
         with drawn, contextlib.suppress(Exception), torch.no_grad():  # whatever user code raises
             given = example.map(Tensor.clone)
             called(*given.args, **given.kwargs)
-        changed = held.changed()
-    plain = plain_changes(before, called)
+        changed, plain = held.changed(), held.plain_changes()
     modules = dict(model.named_modules())
     try:
         for path, name in plain:
             setattr(modules[path], name, vars(called.get_submodule(path))[name])
         yield changed, bool(plain)
     finally:
-        for path, name in plain:
-            setattr(modules[path], name, before[path, name])
-
-
-def plain_state(model: nn.Module) -> State:
-    """Return the numbers, flags and words that modules hold, by module and name."""
-    return {
-        (path, name): value
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if type(value) in PLAIN and name != "training"
-    }
-
-
-def plain_changes(before: State, model: nn.Module) -> list[tuple[str, str]]:
-    """List the numbers, flags and words that are others by now."""
-    after = plain_state(model)
-    return [
-        key
-        for key, value in before.items()
-        if key in after and (type(value), value) != (type(after[key]), after[key])
-    ]
+        for (path, name), before in plain.items():
+            setattr(modules[path], name, before)
 
 
 def other_second_call(changed: Iterable[str]) -> str:

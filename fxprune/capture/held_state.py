@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.graph.nests import PLAIN
+from fxprune.graph.nests import PLAIN, Value
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.training_mode import names_in, plain_functions
@@ -47,6 +47,17 @@ class HeldState:
     def changed(self) -> list[str]:
         """Name what is another thing by now, and tensors that were written to."""
         return list(dict.fromkeys(name for place in self._places for name in place.changed()))
+
+    def plain_changes(self) -> dict[tuple[str, str], Value]:
+        """Return modules' numbers, flags and words that are others by now: path and name -> what it was."""
+        found: dict[tuple[str, str], Value] = {}
+        for place in self._places:
+            now = place.contents() if isinstance(place, _Module) else {}
+            for name in place.before.keys() & now.keys():
+                old, new = place.before[name], now[name]
+                if type(old) in PLAIN and type(new) in PLAIN and (type(old), old) != (type(new), new):
+                    found[place.name, name] = old
+        return found
 
     def restore(self, *, plain: bool = True) -> None:
         """Put everything back, what was written into tensors as well, but for buffers and large ones.

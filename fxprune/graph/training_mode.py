@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 __all__ = [
+    "codes_in",
     "follows_mode",
     "forward_reads_mode",
     "in_eval_mode",
@@ -116,7 +117,12 @@ def _reads_training(function: types.FunctionType) -> bool:
 
 def names_in(code: types.CodeType) -> Iterator[str]:
     """Return what the code refers to, comprehensions and closures included."""
-    yield from code.co_names
+    return (name for inner in codes_in(code) for name in inner.co_names)
+
+
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield the code, and that of what is defined in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
+            yield from codes_in(constant)

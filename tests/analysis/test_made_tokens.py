@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import certified_at
 from helpers import by_capture, randomise
 from torch import Tensor, nn
-
-import fxprune
 
 N, C, CLASSES = 6, 16, 5  # tokens, their width, classes
 Scores = Callable[["Read", Tensor], Tensor]
@@ -162,8 +161,7 @@ PAIRS += [(s, a) for a in (mixed, given_back) for s in (sigmoid, softmax, querie
 
 def shapes_of(model: nn.Module, x: Tensor, capture: str) -> dict[str, tuple[int, ...]]:
     """The shapes that are left at a half, of what is used; the result is exact."""
-    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
-    assert float(fxprune.verify(model, pruned)) < 1e-8
+    (pruned,) = certified_at((0.5,), model, x, capture)
     return {name: tuple(p.shape) for name, p in pruned.named_parameters()}
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import certificate
 from helpers import CAPTURES
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
+from fxprune.compiler import prune_analyzed
 
 
 class Round(torch.autograd.Function):
@@ -113,9 +115,10 @@ def test_derivatives_are_those_of_the_original(kind: type[Net], capture: str) ->
 @pytest.mark.parametrize("kind", [Net, Centred, Checkpointed, WithoutGradients])
 def test_half_of_it_is_exact(kind: type[Net], capture: str) -> None:
     model, x = prepared(kind)
-    pruned = fxprune.prune(model, 0.5, example_inputs=x.detach(), capture=capture)
+    analysis = fxprune.analyze(model, example_inputs=x.detach(), capture=capture)
+    pruned = prune_analyzed(model, analysis, 0.5)
     assert pruned.fc1.weight.shape == (8, 6)
-    assert fxprune.verify(model, pruned) < 1e-12
+    assert certificate(model, pruned, analysis) < 1e-12
 
 
 def test_the_forward_does_not_stand_in_the_graph_as_well(capture: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exactness import certified_at
 from helpers import assert_same, randomise
 from torch import Tensor, nn
 
@@ -110,7 +111,6 @@ def test_a_question_after_gradients_is_refused_where_it_matters(cls: type[Net], 
 @pytest.mark.parametrize("cls", [CountsForItself, AsksForGradients, NotesWhetherItIsTrained])
 def test_what_changes_nothing_is_taken(cls: type[Net], capture: str) -> None:
     model = randomise(cls()).eval()
-    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
-    assert fxprune.verify(model, pruned) < 1e-8
+    (pruned,) = certified_at((0.5,), model, X, capture)
     assert pruned.get_parameter("a.weight").shape == (6, 8)
     assert (model.calls, model.ready) == (0, False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from exactness import certified_at
 from helpers import assert_same, randomise
 from torch import Tensor, nn
 
@@ -123,12 +124,10 @@ def model_with(hidden: Callable[[Net, Tensor], Tensor]) -> Net:
 
 
 def assert_right(model: nn.Module, capture: str) -> None:
-    whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    whole, pruned = certified_at((0.0, 0.5), model, X, capture)
     for batch in (1, 2, 5):
         x = torch.randn(batch, 6, 8, dtype=torch.float64)
         assert_same(whole(x), model(x), 1e-12)
-    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
-    assert fxprune.verify(model, pruned) < 1e-8
     assert pruned.get_parameter("a.weight").shape[0] == 6
 
 

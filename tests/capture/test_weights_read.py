@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import certified_at
 from helpers import assert_same, randomise
 from torch import Tensor, nn
 
@@ -70,10 +71,8 @@ def of_the_dict(net: Net, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("last", [of_the_state, listed, detached])
 def test_a_weight_is_one_by_whatever_way(last: Callable[[Net, Tensor], Tensor], capture: str) -> None:
     model = randomise(Net(last)).double().eval()
-    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
+    same, pruned = certified_at((0.0, 0.5), model, X, capture)
     assert pruned.get_parameter("a.weight").shape == (6, 8)
-    assert fxprune.verify(model, pruned) < 1e-8
-    same = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
     other = randomise(Net(last), seed=1).double().eval()
     same.load_state_dict(other.state_dict())
     assert_same(same(X), other(X), 1e-12)

@@ -3,6 +3,7 @@
     python tests/mutation                    # all of it
     python tests/mutation rules              # rules alone
     python tests/mutation --only softmax     # mutants whose name holds a word
+    python tests/mutation passes --part 2/3  # every third of them, from the second on
 
 Prints each mutant with the test that kills it, then the survivors.  A survivor is explained in
 `explained.py` or fails the check.
@@ -41,12 +42,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutation", description=__doc__)
     parser.add_argument("kinds", nargs="*", help=f"what to break: {KINDS}")
     parser.add_argument("--only", nargs="+", default=[""], help="mutants whose name holds one of these")
+    parser.add_argument("--part", default="1/1", help="K/N: every N-th of them, from the K-th on")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what may turn red")
     parser.add_argument("--notes", help="a file that keeps what tests reach: they are not run as is again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--quiet", action="store_true", help="print survivors alone")
     options = parser.parse_args()
-    check = Check(options.kinds or KINDS, options.only, options.jobs, options.quiet)
+    first, step = map(int, options.part.split("/"))
+    part = slice(first - 1, None, step)
+    check = Check(options.kinds or KINDS, options.only, part, options.jobs, options.quiet)
     arguments = [str(TESTS_ROOT / test) for test in options.tests]
     arguments += ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary"]
     session = Session([str(ROOT / f) for f in SOURCES], check.run, options.notes)
@@ -55,8 +59,8 @@ def main() -> int:
 
 
 class Check:
-    def __init__(self, kinds: list[str], only: list[str], jobs: int, quiet: bool) -> None:
-        self.kinds, self.only, self.jobs, self.quiet = kinds, only, jobs, quiet
+    def __init__(self, kinds: list[str], only: list[str], part: slice, jobs: int, quiet: bool) -> None:
+        self.kinds, self.only, self.part, self.jobs, self.quiet = kinds, only, part, jobs, quiet
         self.count, self.survivors = 0, list[str]()
         self.start = time.monotonic()
 
@@ -66,7 +70,7 @@ class Check:
             (mutant, tests)
             for mutant, tests in self._mutants(session)
             if any(word in str(mutant) for word in self.only)
-        ]
+        ][self.part]
 
         def killer(mutant: Any, tests: list[str]) -> str | None:
             return session.killer(mutant.apply, self._in_order(mutant, tests, session))
@@ -119,7 +123,8 @@ class Check:
             print(f"  {name}: {EXPLAINED[name]}")
         for name in unexplained:
             print(f"  SURVIVES  {name}")
-        stale = [] if any(self.only) or self.kinds != KINDS else sorted({*EXPLAINED} - {*self.survivors})
+        whole = self.kinds == KINDS and self.part == slice(0, None, 1) and not any(self.only)
+        stale = [] if not whole else sorted({*EXPLAINED} - {*self.survivors})
         for name in stale:
             print(f"  explained, and killed all the same: {name}")
         return 1 if unexplained or stale else 0

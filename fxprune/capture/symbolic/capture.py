@@ -18,8 +18,6 @@ from fxprune.capture.call_state import (
     noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
-    plain_changes,
-    plain_state,
     refuse_difference,
     refuse_history,
 )
@@ -73,10 +71,12 @@ def capture_symbolic(
         return as_is
     copies = copies or {}
     asked: dict[str, None] = {}
-    before, changed = plain_state(model), dict[str, None]()
+    held, changed = HeldState(model), dict[str, None]()
     with noticed_gradient_questions(asked):
-        graph = _trace(model, leaves, example, copies, taught, training=False, changed=changed, asked=asked)
-    if plain_changes(before, model):
+        graph = _trace(
+            *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
+        )
+    if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
     for gradients in GRADIENTS[1:] if asked else ():
@@ -115,18 +115,21 @@ def _trace(
     training: bool,
     keep_eval: Collection[type] = (),
     gradients: Gradients = "recorded",
+    held: HeldState | None = None,
     changed: dict[str, None] | None = None,
     asked: dict[str, None] | None = None,
 ) -> fx.Graph:
     """Trace the model's code in one mode; what it keeps for its next call is put back, but for numbers.
 
-    changed: is given the names of what it keeps.  asked: the lines that ask values for their gradients.
+    held: what it held before.  changed: is given the names of what it keeps.  asked: the lines that ask
+    values for their gradients.
     """
     set_mode(model, training, keep_eval)
     followed: list[dict[str, Any]] = []
     functions = taught_functions(model, taught)
+    held = held or HeldState(model)
     while True:
-        tracer, held = Tracer(leaves, example, copies), HeldState(model)
+        tracer = Tracer(leaves, example, copies)
         tracer.gradients_of_inputs = gradients == "of inputs"
         with (
             held.restored(plain=False),

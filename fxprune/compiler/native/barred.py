@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from fxprune.graph.training_mode import codes_in
+
 __all__ = ["barred_methods", "names_of_forward"]
 
 
@@ -55,15 +57,13 @@ def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
 def _codes(function: types.FunctionType, methods: dict[str, types.FunctionType]) -> Iterator[types.CodeType]:
     """List a method's code, what is defined in it, and that of the methods that it names."""
     seen: set[types.CodeType] = set()
-    front = [function.__code__]
+    front = [function]
     while front:
-        code = front.pop()
-        if code in seen:
-            continue
-        seen.add(code)
-        yield code
-        front += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-        front += [methods[name].__code__ for name in code.co_names if name in methods and name != "forward"]
+        for code in codes_in(front.pop().__code__):
+            if code not in seen:
+                seen.add(code)
+                yield code
+                front += [methods[n] for n in code.co_names if n in methods and n != "forward"]
 
 
 def _is_function(name: str, methods: dict[str, types.FunctionType], forward: types.FunctionType) -> bool:

@@ -11,7 +11,8 @@ __all__ = ["refuse_training"]
 def refuse_training(draft: Draft) -> None:
     """Let the backward pass raise where it would follow another derivative than the model's.
 
-    Guarantees: the same values.  The analysed graph, whose derivatives score channels, is not changed.
+    Needs: a root of the draft's own.  Guarantees: the same values.  The analysed graph, whose derivatives
+    score channels, is not changed.
     """
     for path, module in list(draft.root.named_modules()):
         if isinstance(module, ForwardOnly):
