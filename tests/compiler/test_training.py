@@ -90,6 +90,29 @@ class NoSize(Plain):
         return self.fc2(x * 0.5) if x.sum() > 0 else self.fc2(x)
 
 
+class Attends(Plain):
+    """Holds torch's attention, which a capture spells out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x = self.fc1(x)[None]
+        x = self.norm(x + self.attention(x, x, x)[0])[0]
+        return (self.fc2(x), x * 0.5) if self.training else self.fc2(x)
+
+
+def test_torchs_attention_is_spelled_out_in_train_mode_as_well(capture: str) -> None:
+    model = randomise(Attends().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=given(), capture=capture, form="module")
+    assert record_of(pruned).own.is_whole and not record_of(pruned).own.untrained
+    wanted, found = pruned.eval()(given()), pruned.train()(given())
+    torch.testing.assert_close(found[0], wanted)
+    assert found[1].shape == (3, WIDTH // 2)
+
+
 def masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
     """The dense model with the channels that are gone set to zero."""
     dense = copy.deepcopy(model)

@@ -35,7 +35,7 @@ from fxprune.graph.tensors import floats_of, in_float64, named_tensors
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["always_training", "trained_alike"]
+__all__ = ["always_training", "is_torchs", "trained_alike"]
 
 TRIES = 64  # combinations of numbers that train mode alone reads
 COINS = (None, 0.0, 1.0 - 2**-24)  # what `torch.rand` gives: numbers; heads; tails
@@ -69,6 +69,11 @@ def trained_alike(
         if not trial.differs():
             return _edited(model, instance, own, options, values)
     return replace(own, untrained="its code computes something else there on the pruned sizes")
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Is a module's class one of torch's own, and none that inherits from it?"""
+    return type(module).__module__.partition(".")[0] == "torch"
 
 
 def always_training(cls: Any) -> type:
@@ -208,7 +213,7 @@ def _training_graph(
 ) -> PrunedModule:
     trained = structural_copy(model)
     for module in trained.modules():
-        if branches_on_mode(module):
+        if branches_on_mode(module) and not is_torchs(module):
             module.__class__ = always_training(type(module))
     if coin is not None:
         trained.__class__ = _tossing(type(trained), coin)

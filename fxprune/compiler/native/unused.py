@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
-from fxprune.compiler.native.training import always_training
+from fxprune.compiler.native.training import always_training, is_torchs
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import is_inside, module_of
@@ -71,6 +71,8 @@ def _typed(model: nn.Module, analysis: Analysis, idle: set[str], *, training: bo
     for path, module in [*copy.named_modules()]:
         if native(module) is not None:
             vars(module)["_is_impure"] = path in idle  # torch.fx keeps the calls of such modules
+            continue
+        if is_torchs(module):  # an attention, which a capture spells out by its class
             continue
         if training:
             module.__class__ = always_training(type(module))
