@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.graph.op_names import op_name
-from fxprune.graph.values import PUT_OFF
+from fxprune.graph.values import PUT_OFF, NodeError
 
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
@@ -52,7 +52,10 @@ def mark_picked(tracer: Tracer, node: fx.Node) -> None:
 def _is_mask(tracer: Tracer, node: fx.Node) -> bool:
     if is_picked(node):
         return False
-    mask = tracer.decisions.structure_of(node)
+    try:
+        mask = tracer.decisions.structure_of(node)
+    except (NodeError, fx.proxy.TraceError):  # said where its value is needed
+        return False
     return isinstance(mask, Tensor) and mask.dtype is torch.bool
 
 
