@@ -25,6 +25,8 @@ from fxprune.graph.tensors import named_tensors
 
 __all__ = ["Chosen", "chosen_bases"]
 
+ROWS = 200  # derivatives of a stream's reader that the rows of its weight count as much as
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -73,7 +75,7 @@ def chosen_bases(
     canonical = on_weights(analysis, weights)
     found, lengths = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
     weights_read = _rows(canonical, free)
-    found = {key: _by_rows(known, weights_read.get(key)) for key, known in found.items()}
+    found = {key: _by_rows(known, weights_read.get(key), key[1]) for key, known in found.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
     stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for key, known in found.items():
@@ -89,29 +91,31 @@ def chosen_bases(
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:
-    """Find the weights of readers that have one of their own, of the groups whose bases are all free."""
-    free = [g for g in groups if all(region.freedom is Freedom.ANY for region in g.regions)]
+    """Find the weights of readers that have one of their own."""
     tensors = dict(named_tensors(analysis.module))
     found = {
         (node, use.group): rows_read(analysis, tensors, node, use)
-        for node, uses in SoftMasked(analysis, free).uses.items()
+        for node, uses in SoftMasked(analysis, list(groups)).uses.items()
         for use in uses
     }
     return {key: weight for key, weight in found.items() if weight is not None}
 
 
-def _by_rows(known: Moments, weight: Tensor | None) -> Moments:
-    """Take the rows of a reader's own weight for derivatives, as long as those together, where it has one.
+def _by_rows(known: Moments, weight: Tensor | None, group: Group) -> Moments:
+    """Take the rows of a reader's own weight beside derivatives, as long as those together, where it has one.
 
-    A derivative of log p is a sum of rows.  Where each head or layer asks for itself, few samples say less of
-    which than the weight does; a stream has readers of every kind, and there the derivatives tell them apart.
+    A derivative of log p is a sum of rows.  Of which, few samples say less than the weight does: where all
+    may change that one reads, rows take their place.  A stream has readers of every kind, and derivatives
+    tell them apart: the more there are the less rows count.
     """
     if weight is None:
         return known
+    free = all(region.freedom is Freedom.ANY for region in group.regions)
+    share = 1.0 if free else ROWS / (ROWS + known.derivatives)
     rows = weight.double().mT @ weight.double()
     costs, wanted = (torch.einsum("...ij,...ij->...", known.vectors, g) for g in (rows, known.covectors))
     scale = wanted.sum() / costs.sum().clamp_min(torch.finfo(costs.dtype).tiny)
-    return replace(known, covectors=scale * rows)
+    return replace(known, covectors=share * scale * rows + (1 - share) * known.covectors)
 
 
 def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ class Moments:
 
     vectors: second moment of what is read, about zero, [..., n, n].
     covectors: second moment of the derivatives of log p by it, summed over places, for the mean sample.
+    derivatives: how many these are of.
 
     What is read counts as much as log p depends on it there (the length of its derivative): a head that
     reads the class token alone asks about no other token.
@@ -40,6 +41,7 @@ class Moments:
 
     vectors: Tensor
     covectors: Tensor
+    derivatives: int
 
 
 def moments_of(
@@ -93,11 +95,11 @@ class _Total:
         self.covectors = self.covectors + gram(g).double()
         self.weight = self.weight + counts.sum((-1, -2)).double()
 
-    def moments(self, samples: int) -> Moments:
+    def moments(self, derivatives: int) -> Moments:
         assert isinstance(self.vectors, Tensor) and isinstance(self.weight, Tensor)
         assert isinstance(self.covectors, Tensor)
         weight = self.weight.clamp_min(math.ulp(0.0))[..., None, None]
-        return Moments(self.vectors / weight, self.covectors / samples)
+        return Moments(self.vectors / weight, self.covectors / derivatives, derivatives)
 
 
 class _Readers(SoftMasked):
