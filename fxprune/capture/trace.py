@@ -28,6 +28,7 @@ from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.quiet import quiet_libraries
 from fxprune.graph.source_files import is_users, users_level
+from fxprune.graph.uncompiled import outdate
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check
 
@@ -83,6 +84,7 @@ def trace(
     """
     example = example_of(model, example_inputs, example_kwargs)
     captured = capture_model(model, example, capture=capture, split_qkv=split_qkv, check=check)
+    captured.module.recompile()
     captured.module.meta.update(capture=captured.way, notes=list(captured.notes))  # for users to read
     return captured.module
 
@@ -170,7 +172,7 @@ def _say_where(captured: Captured, failures: list[CaptureError]) -> None:
         for node in captured.module.graph.nodes:
             if node.target is guard_size and not node.kwargs.get("where"):
                 node.kwargs = {**node.kwargs, "where": where}
-        captured.module.recompile()
+        outdate(captured.module)
 
 
 def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:

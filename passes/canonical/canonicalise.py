@@ -7,6 +7,7 @@ from functools import partial
 from torch import fx, nn
 
 from fxprune.graph.facts import Captured
+from fxprune.graph.uncompiled import outdate
 from fxprune.graph.values import propagate_values
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
@@ -34,7 +35,7 @@ def canonicalise(captured: Captured, source: nn.Module, *, check: Check = False)
     """
     module = run_passes(captured.module, _passes(captured, source), captured.example, check=check)
     module.graph.lint()
-    module.recompile()
+    outdate(module)
     return captured.on(module)
 
 

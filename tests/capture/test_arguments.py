@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import certified_at
 from helpers import randomise
 from torch import Tensor, _assert, nn
 
@@ -105,10 +106,8 @@ def test_the_captured_value_is_taken(
     capture: str,
 ) -> None:
     model = made(cls)
-    options: dict[str, Any] = {"example_inputs": args, "example_kwargs": kwargs or None, "capture": capture}
-    whole = fxprune.prune(model, 0.0, **options)
+    whole, _ = certified_at((0.0, 0.5), model, args, capture, **kwargs)
     assert torch.allclose(whole(*again, **more), model(*again, **more), rtol=1e-10)
-    assert fxprune.verify(model, fxprune.prune(model, 0.5, **options)) < 1e-8
 
 
 @pytest.mark.parametrize(("cls", "args", "kwargs", "other", "said"), REFUSED)
@@ -201,13 +200,12 @@ def test_code_that_depends_on_the_batch_is_right_or_refused(
     run: Callable[[Base, Tensor], Tensor], capture: str
 ) -> None:
     model = randomise(Runs(run)).double().eval()
-    whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    whole, _ = certified_at((0.0, 0.5), model, X, capture)
     assert torch.allclose(whole(X), model(X), rtol=1e-10)
     for batch in (1, 3, 5, 8):
         x = noise(batch, 6, C)
         with pytest.raises(InputSizeError, match=rf"dimension 0 of x is {batch}: .* for 2"):
             whole(x)
-    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=X, capture=capture)) < 1e-8
 
 
 def for_one(m: Base, x: Tensor) -> Tensor:

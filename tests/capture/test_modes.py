@@ -35,7 +35,7 @@ def dropping_vit() -> nn.Module:
 
 
 def dropping_swin() -> nn.Module:
-    return small_swin(proj_drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3)
+    return small_swin(depths=(2,), num_heads=(2,), proj_drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3)
 
 
 def dropping_torchvision_vit() -> nn.Module:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from exactness import certified_at
 from helpers import randomise
 from torch import Tensor, nn
 
@@ -81,9 +82,9 @@ class Writes(Layers):
 def test_one_sample_is_taken_where_nothing_else_is_computed(kind: type[nn.Module], given: int) -> None:
     model = randomise(kind()).double().eval()
     example = torch.randn(given, 6, 8, dtype=torch.float64)
-    whole = fxprune.prune(model, 0.0, example_inputs=example, capture="export")
-    pruned = fxprune.prune(model, 0.5, example_inputs=example)
-    assert fxprune.verify(model, pruned) < 1e-8
+    (whole,), (pruned,) = (
+        certified_at((ratio,), model, example, way) for ratio, way in ((0.0, "export"), (0.5, "auto"))
+    )
     for batch in (1, 2, 5):
         x = torch.randn(batch, 6, 8, dtype=torch.float64)
         assert torch.allclose(whole(x), model(x), rtol=1e-9)

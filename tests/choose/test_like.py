@@ -67,7 +67,7 @@ PAIRS: dict[str, tuple[Make, dict[str, Any], dict[str, Any]]] = {
     "one head": (small_vit, {}, {"embed_dim": 12, "num_heads": 1}),
     "query norms": (small_vit, {"qk_norm": True}, {"qk_norm": True, "embed_dim": 24}),
     "depth": (small_vit, {"depth": 4}, {"depth": 2}),
-    "all": (small_vit, {"depth": 4}, {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2.0}),
+    "all": (small_vit, {"depth": 2}, {"depth": 1, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2.0}),
     "stochastic depth": (small_vit, {"depth": 3, "drop_path_rate": 0.1}, {"depth": 2, "drop_rate": 0.1}),
     "pvt": (small_pvt, {}, {"depths": (1, 1), "embed_dims": (8, 12)}),
     "one neck": (necked, {}, {"width": 12}),

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from fxprune.graph.nests import PLAIN
+
 __all__ = ["EXTRA", "Size", "grids", "numbers", "pairs", "root", "rows", "unique"]
 
 Size = tuple[int, int]  # height and width
@@ -80,7 +82,11 @@ def _kept(module: nn.Module) -> Iterator[Any]:
     """Yield a module's attributes, and those of a configuration among them."""
     for value in vars(module).values():
         yield value
-        if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)):
+        if (
+            type(value) not in PLAIN
+            and hasattr(value, "__dict__")
+            and not isinstance(value, (nn.Module, Tensor, type))
+        ):
             yield from vars(value).values()
 
 
