@@ -210,7 +210,22 @@ def of_what_it_was(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
     return y
 
 
-ROWS = [added, scaled, of_another, of_samples, twice, of_what_it_was]
+def under_two_names(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    picked = y[mask]
+    other = picked
+    picked += w
+    y[mask] = other
+    return y
+
+
+def by_a_method(y: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+    picked = y[mask]
+    picked.mul_(3.0).sub_(w)
+    y[mask] = picked
+    return y
+
+
+ROWS = [added, scaled, of_another, of_samples, twice, of_what_it_was, under_two_names, by_a_method]
 
 
 @pytest.mark.parametrize("write", ROWS)

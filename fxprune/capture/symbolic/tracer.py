@@ -328,6 +328,7 @@ class Tracer(fx.Tracer):
             raise NotImplementedError("a weight is written to")
         if isinstance(proxy, Attribute):
             return self._write_data(proxy, value)
+        mark_picked(self, value.node)
         value.node.meta["written"] = proxy.node
         proxy.node = value.node
         whole, index = self._part_of.get(proxy, (None, None))
@@ -338,8 +339,8 @@ class Tracer(fx.Tracer):
     def augmented(self, operation: Callable[[Any, Any], Any], proxy: fx.Proxy, other: Any) -> Any:
         """Compute `proxy += other`: of a tensor a write, of a number another number."""
         value = operation(proxy, other)
-        if is_picked(proxy.node):  # a copy, which nobody else holds
-            return value
+        if isinstance(value, fx.Proxy) and is_picked(proxy.node):
+            return self.write(proxy, value)
         if not isinstance(value, fx.Proxy) or not self._is_tensor(proxy):
             return value
         if proxy.node.op == "get_attr":  # `self.mean += ..` assigns it
