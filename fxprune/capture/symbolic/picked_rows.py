@@ -37,6 +37,8 @@ _SAFE = {
     "clone",
 }
 
+_LAYOUTS = {"view", "reshape", "flatten", "contiguous", "t", "transpose", "permute"}
+
 # What a mask is made by: two that are spelled alike are equal.
 _COMPARES = {"eq", "ne", "lt", "le", "gt", "ge", "getitem", "invert", "and_", "or_", "xor", "logical_not"}
 
@@ -50,13 +52,25 @@ def mark_picked(tracer: Tracer, node: fx.Node) -> None:
 
 
 def _is_mask(tracer: Tracer, node: fx.Node) -> bool:
-    if is_picked(node):
+    if is_picked(node) or _holds_numbers(tracer, node):
         return False
     try:
         mask = tracer.decisions.structure_of(node)
     except (NodeError, fx.proxy.TraceError):  # said where its value is needed
         return False
     return isinstance(mask, Tensor) and mask.dtype is torch.bool
+
+
+def _holds_numbers(tracer: Tracer, node: fx.Node) -> bool:
+    """Is it a tensor of the model's own that is no mask, laid out otherwise?  Nothing is run to tell."""
+    while node.op == "call_method" and node.target in _LAYOUTS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    if node.op != "get_attr":
+        return False
+    path, _, name = str(node.target).rpartition(".")
+    owner = tracer.root.get_submodule(path)
+    held = owner._buffers.get(name, owner._parameters.get(name))  # (an attribute is a proxy meanwhile)
+    return held is not None and held.dtype is not torch.bool
 
 
 def is_picked(node: fx.Node) -> bool:
