@@ -61,6 +61,13 @@ class Waves(nn.Module):
             found.append(x := block(x))
         return found
 
+    def places(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        return x + (torch.arange(x.shape[1])[:, None] / x.shape[2]).sin()
+
+    def classifier(self) -> nn.Module:
+        return self.head
+
     def depth(self) -> int:
         return len(self.blocks)
 
@@ -106,6 +113,25 @@ class Nested(nn.Module):
         return self.head(self.mlp(x).mean(1))
 
 
+class Scaled(nn.Module):
+    """Has an attention in its own code, with a scale that follows the width of a head, before a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.qkv, self.proj = (
+            nn.Conv2d(3, DIM, 8, 8),
+            nn.Linear(DIM, 3 * DIM),
+            nn.Linear(DIM, DIM),
+        )
+        self.heads, self.block, self.head = HEADS, Block(), nn.Linear(DIM, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.head(self.block(x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
+
+
 def image(height: int = 32, width: int = 32, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -134,9 +160,9 @@ def test_its_modules_run_their_own_code(build: type[nn.Module], capture: str) ->
 def test_methods_that_would_run_its_code_are_refused() -> None:
     model = randomise(Waves().eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=image(), form="module")
-    assert pruned.depth() == 2
+    assert pruned.depth() == 2 and pruned.classifier() is pruned.head
     assert next(copy.deepcopy(pruned).half().parameters()).dtype == torch.float16
-    for method in (pruned.tokens, pruned.features):
+    for method in (pruned.tokens, pruned.features, pruned.places):
         with pytest.raises(UnsupportedModuleError, match="can't hold the pruned sizes"):
             method(image())
     nested = fxprune.prune(randomise(Nested().eval()), 0.5, example_inputs=image(), form="module")
@@ -245,3 +271,11 @@ def test_the_command_line_writes_and_reads_it(
     loaded = fxprune.load(folder, model=small_waves())
     assert isinstance(loaded, Waves) and loaded(image()).shape == (2, 5)
     assert run(["report", folder, "--model", spec]) in (0, 2)
+
+
+def test_a_scale_of_the_roots_own_code_is_folded_before_its_forward_is_replaced() -> None:
+    model, x = randomise(Scaled().eval()), image()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
+    assert fxprune.verify(model, pruned, example_inputs=image(batch=3)) < 1e-8
+    assert record_of(pruned).own.is_whole, record_of(pruned).own.replaced
+    assert type(pruned) is Scaled and fxprune.plan_of(pruned).scales

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -17,7 +19,8 @@ def barred_methods(module: nn.Module) -> Iterator[str]:
     """Name a model's own methods that share code with its forward, or spell out what that does.
 
     Those that `forward` calls, that call such a method (in its file also a function that it calls), or that
-    use two of its modules.  Methods that call the model itself are fine, and those that every module has.
+    call one of its modules or use two.  Methods that call the model itself are fine, and those that every
+    module has.
     """
     cls = type(module)
     methods = dict(_methods(cls))
@@ -31,9 +34,10 @@ def barred_methods(module: nn.Module) -> Iterator[str]:
     for name, method in methods.items():
         if hasattr(nn.Module, name):
             continue
-        own = {used for code in _codes(method, methods) for used in code.co_names}
+        codes = [*_codes(method, methods)]
+        own = {used for code in codes for used in code.co_names}
         shared = own & functions if method.__module__ == forward.__module__ else own & functions & {*methods}
-        if name in functions or shared or len(own & held) > 1:
+        if name in functions or shared or len(own & held) > 1 or _calls(codes) & held:
             yield name
 
 
@@ -64,6 +68,16 @@ def _codes(function: types.FunctionType, methods: dict[str, types.FunctionType])
                 seen.add(code)
                 yield code
                 front += [methods[n] for n in code.co_names if n in methods and n != "forward"]
+
+
+def _calls(codes: Iterable[types.CodeType]) -> set[str]:
+    """Return the attributes that code calls right where it reads them: `self.norm(x)`."""
+    is_method = (lambda i: i.opname == "LOAD_METHOD") if sys.version_info < (3, 12) else _is_method
+    return {i.argval for code in codes for i in dis.get_instructions(code) if is_method(i)}
+
+
+def _is_method(instruction: dis.Instruction) -> bool:
+    return instruction.opname == "LOAD_ATTR" and bool((instruction.arg or 0) & 1)
 
 
 def _is_function(name: str, methods: dict[str, types.FunctionType], forward: types.FunctionType) -> bool:

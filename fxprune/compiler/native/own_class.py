@@ -85,13 +85,13 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
             return _finished(model, analysis, *traced, pruned, sizes)
     refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
     own = own_code_of(model, analysis, sizes, slices, pruned)
-    unheld = [""] if isinstance(own, str) else [part.path for part in own.parts]
+    unheld = [""] if isinstance(own, str) else [*(part.path for part in own.parts), *_opened(own)]
     more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
         others = Slices(analysis, selection, unused, folded)
         other = own_code_of(model, analysis, sizes, others, folded)
-        if not isinstance(other, str) and (isinstance(own, str) or len(other.parts) < len(own.parts)):
+        if not isinstance(other, str) and (isinstance(own, str) or _replaced(other) < _replaced(own)):
             own, pruned, slices = other, folded, others
     if isinstance(own, str):
         return _no_instance(pruned, own)
@@ -104,6 +104,16 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         if wrong:
             return _no_instance(pruned, wrong)
     return _finished(model, analysis, made, own, pruned, sizes)
+
+
+def _opened(own: OwnCode) -> tuple[str, ...]:
+    """List the modules whose own `forward` is not called any more."""
+    return own.forward.opened if own.forward else ()
+
+
+def _replaced(own: OwnCode) -> tuple[int, int]:
+    """Rank what a graph stands for: `forward`s first, then modules."""
+    return len(_opened(own)), len(own.parts)
 
 
 def _finished(
