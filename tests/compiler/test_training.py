@@ -62,6 +62,29 @@ class TorchCoin(Plain):
         return self.fc2(x * self.width**-0.5) if torch.rand([]) < 0.5 else self.fc2(x)
 
 
+class LeavesOut(Plain):
+    """Lets chance leave a block out, with its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 48), nn.Linear(48, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x).relu()
+        if not self.training or torch.rand([]) < 0.5:
+            x = x + self.down(self.up(x).relu())
+        return self.fc2(x * self.width**-0.5 if self.training else x)
+
+
+def test_a_block_that_chance_leaves_out_is_no_reason_to_refuse() -> None:
+    model = randomise(LeavesOut().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=given(), capture="symbolic", form="module")
+    assert type(pruned) is LeavesOut and not record_of(pruned).own.untrained
+    assert pruned.width == WIDTH and pruned.up.out_features == 24
+    found = {round(float(in_training(pruned, seed)[0].detach().sum()), 3) for seed in range(8)}
+    assert len(found) == 2  # with the block and without
+
+
 class PythonCoin(Plain):
     """Lets chance decide that no capture sees."""
 

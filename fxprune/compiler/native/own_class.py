@@ -112,7 +112,7 @@ def _opened(own: OwnCode) -> tuple[str, ...]:
 
 
 def _replaced(own: OwnCode) -> tuple[int, int]:
-    """Rank what a graph stands for: `forward`s first, then modules."""
+    """Count what a graph stands for: `forward`s first, then modules."""
     return len(_opened(own)), len(own.parts)
 
 

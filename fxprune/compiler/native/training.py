@@ -33,6 +33,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import floats_of, in_float64, named_tensors
 from fxprune.result.own_code import Edit, OwnCode
+from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["always_training", "is_torchs", "trained_alike"]
@@ -218,12 +219,30 @@ def _training_graph(
     if coin is not None:
         trained.__class__ = _tossing(type(trained), coin)
     found = analyzed(trained, analysis.captured.example, options)
-    graph = rewrite(trained, found, pruned.record.plan)
+    graph = rewrite(trained, found, replace(pruned.record.plan, groups=_groups(found, pruned)))
     own = dict(named_tensors(graph))
     for name, t in named_tensors(pruned):
         if name in own and (own[name].shape != t.shape or not torch.allclose(own[name], t)):
             raise ValueError(f"{name} is pruned otherwise")
     return graph
+
+
+def _groups(found: Analysis, pruned: PrunedModule) -> dict[str, Kept]:
+    """Choose what another graph's groups keep: as those of a plan by name, or by weights that they share.
+
+    A block that chance leaves out has no groups, and without it others may go by other names.
+    """
+    record, names = pruned.record, dict[tuple[str, int], set[str]]()
+    for name, sites in record.sites.items():
+        for site in sites:
+            names.setdefault((site.name, site.dim), set()).add(name)
+    groups = {}
+    for group in found.groups:
+        shared = {name for site in group.sites for name in names.get((site.name, site.dim), ())}
+        known = {name for name in shared if record.plan.groups[name].size == group.size}
+        if group.name in known or len(known) == 1:
+            groups[group.name] = record.plan.groups[group.name if group.name in known else known.pop()]
+    return groups
 
 
 class _Coin:
