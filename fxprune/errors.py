@@ -121,7 +121,11 @@ class SiblingError(FxpruneError, ValueError):
 
 
 class TrainingError(FxpruneError):
-    """Training can't begin or go on: another run's checkpoint, a teacher of other outputs, a NaN loss."""
+    """Training can't begin or go on: another run's checkpoint, a teacher of other outputs, a NaN loss.
+
+    Also raised by a graph in train mode, or by its backward pass, where the original's code does something
+    there that the graph can't hold.
+    """
 
 
 MOST_LETTERS = 80

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, TrainingError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.nests import Value
@@ -22,9 +20,6 @@ from fxprune.graph.tensors import get_or_create_submodule
 from fxprune.result.plan import Plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["FORM", "PrunedModule", "forward_of_data", "noise_for", "plan_of", "record_of"]
 
@@ -46,7 +41,7 @@ class PrunedModule(fx.GraphModule):
     def recompile(self) -> fx.graph.PythonCode:
         """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
         code = super().recompile()
-        type(self).forward = traced_as_graph(type(self).forward)
+        type(self).forward = traced_as_graph(type(self).forward, in_training=_refuse_training)
         return code
 
     def restore(self, ties: Mapping[str, str], modes: Mapping[str, bool]) -> None:
@@ -73,16 +68,6 @@ class PrunedModule(fx.GraphModule):
                 f"fxprune.prune gives an instance of it, with {name}"
             ) from None
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch the mode; warn of what the original's code does in train mode and a graph does not."""
-        record = self.__dict__.get("record")
-        for note in record.untrained if mode and isinstance(record, Record) else ():
-            warnings.warn(
-                f"{note}; form='module' of fxprune.prune gives an instance that trains by its own code",
-                stacklevel=2,
-            )
-        return super().train(mode)
-
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the original tells optimisers to leave undecayed (timm's convention)."""
         record = self.__dict__.get("record")
@@ -108,6 +93,16 @@ class PrunedModule(fx.GraphModule):
     def _state(self) -> dict[str, object]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
+
+
+def _refuse_training(module: nn.Module) -> None:
+    """Raise TrainingError where the original's code does something in train mode that the graph does not."""
+    record = module.__dict__.get("record")
+    if isinstance(record, Record) and record.untrained:
+        raise TrainingError(
+            f"{'; '.join(record.untrained)}: train it in eval mode (model.eval()), by what it computes there, "
+            f"or prune with form='module', which gives an instance that trains by its own code"
+        )
 
 
 def _class_in_use(kind: str) -> type | None:

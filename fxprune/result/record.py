@@ -35,7 +35,8 @@ class Record:
     ties: second names of shared tensors -> the name that the graph uses.
     layers: a digest of each layer as the plan made it: `pruned.head = ..` shows, see `replaced_layers`.
     undecayed: parameters that the original tells optimisers to leave without weight decay.
-    untrained: what the original does in train mode, and its graph does not, in words for people.
+    untrained: what the original does in train mode, and its graph does not, in words for people: it is
+        refused there.
     before: the record of the model that was pruned, where that was a result itself.
     own: how the instance of the original's class came about, where the result is one (form="module").
     """

@@ -22,10 +22,11 @@ from helpers import (
     small_torchvision_vit,
     small_vit,
 )
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.capture.modes.follow import FOLLOWS_EVAL
+from fxprune.errors import TrainingError
 
 SEEDS = (1, 2)
 
@@ -206,30 +207,38 @@ class DropsSamples(Branches):
 
 
 @pytest.mark.parametrize("kind", [Branches, BranchesForMany, DropsSamples])
-def test_a_model_whose_train_mode_runs_other_code_says_that_it_follows_eval(
+def test_a_model_whose_train_mode_runs_other_code_says_that_its_graph_runs_in_eval(
     kind: type[Branches], capture: str
 ) -> None:
     model, x = randomise(kind()).eval(), torch.randn(3, 6)
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
-    assert any("always follows eval mode" in note for note in analysis.notes)
+    assert any("runs in eval mode alone" in note for note in analysis.notes)
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
     assert_same(run(same, x), run(model, x), 1e-6)
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_result_that_does_not_follow_train_mode_warns_when_it_is_to_be_trained(
-    again: bool, capture: str
-) -> None:
+def test_a_result_that_does_not_follow_train_mode_refuses_it(again: bool, capture: str) -> None:
     model, x = randomise(Branches()).eval(), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.0 if again else 0.5, example_inputs=x, capture=capture)
     pruned = fxprune.prune(pruned, 0.5, example_inputs=x) if again else pruned
     pruned = pickle.loads(pickle.dumps(copy.deepcopy(pruned)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pruned.eval()
-    with pytest.warns(UserWarning, match="training runs other operations.*form='module'") as said:
-        pruned.train()
-    assert {warning.filename for warning in said} == {__file__}
+    pruned(x).sum().backward()  # in eval mode it trains, by what it computes there
+    with pytest.raises(TrainingError, match=r"training runs other operations.*form='module'"):
+        pruned.train()(x)
+    with pytest.raises(TrainingError, match="training runs other operations"):
+        fx.symbolic_trace(pruned)
+    assert_same(run(pruned.eval(), x), run(copy.deepcopy(pruned), x), 0.0)
+
+
+def test_a_model_in_train_mode_is_pruned_and_its_graph_refuses_that_mode(capture: str) -> None:
+    model, x = randomise(Branches()).train(), torch.randn(3, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert pruned.training and fxprune.verify(model, pruned).exact
+    assert fxprune.report(model, pruned).macs[0] > fxprune.report(model, pruned).macs[1]
+    with pytest.raises(TrainingError, match="training runs other operations"):
+        pruned(x)
+    assert fxprune.prune(model, 0.5, example_inputs=x, capture=capture, form="module")(x).shape == (3, 6)
 
 
 def test_a_result_that_follows_train_mode_trains_without_a_word(capture: str) -> None:
@@ -325,15 +334,13 @@ class Layerdrop(nn.Module):
 
 
 @pytest.mark.parametrize("other", [Layerdrop, lambda: Branches(8)])
-def test_one_part_that_runs_other_code_does_not_keep_the_rest_from_following(
-    other: Callable[[], nn.Module],
-) -> None:
+def test_the_part_that_runs_other_code_is_named(other: Callable[[], nn.Module]) -> None:
     model, x = randomise(nn.Sequential(Dropping(), other(), nn.Linear(8, 4))), torch.randn(3, 8)
     analysis = fxprune.analyze(model, example_inputs=x, capture="symbolic")
     assert analysis.notes == [f"{FOLLOWS_EVAL} in {type(model[1]).__name__}"]
     same = fxprune.prune(model, 0.0, example_inputs=x, capture="symbolic")
-    model.train()[1].eval()
-    assert_same(run(same.train(), x, seed=1), run(model, x, seed=1), 1e-6)
+    with pytest.raises(TrainingError, match=f"in {type(model[1]).__name__}: train it in eval mode"):
+        same.train()(x)
     assert_same(run(same.eval(), x), run(model.eval(), x), 1e-6)
 
 
@@ -403,15 +410,15 @@ SPELLINGS = pytest.mark.parametrize("spelled", ["method", "operator", "assignmen
 
 
 @SPELLINGS
-def test_what_only_train_mode_keeps_is_left_out_and_said(spelled: str, capture: str) -> None:
+def test_what_only_train_mode_keeps_is_said_and_refused(spelled: str, capture: str) -> None:
     model, x = nn.Sequential(Centring(spelled, always=False), nn.Linear(8, 4)).eval(), torch.randn(3, 8)
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
-    said = ["train mode writes to 0.centre: the result does not", FOLLOWS_EVAL]
+    said = ["train mode writes to 0.centre: the result runs in eval mode alone", FOLLOWS_EVAL]
     assert any(note in said for note in analysis.notes)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
     assert fxprune.verify(model, pruned) < 1e-8
-    if (spelled, capture) == ("method", "symbolic"):  # all else follows the mode
-        assert not torch.equal(pruned.train()(x), pruned(x))
+    with pytest.raises(TrainingError, match="runs in eval mode alone"):
+        pruned.train()(x)
 
 
 @SPELLINGS

@@ -28,7 +28,7 @@ def set_mode(model: nn.Module, training: bool, keep_eval: Collection[type] = ())
             module.training = False
 
 
-FOLLOWS_EVAL = "training runs other operations: the result always follows eval mode"
+FOLLOWS_EVAL = "training runs other operations: the result runs in eval mode alone"
 LEFT_OUT = "train mode writes to"
 
 Trace = Callable[[Collection[type]], fx.Graph]
@@ -69,7 +69,7 @@ def follow_modes(
     notes = [FOLLOWS_EVAL + there] if apart or not follow else []
     left_out |= {*kept()}
     if left_out:
-        notes.insert(0, f"{LEFT_OUT} {', '.join(sorted(left_out))}: the result does not")
+        notes.insert(0, f"{LEFT_OUT} {', '.join(sorted(left_out))}: the result runs in eval mode alone")
     return notes
 
 

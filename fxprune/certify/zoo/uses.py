@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
+from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["Uses", "copied_in_turn", "uses_of"]
 
@@ -184,9 +185,9 @@ def _training(model: nn.Module, pruned: fx.GraphModule, example: Example) -> str
 
 
 def _with_gradients(module: nn.Module, example: Example) -> set[str]:
-    """Return the parameters that a step in train mode moves."""
+    """Return the parameters that a step moves, in train mode where it may."""
     trained = structural_copy(module) if not isinstance(module, fx.GraphModule) else copy.deepcopy(module)
-    trained.train()
+    trained.train(not (isinstance(module, PrunedModule) and module.record.untrained))
     for parameter in trained.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     with _seeded():

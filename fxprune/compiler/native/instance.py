@@ -63,8 +63,8 @@ def _refuse_to_train(why: str, instance: nn.Module, args: object) -> None:
     """Raise UnsupportedModuleError in train mode: what the code does there is proved wrong, or not right."""
     if instance.training:
         raise UnsupportedModuleError(
-            f"{type(instance).__name__} runs other operations in train mode, and {why}: fine-tune it in eval "
-            "mode (model.eval()), or prune with form='graph', which trains by what eval mode does"
+            f"{type(instance).__name__} runs other operations in train mode, and {why}: train it in eval "
+            "mode (model.eval()), by what it computes there"
         )
 
 
