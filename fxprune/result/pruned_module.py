@@ -100,7 +100,7 @@ def _refuse_training(module: nn.Module) -> None:
     record = module.__dict__.get("record")
     if isinstance(record, Record) and record.untrained:
         raise TrainingError(
-            f"{'; '.join(record.untrained)}: train it in eval mode (model.eval()), by what it computes there, "
+            f"{'; '.join(record.untrained)}: train it in eval mode (model.eval()), by what it gives there, "
             f"or prune with form='module', which gives an instance that trains by its own code"
         )
 
