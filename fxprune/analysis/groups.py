@@ -107,6 +107,8 @@ def build_groups(graph: TypedGraph) -> tuple[Group, ...]:
     roles = {a: _role(a, frozen[a], nesting, residual) for a in sites}
     names = _names({a: (roles[a], where) for a, where in sites.items()})
     regions = Regions(graph, frozenset(a for a in sites if frozen[a] is None))
+    if any(s.rule is not None and s.rule.taught and s.flow.linear for s in graph.steps.values()):
+        _ = regions.by_atom  # a law that a user taught is read at once: a mistake in it is an error here
     groups = [Group(names[a], roles[a], a, tuple(where), frozen[a], regions) for a, where in sites.items()]
     links = {}
     for a in sites:
