@@ -56,7 +56,9 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
     after = _in_order(graph, parameters, inputs)
     for name, node in inputs.items():
         parameter = parameters.get(name)
-        default = parameter.default if parameter else None  # `**kwargs` stand behind what has defaults
+        # One of `**kwargs` needs a default where it stands behind what has one.
+        unnamed = None if any(n.args for n in inputs.values()) else inspect.Parameter.empty
+        default = parameter.default if parameter else unnamed
         value = values.get(name, default)
         if default is not inspect.Parameter.empty and _is_plain(default):
             node.args = (default,)

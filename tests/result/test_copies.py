@@ -58,7 +58,7 @@ COPIES: dict[str, Callable[[nn.Module], Any]] = {
     "deepcopy": copy.deepcopy,
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "sizes": lambda: randomise(Sizes()),
+    "sizes": lambda: randomise(Sizes()).eval(),  # (export has no train mode of it)
     "vit": small_vit,
     "swin": small_swin,
     "hugging face": small_hf_vit,
