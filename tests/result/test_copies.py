@@ -19,7 +19,7 @@ from helpers import images, randomise, small_conv, small_hf_vit, small_swin, sma
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.errors import InputSizeError
+from fxprune.errors import InputSizeError, TrainingError
 from fxprune.graph.as_data import graph_as_data, graph_from_data
 from fxprune.result.fingerprint import graph_digest
 
@@ -84,8 +84,12 @@ def test_a_copy_is_the_same_model(name: str, capture: str) -> None:
         if way == "pickle":
             assert fxprune.verify(model, clone) < 1e-8
         assert [m.training for m in clone.modules()] == [m.training for m in pruned.modules()]
-        for training in (False, True):
-            assert_equal_runs(clone.train(training), pruned.train(training))
+        assert_equal_runs(clone.eval(), pruned.eval())
+        if pruned.record.untrained:  # a copy refuses train mode as well
+            with pytest.raises(TrainingError, match="eval mode"):
+                clone.train()(images(2))
+        else:
+            assert_equal_runs(clone.train(), pruned.train())
         pruned.eval()
 
 

@@ -27,7 +27,8 @@ def test_pruned_twice_is_exact(name: str, capture: str) -> None:
     assert second.record.dynamic == first.record.dynamic
     batch = 1 if first.record.dynamic else len(images())
     assert logits(second(torch.randn(batch, *images().shape[1:]))).shape[0] == batch
-    logits(second.train()(images())).sum().backward()
+    assert second.record.untrained == first.record.untrained
+    logits(second.train(not second.record.untrained)(images())).sum().backward()
 
 
 def test_the_other_calls_take_a_result_too() -> None:
