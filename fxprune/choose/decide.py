@@ -17,7 +17,7 @@ from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
 from fxprune.choose.importance.compensated import compensable, compensated
 from fxprune.choose.importance.counts import Lengths
-from fxprune.choose.importance.data import batches_of, items_of
+from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
@@ -123,7 +123,6 @@ def _judged(
     if data is None or not (request.refits and request.criterion == "kl"):
         relative = request.budget.scope == "global"
         return score(analysis, groups, request.importance, data, relative=relative, **options)
-    data = [*items_of(data)]  # read once, for what follows
     made_up_for = compensable(analysis, groups)
     wanted = data if len(made_up_for) < len(groups) else some_of(data, analysis)
     samples = sum(batch.size for batch in batches_of(wanted, analysis, "kl"))

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.counts import Lengths, Watched, channels_of
-from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.gram import gram
-from fxprune.choose.importance.held_out import split
+from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 
@@ -65,7 +64,7 @@ def moments_of(
     Raises:
         DataError: there is no data, or a batch is nothing that the model takes.
     """
-    batches = split(batches_of(data, analysis, "basis"), whole=analysis.captured.fixed_batch).all
+    batches = split_data(data, analysis, "basis").all
     samples = sum(batch.size for batch in batches)
     draws = draws or draws_for(samples)
     model = _Readers(analysis, groups)

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import along, vectors_of
-from fxprune.choose.importance.counts import Lengths, counts_of
-from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.counts import Lengths, counts_of, is_known
+from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
-from fxprune.choose.importance.held_out import split
+from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.choose.importance.waves import in_waves
@@ -63,9 +63,7 @@ def compensated(
     layers = _layers(model, groups)
     found: Scores = {}
     waves = [dict(wave) for wave in in_waves(layers.items(), _numbers, HELD)]
-    batches: Sequence[Batch] = ()
-    if waves:
-        batches = split(batches_of(data, analysis, "kl"), whole=analysis.captured.fixed_batch).all
+    batches = split_data(data, analysis, "kl").all if waves else ()
     with tqdm(
         total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
     ) as bar:
@@ -145,8 +143,7 @@ def _spreads(
     """Collect the covariance [.., n, n] of what each layer reads, in one pass over the data."""
     model = _Covariances(analysis, list(layers), sum(batch.size for batch in batches))
     nodes = {node.name for uses in layers.values() for node, _ in uses}
-    nodes = {node for node in nodes if all(node in lengths.get(batch.numbers, {}) for batch in batches)}
-    counts = {node: counts_of(lengths, node, batches) for node in nodes}
+    counts = {n: counts_of(lengths, n, batches) for n in nodes if is_known(lengths, n, batches)}
     for i, batch in enumerate(batches):
         model.counts = {node: found[i] for node, found in counts.items()}
         with torch.no_grad():
@@ -201,9 +198,11 @@ class _Covariances(SoftMasked):
     def _thinned(self, read: Tensor, counts: Tensor | None) -> Tensor:
         """Take spread places [..., places, n] of a batch, as often as they count, enough from all batches."""
         places, n = read.shape[-2:]
-        if counts is None or counts.numel() != places:  # a convolution gives more or fewer
-            counts = torch.ones(places)
         wanted = math.ceil(PLACES * n * self.size / self._in_all)
+        if counts is None or counts.numel() != places:  # a convolution gives more or fewer
+            if wanted >= places:
+                return read
+            counts = torch.ones(places)
         up_to = counts.flatten().double().cumsum(0)
         middles = (torch.arange(wanted, device=up_to.device) + 0.5) / wanted * up_to[-1]
         return read[..., torch.searchsorted(up_to, middles).to(read.device), :]

@@ -19,7 +19,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, draws_for, p
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
 
-__all__ = ["SOLVED", "Lengths", "Watched", "channels_of", "counts_of", "lengths_of"]
+__all__ = ["SOLVED", "Lengths", "Watched", "channels_of", "counts_of", "is_known", "lengths_of"]
 
 SOLVED = (linear_axes, conv_axes)  # rules of what is solved
 LEAST = 0.1  # of the mean, that every place counts
@@ -66,6 +66,11 @@ def lengths_of(
         found[batch.numbers] = running.watched.lengths()
         step()
     return found
+
+
+def is_known(lengths: Lengths, node: str, batches: Sequence[Batch]) -> bool:
+    """Are there lengths by a layer's answer for all of some batches?"""
+    return all(node in lengths.get(batch.numbers, {}) for batch in batches)
 
 
 def counts_of(lengths: Lengths, node: str, batches: Sequence[Batch]) -> list[Tensor]:

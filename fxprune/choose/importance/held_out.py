@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fxprune.choose.importance.data import Batch
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.importance.data import Batch, batches_of
 
-__all__ = ["Split", "split"]
+__all__ = ["Split", "split", "split_data"]
 
 HELD_OUT = 5  # one sample in so many
 
@@ -22,6 +24,15 @@ class Split:
     @property
     def all(self) -> tuple[Batch, ...]:
         return (*self.seen, *self.held)
+
+
+def split_data(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -> Split:
+    """Read every batch of `data`, and hold samples out.
+
+    Raises:
+        DataError: as `batches_of` does.
+    """
+    return split(batches_of(data, analysis, criterion), whole=analysis.captured.fixed_batch)
 
 
 def split(batches: Sequence[Batch], *, whole: bool) -> Split:

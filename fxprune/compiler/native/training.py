@@ -181,7 +181,7 @@ def _called(double: nn.Module, example: Example, coin: float | None) -> list[Ten
 
 def _run_graph(graph: PrunedModule, example: Example, coin: float | None) -> list[Tensor]:
     double = doubled(graph)
-    nn.Module.train(double)  # without its warnings
+    double.train()
     with torch.no_grad(), default_float64(), same_draws(graph), _coin(coin):
         return floats_of(Float64Interpreter(double).run_on(example))
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.choose.importance.counts import Lengths, lengths_of
-from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.held_out import Split, split
+from fxprune.choose.importance.counts import Lengths, is_known, lengths_of
+from fxprune.choose.importance.held_out import Split, split_data
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
@@ -63,15 +62,14 @@ def refit(
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     consumers = consumers_of(analysis, selection)
-    batches = batches_of(data, analysis, "refit")
-    samples = sum(batch.size for batch in batches)
+    calibration = split_data(data, analysis, "refit")
+    samples = sum(batch.size for batch in calibration.all)
     if samples < FEW:
         warnings.warn(
             f"data= has {samples} samples: layers are solved again on few of them, each only as far as "
             f"it helps on those held out; give {FEW} or more",
             stacklevel=4,
         )
-    calibration = split(batches, whole=analysis.captured.fixed_batch)
     found: dict[str, Refit] = {}
     left = dict(consumers.left)
     divergence: tuple[float, ...] = ()
@@ -128,10 +126,10 @@ def _moments(
     """Give each layer with its moments, to be solved before the next, under a progress bar."""
     channels = {consumer.node: -1 - consumer.kernel for consumer in consumers}
     known = lengths or {}
-    is_known = all(channels.keys() <= known.get(batch.numbers, {}).keys() for batch in data.all)
-    total = len(data.all) * (len(consumers) + (not is_known))
+    complete = all(is_known(known, node, data.all) for node in channels)
+    total = len(data.all) * (len(consumers) + (not complete))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
-        if not is_known:
+        if not complete:
             known = lengths_of(
                 sides.dense, channels, data.all, log_probabilities=log_probabilities, step=bar.update
             )
