@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.modes.follow import FOLLOWS_EVAL
 from fxprune.graph.copies import own, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, ModeValue
@@ -70,7 +69,7 @@ def forward_of(function: Any, *args: Any) -> Any:
 
 
 def keep_derivatives(
-    model: nn.Module, module: fx.GraphModule, example: Example, notes: Collection[str]
+    model: nn.Module, module: fx.GraphModule, example: Example, follows_mode: bool
 ) -> list[str]:
     """Leave the calls of elementwise functions; others become what they compute.  Returns notes on those.
 
@@ -88,7 +87,7 @@ def keep_derivatives(
     lost = [n for n in graph.nodes if n.op == "call_module" and _is_forward_only(module, n)]
     names = dict.fromkeys(str(module.get_submodule(str(n.target)).function) for n in lost)
     module.recompile()
-    if lost and _derivatives_are_alike(model, module, example, notes):
+    if lost and _derivatives_are_alike(model, module, example, follows_mode):
         for node in lost:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -124,16 +123,14 @@ def _is_forward_only(module: nn.Module, node: fx.Node) -> bool:
     return isinstance(module.get_submodule(str(node.target)), ForwardOnly)
 
 
-def _derivatives_are_alike(
-    model: nn.Module, graph: nn.Module, example: Example, notes: Collection[str]
-) -> bool:
+def _derivatives_are_alike(model: nn.Module, graph: nn.Module, example: Example, follows_mode: bool) -> bool:
     """Are the derivatives of weights and inputs the model's: with its own weights, with others, in each mode?
 
     A layer scale of zeros hides what it scales.  In train mode nothing is said of a graph that does not
     follow it.
     """
     noise = seeded_noise(example, model)
-    modes = (False,) if any(note.startswith(FOLLOWS_EVAL) for note in notes) else (False, True)
+    modes = (False, True) if follows_mode else (False,)
     try:
         for training in modes:
             for weights in (own, _Other()):

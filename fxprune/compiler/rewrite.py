@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
-from fxprune.capture.modes.follow import of_training
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
 from fxprune.graph.values import refuse_broken
@@ -76,7 +75,7 @@ def rewrite(
         ties=pruned.ties,
         layers=layers_of(pruned),
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
-        untrained=(*(before.untrained if before else ()), *of_training(analysis.captured.notes)),
+        untrained=(*(before.untrained if before else ()), *analysis.captured.untrained),
         before=before,
     )
     # Where scripts of others read it before there was a record; nothing of ours does.

@@ -24,6 +24,8 @@ class Captured:
     fixed_batch: the graph runs for the example's batch size only.
     split_qkv: projections that hold queries, keys and values are cut apart.
     notes: what the capture could not keep, in words for people.
+    follows_mode: in train mode the graph computes what the model does there, what it writes aside.
+    untrained: those of the notes that say what the graph lacks in train mode, which it refuses then.
     """
 
     module: fx.GraphModule
@@ -32,6 +34,8 @@ class Captured:
     fixed_batch: bool = False
     split_qkv: bool = False
     notes: tuple[str, ...] = ()
+    follows_mode: bool = True
+    untrained: tuple[str, ...] = ()
 
     @property
     def stand_in_batch(self) -> int | None:

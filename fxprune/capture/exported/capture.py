@@ -7,7 +7,7 @@ makes layers of ATen calls.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,18 +86,17 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             with torch.set_grad_enabled(gradients != "off"):
                 other = again(gradients_of_inputs=gradients == "of inputs")
             refuse_difference(graph, _plain(model, other.program, functions), other_without_gradients(asked))
-        notes = [FIXED_BATCH] if exported.fixed_batch else []
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
-        def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-            set_mode(model, True, keep_eval)
-            trained = again()
-            plain = _plain(model, trained.program, functions)
+        def trace_training() -> fx.Graph:
+            set_mode(model, True)
+            program = again()
+            plain = _plain(model, program.program, functions)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
-            guard_sizes(plain, trained.relied.beyond(own))
+            guard_sizes(plain, program.relied.beyond(own))
             return plain
 
-        notes += follow_modes(graph, trace_training, model)
+        trained = follow_modes(graph, trace_training, model)
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
@@ -106,9 +105,15 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     guard_sizes(graph, exported.relied)
     guard_arguments(graph, model, taken, numbers=False)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
-    notes += keep_derivatives(model, module, taken, notes)
+    notes = [FIXED_BATCH] if exported.fixed_batch else []
+    notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]
     refuse_history(model, module, taken, changed)
-    return Captured(module, taken, "export", exported.fixed_batch, notes=tuple(notes))
+    return Captured(
+        *(module, taken, "export", exported.fixed_batch),
+        notes=tuple(notes),
+        follows_mode=trained.followed,
+        untrained=trained.lost,
+    )
 
 
 def _is_norm_with_modes(module: nn.Module) -> bool:

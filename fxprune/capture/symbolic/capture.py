@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,21 +89,18 @@ def capture_symbolic(
 
     kept = dict[str, None]()
 
-    def trace_training(keep_eval: Collection[type]) -> fx.Graph:
-        return _trace(
-            *(model, leaves, example, copies, taught),
-            training=True,
-            keep_eval=keep_eval,
-            changed=kept,
-        )
+    def trace_training() -> fx.Graph:
+        return _trace(model, leaves, example, copies, taught, training=True, changed=kept)
 
-    notes = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
+    trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
     set_mode(model, False)
     guard_arguments(graph, model, example, numbers=True)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
-    notes += keep_derivatives(model, module, example, notes)
+    notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
     refuse_history(model, module, example, changed)
-    return Captured(module, example, "symbolic", notes=tuple(notes))
+    return Captured(
+        module, example, "symbolic", notes=notes, follows_mode=trained.followed, untrained=trained.lost
+    )
 
 
 def _trace(
@@ -113,7 +110,6 @@ def _trace(
     copies: dict[int, nn.Module],
     taught: frozenset[str],
     training: bool,
-    keep_eval: Collection[type] = (),
     gradients: Gradients = "recorded",
     held: HeldState | None = None,
     changed: dict[str, None] | None = None,
@@ -124,7 +120,7 @@ def _trace(
     held: what it held before.  changed: is given the names of what it keeps.  asked: the lines that ask
     values for their gradients.
     """
-    set_mode(model, training, keep_eval)
+    set_mode(model, training)
     followed: list[dict[str, Any]] = []
     functions = taught_functions(model, taught)
     held = held or HeldState(model)

@@ -96,11 +96,11 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     if isinstance(own, str):
         return _no_instance(pruned, own)
     made = instance_of(model, own, pruned, slices)
-    notes = analysis.captured.notes
-    if wrong_in(made, pruned, notes):
+    follows_mode = analysis.captured.follows_mode
+    if wrong_in(made, pruned, follows_mode):
         own = with_duplicates(model, made, own)
         made = instance_of(model, own, pruned, slices)
-        wrong = wrong_in(made, pruned, notes)
+        wrong = wrong_in(made, pruned, follows_mode)
         if wrong:
             return _no_instance(pruned, wrong)
     return _finished(model, analysis, made, own, pruned, sizes)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture.modes.follow import FOLLOWS_EVAL
 from fxprune.certify.certificate import same_function
 from fxprune.certify.compare import compare
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
@@ -25,13 +23,13 @@ from fxprune.result.pruned_module import PrunedModule
 __all__ = ["with_duplicates", "wrong_in"]
 
 
-def wrong_in(instance: nn.Module, pruned: PrunedModule, notes: Collection[str] = ()) -> str:
+def wrong_in(instance: nn.Module, pruned: PrunedModule, follows_mode: bool = True) -> str:
     """Describe what is wrong with an instance; empty if a copy of it equals the graph in float64.
 
-    For another batch; for images of another height, where both take them; and in train mode, where the graph
-    follows it and the code draws no numbers there.
+    For another batch; for images of another height, where both take them; and in train mode, where the code
+    draws no numbers there.
 
-    notes: what the capture could not keep.
+    follows_mode: the graph computes in train mode what the original does there.
     """
     example = seeded_noise(pruned.record.example, pruned)
     if pruned.record.dynamic:
@@ -47,9 +45,7 @@ def wrong_in(instance: nn.Module, pruned: PrunedModule, notes: Collection[str] =
     with contextlib.suppress(Exception):  # not every model takes other sizes
         if same_function(pruned, instance, higher) > TOLERANCE:
             return "a copy of it differs for images of another height"
-    if not any(note.startswith(FOLLOWS_EVAL) for note in notes) and _differs_in_training(
-        instance, pruned, example
-    ):
+    if follows_mode and _differs_in_training(instance, pruned, example):
         return "a copy of it differs in train mode"
     return ""
 

@@ -67,7 +67,7 @@ def own_code_by_trace(
             # the trace know the numbers that went back, which code may look at in ways that none notes.
             went_back = len(own_code.edits) < sum(slot.read(model) != new for slot, new in edits.items())
             run = went_back or is_spelled_out(root, own.module.graph)
-            return None if run and wrong_in(root, pruned, own.notes) else (root, own_code)
+            return None if run and wrong_in(root, pruned, own.follows_mode) else (root, own_code)
         more = _corrected(root, proposals, [d for d in found if d.is_number])
         if not more or len(found) >= most:
             return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyzed
-from fxprune.capture.modes.follow import FOLLOWS_EVAL, branches_on_mode
+from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.certify.compare import compare
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
@@ -55,7 +55,7 @@ def trained_alike(
     Returns the record with those edits; where none will do, with what is wrong, in words (`untrained`).
     """
     chance = any("random" in names_of_forward(m) for m in model.modules() if branches_on_mode(m))
-    if not chance and not any(note.startswith(FOLLOWS_EVAL) for note in analysis.captured.notes):
+    if not chance and analysis.captured.follows_mode:
         return own
     graphs = _training_graphs(model, analysis, pruned, chance)
     if not graphs:
