@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune.choose.planned import analysis_behind
 from fxprune.compiler.rebase import rebased
 from fxprune.errors import TrainingError
-from fxprune.graph.tensors import named_tensors
+from fxprune.graph.tensors import at_least_float32, named_tensors
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.forms import graph_form
 from fxprune.result.plan import Plan
@@ -131,17 +131,13 @@ class HiddenStates:
             for (x, dim), (y, _) in zip(reads, others, strict=True):  # heads may be fewer as well
                 y = y if index is None else y.index_select(dim, index.to(y.device))
                 if x.shape == y.shape and x.ndim > 1:
-                    yield _relative_error(_at_least_single(x), _at_least_single(y))
+                    yield _relative_error(at_least_float32(x), at_least_float32(y))
 
 
 def _relative_error(x: Tensor, y: Tensor) -> Tensor:
     """Return the mean over samples: so the mean over parts of a batch is that over the batch."""
     error, scale = (t.square().flatten(1).mean(1) for t in (x - y, y))
     return (error / scale.clamp_min(1e-12)).mean()
-
-
-def _at_least_single(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def _plans_since(layout: str, record: Record | None) -> list[Plan] | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 __all__ = [
+    "at_least_float32",
     "called_modules",
     "cuda_devices_of",
     "device_of",
@@ -107,6 +108,11 @@ def holds_attributes(value: Any) -> bool:
     """Return whether a value is an object that code stores results in, such as a cache of keys and values."""
     plain = (Tensor, nn.Module, dict, list, tuple, type, Enum, torch.Generator)
     return bool(getattr(value, "__dict__", None)) and not isinstance(value, plain) and not callable(value)
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """Return a tensor of real numbers in a precision that sums can be taken in: float64 stays."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 Raised = TypeVar("Raised", Tensor, nn.Module)

@@ -13,7 +13,7 @@ import fxprune
 from fxprune.choose.importance.compensated import (
     PLACES,
     RIDGE,
-    _Total,
+    _Covariance,
     compensable,
     compensated,
     removal_costs,
@@ -197,11 +197,11 @@ def test_a_convolution_and_heads_are_read_along_their_channels() -> None:
 
 def test_what_varies_little_beside_its_mean_is_seen() -> None:
     torch.manual_seed(0)
-    varying, total = torch.randn(400, 6) @ torch.randn(6, 6), _Total()
+    varying, total = torch.randn(400, 6) @ torch.randn(6, 6), _Covariance()
     for part in (varying + 3000).split(100):
         total.add(part)
     torch.testing.assert_close(
-        total.covariance(), torch.cov(varying.double().T, correction=0), rtol=1e-2, atol=0.02
+        total.value(), torch.cov(varying.double().T, correction=0), rtol=1e-2, atol=0.02
     )
 
 

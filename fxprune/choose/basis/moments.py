@@ -22,6 +22,7 @@ from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
+from fxprune.graph.tensors import at_least_float32
 
 __all__ = ["Moments", "moments_of"]
 
@@ -80,7 +81,7 @@ def moments_of(
 
 
 @dataclass
-class _Total:
+class _MomentSums:
     """Sums that grow batch by batch: not frozen."""
 
     vectors: Tensor | float = 0.0
@@ -106,7 +107,7 @@ class _Readers(SoftMasked):
 
     def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
         super().__init__(analysis, groups)
-        self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self.totals: dict[tuple[fx.Node, Group], _MomentSums] = {}
         self.watched = Watched(channels_of(analysis))
         self._read: dict[tuple[fx.Node, Group], tuple[Use, Tensor]] = {}
 
@@ -133,5 +134,5 @@ class _Readers(SoftMasked):
             self.watched.add(dict(zip(answers, slopes[len(reads) :], strict=True)))
             for (key, (use, alias)), slope in zip(reads.items(), slopes, strict=False):
                 pair = [vectors_of(use, t.detach(), self.size) for t in (alias, slope)]
-                total = self.totals.setdefault(key, _Total())
-                total.add(*(t if t.dtype == torch.float64 else t.float() for t in pair))
+                total = self.totals.setdefault(key, _MomentSums())
+                total.add(*map(at_least_float32, pair))

@@ -31,7 +31,7 @@ from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.choose.importance.waves import in_waves
-from fxprune.graph.tensors import named_tensors
+from fxprune.graph.tensors import at_least_float32, named_tensors
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
 __all__ = ["compensable", "compensated", "removal_costs", "rows_read"]
@@ -149,11 +149,11 @@ def _spreads(
         with torch.no_grad():
             model.forward({}, batch.size, *batch.args)
         bar.update()
-    return {key: total.covariance() for key, total in model.totals.items()}
+    return {key: total.value() for key, total in model.totals.items()}
 
 
 @dataclass
-class _Total:
+class _Covariance:
     """Sums that grow batch by batch, about the first one's mean: not frozen."""
 
     about: Tensor | None = None
@@ -163,7 +163,7 @@ class _Total:
 
     def add(self, x: Tensor) -> None:
         """Add places [..., places, n]: about a mean, for little may vary beside it."""
-        x = x if x.dtype == torch.float64 else x.float()
+        x = at_least_float32(x)
         if self.about is None:
             self.about = x.mean(-2, keepdim=True)
         x = x - self.about
@@ -171,7 +171,7 @@ class _Total:
         self.sums = self.sums + x.sum(-2).double()
         self.count += x.shape[-2]
 
-    def covariance(self) -> Tensor:
+    def value(self) -> Tensor:
         assert isinstance(self.squares, Tensor) and isinstance(self.sums, Tensor)
         mean = self.sums / self.count
         return self.squares / self.count - mean[..., :, None] * mean[..., None, :]
@@ -185,14 +185,16 @@ class _Covariances(SoftMasked):
 
     def __init__(self, analysis: Analysis, groups: Sequence[Group], samples: int) -> None:
         super().__init__(analysis, groups)
-        self.totals: dict[tuple[fx.Node, Group], _Total] = {}
+        self.totals: dict[tuple[fx.Node, Group], _Covariance] = {}
         self.counts: dict[str, Tensor] = {}
         self._in_all = samples
 
     def run_node(self, n: fx.Node) -> Any:
         for use in self.uses.get(n, ()):
             read = vectors_of(use, self.env[use.operand], self.size)
-            self.totals.setdefault((n, use.group), _Total()).add(self._thinned(read, self.counts.get(n.name)))
+            self.totals.setdefault((n, use.group), _Covariance()).add(
+                self._thinned(read, self.counts.get(n.name))
+            )
         return super().run_node(n)
 
     def _thinned(self, read: Tensor, counts: Tensor | None) -> Tensor:

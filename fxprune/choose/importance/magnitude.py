@@ -11,6 +11,7 @@ from torch import Tensor
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.graph.chunks import in_blocks
+from fxprune.graph.tensors import at_least_float32
 from fxprune.rules.axes import Atom, coordinates
 from fxprune.rules.registry import Axes
 
@@ -62,7 +63,7 @@ def _energies(weight: Tensor, dims: list[int]) -> list[np.ndarray]:
     if weight.is_complex():
         weight = torch.view_as_real(weight)
     for block in in_blocks(weight) if dims else ():
-        squares = (block if block.dtype == torch.float64 else block.float()).square()
+        squares = at_least_float32(block).square()
         for dim, total in zip(dims, sums, strict=True):
             others = [d for d in range(squares.ndim) if d != dim]
             part = (squares.sum(others) if others else squares).double().cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import DataError
-from fxprune.graph.tensors import floats_of
+from fxprune.graph.tensors import at_least_float32, floats_of
 
 __all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
 
@@ -97,12 +97,8 @@ def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities |
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     tensors = [logits] if isinstance(logits, Tensor) else floats_of(output)
     if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
-        return Prediction(_single(tensors[0]).log_softmax(-1).unsqueeze(1), None)
-    return Prediction(None, torch.cat([_single(t).reshape(size, -1) for t in tensors], 1))
-
-
-def _single(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+        return Prediction(at_least_float32(tensors[0]).log_softmax(-1).unsqueeze(1), None)
+    return Prediction(None, torch.cat([at_least_float32(t).reshape(size, -1) for t in tensors], 1))
 
 
 def _checked(values: Any, size: int) -> Tensor:

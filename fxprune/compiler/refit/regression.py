@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxprune.choose.importance.gram import gram
+from fxprune.graph.tensors import at_least_float32
 
 __all__ = ["RIDGES", "PairMoments", "Solution", "solved"]
 
@@ -34,7 +35,7 @@ class PairMoments:
 
     def add(self, x: Tensor, y: Tensor, counts: Tensor) -> None:
         """Add places, that count [places]; products are taken in float32 at least, sums in float64."""
-        x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
+        x, y = at_least_float32(x), at_least_float32(y)
         counts = counts.to(x)[:, None]
         root = counts.sqrt()
         rooted_x, rooted_y = x * root, y * root
