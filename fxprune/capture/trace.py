@@ -28,6 +28,7 @@ from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.quiet import quiet_libraries
 from fxprune.graph.source_files import is_users, users_level
+from fxprune.graph.train_mode import refuse_train_mode
 from fxprune.graph.uncompiled import outdate
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check
@@ -85,6 +86,7 @@ def trace(
     example = example_of(model, example_inputs, example_kwargs)
     captured = capture_model(model, example, capture=capture, split_qkv=split_qkv, check=check)
     captured.module.recompile()
+    refuse_train_mode(captured.module, captured.untrained)
     captured.module.meta.update(capture=captured.way, notes=list(captured.notes))  # for users to read
     return captured.module
 

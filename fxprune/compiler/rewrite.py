@@ -9,6 +9,7 @@ from torch import fx, nn
 from fxprune.analysis.analysis import Analysis, Site
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
+from fxprune.graph.train_mode import refuse_train_mode
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check, Pass, run_passes
 from fxprune.passes.shrinking.fold_scales import fold_scales
@@ -75,9 +76,10 @@ def rewrite(
         ties=pruned.ties,
         layers=layers_of(pruned),
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
-        untrained=(*(before.untrained if before else ()), *analysis.captured.untrained),
+        untrained=analysis.captured.untrained,
         before=before,
     )
+    refuse_train_mode(pruned, pruned.record.untrained)
     # Where scripts of others read it before there was a record; nothing of ours does.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}
     return pruned

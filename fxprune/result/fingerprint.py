@@ -16,6 +16,7 @@ from fxprune.graph.as_data import own_name
 from fxprune.graph.nests import PLAIN
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.tensors import called_modules
+from fxprune.graph.train_mode import refusing_paths
 
 __all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
 
@@ -68,12 +69,14 @@ def graph_digest(module: fx.GraphModule, own: Mapping[str, str] | None = None) -
     Two graphs with one digest compute the same function of the same weights.  Functions and modules of our
     own stand under names that no move of a file changes (`fxprune::written`), or under those of `own`.
     """
-    number = _Numbers({node: i for i, node in enumerate(module.graph.nodes)}, own or {})
+    refusing = refusing_paths(module)  # they compute nothing
+    nodes = [n for n in module.graph.nodes if n.op != "call_module" or n.target not in refusing]
+    number = _Numbers({node: i for i, node in enumerate(nodes)}, own or {})
     lines = [
         [n.op, _spelled(n.target, number), _spelled(n.args, number), _spelled(_computed(n), number)]
-        for n in module.graph.nodes
+        for n in nodes
     ]
-    called = sorted(called_modules(module))
+    called = sorted({*called_modules(module)} - refusing)
     layers = {path: _settings(module.get_submodule(path), number) for path in called}
     return json_digest([lines, layers])
 

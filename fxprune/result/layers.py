@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from fxprune.graph.tensors import called_modules, named_tensors
+from fxprune.graph.train_mode import refusing_paths
 from fxprune.result.fingerprint import settings_digest
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import PrunedModule, record_of
@@ -15,9 +16,9 @@ __all__ = ["called_layers", "layers_of", "replaced_layers"]
 
 
 def called_layers(pruned: PrunedModule) -> dict[str, nn.Module | None]:
-    """Return the modules that the graph calls, by path; None for one that is no more."""
+    """Return the modules that the graph computes with, by path; None for one that is no more."""
     modules = dict(pruned.named_modules(remove_duplicate=False))
-    return {path: modules.get(path) for path in sorted(called_modules(pruned))}
+    return {path: modules.get(path) for path in sorted({*called_modules(pruned)} - refusing_paths(pruned))}
 
 
 def layers_of(pruned: PrunedModule) -> dict[str, str]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PlanError, TrainingError
+from fxprune.errors import PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.nests import Value
@@ -41,7 +41,7 @@ class PrunedModule(fx.GraphModule):
     def recompile(self) -> fx.graph.PythonCode:
         """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
         code = super().recompile()
-        type(self).forward = traced_as_graph(type(self).forward, in_training=_refuse_training)
+        type(self).forward = traced_as_graph(type(self).forward)
         return code
 
     def restore(self, ties: Mapping[str, str], modes: Mapping[str, bool]) -> None:
@@ -93,16 +93,6 @@ class PrunedModule(fx.GraphModule):
     def _state(self) -> dict[str, object]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
-
-
-def _refuse_training(module: nn.Module) -> None:
-    """Raise TrainingError where the original's code does something in train mode that the graph does not."""
-    record = module.__dict__.get("record")
-    if isinstance(record, Record) and record.untrained:
-        raise TrainingError(
-            f"{'; '.join(record.untrained)}: train it in eval mode (model.eval()), by what it gives there, "
-            f"or prune with form='module', which gives an instance that trains by its own code"
-        )
 
 
 def _class_in_use(kind: str) -> type | None:

@@ -21,16 +21,10 @@ __all__ = ["READS_CODE", "traced_as_graph"]
 READS_CODE = "reads_generated_code"
 
 
-def traced_as_graph(
-    forward: Callable[..., Value],
-    graph: fx.Graph | None = None,
-    *,
-    in_training: Callable[[nn.Module], None] | None = None,
-) -> Callable[..., Value]:
+def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None) -> Callable[..., Value]:
     """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it.
 
     graph: what it runs, where the class is no GraphModule's.
-    in_training: called first in train mode, with the module.
     """
 
     code = forward.__code__
@@ -40,8 +34,6 @@ def traced_as_graph(
     def call(self: nn.Module, *args: Value, **kwargs: Value) -> Value:
         if not known.issuperset(kwargs):
             raise _unknown(kwargs, known)
-        if self.training and in_training is not None:
-            in_training(self)
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
                 own: fx.Graph = self.graph if graph is None else graph  # type: ignore[assignment]

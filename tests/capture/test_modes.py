@@ -227,7 +227,7 @@ def test_a_result_that_does_not_follow_train_mode_refuses_it(again: bool, captur
     with pytest.raises(TrainingError, match=r"training runs other operations.*form='module'"):
         pruned.train()(x)
     with pytest.raises(TrainingError, match="training runs other operations"):
-        fx.symbolic_trace(pruned)
+        fx.symbolic_trace(pruned)(x)
     assert_same(run(pruned.eval(), x), run(copy.deepcopy(pruned), x), 0.0)
 
 

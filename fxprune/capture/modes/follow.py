@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxprune.capture.modes.merge import difference, merge_modes
+from fxprune.graph.train_mode import RefuseTrainMode, refusals_in
 from fxprune.graph.training_mode import follows_mode, reads_mode
 from fxprune.graph.writes import written_state
 from fxprune.rules.modules import native
@@ -34,10 +35,11 @@ def set_mode(model: nn.Module, training: bool) -> None:
     """Switch modes through the modules' own `train`; batch norms stay in eval, a layer of their own."""
     model.train(training)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
+        if isinstance(module, _ALWAYS_EVAL):
             module.training = False
 
 
+_ALWAYS_EVAL = (nn.modules.batchnorm._NormBase, RefuseTrainMode)
 OTHER_CODE = "training runs other operations{}: the result runs in eval mode alone"
 LEFT_OUT = "train mode writes to {}: the result runs in eval mode alone"
 
@@ -52,8 +54,9 @@ def follow_modes(
 
     `trace_training` captures the model in train mode; `kept` names the attributes that it alone sets.
     """
+    refused = refusals_in(root)  # by results that were pruned before, inside of this model
     if not any(map(branches_on_mode, root.modules())):
-        return TrainMode()
+        return TrainMode(lost=refused)
     left_out: set[str] = set()
     try:
         training = trace_training()
@@ -67,7 +70,8 @@ def follow_modes(
         merge_modes(graph, training, root)
     left_out |= {*kept()}
     lost = [LEFT_OUT.format(", ".join(sorted(left_out)))] if left_out else []
-    return TrainMode(followed, (*lost, *([] if followed else [OTHER_CODE.format(_named(where, root))])))
+    lost += [] if followed else [OTHER_CODE.format(_named(where, root))]
+    return TrainMode(followed, tuple(dict.fromkeys([*refused, *lost])))
 
 
 def _named(paths: Iterable[str], root: nn.Module) -> str:
@@ -82,5 +86,5 @@ def _named(paths: Iterable[str], root: nn.Module) -> str:
 
 def branches_on_mode(module: nn.Module) -> bool:
     """Return whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
-    held = isinstance(module, nn.modules.batchnorm._NormBase) or native(module) is not None
+    held = isinstance(module, _ALWAYS_EVAL) or native(module) is not None
     return not held and not follows_mode(module) and reads_mode(module)

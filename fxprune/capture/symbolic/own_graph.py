@@ -10,6 +10,7 @@ from fxprune.graph.as_data import own_name
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import called_modules
+from fxprune.graph.train_mode import drop_refusals, refusals_in, refusing_paths
 
 __all__ = ["captured_as_is"]
 
@@ -21,14 +22,16 @@ def captured_as_is(model: nn.Module, leaves: Collection[int], example: Example) 
     """
     if not isinstance(model, fx.GraphModule) or not _is_ours(model):
         return None
-    called = [model.get_submodule(path) for path in called_modules(model)]
+    called = [model.get_submodule(path) for path in {*called_modules(model)} - refusing_paths(model)]
     if any(id(m) not in leaves and own_name(type(m)) is None for m in called):
         return None
     graph = fx.Graph()
     graph.output(graph.graph_copy(model.graph, {}))
+    drop_refusals(graph, model)
     fixed = not getattr(getattr(model, "record", None), "dynamic", True)
     module = fx.GraphModule(model, graph, type(model).__name__)
-    return Captured(module, example, "symbolic", fixed_batch=fixed)
+    lost = refusals_in(model)
+    return Captured(module, example, "symbolic", fixed_batch=fixed, notes=lost, untrained=lost)
 
 
 def _is_ours(model: fx.GraphModule) -> bool:

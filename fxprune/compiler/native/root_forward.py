@@ -21,6 +21,7 @@ from fxprune.compiler.native.parts import PartError
 from fxprune.compiler.native.traits import Traits
 from fxprune.graph.nests import PLAIN, placed_leaves
 from fxprune.graph.tensors import get_or_create_submodule, is_inside, module_of
+from fxprune.graph.train_mode import drop_refusals
 from fxprune.result.own_code import Call, Forward, Ref
 from fxprune.result.own_forward import with_forward, without_forward
 from fxprune.rules.modules import native
@@ -146,6 +147,7 @@ def _graph_with(calls: Iterable[Call], pruned: fx.GraphModule) -> fx.Graph:
         _insert(graph, call, named, order)
     impure = {env[node] for node in pruned.graph.nodes if node.is_impure()}
     _drop_dead(graph, [call.path for call in calls], impure)
+    drop_refusals(graph, pruned)  # what the instance does in train mode has a proof of its own
     graph.lint()
     return graph
 
