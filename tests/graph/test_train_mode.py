@@ -174,8 +174,9 @@ def operations(result: nn.Module) -> list[list[str]]:
 
     torch._dynamo.reset()
     torch.compile(result, backend=backend, dynamic=True, fullgraph=True)(X)
+    kinds = [node.kind() for node in torch.jit.trace(result, X).inlined_graph.nodes()]
     return [
-        sorted(node.kind() for node in torch.jit.trace(result, X).inlined_graph.nodes()),
+        sorted(kind for kind in kinds if kind.startswith("aten")),  # beside the names of modules
         [str(node.target) for node in program.graph.nodes if node.op == "call_function"],
         [node.op_type for node in onnx.load_from_string(file.getvalue()).graph.node],
         seen,
