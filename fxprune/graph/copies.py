@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["copy_to_trace", "graph_shared", "own", "own_buffers", "structural_copy"]
+__all__ = ["copy_to_trace", "empty_copies", "graph_shared", "own", "own_buffers", "structural_copy"]
 
 _HELD = ("_modules", "_parameters", "_buffers")
 
@@ -23,7 +23,7 @@ def structural_copy(
     `tensor` gives what stands for a tensor in the copy.
     """
     held = {id(t): t for m in model.modules() for t in _tensors(m.__dict__)}
-    shared: dict[int, Any] = {key: tensor(t) for key, t in held.items()} | _empty(model)
+    shared: dict[int, Any] = {key: tensor(t) for key, t in held.items()} | empty_copies(model)
     try:
         return copy.deepcopy(model, memo=dict(shared))
     except TypeError:  # a lock, an open file: what can't be copied is shared as well
@@ -65,7 +65,7 @@ def graph_shared(module: fx.GraphModule, copied: Callable[[nn.Module], nn.Module
     return made
 
 
-def _empty(model: nn.Module) -> dict[int, Any]:
+def empty_copies(model: nn.Module) -> dict[int, Any]:
     """Copy what modules hold that is empty, by its id: a dozen lists of hooks each, slow to deepcopy."""
     return {
         id(value): type(value)()

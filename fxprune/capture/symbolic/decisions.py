@@ -8,16 +8,15 @@ answer, nor what another batch size would answer otherwise (`y.shape == x.shape`
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.fx import _symbolic_trace
 
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.own_nodes import guard_branch
@@ -32,9 +31,15 @@ class Decisions:
     """What the nodes of a graph that is being traced give for the example."""
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, example: Example, helpers: Mapping[str, nn.Module]
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        example: Example,
+        helpers: Mapping[str, nn.Module],
+        untraced: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._run = FakeRun(root, graph, example, PRIME_BATCH)
+        self._untraced = untraced  # modules run meanwhile as they do outside of tracing
         self._helpers = helpers  # modules that the root lacks while it is traced
         self._other_runs = lambda: [FakeRun(root, graph, example, n) for n in OTHER_BATCHES]
 
@@ -68,7 +73,7 @@ class Decisions:
             return run.env[node]
         try:
             run.helpers = self._helpers
-            with _plain_modules():
+            with self._untraced():
                 return run.value(node)
         except NodeError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
@@ -93,15 +98,3 @@ class Decisions:
             new = [n for n in at.all_input_nodes if n not in seen]
             seen.update(new)
             front += new
-
-
-@contextlib.contextmanager
-def _plain_modules() -> Iterator[None]:
-    """Run modules as they do outside of tracing."""
-    patched = nn.Module.__call__, nn.Module.__getattr__
-    nn.Module.__call__ = _symbolic_trace._orig_module_call  # type: ignore[method-assign]
-    nn.Module.__getattr__ = _symbolic_trace._orig_module_getattr  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]

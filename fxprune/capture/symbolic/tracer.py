@@ -65,6 +65,7 @@ class Tracer(fx.Tracer):
         self.gradients_of_inputs = False
         self.gradient_questions: dict[str, None] = {}  # the lines that ask values for their gradients
         self._tracing_here = this_thread_only()
+        self._untraced = False
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedValue(node, self)
@@ -181,7 +182,7 @@ class Tracer(fx.Tracer):
 
         A module that a function of the model holds is the original's: its copy is traced.
         """
-        if not self._tracing_here():
+        if self._untraced or not self._tracing_here():
             return forward(*args, **kwargs)
         copy = self.copies.get(id(m))
         if copy is not None:
@@ -210,7 +211,7 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Look a tensor up by its id: the base class searches all names, which is quadratic in depth."""
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
-        if name is None or not self._tracing_here():
+        if name is None or self._untraced or not self._tracing_here():
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
@@ -218,7 +219,19 @@ class Tracer(fx.Tracer):
 
     @functools.cached_property
     def decisions(self) -> Decisions:
-        return Decisions(self.root, self.graph, self._example, self._helpers)
+        return Decisions(self.root, self.graph, self._example, self._helpers, self._running_untraced)
+
+    @contextlib.contextmanager
+    def _running_untraced(self) -> Iterator[None]:
+        """Run modules as they do outside of tracing.
+
+        A flag, since a method of nn.Module that is set anew costs milliseconds where many classes inherit it.
+        """
+        before, self._untraced = self._untraced, True
+        try:
+            yield
+        finally:
+            self._untraced = before
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.decisions.value(obj))
