@@ -62,19 +62,8 @@ def accelerated(
         raise TrainingError(NEEDS.format(error)) from error
     _refuse_other_launch(training)
     if given is not None:
-        if given.mixed_precision != training.precision:
-            raise OptionError(
-                f"the accelerator's precision is {given.mixed_precision}, and "
-                f"Training(precision={training.precision!r}) says otherwise"
-            )
-        if given.gradient_accumulation_steps != training.accumulation:
-            raise OptionError(
-                f"the accelerator accumulates {given.gradient_accumulation_steps} batches, and "
-                f"Training(accumulation={training.accumulation}) says otherwise"
-            )
+        _refuse_other_accelerator(given, training, trackers)
         _refuse_idle_precision(given)
-        if trackers:
-            raise OptionError("an accelerator of your own has its own trackers: give it log_with=")
         with _as_prepared_before(given):
             yield given
         return
@@ -101,6 +90,26 @@ def accelerated(
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+
+
+def _refuse_other_accelerator(given: Accelerator, training: Training, trackers: Trackers) -> None:
+    """Refuse an accelerator that does something else than the run was told.
+
+    Raises:
+        OptionError: it accumulates or computes in another way, or trackers are asked for that it can't tell.
+    """
+    if given.mixed_precision != training.precision:
+        raise OptionError(
+            f"the accelerator's precision is {given.mixed_precision}, and "
+            f"Training(precision={training.precision!r}) says otherwise"
+        )
+    if given.gradient_accumulation_steps != training.accumulation:
+        raise OptionError(
+            f"the accelerator accumulates {given.gradient_accumulation_steps} batches, and "
+            f"Training(accumulation={training.accumulation}) says otherwise"
+        )
+    if trackers:
+        raise OptionError("an accelerator of your own has its own trackers: give it log_with=")
 
 
 def _refuse_other_launch(training: Training) -> None:
