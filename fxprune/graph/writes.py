@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from fxprune.graph.own_nodes import written
 
 __all__ = [
     *("FILLS", "VIEWS", "hidden_writes", "shares_memory", "state_of", "value_of_write"),
-    *("writes_in_place", "written", "written_state"),
+    *("writes_in_place", "writes_through", "written", "written_state"),
 ]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
@@ -65,16 +67,31 @@ def hidden_writes(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     `x = x.relu_()` is a value by another name.  A write is hidden where nobody reads its result, or
     where the tensor written to, or one that shares its memory, is read again afterwards.
     """
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    memory = _Memory(graph)
 
     def is_hidden(node: fx.Node) -> bool:
         if "written" in node.meta:
-            return _read_later(node, node.meta["written"], order)
+            return memory.read_later(node, node.meta["written"])
         if not writes_in_place(node, root):
             return False
-        return not node.users or _read_later(node, node.args[0] if node.args else None, order)
+        return not node.users or memory.read_later(node, node.args[0] if node.args else None)
 
     return list(filter(is_hidden, graph.nodes))
+
+
+def writes_through(graph: fx.Graph, layers: Collection[fx.Node]) -> list[fx.Node]:
+    """Return the mutable ops that reach through layers which may return the very tensor they are given.
+
+    A tensor on the one side of such a layer is read after the one on its other side was written to.
+    """
+    apart, together = _Memory(graph), _Memory(graph, {*layers})
+    return [
+        node
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and together.stale(node, node.args[0]) - apart.stale(node, node.args[0])
+    ]
 
 
 def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
@@ -115,20 +132,63 @@ def _base(tensor: Any) -> Any:
     return tensor
 
 
-def _read_later(write: fx.Node, target: Any, order: dict[fx.Node, int]) -> bool:
-    """Is anything that shares the target's memory read after the write?"""
-    base = _base(target)
-    if not isinstance(base, fx.Node):
-        return False
-    if base.op == "get_attr":
-        return True  # the model's own tensor
-    same_memory, front = {base}, [base]
-    while front:
-        views = [n for n in front.pop().users if _is_view(n) and n not in same_memory and n is not write]
-        same_memory.update(views)
-        front += views
-    later = (user for alias in same_memory for user in alias.users if order[user] > order[write])
-    return not all(_passes_on(user, write) for user in later)
+class _Memory:
+    """Which nodes of a graph may share memory: views, and what a tensor is after each write to it.
+
+    through: layers that may return what they are given, beside those that are known as such.
+    """
+
+    def __init__(self, graph: fx.Graph, through: Collection[fx.Node] = ()) -> None:
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.through = through
+        self.written: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for node in graph.nodes:
+            if "written" in node.meta:
+                self.written[node.meta["written"]].append(node)
+
+    def read_later(self, write: fx.Node, target: Any) -> bool:
+        """Is a tensor that stands for the target's memory as it was before a write read after it?"""
+        base = self._base(target)
+        if isinstance(base, fx.Node) and base.op == "get_attr":
+            return True  # the model's own tensor
+        return bool(self.stale(write, target))
+
+    def stale(self, write: fx.Node, target: Any) -> set[fx.Node]:
+        """Return the nodes after a write that read what the target's memory was before it."""
+        base, now = self._base(target), self.order[write]
+        if not isinstance(base, fx.Node):
+            return set()
+        known, front = {base}, [base]
+        while front:
+            at = front.pop()
+            more = [n for n in at.users if self._is_view(n)] + self.written[at]
+            front += [n for n in more if n not in known and n is not write]
+            known.update(more)
+        before = known - _contents(write)
+        readers = {user for n in before if self.order.get(n, -1) < now for user in n.users}
+        return {user for user in readers if self.order.get(user, -1) > now and not _passes_on(user, write)}
+
+    def _base(self, tensor: Any) -> Any:
+        while isinstance(tensor, fx.Node):
+            if "written" in tensor.meta:
+                tensor = tensor.meta["written"]
+            elif self._is_view(tensor) and tensor.args:
+                tensor = tensor.args[0]
+            else:
+                break
+        return tensor
+
+    def _is_view(self, node: fx.Node) -> bool:
+        return node in self.through or _is_view(node)
+
+
+def _contents(write: fx.Node) -> set[fx.Node]:
+    """Return the nodes that are what a write leaves: itself, and the part of a tensor that it puts back."""
+    own = {write}
+    while write.target is written and isinstance(write.args[2], fx.Node) and "written" in write.args[2].meta:
+        write = write.args[2]
+        own.add(write)
+    return own
 
 
 def _passes_on(node: fx.Node, write: fx.Node) -> bool:

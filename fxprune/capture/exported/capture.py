@@ -7,7 +7,7 @@ makes layers of ATen calls.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fxprune.capture.call_state import (
     refuse_history,
 )
 from fxprune.capture.exported.functions import Functions
-from fxprune.capture.exported.plain_graph import _plain_graph
+from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
@@ -37,7 +37,7 @@ from fxprune.graph.facts import Captured
 from fxprune.graph.own_nodes import ForwardOnly
 from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.uncompiled import UncompiledGraph
-from fxprune.graph.writes import hidden_writes
+from fxprune.graph.writes import hidden_writes, writes_through
 from fxprune.rules.modules import native
 
 __all__ = ["FIXED_BATCH", "capture_exported"]
@@ -131,6 +131,9 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
 
 def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: Functions) -> fx.Graph:
     """Return the graph of a program; what its code writes in place is a value."""
+    markers = program.graph.find_nodes(op="call_function", target=torch.ops.fxprune.layer_marker.default)
+    dropouts = [n for n in markers if not _is_norm_with_modes(model.get_submodule(n.args[1]))]
+    _refuse(writes_through(program.graph, dropouts))  # as values, dropouts would have tensors of their own
     if hidden_writes(program.graph, model):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
     graph = _plain_graph(program, model)
@@ -145,8 +148,10 @@ def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
     dropouts = [n for n in graph.nodes if n.op == "call_module" and "maybe_itself" not in n.meta]
     for node in dropouts:
         node.meta["maybe_itself"] = not _is_norm_with_modes(model.get_submodule(str(node.target)))
-    for node in hidden_writes(graph, model):
-        if node not in before:
-            raise NotImplementedError(
-                f"{node.name} at {node.meta.get('where')} writes in place to what a dropout passes on"
-            )
+    _refuse(node for node in hidden_writes(graph, model) if node not in before)
+
+
+def _refuse(writes: Iterable[fx.Node]) -> None:
+    for node in writes:
+        where = node.meta.get("where") or users_line(node.meta.get("stack_trace"))
+        raise NotImplementedError(f"{node.name} at {where} writes in place to what a dropout passes on")

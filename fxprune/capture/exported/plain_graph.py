@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.source_files import is_users
 
-__all__ = []
+__all__ = ["users_line"]
 
 
 _aten = torch.ops.aten
@@ -149,7 +149,7 @@ def _copy_node(
     source: fx.GraphModule,
     model: nn.Module,
 ) -> None:
-    where = _users_line(node.meta.get("stack_trace"))
+    where = users_line(node.meta.get("stack_trace"))
     if node.target is torch.ops.fxprune.layer_marker.default:
         source_of, path = node.args
         new = graph.call_module(str(path), (fx.map_arg(source_of, lambda n: copied[n]),))
@@ -252,7 +252,7 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
     raise NotImplementedError(f"an output of type {spec.type} is not understood")
 
 
-def _users_line(trace: str | None) -> str | None:
+def users_line(trace: str | None) -> str | None:
     """Return the innermost line of a recorded stack that is the model's own."""
     for line in reversed((trace or "").splitlines()):
         file, found, number = line.strip().removeprefix('File "').partition('", line ')
