@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from torch import fx, nn
 
 from fxprune.errors import TrainingError
 
-__all__ = ["RefuseTrainMode", "drop_refusals", "refusals_in", "refuse_train_mode", "refusing_paths"]
+__all__ = [
+    "RefuseTrainMode",
+    "drop_refusals",
+    "refusals_in",
+    "refuse_train_mode",
+    "refusing_nothing",
+    "refusing_paths",
+]
 
 NAME = "_refuse_train_mode"
 
@@ -54,6 +62,20 @@ def refusals_in(module: nn.Module) -> tuple[str, ...]:
     """List what graphs inside a module refuse train mode for, each once."""
     found = (why for m in module.modules() if isinstance(m, RefuseTrainMode) for why in m.why)
     return tuple(dict.fromkeys(found))
+
+
+@contextlib.contextmanager
+def refusing_nothing(root: nn.Module) -> Iterator[None]:
+    """Run graphs in whichever mode, to see whether they run."""
+    refusing = [m for m in root.modules() if isinstance(m, RefuseTrainMode)]
+    modes = [m.training for m in refusing]
+    try:
+        for m in refusing:
+            m.training = False
+        yield
+    finally:
+        for m, mode in zip(refusing, modes, strict=True):
+            m.training = mode
 
 
 def refusing_paths(root: nn.Module) -> set[str]:

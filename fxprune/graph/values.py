@@ -21,6 +21,7 @@ from fxprune.graph.fake_modules import FakeModules
 from fxprune.graph.quick_shapes import quick_shape
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import tensor_at
+from fxprune.graph.train_mode import refusing_nothing
 
 __all__ = [
     "PUT_OFF",
@@ -45,8 +46,8 @@ def propagate_values(module: fx.GraphModule, example: Example, batch: int | None
     Raises:
         NodeError: the graph rejects the example; names the node and the user's line.
     """
-    run = FakeRun(module, module.graph, example, batch)
-    with quiet_torch():
+    with quiet_torch(), refusing_nothing(module):
+        run = FakeRun(module, module.graph, example, batch)
         for node in module.graph.nodes:
             node.meta["val"] = run.value(node)
 

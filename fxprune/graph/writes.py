@@ -45,6 +45,10 @@ _MAYBE_ITSELF = {
 }
 
 
+# What a tensor keeps whatever is written to it.
+_FACTS = {"shape", "ndim", "dtype", "device", "layout", "requires_grad"}
+
+
 # Methods that write without reading: `x[...] = 0`, `x[...] = y`.
 FILLS = {"zero_", "fill_", "copy_"}
 
@@ -202,4 +206,6 @@ def _is_view(node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(node.meta.get("maybe_itself"))
     named = node.op in ("call_function", "call_method")
+    if node.target is getattr and node.args[1] in _FACTS:
+        return False
     return named and op_name(node.target) in VIEWS | _MAYBE_ITSELF

@@ -147,6 +147,21 @@ def test_a_result_in_a_larger_model_is_pruned_with_it(capture: str) -> None:
     assert pruned.record.untrained == twice.record.untrained == refusals_in(twice) == result.record.untrained
 
 
+def test_a_model_in_train_mode_has_all_that_one_in_eval_mode_has(tmp_path: Path) -> None:
+    """What fxprune itself asks of a graph is asked whatever its mode; `form="module"` trains."""
+    model = randomise(Helped()).train()
+    data = [torch.randn(32, 7, 8)]
+    own = fxprune.prune(model, 0.5, example_inputs=X, form="module")
+    assert type(own) is Helped
+    assert own.training
+    assert own(X).shape == (2, 7, 5)
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, data=data, importance="activation")
+    assert fxprune.verify(model, pruned) < 1e-8
+    assert fxprune.report(model, pruned).macs[1] < fxprune.report(model, pruned).macs[0]
+    fxprune.draw(model, tmp_path / "page.html", pruned=pruned, example_inputs=X)
+    assert fxprune.apply(model, fxprune.plan_of(own), example_inputs=X, form="module").training
+
+
 def test_a_saved_one_is_the_same(tmp_path: Path) -> None:
     """Of a folder that was saved before graphs refused train mode as well: no digest reads the node."""
     model, result = made(Helped, "symbolic")

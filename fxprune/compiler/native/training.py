@@ -32,7 +32,7 @@ from fxprune.compiler.rewrite import rewrite
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import floats_of, in_float64, named_tensors
-from fxprune.graph.train_mode import refusing_paths
+from fxprune.graph.train_mode import refusing_nothing
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule
@@ -183,9 +183,7 @@ def _called(double: nn.Module, example: Example, coin: float | None) -> list[Ten
 def _run_graph(graph: PrunedModule, example: Example, coin: float | None) -> list[Tensor]:
     double = doubled(graph)
     double.train()
-    for path in refusing_paths(double):
-        double.get_submodule(path).eval()
-    with torch.no_grad(), default_float64(), same_draws(graph), _coin(coin):
+    with refusing_nothing(double), torch.no_grad(), default_float64(), same_draws(graph), _coin(coin):
         return floats_of(Float64Interpreter(double).run_on(example))
 
 
