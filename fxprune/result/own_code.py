@@ -8,8 +8,9 @@ from typing import Literal
 from torch import nn
 
 from fxprune.graph.nests import Value
+from fxprune.result.own_spelling import Place
 
-__all__ = ["Call", "Edit", "Forward", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "What"]
+__all__ = ["Call", "Edit", "Forward", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "Spelling", "What"]
 
 What = Literal["size", "shape", "dtype", "device"]
 Keys = tuple[str | int, ...]  # names of attributes, keys of dicts, places in lists
@@ -87,6 +88,28 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Spelling:
+    """A size that a module's code has from an attribute of the module, whatever is written there.
+
+    path: the module's.
+    old: what the original's code computes there.
+    """
+
+    path: str
+    place: Place
+    old: int
+    new: int
+
+    def __str__(self) -> str:
+        said = self.place.name or self.place.text
+        return f"{self.path}.{self.place.method}: {said}: {self.old} -> {self.new}".lstrip(".")
+
+    def write(self, root: nn.Module) -> None:
+        """Give the number to a module whose code asks for it."""
+        vars(root.get_submodule(self.path))[self.place.attribute] = self.new
+
+
+@dataclass(frozen=True)
 class Ref:
     """A node of the pruned graph, by name, in the place of a value."""
 
@@ -158,6 +181,7 @@ class OwnCode:
     edits: numbers in its state that are no longer the original's.
     parts: modules that their part of the graph replaces.
     forward: what stands for the code of the root, where that can't hold the sizes.
+    spellings: sizes that the code of modules has from attributes, where it computes others.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """
@@ -167,6 +191,7 @@ class OwnCode:
     unsaid: str = ""
     forward: Forward | None = None
     untrained: str = ""
+    spellings: tuple[Spelling, ...] = ()
 
     @property
     def is_graph(self) -> bool:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.as_data import NodeData, graph_as_data
+from fxprune.result.own_spelling import unspelled
 from fxprune.result.pruned_module import forward_of_data
 
 __all__ = ["users_class", "with_forward", "without_forward"]
@@ -35,8 +36,9 @@ def with_forward(instance: nn.Module, graph: fx.Graph, barred: Mapping[str, str]
 
 def users_class(module: nn.Module) -> type[nn.Module]:
     """Return a module's class; the user's, where one was made here."""
-    made = vars(type(module)).get(MADE)
-    return made[0] if made else type(module)
+    cls = unspelled(type(module))
+    made = vars(cls).get(MADE)
+    return made[0] if made else cls
 
 
 def _class(cls: type[nn.Module], data: list[NodeData] | None, barred: dict[str, str]) -> type[nn.Module]:

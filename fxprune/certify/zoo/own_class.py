@@ -49,9 +49,10 @@ class Outcome:
 
     way: how its channels were chosen, one of `WAYS`.
     outcome: "certified", "refused" (with the words in `note`), "excluded" (nobody can build it) or "FAILED".
-    own_class: "whole", "attention" (the replaced modules all are those that run a softmax, or lie in one),
+    own_class: "whole", "sizes" (whole, and code of modules has sizes from attributes, where it computes others),
+        "attention" (the replaced modules all are those that run a softmax, or lie in one),
         "forward" (the root's `forward` alone is a graph, which calls the user's modules), "parts", "graph".
-    parts: the replaced modules, with why.
+    parts: the replaced modules, with why; else the sizes in the code.
     certificate: the largest relative error in float64.
     seconds: processor time from the analysis to the instance.
     """
@@ -100,6 +101,7 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
     assert own is not None
     parts = "; ".join(f"{path or 'root'}: {in_short(why)}" for path, why in own.replaced[:3])
     parts += f"; {len(own.replaced) - 3} more" if len(own.replaced) > 3 else ""
+    parts = parts or "; ".join(map(str, own.spellings[:2])) + (", ..." if len(own.spellings) > 2 else "")
     outcome = CERTIFIED if found.exact else FAILED
     return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
 
@@ -108,7 +110,7 @@ def _kind(pruned: nn.Module, own: OwnCode) -> str:
     if own.is_graph:
         return "graph"
     if own.is_whole:
-        return "whole"
+        return "sizes" if own.spellings else "whole"
     attention = all(_runs_softmax(pruned.get_submodule(p.path), p.path) for p in own.parts)
     return "parts" if not attention else "forward" if own.forward else "attention"
 
@@ -141,6 +143,7 @@ def summary(outcomes: Iterable[Outcome]) -> str:
         "library",
         "models",
         "whole",
+        "whole but sizes",
         "but attention",
         "but forward",
         "but parts",
@@ -161,7 +164,7 @@ def summary(outcomes: Iterable[Outcome]) -> str:
 
 def _line(way: str, library: str, rows: list[Outcome]) -> str:
     kinds = [o.own_class if o.outcome == CERTIFIED else o.outcome for o in rows]
-    order = "whole", "attention", "forward", "parts", "graph", "refused", FAILED
+    order = "whole", "sizes", "attention", "forward", "parts", "graph", "refused", FAILED
     return f"| {' | '.join(map(str, (way, library, len(rows), *map(kinds.count, order))))} |"
 
 

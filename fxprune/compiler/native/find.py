@@ -14,12 +14,13 @@ from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.root_forward import forward_at, replace_forward
 from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.spellings import AS_WRITTEN, SpelledSlot, Spellings
 from fxprune.compiler.native.structure import Resized, in_double_as, resized_copy
 from fxprune.compiler.native.traits import Traits, other_examples, traits_of
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
 from fxprune.graph.tensors import in_float64, is_inside
-from fxprune.result.own_code import Edit, Forward, OwnCode, Part
+from fxprune.result.own_code import Edit, Forward, OwnCode, Part, Spelling
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["own_code_of"]
@@ -31,13 +32,17 @@ def own_code_of(
     sizes: Mapping[str, Sizes],
     slices: Resized,
     pruned: PrunedModule,
+    *,
+    spells: bool = True,
 ) -> OwnCode | str:
     """Find the edits and the parts that make an instance of the model's class equal a pruned graph.
 
     In float64, to 1e-8, on an example.  Where a module's own code can't hold the new sizes, the smallest
     module around it that can stand alone becomes its part of the graph; why it can't be the root, in words.
+
+    spells: sizes that no state has, but code computes, may be other ones as well.
     """
-    return _Finder(model, analysis, sizes, slices, pruned).find()
+    return _Finder(model, analysis, sizes, slices, pruned, spells=spells).find()
 
 
 class _Finder:
@@ -48,8 +53,10 @@ class _Finder:
         sizes: Mapping[str, Sizes],
         slices: Resized,
         pruned: PrunedModule,
+        *,
+        spells: bool,
     ) -> None:
-        self.model, self.analysis = model, analysis
+        self.model, self.analysis, self.sizes, self.spells = model, analysis, sizes, spells
         self.double = doubled(pruned)
         root = resized_copy(model, lambda n, t: in_double_as(slices(n, t)), pruned)
         in_eval_mode(root)
@@ -69,12 +76,27 @@ class _Finder:
             elif not self._replace(fault) and not self._open(fault):
                 return fault.error
             fault = self.search.fault(expected)
-        return OwnCode(tuple(self._edits()), tuple(self.parts.values()), forward=self.forward)
+        return OwnCode(
+            tuple(self._edits()),
+            tuple(self.parts.values()),
+            forward=self.forward,
+            spellings=tuple(self._spellings()),
+        )
+
+    def _spellings(self) -> Iterator[Spelling]:
+        """List the sizes that code has from attributes, less what a graph stands for."""
+        opened = self.forward.opened if self.forward else ()
+        for slot, new in self.search.edits.items():
+            if isinstance(slot, SpelledSlot) and new != AS_WRITTEN:
+                if not is_inside(slot.path, self.parts) and slot.path not in opened:
+                    yield Spelling(slot.path, slot.place, slot.old, new)
 
     def _edits(self) -> Iterator[Edit]:
         """List what was edited, less what lies in a part, or may be no width: nobody has read it."""
         search = self.search
         for slot, new in search.edits.items():
+            if isinstance(slot, SpelledSlot):
+                continue
             old = slot.read(self.model)
             sure = search.reads.has(slot) or search.proposals.is_evident(slot, old)
             if old != new and sure and not is_inside(slot.path, self.parts):
@@ -93,6 +115,8 @@ class _Finder:
                 if other is None:
                     raise
             else:
+                if self.spells:
+                    self.search.spellings = Spellings(self.model, self.sizes, examples)
                 break
         assert self.boundaries is not None
         return expected_of(self.double, self.example, self.boundaries)

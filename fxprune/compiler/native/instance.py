@@ -19,6 +19,7 @@ from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode
+from fxprune.result.own_spelling import spelled_anew
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
@@ -34,6 +35,10 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
     made = resized_copy(model, slices, pruned)
     for edit in own.edits:
         edit.slot.write(made, edit.new)
+    for path in dict.fromkeys(spelling.path for spelling in own.spellings):
+        spelled_anew(made.get_submodule(path), [s.place for s in own.spellings if s.path == path])
+    for spelling in own.spellings:
+        spelling.write(made)
     for part in own.parts:
         made.set_submodule(part.path, cut(part, made, pruned))
     if own.forward is not None:

@@ -35,6 +35,8 @@ __all__ = ["check_form", "in_form", "own_class"]
 
 FORMS = ("graph", "module")
 
+_Made = tuple[nn.Module, OwnCode, PrunedModule]
+
 
 def check_form(form: str) -> None:
     """Raise OptionError for a form that there is none of."""
@@ -84,17 +86,37 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         if traced is not None:
             return _finished(model, analysis, *traced, pruned, sizes)
     refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
-    own = own_code_of(model, analysis, sizes, slices, pruned)
+    found: _Made | str = ""
+    for spells in (True, False):  # what holds on two examples may not hold on a third
+        found = _run(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
+        if not isinstance(found, str):
+            return _finished(model, analysis, *found, sizes)
+    return _no_instance(pruned, str(found))
+
+
+def _run(
+    model: nn.Module,
+    analysis: Analysis,
+    plan: Plan,
+    slices: Slices,
+    sizes: Mapping[str, Sizes],
+    pruned: PrunedModule,
+    *,
+    check: Check,
+    spells: bool,
+) -> _Made | str:
+    """Find what makes an instance equal to a pruned graph by running it; why nothing does, in words."""
+    own = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
     unheld = [""] if isinstance(own, str) else [*(part.path for part in own.parts), *_opened(own)]
-    more = computed_scales(analysis, selection, pruned, unheld) if unheld else {}
+    more = computed_scales(analysis, slices.selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
-        others = Slices(analysis, selection, unused, folded)
-        other = own_code_of(model, analysis, sizes, others, folded)
+        others = Slices(analysis, slices.selection, slices.unused, folded)
+        other = own_code_of(model, analysis, sizes, others, folded, spells=spells)
         if not isinstance(other, str) and (isinstance(own, str) or _replaced(other) < _replaced(own)):
             own, pruned, slices = other, folded, others
     if isinstance(own, str):
-        return _no_instance(pruned, own)
+        return own
     made = instance_of(model, own, pruned, slices)
     follows_mode = analysis.captured.follows_mode
     if wrong_in(made, pruned, follows_mode):
@@ -102,8 +124,8 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         made = instance_of(model, own, pruned, slices)
         wrong = wrong_in(made, pruned, follows_mode)
         if wrong:
-            return _no_instance(pruned, wrong)
-    return _finished(model, analysis, made, own, pruned, sizes)
+            return wrong
+    return made, own, pruned
 
 
 def _opened(own: OwnCode) -> tuple[str, ...]:

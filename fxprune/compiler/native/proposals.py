@@ -29,11 +29,13 @@ class Scope:
     """Where numbers are looked for: in a module, less one inside it that was searched before.
 
     wide: a number may also be a size that only a module around its own knows.
+    spelled: sizes that the module's code computes are numbers, too.
     """
 
     path: str
     less: str | None = None
     wide: bool = False
+    spelled: bool = False
 
 
 class Proposals:

@@ -68,7 +68,8 @@ def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = No
         yield
     finally:
         for holder, cls in changed:
-            object.__setattr__(holder, "__class__", cls)
+            if type(holder) is classes[cls]:  # else its code was spelled anew meanwhile
+                object.__setattr__(holder, "__class__", cls)
 
 
 def _made(noting: Any, cls: type) -> type:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.spellings import Spellings
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside
@@ -28,6 +29,7 @@ class Search:
 
     edits: what they are by now.
     reads: what any code has looked at.
+    spellings: the sizes in the code itself, once they are asked for.
     """
 
     root: nn.Module
@@ -35,6 +37,7 @@ class Search:
     edits: dict[Slot, int] = field(default_factory=dict)
     reads: Reads = field(default_factory=Reads)
     runs: int = 0
+    spellings: Spellings | None = None
 
     def __post_init__(self) -> None:
         for slot, value in self.proposals.first():
@@ -77,6 +80,8 @@ class Search:
         if fault.caller is not None and fault.path:
             scopes.append((fault.caller, Scope(fault.caller.path, less=fault.path)))
         scopes += [(of, replace(scope, wide=True)) for of, scope in scopes]
+        if self.spellings is not None:
+            scopes += [(of, replace(scope, spelled=True)) for of, scope in [*scopes]]
         return any(self._mend_within(of, scope, expected) for of, scope in scopes)
 
     def _mend_within(self, fault: Fault, scope: Scope, expected: Expected) -> bool:
@@ -115,7 +120,10 @@ class Search:
         modules = dict(self.root.named_modules())
         known = self.proposals.classes
         options = self.proposals.options(scope, self.reads)
-        return [(s, news) for s, news in options if isinstance(modules.get(s.path), known[s.path])]
+        options = [(s, news) for s, news in options if isinstance(modules.get(s.path), known[s.path])]
+        if scope.spelled and self.spellings is not None:
+            options += self.spellings.options(scope, self.root)
+        return options
 
     def _write(self, options: Options, values: Sequence[int]) -> None:
         for (slot, _), value in zip(options, values, strict=True):
@@ -134,7 +142,7 @@ class Search:
         module = self.root.get_submodule(path)
         own = {_within(slot, news, path): chosen[slot] for slot, news in options if slot.held == 1}
         for there, other in self.root.named_modules():
-            if other is module or type(other) is not type(module):
+            if other is module or self.proposals.classes.get(there) is not self.proposals.classes[path]:
                 continue
             theirs = {
                 _within(slot, news, there): slot
@@ -172,12 +180,16 @@ def _entered(fault: Fault) -> Counter[str]:
 
 
 def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
-    """List every combination, those that change least of what stands there first."""
+    """List every combination, those that change least of what stands there first, state before code."""
     ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
     combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked)
-    yield from sorted(
-        itertools.islice(combinations, 4096), key=lambda c: sum(a != b for a, b in zip(c, now, strict=True))
-    )
+    in_code = [slot.held == 0 for slot, _ in options]
+
+    def cost(combination: tuple[int, ...]) -> tuple[int, int]:
+        changed = [a != b for a, b in zip(combination, now, strict=True)]
+        return sum(changed), sum(c and spelled for c, spelled in zip(changed, in_code, strict=True))
+
+    yield from sorted(itertools.islice(combinations, 4096), key=cost)
 
 
 def _few_changes(ranked: list[list[int]]) -> Iterator[tuple[int, ...]]:

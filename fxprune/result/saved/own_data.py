@@ -11,7 +11,8 @@ from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
-from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, What
+from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, Spelling, What
+from fxprune.result.own_spelling import Place
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["OWN", "own_data", "own_from", "own_instance"]
@@ -36,6 +37,10 @@ def own_data(own: OwnCode) -> dict[str, object]:
             for part in own.parts
         ],
         "forward": None if own.forward is None else _forward_data(own.forward),
+        "spellings": [
+            [s.path, s.place.method, list(s.place.start), list(s.place.end), s.place.text, s.place.name, s.old, s.new]
+            for s in own.spellings
+        ],
     }
 
 
@@ -64,16 +69,25 @@ def own_from(data: object) -> OwnCode:
         parts = tuple(_part(json_object(part)) for part in json_list(record["parts"]))
         found = record.get("forward")
         forward = None if found is None else _forward(json_object(found))
+        spellings = tuple(map(_spelling, json_list(record.get("spellings", []))))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
     unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
-    return OwnCode(edits, parts, unsaid, forward, untrained)
+    return OwnCode(edits, parts, unsaid, forward, untrained, spellings)
 
 
 def _edit(data: object) -> Edit:
     path, keys, held, old, new = json_list(data)
     slot = Slot(json_value(path, str), _keys(keys), json_value(held, int))
     return Edit(slot, json_value(old, int), json_value(new, int))
+
+
+def _spelling(data: object) -> Spelling:
+    path, method, start, end, text, name, old, new = json_list(data)
+    (line, column), (last, right) = ([json_value(n, int) for n in json_list(at)] for at in (start, end))
+    method, text, name = (json_value(word, str) for word in (method, text, name))
+    place = Place(method, (line, column), (last, right), text, name)
+    return Spelling(json_value(path, str), place, json_value(old, int), json_value(new, int))
 
 
 def _part(data: JsonObject) -> Part:

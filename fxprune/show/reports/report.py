@@ -45,6 +45,7 @@ class Report:
     divergence: KL divergence from the original on those held out, before that and after.
     replaced: of an instance of the model's own class, the modules that are parts of the graph, each with what
         its own code said of the new sizes.
+    spelled: of such an instance, the sizes that its code has from attributes, where it computes others.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Report:
     samples: int = 0
     divergence: tuple[float, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
+    spelled: tuple[str, ...] = ()
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +135,7 @@ class Report:
             total.append(["KL of held-out samples, slices and solved again", sliced, solved, ""])
         for path, why in self.replaced:
             total.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
+        total += [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
         return [
             (self.model, ["group", "width", "its parameters", "its MACs"], groups),
             (self._summary(), ["", "before", "after", "left"], total),
@@ -214,6 +217,7 @@ def report(
         )
     planned = as_planned(analysis, plan)  # without the removed branches, with heads merged
     groups = {group.name: group for group in planned.groups}
+    own = record_of(pruned).own
     return Report(
         model=type(model).__name__,
         groups=figures_of(planned, [groups[name] for name in plan.groups], plan, graph, macs),
@@ -228,14 +232,10 @@ def report(
         discarded=dict(plan.discarded),
         samples=plan.samples,
         divergence=plan.divergence,
-        replaced=_replaced(pruned),
+        replaced=own.replaced if own else (),
+        spelled=tuple(map(str, own.spellings)) if own else (),
         format=format,
     )
-
-
-def _replaced(pruned: nn.Module) -> tuple[tuple[str, str], ...]:
-    own = record_of(pruned).own
-    return own.replaced if own else ()
 
 
 # ---------------------------------------------------------------- figures and tables as text

@@ -1,0 +1,239 @@
+"""Classes of the user's whose code takes some sizes from an attribute, where it is written otherwise.
+
+Code that reads one size off its input and means two (the width of the stream, the width of its heads) can hold
+them once one of the expressions says another number.  Such a class is made for the module: it inherits from the
+user's, has its name, its methods' source with the expressions replaced, and is pickled as data.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import linecache
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxprune.errors import UnsupportedModuleError
+from fxprune.graph.training_mode import codes_in
+
+__all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
+
+MADE = "_fxprune_spelling"  # in a class made here: (the user's class, what is spelled anew in it, layer by layer)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """An expression in a method's source that an attribute of the module stands for.
+
+    start, end: (line, column in bytes), lines from the method's first.
+    text: what is written there.
+    name: the local variable that a statement there assigns; the statement stays, and the attribute is assigned
+        to it after that.
+    """
+
+    method: str
+    start: tuple[int, int]
+    end: tuple[int, int]
+    text: str
+    name: str = ""
+
+    @property
+    def attribute(self) -> str:
+        """The attribute that has the number."""
+        line, column = self.start
+        return f"_size_{self.method}_{line}_{column}" + (f"_{self.name}" if self.name else "")
+
+
+Layers = tuple[tuple[Place, ...], ...]
+
+
+def spelled_anew(module: nn.Module, places: Iterable[Place]) -> None:
+    """Let a module's code take sizes from attributes; it has them.
+
+    Raises:
+        UnsupportedModuleError: its class's source can't be read, or has something else there.
+    """
+    places = tuple(sorted(places))
+    if places:
+        module.__class__ = spelled_class(type(module), places)
+
+
+def spelled_class(cls: type[nn.Module], places: tuple[Place, ...]) -> type[nn.Module]:
+    """Return a class whose code takes sizes from attributes at some places; one for all that ask the same."""
+    users, layers = vars(cls).get(MADE, (cls, ()))
+    return _class(users, (*layers, places))
+
+
+def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the user's class, where one was made here."""
+    made = vars(cls).get(MADE)
+    return made[0] if made else cls
+
+
+@functools.lru_cache(maxsize=512)
+def _class(users: type[nn.Module], layers: Layers) -> type[nn.Module]:
+    made = users
+    for layer in layers:
+        functions = {place.method: _function(made, place.method) for place in layer}
+        state: dict[str, object] = {
+            name: _spelled(function, [place for place in layer if place.method == name])
+            for name, function in functions.items()
+        }
+        state |= {"__module__": users.__module__, "__qualname__": users.__qualname__, "__doc__": users.__doc__}
+        made = type(users.__name__, (made,), state)
+    made.__reduce_ex__ = _reduced  # type: ignore[assignment,method-assign]
+    setattr(made, MADE, (users, layers))
+    return made
+
+
+def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
+    """Return what makes the instance again: the user's class, the places, and its state."""
+    users, layers = vars(type(self))[MADE]
+    return _made_anew, (users, layers), *users.__reduce_ex__(self, protocol)[2:]
+
+
+def _made_anew(users: type[nn.Module], layers: Layers) -> nn.Module:
+    made = _class(users, layers)
+    instance: nn.Module = made.__new__(made)
+    return instance
+
+
+def _function(cls: type, name: str) -> types.FunctionType:
+    function = inspect.getattr_static(cls, name, None)
+    if not isinstance(function, types.FunctionType):
+        raise UnsupportedModuleError(f"{cls.__name__}.{name} is no plain method any more: prune again")
+    return function
+
+
+def _spelled(function: types.FunctionType, places: Iterable[Place]) -> types.FunctionType:
+    source = source_of(function)
+    if source is None:
+        raise UnsupportedModuleError(f"the source of {function.__qualname__} can't be read")
+    return with_code(function, source.spelled(places))
+
+
+def with_code(
+    function: types.FunctionType, code: types.CodeType, names: dict[str, object] | None = None
+) -> types.FunctionType:
+    """Return a function of other code; it knows some more global names."""
+    known = function.__globals__ if names is None else {**function.__globals__, **names}
+    new = types.FunctionType(code, known, function.__name__, function.__defaults__, function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(new, function)
+    del new.__wrapped__  # type: ignore[attr-defined]
+    return new
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a method's code was made of, as text, and where the method stands in it."""
+
+    function: types.FunctionType
+    file: str
+    text: bytes
+    node: ast.FunctionDef
+
+    @property
+    def first(self) -> int:
+        """The line from which a place's lines count."""
+        return self.node.lineno
+
+    @property
+    def self_name(self) -> str:
+        """What the method calls the module."""
+        arguments = [*self.node.args.posonlyargs, *self.node.args.args]
+        return arguments[0].arg
+
+    def place(self, node: ast.expr | ast.stmt, name: str = "") -> Place:
+        """Name an expression in it, or a statement that assigns a local variable."""
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        start, end = (node.lineno - self.first, node.col_offset), (node.end_lineno - self.first, node.end_col_offset)
+        text = b"\n".join(self._lines(start, end)).decode()
+        return Place(self.function.__name__, start, end, text, name)
+
+    def spelled(self, places: Iterable[Place]) -> types.CodeType:
+        """Compile it anew, with attributes at some places.
+
+        Raises:
+            UnsupportedModuleError: it has something else there.
+        """
+        lines = self.text.split(b"\n")
+        for place in sorted(places, key=lambda p: (p.end, p.name), reverse=True):
+            if b"\n".join(self._lines(place.start, place.end)).decode() != place.text:
+                raise UnsupportedModuleError(
+                    f"{self.function.__qualname__} is not what it was when the model was pruned: "
+                    f"{place.text!r} does not stand in line {self.first + place.start[0]} of {self.file}"
+                )
+            (top, left), (bottom, right) = place.start, place.end
+            top, bottom = top + self.first - 1, bottom + self.first - 1
+            said = f"{self.self_name}.{place.attribute}".encode()
+            if place.name:
+                lines[bottom] = lines[bottom][:right] + f"; {place.name} = ".encode() + said + lines[bottom][right:]
+            else:
+                tail = lines[bottom][right:]
+                lines[top : bottom + 1] = [lines[top][:left] + said + tail, *[b""] * (bottom - top)]
+        text = b"\n".join(lines)
+        file = f"<{self.file} {hashlib.sha256(text).hexdigest()[:8]}>"
+        found = _code_in(compile(text, file, "exec", dont_inherit=True), self.function.__code__)
+        if found is None or found.co_freevars != self.function.__code__.co_freevars:
+            raise UnsupportedModuleError(f"{self.function.__qualname__} can't be compiled anew")
+        # What shows the source of a line, an error's or a debugger's, shows this one.
+        linecache.cache[file] = (len(text), None, text.decode().splitlines(keepends=True), file)
+        return found
+
+    def changed(self, transformer: ast.NodeTransformer) -> types.CodeType:
+        """Compile it anew, its syntax changed."""
+        tree = ast.parse(self.text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and (node.name, node.lineno) == (self.node.name, self.node.lineno):
+                transformer.visit(node)
+        found = _code_in(compile(ast.fix_missing_locations(tree), self.file, "exec", dont_inherit=True), self.function.__code__)
+        assert found is not None
+        return found
+
+    def _lines(self, start: tuple[int, int], end: tuple[int, int]) -> Iterator[bytes]:
+        lines = self.text.split(b"\n")[start[0] + self.first - 1 : end[0] + self.first]
+        for i, line in enumerate(lines):
+            last = i == len(lines) - 1
+            yield line[start[1] if i == 0 else 0 : end[1] if last else len(line)]
+
+
+@functools.lru_cache(maxsize=1024)
+def source_of(function: types.FunctionType) -> Source | None:
+    """Find the source of a function, if it is what the function was made of."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    text = "".join(lines)
+    tree = _tree(text)
+    if tree is None or _code_in(_compiled(text), code) != code:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            if first == code.co_firstlineno and (node.args.posonlyargs or node.args.args):
+                return Source(function, code.co_filename, text.encode(), node)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _tree(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text) if text else None
+    except SyntaxError:
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(text: str) -> types.CodeType:
+    return compile(text, "<read>", "exec", dont_inherit=True)
+
+
+def _code_in(module: types.CodeType, code: types.CodeType) -> types.CodeType | None:
+    """Find the code of a function in that of its module, by its name and line."""
+    wanted = code.co_name, code.co_firstlineno
+    return next((c for c in codes_in(module) if (c.co_name, c.co_firstlineno) == wanted), None)
