@@ -1,8 +1,8 @@
 """Classes of the user's whose code takes some sizes from an attribute, where it is written otherwise.
 
-Code that reads one size off its input and means two (the width of the stream, the width of its heads) can hold
-them once one of the expressions says another number.  Such a class is made for the module: it inherits from the
-user's, has its name, its methods' source with the expressions replaced, and is pickled as data.
+Code that reads one size off its input and means two (the width of the stream, the width of its heads) can
+hold them once one of the expressions says another number.  Such a class is made for the module: it inherits
+from the user's, has its name, its methods' source with the expressions replaced, and is pickled as data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import linecache
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ from fxprune.graph.training_mode import codes_in
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
 
-MADE = "_fxprune_spelling"  # in a class made here: (the user's class, what is spelled anew in it, layer by layer)
+MADE = "_fxprune_spelling"  # in a class made here: (the user's class, places in its code, layer by layer)
 
 
 @dataclass(frozen=True, order=True)
@@ -32,8 +33,8 @@ class Place:
 
     start, end: (line, column in bytes), lines from the method's first.
     text: what is written there.
-    name: the local variable that a statement there assigns; the statement stays, and the attribute is assigned
-        to it after that.
+    name: the local variable that a statement there assigns; the statement stays, and the attribute is
+        assigned to it after that.
     """
 
     method: str
@@ -76,7 +77,7 @@ def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 @functools.lru_cache(maxsize=512)
-def _class(users: type[nn.Module], layers: Layers) -> type[nn.Module]:
+def _class(users: Any, layers: Layers) -> type[nn.Module]:
     made = users
     for layer in layers:
         functions = {place.method: _function(made, place.method) for place in layer}
@@ -84,11 +85,16 @@ def _class(users: type[nn.Module], layers: Layers) -> type[nn.Module]:
             name: _spelled(function, [place for place in layer if place.method == name])
             for name, function in functions.items()
         }
-        state |= {"__module__": users.__module__, "__qualname__": users.__qualname__, "__doc__": users.__doc__}
+        state |= {
+            "__module__": users.__module__,
+            "__qualname__": users.__qualname__,
+            "__doc__": users.__doc__,
+        }
         made = type(users.__name__, (made,), state)
-    made.__reduce_ex__ = _reduced  # type: ignore[assignment,method-assign]
+    made.__reduce_ex__ = _reduced
     setattr(made, MADE, (users, layers))
-    return made
+    found: type[nn.Module] = made
+    return found
 
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
@@ -97,7 +103,7 @@ def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
     return _made_anew, (users, layers), *users.__reduce_ex__(self, protocol)[2:]
 
 
-def _made_anew(users: type[nn.Module], layers: Layers) -> nn.Module:
+def _made_anew(users: Any, layers: Layers) -> nn.Module:
     made = _class(users, layers)
     instance: nn.Module = made.__new__(made)
     return instance
@@ -152,7 +158,10 @@ class Source:
     def place(self, node: ast.expr | ast.stmt, name: str = "") -> Place:
         """Name an expression in it, or a statement that assigns a local variable."""
         assert node.end_lineno is not None and node.end_col_offset is not None
-        start, end = (node.lineno - self.first, node.col_offset), (node.end_lineno - self.first, node.end_col_offset)
+        start, end = (
+            (node.lineno - self.first, node.col_offset),
+            (node.end_lineno - self.first, node.end_col_offset),
+        )
         text = b"\n".join(self._lines(start, end)).decode()
         return Place(self.function.__name__, start, end, text, name)
 
@@ -173,7 +182,9 @@ class Source:
             top, bottom = top + self.first - 1, bottom + self.first - 1
             said = f"{self.self_name}.{place.attribute}".encode()
             if place.name:
-                lines[bottom] = lines[bottom][:right] + f"; {place.name} = ".encode() + said + lines[bottom][right:]
+                lines[bottom] = (
+                    lines[bottom][:right] + f"; {place.name} = ".encode() + said + lines[bottom][right:]
+                )
             else:
                 tail = lines[bottom][right:]
                 lines[top : bottom + 1] = [lines[top][:left] + said + tail, *[b""] * (bottom - top)]
@@ -190,9 +201,15 @@ class Source:
         """Compile it anew, its syntax changed."""
         tree = ast.parse(self.text)
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and (node.name, node.lineno) == (self.node.name, self.node.lineno):
+            if isinstance(node, ast.FunctionDef) and (node.name, node.lineno) == (
+                self.node.name,
+                self.node.lineno,
+            ):
                 transformer.visit(node)
-        found = _code_in(compile(ast.fix_missing_locations(tree), self.file, "exec", dont_inherit=True), self.function.__code__)
+        found = _code_in(
+            compile(ast.fix_missing_locations(tree), self.file, "exec", dont_inherit=True),
+            self.function.__code__,
+        )
         assert found is not None
         return found
 

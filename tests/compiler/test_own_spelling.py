@@ -1,4 +1,4 @@
-"""form="module": code that takes two sizes from one number reads the other from an attribute of the module."""
+"""form="module": code that takes two sizes from one number has the other from an attribute of the module."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Outcome:
 
     way: how its channels were chosen, one of `WAYS`.
     outcome: "certified", "refused" (with the words in `note`), "excluded" (nobody can build it) or "FAILED".
-    own_class: "whole", "sizes" (whole, and code of modules has sizes from attributes, where it computes others),
+    own_class: "whole", "sizes" (whole, but code has sizes from attributes, where it computes others),
         "attention" (the replaced modules all are those that run a softmax, or lie in one),
         "forward" (the root's `forward` alone is a graph, which calls the user's modules), "parts", "graph".
     parts: the replaced modules, with why; else the sizes in the code.

@@ -87,9 +87,9 @@ class _Finder:
         """List the sizes that code has from attributes, less what a graph stands for."""
         opened = self.forward.opened if self.forward else ()
         for slot, new in self.search.edits.items():
-            if isinstance(slot, SpelledSlot) and new != AS_WRITTEN:
-                if not is_inside(slot.path, self.parts) and slot.path not in opened:
-                    yield Spelling(slot.path, slot.place, slot.old, new)
+            gone = is_inside(slot.path, self.parts) or slot.path in opened
+            if isinstance(slot, SpelledSlot) and new != AS_WRITTEN and not gone:
+                yield Spelling(slot.path, slot.place, slot.old, new)
 
     def _edits(self) -> Iterator[Edit]:
         """List what was edited, less what lies in a part, or may be no width: nobody has read it."""

@@ -107,7 +107,7 @@ def _run(
 ) -> _Made | str:
     """Find what makes an instance equal to a pruned graph by running it; why nothing does, in words."""
     own = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
-    unheld = [""] if isinstance(own, str) else [*(part.path for part in own.parts), *_opened(own)]
+    unheld = [""] if isinstance(own, str) else _unheld(own)
     more = computed_scales(analysis, slices.selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
@@ -128,14 +128,19 @@ def _run(
     return made, own, pruned
 
 
+def _unheld(own: OwnCode) -> list[str]:
+    """List the modules whose own code, as it is written, can't hold the sizes."""
+    return [*(part.path for part in own.parts), *_opened(own), *(s.path for s in own.spellings)]
+
+
 def _opened(own: OwnCode) -> tuple[str, ...]:
     """List the modules whose own `forward` is not called any more."""
     return own.forward.opened if own.forward else ()
 
 
-def _replaced(own: OwnCode) -> tuple[int, int]:
-    """Count what a graph stands for: `forward`s first, then modules."""
-    return len(_opened(own)), len(own.parts)
+def _replaced(own: OwnCode) -> tuple[int, int, int]:
+    """Count what a graph stands for: `forward`s first, then modules; then sizes in code."""
+    return len(_opened(own)), len(own.parts), len(own.spellings)
 
 
 def _finished(

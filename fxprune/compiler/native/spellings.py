@@ -1,4 +1,4 @@
-"""Find the sizes that modules' code computes, and what each may have become: where nothing but code says them.
+"""Find the sizes that modules' code computes, and what each may have become: where only code says them.
 
 An expression is one if it gives the same whole number whenever the original's module is called, whatever the
 number and the height of its images.
@@ -21,7 +21,6 @@ from fxprune.certify.float64 import in_double, in_eval_mode
 from fxprune.compiler.native.proposals import Options, Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import doubled_copy
-from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Slot
 from fxprune.result.own_spelling import Place, Source, source_of, spelled_class, with_code
@@ -58,9 +57,11 @@ class Spellings:
         cls = type(module)
         if cls not in self.known:
             self.known[cls] = self._numbers(cls)
-        found = []
+        found: Options = []
         for place, old in self.known[cls].get(scope.path, {}).items():
-            news = [n for n in self._may_be(scope.path, old) if n != old]  # the old one, too, if others are not
+            news = [
+                n for n in self._may_be(scope.path, old) if n != old
+            ]  # the old one, too, if others are not
             if news and (scope.wide or not _is_attribute(place)):
                 slot = SpelledSlot(scope.path, (place.attribute,), 0, place=place, old=old, spellings=self)
                 found.append((slot, [*news, old, AS_WRITTEN]))
@@ -129,16 +130,18 @@ def _functions(cls: type) -> Iterator[types.FunctionType]:
     while front:
         name = front.pop()
         found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-        if name in seen or not isinstance(found, types.FunctionType) or hasattr(nn.Module, name) and name != "forward":
+        if (
+            name in seen
+            or not isinstance(found, types.FunctionType)
+            or (hasattr(nn.Module, name) and name != "forward")
+        ):
             continue
         seen.add(name)
         yield found
         front += found.__code__.co_names
 
 
-def _run(
-    model: nn.Module, cls: type, noting: type, example: Example, note: Callable[..., None]
-) -> None:
+def _run(model: nn.Module, cls: type, noting: type, example: Example, note: Callable[..., None]) -> None:
     double = doubled_copy(model)
     in_eval_mode(double)
     paths = {id(module): path for path, module in double.named_modules()}
@@ -166,7 +169,9 @@ def _noting(cls: Any, sources: Sequence[Source]) -> type:
     for source in sources:
         places: list[Place] = []
         code = source.changed(_Noter(source, places))
-        names = {NOTED: lambda module, i, value, places=places: noted(module, places[i], value)}
+        names: dict[str, object] = {
+            NOTED: lambda module, i, value, places=places: noted(module, places[i], value)
+        }
         state[source.function.__name__] = with_code(source.function, code, names)
     made.append(type(cls.__name__, (cls,), state))
     return made[0]  # type: ignore[no-any-return]
@@ -185,7 +190,7 @@ class _Noter(ast.NodeTransformer):
 
     def _visited(self, node: ast.AST) -> Any:
         place = self._place(node)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if place is not None and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             node.func.value = self._visited(node.func.value)
             node.args, node.keywords = self._items_of(node.args), self._items_of(node.keywords)
             return self._note(place, node)
@@ -210,7 +215,9 @@ class _Noter(ast.NodeTransformer):
         if isinstance(node, _APART):
             return [node]
         names = [*_assigned(node)]
-        made = [ast.Expr(self._note(self.source.place(node, name), ast.Name(name, ast.Load()))) for name in names]
+        made = [
+            ast.Expr(self._note(self.source.place(node, name), ast.Name(name, ast.Load()))) for name in names
+        ]
         return [self._visited(node), *made]
 
     def _place(self, node: ast.AST) -> Place | None:
@@ -223,7 +230,7 @@ class _Noter(ast.NodeTransformer):
             return self.source.place(node)
         return None
 
-    def _note(self, place: Place, node: ast.expr) -> ast.expr:
+    def _note(self, place: Place, node: Any) -> ast.expr:
         self.places.append(place)
         self_name = ast.Name(self.source.self_name, ast.Load())
         number = ast.Constant(len(self.places) - 1)

@@ -38,7 +38,16 @@ def own_data(own: OwnCode) -> dict[str, object]:
         ],
         "forward": None if own.forward is None else _forward_data(own.forward),
         "spellings": [
-            [s.path, s.place.method, list(s.place.start), list(s.place.end), s.place.text, s.place.name, s.old, s.new]
+            [
+                s.path,
+                s.place.method,
+                list(s.place.start),
+                list(s.place.end),
+                s.place.text,
+                s.place.name,
+                s.old,
+                s.new,
+            ]
             for s in own.spellings
         ],
     }
