@@ -71,6 +71,21 @@ class Model(nn.Module):
         return x
 
 
+class Tokens(nn.Module):
+    """Spells its heads out, in the number of rows that tokens and heads make together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = (t.reshape(len(t), x.shape[1] * 4, 12) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (t.reshape(len(t), -1, 4, 12).transpose(1, 2) for t in (q, k, v))
+        y = (q @ k.mT * 12**-0.5).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
 def image(height: int = 32, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, height, 32, generator=torch.Generator().manual_seed(0))
 
@@ -125,6 +140,14 @@ def test_one_use_of_a_number_may_be_another_size(attention: type[nn.Module]) -> 
     if attention is TwoUses:
         assert own.is_whole and [s.place.text for s in own.spellings] == ["c", "c"]
     assert same(pruned, fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=image()), *SIZES)
+
+
+def test_a_number_of_tokens_stays_one() -> None:
+    model, x = randomise(Tokens().eval()), torch.randn(2, 6, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="heads", form="module")
+    assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=x)
+    assert same(pruned, graph, torch.randn(3, 9, 8), torch.randn(1, 12, 8))
 
 
 def test_copies_and_folders_keep_it(model: nn.Module, pruned: nn.Module, tmp_path: Path) -> None:

@@ -182,8 +182,8 @@ def _entered(fault: Fault) -> Counter[str]:
 def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
     """List every combination, those that change least of what stands there first, state before code."""
     ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
-    combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked)
     in_code = [slot.held == 0 for slot, _ in options]
+    combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked, in_code)
 
     def cost(combination: tuple[int, ...]) -> tuple[int, int]:
         changed = [a != b for a, b in zip(combination, now, strict=True)]
@@ -192,11 +192,11 @@ def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
     yield from sorted(itertools.islice(combinations, 4096), key=cost)
 
 
-def _few_changes(ranked: list[list[int]]) -> Iterator[tuple[int, ...]]:
-    """List one and two changes of many numbers, and all at once."""
+def _few_changes(ranked: list[list[int]], in_code: list[bool]) -> Iterator[tuple[int, ...]]:
+    """List one and two changes of many numbers, and all of state at once."""
     now = [values[0] for values in ranked]
     yield tuple(now)
-    yield tuple(values[min(1, len(values) - 1)] for values in ranked)
+    yield tuple(v[0 if c else min(1, len(v) - 1)] for v, c in zip(ranked, in_code, strict=True))
     places = [(i, v) for i, values in enumerate(ranked) for v in values[1:]]
     for count in (1, 2):
         for some in itertools.combinations(places, count):

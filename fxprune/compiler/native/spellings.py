@@ -1,12 +1,13 @@
 """Find the sizes that modules' code computes, and what each may have become: where only code says them.
 
 An expression is one if it gives the same whole number whenever the original's module is called, whatever the
-number and the height of its images.
+number and the height of its images, and the number of its tokens.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import in_double, in_eval_mode
@@ -97,6 +98,9 @@ class Spellings:
                 _run(self.model, cls, noting, example, lambda *at, value: seen[at].add(value))
         except Exception:  # code that can't be looked at so
             return {}
+        with contextlib.suppress(Exception):  # not every model takes more tokens
+            longer = self.examples[0].map(_longer)
+            _run(self.model, cls, noting, longer, lambda *at, value: seen[at].add(value))
         found: dict[str, dict[Place, int]] = defaultdict(dict)
         for (path, place), values in seen.items():
             (value,) = values if len(values) == 1 else (None,)
@@ -122,6 +126,11 @@ class SpelledSlot(Slot):
     def write(self, root: nn.Module, new: int) -> None:
         if new != self.read(root):
             self.spellings.write(root.get_submodule(self.path), self.path, self.place, new)
+
+
+def _longer(t: Tensor) -> Tensor:
+    """Repeat tokens, or what they have become: a number of them is no width."""
+    return torch.cat([t, t], 1) if t.ndim in (2, 3) else t
 
 
 def _functions(cls: type) -> Iterator[types.FunctionType]:
