@@ -179,12 +179,13 @@ class Comparison:
         return [compact(t, k) for t, k in zip(outputs, self.kept, strict=True)], masked.noise
 
     def _result(self, example: Example, tensors: Tensors | None, noise: Noise) -> list[Tensor]:
-        with torch.no_grad(), default_float64(), same_draws(self.model):
+        with torch.no_grad():  # what is no code of the model's needs no default
             copied = doubled(self.pruned)
             if tensors is not None:
                 self.weights.put_into_pruned(copied, tensors)
             else:
                 copied = _unrounded(copied, self.model)
+        with torch.no_grad(), default_float64(), same_draws(self.model):
             running = Replaying(copied, noise)
             outputs = floats_of(running.run_on(example.map(Tensor.clone)))
         self.ties |= running.ties

@@ -1,7 +1,7 @@
 """Every spelling of an argument that PyTorch takes is read as the same call.
 
-Each case of the rules' tests is captured; then its arguments are given by keyword, under each name that
-PyTorch has for them and takes: the rule must be given the same.
+The arguments of a captured case are given by keyword, under each name that PyTorch has for them and takes:
+the rule must be given the same.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
-from op_cases import CASES
-from op_cases.case import DUMMY, EXPORT, Case, Probe
 from torch import Tensor, fx
 
-import fxprune
 from fxprune import DEFAULT_RULES
 from fxprune.graph.nests import leaves
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import makes_output
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import Rule
+from op_cases.case import DUMMY
 
 # Names that PyTorch takes beside those of its signatures.
 ALIASES = {
@@ -96,8 +93,8 @@ class Recording(fx.Interpreter):
     values: dict[fx.Node, Any]
 
 
-def check(case: Case, capture: str) -> None:
-    module = fxprune.trace(Probe(case).eval(), DUMMY, capture=capture)
+def assert_read_alike(module: fx.GraphModule) -> None:
+    """Each call of a captured probe is the same call to its rule in every spelling."""
     recording = Recording(module)
     recording.values = {}
     with torch.no_grad():
@@ -123,13 +120,3 @@ def flat(rule: Rule, bound: dict[str, Any]) -> dict[str, Any]:
     named = {name: value for name, value in bound.items() if kinds[name] not in various}
     others = [value for name, value in bound.items() if kinds[name] in various]
     return named | {"": sorted(n.name for n in leaves(others, fx.Node))}
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c.captures != EXPORT], ids=str)
-def test_a_keyword_is_read_as_a_place(case: Case) -> None:
-    check(case, "symbolic")
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if "export" in c.captures], ids=str)
-def test_a_keyword_of_an_exported_op_is_read_as_a_place(case: Case) -> None:
-    check(case, "export")
