@@ -1,4 +1,4 @@
-"""What a model's code asks beside its arguments: are gradients recorded, what did the last call leave?
+"""What code asks beside its arguments: are gradients recorded, what did the last call leave, chance.
 
 A graph answers as the traced call did.  Where another answer makes another graph, the capture is refused.
 """
@@ -6,12 +6,14 @@ A graph answers as the traced call did.  Where another answer makes another grap
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
@@ -25,7 +27,7 @@ from fxprune.graph.values import called_with
 __all__ = [
     *("GRADIENTS", "Gradients", "OF_GRADIENTS"),
     *("DependsOnCall", "after_a_call", "noticed_gradient_questions", "other_second_call"),
-    *("other_without_gradients", "refuse_difference", "refuse_history"),
+    *("OTHER_DRAWS", "noticed_draws", "other_without_gradients", "refuse_difference", "refuse_history"),
 ]
 
 # What code asks a tensor, and how its answers can differ: how gradients are recorded while it runs.
@@ -149,6 +151,34 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str]
     finally:
         for (path, name), before in plain.items():
             setattr(modules[path], name, before)
+
+
+@contextlib.contextmanager
+def noticed_draws(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Yield whether Python's or NumPy's generators were asked since: their numbers are in no graph.
+
+    The global ones, and those that modules hold.
+    """
+    before = _generators(model)
+    yield lambda: _generators(model) != before
+
+
+def _generators(model: nn.Module) -> list[object]:
+    """Return the states of the generators that code can draw from."""
+    numpy = sys.modules.get("numpy")
+    held = [getattr(value, "__self__", value) for m in model.modules() for value in vars(m).values()]
+    known = [random.getstate(), *([numpy.random.get_state()] if numpy else [])]
+    known += [value.getstate() for value in held if isinstance(value, random.Random)]
+    if numpy:
+        known += [v.get_state() for v in held if isinstance(v, numpy.random.RandomState)]
+        known += [v.bit_generator.state for v in held if isinstance(v, numpy.random.Generator)]
+    return [value.tobytes() if hasattr(value, "tobytes") else value for value in pytree.tree_leaves(known)]
+
+
+OTHER_DRAWS = (
+    "it computes with numbers that Python's or NumPy's random generators give, which a graph would hold as "
+    "they were drawn once: draw them by torch.rand, or prune a submodule without that code"
+)
 
 
 def other_second_call(changed: Iterable[str]) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from exactness import certified_at
@@ -9,7 +14,7 @@ from helpers import assert_same, randomise
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, TrainingError
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
@@ -114,3 +119,59 @@ def test_what_changes_nothing_is_taken(cls: type[Net], capture: str) -> None:
     (pruned,) = certified_at((0.5,), model, X, capture)
     assert pruned.get_parameter("a.weight").shape == (6, 8)
     assert (model.calls, model.ready) == (0, False)
+
+
+# ---------------------------------------------------------------- chance that no tensor is
+
+
+class Draws(Net):
+    """A number of Python's, or of NumPy's, in every call."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).relu() * self.draw())
+
+
+class DrawsInTraining(Draws):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).relu() * (self.draw() if self.training else 1.0))
+
+
+class DrawsForNothing(Draws):
+    """Asks whether to leave a block out, which only train mode does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left_out = self.draw() < 0.5
+        x = self.a(x)
+        return self.head(x if self.training and left_out else x.relu())
+
+
+def of_numpy() -> Tensor:
+    return torch.from_numpy(np.random.rand(1).astype("float32"))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, np.random.rand, of_numpy, random.Random(0).random, np.random.default_rng(0).random],
+    ids=["python", "numpy", "array", "held python", "held numpy"],
+)
+def test_numbers_drawn_outside_of_torch_are_no_constants(draw: Callable[[], Any], capture: str) -> None:
+    with pytest.raises(CaptureError, match=r"random generators give|\.item\(\)|values of a tensor"):
+        fxprune.prune(randomise(Draws(draw).eval()), 0.5, example_inputs=X, capture=capture)
+
+
+def test_numbers_drawn_in_train_mode_alone_are_refused_there(capture: str) -> None:
+    model = randomise(DrawsInTraining(random.random).eval())
+    whole, pruned = certified_at((0.0, 0.5), model, X, capture)
+    assert_same(whole.eval()(X), model(X), 1e-6)
+    with pytest.raises(TrainingError, match="runs in eval mode alone"):
+        pruned.train()(X)
+
+
+def test_numbers_of_which_nothing_follows_are_no_matter(capture: str) -> None:
+    model = randomise(DrawsForNothing(random.random).eval())
+    whole, _ = certified_at((0.0, 0.5), model, X, capture)
+    assert_same(whole.eval()(X), model(X), 1e-6)

@@ -17,7 +17,9 @@ from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
+    OTHER_DRAWS,
     after_a_call,
+    noticed_draws,
     noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
@@ -70,7 +72,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     with functions.traced():
         set_mode(model, False)
         asked: dict[str, None] = {}
-        with noticed_gradient_questions(asked):
+        with noticed_gradient_questions(asked), noticed_draws(model) as drew:
             exported = export_program(model, example)
         graph = _plain(model, exported.program, functions)
 
@@ -78,6 +80,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             with functions.hidden(model):
                 return export_again(model, exported, gradients_of_inputs)
 
+        if drew():
+            refuse_difference(graph, _plain(model, again().program, functions), OTHER_DRAWS)
         with after_a_call(model, exported.example) as (changed, numbers):
             if numbers:
                 second = _plain(model, again().program, functions)
@@ -90,8 +94,11 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
 
         def trace_training() -> fx.Graph:
             set_mode(model, True)
-            program = again()
+            with noticed_draws(model) as drew:
+                program = again()
             plain = _plain(model, program.program, functions)
+            if drew():
+                refuse_difference(plain, _plain(model, again().program, functions), OTHER_DRAWS)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
             guard_sizes(plain, program.relied.beyond(own))
             return plain

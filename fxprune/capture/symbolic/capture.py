@@ -14,7 +14,9 @@ from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
+    OTHER_DRAWS,
     Gradients,
+    noticed_draws,
     noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
@@ -72,13 +74,16 @@ def capture_symbolic(
     copies = copies or {}
     asked: dict[str, None] = {}
     held, changed = HeldState(model), dict[str, None]()
-    with noticed_gradient_questions(asked):
+    with noticed_gradient_questions(asked), noticed_draws(model) as drew:
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
     if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
+    if drew():
+        again = _trace(model, leaves, example, copies, taught, training=False)
+        refuse_difference(graph, again, OTHER_DRAWS)
     for gradients in GRADIENTS[1:] if asked else ():
         other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
         refuse_difference(graph, other, other_without_gradients(asked))
@@ -90,7 +95,12 @@ def capture_symbolic(
     kept = dict[str, None]()
 
     def trace_training() -> fx.Graph:
-        return _trace(model, leaves, example, copies, taught, training=True, changed=kept)
+        with noticed_draws(model) as drew:
+            trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
+        if drew():
+            again = _trace(model, leaves, example, copies, taught, training=True)
+            refuse_difference(trained, again, OTHER_DRAWS)
+        return trained
 
     trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
     set_mode(model, False)
