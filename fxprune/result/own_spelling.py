@@ -172,7 +172,7 @@ class Source:
             UnsupportedModuleError: it has something else there.
         """
         lines = self.text.split(b"\n")
-        for place in sorted(places, key=lambda p: (p.end, p.name), reverse=True):
+        for place in sorted(_outermost(places), key=lambda p: (p.end, p.name), reverse=True):
             if b"\n".join(self._lines(place.start, place.end)).decode() != place.text:
                 raise UnsupportedModuleError(
                     f"{self.function.__qualname__} is not what it was when the model was pruned: "
@@ -218,6 +218,17 @@ class Source:
         for i, line in enumerate(lines):
             last = i == len(lines) - 1
             yield line[start[1] if i == 0 else 0 : end[1] if last else len(line)]
+
+
+def _outermost(places: Iterable[Place]) -> list[Place]:
+    """Leave out expressions inside others, for which an attribute stands as well."""
+    places = [*places]
+    replaced = [p for p in places if not p.name]
+    return [
+        p
+        for p in places
+        if p.name or not any(o is not p and o.start <= p.start and p.end <= o.end for o in replaced)
+    ]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import pickle
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.errors import UnsupportedModuleError
-from fxprune.result.own_spelling import spelled_anew, unspelled
+from fxprune.result.own_spelling import source_of, spelled_anew, unspelled
 from fxprune.result.pruned_module import record_of
 
 DIM, HEADS = 48, 4
@@ -170,6 +171,17 @@ def test_it_is_pruned_again(pruned: nn.Module, capture: str) -> None:
 def test_its_source_is_what_runs(pruned: nn.Module) -> None:
     source = inspect.getsource(type(pruned.blocks[0]).forward)
     assert "B, N, C = x.shape; C = self._size_forward" in source
+
+
+def test_an_expression_inside_another_goes_with_it(pruned: nn.Module) -> None:
+    source = source_of(Attention.forward)
+    assert source is not None
+    nodes = [n for n in ast.walk(source.node) if isinstance(n, ast.expr)]
+    outer = next(n for n in nodes if isinstance(n, ast.BinOp) and ast.unparse(n) == "C // self.heads")
+    places = [source.place(outer), source.place(outer.left), source.place(outer.right)]
+    block = copy.deepcopy(pruned.blocks[0])
+    spelled_anew(block, places)
+    assert f"3, self.heads, self.{places[0].attribute})" in inspect.getsource(type(block).forward)
 
 
 def test_another_source_is_refused(pruned: nn.Module) -> None:

@@ -20,7 +20,7 @@ from fxprune.compiler.native.traced import own_code_by_trace
 from fxprune.compiler.native.training import trained_alike
 from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
-from fxprune.errors import OptionError, shown
+from fxprune.errors import OptionError, UnsupportedModuleError, shown
 from fxprune.graph.collector import collector_paused
 from fxprune.graph.tensors import named_tensors
 from fxprune.graph.values import refuse_broken
@@ -88,7 +88,12 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
     found: _Made | str = ""
     for spells in (True, False):  # what holds on two examples may not hold on a third
-        found = _run(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
+        try:
+            found = _run(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
+        except (UnsupportedModuleError, SyntaxError):  # code that can't be compiled anew
+            if not spells:
+                raise
+            continue
         if not isinstance(found, str):
             return _finished(model, analysis, *found, sizes)
     return _no_instance(pruned, str(found))
