@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.example import Example
 from fxprune.graph.nests import PLAIN
-from fxprune.graph.own_nodes import guard_argument, guard_tensor, layout_of_argument
+from fxprune.graph.own_nodes import guard_argument, guard_kind, guard_tensor, kind_of, layout_of_argument
 
 __all__ = ["followed_parts", "guard_arguments", "is_followed"]
 
@@ -48,7 +48,8 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
     has a plain default has a placeholder with that default, in the order of the signature; a flag, a word or
     None is that of the example; a nest has the example's layout.
 
-    numbers: does the graph follow numbers that are arguments?  Otherwise they are guarded as well.
+    numbers: does the graph follow numbers that are arguments?  Otherwise they are guarded as well, and so is
+        whether a tensor holds truths, whole numbers or real ones.
     """
     parameters = inspect.signature(model.forward).parameters
     inputs = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
@@ -63,6 +64,9 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
         if default is not inspect.Parameter.empty and _is_plain(default):
             node.args = (default,)
         after = _guard(graph, after, node, value, numbers and name in values)
+        if isinstance(value, Tensor) and not numbers:  # torch.export does not say what its dtype decided
+            with graph.inserting_after(after):
+                after = graph.call_function(guard_kind, (node, kind_of(value)), {"name": node.name})
 
 
 def _in_order(graph: fx.Graph, parameters: Any, inputs: dict[str, fx.Node]) -> fx.Node:

@@ -29,7 +29,7 @@ from fxprune.errors import InputArgumentError, InputSizeError, shown
 from fxprune.graph.forward_only import ForwardOnly as ForwardOnly
 
 __all__ = [
-    *("guard_argument", "guard_size", "guard_tensor", "layout_of_argument"),
+    *("guard_argument", "guard_kind", "guard_size", "guard_tensor", "kind_of", "layout_of_argument"),
     *(
         "AutogradFunction",
         "ForwardOnly",
@@ -160,6 +160,29 @@ def guard_tensor(value: Any, expected: Any, *, name: str) -> Exception:
     return InputArgumentError(
         f"{name}={shown(value)}: the model was captured with a tensor for {name}; prune again with an "
         f"example that leaves it out"
+    )
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Return whether a tensor holds truths, whole numbers, real or complex ones, in whatever precision."""
+    if tensor.is_complex():
+        return "complex numbers"
+    if tensor.is_floating_point():
+        return "real numbers"
+    return "truth values" if tensor.dtype is torch.bool else "whole numbers"
+
+
+def _is_kind(value: Any, expected: Any) -> bool:
+    return not isinstance(value, Tensor) or kind_of(value) == expected
+
+
+@functools.partial(guard, same=_is_kind)
+def guard_kind(value: Any, expected: Any, *, name: str, where: str = "") -> Exception:
+    """Refuse a tensor of another kind of numbers than the captured one, where code may have asked for it."""
+    asks = f", after which the code at {where} asks" if where else ""
+    return InputArgumentError(
+        f"{name} is a tensor of {kind_of(value)}: the model was captured with one of {expected}{asks}; "
+        f"prune again with example inputs of this kind"
     )
 
 

@@ -19,8 +19,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fxprune.graph.example import PRIME_BATCH, Example
+from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import guard_branch
 from fxprune.graph.values import DependsOnValues, FakeRun, NodeError
+from fxprune.graph.writes import VIEWS
 
 __all__ = ["Decisions"]
 
@@ -38,6 +40,7 @@ class Decisions:
         helpers: Mapping[str, nn.Module],
         untraced: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        self.kinds_asked: dict[fx.Node, str] = {}  # input -> the line that looks at its dtype
         self._run = FakeRun(root, graph, example, PRIME_BATCH)
         self._untraced = untraced  # modules run meanwhile as they do outside of tracing
         self._helpers = helpers  # modules that the root lacks while it is traced
@@ -59,6 +62,8 @@ class Decisions:
         if sizes:  # not a question about a dtype or a device
             where = proxy.node.meta.get("where") or proxy.node.name
             proxy.tracer.create_proxy("call_function", guard_branch, (proxy, value), {"where": where})
+        else:
+            self._note_kinds(proxy.node)
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:
@@ -83,6 +88,17 @@ class Decisions:
     @functools.cached_property
     def _others(self) -> list[FakeRun]:
         return self._other_runs()
+
+    def _note_kinds(self, node: fx.Node) -> None:
+        """Note the inputs whose dtype a truth is about, themselves or laid out anew."""
+        front = [node]
+        while front:
+            at = front.pop()
+            value = self._run.env.get(at)
+            if at.op == "placeholder" and isinstance(value, Tensor):
+                self.kinds_asked.setdefault(at, node.meta.get("where") or node.name)
+            elif not isinstance(value, Tensor) or op_name(at.target) in VIEWS:
+                front += at.all_input_nodes
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
         """Yield the numbers that a number is computed from, back to the tensors whose sizes they are."""

@@ -25,7 +25,7 @@ from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, guard_branch, written
+from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, guard_branch, guard_kind, kind_of, written
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
@@ -86,6 +86,7 @@ class Tracer(fx.Tracer):
             raise
         drop_picked(graph)
         self._guard_ranks(graph)
+        self._guard_kinds(graph)
         self._show_assigned(root, graph)
         return graph
 
@@ -284,6 +285,16 @@ class Tracer(fx.Tracer):
                     with graph.inserting_after(rank):
                         kwargs = {"where": lines[node] or node.name}
                         self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
+
+    def _guard_kinds(self, graph: fx.Graph) -> None:
+        """Check the kind of each input at whose dtype the code looks."""
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        for node, where in self.decisions.kinds_asked.items():
+            kind = kind_of(self.decisions.structure_of(node))
+            with graph.inserting_after(inputs[-1]):
+                self.create_node(
+                    "call_function", guard_kind, (node, kind), {"name": node.name, "where": where}
+                )
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """Iterate over a proxy: a shape has as many sizes as the example's, a tensor as many rows."""
