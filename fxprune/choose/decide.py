@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from fxprune.choose.budget.fit import Fitted, fit
 from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
-from fxprune.choose.importance.compensated import compensable, compensated
-from fxprune.choose.importance.counts import Lengths
+from fxprune.choose.importance.answers import Derivatives
+from fxprune.choose.importance.compensated import compensable, compensated, with_derivatives
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
@@ -41,6 +41,7 @@ class Decision:
     analysis: of the graph that the plan's groups are of: without the branches that go, with heads merged.
     groups, scores: the groups that could shrink, and how much each of their elements matters.
     chosen: of the bases that the plan's indices are in, what makes them for the numbers that stay.
+    derivatives: by layers' answers, as far as they were needed.
     """
 
     plan: Plan
@@ -48,6 +49,7 @@ class Decision:
     groups: tuple[Group, ...]
     scores: Scores
     chosen: Chosen | None = None
+    derivatives: Derivatives = field(default_factory=Derivatives)
 
 
 # The KL divergence that a decision causes on some batches, for the mean sample.
@@ -76,24 +78,24 @@ def decide(
     )
     groups = candidates(analysis, exclude, attention, request.budget)
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
-    chosen = None
+    costs: Scores = {}
+    known, on, chosen = Derivatives(), analysis, None
     if request.changes_bases:
-        options = {k: v for k, v in request.score_options.items() if k in ("log_probabilities", "progress")}
-        chosen = chosen_bases(analysis, groups, request.data, **options)
-    costs = chosen.costs if chosen is not None else {}
-    lengths = chosen.lengths if chosen is not None else None
-    judged = _judged(analysis, [g for g in groups if g not in costs], request, lengths)
+        chosen = chosen_bases(analysis, groups, request.data, **request.derivative_options)
+    if chosen is not None:
+        costs, known, on = chosen.costs, chosen.derivatives, chosen.analysis
+    judged, derivatives = _judged(on, [g for g in groups if g not in costs], request, known)
     scores = {**judged, **costs}
     if trial is not None and request.data is not None and request.compares_kinds:
         some = some_of(request.data, analysis)
 
         def divergence(counts: dict[Group, int]) -> float:
             plan = select(analysis, scores, counts).plan(analysis)
-            return trial(Decision(plan, analysis, tuple(groups), scores, chosen if costs else None), some)
+            return trial(Decision(plan, analysis, tuple(groups), scores, chosen, derivatives), some)
 
         scores = measured_scale(groups, scores, divergence)
     found = _fitted(analysis, groups, scores, request, rewriter)
-    return replace(found, chosen=chosen) if costs else found
+    return replace(found, chosen=chosen, derivatives=derivatives)
 
 
 def decide_again(
@@ -103,33 +105,36 @@ def decide_again(
 
     What went before stays gone: its scores are -inf.
     """
-    scores = scores_of_the_rest(
-        before.analysis, before.groups, before.scores, trained, lambda a, groups: _judged(a, groups, request)
-    )
+
+    def judged(analysis: Analysis, groups: Sequence[Group]) -> Scores:
+        return _judged(analysis, groups, request, Derivatives())[0]
+
+    scores = scores_of_the_rest(before.analysis, before.groups, before.scores, trained, judged)
     return _fitted(before.analysis, before.groups, scores, request, rewriter)
 
 
 def _judged(
-    analysis: Analysis, groups: Sequence[Group], request: Request, lengths: Lengths | None = None
-) -> Scores:
+    analysis: Analysis, groups: Sequence[Group], request: Request, derivatives: Derivatives
+) -> tuple[Scores, Derivatives]:
     """Score groups; where readers can make up for what goes, by what is lost then.
 
-    Of these the first scores say the scale alone, and some samples tell it.
-
     Args:
-        lengths: of derivatives by layers' answers, where they are known.
+        derivatives: those that are known.
+
+    Returns:
+        The scores, and the derivatives that they needed.
     """
     options, data = request.score_options, request.data
     if data is None or not (request.refits and request.criterion == "kl"):
         relative = request.budget.scope == "global"
-        return score(analysis, groups, request.importance, data, relative=relative, **options)
+        return score(analysis, groups, request.importance, data, relative=relative, **options), derivatives
     made_up_for = compensable(analysis, groups)
-    wanted = data if len(made_up_for) < len(groups) else some_of(data, analysis)
-    samples = sum(batch.size for batch in batches_of(wanted, analysis, "kl"))
-    scores = score(analysis, groups, "kl", wanted, **{"draws": draws_for(samples), **options})
-    return compensated(
-        analysis, made_up_for, scores, data, lengths=lengths, progress=options.get("progress", True)
-    )
+    derivatives = with_derivatives(analysis, made_up_for, data, derivatives, **request.derivative_options)
+    scores = compensated(analysis, made_up_for, data, derivatives, progress=options.get("progress", True))
+    if others := [g for g in groups if g not in scores]:
+        samples = sum(batch.size for batch in batches_of(data, analysis, "kl"))
+        scores |= score(analysis, others, "kl", data, **{"draws": draws_for(samples), **options})
+    return scores, derivatives
 
 
 def _fitted(

@@ -105,6 +105,12 @@ class Request:
         return {k: v for k, v in self.importance_options.items() if k in options_of(self.criterion)}
 
     @property
+    def derivative_options(self) -> dict[str, Value]:
+        """The importance options that derivatives by layers' answers and readers' operands take."""
+        wanted = ("draws", "seed", "log_probabilities", "progress")
+        return {k: v for k, v in self.score_options.items() if k in wanted}
+
+    @property
     def branch_options(self) -> dict[str, Value]:
         """The importance options that ranking branches takes."""
         return {k: v for k, v in self.importance_options.items() if k in BRANCH_OPTIONS}

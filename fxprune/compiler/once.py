@@ -44,8 +44,8 @@ def pruned_once(
     if decision.plan.bases:
         scale_norms(decision.analysis, pruned)
     if refit_data is not None:
-        lengths = decision.chosen.lengths if decision.chosen is not None else None
-        refit(decision.analysis, pruned, refit_data, lengths=lengths, **refit_options)
+        known = decision.derivatives.lengths
+        refit(decision.analysis, pruned, refit_data, lengths=known, **refit_options)
     return decision, pruned
 
 

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.analysis.analysis import Analysis
+from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance.compensated import (
     PLACES,
-    RIDGE,
     _Covariance,
     compensable,
     compensated,
-    removal_costs,
+    with_derivatives,
 )
-from fxprune.choose.importance.counts import Lengths
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.held_out import split
-from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.removal import RIDGE, removal_costs
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
 
@@ -98,19 +99,25 @@ class Mlp(nn.Module):
         return self.head(x + self.down(nn.functional.gelu(self.up(self.norm(x)))))
 
 
-def scores_of(model: nn.Module, data: list[Tensor]) -> tuple[Scores, Scores]:
-    analysis = fxprune.analyze(model, example_inputs=data[0][:2])
-    before = kl(analysis, analysis.prunable, data, progress=False)
-    return before, compensated(analysis, analysis.prunable, before, data, progress=False)
+def costs_of(analysis: Analysis, data: list[Tensor], known: Derivatives | None = None) -> Scores:
+    groups = compensable(analysis, analysis.prunable)
+    known = known or with_derivatives(analysis, groups, data, Derivatives(), progress=False)
+    return compensated(analysis, groups, data, known, progress=False)
 
 
-def test_only_what_layers_read_alone_is_scored_anew() -> None:
+def cost_of(analysis: Analysis, data: list[Tensor], known: Derivatives | None = None) -> np.ndarray:
+    (costs,) = costs_of(analysis, data, known).values()
+    return costs
+
+
+def test_only_what_layers_read_alone_is_scored() -> None:
     model = Mlp()
     randomise(model, 0)
     torch.manual_seed(0)
-    before, after = scores_of(model.eval(), [torch.randn(16, 6) for _ in range(3)])
-    assert {g.size: not np.array_equal(before[g], after[g]) for g in before} == {8: False, 12: True}
-    assert all(after[g].shape == shape_of(g) for g in after)
+    data = [torch.randn(16, 6) for _ in range(3)]
+    found = costs_of(fxprune.analyze(model.eval(), example_inputs=data[0][:2]), data)
+    assert [g.size for g in found] == [12]
+    assert all(found[g].shape == shape_of(g) for g in found)
 
 
 def test_only_what_layers_read_alone_can_be_made_up_for() -> None:
@@ -126,15 +133,14 @@ def test_some_places_of_many_are_enough_and_all_batches_give_some() -> None:
         model.up.weight[6:], model.up.bias[6:] = model.up.weight[:6], model.up.bias[:6]
     torch.manual_seed(0)
     analysis = fxprune.analyze(model.eval(), example_inputs=torch.randn(2, 6, dtype=torch.float64))
-    (group,) = compensable(analysis, analysis.prunable)
     data = [torch.randn(PLACES * 12, 6, dtype=torch.float64) for _ in range(3)]
     data.append(torch.ones(PLACES * 12, 6, dtype=torch.float64))
-    before = {group: np.ones(12)}
-    thinned = compensated(analysis, [group], before, data, progress=False)[group]
+    known = Derivatives(moments={"down": torch.eye(8, dtype=torch.float64)})
+    thinned = cost_of(analysis, data, known)
     order = np.argsort(thinned, kind="stable")
     assert sorted(i % 6 for i in order[6:].tolist()) == list(range(6))
     moved = [*data[:3], 100 * data[3]]
-    assert not np.allclose(thinned, compensated(analysis, [group], before, moved, progress=False)[group])
+    assert not np.allclose(thinned, cost_of(analysis, moved, known))
 
 
 def test_places_count_as_predictions_depend_on_them() -> None:
@@ -142,7 +148,6 @@ def test_places_count_as_predictions_depend_on_them() -> None:
     model = Mlp()
     randomise(model, 0)
     analysis = fxprune.analyze(model.eval(), example_inputs=torch.randn(2, 8, 6))
-    (group,) = compensable(analysis, analysis.prunable)
     torch.manual_seed(0)
     at_first, elsewhere = torch.randn(50, 1, 6), torch.randn(50, 7, 1) * torch.ones(6)
     data = [torch.cat([at_first, elsewhere], 1)]
@@ -150,18 +155,17 @@ def test_places_count_as_predictions_depend_on_them() -> None:
     first = torch.zeros(1, 8, 1).index_fill(1, torch.tensor(0), 1.0)
     lengths = {p.numbers: {"down": first.expand(p.size, -1, -1)} for p in parts}
 
-    def costs(data: list[Tensor], lengths: Lengths | None = None) -> np.ndarray:
-        before = {group: np.ones(12)}
-        return compensated(analysis, [group], before, data, lengths=lengths, progress=False)[group]
-
-    alone, counted, alike = costs([at_first.expand(-1, 8, -1)]), costs(data, lengths), costs(data)
+    moments = with_derivatives(analysis, analysis.prunable, data, Derivatives(), progress=False).moments
+    plain = Derivatives(moments=moments)
+    alone, alike = cost_of(analysis, [at_first.expand(-1, 8, -1)], plain), cost_of(analysis, data, plain)
+    counted = cost_of(analysis, data, Derivatives(lengths, moments))
     assert np.corrcoef(alone, counted)[0, 1] > 0.97 > 0.9 > np.corrcoef(alone, alike)[0, 1]
 
 
 def test_hidden_units_that_copy_others_go_first_and_cost_nothing() -> None:
     """Half of the hidden units are the other half again: with the re-fit, half can go for nothing."""
     model = Mlp().double()
-    randomise(model, 0)
+    randomise(model, 1)  # (no unit of it costs less than a copy is said to)
     with torch.no_grad():
         model.up.weight[6:] = model.up.weight[:6]
         model.up.bias[6:] = model.up.bias[:6]
@@ -190,9 +194,48 @@ def test_a_convolution_and_heads_are_read_along_their_channels() -> None:
     model = Net()
     randomise(model, 0)
     torch.manual_seed(0)
-    before, after = scores_of(model.eval(), [torch.randn(8, 3, 5, 5)])
-    (group,) = before
-    assert not np.array_equal(before[group], after[group])
+    data = [torch.randn(8, 3, 5, 5)]
+    costs = cost_of(fxprune.analyze(model.eval(), example_inputs=data[0]), data)
+    assert costs.shape == (6,) and (costs > 0).all()
+
+
+def test_an_answers_directions_count_as_predictions_depend_on_them() -> None:
+    """A hidden unit that writes what nobody reads costs nothing, however much it writes."""
+    model = Mlp()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.head.weight[:, 0] = 0  # in the answer's first channel
+        model.down.weight[:, 3] = torch.eye(8)[0] * 100
+    torch.manual_seed(0)
+    data = [torch.randn(64, 6) for _ in range(3)]
+    costs = cost_of(fxprune.analyze(model.eval(), example_inputs=data[0][:2]), data)
+    assert int(costs.argmin()) == 3 and costs[3] < 1e-6 * np.sort(costs)[1]
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_costs_are_in_units_of_divergence(kind: str) -> None:
+    """Of independent units, in a model that is nearly linear, the cheapest costs what its removal does."""
+    torch.manual_seed(0)
+    model: nn.Module
+    if kind == "linear":
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5))
+        data = [torch.randn(400, 6, dtype=torch.float64)]
+        first = torch.eye(6)
+    else:
+        model = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 5, 2), nn.Flatten())
+        data = [torch.randn(400, 6, 2, 2, dtype=torch.float64)]
+        first = torch.eye(6)[..., None, None]
+    with torch.no_grad():
+        model[0].weight.copy_(first)
+        model[1].weight.mul_(0.3)
+    model.double().eval()
+    analysis = fxprune.analyze(model, example_inputs=data[0][:2])
+    (group,) = compensable(analysis, analysis.prunable)
+    known = with_derivatives(analysis, [group], data, Derivatives(), draws=8, progress=False)
+    costs = compensated(analysis, [group], data, known, progress=False)[group]
+    measured = kl_exact(analysis, [group], [data[0] - data[0].mean(0)], progress=False)[group]
+    assert int(costs.argmin()) == int(measured.argmin())
+    assert costs.min() == pytest.approx(measured.min(), rel=0.15)
 
 
 def test_what_varies_little_beside_its_mean_is_seen() -> None:

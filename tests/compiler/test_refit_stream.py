@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.choose.basis.moments import moments_of
-from fxprune.choose.importance.counts import LEAST, Lengths, channels_of, counts_of, lengths_of
+from fxprune.choose.importance import compensated as scores
+from fxprune.choose.importance.answers import LEAST, Derivatives, channels_of, counts_of, derivatives_of
 from fxprune.choose.importance.data import Batch, batches_of
 from fxprune.choose.importance.held_out import split
 from fxprune.compiler.refit import consumers as refit_consumers
@@ -193,7 +194,7 @@ def test_places_that_nobody_reads_count_least() -> None:
     batches = [Batch([x], len(x), numbers=(i,)) for i, x in enumerate(tokens(20))]
     channels = {c.node: -1 for c in consumers}
     assert "down_1" in channels and channels.items() <= channels_of(analysis).items()
-    lengths = lengths_of(analysis.module, channels, batches, step=lambda: None)
+    lengths = derivatives_of(analysis.module, channels, batches, step=lambda: None).lengths
     for name in channels:
         found = counts_of(lengths, name, batches)
         together = torch.cat([c.reshape(-1, 1 if name == "head" else 8) for c in found])
@@ -204,14 +205,15 @@ def test_places_that_nobody_reads_count_least() -> None:
 
 @pytest.mark.parametrize("basis", ["principal", "given"])
 def test_derivatives_by_answers_are_taken_once(basis: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are those of the moments that bases are chosen by; without these the re-fit takes its own."""
-    taken: list[Lengths] = []
+    """They are those of the moments that bases are chosen by; without these the scores take their own."""
+    taken: list[Derivatives] = []
 
-    def noted(*args: Any, **options: Any) -> Lengths:
-        taken.append(lengths_of(*args, **options))
+    def noted(*args: Any, **options: Any) -> Derivatives:
+        taken.append(derivatives_of(*args, **options))
         return taken[-1]
 
-    monkeypatch.setattr(refits, "lengths_of", noted)
+    for user in (refits, scores):
+        monkeypatch.setattr(user, "derivatives_of", noted)
     model = made(nn.Identity)
     fxprune.prune(model, 0.4, data=tokens(), basis=basis, importance_options=QUIET)
     assert len(taken) == (basis == "given")
@@ -223,8 +225,8 @@ def test_moments_give_the_lengths_that_a_run_of_its_own_does() -> None:
     groups = [g for g in analysis.prunable if g.role == "embed"]
     _, found = moments_of(analysis, groups, tokens(), progress=False)
     batches = split(batches_of(tokens(), analysis, "refit"), whole=False).all
-    expected = lengths_of(analysis.module, channels_of(analysis), batches, step=lambda: None)
-    assert found.keys() == expected.keys()
+    expected = derivatives_of(analysis.module, channels_of(analysis), batches, step=lambda: None).lengths
+    assert found.lengths.keys() == expected.keys()
     for batch, lengths in expected.items():
         for node, length in lengths.items():
-            assert torch.allclose(found[batch][node], length, rtol=1e-3, atol=1e-5)
+            assert torch.allclose(found.lengths[batch][node], length, rtol=1e-3, atol=1e-5)

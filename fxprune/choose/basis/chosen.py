@@ -16,9 +16,8 @@ from fxprune.choose.basis.moments import Moments, moments_of
 from fxprune.choose.basis.principal import principal
 from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
-from fxprune.choose.importance.compensated import rows_read
-from fxprune.choose.importance.counts import Lengths
-from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.answers import Derivatives
+from fxprune.choose.importance.compensated import layers_of, rows_read
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.graph.tensors import named_tensors
@@ -34,12 +33,14 @@ class Chosen:
 
     moments: name of a basis -> vectors and covectors of its readers, each [readers, .., n, n].
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
-    lengths: of derivatives by layers' answers, that places count by when these are solved again.
+    analysis: on the weights that the moments are of, with norms and scales in the layers.
+    derivatives: by layers' answers there.
     """
 
     moments: Mapping[str, tuple[Tensor, Tensor]]
     costs: Scores
-    lengths: Lengths
+    analysis: Analysis
+    derivatives: Derivatives
 
     def matrices(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the matrix of every basis of the groups that shrink, for the number that each keeps."""
@@ -58,22 +59,25 @@ def chosen_bases(
     analysis: Analysis,
     groups: Sequence[Group],
     data: Iterable[Any] | None,
-    *,
-    log_probabilities: LogProbabilities | None = None,
-    progress: bool = True,
-) -> Chosen:
+    **options: Any,
+) -> Chosen | None:
     """Collect the moments of every group all of whose parts may change, in the coordinates that it has.
 
     A group that another kind of reader reads as well is left out: its indices are chosen as they are.
+    None where no group is left.
+
+    Args:
+        options: of `moments_of`.
     """
     free = [g for g in groups if g.regions and all(r.freedom >= Freedom.ROTATION for r in g.regions)]
     names = [name for group in free for name in group.bases]
     if not names:
-        return Chosen({}, {}, {})
+        return None
     weights = folded_weights(analysis, names)
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
-    found, lengths = moments_of(canonical, free, data, log_probabilities=log_probabilities, progress=progress)
+    squared = layers_of(canonical, [g for g in groups if g not in free])
+    found, derivatives = moments_of(canonical, free, data, squared=squared, **options)
     weights_read = _rows(canonical, free)
     found = {key: _by_rows(known, weights_read.get(key), key[1]) for key, known in found.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
@@ -87,7 +91,7 @@ def chosen_bases(
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}
-    return Chosen(moments, costs, lengths)
+    return Chosen(moments, costs, canonical, derivatives) if costs else None
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:

@@ -7,7 +7,7 @@ one operand may have many: a residual stream is read by every branch.  Only mome
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
-from fxprune.choose.importance.counts import Lengths, Watched, channels_of
+from fxprune.choose.importance.answers import Derivatives, Lengths, Watched, channels_of
 from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
@@ -53,14 +53,16 @@ def moments_of(
     draws: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> tuple[dict[tuple[fx.Node, Group], Moments], Lengths]:
+    squared: Collection[str] = (),
+) -> tuple[dict[tuple[fx.Node, Group], Moments], Derivatives]:
     """Collect the moments of every reader, a node and the group that it reads, in the order that they run.
 
-    The same derivatives say how much each place counts for the re-fit: their lengths by every layer's answer,
-    for the batches that it cuts the data into.
+    The same derivatives say how much the places of every layer's answer count, for the batches that the
+    re-fit cuts the data into.
 
     Args:
         draws: derivatives taken per sample; each costs one backward pass.  By default as of `draws_for`.
+        squared: names of layers of whose answers second moments are wanted as well.
 
     Raises:
         DataError: there is no data, or a batch is nothing that the model takes.
@@ -68,7 +70,7 @@ def moments_of(
     batches = split_data(data, analysis, "basis").all
     samples = sum(batch.size for batch in batches)
     draws = draws or draws_for(samples)
-    model = _Readers(analysis, groups)
+    model = _Readers(analysis, groups, squared)
     generator = torch.Generator().manual_seed(seed)
     lengths: Lengths = {}
     for batch in tqdm(batches, desc="moments", unit="batch", disable=None if progress else True):
@@ -77,7 +79,8 @@ def moments_of(
             prediction = predictions_of(output, batch.size, log_probabilities)
             model.add_slopes(prediction, draws, generator)
         lengths[batch.numbers] = model.watched.lengths()
-    return {key: total.moments(draws * samples) for key, total in model.totals.items()}, lengths
+    found = {key: total.moments(draws * samples) for key, total in model.totals.items()}
+    return found, Derivatives(lengths, model.watched.moments(draws * samples))
 
 
 @dataclass
@@ -105,10 +108,10 @@ class _MomentSums:
 class _Readers(SoftMasked):
     """Runs the captured model; each reader of a group has a copy of its operand, whose derivative is seen."""
 
-    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], squared: Collection[str]) -> None:
         super().__init__(analysis, groups)
         self.totals: dict[tuple[fx.Node, Group], _MomentSums] = {}
-        self.watched = Watched(channels_of(analysis))
+        self.watched = Watched(channels_of(analysis), squared)
         self._read: dict[tuple[fx.Node, Group], tuple[Use, Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:

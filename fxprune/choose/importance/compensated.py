@@ -1,13 +1,13 @@
 """Score channels by what is lost once those that stay make up for them, as the re-fit lets them.
 
-Removing channel j of what a layer reads, and solving the layer again, leaves the squared error
+Removing channel j of what a layer reads, and solving the layer again, leaves an error of the predictions of
 
-    |w_j|^2 / [C^-1]_jj,    C = the covariance of what it reads, w_j = what its weight makes of channel j
+    w_j^T G w_j / [C^-1]_jj / 2
+
+    C = the covariance of what the layer reads, w_j = what its weight makes of channel j,
+    G = the second moment of the derivative of log p by the layer's answer
 
 (optimal brain surgeon, https://papers.nips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html).
-Channels go one after the other, a few at a time: what is missing is put on the rest, in C and in w, before
-the next are chosen.  A layer's errors are brought to the scale of the divergences that its channels were
-given before, so that groups compare.
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import along, vectors_of
-from fxprune.choose.importance.counts import Lengths, counts_of, is_known
+from fxprune.choose.importance.answers import (
+    Derivatives,
+    Lengths,
+    channels_of,
+    counts_of,
+    derivatives_of,
+    is_known,
+)
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.held_out import split_data
+from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.removal import removal_costs
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.choose.importance.waves import in_waves
 from fxprune.graph.tensors import at_least_float32, named_tensors
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
-__all__ = ["compensable", "compensated", "removal_costs", "rows_read"]
+__all__ = ["compensable", "compensated", "layers_of", "rows_read", "with_derivatives"]
 
-RIDGE = 3e-2  # of the mean variance, added to the covariance: few samples claim too much
-SHARE = 32  # at least one channel in so many of those left goes at once
 PLACES = 16  # times as many as channels, at least, that a covariance is taken of
 HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
 
@@ -45,22 +52,19 @@ HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the 
 def compensated(
     analysis: Analysis,
     groups: Sequence[Group],
-    scores: Scores,
     data: Iterable[Any] | None,
+    derivatives: Derivatives,
     *,
-    lengths: Lengths | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Return the scores, anew for every group that is read by layers with weights of their own alone.
+    """Estimate the KL of removing each element in turn, of groups that `compensable` returns.
 
     Args:
-        scores: estimated KL of removing each element while the others stay as they are.
-        data: the batches that these are of.
-        lengths: of derivatives by layers' answers on the same data, where they are known: places count by
-            them, as they do where a layer is solved again.
+        derivatives: by the answers of the layers that read them, on the same data.  Places count by their
+            lengths, as they do where a layer is solved again.
     """
-    model = SoftMasked(analysis, groups)
-    layers = _layers(model, groups)
+    layers = _layers(analysis, groups)
+    roots = {node: _root(derivatives.moments[node.name]) for uses in layers.values() for node, _ in uses}
     found: Scores = {}
     waves = [dict(wave) for wave in in_waves(layers.items(), _numbers, HELD)]
     batches = split_data(data, analysis, "kl").all if waves else ()
@@ -68,29 +72,66 @@ def compensated(
         total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
     ) as bar:
         for wave in waves:
-            spreads = _spreads(analysis, wave, batches, lengths or {}, bar)
+            spreads = _spreads(analysis, wave, batches, derivatives.lengths, bar)
             for group, uses in wave.items():
-                pairs = [(spreads[node, group], weight) for node, weight in uses]
-                found[group] = _to_scale(pairs, scores[group])
-    return {**scores, **found}
+                pairs = [(spreads[node, group], _times(roots[node], weight)) for node, weight in uses]
+                found[group] = _costs(pairs)
+    return found
 
 
 def compensable(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
     """Return the groups that layers with weights of their own read, and nothing else does."""
-    return list(_layers(SoftMasked(analysis, groups), groups))
+    return list(_layers(analysis, groups))
+
+
+def layers_of(analysis: Analysis, groups: Sequence[Group]) -> set[str]:
+    """Return the names of the layers that read those of some groups that `compensable` returns."""
+    return {node.name for uses in _layers(analysis, groups).values() for node, _ in uses}
+
+
+def with_derivatives(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Any] | None,
+    known: Derivatives,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    log_probabilities: LogProbabilities | None = None,
+    progress: bool = True,
+) -> Derivatives:
+    """Return the derivatives that `compensated` needs for some groups: those that are known, if they do."""
+    squared = layers_of(analysis, groups)
+    if squared <= known.moments.keys():
+        return known
+    batches = split_data(data, analysis, "kl").all
+    with tqdm(
+        total=len(batches), desc="derivatives", unit="batch", disable=None if progress else True
+    ) as bar:
+        return derivatives_of(
+            analysis.module,
+            channels_of(analysis),
+            batches,
+            squared=squared,
+            draws=draws,
+            seed=seed,
+            log_probabilities=log_probabilities,
+            step=bar.update,
+        )
 
 
 Readers = list[tuple[fx.Node, Tensor]]  # nodes and what their weights make of a group
 Layers = dict[Group, Readers]
 
 
-def _layers(model: SoftMasked, groups: Sequence[Group]) -> Layers:
+def _layers(analysis: Analysis, groups: Sequence[Group]) -> Layers:
     """Find the layers of each group, with weights [.., outputs, n]; groups read otherwise are left out."""
+    model = SoftMasked(analysis, groups)
     found: Layers = {group: [] for group in groups}
-    tensors = dict(named_tensors(model.analysis.module))
+    tensors, solved = dict(named_tensors(analysis.module)), channels_of(analysis)
     for node, uses in (*model.uses.items(), *model.statistics.items()):
         for use in uses:
-            weight = rows_read(model.analysis, tensors, node, use) if node in model.uses else None
+            weight = rows_read(analysis, tensors, node, use) if node.name in solved else None
             if weight is None:
                 found.pop(use.group, None)
             elif use.group in found:
@@ -101,7 +142,8 @@ def _layers(model: SoftMasked, groups: Sequence[Group]) -> Layers:
 def rows_read(analysis: Analysis, tensors: Mapping[str, Tensor], node: fx.Node, use: Use) -> Tensor | None:
     """Return what a layer's own weight makes of a group, [.., outputs, n]; None where it has no such weight.
 
-    Leading dims are a head each, where heads choose for themselves.  tensors: of the analysed graph, by name.
+    Leading dims are a head each, where heads choose for themselves.  Outputs are those of each place of a
+    kernel in turn.  tensors: of the analysed graph, by name.
     """
     group = use.group
     head = group.inside.atom if group.inside is not None else None
@@ -210,65 +252,23 @@ class _Covariances(SoftMasked):
         return read[..., torch.searchsorted(up_to, middles).to(read.device), :]
 
 
-def _to_scale(pairs: Sequence[tuple[Tensor, Tensor]], alone: np.ndarray) -> np.ndarray:
-    """Return what each element costs when it goes in turn, in units of `alone`.
-
-    The unit is the median over elements: some few are huge, and of no account in what is predicted.
-    """
-    alone = np.asarray(alone, dtype=np.float64)
-    costs, errors = [], []
-    for head in range(alone.size // alone.shape[-1]):
-        own = [(c.reshape(-1, *c.shape[-2:])[head], w.reshape(-1, *w.shape[-2:])[head]) for c, w in pairs]
-        costs.append(removal_costs(own))
-        errors.append(sum((c.diagonal() * w.double().square().sum(0)).cpu().numpy() for c, w in own))
-    error, said = np.stack(errors).reshape(alone.shape), np.clip(alone, 0, None)
-    counted = error > 0
-    scale = float(np.median(said[counted] / error[counted])) if counted.any() else 0.0
-    return np.stack(costs).reshape(alone.shape) * scale
+def _root(moment: Tensor) -> Tensor:
+    """Return a matrix R with R^T R = a second moment."""
+    squares, directions = torch.linalg.eigh(moment)
+    root: Tensor = (directions * squares.clamp_min(0).sqrt()).mT
+    return root
 
 
-def removal_costs(readers: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Return the squared error that each channel's removal adds, when the cheapest goes first.
-
-    Args:
-        readers: covariances [n, n] of what each reader reads, and its weight [outputs, n].
-
-    Returns:
-        float64 [n]: never less than what went before cost, so that the lowest are those that go first.
-    """
-    inverses, weights = [], []
-    for covariance, weight in readers:
-        inverses.append(_inverse(covariance.double()))
-        weights.append(weight.double())
-    n = len(inverses[0])
-    costs, left, floor = np.zeros(n), torch.arange(n), 0.0
-    while len(left):
-        pairs = zip(inverses, weights, strict=True)
-        now = sum(w.square().sum(0) / h.diagonal() for h, w in pairs)
-        assert isinstance(now, Tensor)
-        going = now.argsort(stable=True)[: math.ceil(len(left) / SHARE)].cpu()
-        gone = torch.zeros(len(left), dtype=torch.bool)
-        gone[going] = True
-        staying = (~gone).nonzero()[:, 0]
-        for j in going.tolist():
-            floor = max(floor, float(now[j]))
-            costs[left[j]] = floor
-        for i, (h, w) in enumerate(zip(inverses, weights, strict=True)):
-            # What each of those that stay takes over of each that goes.
-            crossed = h[going][:, staying]
-            share = torch.linalg.solve(h[going][:, going], crossed)
-            inverses[i] = h[staying[:, None], staying].addmm_(crossed.mT, share, alpha=-1)
-            weights[i] = w[:, staying].addmm_(w[:, going], share, alpha=-1)
-        left = left[staying]
-    return costs
+def _times(root: Tensor, weight: Tensor) -> Tensor:
+    """Multiply the outputs of a weight [.., outputs, n], of each place of its kernel, by a matrix."""
+    kernel = weight.shape[-2] // len(root)
+    rows = torch.unflatten(weight.to(root), -2, (len(root), kernel))
+    return torch.einsum("po,...okn->...pkn", root, rows).flatten(-3, -2)
 
 
-def _inverse(covariance: Tensor) -> Tensor:
-    """Invert a covariance with a ridge, a larger one where rounding makes it none."""
-    mean = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    eye, ridge = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device), RIDGE
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(covariance + ridge * mean * eye)
-        if not failed or ridge > 1:
-            return torch.cholesky_inverse(factor)
-        ridge *= 10
+def _costs(pairs: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Return what each element costs when it goes in turn, of every head: [n] or [heads, n]."""
+    if pairs[0][0].ndim == 2:
+        return removal_costs(pairs) / 2
+    heads = range(len(pairs[0][0]))
+    return np.stack([removal_costs([(c[head], w[head]) for c, w in pairs]) / 2 for head in heads])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
-from fxprune.choose.importance.counts import SOLVED
+from fxprune.choose.importance.answers import SOLVED
 from fxprune.compiler.refit.additions import Addition, addition_of
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.choose.importance.counts import Lengths, is_known, lengths_of
+from fxprune.choose.importance.answers import Lengths, derivatives_of, is_known
 from fxprune.choose.importance.held_out import Split, split_data
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.planned import as_planned
@@ -130,9 +130,9 @@ def _moments(
     total = len(data.all) * (len(consumers) + (not complete))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
         if not complete:
-            known = lengths_of(
+            known = derivatives_of(
                 sides.dense, channels, data.all, log_probabilities=log_probabilities, step=bar.update
-            )
+            ).lengths
         yield from sides.moments(consumers, data, lengths=known, step=bar.update)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import in_eval_mode
-from fxprune.choose.importance.counts import Lengths, counts_of
+from fxprune.choose.importance.answers import Lengths, counts_of
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.held_out import Split
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of

@@ -1,13 +1,15 @@
-"""How much each place counts where a layer is solved: as predictions depend on what the layer gives there.
+"""How predictions depend on what each layer gives: how much its places count, and its directions.
 
 A class token is one place among hundreds, and in the last blocks all that is read.  A place counts as the
 length of the derivative of the predictions by the layer's answer there; the least of them counts something,
-for few samples say which matter.
+for few samples say which matter.  An error along a direction of the answer costs what the second moment of
+that derivative says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,17 +17,40 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import Batch
+from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.predictions import LogProbabilities, draws_for, predictions_of
+from fxprune.graph.tensors import at_least_float32
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
 
-__all__ = ["SOLVED", "Lengths", "Watched", "channels_of", "counts_of", "is_known", "lengths_of"]
+__all__ = [
+    "SOLVED",
+    "Derivatives",
+    "Lengths",
+    "Watched",
+    "channels_of",
+    "counts_of",
+    "derivatives_of",
+    "is_known",
+]
 
 SOLVED = (linear_axes, conv_axes)  # rules of what is solved
 LEAST = 0.1  # of the mean, that every place counts
 
 # Of the derivative by a layer's answer, by the numbers of a batch's samples and the layer's node.
 Lengths = dict[tuple[int, ...], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Of the predictions by layers' answers.
+
+    lengths: at every place.
+    moments: second moment over channels, summed over places, for the mean sample: float64 [o, o] by node.
+    """
+
+    lengths: Lengths = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
 
 def channels_of(analysis: Analysis) -> dict[str, int]:
@@ -39,33 +64,39 @@ def channels_of(analysis: Analysis) -> dict[str, int]:
     return found
 
 
-def lengths_of(
+def derivatives_of(
     module: fx.GraphModule,
     channels: Mapping[str, int],
     batches: Sequence[Batch],
     *,
+    squared: Collection[str] = (),
+    draws: int | None = None,
+    seed: int = 0,
     log_probabilities: LogProbabilities | None = None,
     step: Callable[[], Any],
-) -> Lengths:
+) -> Derivatives:
     """Take the derivatives of the original's predictions in one run over the data.
 
     Args:
         channels: of the layers that are asked about, as of `channels_of`.
+        squared: those whose second moments are wanted as well.
+        draws: derivatives taken per sample.  By default as of `draws_for`.
         step: called after each batch.
     """
-    draws = draws_for(sum(batch.size for batch in batches))
-    running = _Answers(module, channels)
-    generator = torch.Generator().manual_seed(0)
-    found: Lengths = {}
+    samples = sum(batch.size for batch in batches)
+    draws = draws or draws_for(samples)
+    running = _Answers(module, channels, squared)
+    generator = torch.Generator().manual_seed(seed)
+    lengths: Lengths = {}
     for batch in batches:
         with torch.enable_grad():
             prediction = predictions_of(running.run(*batch.args), batch.size, log_probabilities)
             answers = running.watched.taken()
             for slopes in prediction.slopes(list(answers.values()), draws, generator):
                 running.watched.add(dict(zip(answers, slopes, strict=True)))
-        found[batch.numbers] = running.watched.lengths()
+        lengths[batch.numbers] = running.watched.lengths()
         step()
-    return found
+    return Derivatives(lengths, running.watched.moments(draws * samples))
 
 
 def is_known(lengths: Lengths, node: str, batches: Sequence[Batch]) -> bool:
@@ -83,12 +114,16 @@ def counts_of(lengths: Lengths, node: str, batches: Sequence[Batch]) -> list[Ten
 
 
 class Watched:
-    """What some layers give for the batch at hand, and the squared lengths of derivatives by it."""
+    """What some layers give for the batch at hand, and sums over derivatives by it.
 
-    def __init__(self, channels: Mapping[str, int]) -> None:
-        self._channels = channels
+    squared: the layers whose second moments are wanted, beside the lengths of all.
+    """
+
+    def __init__(self, channels: Mapping[str, int], squared: Collection[str] = ()) -> None:
+        self._channels, self._squared = channels, squared
         self._answers: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
+        self._moments: dict[str, Tensor] = {}
 
     def watch(self, node: fx.Node, given: Any) -> Any:
         """Return what a node gives, where derivatives by it are taken: later nodes may write to it."""
@@ -106,21 +141,29 @@ class Watched:
     def add(self, slopes: Mapping[str, Tensor]) -> None:
         """Add derivatives by the answers, by node."""
         for name, slope in slopes.items():
-            square = slope.float().square().sum(self._channels[name], keepdim=True)
+            slope, channel = at_least_float32(slope), self._channels[name]
+            square = slope.square().sum(channel, keepdim=True)
             self._squares[name] = self._squares[name] + square if name in self._squares else square
+            if name in self._squared:
+                moment = gram(slope.movedim(channel, -1).flatten(0, -2)).double()
+                self._moments[name] = self._moments[name] + moment if name in self._moments else moment
 
     def lengths(self) -> dict[str, Tensor]:
         """Return the length at every place of each answer, and start anew."""
         squares, self._squares = self._squares, {}
         return {name: square.sqrt() for name, square in squares.items()}
 
+    def moments(self, derivatives: int) -> dict[str, Tensor]:
+        """Return the second moments over all batches, for so many derivatives."""
+        return {name: moment / derivatives for name, moment in self._moments.items()}
+
 
 class _Answers(fx.Interpreter):
     """Runs the original; keeps what some layers give, for derivatives by it."""
 
-    def __init__(self, module: fx.GraphModule, channels: Mapping[str, int]) -> None:
+    def __init__(self, module: fx.GraphModule, channels: Mapping[str, int], squared: Collection[str]) -> None:
         super().__init__(module)
-        self.watched = Watched(channels)
+        self.watched = Watched(channels, squared)
 
     def run_node(self, n: fx.Node) -> Any:
         return self.watched.watch(n, super().run_node(n))
