@@ -45,6 +45,7 @@ from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
 __all__ = ["compensable", "compensated", "layers_of", "rows_read", "with_derivatives"]
 
+ALIKE = 0.3  # share of derivatives that counts along all directions alike: few samples tell them apart
 PLACES = 16  # times as many as channels, at least, that a covariance is taken of
 HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
 
@@ -253,9 +254,10 @@ class _Covariances(SoftMasked):
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Return a matrix R with R^T R = a second moment."""
+    """Return a matrix R with R^T R = a second moment of derivatives, a share of which counts alike."""
     squares, directions = torch.linalg.eigh(moment)
-    root: Tensor = (directions * squares.clamp_min(0).sqrt()).mT
+    squares = (1 - ALIKE) * squares.clamp_min(0) + ALIKE * squares.mean()
+    root: Tensor = (directions * squares.sqrt()).mT
     return root
 
 
