@@ -24,7 +24,7 @@ from fxprune.choose.like.like import shaped_like, sibling_analysis
 from fxprune.choose.merge_heads import merged_for_ratio
 from fxprune.choose.request import Request
 from fxprune.choose.steps import scores_of_the_rest
-from fxprune.choose.to_scale import measured_scale, some_of
+from fxprune.choose.to_scale import masked_scale, measured_scale, some_of
 from fxprune.errors import OptionError
 from fxprune.graph.nests import Value
 from fxprune.result.plan import Plan
@@ -78,14 +78,13 @@ def decide(
     )
     groups = candidates(analysis, exclude, attention, request.budget)
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
-    costs: Scores = {}
-    known, on, chosen = Derivatives(), analysis, None
+    chosen, on, judged = None, analysis, _Judged()
     if request.changes_bases:
         chosen = chosen_bases(analysis, groups, request.data, **request.derivative_options)
     if chosen is not None:
-        costs, known, on = chosen.costs, chosen.derivatives, chosen.analysis
-    judged, derivatives = _judged(on, [g for g in groups if g not in costs], request, known)
-    scores = {**judged, **costs}
+        on, judged = chosen.analysis, _Judged(chosen.costs, chosen.alone, chosen.derivatives)
+    judged = _judged(on, groups, request, judged)
+    scores, derivatives = _comparable(on, judged, request), judged.derivatives
     if trial is not None and request.data is not None and request.compares_kinds:
         some = some_of(request.data, analysis)
 
@@ -107,34 +106,49 @@ def decide_again(
     """
 
     def judged(analysis: Analysis, groups: Sequence[Group]) -> Scores:
-        return _judged(analysis, groups, request, Derivatives())[0]
+        return _comparable(analysis, _judged(analysis, groups, request, _Judged()), request)
 
     scores = scores_of_the_rest(before.analysis, before.groups, before.scores, trained, judged)
     return _fitted(before.analysis, before.groups, scores, request, rewriter)
 
 
-def _judged(
-    analysis: Analysis, groups: Sequence[Group], request: Request, derivatives: Derivatives
-) -> tuple[Scores, Derivatives]:
-    """Score groups; where readers can make up for what goes, by what is lost then.
+@dataclass(frozen=True)
+class _Judged:
+    """Scores of groups, what the moments behind them say of removing each element alone, and derivatives."""
 
-    Args:
-        derivatives: those that are known.
+    scores: Scores = field(default_factory=dict)
+    alone: Scores = field(default_factory=dict)
+    derivatives: Derivatives = field(default_factory=Derivatives)
 
-    Returns:
-        The scores, and the derivatives that they needed.
-    """
+
+def _judged(analysis: Analysis, groups: Sequence[Group], request: Request, known: _Judged) -> _Judged:
+    """Score the groups that have no score; where readers can make up for what goes, by what is lost then."""
     options, data = request.score_options, request.data
+    groups = [g for g in groups if g not in known.scores]
     if data is None or not (request.refits and request.criterion == "kl"):
         relative = request.budget.scope == "global"
-        return score(analysis, groups, request.importance, data, relative=relative, **options), derivatives
+        scores = score(analysis, groups, request.importance, data, relative=relative, **options)
+        return replace(known, scores={**known.scores, **scores})
     made_up_for = compensable(analysis, groups)
-    derivatives = with_derivatives(analysis, made_up_for, data, derivatives, **request.derivative_options)
-    scores = compensated(analysis, made_up_for, data, derivatives, progress=options.get("progress", True))
+    derivatives = with_derivatives(
+        analysis, made_up_for, data, known.derivatives, **request.derivative_options
+    )
+    progress = options.get("progress", True)
+    scores, alone = compensated(analysis, made_up_for, data, derivatives, progress=progress)
     if others := [g for g in groups if g not in scores]:
         samples = sum(batch.size for batch in batches_of(data, analysis, "kl"))
         scores |= score(analysis, others, "kl", data, **{"draws": draws_for(samples), **options})
-    return scores, derivatives
+    return _Judged({**known.scores, **scores}, {**known.alone, **alone}, derivatives)
+
+
+def _comparable(analysis: Analysis, judged: _Judged, request: Request) -> Scores:
+    """Return the scores, on one scale where groups compete."""
+    if not (judged.alone and request.data is not None and request.compares_groups):
+        return judged.scores
+    some = some_of(request.data, analysis)
+    samples = sum(batch.size for batch in batches_of(some, analysis, "kl"))
+    options = {"draws": draws_for(samples), **request.derivative_options, "measured": 0}
+    return masked_scale(judged.scores, judged.alone, score(analysis, [*judged.alone], "kl", some, **options))
 
 
 def _fitted(

@@ -77,11 +77,15 @@ class Request:
         return self._may_change_bases if self.basis is None else self.basis == "principal"
 
     @property
+    def compares_groups(self) -> bool:
+        """Do elements of several groups compete, by estimates that bases or the re-fit change?"""
+        changed = self.changes_bases or self.refits
+        return self.budget.scope != "uniform" and self.criterion == "kl" and changed
+
+    @property
     def compares_kinds(self) -> bool:
-        """Do elements of groups of every kind compete, by estimates that bases or the re-fit change?"""
-        return (
-            self.budget.scope == "global" and self.criterion == "kl" and (self.changes_bases or self.refits)
-        )
+        """Do elements of groups of every kind compete, by such estimates?"""
+        return self.compares_groups and self.budget.scope == "global"
 
     @property
     def _may_change_bases(self) -> bool:

@@ -1,4 +1,7 @@
-"""Bring the scores of every kind of group to one scale: the divergence that removing some of it causes.
+"""Bring the scores of groups to one scale: the divergence that removing some of them causes.
+
+Estimates from moments take the places of a sample to err independently.  How far they don't depends on the
+layer, and masks of some samples tell: `masked_scale`.
 
 Estimates are to second order, each element and each group on its own.  How far they are off depends on the
 kind: errors in a residual stream add up from layer to layer, those of hidden channels average out; and what
@@ -19,11 +22,26 @@ from fxprune.choose.importance.data import batches_of, items_of
 from fxprune.choose.importance.scores import Scores
 from fxprune.graph.nests import Value
 
-__all__ = ["measured_scale", "some_of"]
+__all__ = ["masked_scale", "measured_scale", "some_of"]
 
 SAMPLES = 64  # that divergences are measured on, at least, where there are so many
 SHARES = (0.1, 0.3)  # that are removed
 STEEPEST = 2.0  # power: errors that all point the same way
+
+
+def masked_scale(scores: Scores, alone: Scores, masked: Scores) -> Scores:
+    """Return the scores of every group times the median of what masks say over what moments say.
+
+    Args:
+        alone: what the moments behind the scores say of removing each element alone.
+        masked: the same by masks, as of `kl`.
+    """
+    found = dict(scores)
+    for group, said in alone.items():
+        ratios = np.divide(masked[group].clip(0), said, out=np.zeros(said.shape), where=said > 0)
+        if (ratio := float(np.median(ratios))) > 0:
+            found[group] = scores[group] * ratio
+    return found
 
 
 def measured_scale(

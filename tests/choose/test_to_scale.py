@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.analysis.analysis import Group
-from fxprune.choose.to_scale import SAMPLES, measured_scale, some_of
+from fxprune.choose import decide as decisions
+from fxprune.choose.importance.answers import Derivatives
+from fxprune.choose.importance.compensated import compensable, compensated, with_derivatives
+from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.scores import Scores
+from fxprune.choose.to_scale import SAMPLES, masked_scale, measured_scale, some_of
 from fxprune.zoo import randomise
 
 QUIET = {"progress": False}
@@ -132,3 +137,42 @@ def test_few_samples_are_said_to_be_few() -> None:
     with pytest.warns(UserWarning, match="8 samples"):
         pruned = fxprune.prune(model, 0.5, data=data, example_inputs=data[0][:2], importance_options=QUIET)
     assert "calibration samples (few" in str(fxprune.report(model, pruned))
+
+
+def test_masks_tell_how_far_places_err_together() -> None:
+    """Alike at all of 7 places, errors add up to 7 times what those of independent places do."""
+    model = made()
+    data = [x[:, :1].expand(-1, 7, -1) for x in batches(6)]
+    analysis = fxprune.analyze(model, example_inputs=data[0][:2])
+    (group,) = compensable(analysis, analysis.prunable)
+    known = with_derivatives(analysis, [group], data, Derivatives(), draws=8, progress=False)
+    scores, alone = compensated(analysis, [group], data, known, progress=False)
+    masked = kl(analysis, [group], data, draws=8, measured=0, progress=False)
+    found = masked_scale(scores, alone, masked)[group]
+    assert np.allclose(found / scores[group], (found / scores[group])[0])
+    assert 4 < (found / scores[group])[0] < 30  # (masks take means to go as well)
+
+
+def test_a_scale_is_of_its_group_alone() -> None:
+    analysis = fxprune.analyze(made(), example_inputs=batches(1)[0][:2])
+    a, b = analysis.prunable
+    scores = {g: np.arange(1.0, g.size + 1) for g in (a, b)}
+    masked = {a: 3 * scores[a] - np.where(scores[a] < 3, 100, 0)}  # below zero: of no use, not harmful
+    found = masked_scale(scores, {a: scores[a]}, masked)
+    assert np.allclose(found[a], 3 * scores[a]) and found[b] is scores[b]
+    nothing = masked_scale(scores, {a: np.zeros(a.size)}, masked)
+    assert nothing[a] is scores[a]
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global", "isomorphic"])
+def test_masks_are_asked_where_groups_compete(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(scores: Scores, alone: Scores, masked: Scores) -> Scores:
+        asked.append(len(alone))
+        return masked_scale(scores, alone, masked)
+
+    monkeypatch.setattr(decisions, "masked_scale", noted)
+    data = batches(3)
+    fxprune.prune(made(), 0.3, data=data, scope=scope, example_inputs=data[0][:2], importance_options=QUIET)
+    assert asked == ([] if scope == "uniform" else [2])

@@ -33,12 +33,14 @@ class Chosen:
 
     moments: name of a basis -> vectors and covectors of its readers, each [readers, .., n, n].
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
+    alone: the same of each coordinate as they are given, by the same moments.
     analysis: on the weights that the moments are of, with norms and scales in the layers.
     derivatives: by layers' answers there.
     """
 
     moments: Mapping[str, tuple[Tensor, Tensor]]
     costs: Scores
+    alone: Scores
     analysis: Analysis
     derivatives: Derivatives
 
@@ -91,7 +93,8 @@ def chosen_bases(
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments) for group in free}
-    return Chosen(moments, costs, canonical, derivatives) if costs else None
+    alone = {group: _costs_alone(group, moments) for group in free}
+    return Chosen(moments, costs, alone, canonical, derivatives) if costs else None
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:
@@ -133,6 +136,16 @@ def _costs(group: Group, moments: Mapping[str, tuple[Tensor, Tensor]]) -> np.nda
     for name in group.bases:
         vectors, covectors = moments[name]
         total += principal(vectors.mean(0), covectors.sum(0)).costs.cpu()
+    return total.numpy()
+
+
+def _costs_alone(group: Group, moments: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Add up what the coordinates of all of a group's bases cost before any changes."""
+    total = torch.zeros(shape_of(group), dtype=torch.float64)
+    for name in group.bases:
+        vectors, covectors = moments[name]
+        diagonals = [t.diagonal(dim1=-2, dim2=-1) for t in (vectors.mean(0), covectors.sum(0))]
+        total += diagonals[0] * diagonals[1] / 2
     return total.numpy()
 
 

@@ -57,16 +57,20 @@ def compensated(
     derivatives: Derivatives,
     *,
     progress: bool = True,
-) -> Scores:
+) -> tuple[Scores, Scores]:
     """Estimate the KL of removing each element in turn, of groups that `compensable` returns.
 
     Args:
         derivatives: by the answers of the layers that read them, on the same data.  Places count by their
             lengths, as they do where a layer is solved again.
+
+    Returns:
+        The estimates, and what the same moments say of removing each alone, with nothing made up for.
     """
     layers = _layers(analysis, groups)
     roots = {node: _root(derivatives.moments[node.name]) for uses in layers.values() for node, _ in uses}
     found: Scores = {}
+    alone: Scores = {}
     waves = [dict(wave) for wave in in_waves(layers.items(), _numbers, HELD)]
     batches = split_data(data, analysis, "kl").all if waves else ()
     with tqdm(
@@ -76,8 +80,8 @@ def compensated(
             spreads = _spreads(analysis, wave, batches, derivatives.lengths, bar)
             for group, uses in wave.items():
                 pairs = [(spreads[node, group], _times(roots[node], weight)) for node, weight in uses]
-                found[group] = _costs(pairs)
-    return found
+                found[group], alone[group] = _costs(pairs), _costs_alone(pairs)
+    return found, alone
 
 
 def compensable(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
@@ -251,6 +255,13 @@ class _Covariances(SoftMasked):
         up_to = counts.flatten().double().cumsum(0)
         middles = (torch.arange(wanted, device=up_to.device) + 0.5) / wanted * up_to[-1]
         return read[..., torch.searchsorted(up_to, middles).to(read.device), :]
+
+
+def _costs_alone(pairs: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Return what each element costs that goes alone, as it is: [n] or [heads, n]."""
+    found = [c.diagonal(dim1=-2, dim2=-1) * w.square().sum(-2) / 2 for c, w in pairs]
+    costs: np.ndarray = torch.stack(found).sum(0).cpu().numpy()
+    return costs
 
 
 def _root(moment: Tensor) -> Tensor:
