@@ -61,26 +61,34 @@ class DependsOnValues(Images):
         return x.relu() if x.sum() > 0 else -x
 
 
+def in_rows(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (24,))
+
+
+def in_heads(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+
+
 class Literal(nn.Module):
-    """Its code has a width for a literal, which no size on `self` can change."""
+    """A function that it calls has a width for a literal, which no size on `self` can change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(16, 24), nn.Linear(24, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x).unflatten(-1, (24,)).relu())
+        return self.fc2(in_rows(self.fc1(x)).relu())
 
 
 class LiteralAttention(nn.Module):
-    """Its heads are a literal."""
+    """Its heads are a literal, in a function that it calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        q, k, v = in_heads(self.qkv(x))
         return self.proj(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 

@@ -48,13 +48,14 @@ def test_a_summary_counts_by_way_and_library() -> None:
         zoo.Outcome("a:1", "uniform", "certified", "whole"),
         zoo.Outcome("a:2", "uniform", "certified", "attention"),
         zoo.Outcome("a:3", "uniform", "certified", "forward"),
+        zoo.Outcome("a:4", "uniform", "certified", "sizes"),
         zoo.Outcome("b:1", "uniform", "refused"),
         zoo.Outcome("b:2", "uniform", "excluded"),
         zoo.Outcome("b:1", "global", "FAILED"),
     ]
     assert zoo.summary(rows).splitlines()[2:] == [
-        "| uniform | a | 3 | 1 | 1 | 1 | 0 | 0 | 0 | 0 |",
-        "| uniform | b | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 0 |",
-        "| uniform | all | 4 | 1 | 1 | 1 | 0 | 0 | 1 | 0 |",
-        "| global | b | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 1 |",
+        "| uniform | a | 4 | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 0 |",
+        "| uniform | b | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 1 | 0 |",
+        "| uniform | all | 5 | 1 | 1 | 1 | 1 | 0 | 0 | 1 | 0 |",
+        "| global | b | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 1 |",
     ]
