@@ -30,16 +30,8 @@ from fxprune.graph.forward_only import ForwardOnly as ForwardOnly
 
 __all__ = [
     *("guard_argument", "guard_kind", "guard_size", "guard_tensor", "kind_of", "layout_of_argument"),
-    *(
-        "AutogradFunction",
-        "ForwardOnly",
-        "ModeValue",
-        "_getitem",
-        "guard",
-        "guard_branch",
-        "is_guard",
-        "one_node",
-    ),
+    *("AutogradFunction", "ForwardOnly", "ModeValue", "_getitem"),
+    *("guard", "guard_branch", "is_guard", "one_node"),
     *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
 ]
 

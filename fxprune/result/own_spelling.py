@@ -15,11 +15,11 @@ import linecache
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from fxprune.errors import UnsupportedModuleError
+from fxprune.graph.nests import Value
 from fxprune.graph.training_mode import codes_in
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
@@ -77,7 +77,7 @@ def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 @functools.lru_cache(maxsize=512)
-def _class(users: Any, layers: Layers) -> type[nn.Module]:
+def _class(users: Value, layers: Layers) -> type[nn.Module]:
     made = users
     for layer in layers:
         functions = {place.method: _function(made, place.method) for place in layer}
@@ -103,7 +103,7 @@ def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
     return _made_anew, (users, layers), *users.__reduce_ex__(self, protocol)[2:]
 
 
-def _made_anew(users: Any, layers: Layers) -> nn.Module:
+def _made_anew(users: Value, layers: Layers) -> nn.Module:
     made = _class(users, layers)
     instance: nn.Module = made.__new__(made)
     return instance
@@ -166,7 +166,7 @@ class Source:
         return Place(self.function.__name__, start, end, text, name)
 
     def spelled(self, places: Iterable[Place]) -> types.CodeType:
-        """Compile it anew, with attributes at some places.
+        """Return the code compiled anew, with attributes at some places.
 
         Raises:
             UnsupportedModuleError: it has something else there.
@@ -198,7 +198,7 @@ class Source:
         return found
 
     def changed(self, transformer: ast.NodeTransformer) -> types.CodeType:
-        """Compile it anew, its syntax changed."""
+        """Return the code compiled anew, its syntax changed."""
         tree = ast.parse(self.text)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and (node.name, node.lineno) == (
