@@ -6,6 +6,7 @@ A graph answers as the traced call did.  Where another answer makes another grap
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
@@ -163,8 +163,8 @@ def noticed_draws(model: nn.Module) -> Iterator[Callable[[], bool]]:
     yield lambda: _generators(model) != before
 
 
-def _generators(model: nn.Module) -> list[object]:
-    """Return the states of the generators that code can draw from."""
+def _generators(model: nn.Module) -> bytes:
+    """Write down the states of the generators that code can draw from."""
     numpy = sys.modules.get("numpy")
     held = [getattr(value, "__self__", value) for m in model.modules() for value in vars(m).values()]
     known = [random.getstate(), *([numpy.random.get_state()] if numpy else [])]
@@ -172,7 +172,7 @@ def _generators(model: nn.Module) -> list[object]:
     if numpy:
         known += [v.get_state() for v in held if isinstance(v, numpy.random.RandomState)]
         known += [v.bit_generator.state for v in held if isinstance(v, numpy.random.Generator)]
-    return [value.tobytes() if hasattr(value, "tobytes") else value for value in pytree.tree_leaves(known)]
+    return pickle.dumps(known)
 
 
 OTHER_DRAWS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -136,8 +136,7 @@ def _judged(analysis: Analysis, groups: Sequence[Group], request: Request, known
     progress = options.get("progress", True)
     scores, alone = compensated(analysis, made_up_for, data, derivatives, progress=progress)
     if others := [g for g in groups if g not in scores]:
-        samples = sum(batch.size for batch in batches_of(data, analysis, "kl"))
-        scores |= score(analysis, others, "kl", data, **{"draws": draws_for(samples), **options})
+        scores |= _by_masks(analysis, others, data, **options)
     return _Judged({**known.scores, **scores}, {**known.alone, **alone}, derivatives)
 
 
@@ -145,10 +144,15 @@ def _comparable(analysis: Analysis, judged: _Judged, request: Request) -> Scores
     """Return the scores, on one scale where groups compete."""
     if not (judged.alone and request.data is not None and request.compares_groups):
         return judged.scores
-    some = some_of(request.data, analysis)
-    samples = sum(batch.size for batch in batches_of(some, analysis, "kl"))
-    options = {"draws": draws_for(samples), **request.derivative_options, "measured": 0}
-    return masked_scale(judged.scores, judged.alone, score(analysis, [*judged.alone], "kl", some, **options))
+    some, options = some_of(request.data, analysis), request.derivative_options
+    masked = _by_masks(analysis, [*judged.alone], some, **options, measured=0)
+    return masked_scale(judged.scores, judged.alone, masked)
+
+
+def _by_masks(analysis: Analysis, groups: Sequence[Group], data: Iterable[Value], **options: Value) -> Scores:
+    """Score groups by masks, by as many derivatives as are taken elsewhere unless options say."""
+    samples = sum(batch.size for batch in batches_of(data, analysis, "kl"))
+    return score(analysis, groups, "kl", data, **{"draws": draws_for(samples), **options})
 
 
 def _fitted(

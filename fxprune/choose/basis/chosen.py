@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,8 +92,8 @@ def chosen_bases(
                 stack.append(moment.cpu())  # what is chosen by them takes its own tensors from there
     free = [g for g in free if all(name in stacks for name in g.bases)]
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
-    costs = {group: _costs(group, moments) for group in free}
-    alone = {group: _costs_alone(group, moments) for group in free}
+    costs = {group: _costs(group, moments, lambda c, g: principal(c, g).costs) for group in free}
+    alone = {group: _costs(group, moments, _diagonal_costs) for group in free}
     return Chosen(moments, costs, alone, canonical, derivatives) if costs else None
 
 
@@ -130,23 +130,20 @@ def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:
     return (known.vectors, known.covectors) if side > 0 else (known.covectors, known.vectors)
 
 
-def _costs(group: Group, moments: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Add up what the coordinates of all of a group's bases cost, each in its own order."""
+def _costs(
+    group: Group, moments: Mapping[str, tuple[Tensor, Tensor]], of: Callable[[Tensor, Tensor], Tensor]
+) -> np.ndarray:
+    """Add up what the coordinates of all of a group's bases cost by their moments."""
     total = torch.zeros(shape_of(group), dtype=torch.float64)
     for name in group.bases:
         vectors, covectors = moments[name]
-        total += principal(vectors.mean(0), covectors.sum(0)).costs.cpu()
+        total += of(vectors.mean(0), covectors.sum(0)).cpu()
     return total.numpy()
 
 
-def _costs_alone(group: Group, moments: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Add up what the coordinates of all of a group's bases cost before any changes."""
-    total = torch.zeros(shape_of(group), dtype=torch.float64)
-    for name in group.bases:
-        vectors, covectors = moments[name]
-        diagonals = [t.diagonal(dim1=-2, dim2=-1) for t in (vectors.mean(0), covectors.sum(0))]
-        total += diagonals[0] * diagonals[1] / 2
-    return total.numpy()
+def _diagonal_costs(vectors: Tensor, covectors: Tensor) -> Tensor:
+    """Return what each coordinate costs before any changes."""
+    return vectors.diagonal(dim1=-2, dim2=-1) * covectors.diagonal(dim1=-2, dim2=-1) / 2
 
 
 def _rotations(vectors: Tensor, covectors: Tensor, keep: int, region: Region) -> Tensor:
