@@ -131,6 +131,11 @@ class TrainingError(FxpruneError):
 MOST_LETTERS = 80
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; nothing, if it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def shown(value: object) -> str:
     """Describe a value in a few words: a tensor by its shape, a model by its class, never printed whole."""
     shape, kind = getattr(value, "shape", None), type(value).__name__

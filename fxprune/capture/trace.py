@@ -21,13 +21,13 @@ from fxprune.capture.refuse import refuse_unsupported
 from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
 from fxprune.capture.torch_errors import asks_values
-from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, shown
+from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, first_line, shown
 from fxprune.graph.copies import copy_to_trace, own, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.quiet import quiet_libraries
-from fxprune.graph.source_files import is_users, users_level
+from fxprune.graph.source_files import line_of_error, users_level
 from fxprune.graph.train_mode import refuse_train_mode
 from fxprune.graph.uncompiled import outdate
 from fxprune.passes.canonical.canonicalise import canonicalise
@@ -184,14 +184,9 @@ def _copies(model: nn.Module, copy: nn.Module) -> dict[int, nn.Module]:
 
 def _located(way: str, error: Exception) -> CaptureError:
     """Return the reason a capture failed, with the last line of the user's code that it passed through."""
-    frame, where = error.__traceback__, ""
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if is_users(file):
-            where = f"{file}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    text = str(error).strip().splitlines() or [""]
-    found = CaptureError(f"{way}: {type(error).__name__}: {text[0]}" + (f" at {where}" if where else ""))
+    where = line_of_error(error)
+    said = f"{way}: {type(error).__name__}: {first_line(error)}"
+    found = CaptureError(said + (f" at {where}" if where else ""))
     found.where, found.asks_values = where, asks_values(error)
     return found
 
@@ -223,6 +218,5 @@ def _rejection(model: nn.Module, example: Example) -> str | None:
         with HeldState(copy).restored(), torch.no_grad():
             copy(*example.args, **example.kwargs)
     except Exception as error:  # any error of the user's model is the answer
-        first = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {first[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None

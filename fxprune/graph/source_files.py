@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_users", "users_level"]
+__all__ = ["is_users", "line_of_error", "users_level"]
 
 # Folders, not words of a path: a model may live in a folder that is named as we are.
 _OURS = f"{Path(__file__).parents[1]}/"
@@ -33,3 +33,14 @@ def users_level() -> int:
     while frame.f_back is not None and not is_users(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def line_of_error(error: BaseException) -> str:
+    """Find the last line of the user's (or their library's) code that an error passed through; else nothing."""
+    frame, where = error.__traceback__, ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if is_users(file):
+            where = f"{file}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return where

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import ExampleInputError, RewriteError
+from fxprune.errors import ExampleInputError, RewriteError, first_line
 from fxprune.graph.example import Example
 from fxprune.graph.fake_modules import FakeModules
 from fxprune.graph.quick_shapes import quick_shape
@@ -100,8 +100,7 @@ class NodeError(Exception):
 
     def __init__(self, node: fx.Node, error: Exception) -> None:
         where = f" ({node.meta['where']})" if node.meta.get("where") else ""
-        first = (str(error).strip().splitlines() or [""])[0]
-        super().__init__(f"{node.name}{where}: {type(error).__name__}: {first}")
+        super().__init__(f"{node.name}{where}: {type(error).__name__}: {first_line(error)}")
 
 
 class FakeRun(fx.Interpreter):

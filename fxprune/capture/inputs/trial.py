@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.inputs.entry import Entry, entry_of
 from fxprune.capture.torch_errors import fakes_can_not
+from fxprune.errors import first_line
 from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
@@ -68,8 +69,7 @@ class Trial:
                     example = example.map(functools.partial(fake_of, mode=mode))
                 copy(*example.args, **example.kwargs)
             except Exception as error:  # any error of the model's code is the answer
-                first = (str(error).strip().splitlines() or [""])[0]
-                self.error = f"{type(error).__name__}: {first}"
+                self.error = f"{type(error).__name__}: {first_line(error)}"
                 return error
         return None
 

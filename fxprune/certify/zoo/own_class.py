@@ -24,7 +24,7 @@ from fxprune.certify.zoo import table
 from fxprune.certify.zoo.check import built
 from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, in_short
 from fxprune.compiler import prune_analyzed, verify
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, first_line
 from fxprune.graph.tensors import module_of
 from fxprune.result.measure import on_meta
 from fxprune.result.own_code import OwnCode
@@ -169,8 +169,7 @@ def _line(way: str, library: str, rows: list[Outcome]) -> str:
 
 
 def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {in_short(lines[0])}"
+    return f"{type(error).__name__}: {in_short(first_line(error))}"
 
 
 def run(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, first_line
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.result.pruned_module import PrunedModule
@@ -229,5 +229,4 @@ def _first_bad(said: Iterator[str]) -> str:
 
 
 def _words(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"
+    return f"{type(error).__name__}: {first_line(error)[:160]}"

@@ -15,6 +15,7 @@ from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.traits import other_examples
+from fxprune.errors import first_line
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import floats_of, in_float64
 from fxprune.result.own_code import Edit, OwnCode
@@ -37,8 +38,7 @@ def wrong_in(instance: nn.Module, pruned: PrunedModule, follows_mode: bool = Tru
     try:
         error = same_function(pruned, instance, example)
     except Exception as raised:  # whatever the code does with sizes that it did not expect
-        said = (str(raised).strip().splitlines() or [""])[0]
-        return f"a copy of it raises {type(raised).__name__}: {said}"
+        return f"a copy of it raises {type(raised).__name__}: {first_line(raised)}"
     if error > TOLERANCE:
         return f"a copy of it differs by {error:.0e} for another batch"
     higher = next(other_examples(example))

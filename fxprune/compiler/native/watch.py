@@ -6,7 +6,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from fxprune.certify.float64 import Float64Interpreter, default_float64, in_doub
 from fxprune.compiler.native.boundaries import Boundary
 from fxprune.compiler.native.fingerprint import Fingerprint, Prints, is_same, prints_match, prints_of
 from fxprune.compiler.native.traits import repeatable
+from fxprune.errors import first_line
 from fxprune.graph.example import Example
-from fxprune.graph.source_files import is_users
+from fxprune.graph.source_files import line_of_error
 from fxprune.graph.tensors import floats_of, is_inside
 from fxprune.rules.modules import native
 
@@ -223,18 +223,6 @@ def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [""])[0]
-    where = _line_of_users(error.__traceback__)
+    where = line_of_error(error)
     kind = "" if isinstance(error, _Differs) else f"{type(error).__name__}: "
-    return f"{kind}{said}" + (f" at {where}" if where else "")
-
-
-def _line_of_users(frame: TracebackType | None) -> str:
-    """Find the last line of the user's (or their library's) code that an error passed through."""
-    where = ""
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if is_users(file):
-            where = f"{file}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    return where
+    return f"{kind}{first_line(error)}" + (f" at {where}" if where else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fxprune.errors import FileError
+from fxprune.errors import FileError, first_line
 from fxprune.result.saved.folder import PREPROCESSOR, RECORD, WEIGHTS
 
 __all__ = ["HUB", "local_folder"]
@@ -42,6 +42,5 @@ def _snapshot(name: str) -> Path:
         files = [RECORD, WEIGHTS, PREPROCESSOR]
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=files)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise FileError(f"{HUB}{name} can't be fetched: {first}") from error
+        raise FileError(f"{HUB}{name} can't be fetched: {first_line(error)}") from error
     return Path(folder)
