@@ -36,7 +36,7 @@ def users_level() -> int:
 
 
 def line_of_error(error: BaseException) -> str:
-    """Find the last line of the user's (or their library's) code that an error passed through; else nothing."""
+    """Find the last line of the user's (or their library's) code that an error passed through, if any."""
     frame, where = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename

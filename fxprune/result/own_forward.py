@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.as_data import NodeData, graph_as_data
+from fxprune.graph.classes import subclass_of
 from fxprune.result.own_spelling import unspelled
 from fxprune.result.pruned_module import forward_of_data
 
@@ -45,14 +46,8 @@ def _class(cls: type[nn.Module], data: list[NodeData] | None, barred: dict[str, 
     state: dict[str, object] = {name: _raising(name, why) for name, why in barred.items()}
     if data is not None:
         state["forward"] = forward_of_data(cls.__name__, data)
-    state |= {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__reduce_ex__": _reduced,
-        MADE: (cls, data, barred),
-    }
-    made: type[nn.Module] = type(cls.__name__, (cls,), state)
+    state |= {"__reduce_ex__": _reduced, MADE: (cls, data, barred)}
+    made: type[nn.Module] = subclass_of(cls, state)
     return made
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxprune.errors import UnsupportedModuleError
+from fxprune.graph.classes import subclass_of
 from fxprune.graph.nests import Value
 from fxprune.graph.training_mode import codes_in
 
@@ -81,16 +82,11 @@ def _class(users: Value, layers: Layers) -> type[nn.Module]:
     made = users
     for layer in layers:
         functions = {place.method: _function(made, place.method) for place in layer}
-        state: dict[str, object] = {
+        methods = {
             name: _spelled(function, [place for place in layer if place.method == name])
             for name, function in functions.items()
         }
-        state |= {
-            "__module__": users.__module__,
-            "__qualname__": users.__qualname__,
-            "__doc__": users.__doc__,
-        }
-        made = type(users.__name__, (made,), state)
+        made = subclass_of(made, methods)
     made.__reduce_ex__ = _reduced
     setattr(made, MADE, (users, layers))
     found: type[nn.Module] = made

@@ -67,7 +67,7 @@ class Proposals:
         for slots in self.slots.values():
             for slot, old in slots:
                 is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
-                new = None if is_item or slot in sure else self.sizes[slot.path].is_near(old)
+                new = None if is_item or slot in sure else self.sizes[slot.path].nearby(old)
                 if new is not None:
                     yield slot, new
 
@@ -97,9 +97,9 @@ class Proposals:
     def _width(self, slot: Slot, old: int) -> int | None:
         """Return what a width became; one as large as an image or a number of tokens, if it is told apart."""
         sizes = self.sizes[slot.path]
-        found = sizes.is_sure(old)
+        found = sizes.surely(old)
         if found is None and self._is_width(slot, old):
-            found = sizes.is_sure(old, is_width=True)
+            found = sizes.surely(old, is_width=True)
         return found
 
     def _is_width(self, slot: Slot, old: int) -> bool:
@@ -111,8 +111,8 @@ class Proposals:
             return True
         alike = [(self.sizes[s.path], n) for s, n in self.kinds[self._kind(slot)] if s != slot]
         given = self.sizes[slot.path].given
-        if any(sizes.is_sure(n) is not None for sizes, n in alike) or len({n for _, n in alike} - given) > 1:
-            return all(sizes.is_sure(n, is_width=True) is not None for sizes, n in alike)
+        if any(sizes.surely(n) is not None for sizes, n in alike) or len({n for _, n in alike} - given) > 1:
+            return all(sizes.surely(n, is_width=True) is not None for sizes, n in alike)
         return old not in given and not self._is_product(slot, old)
 
     def _is_product(self, slot: Slot, old: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.compiler.native.slots import holders_of
+from fxprune.graph.classes import subclass_of
 from fxprune.result.own_code import Slot
 
 __all__ = ["Reads", "reads_noted"]
@@ -53,7 +54,8 @@ def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = No
                 reads.note(*place, name)
             return found(self, name)
 
-        return type(cls.__name__, (cls,), {"__getattribute__": look, "__module__": cls.__module__})
+        made: type = subclass_of(cls, {"__getattribute__": look})
+        return made
 
     changed = []
     for path, keys, holder, cls in own:

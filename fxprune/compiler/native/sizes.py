@@ -43,12 +43,12 @@ class Sizes:
         found = {*self.parts.get(old, ()), *self.whole.get(old, ())}
         return sorted(found) if found - {old} else []
 
-    def is_near(self, old: int) -> int | None:
+    def nearby(self, old: int) -> int | None:
         """Return the new size, if it is another and all axes right here whose size, or part, it was agree."""
         found = self.near.get(old, set()) - {old}
         return next(iter(found)) if len(found) == 1 else None
 
-    def is_sure(self, old: int, *, is_width: bool = False) -> int | None:
+    def surely(self, old: int, *, is_width: bool = False) -> int | None:
         """Return the new size, if it is another and the nearest whole dimensions of the old one agree.
 
         is_width: it is known to be a size of weights, and none of an input or a number of tokens.

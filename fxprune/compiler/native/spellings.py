@@ -22,13 +22,14 @@ from fxprune.certify.float64 import in_double, in_eval_mode
 from fxprune.compiler.native.proposals import Options, Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import doubled_copy
+from fxprune.graph.classes import subclass_of
 from fxprune.graph.example import Example
 from fxprune.result.own_code import Slot
 from fxprune.result.own_spelling import Place, Source, source_of, spelled_class, with_code
 
 __all__ = ["AS_WRITTEN", "SpelledSlot", "Spellings"]
 
-NOTED = "_fxprune_noted"  # what code is given to tell its numbers by
+NOTED = "_fxprune_noted"  # what code is given to tell its numbers by; of a module, its path
 AS_WRITTEN = 0  # the number of a place where the code says what it always said
 _APART = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.JoinedStr)
 
@@ -60,10 +61,9 @@ class Spellings:
             self.known[cls] = self._numbers(cls)
         found: Options = []
         for place, old in self.known[cls].get(scope.path, {}).items():
-            news = [
-                n for n in self._may_be(scope.path, old) if n != old
-            ]  # the old one, too, if others are not
+            news = [n for n in self._may_be(scope.path, old) if n != old]
             if news and (scope.wide or not _is_attribute(place)):
+                # The old one, too: what it is made of may have another.
                 slot = SpelledSlot(scope.path, (place.attribute,), 0, place=place, old=old, spellings=self)
                 found.append((slot, [*news, old, AS_WRITTEN]))
         return found
@@ -92,15 +92,18 @@ class Spellings:
         if not sources:
             return {}
         seen: dict[tuple[str, Place], set[Any]] = defaultdict(set)
+
+        def note(path: str, place: Place, value: Any) -> None:
+            seen[path, place].add(value if type(value) is int else None)
+
         try:
-            noting = _noting(cls, sources)
+            noting = _noting(cls, sources, note)
             for example in self.examples:
-                _run(self.model, cls, noting, example, lambda *at, value: seen[at].add(value))
+                _run_as(noting, cls, self.model, example)
         except Exception:  # code that can't be looked at so
             return {}
         with contextlib.suppress(Exception):  # not every model takes more tokens
-            longer = self.examples[0].map(_longer)
-            _run(self.model, cls, noting, longer, lambda *at, value: seen[at].add(value))
+            _run_as(noting, cls, self.model, self.examples[0].map(_longer))
         found: dict[str, dict[Place, int]] = defaultdict(dict)
         for (path, place), values in seen.items():
             (value,) = values if len(values) == 1 else (None,)
@@ -139,51 +142,39 @@ def _functions(cls: type) -> Iterator[types.FunctionType]:
     while front:
         name = front.pop()
         found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-        if (
-            name in seen
-            or not isinstance(found, types.FunctionType)
-            or (hasattr(nn.Module, name) and name != "forward")
-        ):
+        every_modules = hasattr(nn.Module, name) and name != "forward"
+        if name in seen or every_modules or not isinstance(found, types.FunctionType):
             continue
         seen.add(name)
         yield found
         front += found.__code__.co_names
 
 
-def _run(model: nn.Module, cls: type, noting: type, example: Example, note: Callable[..., None]) -> None:
+def _run_as(noting: Any, cls: type, model: nn.Module, example: Example) -> None:
+    """Run a copy of a model whose modules of a class are of the one that `_noting` made of it."""
     double = doubled_copy(model)
     in_eval_mode(double)
-    paths = {id(module): path for path, module in double.named_modules()}
-    for module in double.modules():
+    for path, module in double.named_modules():
         if type(module) is cls:
             module.__class__ = noting
-
-    def noted(module: nn.Module, place: Place, value: Any) -> Any:
-        note(paths.get(id(module), ""), place, value=value if type(value) is int else None)
-        return value
-
-    noting.noted = staticmethod(noted)  # type: ignore[attr-defined]
+            vars(module)[NOTED] = path
     with torch.no_grad(), same_draws(double), in_double():
         double(*example.args, **example.kwargs)
 
 
-def _noting(cls: Any, sources: Sequence[Source]) -> type:
-    """Make a class whose methods tell the values of their expressions."""
-    state: dict[str, object] = {"__module__": cls.__module__}
-    made: list[Any] = []
-
-    def noted(module: nn.Module, place: Place, value: Any) -> Any:
-        return made[0].noted(module, place, value)
-
+def _noting(cls: type, sources: Sequence[Source], note: Callable[[str, Place, Any], None]) -> Any:
+    """Make a class whose methods tell the values of their expressions: module's path, place, value."""
+    methods: dict[str, object] = {}
     for source in sources:
         places: list[Place] = []
         code = source.changed(_Noter(source, places))
-        names: dict[str, object] = {
-            NOTED: lambda module, i, value, places=places: noted(module, places[i], value)
-        }
-        state[source.function.__name__] = with_code(source.function, code, names)
-    made.append(type(cls.__name__, (cls,), state))
-    return made[0]  # type: ignore[no-any-return]
+
+        def noted(module: nn.Module, i: int, value: Any, places: list[Place] = places) -> Any:
+            note(getattr(module, NOTED, ""), places[i], value)
+            return value
+
+        methods[source.function.__name__] = with_code(source.function, code, {NOTED: noted})
+    return subclass_of(cls, methods)
 
 
 class _Noter(ast.NodeTransformer):

@@ -29,6 +29,7 @@ from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.search import choices
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.rewrite import rewrite
+from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import floats_of, in_float64, named_tensors
@@ -78,10 +79,9 @@ def is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] == "torch"
 
 
-def always_training(cls: Any) -> type:
+def always_training(cls: type) -> Any:
     """Return a class whose code finds itself in train mode, whatever its layers are in."""
-    training = property(lambda self: True, lambda self, mode: None)
-    return type(cls.__name__, (cls,), {"training": training, "__module__": cls.__module__})
+    return subclass_of(cls, {"training": property(lambda self: True, lambda self, mode: None)})
 
 
 def _edited(
@@ -273,9 +273,8 @@ def _coin(side: float | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if side is None else _Coin(side).tossed()
 
 
-def _tossing(cls: Any, side: float) -> type:
+def _tossing(cls: Any, side: float) -> Any:
     """Return a class whose code finds one side of every coin."""
-
     coin = _Coin(side)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -283,4 +282,4 @@ def _tossing(cls: Any, side: float) -> type:
             return cls.forward(self, *args, **kwargs)
 
     forward.__wrapped__ = cls.forward  # type: ignore[attr-defined]
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    return subclass_of(cls, {"forward": forward})

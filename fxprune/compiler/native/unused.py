@@ -16,6 +16,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
 from fxprune.compiler.native.training import always_training, is_torchs
 from fxprune.errors import FxpruneError
+from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import is_inside, module_of
 from fxprune.rules.axes import Atom, Axis, Product, Sum
@@ -105,7 +106,7 @@ def _keep_results(module: nn.Module) -> None:
     kept = nn.Dropout(0.0)
     vars(kept)["_is_impure"] = True
     module.kept = kept
-    module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    module.__class__ = subclass_of(cls, {"forward": forward})
 
 
 def _pairs(a: Axis, b: Axis) -> Iterator[tuple[Axis, Axis]]:
