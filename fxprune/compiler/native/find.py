@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -23,7 +24,21 @@ from fxprune.graph.tensors import in_float64, is_inside
 from fxprune.result.own_code import Edit, Forward, OwnCode, Part, Spelling
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["own_code_of"]
+__all__ = ["Found", "own_code_of"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search for an instance came to.
+
+    own: what makes it; None where nothing does.
+    why: what the code said then, with the line.
+    spelled: sizes in code were edited on the way; without that it may come to something else.
+    """
+
+    own: OwnCode | None
+    why: str = ""
+    spelled: bool = False
 
 
 def own_code_of(
@@ -34,11 +49,11 @@ def own_code_of(
     pruned: PrunedModule,
     *,
     spells: bool = True,
-) -> OwnCode | str:
+) -> Found:
     """Find the edits and the parts that make an instance of the model's class equal a pruned graph.
 
     In float64, to 1e-8, on an example.  Where a module's own code can't hold the new sizes, the smallest
-    module around it that can stand alone becomes its part of the graph; why it can't be the root, in words.
+    module around it that can stand alone becomes its part of the graph.
 
     spells: sizes that no state has, but code computes, may be other ones as well.
     """
@@ -67,21 +82,22 @@ class _Finder:
         self.traits: Traits = {}
         self.forward: Forward | None = None
 
-    def find(self) -> OwnCode | str:
+    def find(self) -> Found:
         expected = expected_of(self.double, self.example)
         fault = self.search.fault(expected)
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns
                 expected = self._with_results()
             elif not self._replace(fault) and not self._open(fault):
-                return fault.error
+                return Found(None, fault.error, self.search.spelled)
             fault = self.search.fault(expected)
-        return OwnCode(
+        own = OwnCode(
             tuple(self._edits()),
             tuple(self.parts.values()),
             forward=self.forward,
             spellings=tuple(self._spellings()),
         )
+        return Found(own, spelled=self.search.spelled)
 
     def _spellings(self) -> Iterator[Spelling]:
         """List the sizes that code has from attributes, less what a graph stands for."""

@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import configured
-from fxprune.compiler.native.find import own_code_of
+from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
@@ -86,20 +86,23 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         if traced is not None:
             return _finished(model, analysis, *traced, pruned, sizes)
     refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
-    found: _Made | str = ""
+    why = ""
     for spells in (True, False):  # what holds on two examples may not hold on a third
         try:
-            found = _run(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
+            found = _made_by_running(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
         except (UnsupportedModuleError, SyntaxError):  # code that can't be compiled anew
             if not spells:
                 raise
             continue
-        if not isinstance(found, str):
+        if not isinstance(found, Found):
             return _finished(model, analysis, *found, sizes)
-    return _no_instance(pruned, str(found))
+        why = found.why
+        if not found.spelled:
+            break
+    return _no_instance(pruned, why)
 
 
-def _run(
+def _made_by_running(
     model: nn.Module,
     analysis: Analysis,
     plan: Plan,
@@ -109,19 +112,22 @@ def _run(
     *,
     check: Check,
     spells: bool,
-) -> _Made | str:
-    """Find what makes an instance equal to a pruned graph by running it; why nothing does, in words."""
-    own = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
-    unheld = [""] if isinstance(own, str) else _unheld(own)
+) -> _Made | Found:
+    """Make an instance equal to a pruned graph by running it; where nothing does, return why."""
+    found = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
+    unheld = [""] if found.own is None else _unheld(found.own)
     more = computed_scales(analysis, slices.selection, pruned, unheld) if unheld else {}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
         others = Slices(analysis, slices.selection, slices.unused, folded)
         other = own_code_of(model, analysis, sizes, others, folded, spells=spells)
-        if not isinstance(other, str) and (isinstance(own, str) or _replaced(other) < _replaced(own)):
-            own, pruned, slices = other, folded, others
-    if isinstance(own, str):
-        return own
+        spelled = found.spelled or other.spelled
+        if other.own is not None and (found.own is None or _replaced(other.own) < _replaced(found.own)):
+            found, pruned, slices = other, folded, others
+        found = replace(found, spelled=spelled)
+    if found.own is None:
+        return found
+    own = found.own
     made = instance_of(model, own, pruned, slices)
     follows_mode = analysis.captured.follows_mode
     if wrong_in(made, pruned, follows_mode):
@@ -129,7 +135,7 @@ def _run(
         made = instance_of(model, own, pruned, slices)
         wrong = wrong_in(made, pruned, follows_mode)
         if wrong:
-            return wrong
+            return replace(found, own=None, why=wrong)
     return made, own, pruned
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
-from fxprune.compiler.native.spellings import Spellings
+from fxprune.compiler.native.spellings import SpelledSlot, Spellings
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside
@@ -42,6 +42,12 @@ class Search:
     def __post_init__(self) -> None:
         for slot, value in self.proposals.first():
             self._set(slot, value)
+
+    @property
+    def spelled(self) -> bool:
+        """Were sizes in code edited, or so many tried that it ended early?  Else it came to the same without."""
+        adopted = any(isinstance(slot, SpelledSlot) for slot in self.edits)
+        return adopted or (self.spellings is not None and self.runs > RUNS)
 
     def fault(self, expected: Expected) -> Fault | None:
         """Find the first module that no edit mends; None: the model equals the graph."""
