@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ __all__ = ["ATTENTION", "Request"]
 
 ATTENTION = ("auto", "heads", "head_dim", "merge")
 BASES = ("principal", "given")
+REFIT_OPTIONS = {"log_probabilities", "progress"}  # of `refit`
+DERIVATIVE_OPTIONS = {"draws", "log_probabilities", "progress", "seed"}  # of `moments_of`
 
 
 @dataclass(frozen=True)
@@ -100,24 +102,25 @@ class Request:
     @property
     def refit_options(self) -> dict[str, Value]:
         """The importance options that solving layers again takes."""
-        wanted = ("progress", "log_probabilities")
-        return {k: v for k, v in self.importance_options.items() if k in wanted}
+        return self._options_in(REFIT_OPTIONS)
 
     @property
     def score_options(self) -> dict[str, Value]:
         """The importance options that the criterion takes."""
-        return {k: v for k, v in self.importance_options.items() if k in options_of(self.criterion)}
+        return self._options_in(options_of(self.criterion))
 
     @property
     def derivative_options(self) -> dict[str, Value]:
         """The importance options that derivatives by layers' answers and readers' operands take."""
-        wanted = ("draws", "seed", "log_probabilities", "progress")
-        return {k: v for k, v in self.score_options.items() if k in wanted}
+        return self._options_in(DERIVATIVE_OPTIONS & options_of(self.criterion))
 
     @property
     def branch_options(self) -> dict[str, Value]:
         """The importance options that ranking branches takes."""
-        return {k: v for k, v in self.importance_options.items() if k in BRANCH_OPTIONS}
+        return self._options_in(BRANCH_OPTIONS)
+
+    def _options_in(self, names: Collection[str]) -> dict[str, Value]:
+        return {k: v for k, v in self.importance_options.items() if k in names}
 
     @property
     def ranks_branches(self) -> bool:

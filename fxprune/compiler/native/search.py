@@ -45,7 +45,7 @@ class Search:
 
     @property
     def spelled(self) -> bool:
-        """Were sizes in code edited, or so many tried that it ended early?  Else it came to the same without."""
+        """Were sizes in code edited, or so many tried that it ended early?  Else they made no difference."""
         adopted = any(isinstance(slot, SpelledSlot) for slot in self.edits)
         return adopted or (self.spellings is not None and self.runs > RUNS)
 
