@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
-from fxprune.choose.importance.answers import Derivatives, Lengths, Watched, channels_of
+from fxprune.choose.importance.answers import Derivatives, Watched, channels_of, take_slopes
+from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.held_out import split_data
-from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.graph.tensors import at_least_float32
 
@@ -71,16 +72,9 @@ def moments_of(
     samples = sum(batch.size for batch in batches)
     draws = draws or draws_for(samples)
     model = _Readers(analysis, groups, squared)
-    generator = torch.Generator().manual_seed(seed)
-    lengths: Lengths = {}
-    for batch in tqdm(batches, desc="moments", unit="batch", disable=None if progress else True):
-        with torch.enable_grad():
-            output = model.forward({}, batch.size, *batch.args)
-            prediction = predictions_of(output, batch.size, log_probabilities)
-            model.add_slopes(prediction, draws, generator)
-        lengths[batch.numbers] = model.watched.lengths()
-    found = {key: total.moments(draws * samples) for key, total in model.totals.items()}
-    return found, Derivatives(lengths, model.watched.moments(draws * samples))
+    with tqdm(total=len(batches), desc="moments", unit="batch", disable=None if progress else True) as bar:
+        derivatives = take_slopes(model, batches, draws, seed, log_probabilities, bar.update)
+    return {key: total.moments(draws * samples) for key, total in model.totals.items()}, derivatives
 
 
 @dataclass
@@ -127,6 +121,9 @@ class _Readers(SoftMasked):
             return self.watched.watch(n, super().run_node(n))
         finally:
             self.env.update(originals)
+
+    def run_on(self, batch: Batch) -> Any:
+        return self.forward({}, batch.size, *batch.args)
 
     def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None:
         """Add what was read, and the derivatives by it, to the totals; and those by layers' answers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
-from fxprune.choose.importance.predictions import LogProbabilities, draws_for, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
 from fxprune.graph.tensors import at_least_float32
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
@@ -32,6 +32,7 @@ __all__ = [
     "counts_of",
     "derivatives_of",
     "is_known",
+    "take_slopes",
 ]
 
 SOLVED = (linear_axes, conv_axes)  # rules of what is solved
@@ -83,20 +84,29 @@ def derivatives_of(
         draws: derivatives taken per sample.  By default as of `draws_for`.
         step: called after each batch.
     """
-    samples = sum(batch.size for batch in batches)
-    draws = draws or draws_for(samples)
-    running = _Answers(module, channels, squared)
+    draws = draws or draws_for(sum(batch.size for batch in batches))
+    runner = _Answers(module, channels, squared)
+    return take_slopes(runner, batches, draws, seed, log_probabilities, step)
+
+
+def take_slopes(
+    runner: Runner,
+    batches: Sequence[Batch],
+    draws: int,
+    seed: int,
+    log_probabilities: LogProbabilities | None,
+    step: Callable[[], Any],
+) -> Derivatives:
+    """Let a run over the data add up derivatives of its predictions, so many per sample."""
     generator = torch.Generator().manual_seed(seed)
     lengths: Lengths = {}
     for batch in batches:
         with torch.enable_grad():
-            prediction = predictions_of(running.run(*batch.args), batch.size, log_probabilities)
-            answers = running.watched.taken()
-            for slopes in prediction.slopes(list(answers.values()), draws, generator):
-                running.watched.add(dict(zip(answers, slopes, strict=True)))
-        lengths[batch.numbers] = running.watched.lengths()
+            prediction = predictions_of(runner.run_on(batch), batch.size, log_probabilities)
+            runner.add_slopes(prediction, draws, generator)
+        lengths[batch.numbers] = runner.watched.lengths()
         step()
-    return Derivatives(lengths, running.watched.moments(draws * samples))
+    return Derivatives(lengths, runner.watched.moments(draws * sum(batch.size for batch in batches)))
 
 
 def is_known(lengths: Lengths, node: str, batches: Sequence[Batch]) -> bool:
@@ -158,6 +168,16 @@ class Watched:
         return {name: moment / derivatives for name, moment in self._moments.items()}
 
 
+class Runner(Protocol):
+    """Runs a graph on batches; adds up derivatives of a prediction by what it gave for the last one."""
+
+    watched: Watched
+
+    def run_on(self, batch: Batch) -> Any: ...
+
+    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None: ...
+
+
 class _Answers(fx.Interpreter):
     """Runs the original; keeps what some layers give, for derivatives by it."""
 
@@ -167,3 +187,11 @@ class _Answers(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         return self.watched.watch(n, super().run_node(n))
+
+    def run_on(self, batch: Batch) -> Any:
+        return self.run(*batch.args)
+
+    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None:
+        answers = self.watched.taken()
+        for slopes in prediction.slopes(list(answers.values()), draws, generator):
+            self.watched.add(dict(zip(answers, slopes, strict=True)))
