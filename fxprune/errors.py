@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BudgetError",
     "CaptureError",
@@ -134,6 +136,13 @@ MOST_LETTERS = 80
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says; nothing, if it says nothing."""
     return (str(error).strip().splitlines() or [""])[0]
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Join some names, and count those that are left out: `a, b, c, and 4 more`."""
+    names = list(names)
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def shown(value: object) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.errors import PatternError
+from fxprune.errors import PatternError, listed
 from fxprune.graph.tensors import is_inside, modules_around
 
 __all__ = ["excluded_modules", "groups_touching", "groups_within"]
@@ -26,7 +26,8 @@ def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
         matched = set(fnmatch.filter(paths, pattern))
         if not matched:
             raise PatternError(
-                f"exclude pattern {pattern!r} matches no module; modules are named like {_some(paths)}"
+                f"exclude pattern {pattern!r} matches no module; modules are named like "
+                f"{listed(map(repr, paths))}"
             )
         hit |= matched
     return hit
@@ -43,14 +44,11 @@ def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
     if not found:
         names = [g.name for g in analysis.prunable]
         raise PatternError(
-            f"ratios pattern {pattern!r} holds no prunable group; groups are named like {_some(names)}"
+            f"ratios pattern {pattern!r} holds no prunable group; groups are named like "
+            f"{listed(map(repr, names))}"
         )
     return found
 
 
 def _module_paths(analysis: Analysis) -> list[str]:
     return list(dict.fromkeys(path for name in analysis.weights for path in modules_around(name)))
-
-
-def _some(paths: Iterable[str]) -> str:
-    return ", ".join(repr(p) for p in list(paths)[:3])

@@ -9,7 +9,6 @@ the rewrite gets wrong shows.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ from fxprune.certify.comparison import (
 from fxprune.certify.draws import is_varied
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.certify.noise import drawn_in_order
-from fxprune.errors import CertificateError
+from fxprune.errors import CertificateError, listed
 from fxprune.graph.copies import graph_shared, own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.facts import Captured
@@ -94,8 +93,8 @@ class Certificate(float):
         if self.unseen:
             yield f"saw nothing: {self.unseen}"
         if self.changed:
-            names = ", ".join(itertools.islice(self.changed, 3)) + (", ..." if len(self.changed) > 3 else "")
-            yield f"{len(self.changed)} weights are not the plan's slices any more (trained?): {names}"
+            some = listed(self.changed)
+            yield f"{len(self.changed)} weights are not the plan's slices any more (trained?): {some}"
         if self.function is not None:
             yield f"with them in the original: {self.function:.2e}"
         yield from self.notes

@@ -10,7 +10,7 @@ import networkx as nx
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.patterns import groups_touching, groups_within
 from fxprune.choose.budget.request import Budget
-from fxprune.errors import NothingPrunableError, OptionError
+from fxprune.errors import NothingPrunableError, OptionError, listed
 
 __all__ = ["candidates", "refuse_unused_ratios"]
 
@@ -49,7 +49,7 @@ def refuse_unused_ratios(analysis: Analysis, groups: Sequence[Group], budget: Bu
     for pattern in reversed([*budget.ratios]):
         named = groups_within(analysis, pattern)
         if left.isdisjoint(named):
-            names = ", ".join(group.name for group in named[:3])
+            names = listed(group.name for group in named)
             why = (
                 "of several patterns the last holds: put the general ones first"
                 if not {*groups}.isdisjoint(named)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fxprune.capture.example_of import example_of
 from fxprune.cli.preprocessing import Preprocessing
-from fxprune.errors import DataError
+from fxprune.errors import DataError, listed
 from fxprune.graph.tensors import device_of
 from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
@@ -155,11 +155,10 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
             return {name: synsets.index(name) for name in names}, "by ImageNet's names"
     if len(names) == classes and sorted(names) == sorted(names, key=_natural):
         return {name: i for i, name in enumerate(sorted(names))}, "in alphabetical order"
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     raise DataError(
-        f"--data: {len(names)} subfolders ({some}) for a model of {classes} classes: name them by the number "
-        f"of the class (0 to {classes - 1}), or make one for each class, in alphabetical order; for classes "
-        f"that the model does not know, fxprune finetune has --new-head"
+        f"--data: {len(names)} subfolders ({listed(names)}) for a model of {classes} classes: name them by "
+        f"the number of the class (0 to {classes - 1}), or make one for each class, in alphabetical order; "
+        f"for classes that the model does not know, fxprune finetune has --new-head"
     )
 
 

@@ -34,6 +34,13 @@ __all__ = ["Engine", "Trackers", "accelerated", "tracked"]
 Trackers = Sequence[Any]
 
 NEEDS = "training needs the extra: pip install 'fxprune[finetune]' ({})"
+# What `accelerate launch` says in the environment -> what `Training` calls it.
+LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": "precision",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "accumulation",
+}
+# Lists in which an accelerator keeps what it prepared.
+PREPARED = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
 
 
 @contextlib.contextmanager
@@ -67,7 +74,7 @@ def accelerated(
         with _as_prepared_before(given):
             yield given
         return
-    known = _known(trackers)
+    log_with = _checked(trackers)
     before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
     AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
@@ -78,7 +85,7 @@ def accelerated(
                 gradient_accumulation_steps=training.accumulation,
                 dataloader_config=config,
                 step_scheduler_with_optimizer=False,
-                log_with=known,
+                log_with=log_with,
                 project_dir=folder,
             )
         except (ValueError, ImportError, RuntimeError) as error:
@@ -128,12 +135,6 @@ def _refuse_other_launch(training: Training) -> None:
             )
 
 
-LAUNCHED = {
-    "ACCELERATE_MIXED_PRECISION": "precision",
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "accumulation",
-}
-
-
 def _refuse_strangers(accelerator: Accelerator) -> None:
     """Refuse processes that were started together, and would each train alone and write the same files.
 
@@ -161,8 +162,8 @@ def _refuse_idle_precision(accelerator: Accelerator) -> None:
         )
 
 
-def _known(trackers: Trackers) -> list[Any] | None:
-    """Check what Accelerate would leave out in silence, or fail at.
+def _checked(trackers: Trackers) -> list[Any] | None:
+    """Return trackers as Accelerate takes them, none that it would leave out in silence or fail at.
 
     Raises:
         TrainingError: a tracker is not installed.
@@ -190,9 +191,6 @@ def _as_prepared_before(accelerator: Accelerator) -> Iterator[None]:
     finally:
         for held, then in zip(lists, before, strict=True):
             held[:] = then
-
-
-PREPARED = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from fxprune.show.reports.accuracy import class_scores
 
 __all__ = ["with_classes"]
 
+CANT = "the classifier can't be replaced"
+
 
 def with_classes(model: nn.Module, classes: int, *, example_inputs: Any = None, **options: Any) -> nn.Module:
     """Return a copy of a classifier, pruned or not, with a new, untrained last layer for so many classes.
@@ -53,9 +55,6 @@ def with_classes(model: nn.Module, classes: int, *, example_inputs: Any = None, 
     if after != classes:
         raise TrainingError(f"{CANT}: the model has {after} classes yet")
     return made
-
-
-CANT = "the classifier can't be replaced"
 
 
 def _classes(model: nn.Module, example: Example) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import TrainingError
+from fxprune.errors import TrainingError, listed
 from fxprune.graph.tensors import called_modules
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ def refuse_uncalled_units(model: nn.Module) -> None:
     units = [name for name, m in model.named_modules() if name and isinstance(m, FSDPModule)]
     never = [name for name in units if name not in called]
     if never:
-        some = ", ".join(never[:3]) + (", ..." if len(never) > 3 else "")
         raise TrainingError(
-            f"FSDP2 would shard {some} on its own, and the graph never calls it as a module: shard another "
-            f"class (such as Linear), or prune with form='module'"
+            f"FSDP2 would shard {listed(never)} on its own, and the graph never calls it as a module: shard "
+            f"another class (such as Linear), or prune with form='module'"
         )
 
 

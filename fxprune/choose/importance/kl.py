@@ -87,7 +87,7 @@ def kl(
 
 
 def _measured(analysis: Analysis, samples: int) -> int:
-    """Choose how many samples to measure by default; None where the batch size is fixed."""
+    """Choose how many samples to measure by default: none where the batch size is fixed."""
     return 0 if analysis.captured.fixed_batch else min(samples, max(4, samples // 40))
 
 

@@ -29,6 +29,7 @@ from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.search import choices
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.rewrite import rewrite
+from fxprune.errors import listed
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
@@ -160,8 +161,7 @@ def _unproved(model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes
             words = [key for key in slot.keys[: slot.held] if isinstance(key, str)]
             if not seen.has(slot) and {*words} <= {*named} and sizes[path].may_be(old):
                 found.append(str(slot))
-    said = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    return f"it may read {said}, of which no graph says what it should be there" if found else ""
+    return f"it may read {listed(found)}, of which no graph says what it should be there" if found else ""
 
 
 def _example(pruned: PrunedModule, model: nn.Module) -> Example:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from fxprune.errors import FileError
+from fxprune.errors import FileError, listed
 
 __all__ = ["CONSTANT", "assign", "named_tensors"]
 
@@ -75,8 +75,7 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], frozen: set[str]) -
 
 def _refuse(what: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise FileError(f"the file of weights {what} {', '.join(names[:3])}{more}")
+        raise FileError(f"the file of weights {what} {listed(names)}")
 
 
 def _slots(module: nn.Module) -> list[_Slot]:

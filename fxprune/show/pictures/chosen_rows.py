@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 
-from fxprune.errors import PatternError
+from fxprune.errors import PatternError, listed
 from fxprune.show.pictures.tree import Row, Tree
 
 __all__ = ["chosen_rows"]
@@ -20,7 +20,7 @@ def chosen_rows(tree: Tree, patterns: list[str]) -> list[Row]:
     for pattern in patterns:
         found = [row for row in places if fnmatch.fnmatchcase(row.path, pattern)]
         if not found:
-            names = ", ".join(list(dict.fromkeys(row.path for row in places))[:8])
-            raise PatternError(f"modules={pattern!r} matches no module of the graph; there are {names}, ...")
+            names = listed(dict.fromkeys(row.path for row in places), 8)
+            raise PatternError(f"modules={pattern!r} matches no module of the graph; there are {names}")
         chosen += [row for row in found if row not in chosen]
     return sorted(chosen, key=lambda row: row.index)

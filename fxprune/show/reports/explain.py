@@ -18,7 +18,7 @@ from fxprune.analysis.analyze import analyze
 from fxprune.analysis.freedom.regions import Place
 from fxprune.analysis.paths import paths_of
 from fxprune.analysis.words import Words
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, listed
 from fxprune.graph.tensors import modules_around
 from fxprune.rules.axes import atoms_of
 
@@ -119,7 +119,7 @@ def _about(analysis: Analysis, group: Group, here: list[Site]) -> list[str]:
     lines.append(f"  coupled with {len(others)} other dimension{'s' if len(others) > 1 else ''} of weights")
     for first, *nodes, last in _nearest(analysis, group, start, others):
         lines.append(f"  {first} with {last}: {_route(nodes)}")
-    lines.append(f"  all: {_some([str(site) for site in others], 2 * MOST)}")
+    lines.append(f"  all: {listed([str(site) for site in others], 2 * MOST)}")
     return [*lines, *_bases(group)]
 
 
@@ -129,10 +129,10 @@ def _bases(group: Group) -> list[str]:
     for name, region in group.bases.items():
         ones = ", keeping the vector of ones" if region.centred else ""
         rows, columns = (_places([p for p in region.places if p.side == side]) for side in (1, -1))
-        lines.append(f"    {name} ({region.freedom}{ones}): {_some(rows, MOST)}")
-        lines += [f"      by the inverse of its transpose: {_some(columns, MOST)}"] if columns else []
+        lines.append(f"    {name} ({region.freedom}{ones}): {listed(rows, MOST)}")
+        lines += [f"      by the inverse of its transpose: {listed(columns, MOST)}"] if columns else []
         folded = [fold.vector.name for fold in region.folds]
-        lines += [f"      folded first: {_some(folded, MOST)}"] if folded else []
+        lines += [f"      folded first: {listed(folded, MOST)}"] if folded else []
     return lines
 
 
@@ -157,11 +157,6 @@ def _nearest(analysis: Analysis, group: Group, start: Site, others: list[Site]) 
     paths = nx.single_source_shortest_path(passes, str(start))
     one_per_module = {site.name.rpartition(".")[0]: str(site) for site in reversed(others)}
     return sorted((paths[site] for site in one_per_module.values() if site in paths), key=len)[:MOST]
-
-
-def _some(names: list[str], most: int) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _route(nodes: list[fx.Node]) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler import verify
-from fxprune.errors import OptionError, shown
+from fxprune.errors import OptionError, listed, shown
 from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.pruned_module import noise_for, plan_of, record_of
@@ -100,46 +100,51 @@ class Report:
         return self.to_markdown() if self.format == "markdown" else _on_terminal(self)
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Lay out the groups, and the totals with what else is to be said: title, head, rows."""
         groups = [
             [name, _pair(g.width, _count), _pair(g.parameters, _count), _pair(g.macs, _count)]
             for name, g in folded(self.groups)
         ]
         groups.append(["the rest", "", *self._rest()])
-        total = [
+        return [
+            (self.model, ["group", "width", "its parameters", "its MACs"], groups),
+            (self._summary(), ["", "before", "after", "left"], [*self._totals(), *self._remarks()]),
+        ]
+
+    def _totals(self) -> list[list[str]]:
+        """Lay out what was counted, measured and certified of the whole model."""
+        rows = [
             ["parameters", *_row(self.parameters, _count)],
             [f"MACs, batch {self.batch}", *_row(self.macs, _count)],
         ]
         if self.heads[0]:
-            total.append(["heads", *_row(self.heads, _count)])
+            rows.append(["heads", *_row(self.heads, _count)])
         if self.latency is not None:
             label = f"latency, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
-            total.append([label, *_row(self.latency, _seconds)])
+            rows.append([label, *_row(self.latency, _seconds)])
         if self.certificate is not None:
-            total.append(["largest relative error", "", f"{self.certificate:.1e}", ""])
+            rows.append(["largest relative error", "", f"{self.certificate:.1e}", ""])
+        return rows
+
+    def _remarks(self) -> list[list[str]]:
+        """Lay out what stood in the way, what was lost, what was solved again, and what is no own code."""
+        rows = []
         if self.floored:
-            some = ", ".join(self.floored[:4]) + f", and {len(self.floored) - 4} more" * (
-                len(self.floored) > 4
-            )
-            total.append([f"at their floor: {some}", "", str(len(self.floored)), ""])
+            rows.append([f"at their floor: {listed(self.floored, 4)}", "", str(len(self.floored)), ""])
         if self.discarded:
             most = sorted(self.discarded, key=lambda name: -self.discarded[name])[:3]
             some = ", ".join(f"{name} {self.discarded[name]:.2g}" for name in most)
-            total.append(
-                [f"estimated KL discarded; most: {some}", "", f"{sum(self.discarded.values()):.2g}", ""]
-            )
+            discarded = f"{sum(self.discarded.values()):.2g}"
+            rows.append([f"estimated KL discarded; most: {some}", "", discarded, ""])
         if self.samples:
             few = " (few: more make it better)" if self.samples < FEW else ""
-            total.append([f"calibration samples{few}", "", str(self.samples), ""])
+            rows.append([f"calibration samples{few}", "", str(self.samples), ""])
         if len(self.divergence) == 2:
             sliced, solved = (f"{value:.2g}" for value in self.divergence)
-            total.append(["KL of held-out samples, slices and solved again", sliced, solved, ""])
+            rows.append(["KL of held-out samples, slices and solved again", sliced, solved, ""])
         for path, why in self.replaced:
-            total.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
-        total += [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
-        return [
-            (self.model, ["group", "width", "its parameters", "its MACs"], groups),
-            (self._summary(), ["", "before", "after", "left"], total),
-        ]
+            rows.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
+        return rows + [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
 
     def _rest(self) -> list[str]:
         """Sum up what no group that shrank carries: parameters and MACs, before and after."""
