@@ -77,6 +77,8 @@ def infer(captured: Captured, rules: RuleSet, *, outputs: Outputs = "keep") -> I
 
 
 class _Walk:
+    """Visits a graph's nodes in order, and gathers what their rules say into an `Inference`."""
+
     def __init__(self, captured: Captured, rules: RuleSet, outputs: Outputs) -> None:
         self.module, self.rules, self.outputs = captured.module, rules, outputs
         self.samples = captured.samples

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.cli.options import refuse
-from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError
+from fxprune.errors import FileError, FxpruneError, ModelSpecError, OptionError, first_line
 from fxprune.finetune.heads import with_classes
 from fxprune.result.saved import model_specs
 from fxprune.result.saved.folder import RECORD, read_record
@@ -169,8 +169,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise OptionError(f"--device {name}: there is no such device here ({first})") from error
+        said = first_line(error)
+        raise OptionError(f"--device {name}: there is no such device here ({said})") from error
     return device
 
 

@@ -61,6 +61,8 @@ def own_code_of(
 
 
 class _Finder:
+    """Edits a float64 instance until it equals the graph, and puts parts of that in where no edits do."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -87,7 +89,7 @@ class _Finder:
         fault = self.search.fault(expected)
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns
-                expected = self._with_results()
+                expected = self._looked_closer()
             elif not self._replace(fault) and not self._open(fault):
                 return Found(None, fault.error, self.search.spelled)
             fault = self.search.fault(expected)
@@ -118,7 +120,8 @@ class _Finder:
             if old != new and sure and not is_inside(slot.path, self.parts):
                 yield Edit(slot, old, new)
 
-    def _with_results(self) -> Expected:
+    def _looked_closer(self) -> Expected:
+        """Find where modules begin and end and what code computes sizes; return what modules should give."""
         removal = self.analysis.removal
         removed = {b.add.name: b.source.name for b in removal.branches} if removal else {}
         captured = self.analysis.original.module

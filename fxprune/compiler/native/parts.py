@@ -117,6 +117,11 @@ def _read_off(node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], t
 
 
 class _Cutter:
+    """Copies what a module's results need from the pruned graph, back to the module's own inputs.
+
+    read: what stands for a node that is a fact of the model's input (its size) alone.
+    """
+
     def __init__(
         self, part: Part, root: nn.Module, pruned: fx.GraphModule, read: Callable[[str], Read | None]
     ) -> None:

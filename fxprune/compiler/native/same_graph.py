@@ -143,7 +143,7 @@ class _Pair:
         if self.node.op == "get_attr":
             return _same_tensor(tensor_at(own, target), tensor_at(pruned, target))
         if self.node.op == "call_module":
-            return same_layer(own.get_submodule(target), pruned.get_submodule(target))
+            return _same_layer(own.get_submodule(target), pruned.get_submodule(target))
         return True
 
     def _between(self, got: Any, wanted: Any) -> Iterator[Difference]:
@@ -190,7 +190,7 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
 
 
-def same_layer(a: nn.Module, b: nn.Module) -> bool:
+def _same_layer(a: nn.Module, b: nn.Module) -> bool:
     """Do two layers compute the same: of one class, with equal settings, on equal tensors?"""
     if type(a) is not type(b):
         return False
@@ -200,7 +200,7 @@ def same_layer(a: nn.Module, b: nn.Module) -> bool:
     for name, value in one.items():
         if name == "training":
             continue
-        if not (_same_nest(value, other[name])):
+        if not _same_nest(value, other[name]):
             return False
     return True
 
@@ -209,7 +209,7 @@ def _same_nest(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if isinstance(a, nn.Module):
-        return isinstance(b, nn.Module) and same_layer(a, b)
+        return isinstance(b, nn.Module) and _same_layer(a, b)
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and _same_tensor(a, b)
     if isinstance(a, dict):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ __all__ = ["refit"]
 
 WORSE = "with it, predictions on held-out data came no nearer to the original's"
 NO_GAIN = "its error on held-out data did not fall"
+ONE_SAMPLE = "there is one sample only, and none to choose by"
 
 
 def refit(
@@ -70,49 +71,74 @@ def refit(
             f"it helps on those held out; give {FEW} or more",
             stacklevel=4,
         )
-    found: dict[str, Refit] = {}
-    left = dict(consumers.left)
-    divergence: tuple[float, ...] = ()
     readers = {c.node for c in consumers.solved if c.shrunk}
+    done = _Outcome()
     if consumers.solved and not calibration.held:
-        left |= dict.fromkeys(readers, "there is one sample only, and none to choose by")
+        done = _Outcome(left=dict.fromkeys(readers, ONE_SAMPLE))
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
-        own_tensors = (t for c in consumers.solved for t in (sides.weight(c), sides.bias(c)) if t is not None)
-        kept = [(t, t.detach().clone()) for t in own_tensors]
-        ridges: dict[torch.Size, float] = {}  # the last of every shape: layers alike take much the same
-        before = sides.divergence(calibration.held, log_probabilities)
-        for consumer, (seen, held) in _moments(
-            sides, consumers.solved, calibration, lengths, log_probabilities, progress
-        ):
-            weight, bias = sides.matrix(consumer, len(seen.x))
-            alike = weight.shape
-            solution = solved(
-                seen, held, weight, bias, free_bias=consumer.bias is not None, start=ridges.get(alike, MIDDLE)
-            )
-            if solution is not None:
-                if solution.ridge in RIDGES:
-                    ridges[alike] = solution.ridge
-                found |= _stored(sides, consumer, solution)
-            elif consumer.shrunk:
-                left[consumer.node] = NO_GAIN
-        left |= {node: why for node, why in sides.refused.items() if node in readers}
-        after = sides.divergence(calibration.held, log_probabilities) if found else before
-        if found and not after < before:
-            with torch.no_grad():
-                for tensor, slices in kept:
-                    tensor.copy_(slices)
-            found, left, after = {}, left | dict.fromkeys(readers, WORSE), before
-        divergence = (before, after)
+        done = _solve(sides, consumers.solved, calibration, lengths, log_probabilities, progress)
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
-        refit={**plan.refit, **found},
-        unfitted={names.get(node, node): why for node, why in left.items()},
+        refit={**plan.refit, **done.found},
+        unfitted={names.get(node, node): why for node, why in (*consumers.left.items(), *done.left.items())},
         samples=samples,
-        divergence=divergence,
+        divergence=done.divergence,
     )
     return with_record(result, lambda record: replace(record, plan=plan))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What solving layers again came to.
+
+    found: what was done, by tensor.
+    left: layers that read a shrunk axis and keep their slices, each with why.
+    divergence: from the original on held-out samples, before and after; empty where nothing was tried.
+    """
+
+    found: Mapping[str, Refit] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+    divergence: tuple[float, ...] = ()
+
+
+def _solve(
+    sides: Sides,
+    consumers: Sequence[Consumer],
+    data: Split,
+    lengths: Lengths | None,
+    log_probabilities: LogProbabilities | None,
+    progress: bool,
+) -> _Outcome:
+    """Solve layers again, in place, one after the other; put all slices back where that helps none."""
+    readers = {c.node for c in consumers if c.shrunk}
+    found: dict[str, Refit] = {}
+    left: dict[str, str] = {}
+    own_tensors = (t for c in consumers for t in (sides.weight(c), sides.bias(c)) if t is not None)
+    slices = [(t, t.detach().clone()) for t in own_tensors]
+    ridges: dict[torch.Size, float] = {}  # the last of every shape: layers alike take much the same
+    before = sides.divergence(data.held, log_probabilities)
+    for consumer, (seen, held) in _moments(sides, consumers, data, lengths, log_probabilities, progress):
+        weight, bias = sides.matrix(consumer, len(seen.x))
+        alike = weight.shape
+        solution = solved(
+            seen, held, weight, bias, free_bias=consumer.bias is not None, start=ridges.get(alike, MIDDLE)
+        )
+        if solution is not None:
+            if solution.ridge in RIDGES:
+                ridges[alike] = solution.ridge
+            found |= _stored(sides, consumer, solution)
+        elif consumer.shrunk:
+            left[consumer.node] = NO_GAIN
+    left |= {node: why for node, why in sides.refused.items() if node in readers}
+    after = sides.divergence(data.held, log_probabilities) if found else before
+    if not found or after < before:
+        return _Outcome(found, left, (before, after))
+    with torch.no_grad():
+        for tensor, slice_ in slices:
+            tensor.copy_(slice_)
+    return _Outcome({}, left | dict.fromkeys(readers, WORSE), (before, before))
 
 
 def _moments(
