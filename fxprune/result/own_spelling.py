@@ -36,6 +36,7 @@ class Place:
     text: what is written there.
     name: the local variable that a statement there assigns; the statement stays, and the attribute is
         assigned to it after that.
+    call: it is what a call calls: the attribute makes another function of it.
     """
 
     method: str
@@ -43,12 +44,14 @@ class Place:
     end: tuple[int, int]
     text: str
     name: str = ""
+    call: bool = False
 
     @property
     def attribute(self) -> str:
         """The attribute that has the number."""
         line, column = self.start
-        return f"_size_{self.method}_{line}_{column}" + (f"_{self.name}" if self.name else "")
+        kind = "full_width" if self.call else "size"
+        return f"_{kind}_{self.method}_{line}_{column}" + (f"_{self.name}" if self.name else "")
 
 
 Layers = tuple[tuple[Place, ...], ...]
@@ -151,7 +154,7 @@ class Source:
         arguments = [*self.node.args.posonlyargs, *self.node.args.args]
         return arguments[0].arg
 
-    def place(self, node: ast.expr | ast.stmt, name: str = "") -> Place:
+    def place(self, node: ast.expr | ast.stmt, name: str = "", *, call: bool = False) -> Place:
         """Name an expression in it, or a statement that assigns a local variable."""
         assert node.end_lineno is not None and node.end_col_offset is not None
         start, end = (
@@ -159,7 +162,7 @@ class Source:
             (node.end_lineno - self.first, node.end_col_offset),
         )
         text = b"\n".join(self._lines(start, end)).decode()
-        return Place(self.function.__name__, start, end, text, name)
+        return Place(self.function.__name__, start, end, text, name, call)
 
     def spelled(self, places: Iterable[Place]) -> types.CodeType:
         """Return the code compiled anew, with attributes at some places.
@@ -181,6 +184,9 @@ class Source:
                 lines[bottom] = (
                     lines[bottom][:right] + f"; {place.name} = ".encode() + said + lines[bottom][right:]
                 )
+            elif place.call:
+                lines[bottom] = lines[bottom][:right] + b")" + lines[bottom][right:]
+                lines[top] = lines[top][:left] + said + b"(" + lines[top][left:]
             else:
                 tail = lines[bottom][right:]
                 lines[top : bottom + 1] = [lines[top][:left] + said + tail, *[b""] * (bottom - top)]

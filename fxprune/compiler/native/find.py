@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import doubled, in_eval_mode
 from fxprune.compiler.native.boundaries import Boundary, boundaries_of
+from fxprune.compiler.native.full_width import FullWidths
+from fxprune.compiler.native.instance import Slices
 from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.root_forward import forward_at, replace_forward
 from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.spellings import AS_WRITTEN, SpelledSlot, Spellings
-from fxprune.compiler.native.structure import Resized, in_double_as, resized_copy
+from fxprune.compiler.native.structure import in_double_as, resized_copy
 from fxprune.compiler.native.traits import Traits, other_examples, traits_of
 from fxprune.compiler.native.watch import Expected, Fault, expected_of
 from fxprune.graph.example import seeded_noise
@@ -45,7 +48,7 @@ def own_code_of(
     model: nn.Module,
     analysis: Analysis,
     sizes: Mapping[str, Sizes],
-    slices: Resized,
+    slices: Slices,
     pruned: PrunedModule,
     *,
     spells: bool = True,
@@ -68,12 +71,13 @@ class _Finder:
         model: nn.Module,
         analysis: Analysis,
         sizes: Mapping[str, Sizes],
-        slices: Resized,
+        slices: Slices,
         pruned: PrunedModule,
         *,
         spells: bool,
     ) -> None:
         self.model, self.analysis, self.sizes, self.spells = model, analysis, sizes, spells
+        self.selection = slices.selection
         self.double = doubled(pruned)
         root = resized_copy(model, lambda n, t: in_double_as(slices(n, t)), pruned)
         in_eval_mode(root)
@@ -107,7 +111,7 @@ class _Finder:
         for slot, new in self.search.edits.items():
             gone = is_inside(slot.path, self.parts) or slot.path in opened
             if isinstance(slot, SpelledSlot) and new != AS_WRITTEN and not gone:
-                yield Spelling(slot.path, slot.place, slot.old, new)
+                yield Spelling(slot.path, slot.place, slot.old, slot.meaning(new))
 
     def _edits(self) -> Iterator[Edit]:
         """List what was edited, less what lies in a part, or may be no width: nobody has read it."""
@@ -135,7 +139,8 @@ class _Finder:
                     raise
             else:
                 if self.spells:
-                    self.search.spellings = Spellings(self.model, self.sizes, examples)
+                    wide = partial(FullWidths, self.model, self.analysis, self.selection, self.example)
+                    self.search.spellings = Spellings(self.model, self.sizes, examples, wide)
                 break
         assert self.boundaries is not None
         return expected_of(self.double, self.example, self.boundaries)

@@ -6,32 +6,31 @@ number and the height of its images, and the number of its tokens.
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import types
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.certify.comparison import same_draws
-from fxprune.certify.float64 import in_double, in_eval_mode
+from fxprune.compiler.native.full_width import FullWidths
+from fxprune.compiler.native.noting import calls_noted, functions_of, numbers_noted
 from fxprune.compiler.native.proposals import Options, Scope
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.structure import doubled_copy
-from fxprune.graph.classes import subclass_of
 from fxprune.graph.example import Example
+from fxprune.result.full_width import FullWidth
 from fxprune.result.own_code import Slot
-from fxprune.result.own_spelling import Place, Source, source_of, spelled_class, with_code
+from fxprune.result.own_spelling import Place, Source, source_of, spelled_class
 
 __all__ = ["AS_WRITTEN", "SpelledSlot", "Spellings"]
 
-NOTED = "_fxprune_noted"  # what code is given to tell its numbers by; of a module, its path
+_Numbers = Mapping[str, dict[Place, int]]  # by a module's path
+_Wide = Mapping[str, dict[Place, list[FullWidth]]]
+
 AS_WRITTEN = 0  # the number of a place where the code says what it always said
-_APART = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.JoinedStr)
 
 
 @dataclass
@@ -39,43 +38,57 @@ class Spellings:
     """The sizes in the code of a model's modules; not frozen: it looks at a class when it is asked of one.
 
     examples: on which the original runs.
+    found_wide: makes what finds calls that can be made at the original's width.
     """
 
     model: nn.Module
     sizes: Mapping[str, Sizes]
     examples: Sequence[Example]
-    known: dict[type, Mapping[str, dict[Place, int]]] = field(default_factory=dict)
+    found_wide: Callable[[], FullWidths]
+    known: dict[type, tuple[_Numbers, _Wide]] = field(default_factory=dict)
     classes: dict[str, type[nn.Module]] = field(default_factory=dict)
     chosen: dict[str, dict[Place, int]] = field(default_factory=lambda: defaultdict(dict))
 
     def options(self, scope: Scope, root: nn.Module) -> Options:
         """List every size that a module's own code computes, and what it may have become.
 
-        If `wide`, also those of attributes, which state has.
+        If `wide`, also those of attributes, which state has.  Then the calls that can be made at full width.
         """
         module = self.model.get_submodule(scope.path)
         if type(root.get_submodule(scope.path)).__module__.partition(".")[0] == "torch":
             return []
-        cls = type(module)
-        if cls not in self.known:
-            self.known[cls] = self._numbers(cls)
+        numbers, wide = self._known(type(module))
         found: Options = []
-        for place, old in self.known[cls].get(scope.path, {}).items():
+        for place, old in numbers.get(scope.path, {}).items():
             news = [n for n in self._may_be(scope.path, old) if n != old]
             if news and (scope.wide or not _is_attribute(place)):
                 # The old one, too: what it is made of may have another.
                 slot = SpelledSlot(scope.path, (place.attribute,), 0, place=place, old=old, spellings=self)
                 found.append((slot, [*news, old, AS_WRITTEN]))
+        for place, ways in wide.get(scope.path, {}).items():
+            called = SpelledSlot(
+                scope.path, (place.attribute,), 0, place=place, old=0, spellings=self, ways=tuple(ways)
+            )
+            found.append((called, [*range(1, len(ways) + 1), AS_WRITTEN]))
         return found
 
-    def write(self, module: nn.Module, path: str, place: Place, new: int) -> None:
+    def _known(self, cls: type) -> tuple[_Numbers, _Wide]:
+        if cls not in self.known:
+            sources = [
+                source for function in functions_of(cls) if (source := source_of(function)) is not None
+            ]
+            self.known[cls] = self._numbers(cls, sources), self._wide_calls(cls, sources)
+        return self.known[cls]
+
+    def write(self, module: nn.Module, slot: SpelledSlot, new: int) -> None:
         """Let the code of a module have another size at a place, or again what stands there."""
+        path, place = slot.path, slot.place
         chosen, state = self.chosen[path], vars(module)
         if new == AS_WRITTEN:
             chosen.pop(place, None)
             state.pop(place.attribute, None)
         else:
-            chosen[place] = state[place.attribute] = new
+            chosen[place], state[place.attribute] = new, slot.meaning(new)
         cls = self.classes.setdefault(path, type(module))
         module.__class__ = spelled_class(cls, tuple(sorted(chosen))) if chosen else cls
 
@@ -86,24 +99,16 @@ class Spellings:
             found = self.sizes[path].may_be(old)
         return found
 
-    def _numbers(self, cls: type) -> Mapping[str, dict[Place, int]]:
+    def _numbers(self, cls: type, sources: Sequence[Source]) -> _Numbers:
         """Run the original; for each module of a class, what numbers its expressions always give."""
-        sources = [source for function in _functions(cls) if (source := source_of(function)) is not None]
-        if not sources:
-            return {}
         seen: dict[tuple[str, Place], set[Any]] = defaultdict(set)
-
-        def note(path: str, place: Place, value: Any) -> None:
-            seen[path, place].add(value if type(value) is int else None)
-
         try:
-            noting = _noting(cls, sources, note)
-            for example in self.examples:
-                _run_as(noting, cls, self.model, example)
+            for example in self.examples if sources else ():
+                numbers_noted(self.model, cls, sources, example, seen)
         except Exception:  # code that can't be looked at so
             return {}
         with contextlib.suppress(Exception):  # not every model takes more tokens
-            _run_as(noting, cls, self.model, self.examples[0].map(_longer))
+            numbers_noted(self.model, cls, sources, self.examples[0].map(_longer), seen)
         found: dict[str, dict[Place, int]] = defaultdict(dict)
         for (path, place), values in seen.items():
             (value,) = values if len(values) == 1 else (None,)
@@ -111,14 +116,40 @@ class Spellings:
                 found[path][place] = value
         return found
 
+    def _wide_calls(self, cls: type, sources: Sequence[Source]) -> _Wide:
+        """Run the original; for each module of a class, what calls can be made at its own width."""
+        try:
+            calls = calls_noted(self.model, cls, sources, self.examples[0]) if sources else {}
+        except Exception:  # code that can't be looked at so
+            return {}
+        if not calls:
+            return {}
+        others = []
+        for example in (*self.examples[1:], self.examples[0].map(_longer)):
+            with contextlib.suppress(Exception):  # not every model takes other sizes
+                others.append(calls_noted(self.model, cls, sources, example))
+        return self._full_widths.options(calls, others, lambda path, n: bool(self._may_be(path, n)))
+
+    @cached_property
+    def _full_widths(self) -> FullWidths:
+        return self.found_wide()
+
 
 @dataclass(frozen=True)
 class SpelledSlot(Slot):
-    """A size at a place in a module's code; `AS_WRITTEN`, until a number is written."""
+    """A size at a place in a module's code; `AS_WRITTEN`, until a number is written.
+
+    ways: in which a call there can be made at full width; the number counts them, from one.
+    """
 
     place: Place = field(kw_only=True)
     old: int = field(kw_only=True)
     spellings: Spellings = field(kw_only=True, compare=False, repr=False)
+    ways: tuple[FullWidth, ...] = field(kw_only=True, compare=False, repr=False, default=())
+
+    def meaning(self, number: int) -> int | FullWidth:
+        """Return what the attribute is for a number."""
+        return self.ways[number - 1] if self.ways else number
 
     def __str__(self) -> str:
         return f"{self.path}.{self.place.method}: {self.place.text}"
@@ -128,7 +159,7 @@ class SpelledSlot(Slot):
 
     def write(self, root: nn.Module, new: int) -> None:
         if new != self.read(root):
-            self.spellings.write(root.get_submodule(self.path), self.path, self.place, new)
+            self.spellings.write(root.get_submodule(self.path), self, new)
 
 
 def _longer(t: Tensor) -> Tensor:
@@ -136,115 +167,6 @@ def _longer(t: Tensor) -> Tensor:
     return torch.cat([t, t], 1) if t.ndim in (2, 3) else t
 
 
-def _functions(cls: type) -> Iterator[types.FunctionType]:
-    """List the methods that a class's `forward` is, and those that it names."""
-    seen, front = set[str](), ["forward"]
-    while front:
-        name = front.pop()
-        found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-        every_modules = hasattr(nn.Module, name) and name != "forward"
-        if name in seen or every_modules or not isinstance(found, types.FunctionType):
-            continue
-        seen.add(name)
-        yield found
-        front += found.__code__.co_names
-
-
-def _run_as(noting: Any, cls: type, model: nn.Module, example: Example) -> None:
-    """Run a copy of a model whose modules of a class are of the one that `_noting` made of it."""
-    double = doubled_copy(model)
-    in_eval_mode(double)
-    for path, module in double.named_modules():
-        if type(module) is cls:
-            module.__class__ = noting
-            vars(module)[NOTED] = path
-    with torch.no_grad(), same_draws(double), in_double():
-        double(*example.args, **example.kwargs)
-
-
-def _noting(cls: type, sources: Sequence[Source], note: Callable[[str, Place, Any], None]) -> Any:
-    """Make a class whose methods tell the values of their expressions: module's path, place, value."""
-    methods: dict[str, object] = {}
-    for source in sources:
-        places: list[Place] = []
-        code = source.changed(_Noter(source, places))
-
-        def noted(module: nn.Module, i: int, value: Any, places: list[Place] = places) -> Any:
-            note(getattr(module, NOTED, ""), places[i], value)
-            return value
-
-        methods[source.function.__name__] = with_code(source.function, code, {NOTED: noted})
-    return subclass_of(cls, methods)
-
-
-class _Noter(ast.NodeTransformer):
-    """Wraps every expression of a method, and follows every assignment, with a call that tells its value."""
-
-    def __init__(self, source: Source, places: list[Place]) -> None:
-        self.source, self.places = source, places
-
-    def visit(self, node: ast.AST) -> Any:
-        assert isinstance(node, ast.FunctionDef)
-        node.body = [made for statement in node.body for made in self._statements(statement)]
-        return node
-
-    def _visited(self, node: ast.AST) -> Any:
-        place = self._place(node)
-        if place is not None and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            node.func.value = self._visited(node.func.value)
-            node.args, node.keywords = self._items_of(node.args), self._items_of(node.keywords)
-            return self._note(place, node)
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                setattr(node, name, self._items_of(value))
-            elif isinstance(value, ast.AST) and not isinstance(value, _APART) and name not in ("annotation",):
-                setattr(node, name, self._visited(value))
-        return node if place is None else self._note(place, node)
-
-    def _items_of(self, items: list[Any]) -> list[Any]:
-        made: list[Any] = []
-        for item in items:
-            if isinstance(item, ast.stmt):
-                made += self._statements(item)
-            else:
-                is_apart = isinstance(item, _APART) or not isinstance(item, ast.AST)
-                made.append(item if is_apart else self._visited(item))
-        return made
-
-    def _statements(self, node: ast.stmt) -> list[ast.stmt]:
-        if isinstance(node, _APART):
-            return [node]
-        names = [*_assigned(node)]
-        made = [
-            ast.Expr(self._note(self.source.place(node, name), ast.Name(name, ast.Load()))) for name in names
-        ]
-        return [self._visited(node), *made]
-
-    def _place(self, node: ast.AST) -> Place | None:
-        """Name an expression that may give a size, and that something else may stand for."""
-        if isinstance(node, ast.Constant):
-            return self.source.place(node) if type(node.value) is int and node.value > 1 else None
-        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
-            return None
-        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.BinOp)):
-            return self.source.place(node)
-        return None
-
-    def _note(self, place: Place, node: Any) -> ast.expr:
-        self.places.append(place)
-        self_name = ast.Name(self.source.self_name, ast.Load())
-        number = ast.Constant(len(self.places) - 1)
-        return ast.Call(ast.Name(NOTED, ast.Load()), [self_name, number, node], [])
-
-
 def _is_attribute(place: Place) -> bool:
     """Is it the name of what some object has?"""
     return "." in place.text and not place.name and all(word.isidentifier() for word in place.text.split("."))
-
-
-def _assigned(node: ast.stmt) -> Iterator[str]:
-    """List the local variables that a statement assigns."""
-    for target in node.targets if isinstance(node, ast.Assign) else ():
-        for item in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
-            if isinstance(item, ast.Name):
-                yield item.id

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
+from fxprune.result.full_width import FullWidth
 from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
 from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, Spelling, What
 from fxprune.result.own_spelling import Place
@@ -46,7 +48,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
                 s.place.text,
                 s.place.name,
                 s.old,
-                s.new,
+                _wide_data(s.new) if isinstance(s.new, FullWidth) else s.new,
             ]
             for s in own.spellings
         ],
@@ -95,8 +97,23 @@ def _spelling(data: object) -> Spelling:
     path, method, start, end, text, name, old, new = json_list(data)
     (line, column), (last, right) = ([json_value(n, int) for n in json_list(at)] for at in (start, end))
     method, text, name = (json_value(word, str) for word in (method, text, name))
-    place = Place(method, (line, column), (last, right), text, name)
-    return Spelling(json_value(path, str), place, json_value(old, int), json_value(new, int))
+    made = _wide(new) if isinstance(new, dict) else json_value(new, int)
+    place = Place(method, (line, column), (last, right), text, name, isinstance(made, FullWidth))
+    return Spelling(json_value(path, str), place, json_value(old, int), made)
+
+
+def _wide_data(wide: FullWidth) -> dict[str, object]:
+    return {"widths": wide.widths, "numbers": wide.numbers, "kept": wide.kept}
+
+
+def _wide(data: JsonObject) -> FullWidth:
+    found = {key: _tuples(data[key]) for key in ("widths", "numbers", "kept")}
+    return FullWidth(**found)
+
+
+def _tuples(value: object) -> Value:
+    """Read lists of whole numbers as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else json_value(value, int)
 
 
 def _part(data: JsonObject) -> Part:

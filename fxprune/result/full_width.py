@@ -1,0 +1,61 @@
+"""Call a function as the original's code does, at the original's width, and take of its result what is kept.
+
+Positions that code computes from a width (sines of frequencies that follow from it) are others for a smaller
+one: those of the kept channels are among the original's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.nests import Value
+
+__all__ = ["FullWidth"]
+
+
+@dataclass(frozen=True)
+class FullWidth:
+    """What a call of a function was given, and what of its result is kept; called with a function, makes one.
+
+    Arguments and results are told by their places among the leaves of the nest that they lie in.
+
+    widths: (place of a tensor, number of its dimensions, ((dimension, the original's size), ...)): it is read
+        for its sizes alone.
+    numbers: (place of a whole number, the original's).
+    kept: (place of a tensor in the result, ((dimension, kept positions), ...)).
+    """
+
+    widths: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...] = ()
+    numbers: tuple[tuple[int, int], ...] = ()
+    kept: tuple[tuple[int, tuple[tuple[int, tuple[int, ...]], ...]], ...] = ()
+
+    def __call__(self, function: Callable[..., Value]) -> Callable[..., Value]:
+        return functools.partial(self._call, function)
+
+    def _call(self, function: Callable[..., Value], *args: Value, **kwargs: Value) -> Value:
+        leaves, nest = pytree.tree_flatten((args, kwargs))
+        for place, ndim, sizes in self.widths:
+            x, wide = leaves[place], dict(sizes)
+            leaves[place] = x.new_zeros([wide.get(d, x.shape[d]) for d in range(ndim)])
+        for place, number in self.numbers:
+            leaves[place] = number
+        args, kwargs = pytree.tree_unflatten(leaves, nest)
+        results, nest = pytree.tree_flatten(function(*args, **kwargs))
+        for place, dims in self.kept:
+            for dim, positions in dims:
+                results[place] = _taken(results[place], dim, positions)
+        return pytree.tree_unflatten(results, nest)
+
+    def __str__(self) -> str:
+        sizes = [f"{len(positions)} channels" for _, dims in self.kept for _, positions in dims]
+        return f"at full width, of which {', '.join(dict.fromkeys(sizes))} are kept"
+
+
+def _taken(x: Tensor, dim: int, positions: tuple[int, ...]) -> Tensor:
+    return torch.index_select(x, dim, torch.tensor(positions).to(x.device))
