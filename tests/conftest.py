@@ -6,9 +6,18 @@ import gc
 
 import pytest
 from helpers import CAPTURES, images, small_vit
+from representatives import others
 from torch import fx, nn
 
 import fxprune
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow ones are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow what others stand for."""
+    quick = {item.nodeid: item for item in items if item.get_closest_marker("slow") is None}
+    for test in others([*quick]):
+        quick[test].add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -51,6 +51,7 @@ def test_cifar_arms_go_from_teacher_to_table(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_detectors_go_from_teacher_to_table(tmp_path: Path) -> None:
     """On few images: what is there to see is that each arm ends, goes on, and is measured."""
     for name in ("accelerate", "torchmetrics", "pycocotools"):

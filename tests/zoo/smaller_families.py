@@ -1,4 +1,4 @@
-"""Smaller models of families whose smallest is large: the same code of the same parts, fewer and narrower.
+"""Smaller models of families whose smallest takes long: the same code of the same parts, fewer and narrower.
 
 `smaller_families:NAME` names one, as `timm:NAME` does the model itself, which slow tests check.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -13,21 +14,65 @@ from torch import nn
 
 __all__ = ["SMALLER"]
 
-_NARROW: dict[str, Any] = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 
-# Options of timm's factory, and the share of parameters that is left at half of the channels.
-SMALLER: dict[str, tuple[dict[str, Any], float]] = {
-    "beit_base_patch16_224": (_NARROW, 0.323),
-    "samvit_base_patch16_224": (_NARROW | {"depth": 3, "global_attn_indexes": (2,)}, 0.304),
-    "qwen3_vit_88m": (_NARROW, 0.700),
-    "gemma4_vit_167m": (_NARROW, 0.758),
-    "deepseek_vit_412m": (_NARROW, 0.556),
-    "naflexvit_base_patch16_parfac_gap": (_NARROW, 0.322),
-    "vgg11": ({"mlp_ratio": 1 / 16}, 0.299),
+@dataclass(frozen=True)
+class Smaller:
+    """How a model is made smaller.
+
+    left: the share of parameters that is left at half of the channels.
+    options: of timm's factory.
+    alike: of layers that follow each other in a list and are of one class and shape, keep so many; None: all.
+    size: of the images that it says it takes.
+    """
+
+    left: float
+    options: dict[str, Any] = field(default_factory=dict)
+    alike: int | None = None
+    size: int | None = None
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        model = timm.create_model(name, **self.options | options)
+        if self.alike is not None:
+            for module in model.modules():
+                _shorten(module, self.alike)
+        if self.size is not None:
+            model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, self.size, self.size)}
+        return model
+
+
+def _shorten(module: nn.Module, alike: int) -> None:
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return
+    kept: list[nn.Module] = []
+    for child in module:
+        if not child.state_dict() or [*map(_outline, kept[-alike:])] != [_outline(child)] * alike:
+            kept.append(child)
+    module._modules = dict(zip([*module._modules][: len(kept)], kept, strict=True))
+
+
+def _outline(module: nn.Module) -> Any:
+    return type(module), [(name, t.shape) for name, t in module.state_dict().items()]
+
+
+def _deep(**depths: Any) -> dict[str, Any]:
+    return {"img_size": 64, **depths}
+
+
+_NARROW: dict[str, Any] = {"depth": 2, "embed_dim": 192, "num_heads": 3}
+_ONES = (1, 1, 1, 1)
+
+SMALLER: dict[str, Smaller] = {
+    "beit_base_patch16_224": Smaller(0.323, _NARROW),
+    "samvit_base_patch16_224": Smaller(0.304, _NARROW | {"depth": 3, "global_attn_indexes": (2,)}),
+    "qwen3_vit_88m": Smaller(0.700, _NARROW),
+    "gemma4_vit_167m": Smaller(0.758, _NARROW),
+    "deepseek_vit_412m": Smaller(0.556, _NARROW),
+    "naflexvit_base_patch16_parfac_gap": Smaller(0.322, _NARROW),
+    "vgg11": Smaller(0.299, {"mlp_ratio": 1 / 16}, size=64),
 }
 
 
 def __getattr__(name: str) -> functools.partial[nn.Module]:
     if name not in SMALLER:
         raise AttributeError(name)
-    return functools.partial(timm.create_model, name, **SMALLER[name][0])
+    return functools.partial(SMALLER[name].build, name)
