@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fxprune.graph.nests import Value
-from fxprune.result.full_width import FullWidth
+from fxprune.result.own_calls import Made
 from fxprune.result.own_spelling import Place
 
 __all__ = ["Call", "Edit", "Forward", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "Spelling", "What"]
@@ -94,20 +94,18 @@ class Spelling:
 
     path: the module's.
     old: what the original's code computes there.
-    new: a number; or how the call that is written there is made, at the original's width.
+    new: a number; or how the call that is written there is made.
     """
 
     path: str
     place: Place
     old: int
-    new: int | FullWidth
+    new: int | Made
 
     def __str__(self) -> str:
         said = self.place.name or self.place.text
         where = f"{self.path}.{self.place.method}: {said}".lstrip(".")
-        return (
-            f"{where} {self.new}" if isinstance(self.new, FullWidth) else f"{where}: {self.old} -> {self.new}"
-        )
+        return f"{where} {self.new}" if self.place.call else f"{where}: {self.old} -> {self.new}"
 
     def write(self, root: nn.Module) -> None:
         """Give the number to a module whose code asks for it."""

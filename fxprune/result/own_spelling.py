@@ -36,7 +36,7 @@ class Place:
     text: what is written there.
     name: the local variable that a statement there assigns; the statement stays, and the attribute is
         assigned to it after that.
-    call: it is what a call calls: the attribute makes another function of it.
+    call: it is what a call calls, and the attribute makes another function of it: the word that says how.
     """
 
     method: str
@@ -44,14 +44,15 @@ class Place:
     end: tuple[int, int]
     text: str
     name: str = ""
-    call: bool = False
+    call: str = ""
 
     @property
     def attribute(self) -> str:
         """The attribute that has the number."""
         line, column = self.start
-        kind = "full_width" if self.call else "size"
-        return f"_{kind}_{self.method}_{line}_{column}" + (f"_{self.name}" if self.name else "")
+        return f"_{self.call or 'size'}_{self.method}_{line}_{column}" + (
+            f"_{self.name}" if self.name else ""
+        )
 
 
 Layers = tuple[tuple[Place, ...], ...]
@@ -154,7 +155,7 @@ class Source:
         arguments = [*self.node.args.posonlyargs, *self.node.args.args]
         return arguments[0].arg
 
-    def place(self, node: ast.expr | ast.stmt, name: str = "", *, call: bool = False) -> Place:
+    def place(self, node: ast.expr | ast.stmt, name: str = "", *, call: str = "") -> Place:
         """Name an expression in it, or a statement that assigns a local variable."""
         assert node.end_lineno is not None and node.end_col_offset is not None
         start, end = (

@@ -82,7 +82,9 @@ def own_class(spec: str, ways: Iterable[str]) -> list[Outcome]:
         return [Outcome(spec, way, EXCLUDED, note="too large for numbers") for way in ways]
     try:
         analysis = analyze(model)
-    except Exception as error:  # a model that is not captured
+    except FxpruneError as refused:  # a model that is not captured, in neither form
+        return [Outcome(spec, way, "refused", note=_said(refused)) for way in ways]
+    except Exception as error:
         return [Outcome(spec, way, FAILED, note=_said(error)) for way in ways]
     return [_pruned(spec, model, analysis, way) for way in ways]
 
@@ -103,15 +105,18 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
     parts += f"; {len(own.replaced) - 3} more" if len(own.replaced) > 3 else ""
     parts = parts or "; ".join(map(str, own.spellings[:2])) + (", ..." if len(own.spellings) > 2 else "")
     outcome = CERTIFIED if found.exact else FAILED
-    return Outcome(spec, way, outcome, _kind(pruned, own), parts, f"{float(found):.0e}", seconds)
+    return Outcome(spec, way, outcome, _kind(model, pruned, own), parts, f"{float(found):.0e}", seconds)
 
 
-def _kind(pruned: nn.Module, own: OwnCode) -> str:
+def _kind(model: nn.Module, pruned: nn.Module, own: OwnCode) -> str:
     if own.is_graph:
         return "graph"
     if own.is_whole:
         return "sizes" if own.spellings else "whole"
-    attention = all(_runs_softmax(pruned.get_submodule(p.path), p.path) for p in own.parts)
+    attention = all(
+        _runs_softmax(pruned.get_submodule(p.path), p.path) or _holds_attention(model.get_submodule(p.path))
+        for p in own.parts
+    )
     return "parts" if not attention else "forward" if own.forward else "attention"
 
 
@@ -124,6 +129,11 @@ def _runs_softmax(part: nn.Module, path: str) -> bool:
         if node.op.startswith("call") and call_of(node, part, DEFAULT_RULES).op in SOFTMAX
     }
     return any(home == path or home.rpartition(".")[0] == path for home in homes)
+
+
+def _holds_attention(module: nn.Module) -> bool:
+    """Is it torch's own attention, or does it call one: a pooling whose result nobody uses?"""
+    return any(isinstance(m, nn.MultiheadAttention) for m in (module, *module.children()))
 
 
 def read(path: str | os.PathLike[str]) -> dict[tuple[str, str], Outcome]:

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.certify.float64 import doubled, in_eval_mode
 from fxprune.compiler.native.boundaries import Boundary, boundaries_of
-from fxprune.compiler.native.full_width import FullWidths
+from fxprune.compiler.native.calls import CallOptions
 from fxprune.compiler.native.instance import Slices
 from fxprune.compiler.native.parts import PartError, cut, part_at
 from fxprune.compiler.native.proposals import Proposals
@@ -139,8 +139,8 @@ class _Finder:
                     raise
             else:
                 if self.spells:
-                    wide = partial(FullWidths, self.model, self.analysis, self.selection, self.example)
-                    self.search.spellings = Spellings(self.model, self.sizes, examples, wide)
+                    calls = partial(CallOptions, self.model, self.analysis, self.selection, self.example)
+                    self.search.spellings = Spellings(self.model, self.sizes, examples, calls)
                 break
         assert self.boundaries is not None
         return expected_of(self.double, self.example, self.boundaries)
@@ -151,7 +151,8 @@ class _Finder:
         while path:
             if not is_inside(path, self.parts):
                 try:
-                    part = self._part(path, fault.error)
+                    inside = [known.why for p, known in self.parts.items() if is_inside(p, [path])]
+                    part = self._part(path, inside[0] if inside else fault.error)
                     root.set_submodule(path, cut(part, root, self.double))
                     self.parts = {p: known for p, known in self.parts.items() if not is_inside(p, [path])}
                     self.parts[path] = part

@@ -143,7 +143,7 @@ class _CallNoter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id in _OF_FRAMES:
             return node
-        place = self.source.place(node.func, call=True)
+        place = self.source.place(node.func)
         self.generic_visit(node)
         node.func = _told(self.source, self.places, place, node.func)
         return node

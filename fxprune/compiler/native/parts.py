@@ -44,9 +44,9 @@ def part_at(
     if not calls:
         raise PartError("it is never called")
     call = calls[0]  # that it does as well for the others, the search has to see
-    if not call.names:
-        raise PartError("it returns what the graph does not compute")
-    # What nobody uses, a graph does not compute (an attention's weights): None stands for that.
+    if not any(isinstance(leaf, (Ref, Unknown)) for leaf in pytree.tree_leaves(call.result)):
+        raise PartError("it returns no tensor")
+    # What nobody uses, a graph does not compute (an attention's weights, a head): None stands for that.
     result = pytree.tree_map(lambda leaf: None if isinstance(leaf, Unknown) else leaf, call.result)
     if not _is_plain(result):
         raise PartError(f"it returns a {type(result).__name__}")

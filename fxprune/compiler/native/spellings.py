@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.compiler.native.full_width import FullWidths
+from fxprune.compiler.native.calls import CallOptions
 from fxprune.compiler.native.noting import calls_noted, functions_of, numbers_noted
 from fxprune.compiler.native.proposals import Options, Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.graph.example import Example
-from fxprune.result.full_width import FullWidth
+from fxprune.result.own_calls import Made
 from fxprune.result.own_code import Slot
 from fxprune.result.own_spelling import Place, Source, source_of, spelled_class
 
 __all__ = ["AS_WRITTEN", "SpelledSlot", "Spellings"]
 
 _Numbers = Mapping[str, dict[Place, int]]  # by a module's path
-_Wide = Mapping[str, dict[Place, list[FullWidth]]]
+_Ways = Mapping[str, dict[Place, list[Made]]]
 
 AS_WRITTEN = 0  # the number of a place where the code says what it always said
 
@@ -38,26 +38,26 @@ class Spellings:
     """The sizes in the code of a model's modules; not frozen: it looks at a class when it is asked of one.
 
     examples: on which the original runs.
-    found_wide: makes what finds calls that can be made at the original's width.
+    look_at_calls: makes what finds how calls in the code can be made.
     """
 
     model: nn.Module
     sizes: Mapping[str, Sizes]
     examples: Sequence[Example]
-    found_wide: Callable[[], FullWidths]
-    known: dict[type, tuple[_Numbers, _Wide]] = field(default_factory=dict)
+    look_at_calls: Callable[[], CallOptions]
+    known: dict[type, tuple[_Numbers, _Ways]] = field(default_factory=dict)
     classes: dict[str, type[nn.Module]] = field(default_factory=dict)
     chosen: dict[str, dict[Place, int]] = field(default_factory=lambda: defaultdict(dict))
 
     def options(self, scope: Scope, root: nn.Module) -> Options:
         """List every size that a module's own code computes, and what it may have become.
 
-        If `wide`, also those of attributes, which state has.  Then the calls that can be made at full width.
+        If `wide`, also those of attributes, which state has.  Then the calls that can be made otherwise.
         """
         module = self.model.get_submodule(scope.path)
         if type(root.get_submodule(scope.path)).__module__.partition(".")[0] == "torch":
             return []
-        numbers, wide = self._known(type(module))
+        numbers, calls = self._known(type(module))
         found: Options = []
         for place, old in numbers.get(scope.path, {}).items():
             news = [n for n in self._may_be(scope.path, old) if n != old]
@@ -65,19 +65,19 @@ class Spellings:
                 # The old one, too: what it is made of may have another.
                 slot = SpelledSlot(scope.path, (place.attribute,), 0, place=place, old=old, spellings=self)
                 found.append((slot, [*news, old, AS_WRITTEN]))
-        for place, ways in wide.get(scope.path, {}).items():
+        for place, ways in calls.get(scope.path, {}).items():
             called = SpelledSlot(
                 scope.path, (place.attribute,), 0, place=place, old=0, spellings=self, ways=tuple(ways)
             )
             found.append((called, [*range(1, len(ways) + 1), AS_WRITTEN]))
         return found
 
-    def _known(self, cls: type) -> tuple[_Numbers, _Wide]:
+    def _known(self, cls: type) -> tuple[_Numbers, _Ways]:
         if cls not in self.known:
             sources = [
                 source for function in functions_of(cls) if (source := source_of(function)) is not None
             ]
-            self.known[cls] = self._numbers(cls, sources), self._wide_calls(cls, sources)
+            self.known[cls] = self._numbers(cls, sources), self._ways_of_calls(cls, sources)
         return self.known[cls]
 
     def write(self, module: nn.Module, slot: SpelledSlot, new: int) -> None:
@@ -116,8 +116,8 @@ class Spellings:
                 found[path][place] = value
         return found
 
-    def _wide_calls(self, cls: type, sources: Sequence[Source]) -> _Wide:
-        """Run the original; for each module of a class, what calls can be made at its own width."""
+    def _ways_of_calls(self, cls: type, sources: Sequence[Source]) -> _Ways:
+        """Run the original; for each module of a class, how calls in its code can be made."""
         try:
             calls = calls_noted(self.model, cls, sources, self.examples[0]) if sources else {}
         except Exception:  # code that can't be looked at so
@@ -128,26 +128,26 @@ class Spellings:
         for example in (*self.examples[1:], self.examples[0].map(_longer)):
             with contextlib.suppress(Exception):  # not every model takes other sizes
                 others.append(calls_noted(self.model, cls, sources, example))
-        return self._full_widths.options(calls, others, lambda path, n: bool(self._may_be(path, n)))
+        return self._call_options.options(calls, others, lambda path, n: bool(self._may_be(path, n)))
 
     @cached_property
-    def _full_widths(self) -> FullWidths:
-        return self.found_wide()
+    def _call_options(self) -> CallOptions:
+        return self.look_at_calls()
 
 
 @dataclass(frozen=True)
 class SpelledSlot(Slot):
     """A size at a place in a module's code; `AS_WRITTEN`, until a number is written.
 
-    ways: in which a call there can be made at full width; the number counts them, from one.
+    ways: in which a call there can be made; the number counts them, from one.
     """
 
     place: Place = field(kw_only=True)
     old: int = field(kw_only=True)
     spellings: Spellings = field(kw_only=True, compare=False, repr=False)
-    ways: tuple[FullWidth, ...] = field(kw_only=True, compare=False, repr=False, default=())
+    ways: tuple[Made, ...] = field(kw_only=True, compare=False, repr=False, default=())
 
-    def meaning(self, number: int) -> int | FullWidth:
+    def meaning(self, number: int) -> int | Made:
         """Return what the attribute is for a number."""
         return self.ways[number - 1] if self.ways else number
 

@@ -11,8 +11,8 @@ from fxprune.compiler.native.instance import instance_of, with_form
 from fxprune.errors import FileError
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
-from fxprune.result.full_width import FullWidth
 from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
+from fxprune.result.own_calls import WORDS, FullWidth, Made, UnevenParts
 from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, Spelling, What
 from fxprune.result.own_spelling import Place
 from fxprune.result.pruned_module import PrunedModule
@@ -48,7 +48,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
                 s.place.text,
                 s.place.name,
                 s.old,
-                _wide_data(s.new) if isinstance(s.new, FullWidth) else s.new,
+                s.new if isinstance(s.new, int) else _made_data(s.new),
             ]
             for s in own.spellings
         ],
@@ -97,18 +97,22 @@ def _spelling(data: object) -> Spelling:
     path, method, start, end, text, name, old, new = json_list(data)
     (line, column), (last, right) = ([json_value(n, int) for n in json_list(at)] for at in (start, end))
     method, text, name = (json_value(word, str) for word in (method, text, name))
-    made = _wide(new) if isinstance(new, dict) else json_value(new, int)
-    place = Place(method, (line, column), (last, right), text, name, isinstance(made, FullWidth))
+    made = _made(new) if isinstance(new, dict) else json_value(new, int)
+    call = "" if isinstance(made, int) else WORDS[type(made)]
+    place = Place(method, (line, column), (last, right), text, name, call)
     return Spelling(json_value(path, str), place, json_value(old, int), made)
 
 
-def _wide_data(wide: FullWidth) -> dict[str, object]:
-    return {"widths": wide.widths, "numbers": wide.numbers, "kept": wide.kept}
+def _made_data(made: Made) -> dict[str, object]:
+    if isinstance(made, UnevenParts):
+        return {"dim": made.dim, "sizes": made.sizes}
+    return {"widths": made.widths, "numbers": made.numbers, "kept": made.kept}
 
 
-def _wide(data: JsonObject) -> FullWidth:
-    found = {key: _tuples(data[key]) for key in ("widths", "numbers", "kept")}
-    return FullWidth(**found)
+def _made(data: JsonObject) -> Made:
+    if "sizes" in data:
+        return UnevenParts(json_value(data["dim"], int), _tuples(data["sizes"]))
+    return FullWidth(**{key: _tuples(data[key]) for key in ("widths", "numbers", "kept")})
 
 
 def _tuples(value: object) -> Value:

@@ -1,4 +1,8 @@
-"""form="module": positions that code computes from a width are the original's, the kept ones of them."""
+"""form="module": calls in code that are made otherwise on pruned sizes.
+
+Positions that code computes from a width are the original's, the kept ones of them; parts of one size may
+have become parts of several.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.zoo import randomise
-from fxprune.result.full_width import FullWidth
+from fxprune.result.own_calls import FullWidth, UnevenParts
 from fxprune.result.pruned_module import record_of
 
 DIM = 32
@@ -142,3 +146,75 @@ def test_it_is_pruned_again(pair: tuple[nn.Module, nn.Module], capture: str) -> 
     assert fxprune.verify(pruned, again, example_inputs=image()) < 1e-8
     assert same(again, fxprune.apply(pruned, fxprune.plan_of(again), example_inputs=image(), capture=capture))
     assert same(pickle.loads(pickle.dumps(again)), again)
+
+
+class Heads(nn.Module):
+    """Cuts queries, keys and values out of one projection, in one of two ways."""
+
+    def __init__(self, cuts: str) -> None:
+        super().__init__()
+        self.heads, self.cuts = 2, cuts
+        self.qkv, self.proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.qkv(x)
+        parts = y.chunk(3, dim=-1) if self.cuts == "chunk" else torch.split(y, y.shape[-1] // 3, -1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in parts)
+        y = ((q @ k.mT) * 0.25).softmax(-1) @ v.cumsum(-1)  # whose channels are in order: all stay
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("cuts", ["chunk", "split"])
+def test_parts_of_one_size_become_parts_of_several(cuts: str, tmp_path: Path) -> None:
+    model = randomise(nn.Sequential(nn.Linear(8, DIM), Heads(cuts), nn.Linear(DIM, 4)).eval())
+    x = torch.randn(2, 6, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
+    own = record_of(pruned).own
+    assert own.is_whole and UnevenParts in {type(s.new) for s in own.spellings}
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=x)
+    fxprune.save(pruned, tmp_path / "saved", build="mine:make")
+    loaded = fxprune.load(tmp_path / "saved", model=copy.deepcopy(model))
+    for other in (graph, loaded, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        for y in (torch.randn(1, 6, 8), torch.randn(3, 9, 8)):
+            assert torch.allclose(other(y), pruned(y), rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(pruned, (x,)).module()
+    assert torch.allclose(exported(x), pruned(x), rtol=1e-5, atol=1e-6)
+    pruned(x).square().mean().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    again = fxprune.prune(pruned, 0.5, example_inputs=x, attention="head_dim", form="module")
+    assert fxprune.verify(pruned, again, example_inputs=x) < 1e-8
+
+
+class Pooling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe, self.attention = nn.Parameter(torch.randn(1, 1, DIM)), nn.MultiheadAttention(DIM, 4)
+        self.norm, self.fc = nn.LayerNorm(DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(self.probe.repeat(1, x.shape[1], 1), x, x)[0]
+        return y + self.fc(self.norm(y))
+
+
+class Unpooled(nn.Module):
+    """Pools, and returns what it has not pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.pool, self.head = nn.Linear(8, DIM), Pooling(), nn.Linear(DIM, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        self.pooled = self.pool(x)
+        return self.head(x)
+
+
+def test_a_module_whose_result_nobody_uses_returns_nothing() -> None:
+    model, x = randomise(Unpooled().eval()), torch.randn(2, 6, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    ((path, why),) = record_of(pruned).own.replaced
+    assert isinstance(pruned, Unpooled) and path == "pool" and "embedding dimension" in why
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    pruned(x)
+    assert pruned.pooled is None

@@ -1,7 +1,7 @@
-"""Call a function as the original's code does, at the original's width, and take of its result what is kept.
+"""How a call that stands in a user's code is made on pruned sizes, where it would come to something else.
 
 Positions that code computes from a width (sines of frequencies that follow from it) are others for a smaller
-one: those of the kept channels are among the original's.
+one: those of the kept channels are among the original's.  Parts of one size may have become parts of several.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.nests import Value
 
-__all__ = ["FullWidth"]
+__all__ = ["WORDS", "FullWidth", "Made", "UnevenParts"]
 
 
 @dataclass(frozen=True)
 class FullWidth:
-    """What a call of a function was given, and what of its result is kept; called with a function, makes one.
+    """A call at the original's width, of whose result the kept elements are taken.
+
+    Called with a function, it makes the one to call.
 
     Arguments and results are told by their places among the leaves of the nest that they lie in.
 
@@ -59,3 +61,28 @@ class FullWidth:
 
 def _taken(x: Tensor, dim: int, positions: tuple[int, ...]) -> Tensor:
     return torch.index_select(x, dim, torch.tensor(positions).to(x.device))
+
+
+@dataclass(frozen=True)
+class UnevenParts:
+    """A call that cuts a tensor into parts of one size, which have become parts of these.
+
+    Called with a function, it makes the one to call.
+    """
+
+    dim: int
+    sizes: tuple[int, ...]
+
+    def __call__(self, function: Callable[..., Value]) -> Callable[..., Value]:
+        return functools.partial(self._call, function)
+
+    def _call(self, function: Callable[..., Value], *args: Value, **kwargs: Value) -> Value:
+        parts = torch.cat(tuple(function(*args, **kwargs)), self.dim)
+        return torch.split(parts, list(self.sizes), self.dim)
+
+    def __str__(self) -> str:
+        return f"into parts of {', '.join(map(str, self.sizes))}"
+
+
+Made = FullWidth | UnevenParts
+WORDS: dict[type, str] = {FullWidth: "full_width", UnevenParts: "uneven"}  # for attributes that hold them

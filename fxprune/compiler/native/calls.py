@@ -1,13 +1,15 @@
-"""Find calls whose results follow from a width alone, not from weights: positions that code computes.
+"""Find calls in modules' code that come to something else on pruned sizes, and how else they can be made.
 
-Such a call can be made at the original's width, and what is kept of its result be taken.
+Where the result follows from a width alone, not from weights (positions that code computes): at the width of
+the original, taking what is kept.  Where it is a tensor's parts of one size: in parts of the sizes they have.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,18 +22,19 @@ from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.noting import Calls
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import tensor_at
-from fxprune.result.full_width import FullWidth
+from fxprune.result.own_calls import WORDS, FullWidth, Made, UnevenParts
 from fxprune.result.own_spelling import Place
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
 
-__all__ = ["FullWidths"]
+__all__ = ["CallOptions"]
 
 CHOICES = 4  # of what is kept of one call's result, where several tensors of the graph are equal to it
+_Way = TypeVar("_Way")
 _Kept = tuple[tuple[int, tuple[int, ...]], ...]
 
 
-class FullWidths:
+class CallOptions:
     """What the calls in a model's code are given and return, in terms of a plan."""
 
     def __init__(self, model: nn.Module, analysis: Analysis, selection: Selection, example: Example) -> None:
@@ -44,22 +47,40 @@ class FullWidths:
 
     def options(
         self, calls: Calls, others: Sequence[Calls], may_be: Callable[[str, int], bool]
-    ) -> Mapping[str, dict[Place, list[FullWidth]]]:
+    ) -> Mapping[str, dict[Place, list[Made]]]:
         """List, for each module and place in its code, the ways in which a call there can be made.
 
         others: of the same code on other examples.
         may_be: may a number of a module have become another one?
         """
-        found: dict[str, dict[Place, list[FullWidth]]] = defaultdict(dict)
+        found: dict[str, dict[Place, list[Made]]] = defaultdict(dict)
         for (path, place), all_of in calls.items():
-            ways = [self._ways(given, result) for given, result in all_of]
-            same = [way for way in ways[0] if all(way in known for known in ways)]
             given = [leaves for run in (calls, *others) for leaves, _ in run.get((path, place), ())]
             numbers = _constant(path, given, may_be)
-            made = [FullWidth(widths, numbers, kept) for widths, kept in same[:CHOICES]]
-            if made:
-                found[path][place] = made
+            wide = _shared([self._ways(given, result) for given, result in all_of])
+            uneven = _shared([self._uneven(result) for _, result in all_of])
+            for ways in ([FullWidth(w, numbers, kept) for w, kept in wide], uneven):
+                if ways:
+                    word = WORDS[type(ways[0])]
+                    found[path][replace(place, call=word)] = [*ways[:CHOICES]]
         return found
+
+    def _uneven(self, result: Sequence[Any]) -> list[UnevenParts]:
+        """List the sizes that parts of one size have become, where those are several."""
+        parts = [leaf for leaf in result if isinstance(leaf, Fingerprint)]
+        if len(parts) < 2 or len(parts) < len(result) or len({leaf.shape for leaf in parts}) > 1:
+            return []
+        known = [
+            next((self.axes[n.name] for n in self.values.alike(p) if n.name in self.axes), ()) for p in parts
+        ]
+        sizes = [tuple(map(self.selection.size, axes)) for axes in known]
+        if len({*map(len, sizes)}) != 1:
+            return []
+        return [
+            UnevenParts(dim, column)
+            for dim, column in enumerate(zip(*sizes, strict=True))
+            if len({*column}) > 1
+        ]
 
     def _ways(self, given: Sequence[Any], result: Sequence[Any]) -> list[tuple[Any, Any]]:
         kept: dict[int, list[_Kept]] = {}
@@ -123,6 +144,11 @@ class FullWidths:
         return node.op == "get_attr" and (
             target in self.weights or isinstance(tensor_at(self.captured, target), nn.Parameter)
         )
+
+
+def _shared(ways: Sequence[list[_Way]]) -> list[_Way]:
+    """List what all calls have in common."""
+    return [way for way in ways[0] if all(way in known for known in ways)]
 
 
 def _constant(
