@@ -26,6 +26,12 @@ def test_a_replaced_attention_is_told_from_other_parts() -> None:
     assert "middle: " in row.parts and " at odd_models.py:" in row.parts
 
 
+def test_what_is_right_for_one_module_may_be_wrong_for_its_like() -> None:
+    """Some of its norms of one class and size lose groups, some do not."""
+    (row,) = zoo.own_class("zoo_models:hf_bit", ["head_dim"])
+    assert (row.outcome, row.own_class) == ("certified", "whole"), row
+
+
 def test_what_cannot_be_built_is_excluded_and_what_fails_says_so() -> None:
     (row,) = zoo.own_class("odd_models:unbuildable", ["uniform"])
     assert (row.outcome, row.own_class) == ("excluded", "")

@@ -30,6 +30,7 @@ class Search:
     edits: what they are by now.
     reads: what any code has looked at.
     spellings: the sizes in the code itself, once they are asked for.
+    passed_on: what the last choice wrote in modules like the one that it was made for, and what stood there.
     """
 
     root: nn.Module
@@ -38,6 +39,7 @@ class Search:
     reads: Reads = field(default_factory=Reads)
     runs: int = 0
     spellings: Spellings | None = None
+    passed_on: list[tuple[Slot, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for slot, value in self.proposals.first():
@@ -57,6 +59,9 @@ class Search:
                 fault = self._run(self.root, "", expected.example, expected, Counter())
                 if fault is None:
                     return None
+                if fault.progress <= reached and self.passed_on:
+                    self._take_back()  # what is right for one module is wrong for another that is like it
+                    continue
                 if fault.progress <= reached or not self._mend(fault, expected):
                     return fault
                 reached = fault.progress
@@ -143,10 +148,16 @@ class Search:
                 self._set(slot, value)
         self._pass_on(path, options, chosen)
 
+    def _take_back(self) -> None:
+        for slot, before in reversed(self.passed_on):
+            self._set(slot, before)
+        self.passed_on.clear()
+
     def _pass_on(self, path: str, options: Options, chosen: Mapping[Slot, int]) -> None:
         """Make the same choice in modules of the same class where the same numbers have the same options."""
         module = self.root.get_submodule(path)
         own = {_within(slot, news, path): chosen[slot] for slot, news in options if slot.held == 1}
+        self.passed_on.clear()
         for there, other in self.root.named_modules():
             if other is module or self.proposals.classes.get(there) is not self.proposals.classes[path]:
                 continue
@@ -157,13 +168,16 @@ class Search:
             if theirs.keys() == own.keys():
                 for key, slot in theirs.items():
                     if slot.read(self.root) != own[key]:
+                        self.passed_on.append((slot, slot.read(self.root)))
                         self._set(slot, own[key])
 
     def _like(self, there: str, slots: Sequence[Slot], path: str) -> Iterator[tuple[Slot, list[int]]]:
         """Find the numbers of a module that stand where those of another one do."""
         wanted = {(slot.path[len(path) :], slot.keys) for slot in slots}
+        modules, known = dict(self.root.named_modules()), self.proposals.classes
         for inside, own in self.proposals.slots.items():
-            if is_inside(inside, [there]):
+            # Else a part of the graph stands there by now.
+            if is_inside(inside, [there]) and isinstance(modules.get(inside), known[inside]):
                 for slot, old in own:
                     news = self.proposals.sizes[inside].may_be(old)
                     if news and (slot.path[len(there) :], slot.keys) in wanted:
