@@ -15,6 +15,7 @@ from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.errors import RuleError
 from fxprune.graph.facts import Captured
 from fxprune.graph.nests import Value, leaves, outline
+from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import makes_output, object_of
 from fxprune.graph.tensors import tensor_at
 from fxprune.rules.axes import atom, batch, frozen
@@ -64,6 +65,15 @@ class Inference:
     def axes_of(self, node: fx.Node) -> list[Axes]:
         """Return the axes of every tensor that a node returns, as far as they are known now."""
         return [tuple(map(self.solver.resolve, t.axes)) for t in leaves(self.values.get(node), Typed)]
+
+
+def reads_layout(node: fx.Node) -> bool:
+    """Does a node read how a tensor lies in memory, where what shrinks lies otherwise?"""
+    name = op_name(node.target)
+    return (node.args[1] if name == "getattr" and len(node.args) > 1 else name) in _OF_LAYOUT
+
+
+_OF_LAYOUT = {"stride", "sym_stride", "storage_offset", "sym_storage_offset", "nbytes", "untyped_storage"}
 
 
 def infer(captured: Captured, rules: RuleSet, *, outputs: Outputs = "keep") -> Inference:
@@ -116,6 +126,8 @@ class _Walk:
             fields = node.all_input_nodes if node.target is object_of else [*node.args, *node.kwargs.values()]
             return self._put(node, self._argument(fields))
         if next(leaves(value, Tensor), None) is None:
+            if reads_layout(node):
+                self._freeze_all(node.args, Reason("its layout is read", node.name, node.meta.get("where")))
             self._put(node, None)
             return
         call = call_of(node, self.module, self.rules)

@@ -10,7 +10,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.example import Example
 from fxprune.graph.nests import PLAIN
-from fxprune.graph.own_nodes import guard_argument, guard_kind, guard_tensor, kind_of, layout_of_argument
+from fxprune.graph.own_nodes import (
+    guard_argument,
+    guard_dtype,
+    guard_kind,
+    guard_tensor,
+    kind_of,
+    layout_of_argument,
+)
 
 __all__ = ["followed_parts", "guard_arguments", "is_followed"]
 
@@ -41,7 +48,9 @@ def followed_parts(value: Any, stand_in: Any) -> Any:
     return value
 
 
-def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numbers: bool) -> None:
+def guard_arguments(
+    graph: fx.Graph, model: nn.Module, example: Example, *, numbers: bool, asks: str | None = None
+) -> None:
     """Give a captured graph all parameters of the model's forward, and refuse what it does not compute.
 
     Needs one placeholder for each argument of the example, in its order.  Guarantees: each parameter that
@@ -50,6 +59,7 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
 
     numbers: does the graph follow numbers that are arguments?  Otherwise they are guarded as well, and so is
         whether a tensor holds truths, whole numbers or real ones.
+    asks: a line that asks for a dtype, where it is not known of what: then whole numbers are guarded too.
     """
     parameters = inspect.signature(model.forward).parameters
     inputs = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
@@ -67,6 +77,11 @@ def guard_arguments(graph: fx.Graph, model: nn.Module, example: Example, *, numb
         if isinstance(value, Tensor) and not numbers:  # torch.export does not say what its dtype decided
             with graph.inserting_after(after):
                 after = graph.call_function(guard_kind, (node, kind_of(value)), {"name": node.name})
+            if asks and kind_of(value) == "whole numbers":
+                with graph.inserting_after(after):
+                    after = graph.call_function(getattr, (node, "dtype"))
+                with graph.inserting_after(after):
+                    after = graph.call_function(guard_dtype, (after, value.dtype), {"where": asks})
 
 
 def _in_order(graph: fx.Graph, parameters: Any, inputs: dict[str, fx.Node]) -> fx.Node:

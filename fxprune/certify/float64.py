@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.copies import empty_copies, graph_shared
 from fxprune.graph.example import Example
+from fxprune.graph.precision_nodes import precisions_unguarded
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import in_float64, is_float, named_tensors
 from fxprune.graph.values import bound_arguments
@@ -84,7 +85,7 @@ def default_float64() -> Iterator[None]:
 
     torch's default dtype is the process's: a model that another thread runs meanwhile must not see it change.
     """
-    with PROCESS_LOCK, _MadeDouble():
+    with PROCESS_LOCK, _MadeDouble(), precisions_unguarded():
         yield
 
 

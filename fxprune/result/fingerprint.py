@@ -43,8 +43,9 @@ def unguarded_digest(module: fx.GraphModule) -> str:
     """Digest a graph in the spelling of format 1, as if nothing were guarded."""
     bare = fx.Graph()
     bare.output(bare.graph_copy(module.graph, {}))
-    for node in [n for n in bare.nodes if is_guard(n)]:
-        _erase_with_inputs(node)
+    for node in reversed([n for n in bare.nodes if is_guard(n)]):
+        if not node._erased:
+            _erase_with_inputs(node)
     for node in [n for n in bare.nodes if n.op == "placeholder" and n.args]:
         node.args = ()
         if not node.users:

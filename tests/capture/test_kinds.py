@@ -80,7 +80,9 @@ class Ids(nn.Module):
         return self.head(self.table(x).relu())
 
 
-def test_whole_numbers_of_another_length_are_no_other_kind(capture: str) -> None:
+def test_whole_numbers_of_another_length_are_refused_where_code_asks(capture: str) -> None:
     model, x = randomise(Ids().eval()), torch.randint(0, 20, (2, 5))
     whole = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
-    assert_same(whole(x.int()), model(x.int()), 1e-6)
+    assert_same(whole(x), model(x), 1e-6)
+    with pytest.raises(InputArgumentError, match=r"test_kinds.py:\d+ asks for a dtype"):
+        whole(x.int())

@@ -95,3 +95,19 @@ def test_export_follows_what_is_computed_of_weights() -> None:
     other = randomise(Net(of_the_dict), seed=1).double().eval()
     same.load_state_dict(other.state_dict())
     assert_same(same(X), other(X), 1e-12)
+
+
+def hooked(net: Net, x: Tensor) -> Tensor:
+    handle = net.head.register_forward_hook(lambda m, given, made: 3 * made)
+    try:
+        found: Tensor = net.head(x)
+    finally:
+        handle.remove()
+    return found
+
+
+def test_a_hook_that_code_registers_is_followed_or_refused() -> None:
+    model = randomise(Net(hooked).eval().double())
+    with pytest.raises(CaptureError, match="registers a hook on a Linear while it runs"):
+        fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(fxprune.prune(model, 0.0, example_inputs=X)(X), model(X), 1e-12)

@@ -68,3 +68,34 @@ def test_other_lengths_of_a_pruned_model(kind: type[Base], capture: Any) -> None
     for batch, length in ((1, 7), (2, 6), (5, 3)):
         x = torch.randn(batch, length, 8)
         assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+
+
+def by_stride(x: Tensor) -> Tensor:
+    return x * x.stride(1)
+
+
+def by_offset(x: Tensor) -> Tensor:
+    return x * (1 + x[:, 1:].storage_offset())
+
+
+def by_bytes(x: Tensor) -> Tensor:
+    return x * x[0].nbytes
+
+
+class Laid(Base):
+    def __init__(self, layout: Any) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.layout(self.stem(x)))
+
+
+@pytest.mark.parametrize("layout", [by_stride, by_offset, by_bytes])
+def test_a_layout_that_code_reads_stays(layout: Any, capture: Any) -> None:
+    model, x = randomise(Laid(layout).eval()), torch.randn(2, 7, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert_exact(model, pruned)
+    assert pruned.hidden.out_features == 8
+    whole = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    torch.testing.assert_close(whole(x), model(x))

@@ -8,6 +8,7 @@ makes layers of ATen calls.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ from fxprune.capture.call_state import (
     refuse_difference,
     refuse_history,
 )
+from fxprune.capture.dtype_questions import noticed_dtype_questions
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.graph.caches import has_caches
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
@@ -71,8 +74,12 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     functions = Functions()
     with functions.traced():
         set_mode(model, False)
-        asked: dict[str, None] = {}
-        with noticed_gradient_questions(asked), noticed_draws(model) as drew:
+        asked, dtypes = dict[str, None](), dict[str, None]()
+        with (
+            noticed_gradient_questions(asked),
+            noticed_dtype_questions(dtypes),
+            noticed_draws(model) as drew,
+        ):
             exported = export_program(model, example)
         graph = _plain(model, exported.program, functions)
 
@@ -92,6 +99,16 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             refuse_difference(graph, _plain(model, other.program, functions), other_without_gradients(asked))
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
+        def in_precision(copy: nn.Module, given: Example) -> fx.Graph:
+            other = export_again(copy, replace(exported, example=given))
+            return _plain(copy, other.program, functions)
+
+        precisions = None
+        if dtypes or tells_precision(graph, model, exported.example):
+            precisions = precisions_of(
+                *(graph, model, exported.example, in_precision), asked=bool(dtypes), autocast=bool(dtypes)
+            )
+
         def trace_training() -> fx.Graph:
             set_mode(model, True)
             with noticed_draws(model) as drew:
@@ -109,8 +126,10 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
             del module.forward
     taken = exported.example
+    if precisions is not None:
+        precisions.guard(graph, model, taken, autocast=True)
     guard_sizes(graph, exported.relied)
-    guard_arguments(graph, model, taken, numbers=False)
+    guard_arguments(graph, model, taken, numbers=False, asks=next(iter(dtypes), None))
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = [FIXED_BATCH] if exported.fixed_batch else []
     notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]

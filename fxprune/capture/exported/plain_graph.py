@@ -15,6 +15,9 @@ from torch import Tensor, fx, nn
 from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.dtype_questions import forget_aliases
+from fxprune.capture.precisions import AUTOCAST_ON
+from fxprune.graph.own_nodes import autocast_back, autocast_off
 from fxprune.graph.source_files import is_users
 
 __all__ = ["users_line"]
@@ -39,6 +42,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
         if node.op == "get_attr" and not _add_constant(model, source, str(node.target)):
             continue  # the body of a region, inlined where it is called
         _copy_node(graph, node, copied, source, model)
+    forget_aliases(graph)
     _close_norms(graph)
     _forget_layout(graph)
     _keep_sizes_open(graph)
@@ -162,6 +166,8 @@ def _copy_node(
     else:
         new = graph.node_copy(node, lambda n: copied[n])
     new.meta = {"where": where, "module": _module_path(node)}
+    if isinstance(node.meta.get("val"), Tensor):
+        new.meta["dtype"] = node.meta["val"].dtype
     copied[node] = new
 
 
@@ -177,6 +183,29 @@ def _inlined(
     getter = node.args[body_at]
     assert isinstance(getter, fx.Node)
     body = source.get_submodule(str(getter.target))
+    if "autocast" in str(node.target):
+        tensors = ((new, old.meta.get("val")) for old, new in copied.items() if isinstance(new, fx.Node))
+        held = next(((new, t.device.type) for new, t in tensors if isinstance(t, Tensor)), None)
+        if held is not None and held[1] == node.args[0]:
+            if node.args[2]:
+                raise NotImplementedError(AUTOCAST_ON)
+            device = graph.call_function(getattr, (held[0], "device"))
+            before = graph.call_function(autocast_off, (device,))
+            result = _body(graph, node, body, body_at, copied, model)
+            graph.call_function(autocast_back, (before, device))
+            return result
+    return _body(graph, node, body, body_at, copied, model)
+
+
+def _body(
+    graph: fx.Graph,
+    node: fx.Node,
+    body: nn.Module,
+    body_at: int,
+    copied: dict[fx.Node, fx.Node],
+    model: nn.Module,
+) -> Any:
+    """Return what the nodes of a region give."""
     inner = dict(
         zip(
             (n for n in body.graph.nodes if n.op == "placeholder"),  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.dtype_questions import casts_apart
 from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
 from fxprune.capture.exported.torch_internals import (
@@ -171,6 +172,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                         layout_unasked(longest),
                         users_lines(),
                         unmoved_modules(),
+                        casts_apart(),
                         contextlib.redirect_stderr(io.StringIO()),
                     ):
                         return torch.export.export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
-from fxprune.capture.symbolic.literal_dtypes import mark_literal_dtypes
+from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
@@ -41,6 +42,18 @@ from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
 
 __all__ = ["capture_symbolic"]
+
+
+@dataclass
+class _Asked:
+    """What a model's code asks while it is traced, which no node says; not frozen, as it is filled then.
+
+    gradients: the lines that ask values for their gradients.  dtypes: is it the dtype of weights that are no
+    stand-ins?
+    """
+
+    gradients: dict[str, None] = field(default_factory=dict)
+    dtypes: bool = False
 
 
 def _leaves(model: nn.Module, taught: frozenset[str]) -> frozenset[int]:
@@ -72,9 +85,9 @@ def capture_symbolic(
     if as_is is not None:
         return as_is
     copies = copies or {}
-    asked: dict[str, None] = {}
+    asked = _Asked()
     held, changed = HeldState(model), dict[str, None]()
-    with noticed_gradient_questions(asked), noticed_draws(model) as drew:
+    with noticed_gradient_questions(asked.gradients), noticed_draws(model) as drew:
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
@@ -84,12 +97,17 @@ def capture_symbolic(
     if drew():
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, OTHER_DRAWS)
-    for gradients in GRADIENTS[1:] if asked else ():
+    for gradients in GRADIENTS[1:] if asked.gradients else ():
         other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
-        refuse_difference(graph, other, other_without_gradients(asked))
-    mark_literal_dtypes(
-        graph, model, example, lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False)
-    )
+        refuse_difference(graph, other, other_without_gradients(asked.gradients))
+    precisions = None
+    if asked.dtypes or tells_precision(graph, model, example):
+        precisions = precisions_of(
+            *(graph, model, example),
+            lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False),
+            asked=asked.dtypes,
+            autocast=False,
+        )
     _refuse_writes(graph, model)
 
     kept = dict[str, None]()
@@ -104,6 +122,8 @@ def capture_symbolic(
 
     trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
     set_mode(model, False)
+    if precisions is not None:
+        precisions.guard(graph, model, example, autocast=False)
     guard_arguments(graph, model, example, numbers=True)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
@@ -123,12 +143,12 @@ def _trace(
     gradients: Gradients = "recorded",
     held: HeldState | None = None,
     changed: dict[str, None] | None = None,
-    asked: dict[str, None] | None = None,
+    asked: _Asked | None = None,
 ) -> fx.Graph:
     """Trace the model's code in one mode; what it keeps for its next call is put back, but for numbers.
 
-    held: what it held before.  changed: is given the names of what it keeps.  asked: the lines that ask
-    values for their gradients.
+    held: what it held before.  changed: is given the names of what it keeps.  asked: is given what its
+    code asks.
     """
     set_mode(model, training)
     followed: list[dict[str, Any]] = []
@@ -151,7 +171,8 @@ def _trace(
                 if changed is not None:
                     changed.update(dict.fromkeys(held.changed()))
                 if asked is not None:
-                    asked.update(tracer.gradient_questions)
+                    asked.gradients.update(tracer.gradient_questions)
+                    asked.dtypes |= tracer.asks_weights_dtype()
                 return graph
             except AsksForNumber as number:
                 followed.append(number.namespace)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from fxprune.capture.symbolic.weights_read import OF_DTYPES
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import guard_branch
+from fxprune.graph.own_nodes import guard_branch, guard_dtype
 from fxprune.graph.values import DependsOnValues, FakeRun, NodeError
 from fxprune.graph.writes import VIEWS
 
@@ -59,11 +60,13 @@ class Decisions:
         of_batch = any(size and size % PRIME_BATCH == 0 for size in sizes)
         if of_batch and any(self._behind(proxy.node, run) != value for run in self._others):
             raise fx.proxy.TraceError("it depends on the batch size")
-        if sizes:  # not a question about a dtype or a device
-            where = proxy.node.meta.get("where") or proxy.node.name
-            proxy.tracer.create_proxy("call_function", guard_branch, (proxy, value), {"where": where})
-        else:
+        of_dtypes = self._is_of_dtypes(proxy.node)
+        if not sizes:
             self._note_kinds(proxy.node)
+        if sizes or of_dtypes:  # and not of a device
+            check = guard_dtype if of_dtypes else guard_branch
+            where = proxy.node.meta.get("where") or proxy.node.name
+            proxy.tracer.create_proxy("call_function", check, (proxy, value), {"where": where})
         return value
 
     def structure(self, proxy: fx.Proxy) -> Any:
@@ -99,6 +102,17 @@ class Decisions:
                 self.kinds_asked.setdefault(at, node.meta.get("where") or node.name)
             elif not isinstance(value, Tensor) or op_name(at.target) in VIEWS:
                 front += at.all_input_nodes
+
+    def _is_of_dtypes(self, node: fx.Node) -> bool:
+        """Is a truth about dtypes, or about autocast?"""
+        front = [node]
+        while front:
+            at = front.pop()
+            if isinstance(self._run.env[at], torch.dtype) or op_name(at.target) in OF_DTYPES:
+                return True
+            if not isinstance(self._run.env[at], Tensor):
+                front += at.all_input_nodes
+        return False
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
         """Yield the numbers that a number is computed from, back to the tensors whose sizes they are."""

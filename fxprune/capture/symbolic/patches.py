@@ -14,8 +14,10 @@ from torch import fx
 from torch.fx.proxy import TraceError
 
 from fxprune.capture.autograd_functions import traced_apply
+from fxprune.capture.precisions import AUTOCAST_ON, LIMITS
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
 from fxprune.capture.symbolic.proxies import TracedAttribute, TracedValue, stands_for
+from fxprune.graph.own_nodes import autocast_back, autocast_off, dtype_limit
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -34,9 +36,13 @@ FACTORIES: tuple[str, ...] = (
     "tensor",
     "as_tensor",
 )
+FACTORIES += ("promote_types", "can_cast")  # nor proxies among dtypes
 FACTORIES += ("tril_indices", "triu_indices", "range", "hann_window", "hamming_window", "empty_strided")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
+# What code asks of the call that it is in.
+AUTOCAST: tuple[str, ...] = ("is_autocast_enabled", "is_autocast_cpu_enabled")
+AUTOCAST += ("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype")
 # Drawn anew in every call of the result, not once while it is traced.
 RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 
@@ -62,10 +68,17 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             patch(torch, name, _always_a_node(getattr(torch, name), tracer, tracing_here))
         for owner in (torch, torch.func):
             patch(owner, "vmap", _no_vmap(owner.vmap))
-        patch(torch, "finfo", _limits(torch.finfo))
+        patch(torch, "finfo", _limits(torch.finfo, (*LIMITS, "bits")))
+        patch(torch, "iinfo", _limits(torch.iinfo, ("max", "min", "bits")))
+        for name in AUTOCAST:
+            patch(torch, name, _asked_by_users(getattr(torch, name), tracer, tracing_here))
         for name in CHECKS:
             patch(torch, name, _guarded(getattr(torch, name)))
         patch(torch, "_assert", _guarded_assert(torch._assert))
+        autocast = torch.amp.autocast_mode.autocast
+        enter, leave = _regions(autocast, tracer, tracing_here)
+        patch(autocast, "__enter__", enter)
+        patch(autocast, "__exit__", leave)
         function = torch.autograd.Function
         patch(function, "apply", classmethod(traced_apply(vars(function)["apply"])))
         yield
@@ -195,13 +208,64 @@ def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-def _limits(of: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch `torch.finfo` and `iinfo` to give the limits of the dtype that the example has."""
+def _limits(of: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Patch `torch.finfo` and `iinfo` to give limits that are nodes, of a dtype that is one."""
 
     def limits(dtype: Any = None) -> Any:
         if isinstance(dtype, fx.Proxy):
-            tracer: Any = dtype.tracer
-            dtype = tracer.decisions.structure(dtype)
+            return _Limits(dtype, names)
         return of() if dtype is None else of(dtype)
 
     return limits
+
+
+class _Limits:
+    """Answers as `torch.finfo(dtype)` does."""
+
+    def __init__(self, dtype: fx.Proxy, names: tuple[str, ...]) -> None:
+        self.dtype = dtype
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._names:
+            raise AttributeError(name)
+        return self.dtype.tracer.create_proxy("call_function", dtype_limit, (self.dtype, name), {})
+
+
+def _regions(
+    autocast: Any, tracer: Any, tracing_here: Callable[[], bool]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Patch `with torch.autocast(..)`: nodes turn it off and on again."""
+    enter, leave = autocast.__enter__, autocast.__exit__
+    entered: dict[Any, list[Any]] = {}
+
+    def off(region: Any) -> Any:
+        device = tracer.device_node()
+        if not tracing_here() or device is None or region.device != tracer.decisions.structure(device).type:
+            return enter(region)
+        if region._enabled:
+            raise NotImplementedError(AUTOCAST_ON)
+        before = tracer.create_proxy("call_function", autocast_off, (device,), {})
+        entered.setdefault(region, []).append((before, device))
+        return region
+
+    def back(region: Any, *raised: Any) -> Any:
+        if not entered.get(region):
+            return leave(region, *raised)
+        tracer.create_proxy("call_function", autocast_back, entered[region].pop(), {})
+        return False
+
+    return off, back
+
+
+def _asked_by_users(
+    function: Callable[..., Any], tracer: fx.Tracer, tracing_here: Callable[[], bool]
+) -> Callable[..., Any]:
+    """Return a node where a model's code asks."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not tracing_here() or not is_users(sys._getframe(1).f_code.co_filename):
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call

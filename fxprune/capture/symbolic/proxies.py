@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import dis
+import functools
 import math
 import operator
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ class TracedValue(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
+        if name == "dtype" and by_identity(sys._getframe(1).f_code):
+            return self.tracer.decisions.value(TracedAttribute(self, name))
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
         if name in OF_GRADIENTS and isinstance(_for_example(self), Tensor):
@@ -163,11 +167,35 @@ class TracedAttribute(TracedValue, Attribute):
             return self.tracer.decisions.structure(self).type
         return super().__getattr__(name)
 
+    def __hash__(self) -> int:
+        """Let a dtype be looked up (`LARGE[x.dtype]`) as the example's, which the graph checks."""
+        value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
+        return hash(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else id(self)
+
+    def __str__(self) -> str:
+        """Write a dtype into a text in the same way."""
+        value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
+        return str(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else repr(self)
+
 
 def stands_for(x: TracedValue, classes: Any) -> bool:
     """Is what x stands for an instance?  (An answer by `__class__` would deceive torch's C code too.)"""
     held = x.tracer.tensors.get(x.node.target) if x.node.op == "get_attr" else None
     return isinstance(_for_example(x) if held is None else held, classes)
+
+
+@functools.lru_cache(1 << 12)
+def by_identity(code: types.CodeType) -> bool:
+    """Does some code compare dtypes by `is`?  To that a stand-in has no answer."""
+    before: list[Any] = []
+    for step in dis.get_instructions(code):
+        if step.opname == "IS_OP" and (before[-1:] in _DTYPES or before[-2:-1] == ["dtype"]):
+            return True
+        before.append(step.argval)
+    return False
+
+
+_DTYPES = [["dtype"], *([name] for name, value in vars(torch).items() if isinstance(value, torch.dtype))]
 
 
 def _for_example(x: TracedValue) -> Any:

@@ -188,6 +188,8 @@ class Tracer(fx.Tracer):
         copy = self.copies.get(id(m))
         if copy is not None:
             return copy(*args, **kwargs)
+        if id(m) in self._leaves and native(m) is not None and (m._forward_hooks or m._forward_pre_hooks):
+            raise NotImplementedError(f"the code registers a hook on a {type(m).__name__} while it runs")
         made = super().call_module(m, forward, args, kwargs)
         if id(m) in self._leaves:
             self._refuse_other_weights(m)
@@ -257,6 +259,21 @@ class Tracer(fx.Tracer):
             recorded = self.grad_enabled() and (weights or self.gradients_of_inputs)
         leaf = not recorded or node.op == "placeholder"
         return {"requires_grad": recorded, "is_leaf": leaf, "grad_fn": None if leaf else object()}[name]
+
+    def device_node(self) -> fx.Proxy | None:
+        """Return the device of the first input that is a tensor, as a node."""
+        inputs = (n for n in self.graph.nodes if n.op == "placeholder")
+        tensors = (n for n in inputs if isinstance(self.decisions.structure_of(n), torch.Tensor))
+        first = next(tensors, None)
+        return (
+            None
+            if first is None
+            else self.create_proxy("call_function", getattr, (self.proxy(first), "device"), {})
+        )
+
+    def asks_weights_dtype(self) -> bool:
+        """Did the code ask weights for their dtype that it found by going through all of them?"""
+        return self._weights_read.dtype_asked
 
     def rank(self, tensor: Any) -> int | None:
         """Return how many dimensions a tensor has: a number, the same for every input that is not refused."""

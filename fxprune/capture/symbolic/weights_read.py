@@ -16,8 +16,20 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.graph.source_files import is_users
 
-__all__ = ["WeightsRead"]
+__all__ = ["OF_DTYPES", "WeightsRead"]
 
+# What is asked of tensors, or of torch, and whose answer follows a precision.
+OF_DTYPES = {
+    *(
+        "is_floating_point",
+        "is_complex",
+        "is_signed",
+        "type",
+        "is_autocast_enabled",
+        "is_autocast_cpu_enabled",
+    ),
+    *("can_cast", "promote_types", "result_type", "element_size"),
+}
 COMPUTES = "it computes with weights that it finds by going through all of them"
 _VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 
@@ -33,6 +45,7 @@ class WeightsRead(TorchFunctionMode):
         self._names = names  # of the model's tensors, by their ids
         self._memory = {_memory(t): str(name) for name, t in tensors.items()}
         self._made: dict[int, Tensor] = {}
+        self.dtype_asked = False  # of a weight, which is then no stand-in
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -43,6 +56,7 @@ class WeightsRead(TorchFunctionMode):
         if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
             raise NotImplementedError(COMPUTES)
         made = func(*args, **(kwargs or {}))
+        self.dtype_asked |= reads and (isinstance(made, torch.dtype) or name in OF_DTYPES)
         if reads:
             for value in made if isinstance(made, (tuple, list)) else (made,):
                 if isinstance(value, Tensor):

@@ -1,0 +1,100 @@
+"""Watch what a model's code asks of dtypes while torch.export runs it: answers are plain there, no nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.graph.op_names import op_name
+from fxprune.graph.process_lock import this_thread_only
+from fxprune.graph.source_files import is_users
+
+__all__ = ["casts_apart", "forget_aliases", "noticed_dtype_questions"]
+
+_OF_TENSORS = ("dtype", "itemsize", "nbytes")
+_METHODS = ("is_floating_point", "is_complex", "element_size", "type")
+_OF_TORCH = (
+    *("is_floating_point", "is_complex", "is_autocast_enabled", "is_autocast_cpu_enabled"),
+    *("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype"),
+)
+
+
+@contextlib.contextmanager
+def noticed_dtype_questions(lines: dict[str, None]) -> Iterator[None]:
+    """Note the lines of a model's code that ask in this thread for a dtype, or for autocast."""
+    here = this_thread_only()
+
+    def note() -> None:
+        caller = sys._getframe(2)
+        if is_users(caller.f_code.co_filename) and here():
+            lines[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
+
+    def attribute(of: Any) -> property:
+        def get(tensor: Tensor) -> Any:
+            note()
+            return of.__get__(tensor)
+
+        return property(get)
+
+    def function(of: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            note()
+            return of(*args, **kwargs)
+
+        return call
+
+    with contextlib.ExitStack() as patches:
+        for name in _OF_TENSORS:
+            patches.callback(delattr, Tensor, name)
+            setattr(Tensor, name, attribute(getattr(Tensor, name)))
+        for name in _METHODS:
+            patches.callback(delattr, Tensor, name)
+            setattr(Tensor, name, function(getattr(Tensor, name)))
+        for name in _OF_TORCH:
+            patches.callback(setattr, torch, name, getattr(torch, name))
+            setattr(torch, name, function(getattr(torch, name)))
+        yield
+
+
+@contextlib.contextmanager
+def casts_apart() -> Iterator[None]:
+    """Let a cast to the dtype that a tensor has give another tensor, an alias: torch.export tells them apart.
+
+    `y = x.to(torch.float32)` is x itself where x is that already: what reads x afterwards would read y.
+    """
+    here = this_thread_only()
+
+    def apart(of: Callable[..., Any]) -> Callable[..., Any]:
+        def cast(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if is_users(sys._getframe(1).f_code.co_filename) and here() and tensor.is_floating_point():
+                tensor = torch.ops.aten.alias.default(tensor)
+            return of(tensor, *args, **kwargs)
+
+        return cast
+
+    with contextlib.ExitStack() as patches:
+        for name in _CASTS:
+            patches.callback(delattr, Tensor, name)
+            setattr(Tensor, name, apart(getattr(Tensor, name)))
+        yield
+
+
+_CASTS = ("to", "float", "half", "bfloat16", "double", "type_as")
+
+
+def forget_aliases(graph: fx.Graph) -> None:
+    """Let casts read what `casts_apart` gave them an alias of."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.alias.default and all(
+            op_name(user.target) in _READ_ALIASES for user in node.users
+        ):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+_READ_ALIASES = {"to", "type_as", "_to_copy", "_assert_tensor_metadata"}
