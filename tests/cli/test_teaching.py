@@ -143,7 +143,10 @@ def test_a_checkpoint_of_own_classes_is_taken_as_it_is(place: Path, tmp_path: Pa
     assert "does not fit" in capsys.readouterr().err
 
 
-def test_a_dry_run_counts_each_part(place: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_dry_run_counts_each_part(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("fxprune.finetune.estimate.MOST", 4)  # batches
     own = ("--checkpoint", place / "dense.safetensors", "--json", "--dry-run")
     tried = []
     for more in ((), ("--steps", "2"), ("--steps", "2", "--new-head"), ("--val", place / "val")):
