@@ -68,7 +68,8 @@ def prune(
         ratio: the fraction removed, 0 <= ratio < 1; of channels along every prunable axis (about
             `1 - (1 - ratio)**2` of the parameters go), or of what `target` says.
         data: a small proxy set, any iterable of batches: inputs, `(inputs, labels)`, or a mapping of
-            keyword arguments.  Labels are not needed, but for "taylor".
+            keyword arguments.  Labels are not needed, but for "taylor".  Bases and the re-fit join halves of
+            images to more where there are fewer than about 256.
         importance: what decides which channels go: "kl" (the KL divergence that removing a channel
             causes on `data`, to second order; the default with data), "kl-exact" (the same, measured
             channel by channel), "magnitude" (the default without data), "taylor", "activation",
@@ -132,10 +133,10 @@ def prune(
             The numbers that its code reads are edited; an attention scale that follows the head dim is
             folded into the query projection, and recorded.  A module whose code can't hold the new sizes is
             replaced by its part of the graph, in its place: the report says which and why.
-        refit: solve every linear layer and convolution that reads a shrunk axis again, in closed form, so
-            that its outputs on `data` stay what they were; each with a ridge that is chosen on held-out
-            samples, and kept as it is where none helps there.  No labels, no training.  By default where
-            there is data; between steps, before the first `between` only.
+        refit: solve every linear layer and convolution that reads a shrunk axis again, and the last ones, in
+            closed form, so that their outputs on `data` stay what they were; each with a ridge that is
+            chosen on held-out samples, and kept as it is where none helps there.  No labels, no training.
+            By default where there is data; between steps, before the first `between` only.
         basis: "principal" chooses the coordinates of every axis that allows it (`analyze(model)` says which)
             so that those that go cost least, before any go: of queries and keys, of values, of the residual
             stream with its norms kept.  The model computes the same in them; `plan_of(result).bases` has

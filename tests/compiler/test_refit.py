@@ -100,6 +100,19 @@ def test_less_is_lost_on_data_that_was_not_seen(case: str, form: str) -> None:
     assert all(done.after < done.before for done in plan.refit.values())
 
 
+def test_a_last_layer_that_reads_all_it_did_makes_up_for_what_others_lost() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(16, 7, 12) for _ in range(8)]
+    pruned = fxprune.prune(
+        made(Block()), data=data, ratios={"embed": 0.0}, basis="given", importance_options=QUIET
+    )
+    plan = fxprune.plan_of(pruned)
+    assert pruned.head.weight.shape == (8, 16)
+    assert plan.refit.keys() == {"down.weight", "down.bias", "head.weight"}
+    assert plan.divergence[1] < plan.divergence[0]
+    assert fxprune.verify(made(Block()), pruned) < 1e-8
+
+
 def test_without_it_every_weight_is_a_slice() -> None:
     model = made(Block())
     options = {"data": tokens(), "importance_options": QUIET, "basis": "given", "refit": False}

@@ -1,4 +1,7 @@
-"""Hold some calibration samples out: what is solved from the others is chosen by these."""
+"""Hold some calibration samples out: what is solved from the others is chosen by these.
+
+Where samples are few, the others are joined to more: their moments say more of what layers read.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.joined import joined
 
 __all__ = ["Split", "split", "split_data"]
 
@@ -16,14 +20,23 @@ HELD_OUT = 5  # one sample in so many
 
 @dataclass(frozen=True)
 class Split:
-    """Calibration batches: what is solved from, and what is held out to choose by."""
+    """Calibration batches: what is solved from, and what is held out to choose by.
+
+    joined: made of what is solved from, see `joined`; to solve from as well.
+    """
 
     seen: tuple[Batch, ...]
     held: tuple[Batch, ...]
+    joined: tuple[Batch, ...] = ()
+
+    @property
+    def given(self) -> tuple[Batch, ...]:
+        return (*self.seen, *self.held)
 
     @property
     def all(self) -> tuple[Batch, ...]:
-        return (*self.seen, *self.held)
+        """What is solved from, and then what is held out."""
+        return (*self.joined, *self.given)
 
 
 def split_data(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -> Split:
@@ -52,4 +65,4 @@ def split(batches: Sequence[Batch], *, whole: bool) -> Split:
                 parts.append(batch.taken(rows))
     if seen and not held and len(seen) > 1:
         held = [seen.pop()]
-    return Split(tuple(seen), tuple(held))
+    return Split(tuple(seen), tuple(held), tuple(joined(seen, sum(batch.size for batch in batches))))

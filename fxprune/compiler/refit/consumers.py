@@ -1,4 +1,7 @@
-"""The layers that read a shrunk axis or write to a narrowed stream, each laid out as a regression."""
+"""The layers that are solved again, each laid out as a regression.
+
+They read a shrunk axis, or write to a narrowed stream, or give the last that is made of it all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from fxprune.choose.importance.answers import SOLVED
 from fxprune.compiler.refit.additions import Addition, addition_of
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import atoms_of
+from fxprune.rules.axes import Atom, atoms_of
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import linear_axes
 from fxprune.rules.registry import Axes
@@ -29,7 +32,7 @@ WIDEST = 16384  # inputs per output beyond which the square of them is too much 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A linear layer or a convolution that reads a shrunk axis, or writes to a shrunk stream.
+    """A linear layer or a convolution that is solved again.
 
     node: its name in the analysed graph, and in the result's.
     weight, bias: the names of its tensors in the graph.
@@ -103,7 +106,10 @@ class Consumers:
 
 
 def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
-    """Find every call with a weight that misses channels, or that can make up for them in a stream."""
+    """Find every call with a weight that misses channels, or that can make up for them.
+
+    That is where a stream goes on, and where what comes of it all is given: by the last layers.
+    """
     tensor = dict(named_tensors(analysis.module))
     users = Counter(
         t for sites in analysis.graph.operands.values() for t in {id(tensor[site.name]) for site in sites}
@@ -114,21 +120,27 @@ def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
     for node, step in analysis.steps.items():
         summed = {a for axis in step.flow.reduced for a in atoms_of(axis)} & selection.masks.keys()
         reads = any(summed & {*atoms_of(analysis.axis(s))} for s in analysis.graph.operands.get(node, ()))
-        if step.is_statistic or not (reads or _writes(analysis, node, step, selection)):
+        writes = _gives_solved(step) and bool(_given(analysis, node) & selection.masks.keys())
+        ends = bool(solved) and _gives_solved(step) and not writes
+        if step.is_statistic or not (reads or writes or ends):
             continue
         found = _consumer(analysis, node, step, places)
         if isinstance(found, str):
             left |= {node.name: found} if reads else {}
-        elif reads or found.addition is not None:
+        elif reads or (found.addition is not None) == writes:
             solved.append(replace(found, shrunk=reads))
     return Consumers(tuple(solved), left)
 
 
-def _writes(analysis: Analysis, node: fx.Node, step: Step, selection: Selection) -> bool:
-    """Does a layer with a weight give what has shrunk?"""
+def _gives_solved(step: Step) -> bool:
+    """Is a call of a kind that is solved?"""
+    return step.rule is not None and step.rule.function in SOLVED
+
+
+def _given(analysis: Analysis, node: fx.Node) -> set[Atom]:
+    """Return the atoms of what a call gives."""
     known = analysis.axes.get(node)
-    given = {atom for axis in known[0] for atom in atoms_of(axis)} if known else set()
-    return step.rule is not None and step.rule.function in SOLVED and not given.isdisjoint(selection.masks)
+    return {atom for axis in known[0] for atom in atoms_of(axis)} if known else set()
 
 
 def _consumer(analysis: Analysis, node: fx.Node, step: Step, places: Mapping[str, int]) -> Consumer | str:

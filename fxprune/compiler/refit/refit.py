@@ -44,7 +44,7 @@ def refit(
 
     One after the other, for the first change what the others read: each on what it reads in the result, for
     what is kept of what it gave in the original, and what the stream lacks by then to which that is added.
-    Layers that write to a shrunk stream are solved as well.
+    Layers that write to a shrunk stream are solved as well, and the last ones, that answer for all of them.
     Where predictions on held-out samples come no nearer to the original's, everything keeps its slice.
 
     Args:
@@ -64,7 +64,7 @@ def refit(
     selection = Selection.from_plan(analysis, plan)
     consumers = consumers_of(analysis, selection)
     calibration = split_data(data, analysis, "refit")
-    samples = sum(batch.size for batch in calibration.all)
+    samples = sum(batch.size for batch in calibration.given)
     if samples < FEW:
         warnings.warn(
             f"data= has {samples} samples: layers are solved again on few of them, each only as far as "

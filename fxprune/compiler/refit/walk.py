@@ -26,6 +26,8 @@ from fxprune.rules.registry import Axes
 
 __all__ = ["Pair", "Sides"]
 
+CHECKED = 256  # places, at least, at which a layer's answer is compared with what its weight says
+
 Pair = tuple[PairMoments, PairMoments]  # of the samples that are solved from, and of those held out
 
 
@@ -67,7 +69,7 @@ class Sides:
                     read = consumer.vectors(x, self.weight(consumer))
                     wanted = self._wanted(consumer, y, len(read), dense, small)
                     places = self._kept(counted, consumer.given, but=consumer.channel(counted)).flatten()
-                    pair[i >= len(data.seen)].add(read, wanted, places)
+                    pair[i >= len(data.all) - len(data.held)].add(read, wanted, places)
                 step()
             if consumer.node not in self.refused:
                 yield consumer, pair
@@ -126,8 +128,10 @@ class Sides:
             return
         self.checked.add(consumer.node)
         weight = tensor_at(self.dense, consumer.weight).detach()
-        read = consumer.vectors(x, weight).double()
-        given = consumer.answers(y, len(read)).double()
+        read = consumer.vectors(x, weight)
+        given = consumer.answers(y, len(read))
+        spread = slice(None, None, 1 + read.shape[1] // CHECKED)
+        read, given = read[:, spread].double(), given[:, spread].double()
         off = read @ weight.double().reshape(len(read), given.shape[-1], -1).mT - given
         if consumer.bias is not None:
             off = off + tensor_at(self.dense, consumer.bias).double().reshape(len(read), 1, -1)
