@@ -62,7 +62,7 @@ class Analysed:
         return analysis
 
 
-@pytest.fixture(scope="module", params=by_both(CASES))
+@pytest.fixture(scope="module", params=[*by_both(CASES)])
 def hard(request: pytest.FixtureRequest) -> Analysed:
     """All tests of a case follow each other: they share its captures."""
     return Analysed(request.param)

@@ -174,7 +174,7 @@ def carried() -> Iterator[Any]:
         met[case.op] += 1
 
 
-@pytest.mark.parametrize("case", carried())
+@pytest.mark.parametrize("case", [*carried()])
 def test_what_meets_the_result_shrinks_with_it(case: Case) -> None:
     """The result's axes are what the rule says: one that it makes up would shrink in the parameter alone."""
     model, analysis = analysed(case, "symbolic", DEFAULT_RULES, Carried)
