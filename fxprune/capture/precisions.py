@@ -131,7 +131,9 @@ def precisions_of(
 def tells_precision(graph: fx.Graph, model: nn.Module, example: Example) -> bool:
     """Does a graph hold a constant that may be another in another precision?"""
     own = own_dtype(model, example)
-    limits = {getattr(torch.finfo(own), name) for name in LIMITS} if own is not None else set()
+    # (The resolution of float32 is the eps of many norms; code that asks for it is seen asking for a dtype.)
+    names = [name for name in LIMITS if name != "resolution"]
+    limits = {getattr(torch.finfo(own), name) for name in names} if own is not None else set()
 
     def tells(value: Any) -> bool:
         if isinstance(value, (tuple, list)):
