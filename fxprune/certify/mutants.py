@@ -59,7 +59,7 @@ def _names_of(comparison: Comparison, spoilt: Iterable[tuple[str, Any]]) -> set[
 
 def without_a_guard(pruned: fx.GraphModule, analysis: Analysis) -> bool:
     """Return whether a result could lose a guard of its capture without the certificate noticing."""
-    guards = [i for i, node in enumerate(pruned.graph.nodes) if is_guard(node)]
+    guards = [i for i, node in enumerate(pruned.graph.nodes) if is_guard(node) and not node.users]
     if not guards:
         return False
     mutant = structural_copy(pruned)

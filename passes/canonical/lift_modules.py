@@ -34,8 +34,8 @@ def lift_modules(module: fx.GraphModule, *, source: nn.Module) -> fx.GraphModule
     """Make functional calls on a layer's own weights calls of a layer again.
 
     A call is lifted if all its weights are those of one module of `source` under their usual names, and
-    every use of them is such a call, or asks for a dtype or a device.  Needs: `meta["val"]`.  Guarantees:
-    the same values and the same names of weights.
+    every use of them is such a call, or asks for a dtype or a device.  Needs: `meta["val"]`.
+    Guarantees: the same values and the same names of weights.
     """
     calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
     for node in module.graph.nodes:
