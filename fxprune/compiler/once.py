@@ -51,7 +51,7 @@ def pruned_once(
 
 def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
     """Return what tells a decision's KL divergence a sample, by pruning and running a few of them."""
-    options = {**request.refit_options, "progress": False}
+    options = {**request.refit_options, "progress": False, "join": False}
     log_probabilities = options.get("log_probabilities")
 
     def divergence(decision: Decision, data: Sequence[Any]) -> float:

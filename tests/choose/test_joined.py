@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxprune
 from fxprune.choose.importance.data import Batch
-from fxprune.choose.importance.held_out import split
+from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.joined import ENOUGH, MOST, joined
 
 
@@ -74,9 +75,14 @@ def test_none_is_made_of_what_is_no_set_of_images(given: list[Any]) -> None:
 
 
 def test_none_is_made_of_what_is_held_out() -> None:
-    found = split(batches(4, 5, 1, 2, 2), whole=False)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(36, 2))
+    analysis = fxprune.analyze(model, example_inputs=torch.zeros(2, 1, 4, 4))
+    data = [images(batch) for batch in batches(4, 5, 1, 4, 4)]
+    found = split_data(data, analysis, "kl")
     held = {n for batch in found.held for n in batch.numbers}
     assert held and found.joined
     assert held.isdisjoint(int(v) for batch in found.joined for v in images(batch).flatten().tolist())
     numbers = [n for batch in found.all for n in batch.numbers]
     assert len(numbers) == len(set(numbers))
+    assert not split_data(data, analysis, "kl", join=False).joined

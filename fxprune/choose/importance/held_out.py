@@ -6,7 +6,7 @@ Where samples are few, the others are joined to more: their moments say more of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fxprune.analysis.analysis import Analysis
@@ -39,13 +39,15 @@ class Split:
         return (*self.joined, *self.given)
 
 
-def split_data(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -> Split:
-    """Read every batch of `data`, and hold samples out.
+def split_data(data: Iterable[Any] | None, analysis: Analysis, criterion: str, *, join: bool = True) -> Split:
+    """Read every batch of `data`, hold samples out, and join the others to more where they are few.
 
     Raises:
         DataError: as `batches_of` does.
     """
-    return split(batches_of(data, analysis, criterion), whole=analysis.captured.fixed_batch)
+    found = split(batches_of(data, analysis, criterion), whole=analysis.captured.fixed_batch)
+    samples = sum(batch.size for batch in found.given)
+    return replace(found, joined=tuple(joined(found.seen, samples))) if join else found
 
 
 def split(batches: Sequence[Batch], *, whole: bool) -> Split:
@@ -65,4 +67,4 @@ def split(batches: Sequence[Batch], *, whole: bool) -> Split:
                 parts.append(batch.taken(rows))
     if seen and not held and len(seen) > 1:
         held = [seen.pop()]
-    return Split(tuple(seen), tuple(held), tuple(joined(seen, sum(batch.size for batch in batches))))
+    return Split(tuple(seen), tuple(held))

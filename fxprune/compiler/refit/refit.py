@@ -39,6 +39,7 @@ def refit(
     lengths: Lengths | None = None,
     log_probabilities: LogProbabilities | None = None,
     progress: bool = True,
+    join: bool = True,
 ) -> nn.Module:
     """Solve every layer that reads a shrunk axis again, in place, and record which.
 
@@ -52,6 +53,7 @@ def refit(
         result: what `rewrite` made of it, in either form.
         data: calibration batches; labels are not looked at.
         lengths: of derivatives by layers' answers on the same data, where they are known already.
+        join: make more images of few, see `joined`.
 
     Returns:
         The result.
@@ -63,7 +65,7 @@ def refit(
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     consumers = consumers_of(analysis, selection)
-    calibration = split_data(data, analysis, "refit")
+    calibration = split_data(data, analysis, "refit", join=join)
     samples = sum(batch.size for batch in calibration.given)
     if samples < FEW:
         warnings.warn(
