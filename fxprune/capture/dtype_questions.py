@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.op_names import op_name
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
@@ -18,10 +19,7 @@ __all__ = ["casts_apart", "forget_aliases", "noticed_dtype_questions"]
 
 _OF_TENSORS = ("dtype", "itemsize", "nbytes")
 _METHODS = ("is_floating_point", "is_complex", "element_size", "type")
-_OF_TORCH = (
-    *("is_floating_point", "is_complex", "is_autocast_enabled", "is_autocast_cpu_enabled"),
-    *("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype"),
-)
+_OF_TORCH = ("is_floating_point", "is_complex", *AUTOCAST)
 
 
 @contextlib.contextmanager

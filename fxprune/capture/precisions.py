@@ -8,9 +8,7 @@ graphs differ otherwise, the code takes another way there, which the result refu
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +19,11 @@ from torch.utils import _pytree as pytree
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_branch, guard_dtype, guard_precision, precision_of
+from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.tensors import device_of
 
 __all__ = [
+    "AUTOCAST",
     "AUTOCAST_ON",
     "LIMITS",
     "Precisions",
@@ -36,6 +36,9 @@ AUTOCAST_ON = (
     "it turns autocast on for a part of the model, whose result holds one precision: turn it on around the "
     "whole call instead"
 )
+# What code asks torch of the call that it is in.
+AUTOCAST: tuple[str, ...] = ("is_autocast_enabled", "is_autocast_cpu_enabled")
+AUTOCAST += ("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype")
 LIMITS = ("max", "min", "eps", "tiny", "smallest_normal", "resolution")
 Capture = Callable[[nn.Module, Example], fx.Graph]
 State = tuple[torch.dtype | None, torch.dtype | None]  # that of inputs and weights, and autocast's
@@ -117,7 +120,7 @@ def precisions_of(
     def in_dtype(dtype: torch.dtype) -> None:
         found.note(graph, (dtype, None), lambda: capture(*_recast(model, example, own, dtype)))
 
-    with _quiet_fakes():
+    with quiet_torch():
         for dtype in others:
             in_dtype(dtype)
         for dtype in others if autocast else ():
@@ -165,17 +168,6 @@ def _recast(
 
 
 _FEW = 1 << 12
-
-
-@contextlib.contextmanager
-def _quiet_fakes() -> Iterator[None]:
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _difference(

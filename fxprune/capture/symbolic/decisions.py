@@ -105,13 +105,15 @@ class Decisions:
 
     def _is_of_dtypes(self, node: fx.Node) -> bool:
         """Is a truth about dtypes, or about autocast?"""
-        front = [node]
+        seen, front = {node}, [node]
         while front:
             at = front.pop()
             if isinstance(self._run.env[at], torch.dtype) or op_name(at.target) in OF_DTYPES:
                 return True
             if not isinstance(self._run.env[at], Tensor):
-                front += at.all_input_nodes
+                new = [n for n in at.all_input_nodes if n not in seen]
+                seen.update(new)
+                front += new
         return False
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:

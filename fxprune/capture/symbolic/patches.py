@@ -14,7 +14,7 @@ from torch import fx
 from torch.fx.proxy import TraceError
 
 from fxprune.capture.autograd_functions import traced_apply
-from fxprune.capture.precisions import AUTOCAST_ON, LIMITS
+from fxprune.capture.precisions import AUTOCAST, AUTOCAST_ON, LIMITS
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
 from fxprune.capture.symbolic.proxies import TracedAttribute, TracedValue, stands_for
 from fxprune.graph.own_nodes import autocast_back, autocast_off, dtype_limit
@@ -40,9 +40,6 @@ FACTORIES += ("promote_types", "can_cast")  # nor proxies among dtypes
 FACTORIES += ("tril_indices", "triu_indices", "range", "hann_window", "hamming_window", "empty_strided")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
-# What code asks of the call that it is in.
-AUTOCAST: tuple[str, ...] = ("is_autocast_enabled", "is_autocast_cpu_enabled")
-AUTOCAST += ("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype")
 # Drawn anew in every call of the result, not once while it is traced.
 RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 

@@ -158,12 +158,13 @@ class Search:
         module = self.root.get_submodule(path)
         own = {_within(slot, news, path): chosen[slot] for slot, news in options if slot.held == 1}
         self.passed_on.clear()
-        for there, other in self.root.named_modules():
+        modules = dict(self.root.named_modules())
+        for there, other in modules.items():
             if other is module or self.proposals.classes.get(there) is not self.proposals.classes[path]:
                 continue
             theirs = {
                 _within(slot, news, there): slot
-                for slot, news in self._like(there, [s for s, _ in options if s.held == 1], path)
+                for slot, news in self._like(modules, there, [s for s, _ in options if s.held == 1], path)
             }
             if theirs.keys() == own.keys():
                 for key, slot in theirs.items():
@@ -171,10 +172,12 @@ class Search:
                         self.passed_on.append((slot, slot.read(self.root)))
                         self._set(slot, own[key])
 
-    def _like(self, there: str, slots: Sequence[Slot], path: str) -> Iterator[tuple[Slot, list[int]]]:
+    def _like(
+        self, modules: Mapping[str, nn.Module], there: str, slots: Sequence[Slot], path: str
+    ) -> Iterator[tuple[Slot, list[int]]]:
         """Find the numbers of a module that stand where those of another one do."""
         wanted = {(slot.path[len(path) :], slot.keys) for slot in slots}
-        modules, known = dict(self.root.named_modules()), self.proposals.classes
+        known = self.proposals.classes
         for inside, own in self.proposals.slots.items():
             # Else a part of the graph stands there by now.
             if is_inside(inside, [there]) and isinstance(modules.get(inside), known[inside]):

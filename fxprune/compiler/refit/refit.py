@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,9 @@ def refit(
         done = _Outcome(left=dict.fromkeys(readers, ONE_SAMPLE))
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
-        done = _solve(sides, consumers.solved, calibration, lengths, log_probabilities, progress)
+        moments = _moments(sides, consumers.solved, calibration, lengths, log_probabilities, progress)
+        divergence = partial(sides.divergence, calibration.held, log_probabilities)
+        done = _solve(sides, consumers.solved, moments, divergence)
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
         plan,
@@ -108,20 +111,22 @@ class _Outcome:
 def _solve(
     sides: Sides,
     consumers: Sequence[Consumer],
-    data: Split,
-    lengths: Lengths | None,
-    log_probabilities: LogProbabilities | None,
-    progress: bool,
+    moments: Iterable[tuple[Consumer, Pair]],
+    divergence: Callable[[], float],
 ) -> _Outcome:
-    """Solve layers again, in place, one after the other; put all slices back where that helps none."""
+    """Solve layers again, in place, one after the other; put all slices back where that helps none.
+
+    moments: of each layer in turn, once those before it are solved.
+    divergence: of predictions on held-out data, as layers are by then.
+    """
     readers = {c.node for c in consumers if c.shrunk}
     found: dict[str, Refit] = {}
     left: dict[str, str] = {}
     own_tensors = (t for c in consumers for t in (sides.weight(c), sides.bias(c)) if t is not None)
     slices = [(t, t.detach().clone()) for t in own_tensors]
     ridges: dict[torch.Size, float] = {}  # the last of every shape: layers alike take much the same
-    before = sides.divergence(data.held, log_probabilities)
-    for consumer, (seen, held) in _moments(sides, consumers, data, lengths, log_probabilities, progress):
+    before = divergence()
+    for consumer, (seen, held) in moments:
         weight, bias = sides.matrix(consumer, len(seen.x))
         alike = weight.shape
         solution = solved(
@@ -134,7 +139,7 @@ def _solve(
         elif consumer.shrunk:
             left[consumer.node] = NO_GAIN
     left |= {node: why for node, why in sides.refused.items() if node in readers}
-    after = sides.divergence(data.held, log_probabilities) if found else before
+    after = divergence() if found else before
     if not found or after < before:
         return _Outcome(found, left, (before, after))
     with torch.no_grad():
