@@ -17,7 +17,7 @@ from fxprune.analysis.outputs import Outputs
 from fxprune.analysis.paths import chain_between, dependency_graph
 from fxprune.analysis.typed_graph import Site, TypedGraph, type_graph
 from fxprune.errors import MissingRuleError, OptionError
-from fxprune.graph.facts import Captured
+from fxprune.graph.captured import Captured
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.registry import Axes, RuleSet

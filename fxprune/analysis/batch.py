@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
+from fxprune.graph.captured import Captured
 from fxprune.graph.example import PRIME_BATCH
-from fxprune.graph.facts import Captured
 from fxprune.graph.nests import leaves
 from fxprune.graph.values import FakeRun, NodeError
 from fxprune.rules.axes import Axis, Reason, atoms_of, batch

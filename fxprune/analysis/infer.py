@@ -13,7 +13,7 @@ from fxprune.analysis.batch import flag_batch
 from fxprune.analysis.outputs import Outputs, frozen_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.errors import RuleError
-from fxprune.graph.facts import Captured
+from fxprune.graph.captured import Captured
 from fxprune.graph.nests import Value, leaves, outline
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import makes_output, object_of

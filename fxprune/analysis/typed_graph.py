@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.infer import Inference, Step, infer
 from fxprune.analysis.outputs import Outputs
-from fxprune.graph.facts import Captured
+from fxprune.graph.captured import Captured
 from fxprune.graph.tensors import modules_around, named_tensors
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.calls import Weight

@@ -10,7 +10,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,63 +19,22 @@ from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.process_lock import this_thread_only
-from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import cuda_devices_of, floats_of
 from fxprune.graph.values import called_with
 
 __all__ = [
-    *("GRADIENTS", "Gradients", "OF_GRADIENTS"),
-    *("DependsOnCall", "after_a_call", "noticed_gradient_questions", "other_second_call"),
+    *("GRADIENTS", "Gradients"),
+    *("DependsOnCall", "after_a_call", "other_second_call"),
     *("OTHER_DRAWS", "noticed_draws", "other_without_gradients", "refuse_difference", "refuse_history"),
 ]
 
-# What code asks a tensor, and how its answers can differ: how gradients are recorded while it runs.
-OF_GRADIENTS = ("requires_grad", "grad_fn", "is_leaf")
+# How gradients are recorded while code runs.
 Gradients = Literal["recorded", "off", "of inputs"]
 GRADIENTS: tuple[Gradients, ...] = ("recorded", "off", "of inputs")
 
 
 class DependsOnCall(CaptureError):
     """No capture holds the model: what it computes depends on more than its arguments."""
-
-
-@contextlib.contextmanager
-def noticed_gradient_questions(lines: dict[str, None]) -> Iterator[None]:
-    """Note the lines of a model's code that ask in this thread whether gradients are recorded.
-
-    By `torch.is_grad_enabled()`, or of a tensor: `x.requires_grad`, `x.grad_fn`, `x.is_leaf`.
-    """
-    original, here = torch.is_grad_enabled, this_thread_only()
-
-    def note() -> None:
-        caller = sys._getframe(2)
-        if here() and is_users(caller.f_code.co_filename):
-            lines[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
-
-    def asked() -> bool:
-        note()
-        return original()
-
-    def asking(name: str) -> property:
-        of = getattr(Tensor, name)
-
-        def get(tensor: Tensor) -> Any:
-            if not isinstance(tensor, nn.Parameter):
-                note()
-            return of.__get__(tensor)
-
-        return property(get, of.__set__ if name == "requires_grad" else None)
-
-    torch.is_grad_enabled = asked
-    for name in OF_GRADIENTS:
-        setattr(Tensor, name, asking(name))
-    try:
-        yield
-    finally:
-        torch.is_grad_enabled = original
-        for name in OF_GRADIENTS:
-            delattr(Tensor, name)
 
 
 def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, changed: Iterable[str]) -> None:

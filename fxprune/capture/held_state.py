@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.graph.code_names import names_in, plain_functions
 from fxprune.graph.nests import PLAIN, Value
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
-from fxprune.graph.training_mode import names_in, plain_functions
 
 __all__ = ["HeldState"]
 

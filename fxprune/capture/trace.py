@@ -22,13 +22,13 @@ from fxprune.capture.symbolic.capture import capture_symbolic
 from fxprune.capture.taught import taught_notes
 from fxprune.capture.torch_errors import asks_values
 from fxprune.errors import CaptureError, ExampleInputError, OptionError, PassError, first_line, shown
+from fxprune.graph.captured import Captured, Way
 from fxprune.graph.copies import copy_to_trace, own, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.facts import Captured, Way
 from fxprune.graph.own_nodes import guard_size
 from fxprune.graph.quiet import quiet_libraries
+from fxprune.graph.refuse_train_mode import refuse_train_mode
 from fxprune.graph.source_files import line_of_error, users_level
-from fxprune.graph.train_mode import refuse_train_mode
 from fxprune.graph.uncompiled import outdate
 from fxprune.passes.canonical.canonicalise import canonicalise
 from fxprune.passes.check import Check

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.certify.compare import compare
 from fxprune.certify.comparison import (
     Comparison,
     Look,
@@ -27,10 +26,11 @@ from fxprune.certify.comparison import (
 from fxprune.certify.draws import is_varied
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
 from fxprune.certify.noise import drawn_in_order
+from fxprune.certify.relative_error import compare
 from fxprune.errors import CertificateError, listed
+from fxprune.graph.captured import Captured
 from fxprune.graph.copies import graph_shared, own_buffers, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.facts import Captured
 from fxprune.graph.tensors import device_of, floats_of, in_float64
 from fxprune.graph.values import bound_arguments
 from fxprune.result.selection import Selection

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.certify.compare import compare
+from fxprune.certify.relative_error import compare
 from fxprune.graph.op_names import op_name
 from fxprune.rules.registry import at
 

@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.outputs import frozen_outputs, named_outputs
-from fxprune.certify.compare import compact, compare, differ
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled, put_tensors
 from fxprune.certify.masked_original import MaskedOriginal
 from fxprune.certify.noise import Drawn, Replaying
+from fxprune.certify.relative_error import compact, compare, differ
 from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
 from fxprune.graph.example import Example

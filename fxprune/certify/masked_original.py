@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.infer import Step
 from fxprune.certify.choices import chooses
-from fxprune.certify.compare import compact
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
 from fxprune.certify.noise import Drawn, draws_noise, given_to, tensors_in
+from fxprune.certify.relative_error import compact
 from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
 from fxprune.result.selection import Selection

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.certify.choices import agreed, chooses
-from fxprune.certify.compare import compare
 from fxprune.certify.float64 import Float64Interpreter
+from fxprune.certify.relative_error import compare
 from fxprune.graph.op_names import op_name
 
 __all__ = ["Drawn", "Replaying", "drawn_in_order", "draws_noise", "given_to", "tensors_in"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.certify.compare import compact
 from fxprune.certify.float64 import doubled
 from fxprune.certify.randomise import randomise
+from fxprune.certify.relative_error import compact
 from fxprune.errors import CertificateError
 from fxprune.graph.tensors import in_float64, is_float, named_tensors, tensor_at
 from fxprune.result.record import Record

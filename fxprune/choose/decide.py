@@ -78,12 +78,12 @@ def decide(
     )
     groups = candidates(analysis, exclude, attention, request.budget)
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
-    chosen, on, judged = None, analysis, _Judged()
+    chosen, on, judged = None, analysis, _Judgement()
     if request.changes_bases:
         chosen = chosen_bases(analysis, groups, request.data, **request.derivative_options)
     if chosen is not None:
-        on, judged = chosen.analysis, _Judged(chosen.costs, chosen.alone, chosen.derivatives)
-    judged = _judged(on, groups, request, judged)
+        on, judged = chosen.analysis, _Judgement(chosen.costs, chosen.alone, chosen.derivatives)
+    judged = _judge(on, groups, request, judged)
     scores, derivatives = _comparable(on, judged, request), judged.derivatives
     if trial is not None and request.data is not None and request.compares_kinds:
         some = some_of(request.data, analysis)
@@ -106,14 +106,14 @@ def decide_again(
     """
 
     def judged(analysis: Analysis, groups: Sequence[Group]) -> Scores:
-        return _comparable(analysis, _judged(analysis, groups, request, _Judged()), request)
+        return _comparable(analysis, _judge(analysis, groups, request, _Judgement()), request)
 
     scores = scores_of_the_rest(before.analysis, before.groups, before.scores, trained, judged)
     return _fitted(before.analysis, before.groups, scores, request, rewriter)
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Judgement:
     """Scores of groups, what the moments behind them say of removing each element alone, and derivatives."""
 
     scores: Scores = field(default_factory=dict)
@@ -121,7 +121,7 @@ class _Judged:
     derivatives: Derivatives = field(default_factory=Derivatives)
 
 
-def _judged(analysis: Analysis, groups: Sequence[Group], request: Request, known: _Judged) -> _Judged:
+def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known: _Judgement) -> _Judgement:
     """Score the groups that have no score; where readers can make up for what goes, by what is lost then."""
     options, data = request.score_options, request.data
     groups = [g for g in groups if g not in known.scores]
@@ -137,10 +137,10 @@ def _judged(analysis: Analysis, groups: Sequence[Group], request: Request, known
     scores, alone = compensated(analysis, made_up_for, data, derivatives, progress=progress)
     if others := [g for g in groups if g not in scores]:
         scores |= _by_masks(analysis, others, data, **options)
-    return _Judged({**known.scores, **scores}, {**known.alone, **alone}, derivatives)
+    return _Judgement({**known.scores, **scores}, {**known.alone, **alone}, derivatives)
 
 
-def _comparable(analysis: Analysis, judged: _Judged, request: Request) -> Scores:
+def _comparable(analysis: Analysis, judged: _Judgement, request: Request) -> Scores:
     """Return the scores, on one scale where groups compete."""
     if not (judged.alone and request.data is not None and request.compares_groups):
         return judged.scores

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from fxprune.capture.example_of import example_of
 from fxprune.cli.preprocessing import Preprocessing
 from fxprune.errors import DataError, listed
+from fxprune.graph.modes import in_eval_mode
 from fxprune.graph.tensors import device_of
-from fxprune.graph.training_mode import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from fxprune.compiler.coordinates import in_chosen_bases, scale_norms
 from fxprune.compiler.native.own_class import in_form
 from fxprune.compiler.refit.refit import refit
 from fxprune.compiler.refit.walk import Sides
+from fxprune.graph.nests import Value
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.selection import Selection
@@ -30,8 +30,8 @@ def pruned_once(
     *,
     form: str = "graph",
     like: nn.Module | None = None,
-    refit_data: Iterable[Any] | None = None,
-    **refit_options: Any,
+    refit_data: Iterable[Value] | None = None,
+    **refit_options: Value,
 ) -> tuple[Decision, nn.Module]:
     """Return the decision, in the coordinates that it was brought to, and the model that it gives.
 
@@ -54,7 +54,7 @@ def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
     options = {**request.refit_options, "progress": False, "join": False}
     log_probabilities = options.get("log_probabilities")
 
-    def divergence(decision: Decision, data: Sequence[Any]) -> float:
+    def divergence(decision: Decision, data: Sequence[Value]) -> float:
         refit_data = data if request.refits else None
         decision, pruned = pruned_once(model, analysis, decision, refit_data=refit_data, **options)
         plan = plan_of(pruned)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyze, analyzed
-from fxprune.certify.compare import compare
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, put_tensors
+from fxprune.certify.relative_error import compare
 from fxprune.errors import OptionError, PlanError, RewriteError
 from fxprune.graph.copies import structural_copy
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import floats_of, in_float64, named_tensors
 from fxprune.passes.rebasing.change import changed_weights
 from fxprune.passes.rebasing.random import random_bases
@@ -31,8 +31,8 @@ def rebase(
     bases: Mapping[str, Tensor] | None = None,
     *,
     seed: int = 0,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
+    example_inputs: Value = None,
+    example_kwargs: dict[str, Value] | None = None,
     split_qkv: bool = False,
     capture: str = "auto",
     rules: RuleSet = DEFAULT_RULES,

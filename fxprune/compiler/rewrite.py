@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxprune.analysis.analysis import Analysis, Site
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
-from fxprune.graph.train_mode import refuse_train_mode
+from fxprune.graph.refuse_train_mode import refuse_train_mode
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check, Pass, run_passes
 from fxprune.passes.shrinking.fold_scales import fold_scales

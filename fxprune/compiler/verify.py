@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from fxprune.capture.trace import example_of
@@ -12,6 +10,7 @@ from fxprune.certify.weights import PlannedWeights, settle_rounding
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler.rebase import rebased
 from fxprune.errors import OptionError, PlanError
+from fxprune.graph.nests import Value
 from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
 from fxprune.result.pruned_module import noise_for, plan_of
@@ -25,8 +24,8 @@ def verify(
     model: nn.Module,
     pruned: nn.Module,
     *,
-    example_inputs: Any = None,
-    example_kwargs: dict[str, Any] | None = None,
+    example_inputs: Value = None,
+    example_kwargs: dict[str, Value] | None = None,
     batch: int | None = None,
     rules: RuleSet = DEFAULT_RULES,
 ) -> Certificate:

@@ -23,7 +23,7 @@ from fxprune.finetune.loss import Distillation, TaskLoss
 from fxprune.finetune.schedule import refuse_idle_numbers
 from fxprune.finetune.shards import refuse_other_shards, sharded, take_whole
 from fxprune.finetune.training import Training
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 from fxprune.result.fingerprint import json_digest, layout_digest
 from fxprune.result.forms import is_result
 from fxprune.result.plan import plan_data

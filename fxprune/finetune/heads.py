@@ -13,7 +13,7 @@ from fxprune.analysis.analyze import analyze
 from fxprune.capture.example_of import example_of
 from fxprune.errors import OptionError, TrainingError
 from fxprune.graph.example import Example
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 from fxprune.show.reports.accuracy import class_scores
 
 __all__ = ["with_classes"]

@@ -19,7 +19,7 @@ from fxprune.errors import TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.engine import Engine
 from fxprune.finetune.loss import Distillation, Losses
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 
 __all__ = ["Evaluate", "Loop", "own_randomness"]
 

@@ -15,7 +15,7 @@ from fxprune.choose.importance.predictions import LogProbabilities, Prediction, 
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.calls import Call, call_of
 from fxprune.finetune.hidden import HiddenStates, Reads
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 
 __all__ = ["Distillation", "Losses", "TaskLoss"]
 

@@ -20,8 +20,8 @@ from fxprune.graph.example import Example
 from fxprune.graph.fake_modules import FakeModules
 from fxprune.graph.quick_shapes import quick_shape
 from fxprune.graph.quiet import quiet_torch
+from fxprune.graph.refuse_train_mode import refusing_nothing
 from fxprune.graph.tensors import tensor_at
-from fxprune.graph.train_mode import refusing_nothing
 
 __all__ = [
     "PUT_OFF",

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from fxprune.graph.as_data import own_name
 from fxprune.graph.nests import PLAIN
 from fxprune.graph.own_nodes import is_guard
+from fxprune.graph.refuse_train_mode import refusing_paths
 from fxprune.graph.tensors import called_modules
-from fxprune.graph.train_mode import refusing_paths
 
 __all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
 

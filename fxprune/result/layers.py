@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fxprune.graph.refuse_train_mode import refusing_paths
 from fxprune.graph.tensors import called_modules, named_tensors
-from fxprune.graph.train_mode import refusing_paths
 from fxprune.result.fingerprint import settings_digest
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import PrunedModule, record_of

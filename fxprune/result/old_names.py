@@ -15,6 +15,7 @@ __all__ = ["install_old_names"]
 # Module or folder that moved whole -> where it is now.
 RELOCATED = {
     "fxprune.axes": "fxprune.rules.axes",
+    "fxprune.graph.train_mode": "fxprune.graph.refuse_train_mode",
     "fxprune.plan": "fxprune.result",
     "fxprune.rewrite": "fxprune.compiler.apply",
     "fxprune.saved": "fxprune.result.saved",

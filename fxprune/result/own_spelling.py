@@ -20,8 +20,8 @@ from torch import nn
 
 from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.classes import subclass_of
+from fxprune.graph.code_names import codes_in
 from fxprune.graph.nests import Value
-from fxprune.graph.training_mode import codes_in
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
+from fxprune.graph.modes import follows_mode
 from fxprune.graph.nests import Value, map_leaves
 from fxprune.graph.op_names import op_name, op_space
-from fxprune.graph.training_mode import follows_mode
 from fxprune.rules.modules import native
 from fxprune.rules.registry import DEFAULT_RULES, Rule, RuleSet
 from fxprune.rules.signatures import place_of

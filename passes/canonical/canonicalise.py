@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import fx, nn
 
-from fxprune.graph.facts import Captured
+from fxprune.graph.captured import Captured
 from fxprune.graph.uncompiled import outdate
 from fxprune.graph.values import propagate_values
 from fxprune.passes.canonical.explicit_scale import explicit_scale

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.modes import forward_reads_mode
 from fxprune.graph.op_names import op_name
 from fxprune.graph.tensors import module_of
-from fxprune.graph.training_mode import forward_reads_mode
 
 __all__ = ["lift_modules"]
 

@@ -81,6 +81,14 @@ def by_bits(m: Net, x: Tensor) -> Tensor:
     return x * 3 if x.dtype.itemsize < 4 else x
 
 
+def by_promotion(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if torch.result_type(x, m.head.weight) == torch.bfloat16 else x
+
+
+def by_promoted_type(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if torch.promote_types(x.dtype, torch.half) == torch.half else x
+
+
 def of_the_weight(m: Net, x: Tensor) -> Tensor:
     return x * 3 if m.head.weight.dtype == torch.bfloat16 else x
 
@@ -106,7 +114,17 @@ def within_half(m: Net, x: Tensor) -> Tensor:
 
 ASKING = [
     *(equal, unequal, among, in_a_set, in_a_table, identical, identical_later, in_words, in_a_text),
-    *(by_width, by_bits, of_the_weight, of_the_weights, under_autocast, clamped, within_half),
+    *(
+        by_width,
+        by_bits,
+        by_promotion,
+        by_promoted_type,
+        of_the_weight,
+        of_the_weights,
+        under_autocast,
+        clamped,
+        within_half,
+    ),
 ]
 OF_ONE_PRECISION = (identical, identical_later, in_a_text, in_a_set, in_a_table, by_width, in_words)
 
@@ -175,7 +193,15 @@ def results(ask: Callable[[Net, Tensor], Tensor], capture: str) -> tuple[nn.Modu
 
 
 ASKED_OF_NODES = [("symbolic", ask) for ask in ASKING]
-ASKED_OF_PLAIN = [equal, in_a_table, of_the_weights, under_autocast, clamped, within_half]  # all dtypes are
+ASKED_OF_PLAIN = [
+    equal,
+    in_a_table,
+    by_promotion,
+    of_the_weights,
+    under_autocast,
+    clamped,
+    within_half,
+]  # all dtypes are
 
 
 @pytest.mark.parametrize(("capture", "ask"), [*ASKED_OF_NODES, *(("export", ask) for ask in ASKED_OF_PLAIN)])

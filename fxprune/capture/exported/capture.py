@@ -21,13 +21,11 @@ from fxprune.capture.call_state import (
     OTHER_DRAWS,
     after_a_call,
     noticed_draws,
-    noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
     refuse_difference,
     refuse_history,
 )
-from fxprune.capture.dtype_questions import noticed_dtype_questions
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
@@ -35,12 +33,13 @@ from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.precisions import precisions_of, tells_precision
+from fxprune.capture.questions import OF_GRADIENTS, OF_PRECISION, noticed
 from fxprune.graph.caches import has_caches
+from fxprune.graph.captured import Captured
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.facts import Captured
+from fxprune.graph.modes import follows_mode
 from fxprune.graph.own_nodes import ForwardOnly
-from fxprune.graph.training_mode import follows_mode
 from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes, writes_through
 from fxprune.rules.modules import native
@@ -76,8 +75,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         set_mode(model, False)
         asked, dtypes = dict[str, None](), dict[str, None]()
         with (
-            noticed_gradient_questions(asked),
-            noticed_dtype_questions(dtypes),
+            noticed(OF_GRADIENTS, asked),
+            noticed(OF_PRECISION, dtypes),
             noticed_draws(model) as drew,
         ):
             exported = export_program(model, example)

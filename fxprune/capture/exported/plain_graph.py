@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.dtype_questions import forget_aliases
+from fxprune.capture.exported.casts import forget_aliases
 from fxprune.capture.precisions import AUTOCAST_ON
 from fxprune.graph.own_nodes import autocast_back, autocast_off
 from fxprune.graph.source_files import is_users

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.dtype_questions import casts_apart
+from fxprune.capture.exported.casts import casts_apart
 from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
 from fxprune.capture.exported.torch_internals import (

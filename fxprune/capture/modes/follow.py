@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxprune.capture.modes.merge import difference, merge_modes
-from fxprune.graph.train_mode import RefuseTrainMode, refusals_in
-from fxprune.graph.training_mode import follows_mode, reads_mode
+from fxprune.graph.modes import follows_mode, reads_mode
+from fxprune.graph.refuse_train_mode import RefuseTrainMode, refusals_in
 from fxprune.graph.writes import written_state
 from fxprune.rules.modules import native
 

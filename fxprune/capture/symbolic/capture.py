@@ -18,7 +18,6 @@ from fxprune.capture.call_state import (
     OTHER_DRAWS,
     Gradients,
     noticed_draws,
-    noticed_gradient_questions,
     other_second_call,
     other_without_gradients,
     refuse_difference,
@@ -29,14 +28,15 @@ from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.precisions import precisions_of, tells_precision
+from fxprune.capture.questions import OF_GRADIENTS, noticed
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
 from fxprune.capture.taught import is_taught, taught_functions
+from fxprune.graph.captured import Captured
 from fxprune.graph.example import Example
-from fxprune.graph.facts import Captured
-from fxprune.graph.training_mode import follows_mode
+from fxprune.graph.modes import follows_mode
 from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
@@ -87,7 +87,7 @@ def capture_symbolic(
     copies = copies or {}
     asked = _Asked()
     held, changed = HeldState(model), dict[str, None]()
-    with noticed_gradient_questions(asked.gradients), noticed_draws(model) as drew:
+    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model) as drew:
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )

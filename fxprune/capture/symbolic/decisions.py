@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from fxprune.capture.symbolic.weights_read import OF_DTYPES
+from fxprune.capture.questions import OF_PRECISION
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import guard_branch, guard_dtype
@@ -108,7 +108,7 @@ class Decisions:
         seen, front = {node}, [node]
         while front:
             at = front.pop()
-            if isinstance(self._run.env[at], torch.dtype) or op_name(at.target) in OF_DTYPES:
+            if isinstance(self._run.env[at], torch.dtype) or op_name(at.target) in OF_PRECISION.calls:
                 return True
             if not isinstance(self._run.env[at], Tensor):
                 new = [n for n in at.all_input_nodes if n not in seen]

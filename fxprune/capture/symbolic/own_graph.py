@@ -7,10 +7,10 @@ from collections.abc import Collection
 from torch import fx, nn
 
 from fxprune.graph.as_data import own_name
+from fxprune.graph.captured import Captured
 from fxprune.graph.example import Example
-from fxprune.graph.facts import Captured
+from fxprune.graph.refuse_train_mode import drop_refusals, refusals_in, refusing_paths
 from fxprune.graph.tensors import called_modules
-from fxprune.graph.train_mode import drop_refusals, refusals_in, refusing_paths
 
 __all__ = ["captured_as_is"]
 

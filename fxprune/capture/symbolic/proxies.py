@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
-from fxprune.capture.call_state import OF_GRADIENTS
 from fxprune.capture.number_types import want_shadow
+from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.graph.own_nodes import written
@@ -44,7 +44,7 @@ class TracedValue(fx.Proxy):
             return self.tracer.decisions.value(TracedAttribute(self, name))
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
-        if name in OF_GRADIENTS and isinstance(_for_example(self), Tensor):
+        if name in OF_GRADIENTS.attributes and isinstance(_for_example(self), Tensor):
             return self.tracer.asks_gradient(self, name)
         if not hasattr(Tensor, name):
             value = _for_example(self)

@@ -14,22 +14,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fxprune.capture.questions import OF_PRECISION
 from fxprune.graph.source_files import is_users
 
-__all__ = ["OF_DTYPES", "WeightsRead"]
+__all__ = ["WeightsRead"]
 
-# What is asked of tensors, or of torch, and whose answer follows a precision.
-OF_DTYPES = {
-    *(
-        "is_floating_point",
-        "is_complex",
-        "is_signed",
-        "type",
-        "is_autocast_enabled",
-        "is_autocast_cpu_enabled",
-    ),
-    *("can_cast", "promote_types", "result_type", "element_size"),
-}
 COMPUTES = "it computes with weights that it finds by going through all of them"
 _VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 
@@ -56,7 +45,7 @@ class WeightsRead(TorchFunctionMode):
         if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
             raise NotImplementedError(COMPUTES)
         made = func(*args, **(kwargs or {}))
-        self.dtype_asked |= reads and (isinstance(made, torch.dtype) or name in OF_DTYPES)
+        self.dtype_asked |= reads and (isinstance(made, torch.dtype) or name in OF_PRECISION.calls)
         if reads:
             for value in made if isinstance(made, (tuple, list)) else (made,):
                 if isinstance(value, Tensor):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from fxprune.graph.training_mode import codes_in
+from fxprune.graph.code_names import codes_in
 
 __all__ = ["barred_methods", "names_of_forward"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.certify.certificate import same_function
-from fxprune.certify.compare import compare
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
+from fxprune.certify.relative_error import compare
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.traits import other_examples

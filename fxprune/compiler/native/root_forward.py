@@ -20,8 +20,8 @@ from fxprune.compiler.native.boundaries import Boundary, Number, Unknown
 from fxprune.compiler.native.parts import PartError
 from fxprune.compiler.native.traits import Traits
 from fxprune.graph.nests import PLAIN, placed_leaves
+from fxprune.graph.refuse_train_mode import drop_refusals
 from fxprune.graph.tensors import get_or_create_submodule, is_inside, module_of
-from fxprune.graph.train_mode import drop_refusals
 from fxprune.result.own_code import Call, Forward, Ref
 from fxprune.result.own_forward import with_forward, without_forward
 from fxprune.rules.modules import native

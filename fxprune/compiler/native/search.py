@@ -96,9 +96,18 @@ class Search:
         return any(self._mend_within(of, scope, expected) for of, scope in scopes)
 
     def _mend_within(self, fault: Fault, scope: Scope, expected: Expected) -> bool:
-        """Try other numbers; where one choice works, the module's likes take it too.
+        """Keep other numbers that work, if there are any, in the module's likes as well."""
+        found = self._working_choice(fault, scope, expected)
+        if found is not None:
+            self._adopt(fault.path, *found)
+        return found is not None
 
-        A choice works if the code leaves the module as it should; or else, if it goes further than before.
+    def _working_choice(
+        self, fault: Fault, scope: Scope, expected: Expected
+    ) -> tuple[Options, tuple[int, ...]] | None:
+        """Find numbers with which the code leaves the module as it should; or else, goes further than before.
+
+        Afterwards the module has the numbers that it had.
         """
         module, example = self.root.get_submodule(fault.path), Example(fault.args, fault.kwargs)
         options: Options = []
@@ -106,25 +115,24 @@ class Search:
         reached: int | None = None  # how far the code goes with what stands there now
         while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
-            for values in itertools.islice(choices(options, before), TRIES):
-                if self.runs > RUNS:
-                    break
-                self._write(options, values)
-                again = self._run(module, fault.path, example, expected, _entered(fault), fault.draws)
-                if again is None or (reached is not None and again.progress > reached):
-                    if again is None or again.path != fault.path:
-                        self._adopt(fault.path, options, before, values)
-                        return True
-                    further, reached = (options, values), again.progress
-                elif reached is None:
-                    reached = again.progress
-            self._write(options, before)
+            try:
+                for values in itertools.islice(choices(options, before), TRIES):
+                    if self.runs > RUNS:
+                        break
+                    self._write(options, values)
+                    again = self._run(module, fault.path, example, expected, _entered(fault), fault.draws)
+                    if again is None:
+                        return options, values
+                    if reached is not None and again.progress > reached:
+                        further = options, values
+                        if again.path != fault.path:
+                            return further
+                    if reached is None or again.progress > reached:
+                        reached = again.progress
+            finally:
+                self._write(options, before)
             # Code that went further than before has read more.
-        if further is None:
-            return False
-        options, values = further
-        self._adopt(fault.path, options, [slot.read(self.root) for slot, _ in options], values)
-        return True
+        return further
 
     def _options(self, scope: Scope) -> Options:
         """List what may be edited, less what lay in modules that are parts of the graph by now."""
@@ -140,11 +148,11 @@ class Search:
         for (slot, _), value in zip(options, values, strict=True):
             slot.write(self.root, value)
 
-    def _adopt(self, path: str, options: Options, before: Sequence[int], values: Sequence[int]) -> None:
+    def _adopt(self, path: str, options: Options, values: Sequence[int]) -> None:
         """Keep a choice, in the modules that are like this one as well."""
         chosen = {slot: value for (slot, _), value in zip(options, values, strict=True)}
-        for (slot, value), old in zip(chosen.items(), before, strict=True):
-            if value != old:
+        for slot, value in chosen.items():
+            if value != slot.read(self.root):
                 self._set(slot, value)
         self._pass_on(path, options, chosen)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyzed
 from fxprune.capture.modes.follow import branches_on_mode
-from fxprune.certify.compare import compare
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
+from fxprune.certify.relative_error import compare
 from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
@@ -33,8 +33,8 @@ from fxprune.errors import listed
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.refuse_train_mode import refusing_nothing
 from fxprune.graph.tensors import floats_of, in_float64, named_tensors
-from fxprune.graph.train_mode import refusing_nothing
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CertificateError, FileError
 from fxprune.graph.example import Example
+from fxprune.graph.modes import in_eval_mode
 from fxprune.graph.nests import Value
-from fxprune.graph.training_mode import in_eval_mode
 from fxprune.result.files import TEMPORARY
 
 __all__ = ["OnnxFile", "write_onnx"]

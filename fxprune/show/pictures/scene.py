@@ -19,7 +19,7 @@ from fxprune.analysis.words import Words
 from fxprune.capture.example_of import example_of
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.errors import OptionError, PlanError
-from fxprune.graph.facts import Captured
+from fxprune.graph.captured import Captured
 from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.graph.values import propagate_values
 from fxprune.result.forms import graph_form, is_result

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import DataError
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 
 __all__ = ["Accuracy", "accuracies", "class_scores"]
 

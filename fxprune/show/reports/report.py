@@ -24,7 +24,7 @@ from fxprune.result.pruned_module import noise_for, plan_of, record_of
 from fxprune.result.refitted import FEW
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
-from fxprune.show.reports.measure import latencies, macs_by_node
+from fxprune.show.reports.side_by_side import latencies, macs_by_node
 
 __all__ = ["Report", "report"]
 

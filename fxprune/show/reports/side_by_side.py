@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.training_mode import in_eval_mode
+from fxprune.graph.modes import in_eval_mode
 from fxprune.graph.values import bound_arguments
 from fxprune.result.measure import counting, taking_turns
 

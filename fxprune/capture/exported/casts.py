@@ -1,4 +1,4 @@
-"""Watch what a model's code asks of dtypes while torch.export runs it: answers are plain there, no nodes."""
+"""Casts to the dtype that a tensor has: torch.export takes their result for the tensor itself."""
 
 from __future__ import annotations
 
@@ -10,53 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.op_names import op_name
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["casts_apart", "forget_aliases", "noticed_dtype_questions"]
-
-_OF_TENSORS = ("dtype", "itemsize", "nbytes")
-_METHODS = ("is_floating_point", "is_complex", "element_size", "type")
-_OF_TORCH = ("is_floating_point", "is_complex", *AUTOCAST)
-
-
-@contextlib.contextmanager
-def noticed_dtype_questions(lines: dict[str, None]) -> Iterator[None]:
-    """Note the lines of a model's code that ask in this thread for a dtype, or for autocast."""
-    here = this_thread_only()
-
-    def note() -> None:
-        caller = sys._getframe(2)
-        if is_users(caller.f_code.co_filename) and here():
-            lines[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
-
-    def attribute(of: Any) -> property:
-        def get(tensor: Tensor) -> Any:
-            note()
-            return of.__get__(tensor)
-
-        return property(get)
-
-    def function(of: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            note()
-            return of(*args, **kwargs)
-
-        return call
-
-    with contextlib.ExitStack() as patches:
-        for name in _OF_TENSORS:
-            patches.callback(delattr, Tensor, name)
-            setattr(Tensor, name, attribute(getattr(Tensor, name)))
-        for name in _METHODS:
-            patches.callback(delattr, Tensor, name)
-            setattr(Tensor, name, function(getattr(Tensor, name)))
-        for name in _OF_TORCH:
-            patches.callback(setattr, torch, name, getattr(torch, name))
-            setattr(torch, name, function(getattr(torch, name)))
-        yield
+__all__ = ["casts_apart", "forget_aliases"]
 
 
 @contextlib.contextmanager

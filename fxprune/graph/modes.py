@@ -1,26 +1,18 @@
-"""Find modules whose code depends on the mode: they look at `self.training` when they are called."""
+"""Put models in eval mode, and find modules whose code depends on the mode: it looks at `self.training`."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = [
-    "codes_in",
-    "follows_mode",
-    "forward_reads_mode",
-    "in_eval_mode",
-    "names_in",
-    "plain_functions",
-    "reads_mode",
-]
+from fxprune.graph.code_names import names_in, plain_functions
+
+__all__ = ["follows_mode", "forward_reads_mode", "in_eval_mode", "reads_mode"]
 
 
 @contextlib.contextmanager
@@ -96,33 +88,12 @@ def _methods(cls: type) -> Iterator[types.FunctionType]:
             yield from plain_functions(member)
 
 
-def plain_functions(member: Any) -> Iterator[types.FunctionType]:
-    """Yield the functions behind a method, a property or a decorated one of these."""
-    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    plain = inspect.unwrap(member) if callable(member) else member
-    if isinstance(plain, types.FunctionType):
-        yield plain
-
-
 @functools.cache
 def _reads_training(function: types.FunctionType) -> bool:
-    """Return the function, or a helper beside it that it calls."""
+    """Does the function look at `training`, or a helper beside it that it calls?"""
     named = set(names_in(function.__code__))
     helpers = (function.__globals__.get(name) for name in named)
     others = (
         h for h in helpers if isinstance(h, types.FunctionType) and not h.__module__.startswith("torch")
     )
     return "training" in named or any("training" in names_in(helper.__code__) for helper in others)
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """Return what the code refers to, comprehensions and closures included."""
-    return (name for inner in codes_in(code) for name in inner.co_names)
-
-
-def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield the code, and that of what is defined in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from codes_in(constant)

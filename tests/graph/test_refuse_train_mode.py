@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxprune
 from fxprune.errors import TrainingError
-from fxprune.graph.train_mode import drop_refusals, refusals_in
+from fxprune.graph.refuse_train_mode import drop_refusals, refusals_in
 from fxprune.result.fingerprint import graph_digest
 
 SIZES = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}

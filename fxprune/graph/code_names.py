@@ -1,0 +1,31 @@
+"""Find the functions behind a class's member, and the names that their code refers to."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["codes_in", "names_in", "plain_functions"]
+
+
+def plain_functions(member: Any) -> Iterator[types.FunctionType]:
+    """Yield the functions behind a method, a property or a decorated one of these."""
+    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    plain = inspect.unwrap(member) if callable(member) else member
+    if isinstance(plain, types.FunctionType):
+        yield plain
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Return what the code refers to, comprehensions and closures included."""
+    return (name for inner in codes_in(code) for name in inner.co_names)
+
+
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield the code, and that of what is defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes_in(constant)
