@@ -44,6 +44,12 @@ class HeldState:
         for cls in filter(_is_users_class, classes):
             self._class(cls)
 
+    def functions(self) -> list[types.FunctionType]:
+        """List the functions that may run in a call, those of objects that are reachable as well."""
+        classes = {cls for value in self._seen.values() for cls in type(value).__mro__}
+        members = (member for cls in filter(_is_users_class, classes) for member in vars(cls).values())
+        return [*self._functions, *(f for member in members for f in plain_functions(member))]
+
     def changed(self) -> list[str]:
         """Name what is another thing by now, and tensors that were written to."""
         return list(dict.fromkeys(name for place in self._places for name in place.changed()))

@@ -18,6 +18,7 @@ from fxprune.graph.forward_only import ForwardOnly as ForwardOnly
 from fxprune.graph.guards import guard as guard
 from fxprune.graph.guards import guard_argument as guard_argument
 from fxprune.graph.guards import guard_branch as guard_branch
+from fxprune.graph.guards import guard_device as guard_device
 from fxprune.graph.guards import guard_kind as guard_kind
 from fxprune.graph.guards import guard_size as guard_size
 from fxprune.graph.guards import guard_tensor as guard_tensor

@@ -29,6 +29,10 @@ class Net(nn.Module):
         self.ask = ask
 
     @property
+    def head_dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
@@ -63,6 +67,43 @@ def identical(m: Net, x: Tensor) -> Tensor:
 def identical_later(m: Net, x: Tensor) -> Tensor:
     dtype = x.dtype
     return x * 3 if dtype is torch.half else x
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    return dtype is torch.float16
+
+
+def alike(a: torch.dtype, b: torch.dtype) -> bool:
+    return is_half(a) or a is not b.to_real()
+
+
+class Policy:
+    """Compares in a method of an object."""
+
+    def __init__(self) -> None:
+        self.low_dtypes = [torch.float16, torch.bfloat16]
+
+    def factor(self, of: torch.dtype) -> float:
+        return 3.0 if any(of is dtype for dtype in self.low_dtypes) else 1.0
+
+
+POLICY = Policy()
+
+
+def identical_in_a_function(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if is_half(x.dtype) else x
+
+
+def identical_in_a_called_one(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if alike(x.dtype, m.head.weight.dtype) else x
+
+
+def identical_in_an_object(m: Net, x: Tensor) -> Tensor:
+    return x * POLICY.factor(x.dtype)
+
+
+def identical_by_property(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if m.head_dtype is torch.bfloat16 else x
 
 
 def in_words(m: Net, x: Tensor) -> Tensor:
@@ -125,8 +166,12 @@ ASKING = [
         clamped,
         within_half,
     ),
+    *(identical_in_a_function, identical_in_a_called_one, identical_in_an_object, identical_by_property),
 ]
-OF_ONE_PRECISION = (identical, identical_later, in_a_text, in_a_set, in_a_table, by_width, in_words)
+OF_ONE_PRECISION = (
+    *(identical, identical_later, in_a_text, in_a_set, in_a_table, by_width, in_words),
+    *(identical_in_a_function, identical_in_a_called_one, identical_in_an_object, identical_by_property),
+)
 
 
 def cast_to_weight(m: Net, x: Tensor) -> Tensor:

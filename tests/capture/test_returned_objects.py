@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,30 @@ def test_gradients_pass_through_it() -> None:
     pruned(torch.randn(2, 6, 5))["cache"].layers[1].keys.square().sum().backward()
     assert pruned.get_submodule("blocks.1.key").weight.grad is not None
     assert pruned.get_submodule("blocks.0.up").weight.grad is not None
+
+
+class Maps(nn.Module):
+    """Feature maps by names that are no words of Python, and one more by a word, in an OrderedDict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 7)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return {"maps": OrderedDict([("0", self.b(x)), ("pool", self.b(x.mean(1)))]), "n": 2}
+
+
+def test_an_ordered_dict_stays_one(capture: str, tmp_path: Path) -> None:
+    model = randomise(Maps().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    assert pruned.a.out_features == WIDTH // 2
+    fxprune.save(pruned, tmp_path / "saved")
+    copies = [copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))]
+    for clone in (pruned, *copies, fxprune.load(tmp_path / "saved", Maps())):
+        found = clone(X)
+        assert type(found) is dict and type(found["maps"]) is OrderedDict
+        assert list(found["maps"]) == ["0", "pool"] and found["n"] == 2
+    named = fxprune.prune(model, 0.5, example_inputs=X, capture=capture, outputs=["maps.0"])
+    assert named(X)["maps"]["0"].shape == (2, 6, 7)

@@ -272,6 +272,8 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
     ):
         return graph.call_function(spec.type, (), dict(zip(spec.context[0], children, strict=True)))
     keys = spec.context if isinstance(spec.context, (list, tuple)) else None
+    if spec.type is collections.OrderedDict and keys is not None:  # whose keys need be no names
+        return graph.call_function(spec.type, (dict(zip(keys, children, strict=True)),))
     if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
         return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))
     if getattr(spec.type, "__module__", "") == "torch.return_types":

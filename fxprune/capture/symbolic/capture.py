@@ -29,6 +29,7 @@ from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, noticed
+from fxprune.capture.symbolic.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
@@ -37,6 +38,7 @@ from fxprune.capture.taught import is_taught, taught_functions
 from fxprune.graph.captured import Captured
 from fxprune.graph.example import Example
 from fxprune.graph.modes import follows_mode
+from fxprune.graph.tensors import device_of
 from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes
 from fxprune.rules.modules import native
@@ -48,11 +50,12 @@ __all__ = ["capture_symbolic"]
 class _Asked:
     """What a model's code asks while it is traced, which no node says; not frozen, as it is filled then.
 
-    gradients: the lines that ask values for their gradients.  dtypes: is it the dtype of weights that are no
-    stand-ins?
+    gradients: the lines that ask values for their gradients.  devices: those that ask for a kind of device.
+    dtypes: is it the dtype of weights that are no stand-ins?
     """
 
     gradients: dict[str, None] = field(default_factory=dict)
+    devices: dict[str, None] = field(default_factory=dict)
     dtypes: bool = False
 
 
@@ -108,6 +111,11 @@ def capture_symbolic(
             asked=asked.dtypes,
             autocast=False,
         )
+    of_one_device = bool(asked.devices) and differs_elsewhere(
+        graph,
+        lambda: _trace(model, leaves, example, copies, taught, training=False, elsewhere=True),
+        device_of(model),
+    )
     _refuse_writes(graph, model)
 
     kept = dict[str, None]()
@@ -124,6 +132,8 @@ def capture_symbolic(
     set_mode(model, False)
     if precisions is not None:
         precisions.guard(graph, model, example, autocast=False)
+    if of_one_device:
+        guard_device_of(graph, example, asked.devices)
     guard_arguments(graph, model, example, numbers=True)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
@@ -144,11 +154,12 @@ def _trace(
     held: HeldState | None = None,
     changed: dict[str, None] | None = None,
     asked: _Asked | None = None,
+    elsewhere: bool = False,
 ) -> fx.Graph:
     """Trace the model's code in one mode; what it keeps for its next call is put back, but for numbers.
 
     held: what it held before.  changed: is given the names of what it keeps.  asked: is given what its
-    code asks.
+    code asks.  elsewhere: is told of another kind of device.
     """
     set_mode(model, training)
     followed: list[dict[str, Any]] = []
@@ -157,6 +168,7 @@ def _trace(
     while True:
         tracer = Tracer(leaves, example, copies)
         tracer.gradients_of_inputs = gradients == "of inputs"
+        tracer.devices.elsewhere, tracer.code = elsewhere, held.functions
         with (
             held.restored(plain=False),
             torch.set_grad_enabled(gradients != "off"),
@@ -172,6 +184,7 @@ def _trace(
                     changed.update(dict.fromkeys(held.changed()))
                 if asked is not None:
                     asked.gradients.update(tracer.gradient_questions)
+                    asked.devices.update(tracer.devices.lines)
                     asked.dtypes |= tracer.asks_weights_dtype()
                 return graph
             except AsksForNumber as number:

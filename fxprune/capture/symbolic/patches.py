@@ -238,7 +238,8 @@ def _regions(
 
     def off(region: Any) -> Any:
         device = tracer.device_node()
-        if not tracing_here() or device is None or region.device != tracer.decisions.structure(device).type:
+        kind = device and tracer.devices.kind(tracer.decisions.structure(device))
+        if not tracing_here() or region.device != kind:
             return enter(region)
         if region._enabled:
             raise NotImplementedError(AUTOCAST_ON)
@@ -256,13 +257,14 @@ def _regions(
 
 
 def _asked_by_users(
-    function: Callable[..., Any], tracer: fx.Tracer, tracing_here: Callable[[], bool]
+    function: Callable[..., Any], tracer: Any, tracing_here: Callable[[], bool]
 ) -> Callable[..., Any]:
     """Return a node where a model's code asks."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not tracing_here() or not is_users(sys._getframe(1).f_code.co_filename):
             return function(*args, **kwargs)
+        args = (*(tracer.device_word(a) for a in args),)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
     return call

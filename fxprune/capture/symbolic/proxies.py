@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import builtins
 import dis
-import functools
 import math
 import operator
 import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,8 @@ from torch.fx.proxy import Attribute, TraceError
 
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
+from fxprune.capture.symbolic.devices import OF_DEVICES
+from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.graph.own_nodes import written
@@ -40,10 +40,12 @@ class TracedValue(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
-        if name == "dtype" and by_identity(sys._getframe(1).f_code):
+        if name == "dtype" and (compares_dtypes(sys._getframe(1).f_code) or self.tracer.compares_dtypes):
             return self.tracer.decisions.value(TracedAttribute(self, name))
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
+        if name in OF_DEVICES and isinstance(_for_example(self), Tensor):
+            return name == f"is_{self.tracer.kind_of_device(self.device)}"
         if name in OF_GRADIENTS.attributes and isinstance(_for_example(self), Tensor):
             return self.tracer.asks_gradient(self, name)
         if not hasattr(Tensor, name):
@@ -164,7 +166,7 @@ class TracedAttribute(TracedValue, Attribute):
     def __getattr__(self, name: str) -> Any:
         """Read an attribute; the type of a device is a word that other code compares and looks up."""
         if name == "type" and self.attr == "device":
-            return self.tracer.decisions.structure(self).type
+            return self.tracer.kind_of_device(self)
         return super().__getattr__(name)
 
     def __hash__(self) -> int:
@@ -173,7 +175,9 @@ class TracedAttribute(TracedValue, Attribute):
         return hash(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else id(self)
 
     def __str__(self) -> str:
-        """Write a dtype into a text in the same way."""
+        """Write a dtype into a text in the same way, and the kind of a device."""
+        if self.attr == "device":
+            return self.tracer.kind_of_device(self)
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
         return str(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else repr(self)
 
@@ -182,20 +186,6 @@ def stands_for(x: TracedValue, classes: Any) -> bool:
     """Is what x stands for an instance?  (An answer by `__class__` would deceive torch's C code too.)"""
     held = x.tracer.tensors.get(x.node.target) if x.node.op == "get_attr" else None
     return isinstance(_for_example(x) if held is None else held, classes)
-
-
-@functools.lru_cache(1 << 12)
-def by_identity(code: types.CodeType) -> bool:
-    """Does some code compare dtypes by `is`?  To that a stand-in has no answer."""
-    before: list[Any] = []
-    for step in dis.get_instructions(code):
-        if step.opname == "IS_OP" and (before[-1:] in _DTYPES or before[-2:-1] == ["dtype"]):
-            return True
-        before.append(step.argval)
-    return False
-
-
-_DTYPES = [["dtype"], *([name] for name, value in vars(torch).items() if isinstance(value, torch.dtype))]
 
 
 def _for_example(x: TracedValue) -> Any:

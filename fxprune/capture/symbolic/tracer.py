@@ -9,7 +9,9 @@ import inspect
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from torch.fx.proxy import Attribute
 from fxprune.capture.arguments import followed_parts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
+from fxprune.capture.symbolic.devices import DeviceQuestions
+from fxprune.capture.symbolic.identity import any_compares_dtypes
 from fxprune.capture.symbolic.objects import holds_traced, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
 from fxprune.capture.symbolic.proxies import TracedValue
@@ -66,6 +70,8 @@ class Tracer(fx.Tracer):
         self.gradient_questions: dict[str, None] = {}  # the lines that ask values for their gradients
         self._tracing_here = this_thread_only()
         self._untraced = False
+        self.devices = DeviceQuestions(elsewhere=False)
+        self.code: Callable[[], Iterable[types.FunctionType]] = tuple  # what may run beside the code that asks
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedValue(node, self)
@@ -145,6 +151,8 @@ class Tracer(fx.Tracer):
             return a.node
         if type(a) in (tuple, list):
             return type(a)([self.create_arg(item) for item in a])
+        if type(a) is OrderedDict:  # which torch.fx makes a plain dict
+            return self.create_node("call_function", OrderedDict, (super().create_arg(a),), {})
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
@@ -224,6 +232,11 @@ class Tracer(fx.Tracer):
     def decisions(self) -> Decisions:
         return Decisions(self.root, self.graph, self._example, self._helpers, self._running_untraced)
 
+    @functools.cached_property
+    def compares_dtypes(self) -> bool:
+        """May a dtype be handed to code that compares it by `is`?"""
+        return any_compares_dtypes(self.code())
+
     @contextlib.contextmanager
     def _running_untraced(self) -> Iterator[None]:
         """Run modules as they do outside of tracing.
@@ -259,6 +272,18 @@ class Tracer(fx.Tracer):
             recorded = self.grad_enabled() and (weights or self.gradients_of_inputs)
         leaf = not recorded or node.op == "placeholder"
         return {"requires_grad": recorded, "is_leaf": leaf, "grad_fn": None if leaf else object()}[name]
+
+    def kind_of_device(self, proxy: fx.Proxy) -> str:
+        """Return the kind of the device that code asks a value for."""
+        device = self.decisions.structure(proxy)
+        return self.devices.kind(device, _users_line() or str(proxy.node))
+
+    def device_word(self, word: Any) -> Any:
+        """Return the kind of the input's device as a node, where the code was told the word; else the word."""
+        device = self.device_node() if isinstance(word, str) and self.devices.lines else None
+        if device is None or word != self.devices.kind(self.decisions.structure(device)):
+            return word
+        return self.create_proxy("call_function", getattr, (device, "type"), {})
 
     def device_node(self) -> fx.Proxy | None:
         """Return the device of the first input that is a tensor, as a node."""

@@ -1,0 +1,95 @@
+"""Code that asks for a device: what it makes alike elsewhere is followed, another way is refused there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_same, randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import InputArgumentError
+from fxprune.graph.own_nodes import guard_device
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A layer, what code does that asks for a device, a head."""
+
+    def __init__(self, ask: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.ask = ask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.ask(self, self.a(x)))
+
+
+def by_flag(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if x.is_cuda else x
+
+
+def by_word(m: Net, x: Tensor) -> Tensor:
+    return x if x.device.type == "cpu" else x * 3
+
+
+def by_text(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if str(x.device).startswith("cuda") else x
+
+
+def of_the_weight(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if m.head.weight.is_cuda else x
+
+
+def by_what_is_there(m: Net, x: Tensor) -> Tensor:
+    return torch.cuda.FloatTensor(x.shape).copy_(x) if x.is_cuda else x
+
+
+def without_autocast(m: Net, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return x.float().softmax(-1)
+
+
+def made_there(m: Net, x: Tensor) -> Tensor:
+    where = x.device
+    return x + torch.arange(16, device=where) + torch.ones(16, device=where.type if where.index else where)
+
+
+def kernel_of_choice(m: Net, x: Tensor) -> Tensor:
+    fast = x.is_cuda and hasattr(torch, "a_kernel_that_nobody_has")
+    return x if fast else x.relu()
+
+
+OTHERS = [by_flag, by_word, by_text, of_the_weight, by_what_is_there]
+ALIKE = [without_autocast, made_there, kernel_of_choice]
+
+
+def guards(ask: Callable[[Net, Tensor], Tensor]) -> list[torch.fx.Node]:
+    model = randomise(Net(ask).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X), model(X), 1e-5)
+    return [n for n in whole.graph.nodes if n.target is guard_device]
+
+
+@pytest.mark.parametrize("ask", OTHERS)
+def test_another_way_is_guarded(ask: Callable[[Net, Tensor], Tensor]) -> None:
+    (guard,) = guards(ask)
+    with pytest.raises(InputArgumentError, match=r"inputs on cuda: .*test_devices.py:\d+ asks .*on cpu, where"):
+        guard.target("cuda", *guard.args[1:], **guard.kwargs)
+
+
+@pytest.mark.parametrize("ask", ALIKE)
+def test_the_same_way_is_not(ask: Callable[[Net, Tensor], Tensor]) -> None:
+    assert not guards(ask)
+
+
+def test_tools_see_no_guard() -> None:
+    model = randomise(Net(by_flag).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture="symbolic")
+    assert fxprune.verify(model, pruned) < 1e-8
+    wanted = pruned(X)
+    assert_same(torch.jit.trace(pruned, X)(X), wanted, 1e-5)
+    assert_same(torch.export.export(pruned, (X,)).module()(X), wanted, 1e-5)
