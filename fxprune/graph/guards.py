@@ -27,7 +27,16 @@ from torch.fx.node import has_side_effect
 from fxprune.errors import InputArgumentError, InputSizeError, shown
 
 __all__ = [
-    *("guard", "guard_argument", "guard_branch", "guard_device", "guard_kind", "guard_size", "guard_tensor", "is_guard"),
+    *(
+        "guard",
+        "guard_argument",
+        "guard_branch",
+        "guard_device",
+        "guard_kind",
+        "guard_size",
+        "guard_tensor",
+        "is_guard",
+    ),
     *("kind_of", "layout_of_argument", "one_node", "with_effect"),
 ]
 
@@ -175,9 +184,9 @@ def guard_kind(value: Any, expected: Any, *, name: str, where: str = "") -> Exce
 def guard_device(value: Any, expected: Any, *, where: str) -> Exception:
     """Refuse a kind of device on which the traced model's code would have taken another way."""
     return InputArgumentError(
-        f"inputs on {value}: the model's code at {where} asks for the device, and takes another way there than "
-        f"on {expected}, where it was captured; prune the model on {value}, or with form='module', which keeps "
-        f"the model's code"
+        f"inputs on {value}: the model's code at {where} asks for the device, and takes another way there "
+        f"than on {expected}, where it was captured; prune the model on {value}, or with form='module', "
+        f"which keeps the model's code"
     )
 
 

@@ -77,7 +77,9 @@ def guards(ask: Callable[[Net, Tensor], Tensor]) -> list[torch.fx.Node]:
 @pytest.mark.parametrize("ask", OTHERS)
 def test_another_way_is_guarded(ask: Callable[[Net, Tensor], Tensor]) -> None:
     (guard,) = guards(ask)
-    with pytest.raises(InputArgumentError, match=r"inputs on cuda: .*test_devices.py:\d+ asks .*on cpu, where"):
+    with pytest.raises(
+        InputArgumentError, match=r"inputs on cuda: .*test_devices.py:\d+ asks .*on cpu, where"
+    ):
         guard.target("cuda", *guard.args[1:], **guard.kwargs)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from fxprune.graph.code_names import codes_in, plain_functions
 from fxprune.graph.source_files import is_users
-from fxprune.graph.training_mode import codes_in, plain_functions
 
 __all__ = ["any_compares_dtypes", "compares_dtypes"]
 

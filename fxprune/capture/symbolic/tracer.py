@@ -71,7 +71,7 @@ class Tracer(fx.Tracer):
         self._tracing_here = this_thread_only()
         self._untraced = False
         self.devices = DeviceQuestions(elsewhere=False)
-        self.code: Callable[[], Iterable[types.FunctionType]] = tuple  # what may run beside the code that asks
+        self.code: Callable[[], Iterable[types.FunctionType]] = tuple  # what may run in a call
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedValue(node, self)
@@ -279,7 +279,7 @@ class Tracer(fx.Tracer):
         return self.devices.kind(device, _users_line() or str(proxy.node))
 
     def device_word(self, word: Any) -> Any:
-        """Return the kind of the input's device as a node, where the code was told the word; else the word."""
+        """Return a node for the word of the input's kind of device, if the code was told; else the word."""
         device = self.device_node() if isinstance(word, str) and self.devices.lines else None
         if device is None or word != self.devices.kind(self.decisions.structure(device)):
             return word
