@@ -16,8 +16,9 @@ __all__ = ["explicit_squeeze"]
 def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.GraphModule:
     """Name the dimensions that each squeeze removes.
 
-    Needs: `meta["val"]` for a stand-in batch.  Guarantees: the same values, but where the batch itself is one
-    and would go: that is guarded.  `batch`: the example's; the result has another rank for one.
+    Needs: `meta["val"]` for a stand-in batch.  Guarantees: the same values, but where a dimension that is not
+    one here, the batch or a number of tokens, is one and would go: that is guarded.  `batch`: the example's;
+    the result has another rank for one.
     """
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or op_name(node.target) != "squeeze":
@@ -29,13 +30,13 @@ def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         wanted = range(value.ndim) if given is None else [given] if isinstance(given, int) else given
         units = tuple(d for d in wanted if value.shape[d] == 1)
-        for d in (d for d in wanted if value.shape[d] % PRIME_BATCH == 0):
-            if batch == 1:
+        for d in (d for d in wanted if value.shape[d] != 1):
+            if batch == 1 and value.shape[d] % PRIME_BATCH == 0:
                 raise NotImplementedError(
                     f"squeeze() at {node.meta.get('where')} removes the batch as well where it is one; "
                     f"give an example of two samples"
                 )
-            _guard_batch(module.graph, node, x, d)
+            _guard_more_than_one(module.graph, node, x, d)
         if units and given == units:
             continue
         with module.graph.inserting_before(node):
@@ -47,8 +48,8 @@ def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.
     return module
 
 
-def _guard_batch(graph: fx.Graph, squeeze: fx.Node, x: fx.Node, dim: int) -> None:
-    """Guard against a batch of one, which would be squeezed as well."""
+def _guard_more_than_one(graph: fx.Graph, squeeze: fx.Node, x: fx.Node, dim: int) -> None:
+    """Guard against a dimension of one, which would be squeezed as well."""
     with graph.inserting_before(squeeze):
         size = graph.call_method("size", (x, dim))
         size.meta["val"] = x.meta["val"].shape[dim]

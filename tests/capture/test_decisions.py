@@ -381,3 +381,20 @@ def test_the_digest_of_a_graph_knows_no_paths() -> None:
             node.kwargs = {"where": "/elsewhere.py:1"}
     assert graph_digest(graph) == digest
     assert any(node.target is guard_branch for node in graph.graph.nodes)
+
+
+def test_how_an_input_lies_in_memory_is_guarded() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x if x[:, 1:].is_contiguous() or x.is_contiguous() else 2 * x)
+            return self.b(y if y.mT.is_contiguous() else y.relu())
+
+    model, x = randomise(Net().eval()), torch.randn(2, 5, 8)
+    whole = fxprune.prune(model, 0.0, example_inputs=x, capture="symbolic")
+    assert_same(run(whole, x), run(model, x))
+    with pytest.raises(InputSizeError, match=r"another branch at .*test_decisions.py:\d+"):
+        whole(torch.randn(2, 8, 5).mT)

@@ -454,3 +454,45 @@ def test_numbers_are_drawn_in_every_call(capture: str) -> None:
     same = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
     for seed in SEEDS:
         assert_same(run(same, x, seed=seed), run(model, x, seed=seed), 1e-6)
+
+
+# ---------------------------------------------------------------- code beside modules
+
+
+class Given(nn.Module):
+    """What happens to the features is a function's, or an object's, that the model holds."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self, self.a(x)))
+
+
+def drops(m: nn.Module, x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, m.training)
+
+
+class Drops:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def apply(self, m: nn.Module, x: Tensor) -> Tensor:
+        return F.dropout(x, self.rate, training=m.training)
+
+    def __call__(self, m: nn.Module, x: Tensor) -> Tensor:
+        return self.apply(m, x)
+
+
+@pytest.mark.parametrize("function", [drops, lambda m, x: drops(m, x.relu()), Drops(0.5), Drops(0.5).apply])
+def test_functions_beside_modules_follow_the_mode(
+    function: Callable[[nn.Module, Tensor], Tensor], capture: str
+) -> None:
+    model, x = randomise(Given(function).eval()), torch.randn(4, 8)
+    whole = fxprune.prune(model, 0.0, example_inputs=x, capture=capture)
+    for training in (True, False):
+        got = [run(m.train(training), x, seed=1) for m in (whole, model)]
+        assert_same(*got)
+    assert not torch.equal(run(whole.train(), x, seed=1), run(whole, x, seed=2))

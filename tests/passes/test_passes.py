@@ -21,6 +21,7 @@ from fxprune.choose.budget import Budget
 from fxprune.choose.budget.schedules import Uniform
 from fxprune.choose.candidates import candidates
 from fxprune.choose.importance.score import magnitude
+from fxprune.errors import InputSizeError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.values import NodeError, propagate_values
@@ -530,6 +531,27 @@ def test_a_width_that_shrinks_to_one_is_not_squeezed(capture: str) -> None:
     pruned = fxprune.prune(randomise(SqueezesAll().eval()), 0.5, example_inputs=x, capture=capture)
     assert pruned.get_parameter("fc1.weight").shape == (1, 6)
     assert run(pruned, x).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "squeeze", [lambda x: x.squeeze(), lambda x: x.squeeze(1), lambda x: x.squeeze((0, 1))]
+)
+def test_a_number_of_tokens_that_is_one_later_is_refused(squeeze: Callable[[Tensor], Tensor]) -> None:
+    """The model squeezes that dimension then, the graph would not."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(squeeze(self.a(x)))
+
+    model = randomise(Net().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 5, 6), capture="symbolic")
+    assert run(pruned, torch.randn(3, 7, 6)).shape == (3, 7, 4)
+    with pytest.raises(InputSizeError, match="another branch"):
+        pruned(torch.randn(2, 1, 6))
 
 
 # ---------------------------------------------------------------- remove_noise, pack_varargs

@@ -119,7 +119,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             guard_sizes(plain, program.relied.beyond(own))
             return plain
 
-        trained = follow_modes(graph, trace_training, model)
+        trained = follow_modes(graph, trace_training, model, functions=HeldState(model).functions)
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):

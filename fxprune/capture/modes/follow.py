@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FunctionType
 
 from torch import fx, nn
 
 from fxprune.capture.modes.merge import difference, merge_modes
+from fxprune.capture.reached import reads_mode_outside_of_modules
 from fxprune.graph.modes import follows_mode, reads_mode
 from fxprune.graph.refuse_train_mode import RefuseTrainMode, refusals_in
 from fxprune.graph.writes import written_state
@@ -49,13 +51,16 @@ def follow_modes(
     trace_training: Callable[[], fx.Graph],
     root: nn.Module,
     kept: Callable[[], Iterable[str]] = tuple,
+    functions: Callable[[], Iterable[FunctionType]] = tuple,
 ) -> TrainMode:
     """Make a graph that was captured in eval mode follow the mode, where train mode runs the same operations.
 
     `trace_training` captures the model in train mode; `kept` names the attributes that it alone sets.
+    `functions` may run in a call, beside the modules' methods.
     """
     refused = refusals_in(root)  # by results that were pruned before, inside of this model
-    if not any(map(branches_on_mode, root.modules())):
+    branches = any(map(branches_on_mode, root.modules()))
+    if not branches and not reads_mode_outside_of_modules(root, functions()):
         return TrainMode(lost=refused)
     left_out: set[str] = set()
     try:

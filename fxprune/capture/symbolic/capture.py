@@ -128,7 +128,7 @@ def capture_symbolic(
             refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 
-    trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed)
+    trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed, held.functions)
     set_mode(model, False)
     if precisions is not None:
         precisions.guard(graph, model, example, autocast=False)

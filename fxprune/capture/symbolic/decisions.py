@@ -63,7 +63,7 @@ class Decisions:
         of_dtypes = self._is_of_dtypes(proxy.node)
         if not sizes:
             self._note_kinds(proxy.node)
-        if sizes or of_dtypes:  # and not of a device
+        if sizes or of_dtypes or self._is_of_layout(proxy.node):  # and not of a device
             check = guard_dtype if of_dtypes else guard_branch
             where = proxy.node.meta.get("where") or proxy.node.name
             proxy.tracer.create_proxy("call_function", check, (proxy, value), {"where": where})
@@ -114,6 +114,21 @@ class Decisions:
                 new = [n for n in at.all_input_nodes if n not in seen]
                 seen.update(new)
                 front += new
+        return False
+
+    def _is_of_layout(self, node: fx.Node) -> bool:
+        """Does a truth tell how an input, or a view of one, lies in memory?  (Other tensors lie as made.)"""
+        front = [node]
+        while front:
+            at = front.pop()
+            if op_name(at.target) == "is_contiguous":
+                of = at.args[0]
+                while isinstance(of, fx.Node) and op_name(of.target) in VIEWS:
+                    of = of.args[0]
+                if isinstance(of, fx.Node) and of.op == "placeholder":
+                    return True
+            elif not isinstance(self._run.env[at], Tensor):
+                front += at.all_input_nodes
         return False
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:

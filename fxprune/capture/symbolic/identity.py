@@ -6,13 +6,13 @@ import builtins
 import dis
 import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from fxprune.graph.code_names import codes_in, plain_functions
-from fxprune.graph.source_files import is_users
+from fxprune.capture.reached import reached
+from fxprune.graph.code_names import codes_in
 
 __all__ = ["any_compares_dtypes", "compares_dtypes"]
 
@@ -49,40 +49,6 @@ def _is_of_dtypes(name: Any) -> bool:
 
 def any_compares_dtypes(functions: Iterable[types.FunctionType]) -> bool:
     """Does any of some functions compare dtypes by `is`, or any that these name, and so on?"""
-    queue, seen = list(functions), set[types.FunctionType]()
-    while queue:
-        function = queue.pop()
-        if function in seen or not is_users(function.__code__.co_filename):
-            continue
-        seen.add(function)
-        if any(map(compares_dtypes, codes_in(function.__code__))):
-            return True
-        queue += _named_in(function)
-    return False
-
-
-def _named_in(function: types.FunctionType) -> Iterator[types.FunctionType]:
-    """Yield the functions that a function may call by a name, from a module that it names as well."""
-    names = {name for code in codes_in(function.__code__) for name in code.co_names}
-    for name in names:
-        value = function.__globals__.get(name)
-        yield from _functions_of(value)
-        if isinstance(value, types.ModuleType) and is_users(getattr(value, "__file__", None) or "<frozen"):
-            for inner in names:
-                yield from _functions_of(vars(value).get(inner))
-    for cell in function.__closure__ or ():
-        try:
-            yield from _functions_of(cell.cell_contents)
-        except ValueError:  # it is not filled yet
-            continue
-
-
-def _functions_of(value: Any) -> Iterator[types.FunctionType]:
-    """Yield a function, the methods of a class, or what is called partly."""
-    if isinstance(value, functools.partial):
-        value = value.func
-    if isinstance(value, type):
-        for member in vars(value).values():
-            yield from plain_functions(member)
-    elif isinstance(value, (types.FunctionType, types.MethodType)) or hasattr(value, "__wrapped__"):
-        yield from plain_functions(value)
+    return any(
+        compares_dtypes(code) for function in reached(functions) for code in codes_in(function.__code__)
+    )

@@ -1,0 +1,65 @@
+"""Which of a model's own functions may run in a call: those that others name, and so on."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from fxprune.graph.code_names import codes_in, names_in, plain_functions
+from fxprune.graph.source_files import is_users
+
+__all__ = ["reached", "reads_mode_outside_of_modules"]
+
+
+def reached(functions: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
+    """Yield some functions, and the users' that these name in turn, each once."""
+    queue, seen = list(functions), set[types.FunctionType]()
+    while queue:
+        function = queue.pop()
+        if function in seen or not is_users(function.__code__.co_filename):
+            continue
+        seen.add(function)
+        yield function
+        queue += _named_in(function)
+
+
+def reads_mode_outside_of_modules(model: nn.Module, functions: Iterable[types.FunctionType]) -> bool:
+    """Does any function that is reached look at `training`, and is no method of one of the model's modules?
+
+    `lambda m, x: F.dropout(x, 0.1, m.training)` is none.
+    """
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    methods = {f for cls in classes for member in vars(cls).values() for f in plain_functions(member)}
+    return any("training" in names_in(f.__code__) for f in reached(functions) if f not in methods)
+
+
+def _named_in(function: types.FunctionType) -> Iterator[types.FunctionType]:
+    """Yield the functions that a function may call by a name, from a module that it names as well."""
+    names = {name for code in codes_in(function.__code__) for name in code.co_names}
+    for name in names:
+        value = function.__globals__.get(name)
+        yield from _functions_of(value)
+        if isinstance(value, types.ModuleType) and is_users(getattr(value, "__file__", None) or "<frozen"):
+            for inner in names:
+                yield from _functions_of(vars(value).get(inner))
+    for cell in function.__closure__ or ():
+        try:
+            yield from _functions_of(cell.cell_contents)
+        except ValueError:  # it is not filled yet
+            continue
+
+
+def _functions_of(value: Any) -> Iterator[types.FunctionType]:
+    """Yield a function, the methods of a class, or what is called partly; modules are instances elsewhere."""
+    if isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, type):
+        members = () if issubclass(value, nn.Module) else vars(value).values()
+        for member in members:
+            yield from plain_functions(member)
+    elif isinstance(value, (types.FunctionType, types.MethodType)) or hasattr(value, "__wrapped__"):
+        yield from plain_functions(value)
