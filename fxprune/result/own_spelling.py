@@ -22,6 +22,7 @@ from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.code_names import codes_in
 from fxprune.graph.nests import Value
+from fxprune.result.decorators import undecorated, with_code
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
 
@@ -123,26 +124,22 @@ def _spelled(function: types.FunctionType, places: Iterable[Place]) -> types.Fun
     return with_code(function, source.spelled(places))
 
 
-def with_code(
-    function: types.FunctionType, code: types.CodeType, names: dict[str, object] | None = None
-) -> types.FunctionType:
-    """Return a function of other code; it knows some more global names."""
-    known = function.__globals__ if names is None else {**function.__globals__, **names}
-    new = types.FunctionType(code, known, function.__name__, function.__defaults__, function.__closure__)
-    new.__kwdefaults__ = function.__kwdefaults__
-    functools.update_wrapper(new, function)
-    del new.__wrapped__  # type: ignore[attr-defined]
-    return new
-
-
 @dataclass(frozen=True)
 class Source:
-    """The file that a method's code was made of, as text, and where the method stands in it."""
+    """The file that a method's code was made of, as text, and where the method stands in it.
+
+    function: the method, in its decorators.
+    """
 
     function: types.FunctionType
     file: str
     text: bytes
     node: ast.FunctionDef
+
+    @property
+    def code(self) -> types.CodeType:
+        """What the method runs inside its decorators."""
+        return undecorated(self.function).__code__
 
     @property
     def first(self) -> int:
@@ -193,8 +190,8 @@ class Source:
                 lines[top : bottom + 1] = [lines[top][:left] + said + tail, *[b""] * (bottom - top)]
         text = b"\n".join(lines)
         file = f"<{self.file} {hashlib.sha256(text).hexdigest()[:8]}>"
-        found = _code_in(compile(text, file, "exec", dont_inherit=True), self.function.__code__)
-        if found is None or found.co_freevars != self.function.__code__.co_freevars:
+        found = _code_in(compile(text, file, "exec", dont_inherit=True), self.code)
+        if found is None or found.co_freevars != self.code.co_freevars:
             raise UnsupportedModuleError(f"{self.function.__qualname__} can't be compiled anew")
         # What shows the source of a line, an error's or a debugger's, shows this one.
         linecache.cache[file] = (len(text), None, text.decode().splitlines(keepends=True), file)
@@ -210,8 +207,7 @@ class Source:
             ):
                 transformer.visit(node)
         found = _code_in(
-            compile(ast.fix_missing_locations(tree), self.file, "exec", dont_inherit=True),
-            self.function.__code__,
+            compile(ast.fix_missing_locations(tree), self.file, "exec", dont_inherit=True), self.code
         )
         assert found is not None
         return found
@@ -237,8 +233,9 @@ def _outermost(places: Iterable[Place]) -> list[Place]:
 @functools.lru_cache(maxsize=1024)
 def source_of(function: types.FunctionType) -> Source | None:
     """Find the source of a function, if it is what the function was made of."""
-    code = function.__code__
-    lines = linecache.getlines(code.co_filename, function.__globals__)
+    written = undecorated(function)
+    code = written.__code__
+    lines = linecache.getlines(code.co_filename, written.__globals__)
     text = "".join(lines)
     tree = _tree(text)
     if tree is None or _code_in(_compiled(text), code) != code:

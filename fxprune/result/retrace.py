@@ -7,6 +7,7 @@ Generated code computes with sizes (`int(size)`, `len(shape)`, a slice up to a s
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx, nn
@@ -28,11 +29,12 @@ def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None
     """
 
     code = forward.__code__
-    known = frozenset(code.co_varnames[1 : code.co_argcount])
+    known = frozenset(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
+    takes_any = bool(code.co_flags & inspect.CO_VARKEYWORDS)
 
     @functools.wraps(forward)
     def call(self: nn.Module, *args: Value, **kwargs: Value) -> Value:
-        if not known.issuperset(kwargs):
+        if not takes_any and not known.issuperset(kwargs):
             raise _unknown(kwargs, known)
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
@@ -58,6 +60,7 @@ def _handed_over(
     path = tracer.path_of_module(module)
     prefix = f"{path}." if path else ""
     given, made = iter(args), dict[fx.Node, Value]()
+    named = {str(node.target) for node in graph.nodes if node.op == "placeholder"}
 
     def value_of(leaf: Value) -> Value:
         return made[leaf] if isinstance(leaf, fx.Node) else leaf
@@ -65,7 +68,13 @@ def _handed_over(
     for node in graph.nodes:
         if node.op == "placeholder":
             default = node.args[0] if node.args else None
-            made[node] = next(given, kwargs.get(str(node.target), default))
+            name = str(node.target)
+            if name.startswith("**"):
+                made[node] = {key: value for key, value in kwargs.items() if key not in named}
+            elif name.startswith("*"):
+                made[node] = tuple(given)
+            else:
+                made[node] = next(given, kwargs.get(name, default))
             continue
         operands, words = (_plain(map_aggregate(part, value_of)) for part in (node.args, node.kwargs))
         if node.op == "output":

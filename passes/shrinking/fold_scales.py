@@ -15,9 +15,9 @@ from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
 from fxprune.graph.values import propagate_values
-from fxprune.graph.writes import VIEWS
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of, weight_name
+from fxprune.rules.multiples import FEATURES, Multiple, multiple_of
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["can_fold", "constant_of", "fold_scales"]
@@ -26,8 +26,6 @@ _ATTENTION = "scaled_dot_product_attention"
 _PRODUCTS = ("mul", "multiply")
 _QUOTIENTS = ("div", "truediv", "divide", "true_divide")
 _MATMULS = ("matmul", "bmm", "baddbmm")
-_LAYOUT = VIEWS | {"contiguous", "clone"}
-_BRINGS = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
 
 
 def constant_of(call: Call) -> float | None:
@@ -46,11 +44,12 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
     `scales` are the new constants by the names of their nodes.
 
-    Needs: a factor that comes straight from a weight.  Guarantees: the same function; the module's graph and
-    the rows that the factor comes from, the query's, are changed in place, and `pruned.folded` has them.
+    Needs: a factor that is a multiple of what a layer gives.  Guarantees: the same function; the module's
+    graph and the rows that the factor comes from, the query's, are changed in place, and `pruned.folded` has
+    them.
 
     Raises:
-        RewriteError: the factor does not come straight from a weight.
+        RewriteError: it is none, or the layer's weights are computed.
     """
     if not scales:
         return pruned
@@ -63,7 +62,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
             ratio = new / old if call.op in _QUOTIENTS else old / new
-            folded |= _fold(pruned, _factor(call, pruned), ratio)
+            folded |= _fold(pruned, _origin(pruned, node), ratio)
             _write(node, call, new)
     for node in pruned.graph.nodes:
         del node.meta["val"]
@@ -73,9 +72,9 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
 
 def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Does the factor that a node scales come straight from a weight, and a bias, that the model holds?"""
+    """Is the factor that a node scales a multiple of a weight, and a bias, that the model holds?"""
     try:
-        _, origin = _origin(module, _factor(call_of(node, module, DEFAULT_RULES), module))
+        origin = _origin(module, node).call
     except RewriteError:
         return False
     rule = DEFAULT_RULES.get(origin.op)
@@ -84,14 +83,16 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
     return all(weight is None or weight_name(weight) is not None for weight in weights)
 
 
-def _factor(call: Call, module: fx.GraphModule) -> fx.Node:
-    """Return what is scaled; of a product of matrices, the left one: the query."""
+def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
+    """Return what is scaled, of a product of matrices the left one (the query); and what reads it."""
+    call = call_of(node, module, DEFAULT_RULES)
     x = call.args[0] if call.args else call.kwargs["query"]
     assert isinstance(x, fx.Node)
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
-    factor = inner.args[0] if inner is not None and inner.op in _MATMULS else x
-    assert isinstance(factor, fx.Node)
-    return factor
+    if inner is None or inner.op not in _MATMULS:
+        return x, node
+    assert isinstance(inner.args[0], fx.Node)
+    return inner.args[0], x
 
 
 def _write(node: fx.Node, call: Call, new: float) -> None:
@@ -101,11 +102,11 @@ def _write(node: fx.Node, call: Call, new: float) -> None:
         node.update_arg(1, new)
 
 
-def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tuple[Tensor, float]]:
+def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, tuple[Tensor, float]]:
     """Scale the rows of the weights that the factor is made of."""
     folded = {}
-    path, call = _origin(module, factor)
-    rows = _rows(path, _BRINGS[_op(call)])
+    call, first = factor.call, factor.nodes[0]
+    rows = _rows(factor, FEATURES[call.op.removeprefix("aten.")])
     rule = DEFAULT_RULES.get(call.op)
     assert rule is not None
     bound = call.bind(rule)
@@ -114,9 +115,7 @@ def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tu
             continue  # no bias
         name = weight_name(weight)
         if name is None:
-            raise RewriteError(
-                f"the weights of {path[0].name} are computed: no factor can be folded into them"
-            )
+            raise RewriteError(f"the weights of {first.name} are computed: no factor can be folded into them")
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(module.get_submodule(owner), leaf)
         with torch.no_grad():
@@ -125,40 +124,60 @@ def _fold(module: fx.GraphModule, factor: fx.Node, ratio: float) -> dict[str, tu
     return folded
 
 
-def _origin(module: fx.GraphModule, factor: fx.Node) -> tuple[list[fx.Node], Call]:
-    """Return the layer that the factor comes from, and the nodes from there to it that only lay it out."""
-    path = [factor]
-    while path[-1].op.startswith("call"):
-        call = call_of(path[-1], module, DEFAULT_RULES)
-        if _op(call) in _BRINGS:
-            return path[::-1], call
-        if _op(call) not in _LAYOUT:
-            break
-        path.append(path[-1].all_input_nodes[0])
-    raise RewriteError(
-        f"{factor.name} is scaled, but comes from {path[-1].name}, which no factor can be folded into"
-    )
+def _origin(module: fx.GraphModule, node: fx.Node) -> Multiple:
+    """Return the layer that what a node scales comes from.
+
+    Raises:
+        RewriteError: it comes from none, or more than the factor would be scaled.
+    """
+    factor, reader = _factor(node, module)
+    found = multiple_of(module, factor, reader)
+    if found is None:
+        raise RewriteError(f"{factor.name} is scaled, and is no multiple of what one layer gives")
+    return found
 
 
-def _op(call: Call) -> str:
-    return call.op.removeprefix("aten.")
+def _rows(factor: Multiple, dim: int) -> Tensor:
+    """Find which features of the layer's result end up in the factor.
+
+    By sending numbers along; where anything is computed in between, by which of them it depends on, whatever
+    else goes in.
+    """
+    first = factor.nodes[0].meta["val"]
+    if factor.is_layout:
+        numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
+        reached: Tensor = torch.unique(_sent(factor, numbers.movedim(-1, dim)))
+        return reached
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = _noise(first).requires_grad_()
+        end = _sent(factor, start)
+        end = torch.view_as_real(end) if end.is_complex() else end
+        (slope,) = torch.autograd.grad((end * _noise(end)).sum(), start)
+    return slope.movedim(dim, -1).flatten(0, -2).abs().amax(0).nonzero()[:, 0]
 
 
-def _rows(path: list[fx.Node], dim: int) -> Tensor:
-    """Find which features of the first node's result end up in the last one's, by sending numbers along."""
-    first = path[0].meta["val"]
-    numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
-    sent: dict[fx.Node, Value] = {path[0]: numbers.movedim(-1, dim)}
+def _sent(factor: Multiple, start: Tensor) -> Tensor:
+    """Compute a factor with another tensor in the place of its layer's result."""
+    sent: dict[fx.Node, Value] = {factor.nodes[0]: start}
 
     def value(node: fx.Node) -> Value:
-        return sent[node] if node in sent else node.meta["val"]
+        known = sent[node] if node in sent else node.meta["val"]
+        is_other = isinstance(known, Tensor) and node not in sent and not factor.is_layout
+        return _noise(known) if is_other else known
 
-    for node in path[1:]:
+    for node in factor.nodes[1:]:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         if node.op == "call_method":
             sent[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
             assert callable(node.target)
             sent[node] = node.target(*args, **kwargs)
-    reached: Tensor = torch.unique(sent[path[-1]])
-    return reached
+    end: Tensor = sent[factor.nodes[-1]]
+    return end
+
+
+def _noise(like: Tensor) -> Tensor:
+    """Draw a tensor of the shape and type of another, without zeros."""
+    kind = like.dtype if like.is_floating_point() or like.is_complex() else torch.float32
+    return torch.rand(like.shape, dtype=kind) + 1.0

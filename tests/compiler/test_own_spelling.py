@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.errors import UnsupportedModuleError
+from fxprune.result.decorators import undecorated
 from fxprune.result.own_spelling import source_of, spelled_anew, unspelled
 from fxprune.result.pruned_module import record_of
 
@@ -54,6 +56,43 @@ class TwoUses(Attention):
 class Inherits(Attention):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
+
+
+def halved(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what calls a method, and does more."""
+
+    @functools.wraps(method)
+    def call(self: nn.Module, *args: Tensor, **options: Tensor) -> Tensor:
+        return method(self, *args, **options) / 2
+
+    return call
+
+
+def remembered(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what calls a method by a cache, or itself."""
+    cached = functools.lru_cache(method)
+
+    @functools.wraps(method)
+    def call(self: nn.Module, x: Tensor) -> Tensor:
+        return cached(self, x) if x.is_meta else method(self, x)
+
+    return call
+
+
+class Decorated(Attention):
+    @halved
+    @torch.no_grad()
+    @halved
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(((q @ k.mT * self.scale).softmax(-1) @ v).transpose(1, 2).reshape(B, N, C))
+
+
+class Remembered(Decorated):
+    @remembered
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
 
 class Model(nn.Module):
@@ -141,6 +180,23 @@ def test_one_use_of_a_number_may_be_another_size(attention: type[nn.Module]) -> 
     if attention is TwoUses:
         assert own.is_whole and [s.place.text for s in own.spellings] == ["c", "c"]
     assert same(pruned, fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=image()), *SIZES)
+
+
+def test_decorators_stay_around_code_that_is_edited() -> None:
+    model = randomise(Model(Decorated).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), form="module")
+    own = record_of(pruned).own
+    assert own.is_whole and {s.path for s in own.spellings} == {"blocks.0", "blocks.1"}
+    assert fxprune.verify(model, pruned, example_inputs=image()) < 1e-8
+    assert same(pruned, fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=image()), *SIZES)
+    assert same(pruned, pickle.loads(pickle.dumps(pruned)), *SIZES)
+    assert "C = self._size_forward" in inspect.getsource(type(pruned.blocks[0]).forward)
+    assert not pruned.blocks[0](torch.randn(1, 4, DIM)).requires_grad
+
+
+def test_a_decorator_that_holds_more_than_the_method_is_left_alone() -> None:
+    assert undecorated(Remembered.forward) is Remembered.forward
+    assert undecorated(Decorated.forward).__code__.co_varnames[1] == "x"
 
 
 def test_a_number_of_tokens_stays_one() -> None:

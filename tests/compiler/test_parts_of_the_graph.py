@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +19,12 @@ from fxprune.result.pruned_module import record_of
 
 
 def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls a method, so that the method's code stays as it is written."""
+    """Return what calls a method and does not say which, so that its code stays as it is written."""
 
-    @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
 
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     return call
 
 
@@ -84,6 +84,38 @@ def test_a_part_is_given_sizes_and_what_a_dropout_gives(pools: bool) -> None:
         torch.manual_seed(1)
         drawn.append(form(x))
     assert torch.allclose(*drawn, rtol=1e-4, atol=1e-5)
+
+
+class AnyWords(Rigid):
+    """Takes its grid by any words."""
+
+    @wrapped
+    def forward(self, x: Tensor, *more: Any, height: int, **sizes: int) -> Tensor:
+        assert not more
+        return super().forward(x, height, sizes["width"])
+
+
+class Words(Image):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = AnyWords(pools=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        height, width = x.shape[-2:]
+        x = x.flatten(2).mT
+        return self.head((x + self.attention(x, height=height, width=width)).mean(1))
+
+
+def test_a_part_takes_words_of_any_name() -> None:
+    model, x = randomise(Words().eval()), image()
+    options = {"ratios": {"attention.heads*": 0.25}, "attention": "heads"}
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", **options)
+    assert [p.path for p in record_of(pruned).own.parts] == ["attention"]
+    assert fxprune.verify(model, pruned, example_inputs=image(batch=3)) < 1e-8
+    for y in (image(48, 32, batch=1), image(16, 64, batch=5)):
+        assert torch.allclose(pruned(y), graph_form(pruned)(y), rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.fx.symbolic_trace(pruned)(x), pruned(x))
 
 
 class Cached(nn.Module):

@@ -68,6 +68,17 @@ def test_what_no_output_shows_has_the_new_sizes(idle: str) -> None:
     assert not hasattr(pruned, "kept") and {*pruned.state_dict()} == {*model.state_dict()}
 
 
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_layers_whose_results_go_nowhere_read_the_channels_that_are_left(capture: str) -> None:
+    """Export hands over a graph without them."""
+    model, x = randomise(Idle("head").eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", capture=capture)
+    assert record_of(pruned).own.is_whole
+    kept = fxprune.plan_of(pruned).kept["head.weight"][1]
+    assert torch.equal(pruned.pool.weight, model.pool.weight[kept])
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(3, 3, 32, 32)) < 1e-8
+
+
 class Detector(nn.Module):
     """Gives raw maps in train mode, with those of a head that eval mode has no use for."""
 

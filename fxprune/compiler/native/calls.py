@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.certify.comparison import same_draws
-from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled
 from fxprune.compiler.native.fingerprint import Fingerprint
+from fxprune.compiler.native.graph_values import GraphValues
 from fxprune.compiler.native.noting import Calls
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import tensor_at
@@ -42,7 +39,7 @@ class CallOptions:
         self.captured = analysis.original.module
         self.axes = {node.name: own[0] for node, own in analysis.axes.items() if len(own) == 1}
         self.weights = {analysis.names.get(name, name) for name, _ in model.named_parameters()}
-        self.values = _Values(self.captured, example)
+        self.values = GraphValues(self.captured, example)
         self.learned: dict[fx.Node, bool] = {}
 
     def options(
@@ -166,25 +163,3 @@ def _constant(
         for value in values
         if len(values) == 1 and may_be(path, value)
     )
-
-
-class _Values(Float64Interpreter):
-    """The tensors that a graph computes on an example, as fingerprints."""
-
-    def __init__(self, captured: fx.GraphModule, example: Example) -> None:
-        super().__init__(doubled(captured))
-        self.tensors: set[fx.Node] = set()
-        self.of_shape: dict[tuple[int, ...], list[tuple[fx.Node, Fingerprint]]] = defaultdict(list)
-        with torch.no_grad(), same_draws(captured), default_float64():
-            self.run_on(example)
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output" and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
-            self.tensors.add(n)
-        if n.op != "output" and isinstance(value, Tensor):
-            self.of_shape[tuple(value.shape)].append((n, Fingerprint.of(value)))
-        return value
-
-    def alike(self, seen: Fingerprint) -> list[fx.Node]:
-        return [n for n, known in self.of_shape[seen.shape] if known.matches(seen)]

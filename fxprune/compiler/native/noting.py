@@ -18,7 +18,8 @@ from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.structure import doubled_copy
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.example import Example
-from fxprune.result.own_spelling import Place, Source, with_code
+from fxprune.result.decorators import undecorated, with_code
+from fxprune.result.own_spelling import Place, Source
 
 __all__ = ["Calls", "calls_noted", "functions_of", "numbers_noted"]
 
@@ -81,7 +82,7 @@ def functions_of(cls: type) -> Iterator[types.FunctionType]:
             continue
         seen.add(name)
         yield found
-        front += found.__code__.co_names
+        front += [*found.__code__.co_names, *undecorated(found).__code__.co_names]
 
 
 def _run_as(noting: Any, cls: type, model: nn.Module, example: Example) -> None:

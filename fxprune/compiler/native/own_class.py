@@ -130,13 +130,14 @@ def _made_by_running(
     own = found.own
     made = instance_of(model, own, pruned, slices)
     follows_mode = analysis.captured.follows_mode
-    if wrong_in(made, pruned, follows_mode):
-        own = with_duplicates(model, made, own)
-        made = instance_of(model, own, pruned, slices)
-        wrong = wrong_in(made, pruned, follows_mode)
+    wrong = wrong_in(made, pruned, follows_mode)
+    for every in (False, True):
         if wrong:
-            return replace(found, own=None, why=wrong)
-    return made, own, pruned
+            more = with_duplicates(model, made, own, every=every)
+            made = instance_of(model, more, pruned, slices)
+            wrong = wrong_in(made, pruned, follows_mode)
+            own = own if wrong else more
+    return replace(found, own=None, why=wrong) if wrong else (made, own, pruned)
 
 
 def _unheld(own: OwnCode) -> list[str]:

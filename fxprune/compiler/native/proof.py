@@ -73,10 +73,12 @@ def _differs_in_training(instance: nn.Module, pruned: PrunedModule, example: Exa
     return len(got) == len(wanted) and compare(wanted, got).error > TOLERANCE
 
 
-def with_duplicates(model: nn.Module, instance: nn.Module, own: OwnCode) -> OwnCode:
+def with_duplicates(model: nn.Module, instance: nn.Module, own: OwnCode, *, every: bool) -> OwnCode:
     """Edit, beside each number that code reads, those of the same module that are as large.
 
     Some classes keep what they were built of, and build their copies of that.
+
+    every: of all modules, else of those that say themselves what a copy of them has.
     """
     done = {edit.slot for edit in own.edits}
     news = {(edit.slot.path, edit.old): edit.new for edit in own.edits}
@@ -84,6 +86,12 @@ def with_duplicates(model: nn.Module, instance: nn.Module, own: OwnCode) -> OwnC
         Edit(slot, old, news[path, old])
         for path, held in own_slots_of(model, instance).items()
         for slot, old in held
-        if slot not in done and (path, old) in news
+        if slot not in done and (path, old) in news and (every or _says_its_state(model.get_submodule(path)))
     ]
     return replace(own, edits=(*own.edits, *more))
+
+
+def _says_its_state(module: nn.Module) -> bool:
+    names = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__")
+    plain = nn.Module
+    return any(getattr(type(module), n, None) is not getattr(plain, n, None) for n in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ class Search:
     reads: what any code has looked at.
     spellings: the sizes in the code itself, once they are asked for.
     passed_on: what the last choice wrote in modules like the one that it was made for, and what stood there.
+    next_best: a choice after which a module's own code goes further, where none makes it right.
     """
 
     root: nn.Module
@@ -40,6 +42,7 @@ class Search:
     runs: int = 0
     spellings: Spellings | None = None
     passed_on: list[tuple[Slot, int]] = field(default_factory=list)
+    next_best: tuple[str, Options, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         for slot, value in self.proposals.first():
@@ -53,7 +56,7 @@ class Search:
 
     def fault(self, expected: Expected) -> Fault | None:
         """Find the first module that no edit mends; None: the model equals the graph."""
-        reached = -1
+        reached = (-1, 0)
         with reads_noted(self.root, self.reads):
             while True:
                 fault = self._run(self.root, "", expected.example, expected, Counter())
@@ -93,7 +96,13 @@ class Search:
         scopes += [(of, replace(scope, wide=True)) for of, scope in scopes]
         if self.spellings is not None:
             scopes += [(of, replace(scope, spelled=True)) for of, scope in [*scopes]]
-        return any(self._mend_within(of, scope, expected) for of, scope in scopes)
+        self.next_best = None
+        if any(self._mend_within(of, scope, expected) for of, scope in scopes):
+            return True
+        if self.next_best is None or self.spellings is None:
+            return False
+        self._adopt(*self.next_best)
+        return True
 
     def _mend_within(self, fault: Fault, scope: Scope, expected: Expected) -> bool:
         """Keep other numbers that work, if there are any, in the module's likes as well."""
@@ -105,14 +114,16 @@ class Search:
     def _working_choice(
         self, fault: Fault, scope: Scope, expected: Expected
     ) -> tuple[Options, tuple[int, ...]] | None:
-        """Find numbers with which the code leaves the module as it should; or else, goes further than before.
+        """Find numbers with which the code leaves the module as it should; or else, enters or leaves more.
 
-        Afterwards the module has the numbers that it had.
+        Such after which the module's own code alone goes further are `next_best`.  Afterwards the module has
+        the numbers that it had.
         """
         module, example = self.root.get_submodule(fault.path), Example(fault.args, fault.kwargs)
         options: Options = []
         further: tuple[Options, tuple[int, ...]] | None = None
-        reached: int | None = None  # how far the code goes with what stands there now
+        reached: tuple[int, int] | None = None  # how far the code goes with what stands there now
+        modules = sys.maxsize
         while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
             try:
@@ -127,11 +138,16 @@ class Search:
                         further = options, values
                         if again.path != fault.path:
                             return further
+                    if reached is None:
+                        modules = again.progress[0]
                     if reached is None or again.progress > reached:
                         reached = again.progress
             finally:
                 self._write(options, before)
             # Code that went further than before has read more.
+        if further is not None and reached is not None and reached[0] == modules:
+            self.next_best = self.next_best or (fault.path, *further)
+            return None
         return further
 
     def _options(self, scope: Scope) -> Options:

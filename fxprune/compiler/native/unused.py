@@ -5,20 +5,28 @@ The graph has no such call.  The instance runs its own code, which makes it: its
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
+from fxprune.certify.comparison import same_draws
+from fxprune.certify.float64 import in_double, in_eval_mode
+from fxprune.compiler.native.fingerprint import Fingerprint
+from fxprune.compiler.native.graph_values import GraphValues
+from fxprune.compiler.native.structure import doubled_copy
 from fxprune.compiler.native.training import always_training, is_torchs
 from fxprune.errors import FxpruneError
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
-from fxprune.graph.tensors import is_inside, module_of
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import in_float64, is_inside, module_of
 from fxprune.rules.axes import Atom, Axis, Product, Sum
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Axes
@@ -39,14 +47,66 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
     found: dict[str, Axes] = {}
     for training in (False, True):
         left = {name.rpartition(".")[0] for name in idle if name not in found}
-        if left and analysis.capture == "symbolic":
+        if left:
             found |= _typed(model, analysis, left, training=training)
+    left = {name.rpartition(".")[0] for name in idle if name not in found}
+    found |= _by_inputs(model, analysis, left) if left else {}
     for name in idle - {*found}:
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if native(module) is None:
             found[name] = _beside(module._parameters[leaf], owner, analysis)  # type: ignore[arg-type]
     return {name: axes for name, axes in found.items() if name in idle}
+
+
+def _by_inputs(model: nn.Module, analysis: Analysis, idle: set[str]) -> Mapping[str, Axes]:
+    """Type the weights of layers that are given one tensor, which the graph computes."""
+    double, given = doubled_copy(model), dict[str, Tensor]()
+    in_eval_mode(double)
+
+    def note(layer: nn.Module, args: Any, path: str) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            given.setdefault(path, args[0])
+
+    for path in idle:
+        layer = double.get_submodule(path)
+        if native(layer) is not None:
+            layer.register_forward_pre_hook(functools.partial(note, path=path))
+    example = seeded_noise(analysis.captured.example, model).map(in_float64)
+    try:
+        with torch.no_grad(), same_draws(double), in_double():
+            double(*example.args, **example.kwargs)
+        values = GraphValues(analysis.original.module, example) if given else None
+    except Exception:  # whatever the code says of noise
+        return {}
+    axes = {node.name: own[0] for node, own in analysis.axes.items() if len(own) == 1}
+    found: dict[str, Axes] = {}
+    for path, x in given.items():
+        nodes = [n for n in values.alike(Fingerprint.of(x)) if n.name in axes] if values else []
+        if nodes:
+            known = _typed_alone(model.get_submodule(path), x, axes[nodes[0].name], analysis)
+            found |= {f"{path}.{name}": own for name, own in known.items()}
+    return found
+
+
+def _typed_alone(layer: nn.Module, x: Tensor, axes: Axes, analysis: Analysis) -> Mapping[str, Axes]:
+    """Type a layer's weights by the axes of what it is given."""
+    options = replace(AnalysisOptions.of(analysis), capture="symbolic")
+    alone = nn.Sequential(structural_copy(layer))
+    dtype = next((t.dtype for t in layer.parameters()), torch.get_default_dtype())
+    try:
+        typed = typed_by(alone, Example((x.to(dtype),)), options)
+    except FxpruneError:
+        return {}
+    known: dict[Axis, Axis | None] = {}
+    for own in (own for n, all_of in typed.axes.items() if n.op == "placeholder" for own in all_of):
+        for a, b in zip(own, axes, strict=False):
+            for one, other in _pairs(a, b):
+                known[one] = other if known.get(one, other) == other else None
+    return {
+        name.partition(".")[2]: tuple(_known(axis, known) for axis in typed.weights[there])
+        for name, there in typed.names.items()
+    }
 
 
 def _beside(t: Tensor, owner: str, analysis: Analysis) -> Axes:

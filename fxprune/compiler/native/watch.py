@@ -90,7 +90,7 @@ class Fault:
     calls: how often each layer had been called before.
     draws: where random numbers stood.
     error: what the code raised, with its line, or what differed.
-    progress: how many modules had been entered and left as they should.
+    progress: how many modules had been entered and left as they should; then the line of its own code.
     caller: the call of the module around it, from the same run, if it was not the first.
     """
 
@@ -100,7 +100,7 @@ class Fault:
     calls: Counter[str]
     draws: Tensor | None
     error: str
-    progress: int
+    progress: tuple[int, int]
     caller: Fault | None = None
 
 
@@ -119,20 +119,24 @@ def fault_in(
     watch = _Watch(expected, Counter(calls))
     first = _Call(path, example.args, example.kwargs, calls, draws)
     args, kwargs = repeatable((example.args, example.kwargs))
-    with torch.no_grad(), same_draws(module), in_double(), _watched(module, path, watch):
+    kept = _state_kept(module)
+    with torch.no_grad(), same_draws(module), in_double(), kept, _watched(module, path, watch):
         if draws is not None:
             torch.set_rng_state(draws)
         try:
             outputs = module(*args, **kwargs)
         except Exception as error:  # whatever the code does with sizes that it did not expect
             fault, said = None, _said(error)
-            for call in watch.stack or [first]:
-                fault = Fault(**vars(call), error=said, progress=watch.progress, caller=fault)
+            stack = watch.stack or [first]
+            at_fault = module.get_submodule(stack[-1].path[len(path) :].lstrip("."))
+            progress = watch.progress, _line_within(at_fault, error)
+            for call in stack:
+                fault = Fault(**vars(call), error=said, progress=progress, caller=fault)
             return fault
     if path or is_same(floats_of(outputs), expected.outputs):
         return None
     said = "what the model returns is not what it should be"
-    return Fault(**vars(first), error=said, progress=watch.progress)
+    return Fault(**vars(first), error=said, progress=(watch.progress, 0))
 
 
 class _Differs(Exception):
@@ -220,6 +224,32 @@ def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _state_kept(root: nn.Module) -> Iterator[None]:
+    """Put attributes and buffers that code assigns back in the end: they were made of other numbers."""
+    held = [holder for module in root.modules() for holder in (vars(module), module._buffers)]
+    before = [dict(holder) for holder in held]
+    try:
+        yield
+    finally:
+        for holder, known in zip(held, before, strict=True):
+            if [*map(id, holder.values())] != [*map(id, known.values())] or [*holder] != [*known]:
+                holder.clear()
+                holder.update(known)
+
+
+def _line_within(module: nn.Module, error: Exception) -> int:
+    """Find the line of a module's `forward` that an error passed through: the later, the more was right."""
+    at = error.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        first = at.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if code.co_name == "forward" and first is module:
+            return at.tb_lineno
+        at = at.tb_next
+    return 0
 
 
 def _said(error: Exception) -> str:

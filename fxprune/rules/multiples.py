@@ -1,0 +1,154 @@
+"""Find the layer that a tensor is a multiple of: scaled rows of its weights scale the tensor alone.
+
+Through layout alone, or through what is linear as well: a rotary embedding of queries, in any spelling.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.op_names import op_name
+from fxprune.graph.writes import VIEWS
+from fxprune.rules.calls import Call, call_of
+from fxprune.rules.registry import DEFAULT_RULES
+
+__all__ = ["FEATURES", "Multiple", "multiple_of"]
+
+# Layers by the dimension of their results that the rows of their weights make.
+FEATURES = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
+
+_LAYOUT = VIEWS | {"contiguous", "clone", "split_by_sizes"}
+_LINEAR = {
+    *("neg", "to", "type_as", "type", "float", "double", "half", "bfloat16", "flip", "roll"),
+    *("view_as_real", "view_as_complex", "real", "imag", "conj"),
+}
+_SUMS = {"add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack"}
+_PRODUCTS = {"mul", "multiply"}
+_QUOTIENTS = {"div", "truediv", "divide", "true_divide"}
+_FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel"}
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A tensor that is a multiple of a layer's result.
+
+    nodes: from the layer to the tensor, in order.
+    call: the layer's.
+    is_layout: nothing is computed in between.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    call: Call
+    is_layout: bool
+
+
+def multiple_of(module: fx.GraphModule, tensor: fx.Node, reader: fx.Node) -> Multiple | None:
+    """Find the layer that a tensor is a multiple of; None where there is none, or more would be scaled too.
+
+    reader: what may be given the tensor scaled.
+    """
+    found = _Walk(module).to(tensor)
+    if found is None or found.is_layout or not any(_others(found, reader)):
+        return found
+    return None
+
+
+class _Walk:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.known: dict[fx.Node, bool] = {}
+
+    def to(self, tensor: fx.Node) -> Multiple | None:
+        nodes, front, origins = {tensor}, [tensor], dict[fx.Node, Call]()
+        is_layout = True
+        while front:
+            node = front.pop()
+            call = self._call(node)
+            if call is None:
+                return None
+            if _op(call) in FEATURES:
+                origins[node] = call
+                continue
+            operands = self._operands(node, _op(call))
+            if not operands or len(origins) > 1:
+                return None
+            is_layout = is_layout and _op(call) in _LAYOUT
+            front += [n for n in operands if n not in nodes]
+            nodes.update(operands)
+        if len(origins) != 1:
+            return None
+        (call,) = origins.values()
+        return Multiple(tuple(n for n in self.module.graph.nodes if n in nodes), call, is_layout)
+
+    def _operands(self, node: fx.Node, op: str) -> list[fx.Node]:
+        """List what a node is a multiple of; nothing, if it is none."""
+        given = node.all_input_nodes
+        if op in _LAYOUT or op in _LINEAR:
+            return given[:1]
+        if op in _SUMS and node.args:
+            leaves = pytree.tree_leaves(node.args[0] if op not in ("add", "sub") else node.args[:2])
+            return given if all(isinstance(leaf, fx.Node) for leaf in leaves) else []
+        if op in _PRODUCTS or op in _QUOTIENTS:
+            layers = [n for n in given if self._depends(n)]
+            is_one = len(layers) == 1 and [*node.args].count(layers[0]) == 1
+            return layers if is_one and (op in _PRODUCTS or layers[0] is node.args[0]) else []
+        return []
+
+    def _depends(self, node: fx.Node) -> bool:
+        """Is it computed from a layer's result, other than from its sizes or its type?"""
+        if node not in self.known:
+            self.known[node] = False
+            front, seen = [node], {node}
+            while front and not self.known[node]:
+                at = front.pop()
+                call = self._call(at)
+                op = "" if call is None else _op(call)
+                self.known[node] = op in FEATURES
+                inputs = at.all_input_nodes[:1] if op in _LINEAR else at.all_input_nodes
+                more = () if _is_fact(at) else inputs
+                front += [n for n in more if n not in seen]
+                seen.update(more)
+        return self.known[node]
+
+    def _call(self, node: fx.Node) -> Call | None:
+        return call_of(node, self.module, DEFAULT_RULES) if node.op.startswith("call") else None
+
+
+def _others(found: Multiple, reader: fx.Node) -> Iterator[fx.Node]:
+    """List what else reads what would be scaled: not another part of what is taken apart, nor a size."""
+    inside = {*found.nodes}
+    for node in found.nodes:
+        own = [user for user in node.users if user in inside]
+        taken = {_part(user) for user in own}
+        for user in node.users:
+            if user in inside or _is_fact(user):
+                continue
+            if node is found.nodes[-1] and user is reader and _times(user, node) == 1:
+                continue
+            if None in taken or _part(user) in {None, *taken}:
+                yield user
+
+
+def _part(node: fx.Node) -> int | None:
+    """Return which of a tensor's parts a node takes."""
+    is_part = node.target is operator.getitem and type(node.args[1]) is int and node.args[1] >= 0
+    return node.args[1] if is_part else None  # type: ignore[return-value]
+
+
+def _is_fact(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return node.args[1] in _FACTS
+    return node.op.startswith("call") and op_name(node.target) in _FACTS
+
+
+def _times(user: fx.Node, node: fx.Node) -> int:
+    return sum(leaf is node for leaf in pytree.tree_leaves((user.args, user.kwargs)))
+
+
+def _op(call: Call) -> str:
+    return call.op.removeprefix("aten.")

@@ -1,0 +1,74 @@
+"""form="module": a scale that torch takes from the head dim is folded into queries behind rotary embeddings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.passes.shrinking.fold_scales import can_fold
+from fxprune.result.forms import graph_form
+from fxprune.result.pruned_module import record_of
+
+DIM, HEADS = 48, 4
+
+
+class Turned(nn.Module):
+    """An attention that leaves its scale to torch, and turns or norms its queries before."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.norm = nn.LayerNorm(DIM // HEADS)
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)[:, None] * 0.3
+        if self.kind == "complex":
+            pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+            return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(3)
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        halves = torch.stack([-rest[..., 1::2], rest[..., ::2]], -1).reshape(rest.shape)
+        return torch.cat([first, rest * angles[1:].cos() + halves * angles[1:].sin()], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.kind == "normed":
+            q = self.norm(q)
+        q, k = self.turned(q), self.turned(q if self.kind == "of itself" else k)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+def tokens(batch: int = 2, length: int = 5) -> Tensor:
+    return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["halves", "normed", "complex"])
+def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
+    model = randomise(Turned(kind).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    plan, own = fxprune.plan_of(pruned), record_of(pruned).own
+    assert type(pruned) is Turned and own.is_whole and plan.scales, own.parts
+    assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
+    for x in (tokens(1), tokens(3, 9)):
+        assert torch.allclose(pruned(x), graph_form(pruned)(x), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(pruned(x), fxprune.apply(model, plan, example_inputs=tokens())(x), rtol=1e-4)
+    rows, ratio = record_of(pruned).folded["norm.weight" if kind == "normed" else "qkv.weight"]
+    assert ratio == pytest.approx((pruned.norm.weight.numel() / 12 if kind == "normed" else 0.5) ** 0.5)
+    assert rows.tolist() == [*range(len(rows))]  # the query's come first
+    if kind != "normed":
+        assert len(rows) == len(pruned.qkv.weight) - len(pruned.proj.weight.T) - len(rows)
+
+
+def test_a_query_that_is_its_own_key_is_not_scaled() -> None:
+    model = randomise(Turned("of itself").eval())
+    analysis = fxprune.analyze(model, example_inputs=tokens())
+    (node,) = (n for n in analysis.module.graph.nodes if n.meta.get("default_scale"))
+    assert not can_fold(analysis.module, node)
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
+    assert torch.allclose(pruned(tokens(3)), graph_form(pruned)(tokens(3)), rtol=1e-4, atol=1e-5)
