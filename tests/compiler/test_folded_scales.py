@@ -1,4 +1,4 @@
-"""form="module": a scale that torch takes from the head dim is folded into queries behind rotary embeddings."""
+"""form="module": a scale that follows the head dim is folded into queries behind rotary embeddings."""
 
 from __future__ import annotations
 
