@@ -79,8 +79,8 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     rule = DEFAULT_RULES.get(origin.op)
     bound = {} if rule is None else origin.bind(rule)
-    weights = (bound.get("weight"), bound.get("bias"))
-    return all(weight is None or weight_name(weight) is not None for weight in weights)
+    weight, bias = bound.get("weight"), bound.get("bias")
+    return weight_name(weight) is not None and (bias is None or weight_name(bias) is not None)
 
 
 def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:

@@ -22,7 +22,7 @@ class Turned(nn.Module):
         super().__init__()
         self.kind = kind
         self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
-        self.norm = nn.LayerNorm(DIM // HEADS)
+        self.norm = nn.LayerNorm(DIM // HEADS, elementwise_affine=kind != "bare")
 
     def turned(self, x: Tensor) -> Tensor:
         angles = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)[:, None] * 0.3
@@ -36,7 +36,7 @@ class Turned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.kind == "normed":
+        if self.kind in ("normed", "bare"):
             q = self.norm(q)
         q, k = self.turned(q), self.turned(q if self.kind == "of itself" else k)
         y = nn.functional.scaled_dot_product_attention(q, k, v)
@@ -64,8 +64,9 @@ def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
         assert len(rows) == len(pruned.qkv.weight) - len(pruned.proj.weight.T) - len(rows)
 
 
-def test_a_query_that_is_its_own_key_is_not_scaled() -> None:
-    model = randomise(Turned("of itself").eval())
+@pytest.mark.parametrize("kind", ["of itself", "bare"])
+def test_a_query_that_is_its_own_key_or_has_no_weights_is_not_scaled(kind: str) -> None:
+    model = randomise(Turned(kind).eval())
     analysis = fxprune.analyze(model, example_inputs=tokens())
     (node,) = (n for n in analysis.module.graph.nodes if n.meta.get("default_scale"))
     assert not can_fold(analysis.module, node)
