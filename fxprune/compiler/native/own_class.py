@@ -133,10 +133,10 @@ def _made_by_running(
     wrong = wrong_in(made, pruned, follows_mode)
     for every in (False, True):
         if wrong:
-            more = with_duplicates(model, made, own, every=every)
-            made = instance_of(model, more, pruned, slices)
+            edited_twice = with_duplicates(model, made, own, every=every)
+            made = instance_of(model, edited_twice, pruned, slices)
             wrong = wrong_in(made, pruned, follows_mode)
-            own = own if wrong else more
+            own = own if wrong else edited_twice
     return replace(found, own=None, why=wrong) if wrong else (made, own, pruned)
 
 
