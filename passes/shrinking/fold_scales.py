@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
+from fxprune.graph.tensors import tensor_at
 from fxprune.graph.values import propagate_values
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of, weight_name
@@ -80,7 +81,24 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
     rule = DEFAULT_RULES.get(origin.op)
     bound = {} if rule is None else origin.bind(rule)
     weight, bias = bound.get("weight"), bound.get("bias")
-    return weight_name(weight) is not None and (bias is None or weight_name(bias) is not None)
+    return weight_name(weight) is not None and (bias is None or _pieces(bias, module) is not None)
+
+
+def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | None:
+    """List the weights that one is, or is joined of, and whether zeros stand for them; None for others."""
+    name = weight_name(weight)
+    if name is not None:
+        return [(name, False)]
+    if not isinstance(weight, fx.Node) or not weight.op.startswith("call"):
+        return None
+    call = call_of(weight, module, DEFAULT_RULES)
+    op, given = call.op.removeprefix("aten."), call.args[0] if call.args else None
+    if op == "zeros_like" and (name := weight_name(given)) is not None:
+        return [(name, True)]
+    if op not in ("cat", "concat") or not isinstance(given, (list, tuple)):
+        return None
+    found = [_pieces(part, module) for part in given]
+    return None if None in found else [piece for pieces in found for piece in pieces or ()]
 
 
 def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
@@ -113,14 +131,18 @@ def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, t
     for weight in (bound.get("weight"), bound.get("bias")):
         if weight is None and bound.get("weight") is not None:
             continue  # no bias
-        name = weight_name(weight)
-        if name is None:
+        pieces = _pieces(weight, module)
+        if pieces is None:
             raise RewriteError(f"the weights of {first.name} are computed: no factor can be folded into them")
-        owner, _, leaf = name.rpartition(".")
-        tensor: Tensor = getattr(module.get_submodule(owner), leaf)
-        with torch.no_grad():
-            tensor[rows.to(tensor.device)] *= ratio
-        folded[name] = rows, ratio
+        start = 0
+        for name, is_zero in pieces:
+            tensor = tensor_at(module, name)
+            own = rows[(rows >= start) & (rows < start + len(tensor))] - start
+            start += len(tensor)
+            if len(own) and not is_zero:
+                with torch.no_grad():
+                    tensor[own.to(tensor.device)] *= ratio
+                folded[name] = own, ratio
     return folded
 
 

@@ -22,6 +22,8 @@ class Turned(nn.Module):
         super().__init__()
         self.kind = kind
         self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.q_bias, self.v_bias = nn.Parameter(torch.ones(DIM)), nn.Parameter(torch.ones(DIM))
+        self.register_buffer("k_bias", torch.zeros(DIM))
         self.norm = nn.LayerNorm(DIM // HEADS, elementwise_affine=kind != "bare")
 
     def turned(self, x: Tensor) -> Tensor:
@@ -35,7 +37,11 @@ class Turned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = self.qkv(x)
+        if self.kind == "biases":
+            bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+            y = nn.functional.linear(x, self.qkv.weight, bias)
+        q, k, v = y.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.kind in ("normed", "bare"):
             q = self.norm(q)
         q, k = self.turned(q), self.turned(q if self.kind == "of itself" else k)
@@ -47,7 +53,7 @@ def tokens(batch: int = 2, length: int = 5) -> Tensor:
     return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["halves", "normed", "complex"])
+@pytest.mark.parametrize("kind", ["halves", "normed", "complex", "biases"])
 def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
     model = randomise(Turned(kind).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
@@ -60,6 +66,9 @@ def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
     rows, ratio = record_of(pruned).folded["norm.weight" if kind == "normed" else "qkv.weight"]
     assert ratio == pytest.approx((pruned.norm.weight.numel() / 12 if kind == "normed" else 0.5) ** 0.5)
     assert rows.tolist() == [*range(len(rows))]  # the query's come first
+    if kind == "biases":
+        assert torch.allclose(pruned.q_bias, model.q_bias[plan.kept["q_bias"][0]] * ratio)
+        assert torch.equal(pruned.v_bias, model.v_bias[plan.kept["v_bias"][0]])
     if kind != "normed":
         assert len(rows) == len(pruned.qkv.weight) - len(pruned.proj.weight.T) - len(rows)
 
