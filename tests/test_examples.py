@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,20 @@ def test_quickstart_certifies_what_it_pruned() -> None:
     assert "parameters, certified to" in run("quickstart.py")
 
 
-def test_a_rule_of_one_s_own_frees_what_was_whole() -> None:
-    printed = run("custom_rule.py")
+def test_a_rule_of_one_s_own_frees_what_was_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "custom_rule.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     assert "frozen: soft_gate has no rule" in printed
     assert "128 -> 64 hidden channels, certified to" in printed
 
 
-def test_a_run_of_the_zoo_tabulates_its_models(tmp_path: Path) -> None:
+def test_a_run_of_the_zoo_tabulates_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = tmp_path / "zoo.csv"
-    printed = run("zoo_run.py", "timm:test_vit", "--table", str(table))
+    monkeypatch.setattr(sys, "argv", ["zoo_run.py", "timm:test_vit", "--table", str(table)])
+    runpy.run_path(str(EXAMPLES / "zoo_run.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     assert "certified" in printed
     assert "timm:test_vit" in table.read_text()
 

@@ -1,7 +1,7 @@
 """Random small vision transformers of the parts that occur in real ones: each must keep the contract.
 
-60 networks by default; `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py` tries more, others in
-every run.  A failing example prints the `Network` that it is.
+30 networks by default, 60 others as a slow test; `FXPRUNE_NETWORKS=2000 pytest tests/test_random_networks.py`
+tries more, others in every run.  A failing example prints the `Network` that it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.compiler import prune_analyzed
 
-NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "60"))
+NETWORKS = int(os.environ.get("FXPRUNE_NETWORKS", "30"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,14 +59,22 @@ options = st.builds(
 )
 
 
-@settings(
-    max_examples=NETWORKS,
-    deadline=None,
-    derandomize=NETWORKS <= 100,  # the same networks in every run of the default suite
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+def asked_of(count: int) -> settings:
+    """Settings for so many networks, the same in every run if they are few."""
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=count, deadline=None, derandomize=count <= 100, suppress_health_check=checks)
+
+
+@asked_of(NETWORKS)
 @given(network=networks(), options=options)
 def test_a_random_network_keeps_the_contract(network: Network, options: Options) -> None:
+    assert_contract(network, options)
+
+
+@pytest.mark.slow
+@asked_of(2 * NETWORKS)
+@given(network=networks(), options=options)
+def test_more_random_networks_keep_the_contract(network: Network, options: Options) -> None:
     assert_contract(network, options)
 
 

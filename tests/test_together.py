@@ -25,9 +25,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(scope="module", params=WAYS)
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
-    """A model and what became of it."""
+    """A model and what became of it; no test changes either."""
     model = small_vit(depth=4)
     options = {"ratio": 0.5} | WAYS[request.param]
     if "like" in options:

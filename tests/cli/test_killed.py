@@ -20,6 +20,7 @@ import fxprune
 from fxprune.cli.app import run
 
 pytest.importorskip("accelerate")
+pytestmark = pytest.mark.slow  # tests/finetune/test_resume.py kills what the command runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,8 +83,8 @@ def killed_when(place: Path, out: Path, there: str) -> None:
 
 MOMENTS = (
     "run/dense/run.json",  # before the dense model's first checkpoint
-    pytest.param("run/step-1/checkpoint-000000-*", marks=pytest.mark.slow),
-    pytest.param("run/step-1/log.jsonl", marks=pytest.mark.slow),
+    "run/step-1/checkpoint-000000-*",
+    "run/step-1/log.jsonl",
     "run/step-2/checkpoint-000001-*",
 )
 

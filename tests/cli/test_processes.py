@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import fxprune
 
 pytest.importorskip("accelerate")
+pytestmark = pytest.mark.slow  # tests/finetune/test_processes.py runs in two what the command runs
 
 ROOT = Path(__file__).parents[2]
 

@@ -48,6 +48,7 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([t.flatten().float() for t in fxprune.load(folder).state_dict().values()])
 
 
+@pytest.mark.slow  # the next one asks it of a model that is pruned by the same command
 def test_another_teacher(place: Path, tmp_path: Path) -> None:
     """A MODEL with weights of a file, or a FOLDER; the same weights as the original's teach the same."""
     lines: dict[str, tuple[str | Path, ...]] = {

@@ -23,18 +23,24 @@ class Smaller:
     options: of timm's factory.
     alike: of layers that follow each other in a list and are of one class and shape, keep so many; None: all.
     size: of the images that it says it takes.
+    taps: how many of the feature maps that it offers it is computed for; None: all.  The classifier follows.
     """
 
     left: float
     options: dict[str, Any] = field(default_factory=dict)
     alike: int | None = None
     size: int | None = None
+    taps: int | None = None
 
     def build(self, name: str, **options: Any) -> nn.Module:
         model = timm.create_model(name, **self.options | options)
         if self.alike is not None:
             for module in model.modules():
                 _shorten(module, self.alike)
+        if self.taps is not None:
+            model.prune_intermediate_layers([self.taps - 1])
+            model.num_features = model.feature_info[self.taps - 1]["num_chs"]
+            model.reset_classifier(model.num_classes or 10, "avg")
         if self.size is not None:
             model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, self.size, self.size)}
         return model
@@ -64,7 +70,7 @@ _ONES = (1, 1, 1, 1)
 SMALLER: dict[str, Smaller] = {
     "beit_base_patch16_224": Smaller(0.323, _NARROW),
     "samvit_base_patch16_224": Smaller(0.304, _NARROW | {"depth": 3, "global_attn_indexes": (2,)}),
-    "qwen3_vit_88m": Smaller(0.700, _NARROW),
+    "qwen3_vit_88m": Smaller(0.786, {"depth": 2, "embed_dim": 96, "num_heads": 3}),
     "gemma4_vit_167m": Smaller(0.758, _NARROW),
     "deepseek_vit_412m": Smaller(0.556, _NARROW),
     "naflexvit_base_patch16_parfac_gap": Smaller(0.322, _NARROW),
@@ -85,7 +91,7 @@ SMALLER: dict[str, Smaller] = {
     "iformer_t": Smaller(0.283, alike=1, size=64),
     "inception_resnet_v2": Smaller(0.273, alike=1, size=96),
     "inception_v4": Smaller(0.276, alike=1, size=96),
-    "nasnetalarge": Smaller(0.355, {"stem_size": 16, "num_features": 384}, size=96),
+    "nasnetalarge": Smaller(0.268, taps=3, size=96),
     "nest_tiny": Smaller(0.307, alike=1),
     "repvit_m0_9": Smaller(0.320, {"depth": (1, 1, 2, 1)}, size=64),
     "rexnet_100": Smaller(0.354, {"depth_mult": 0.5}, size=64),
@@ -102,6 +108,25 @@ SMALLER: dict[str, Smaller] = {
     "vit_tiny_patch16_dinov3_qkvb": Smaller(0.573, _deep(depth=2), size=64),
     "vitamin_small_224": Smaller(0.282, _deep(depth=2), alike=1, size=64),
     "volo_d1_224": Smaller(0.276, _deep(), alike=1, size=64),
+    "pnasnet5large": Smaller(0.268, taps=3, size=96),
+    "mobilenetv5_base": Smaller(0.302, {"channel_multiplier": 0.25}, alike=1, size=128),
+    "mvitv2_tiny": Smaller(0.262, _deep(), alike=1, size=64),
+    "gcvit_xxtiny": Smaller(0.252, _deep(), taps=3, size=64),
+    "xcit_nano_12_p16_224": Smaller(0.287, _deep(depth=2), size=64),
+    "rdnet_tiny": Smaller(0.319, {"num_blocks_list": [1] * 7}, size=64),
+    "efficientformerv2_s0": Smaller(0.292, _deep(depths=(1, 1, 2, 2)), size=64),
+    "fastvit_t8": Smaller(0.345, {"layers": _ONES}, size=64),
+    "hrnet_w18_small": Smaller(0.291, alike=1, size=64),
+    "res2next50": Smaller(0.314, {"layers": [*_ONES]}, size=64),
+    "repghostnet_050": Smaller(0.394, alike=1, size=64),
+    "dpn48b": Smaller(0.352, {"k_sec": _ONES}, size=64),
+    "shvit_s1": Smaller(0.278, {"depth": (1, 1, 1)}, size=96),
+    "gmlp_ti16_224": Smaller(0.362, _deep(), alike=2, size=64),
+    "levit_128s": Smaller(0.298, _deep(depth=(1, 1, 1)), size=64),
+    "efficientvim_m1": Smaller(0.306, {"depths": (1, 1, 1)}, size=64),
+    "ghostnet_050": Smaller(0.379, alike=1, size=64),
+    "mobilevit_xxs": Smaller(0.340, alike=1, size=64),
+    "cspnext_tiny": Smaller(0.287, {"deepen_factor": 0.05}, alike=1, size=64),
 }
 
 

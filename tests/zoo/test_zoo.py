@@ -65,11 +65,11 @@ class Analysed:
 def from_timm(name: str, size: int | None = None, resize: bool = True, **flags: Any) -> Entry:
     """A model of timm for images of `size`; those that take any size (`resize=False`) are not told."""
     options = {"img_size": size} if size and resize else {}
-    return Entry(f"timm-{name}", lambda: timm.create_model(name, **options), size, **flags)
+    return Entry(f"timm:{name}", lambda: timm.create_model(name, **options), size, **flags)
 
 
 def from_torchvision(name: str, **flags: Any) -> Entry:
-    return Entry(f"torchvision-{name}", lambda: torchvision.models.get_model(name), **flags)
+    return Entry(f"torchvision:{name}", lambda: torchvision.models.get_model(name), **flags)
 
 
 def from_hf(name: str, config: str, model: str, **options: Any) -> Entry:
@@ -79,7 +79,7 @@ def from_hf(name: str, config: str, model: str, **options: Any) -> Entry:
         return getattr(transformers, model)(getattr(transformers, config)(num_labels=10, **options))
 
     size = None if "image_size" in options else 64
-    return Entry(f"hf-{name}", build, size)
+    return Entry(f"hf:{name}", build, size)
 
 
 HF_VIT: dict[str, Any] = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2}
@@ -144,8 +144,8 @@ ENTRIES = [
         decoder_hidden_size=32,
     ),
     # einops takes sizes out of shapes as plain numbers
-    Entry("vit_pytorch-ViT", lambda: vit_pytorch.ViT(**VIT), 32),
-    Entry("vit_pytorch-SimpleViT", lambda: vit_pytorch.SimpleViT(**VIT), 32),
+    Entry("vit_pytorch:ViT", lambda: vit_pytorch.ViT(**VIT), 32),
+    Entry("vit_pytorch:SimpleViT", lambda: vit_pytorch.SimpleViT(**VIT), 32),
 ]
 
 PARAMS = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.slow else []) for e in ENTRIES]

@@ -107,6 +107,7 @@ def test_without_a_runtime_nothing_is_compared(tmp_path: Path, monkeypatch: pyte
     assert written.path.exists()
 
 
+@pytest.mark.slow  # tests/test_readme.py runs the same two commands
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     half, file = str(tmp_path / "half"), str(tmp_path / "half.onnx")
     assert run(["prune", "timm:test_vit", "--out", half, "-q"]) == 0

@@ -36,8 +36,8 @@ def vit() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "hugging face": (small_hf_vit, "classifier"),  # the quicker one stands for both where one does
     "timm": (vit, "head"),
-    "hugging face": (small_hf_vit, "classifier"),
 }
 
 
