@@ -16,8 +16,10 @@ from fxprune.choose.budget.measured import Rewriter, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
 from fxprune.choose.importance.answers import Derivatives
-from fxprune.choose.importance.compensated import compensable, compensated, with_derivatives
+from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.gathered import Gathered, gathered
+from fxprune.choose.importance.layers import compensable, layer_names
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
@@ -80,11 +82,12 @@ def decide(
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
     chosen, on, judged = None, analysis, _Judgement()
     if request.changes_bases:
-        chosen = chosen_bases(analysis, groups, request.data, **request.derivative_options)
-    if chosen is not None:
-        on, judged = chosen.analysis, _Judgement(chosen.costs, chosen.alone, chosen.derivatives)
+        options = request.derivative_options
+        chosen, seen = chosen_bases(analysis, groups, request.data, others=request.refits, **options)
+        if chosen is not None:
+            on, judged = chosen.analysis, _Judgement(chosen.costs, chosen.alone, seen)
     judged = _judge(on, groups, request, judged)
-    scores, derivatives = _comparable(on, judged, request), judged.derivatives
+    scores, derivatives = _comparable(on, judged, request), judged.seen.derivatives
     if trial is not None and request.data is not None and request.compares_kinds:
         some = some_of(request.data, analysis)
 
@@ -114,11 +117,11 @@ def decide_again(
 
 @dataclass(frozen=True)
 class _Judgement:
-    """Scores of groups, what the moments behind them say of removing each element alone, and derivatives."""
+    """Scores of groups, what the same moments say of removing each element alone, and what was gathered."""
 
     scores: Scores = field(default_factory=dict)
     alone: Scores = field(default_factory=dict)
-    derivatives: Derivatives = field(default_factory=Derivatives)
+    seen: Gathered = field(default_factory=Gathered)
 
 
 def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known: _Judgement) -> _Judgement:
@@ -129,15 +132,18 @@ def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known:
         relative = request.budget.scope == "global"
         scores = score(analysis, groups, request.importance, data, relative=relative, **options)
         return replace(known, scores={**known.scores, **scores})
-    made_up_for = compensable(analysis, groups)
-    derivatives = with_derivatives(
-        analysis, made_up_for, data, known.derivatives, **request.derivative_options
-    )
+    made_up_for, seen = compensable(analysis, groups), known.seen
+    if not layer_names(analysis, made_up_for) <= seen.derivatives.moments.keys():
+        seen = gathered(analysis, (), groups, data, **request.derivative_options)
     progress = options.get("progress", True)
-    scores, alone = compensated(analysis, made_up_for, data, derivatives, progress=progress)
+    scores, alone = compensated(
+        analysis, made_up_for, data, seen.derivatives, seen.spreads, progress=progress
+    )
+    scores |= {g: seen.masked[g] for g in groups if g in seen.masked}
     if others := [g for g in groups if g not in scores]:
         scores |= _by_masks(analysis, others, data, **options)
-    return _Judgement({**known.scores, **scores}, {**known.alone, **alone}, derivatives)
+    scores, alone = {**known.scores, **scores}, {**known.alone, **alone}
+    return _Judgement(scores, alone, replace(seen, spreads={}))  # (large, and of no use any more)
 
 
 def _comparable(analysis: Analysis, judged: _Judgement, request: Request) -> Scores:

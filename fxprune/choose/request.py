@@ -19,7 +19,7 @@ __all__ = ["ATTENTION", "Request"]
 ATTENTION = ("auto", "heads", "head_dim", "merge")
 BASES = ("principal", "given")
 REFIT_OPTIONS = {"log_probabilities", "progress"}  # of `refit`
-DERIVATIVE_OPTIONS = {"draws", "log_probabilities", "progress", "seed"}  # of `moments_of`
+DERIVATIVE_OPTIONS = {"draws", "log_probabilities", "progress", "seed"}  # of `gathered`
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,13 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.answers import Derivatives
-from fxprune.choose.importance.compensated import (
-    PLACES,
-    _Covariance,
-    compensable,
-    compensated,
-    with_derivatives,
-)
+from fxprune.choose.importance.compensated import compensated
+from fxprune.choose.importance.covariances import PLACES, CovarianceSums
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.exact import kl_exact
+from fxprune.choose.importance.gathered import gathered
 from fxprune.choose.importance.held_out import split
+from fxprune.choose.importance.layers import compensable
 from fxprune.choose.importance.removal import RIDGE, removal_costs
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
@@ -101,7 +98,7 @@ class Mlp(nn.Module):
 
 def costs_of(analysis: Analysis, data: list[Tensor], known: Derivatives | None = None) -> Scores:
     groups = compensable(analysis, analysis.prunable)
-    known = known or with_derivatives(analysis, groups, data, Derivatives(), progress=False)
+    known = known or gathered(analysis, (), groups, data, progress=False).derivatives
     return compensated(analysis, groups, data, known, progress=False)[0]
 
 
@@ -155,7 +152,7 @@ def test_places_count_as_predictions_depend_on_them() -> None:
     first = torch.zeros(1, 8, 1).index_fill(1, torch.tensor(0), 1.0)
     lengths = {p.numbers: {"down": first.expand(p.size, -1, -1)} for p in parts}
 
-    moments = with_derivatives(analysis, analysis.prunable, data, Derivatives(), progress=False).moments
+    moments = gathered(analysis, (), analysis.prunable, data, progress=False).derivatives.moments
     plain = Derivatives(moments=moments)
     alone, alike = cost_of(analysis, [at_first.expand(-1, 8, -1)], plain), cost_of(analysis, data, plain)
     counted = cost_of(analysis, data, Derivatives(lengths, moments))
@@ -233,7 +230,7 @@ def test_costs_are_in_units_of_divergence(kind: str) -> None:
     model.double().eval()
     analysis = fxprune.analyze(model, example_inputs=data[0][:2])
     (group,) = compensable(analysis, analysis.prunable)
-    known = with_derivatives(analysis, [group], data, Derivatives(), draws=8, progress=False)
+    known = gathered(analysis, (), [group], data, draws=8, progress=False).derivatives
     costs = compensated(analysis, [group], data, known, progress=False)[0][group]
     measured = kl_exact(analysis, [group], [data[0] - data[0].mean(0)], progress=False)[group]
     assert int(costs.argmin()) == int(measured.argmin())
@@ -242,7 +239,7 @@ def test_costs_are_in_units_of_divergence(kind: str) -> None:
 
 def test_what_varies_little_beside_its_mean_is_seen() -> None:
     torch.manual_seed(0)
-    varying, total = torch.randn(400, 6) @ torch.randn(6, 6), _Covariance()
+    varying, total = torch.randn(400, 6) @ torch.randn(6, 6), CovarianceSums()
     for part in (varying + 3000).split(100):
         total.add(part)
     torch.testing.assert_close(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.choose.basis.moments import moments_of
-from fxprune.choose.importance import compensated as scores
+from fxprune.choose.importance import answers
+from fxprune.choose.importance import gathered as gathering
 from fxprune.choose.importance.answers import LEAST, Derivatives, channels_of, counts_of, derivatives_of
 from fxprune.choose.importance.data import Batch, batches_of
 from fxprune.choose.importance.held_out import split
@@ -196,7 +196,7 @@ def test_places_that_nobody_reads_count_least() -> None:
     assert "down_1" in channels and channels.items() <= channels_of(analysis).items()
     lengths = derivatives_of(analysis.module, channels, batches, step=lambda: None).lengths
     for name in channels:
-        found = counts_of(lengths, name, batches)
+        found = counts_of([lengths[batch.numbers][name] for batch in batches])
         together = torch.cat([c.reshape(-1, 1 if name == "head" else 8) for c in found])
         assert together.mean().item() == pytest.approx(1)
         if name != "head":  # only the first token is read in the end, and tokens never meet
@@ -204,26 +204,26 @@ def test_places_that_nobody_reads_count_least() -> None:
 
 
 @pytest.mark.parametrize("basis", ["principal", "given"])
-def test_derivatives_by_answers_are_taken_once(basis: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are those of the moments that bases are chosen by; without these the scores take their own."""
+def test_derivatives_are_taken_in_one_run(basis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bases and indices are chosen by, and how much places count where layers are solved again."""
     taken: list[Derivatives] = []
 
     def noted(*args: Any, **options: Any) -> Derivatives:
-        taken.append(derivatives_of(*args, **options))
+        taken.append(answers.take_slopes(*args, **options))
         return taken[-1]
 
-    for user in (refits, scores):
-        monkeypatch.setattr(user, "derivatives_of", noted)
+    monkeypatch.setattr(gathering, "take_slopes", noted)
+    monkeypatch.setattr(refits, "derivatives_of", noted)
     model = made(nn.Identity)
     fxprune.prune(model, 0.4, data=tokens(), basis=basis, importance_options=QUIET)
-    assert len(taken) == (basis == "given")
+    assert len(taken) == 1
 
 
-def test_moments_give_the_lengths_that_a_run_of_its_own_does() -> None:
+def test_that_run_gives_the_lengths_that_a_run_of_its_own_does() -> None:
     model = made(nn.Identity)
     analysis = analysed(model)
     groups = [g for g in analysis.prunable if g.role == "embed"]
-    _, found = moments_of(analysis, groups, tokens(), progress=False)
+    found = gathering.gathered(analysis, groups, (), tokens(), progress=False).derivatives
     batches = split(batches_of(tokens(), analysis, "refit"), whole=False).all
     expected = derivatives_of(analysis.module, channels_of(analysis), batches, step=lambda: None).lengths
     assert found.lengths.keys() == expected.keys()

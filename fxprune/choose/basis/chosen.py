@@ -12,12 +12,11 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.freedom.regions import Freedom, Region
-from fxprune.choose.basis.moments import Moments, moments_of
 from fxprune.choose.basis.principal import principal
 from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
-from fxprune.choose.importance.answers import Derivatives
-from fxprune.choose.importance.compensated import layers_of, rows_read
+from fxprune.choose.importance.gathered import Gathered, Moments, gathered
+from fxprune.choose.importance.layers import rows_read
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.graph.tensors import named_tensors
@@ -35,14 +34,12 @@ class Chosen:
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
     alone: the same of each coordinate as they are given, by the same moments.
     analysis: on the weights that the moments are of, with norms and scales in the layers.
-    derivatives: by layers' answers there.
     """
 
     moments: Mapping[str, tuple[Tensor, Tensor]]
     costs: Scores
     alone: Scores
     analysis: Analysis
-    derivatives: Derivatives
 
     def matrices(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the matrix of every basis of the groups that shrink, for the number that each keeps."""
@@ -61,27 +58,33 @@ def chosen_bases(
     analysis: Analysis,
     groups: Sequence[Group],
     data: Iterable[Any] | None,
+    *,
+    others: bool = False,
     **options: Any,
-) -> Chosen | None:
+) -> tuple[Chosen | None, Gathered]:
     """Collect the moments of every group all of whose parts may change, in the coordinates that it has.
 
     A group that another kind of reader reads as well is left out: its indices are chosen as they are.
-    None where no group is left.
+    None, and nothing gathered, where no group is left.
 
     Args:
-        options: of `moments_of`.
+        others: gather what the scores of the other groups want as well, in the same run.
+        options: of `gathered`.
+
+    Returns:
+        What bases are chosen from, and what else was gathered, on its analysis.
     """
     free = [g for g in groups if g.regions and all(r.freedom >= Freedom.ROTATION for r in g.regions)]
     names = [name for group in free for name in group.bases]
     if not names:
-        return None
+        return None, Gathered()
     weights = folded_weights(analysis, names)
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
-    squared = layers_of(canonical, [g for g in groups if g not in free])
-    found, derivatives = moments_of(canonical, free, data, squared=squared, **options)
+    rest = [g for g in groups if g not in free] if others else []
+    seen = gathered(canonical, free, rest, data, **options)
     weights_read = _rows(canonical, free)
-    found = {key: _by_rows(known, weights_read.get(key), key[1]) for key, known in found.items()}
+    found = {key: _by_rows(known, weights_read.get(key), key[1]) for key, known in seen.moments.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
     stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for key, known in found.items():
@@ -94,7 +97,9 @@ def chosen_bases(
     moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
     costs = {group: _costs(group, moments, lambda c, g: principal(c, g).costs) for group in free}
     alone = {group: _costs(group, moments, _diagonal_costs) for group in free}
-    return Chosen(moments, costs, alone, canonical, derivatives) if costs else None
+    if not costs:
+        return None, Gathered()
+    return Chosen(moments, costs, alone, canonical), replace(seen, moments={})
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,8 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import default_float64, doubled, put_tensors
-from fxprune.choose.importance.along import vectors_of
-from fxprune.choose.importance.soft_masks import SoftMasked
+from fxprune.choose.importance.reads import Reads
 from fxprune.graph.copies import graph_shared, structural_copy
 from fxprune.graph.tensors import in_float64, named_tensors
 from fxprune.graph.values import bound_arguments
@@ -97,26 +95,12 @@ def _read(
     """Return what every reader reads with other weights, on the example, in float64."""
     module = doubled(analysis.module)
     put_tensors(module, weights)
-    running = _Reads(_on(analysis, module), groups)
+    running = Reads(_on(analysis, module), groups)
     example = analysis.captured.example.map(in_float64)
     running.size = example.batch or 1
     with torch.no_grad(), default_float64(), same_draws(module):
         running.run(*bound_arguments(module, example))
     return running.read
-
-
-class _Reads(SoftMasked):
-    """Runs the captured model; keeps what every reader of a group reads, as vectors along it."""
-
-    def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:
-        super().__init__(analysis, groups)
-        self.masks = {}
-        self.read: dict[tuple[fx.Node, Group], Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        for use in self.uses.get(n, ()):
-            self.read[n, use.group] = vectors_of(use, self.env[use.operand], self.size)
-        return super().run_node(n)
 
 
 def _on(analysis: Analysis, module: fx.GraphModule) -> Analysis:

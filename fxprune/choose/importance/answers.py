@@ -103,8 +103,7 @@ def take_slopes(
     for batch in batches:
         with torch.enable_grad():
             prediction = predictions_of(runner.run_on(batch), batch.size, log_probabilities)
-            runner.add_slopes(prediction, draws, generator)
-        lengths[batch.numbers] = runner.watched.lengths()
+            lengths[batch.numbers] = runner.add_slopes(prediction, draws, generator)
         step()
     return Derivatives(lengths, runner.watched.moments(draws * sum(batch.size for batch in batches)))
 
@@ -114,13 +113,12 @@ def is_known(lengths: Lengths, node: str, batches: Sequence[Batch]) -> bool:
     return all(node in lengths.get(batch.numbers, {}) for batch in batches)
 
 
-def counts_of(lengths: Lengths, node: str, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return how much each place of a layer's answer counts, 1 on average: a batch each, with 1 channel."""
-    found = [lengths[batch.numbers][node] for batch in batches]
-    mean = torch.cat([length.flatten() for length in found]).mean()
+def counts_of(lengths: Sequence[Tensor]) -> list[Tensor]:
+    """Return how much each place of a layer's answer counts, 1 on average, by its lengths of every batch."""
+    mean = torch.cat([length.flatten() for length in lengths]).mean()
     if not bool(mean > 0) or not bool(mean.isfinite()):
-        return [torch.ones_like(length) for length in found]
-    return [LEAST + (1 - LEAST) * length / mean for length in found]
+        return [torch.ones_like(length) for length in lengths]
+    return [LEAST + (1 - LEAST) * length / mean for length in lengths]
 
 
 class Watched:
@@ -169,13 +167,18 @@ class Watched:
 
 
 class Runner(Protocol):
-    """Runs a graph on batches; adds up derivatives of a prediction by what it gave for the last one."""
+    """Runs a graph on batches; adds up derivatives of a prediction by what it gave for the last one.
+
+    `add_slopes` returns the length of those by each layer's answer, at every place.
+    """
 
     watched: Watched
 
     def run_on(self, batch: Batch) -> Any: ...
 
-    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None: ...
+    def add_slopes(
+        self, prediction: Prediction, draws: int, generator: torch.Generator
+    ) -> dict[str, Tensor]: ...
 
 
 class _Answers(fx.Interpreter):
@@ -191,7 +194,8 @@ class _Answers(fx.Interpreter):
     def run_on(self, batch: Batch) -> Any:
         return self.run(*batch.args)
 
-    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> None:
+    def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> dict[str, Tensor]:
         answers = self.watched.taken()
         for slopes in prediction.slopes(list(answers.values()), draws, generator):
             self.watched.add(dict(zip(answers, slopes, strict=True)))
+        return self.watched.lengths()

@@ -26,7 +26,9 @@ from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
 from fxprune.graph.tensors import like_weights
 
-__all__ = ["kl", "ones"]
+__all__ = ["MEASURED", "kl", "ones"]
+
+MEASURED = ("embed",)  # roles of groups that are measured on some samples, as far from a small change
 
 
 def kl(
@@ -63,7 +65,7 @@ def kl(
     if shared:
         passes.append(([g for g in groups if g in shared], [s for b in batches for s in b.samples()]))
     count = _measured(analysis, samples) if measured is None else min(measured, samples)
-    residual = [g for g in together if g.role == "embed" and count]
+    residual = [g for g in together if g.role in MEASURED and count]
     totals = {group: torch.zeros(shape_of(group), dtype=torch.float64) for group in groups}
     single: dict[Group, list[Tensor]] = {group: [] for group in residual}  # estimates sample by sample
     bar = tqdm(

@@ -11,7 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.choose.basis.chosen import ROWS, _by_rows
-from fxprune.choose.basis.moments import Moments
+from fxprune.choose.importance.gathered import Moments
 
 
 @pytest.mark.parametrize("derivatives", [1, ROWS, 100 * ROWS])

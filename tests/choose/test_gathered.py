@@ -1,16 +1,21 @@
-"""Moments are those of what each reader reads, token by token, and of the derivative by it alone."""
+"""One run gathers what each reader reads, token by token, the derivatives by it, covariances, and masks'."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers import randomise
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import fxprune
-from fxprune.choose.basis.moments import Moments, moments_of
 from fxprune.choose.importance.along import along
-from fxprune.choose.importance.predictions import predictions_of
+from fxprune.choose.importance.covariances import spreads_of
+from fxprune.choose.importance.gathered import Moments, gathered
+from fxprune.choose.importance.held_out import split_data
+from fxprune.choose.importance.kl import kl
+from fxprune.choose.importance.predictions import draws_for, predictions_of
 from fxprune.rules.axes import Atom, Product, Sum, batch
 
 BATCHES = [torch.randn(3, 5, 8), torch.randn(2, 5, 8)]
@@ -30,10 +35,26 @@ class TwoReaders(nn.Module):
         return self.head(x[:, 0])
 
 
+class Attention(TwoReaders):
+    """The same behind attention of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(6, 24), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+        x = x + self.down(self.up(x).relu())
+        return self.head(x[:, 0])
+
+
 def collected(model: nn.Module, role: str) -> list[Moments]:
     analysis = fxprune.analyze(model, example_inputs=BATCHES[0])
     group = next(g for g in analysis.prunable if g.role == role)
-    moments, _ = moments_of(analysis, [group], BATCHES, draws=1, progress=False)
+    moments = gathered(analysis, [group], (), BATCHES, draws=1, progress=False).moments
     return list(moments.values())
 
 
@@ -81,3 +102,30 @@ def test_a_value_is_laid_out_along_an_atom(size: int) -> None:
     flat = along(value, axes, dim, None, size)
     assert torch.equal(flat, value[..., 7:].reshape(-1, 4))
     assert torch.equal(along(value, axes, other, None, size), value[..., :7].reshape(-1, 7))
+
+
+def test_the_same_run_gathers_what_runs_of_their_own_would() -> None:
+    """Covariances as of `spreads_of`, derivatives by masks as of `kl`."""
+    torch.manual_seed(0)
+    model = randomise(Attention())
+    analysis = fxprune.analyze(model, example_inputs=BATCHES[0])
+    hidden = [g for g in analysis.prunable if g.role == "hidden"]
+    heads = [g for g in analysis.groups if g.role == "heads"]
+    stream = [g for g in analysis.prunable if g.role == "embed"]
+    assert hidden and heads and stream
+    found = gathered(analysis, stream, [*hidden, *heads], BATCHES, progress=False)
+    batches = split_data(BATCHES, analysis, "kl").all
+
+    bar = tqdm(disable=True)
+    spreads = spreads_of(analysis, hidden, batches, found.derivatives.lengths, bar)
+    assert found.spreads.keys() == spreads.keys()
+    for key, spread in spreads.items():
+        torch.testing.assert_close(found.spreads[key], spread)
+
+    assert [*found.masked] == heads
+    masked = kl(analysis, heads, [batch.args[0] for batch in batches], draws=52, progress=False)
+    assert draws_for(5) == 52
+    assert all(np.allclose(found.masked[g], masked[g], rtol=1e-4) for g in heads)
+    whole = gathered(analysis, stream, (), BATCHES, progress=False).moments
+    for key, moments in whole.items():
+        torch.testing.assert_close(found.moments[key].covectors, moments.covectors, rtol=1e-4, atol=1e-7)
