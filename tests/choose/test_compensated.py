@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.answers import Derivatives
+from fxprune.choose.importance import covariances
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.covariances import PLACES, CovarianceSums
 from fxprune.choose.importance.data import batches_of
@@ -212,8 +213,9 @@ def test_an_answers_directions_count_as_predictions_depend_on_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
-def test_costs_are_in_units_of_divergence(kind: str) -> None:
+def test_costs_are_in_units_of_divergence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of independent units, in a model that is nearly linear, the cheapest costs what its removal does."""
+    monkeypatch.setattr(covariances, "PLACES", 200)  # (of few places a variance is 15 % off)
     torch.manual_seed(0)
     model: nn.Module
     if kind == "linear":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
-from fxprune.choose.importance.predictions import draws_for
+from fxprune.choose.importance.predictions import Prediction, draws_for
 from fxprune.choose.importance.score import score
 from fxprune.choose.importance.scores import shape_of
 from fxprune.errors import DataError
@@ -276,6 +276,31 @@ def test_data_that_holds_no_batches(data: Any, says: str) -> None:
     assert len(str(caught.value)) < 350
 
 
-@pytest.mark.parametrize(("samples", "draws"), [(1, 256), (200, 2), (256, 1), (5000, 1)])
+@pytest.mark.parametrize(("samples", "draws"), [(1, 768), (250, 4), (768, 1), (5000, 1)])
 def test_few_samples_are_asked_more_often(samples: int, draws: int) -> None:
     assert draws_for(samples) == draws
+
+
+@pytest.mark.parametrize(("classes", "draws"), [(2, 2), (4, 4), (3, 4), (8, 16)])
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_as_many_draws_as_classes_give_the_whole_fisher_information(
+    classes: int, draws: int, pixels: int
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, pixels, classes, dtype=torch.float64, requires_grad=True)
+    prediction = Prediction(logits.log_softmax(-1), None)
+    generator = torch.Generator().manual_seed(1)
+    slopes = torch.stack([found[0] for found in prediction.slopes([logits], draws, generator)])
+    p = logits.detach().softmax(-1)
+    expected = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
+    found = torch.einsum("dbnx,dbny->bnxy", slopes, slopes) * pixels / draws
+    torch.testing.assert_close(found, expected)
+
+
+def test_features_are_drawn_as_a_normal_distribution_says() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    slopes = [f[0] for f in Prediction(None, features).slopes([features], 4, torch.Generator())]
+    found = torch.einsum("dbx,dby->bxy", torch.stack(slopes), torch.stack(slopes)) / 4
+    length = features.detach().square().sum(1)
+    torch.testing.assert_close(found, torch.eye(4, dtype=torch.float64) / length[:, None, None])

@@ -14,7 +14,7 @@ from fxprune.graph.tensors import at_least_float32, floats_of
 
 __all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
 
-DERIVATIVES = 256  # of what predictions draw, over all samples, at least
+DERIVATIVES = 768  # of what predictions draw, over all samples, at least
 
 # From the model's output to log-probabilities [b, ..., classes].
 LogProbabilities = Callable[[Any], Tensor]
@@ -30,19 +30,34 @@ class Prediction:
     def __init__(self, classes: Tensor | None, features: Tensor | None) -> None:
         self.classes, self.features = classes, features
 
-    def drawn(self, generator: torch.Generator) -> Tensor:
-        """Return a scalar whose gradient, squared and averaged over draws, is the Fisher information.
+    def drawn(self, signs: Tensor) -> Tensor:
+        """Return a scalar whose gradient, squared and averaged over random signs, is the Fisher information.
 
-        With random signs s, (sum over y of s sqrt(p(y)) d log p(y))^2 is sum of p(y) (d log p(y))^2 in the
-        mean: every class takes part in every draw, where a drawn target of a confident model is always
-        the same.  Features count as the mean of a normal distribution: signs again.
+        (sum over y of s_y sqrt(p(y)) d log p(y))^2 is sum of p(y) (d log p(y))^2 in the mean: every class
+        takes part in every draw, where a drawn target of a confident model is always the same.  Features
+        count as the mean of a normal distribution: signs again.
         """
         if self.classes is not None:
-            weights = _signs(self.classes, generator) * (self.classes.detach() / 2).exp()
+            weights = signs * (self.classes.detach() / 2).exp()
             pixels = self.classes.shape[1:-1].numel()
             return (weights * self.classes).sum() / math.sqrt(pixels)
         assert self.features is not None
-        return (self.features * _signs(self.features, generator) / _scale(self.features)).sum()
+        return (self.features * signs / _scale(self.features)).sum()
+
+    def signs(self, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield signs of classes, or features, for each draw.
+
+        Those of the likeliest classes follow rows of a Hadamard matrix, so that their products, which no
+        Fisher information holds, add up to zero over a power of two of draws and not in the mean alone.
+        """
+        like = self.classes if self.classes is not None else self.features
+        assert like is not None
+        block = 1 << (draws.bit_length() - 1)
+        rank = like.detach().argsort(-1, descending=True).argsort(-1) % block
+        for draw in range(draws):
+            if draw % block == 0:
+                random = (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
+            yield random * (1 - 2 * _parity(rank & (draw % block)))
 
     def slopes(
         self, values: Sequence[Tensor], draws: int, generator: torch.Generator
@@ -51,9 +66,9 @@ class Prediction:
 
         With gradients enabled; each draw costs one backward pass.
         """
-        for draw in range(draws):
+        for draw, signs in enumerate(self.signs(draws, generator)):
             found = torch.autograd.grad(
-                self.drawn(generator), list(values), retain_graph=draw < draws - 1, allow_unused=True
+                self.drawn(signs), list(values), retain_graph=draw < draws - 1, allow_unused=True
             )
             yield [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
 
@@ -73,12 +88,15 @@ class Prediction:
 
 
 def draws_for(samples: int) -> int:
-    """Return how many derivatives to take of each sample: one, and more where there are few samples."""
+    """Return how many derivatives to take of each sample: the fewer samples there are the more."""
     return math.ceil(DERIVATIVES / samples)
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
+def _parity(numbers: Tensor) -> Tensor:
+    """Return whether an odd number of bits is set, 0 or 1."""
+    for shift in (32, 16, 8, 4, 2, 1):
+        numbers = numbers ^ (numbers >> shift)
+    return numbers & 1
 
 
 def _scale(features: Tensor) -> Tensor:

@@ -153,7 +153,11 @@ class Sides:
         for dim, axis in enumerate(axes):
             positions = self.selection.positions(axis) if dim != but else None
             if positions is not None:
-                t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
+                first, count = int(positions[0]), len(positions)
+                if positions[-1] - first == count - 1:  # as in a basis: a view
+                    t = t.narrow(dim, first, count)
+                else:
+                    t = t.index_select(dim, torch.from_numpy(positions).to(t.device))
         return t
 
 
