@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.analysis.analysis import Analysis
-from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance import covariances
+from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.covariances import PLACES, CovarianceSums
 from fxprune.choose.importance.data import batches_of
