@@ -1,4 +1,4 @@
-"""Gather all that choosing wants of the data in one run over it, with the derivatives of log p.
+"""Collect all that choosing wants of the data in one run over it, with the derivatives of log p.
 
 Of bases: second moments of what each reader of an axis reads, and of the derivative by it, taken where an op
 sums over the axis (a linear layer, an attention product), a reader each, since one operand may have many: a
@@ -80,7 +80,7 @@ def gathered(
     seed: int = 0,
     progress: bool = True,
 ) -> Gathered:
-    """Gather what is wanted of some groups, by the batches that the re-fit cuts the data into.
+    """Collect what is wanted of some groups, by the batches that the re-fit cuts the data into.
 
     Args:
         read: groups of whose readers moments are wanted.
