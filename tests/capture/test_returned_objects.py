@@ -173,6 +173,17 @@ def test_gradients_pass_through_it() -> None:
     assert pruned.get_submodule("blocks.0.up").weight.grad is not None
 
 
+class Named(dict[str, Any]):
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Listed(list[Any]):
+    @property
+    def last(self) -> Any:
+        return self[-1]
+
+
 class Maps(nn.Module):
     """Feature maps by names that are no words of Python, and one more by a word, in an OrderedDict."""
 
@@ -183,6 +194,26 @@ class Maps(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.a(x).relu()
         return {"maps": OrderedDict([("0", self.b(x)), ("pool", self.b(x.mean(1)))]), "n": 2}
+
+
+class OwnMaps(Maps):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return Named(maps=Listed([self.b(x), {"0": self.b(x.mean(1))}]), n=2)
+
+
+def test_a_dict_and_a_list_of_the_models_classes_stay_such(tmp_path: Path) -> None:
+    model = randomise(OwnMaps().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture="symbolic")
+    assert fxprune.verify(model, pruned) < 1e-8
+    fxprune.save(pruned, tmp_path / "saved")
+    copies = [copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))]
+    for clone in (pruned, *copies, fxprune.load(tmp_path / "saved", OwnMaps())):
+        found = clone(X)
+        assert type(found) is Named and type(found.maps) is Listed and found.n == 2
+        torch.testing.assert_close(found.maps.last["0"], pruned(X).maps.last["0"])
+    named = fxprune.prune(model, 0.5, example_inputs=X, capture="symbolic", outputs=["maps.0"])
+    assert named(X).maps[0].shape == (2, 6, 7)
 
 
 def test_an_ordered_dict_stays_one(capture: str, tmp_path: Path) -> None:

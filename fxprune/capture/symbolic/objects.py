@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from collections import OrderedDict
 from typing import Any
 
 from torch import fx
 
 from fxprune.graph.own_nodes import class_named, name_of_class, object_of
+from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
 
-__all__ = ["holds_traced", "object_node"]
+__all__ = ["holds_traced", "is_made_of_items", "object_node"]
 
 
 def holds_traced(value: Any) -> bool:
@@ -21,6 +25,19 @@ def holds_traced(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(holds_traced, value.values()))
     return holds_attributes(value) and any(map(holds_traced, vars(value).values()))
+
+
+def is_made_of_items(value: Any) -> bool:
+    """Return whether a value is a dict or a list of another class, which its items alone make anew."""
+    cls = type(value)
+    if cls is OrderedDict:
+        return True
+    if cls in (dict, list) or not isinstance(value, (dict, list)) or dataclasses.is_dataclass(cls):
+        return False
+    base = dict if isinstance(value, dict) else list
+    plain = cls.__init__ in (base.__init__, OrderedDict.__init__) and cls.__new__ is base.__new__
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or "<stdin>"
+    return plain and not getattr(value, "__dict__", None) and is_users(file)
 
 
 def object_node(tracer: fx.Tracer, value: Any) -> fx.Node:

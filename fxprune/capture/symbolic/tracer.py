@@ -10,7 +10,6 @@ import itertools
 import operator
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
 from fxprune.capture.symbolic.identity import any_compares_dtypes
-from fxprune.capture.symbolic.objects import holds_traced, object_node
+from fxprune.capture.symbolic.objects import holds_traced, is_made_of_items, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
 from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
@@ -151,8 +150,9 @@ class Tracer(fx.Tracer):
             return a.node
         if type(a) in (tuple, list):
             return type(a)([self.create_arg(item) for item in a])
-        if type(a) is OrderedDict:  # which torch.fx makes a plain dict
-            return self.create_node("call_function", OrderedDict, (super().create_arg(a),), {})
+        if is_made_of_items(a):  # which torch.fx makes a plain dict or list
+            held = dict(a) if isinstance(a, dict) else list(a)
+            return self.create_node("call_function", type(a), (self.create_arg(held),), {})
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
             fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
