@@ -14,7 +14,7 @@ from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import written
 
 __all__ = [
-    *("FILLS", "VIEWS", "hidden_writes", "shares_memory", "state_of", "value_of_write"),
+    *("FILLS", "VIEWS", "hidden_writes", "is_view_of_input", "shares_memory", "state_of", "value_of_write"),
     *("writes_in_place", "writes_through", "written", "written_state"),
 ]
 
@@ -116,6 +116,13 @@ def _is_writes_name(name: str) -> bool:
     return (in_place and not name.endswith("__")) or name in {"iadd", "isub", "imul", "itruediv"}
 
 
+def is_view_of_input(node: fx.Node) -> bool:
+    """Is a node surely a view of an input of the model?"""
+    while node.args and isinstance(node.args[0], fx.Node) and op_name(node.target) in VIEWS:
+        node = node.args[0]
+    return node.op == "placeholder"
+
+
 def written_state(graph: fx.Graph, root: nn.Module) -> set[str]:
     """Return the names of the model's own tensors that the graph changes."""
     return {name for node in graph.nodes if (name := state_of(node, root)) is not None}
@@ -169,7 +176,9 @@ class _Memory:
             front += [n for n in more if n not in known and n is not write]
             known.update(more)
         before = known - _contents(write)
-        readers = {user for n in before if self.order.get(n, -1) < now for user in n.users}
+        readers = {
+            user for n in before if self.order.get(n, -1) < now for user in n.users if not _puts_back(user, n)
+        }
         return {user for user in readers if self.order.get(user, -1) > now and not _passes_on(user, write)}
 
     def _base(self, tensor: Any) -> Any:
@@ -193,6 +202,11 @@ def _contents(write: fx.Node) -> set[fx.Node]:
         write = write.args[2]
         own.add(write)
     return own
+
+
+def _puts_back(node: fx.Node, tensor: fx.Node) -> bool:
+    """Does the node write to the model's input or buffer what its code left there?"""
+    return node.target is torch.ops.aten.copy_.default and node.args[0] is tensor
 
 
 def _passes_on(node: fx.Node, write: fx.Node) -> bool:

@@ -301,3 +301,62 @@ def test_weights_are_no_constants(hidden: Callable[[Net, Tensor], Tensor]) -> No
     whole(X).sum().backward()
     model(X).sum().backward()
     assert torch.allclose(whole.get_parameter("b.weight").grad, model.b.weight.grad)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+class Overwrites(nn.Module):
+    """What happens to the input itself is a function's."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.head, self.write = nn.Linear(8, 12), nn.Linear(12, 4), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(self.write(x)).relu())
+
+
+def scaled_here(x: Tensor) -> Tensor:
+    x.mul_(2)
+    x += 1
+    return x
+
+
+def set_in_part(x: Tensor) -> Tensor:
+    x[:, 0] = 0
+    x[:, 1:3] -= x[:, 3:5]
+    return x
+
+
+def cut_here(x: Tensor) -> Tensor:
+    return x.relu_() + x.sigmoid()
+
+
+def through_a_view(x: Tensor) -> Tensor:
+    y = x.transpose(1, 2)
+    y += 1
+    return y.mT
+
+
+def to_a_copy(x: Tensor) -> Tensor:
+    x = x + 0
+    x *= 3
+    return x
+
+
+@pytest.mark.parametrize("write", [scaled_here, set_in_part, cut_here, through_a_view, to_a_copy])
+def test_an_input_is_written_to_as_by_the_model(write: Callable[[Tensor], Tensor], capture: str) -> None:
+    model = randomise(Overwrites(write).double().eval())
+    if capture == "symbolic" and write is through_a_view:
+        with pytest.raises(CaptureError, match=r"a view of an input is written to at .*test_in_place\.py"):
+            fxprune.prune(model, 0.0, example_inputs=X.clone(), capture=capture)
+        return
+    (whole, pruned) = certified_at((0.0, 0.5), model, X.clone(), capture)
+    for batch in (X, X[:1], X.repeat(2, 1, 1)):
+        given = [batch.clone() for _ in range(3)]
+        assert_same(whole(given[0]), model(given[1]), 1e-12)
+        pruned(given[2])
+        assert torch.equal(given[0], given[1]) and torch.equal(given[2], given[1])
+    x = torch.jit.trace(pruned, X.clone())(X.clone())
+    assert_same(x, pruned(X.clone()), 1e-12)

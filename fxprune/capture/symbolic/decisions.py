@@ -23,7 +23,7 @@ from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import guard_branch, guard_dtype
 from fxprune.graph.values import DependsOnValues, FakeRun, NodeError
-from fxprune.graph.writes import VIEWS
+from fxprune.graph.writes import VIEWS, is_view_of_input
 
 __all__ = ["Decisions"]
 
@@ -122,10 +122,7 @@ class Decisions:
         while front:
             at = front.pop()
             if op_name(at.target) == "is_contiguous":
-                of = at.args[0]
-                while isinstance(of, fx.Node) and op_name(of.target) in VIEWS:
-                    of = of.args[0]
-                if isinstance(of, fx.Node) and of.op == "placeholder":
+                if isinstance(at.args[0], fx.Node) and is_view_of_input(at.args[0]):
                     return True
             elif not isinstance(self._run.env[at], Tensor):
                 front += at.all_input_nodes

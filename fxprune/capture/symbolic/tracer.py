@@ -33,7 +33,7 @@ from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.values import NodeError
-from fxprune.graph.writes import FILLS, shares_memory, value_of_write
+from fxprune.graph.writes import FILLS, is_view_of_input, shares_memory, value_of_write
 from fxprune.rules.modules import native
 
 __all__ = ["Tracer"]
@@ -93,6 +93,7 @@ class Tracer(fx.Tracer):
         self._guard_ranks(graph)
         self._guard_kinds(graph)
         self._show_assigned(root, graph)
+        self._show_written_inputs(graph)
         return graph
 
     def _show_assigned(self, root: nn.Module, graph: fx.Graph) -> None:
@@ -114,6 +115,29 @@ class Tracer(fx.Tracer):
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
         for node, target in self._to_assign.items():
             raise NotImplementedError(f"{target} is written to in place at {node.meta.get('where')}")
+
+    def _show_written_inputs(self, graph: fx.Graph) -> None:
+        """Record what the code writes to an input as a write at the end: whoever gave it sees it.
+
+        Raises:
+            NotImplementedError: it writes to a view of one, which torch.export follows.
+        """
+        latest: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            before = node
+            while "written" in before.meta:
+                before = before.meta["written"]
+            if before is node:
+                continue
+            if before.op == "placeholder":
+                latest[before] = node
+            elif before.op == "call_method" and is_view_of_input(before):
+                raise NotImplementedError(f"a view of an input is written to at {node.meta.get('where')}")
+        with graph.inserting_before(next(reversed(graph.nodes))):
+            for given, value in latest.items():
+                if value.op == "call_module":  # a layer that writes to it itself
+                    continue
+                self.create_node("call_function", _ASSIGNED, (given, value), {})
 
     def path_of_module(self, mod: nn.Module) -> str:
         """Name a layer that the code makes as it runs."""
