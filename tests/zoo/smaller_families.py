@@ -86,7 +86,7 @@ SMALLER: dict[str, Smaller] = {
     "efficientformer_l1": Smaller(0.283, {"depths": (1, 1, 1, 2)}),
     "efficientvit_m0": Smaller(0.290, {"depth": (1, 1, 1)}),
     "focalnet_tiny_srf": Smaller(0.268, alike=1, size=64),
-    "halonet_h1": Smaller(0.286, alike=1),
+    "halonet_h1": Smaller(0.274, alike=1, taps=3, size=128),
     "hiera_tiny_224": Smaller(0.274, {"stages": (1, 1, 2, 1)}),
     "iformer_t": Smaller(0.283, alike=1, size=64),
     "inception_resnet_v2": Smaller(0.273, alike=1, size=96),
