@@ -97,6 +97,7 @@ EVERY: dict[str, int] = {
     "tests/rules/test_rules.py::test_slicing_commutes_with_the_exported_op": 3,
     "tests/show/test_draw_browser.py::test_columns_do_not_run_into_each_other": 3,
     "tests/show/test_draw_browser.py::test_the_legend_is_seen": 3,
+    "tests/test_contract.py::test_to_another_dtype": 2,
     "tests/test_downstream.py::test_features_are_whole_by_default": 2,
     "tests/test_downstream.py::test_features_shrink_when_asked": 2,
     "tests/test_hard_cases.py::test_exact_for_heads_and_head_dims_at_any_ratio": 5,

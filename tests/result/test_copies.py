@@ -58,11 +58,11 @@ COPIES: dict[str, Callable[[nn.Module], Any]] = {
     "deepcopy": copy.deepcopy,
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "sizes": lambda: randomise(Sizes()).eval(),  # (export has no train mode of it)
+    "convolutions": lambda: small_conv(dropout=0.5),  # the first stands for the others by export
     "vit": small_vit,
     "swin": small_swin,
     "hugging face": small_hf_vit,
-    "convolutions": lambda: small_conv(dropout=0.5),
+    "sizes": lambda: randomise(Sizes()).eval(),  # (export has no train mode of it)
 }
 
 
