@@ -22,7 +22,7 @@ from fxprune.rules.registry import RuleSet
 __all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
 
 # Counted up with each change of how rewrites spell a graph: an older folder's may differ, and be right.
-SPELLING = "6"
+SPELLING = "7"
 OTHER_LAYOUT = "makes weights of other names or shapes"
 OTHER_FUNCTION = "computes something else with its weights"
 

@@ -25,7 +25,7 @@ def test_a_folder_loads(name: str) -> None:
         warnings.simplefilter("always")
         pruned = fxprune.load(FOLDER / name)
     said = [str(w.message) for w in caught]
-    assert ["spelling None -> 6" in words for words in said] == [True]
+    assert ["spelling None -> 7" in words for words in said] == [True]
     stored = torch.load(FOLDER / f"{name}.pt")
     with torch.no_grad():
         assert torch.allclose(pruned(stored["x"].float()), stored["y"], rtol=1e-5, atol=1e-6)
