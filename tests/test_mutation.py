@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -56,3 +57,14 @@ def test_every_explained_mutant_exists(mutation: dict[str, ModuleType]) -> None:
             assert name in known, name
         else:
             assert file in mutation["facts"].DEFAULT_RULES, name
+
+
+def test_the_functions_that_mutants_replace_are_found(mutation: dict[str, ModuleType]) -> None:
+    """In a session whose objects are frozen, as this one's are: then they are in no list of objects."""
+    source = mutation["source"]
+    gc.freeze()
+    try:
+        mutant = next(source.source_mutants("result/selection.py"))
+        assert source.loaded()[source._place(mutant.code)]
+    finally:
+        gc.freeze()

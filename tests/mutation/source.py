@@ -49,6 +49,7 @@ class SourceMutant:
 def loaded() -> dict[tuple[Any, ...], list[types.FunctionType]]:
     """Every function of the package, by its place.  Call it before there are forks: it takes a second."""
     found: dict[tuple[Any, ...], list[types.FunctionType]] = defaultdict(list)
+    gc.unfreeze()  # the suite freezes what stands before its first test, and frozen objects are not listed
     for thing in gc.get_objects():
         if type(thing) is types.FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
             found[_place(thing.__code__)].append(thing)
