@@ -13,6 +13,8 @@ TESTS_ROOT = Path(__file__).parents[1]
 TESTS = [
     "rules/test_rules.py",
     "passes/test_passes.py",
+    "passes/test_checks.py",
+    "compiler/test_rebase.py",
     "graph/test_quick_shapes.py",
     "capture/test_autograd_functions.py::test_half_of_it_is_exact",
     "capture/test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
