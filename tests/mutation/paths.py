@@ -15,6 +15,7 @@ TESTS = [
     "passes/test_passes.py",
     "passes/test_checks.py",
     "compiler/test_rebase.py",
+    "passes/test_random_bases.py",
     "graph/test_quick_shapes.py",
     "capture/test_autograd_functions.py::test_half_of_it_is_exact",
     "capture/test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
