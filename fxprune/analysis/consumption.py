@@ -132,7 +132,7 @@ class Consumption:
         if not states:
             return _State(made=bool(step.flow.macs))
         state = _State.of(states)
-        op = step.call.op.removeprefix("aten.")
+        op = step.call.plain_op
         if op in _PAIRING and sum(s.made for s in states) > 1 and not state.row:
             state = replace(state, paired=True)
         if op in _SCORES:
@@ -156,7 +156,7 @@ class Consumption:
             return True
         others = [self.graph.carried(s) for s in sources if s is not having]
         own = frozenset[Atom]().union(*others) - self.graph.carried(having)
-        multiplies = step.call.op.removeprefix("aten.") == "mul"
+        multiplies = step.call.plain_op == "mul"
         return multiplies and any(self.graph.frozen(a) is None for a in own)
 
     def _is_summed(self, source: Source, step: Step) -> bool:

@@ -143,7 +143,7 @@ class _Walk:
 
     def _other(self, node: fx.Node, step: Step) -> None:
         bound = step.bound
-        op = step.call.op.removeprefix("aten.")
+        op = step.call.plain_op
         if op == "embedding":
             table = bound["weight"]
             assert isinstance(table, _SOURCES)

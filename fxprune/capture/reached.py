@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.graph.code_names import codes_in, names_in, plain_functions
+from fxprune.graph.code_names import names_in, plain_functions
 from fxprune.graph.source_files import is_users
 
 __all__ = ["reached", "reads_mode_outside_of_modules"]
@@ -39,7 +39,7 @@ def reads_mode_outside_of_modules(model: nn.Module, functions: Iterable[types.Fu
 
 def _named_in(function: types.FunctionType) -> Iterator[types.FunctionType]:
     """Yield the functions that a function may call by a name, from a module that it names as well."""
-    names = {name for code in codes_in(function.__code__) for name in code.co_names}
+    names = {*names_in(function.__code__)}
     for name in names:
         value = function.__globals__.get(name)
         yield from _functions_of(value)

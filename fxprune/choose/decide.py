@@ -19,7 +19,7 @@ from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.gathered import Gathered, gathered
-from fxprune.choose.importance.layers import compensable, layer_names
+from fxprune.choose.importance.layers import layer_names, layers_by_group
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
 from fxprune.choose.like.like import shaped_like, sibling_analysis
@@ -132,13 +132,11 @@ def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known:
         relative = request.budget.scope == "global"
         scores = score(analysis, groups, request.importance, data, relative=relative, **options)
         return replace(known, scores={**known.scores, **scores})
-    made_up_for, seen = compensable(analysis, groups), known.seen
-    if not layer_names(analysis, made_up_for) <= seen.derivatives.moments.keys():
+    layers, seen = layers_by_group(analysis, groups), known.seen
+    if not layer_names(layers) <= seen.derivatives.moments.keys():
         seen = gathered(analysis, (), groups, data, **request.derivative_options)
     progress = options.get("progress", True)
-    scores, alone = compensated(
-        analysis, made_up_for, data, seen.derivatives, seen.spreads, progress=progress
-    )
+    scores, alone = compensated(analysis, [*layers], data, seen.derivatives, seen.spreads, progress=progress)
     scores |= {g: seen.masked[g] for g in groups if g in seen.masked}
     if others := [g for g in groups if g not in scores]:
         scores |= _by_masks(analysis, others, data, **options)

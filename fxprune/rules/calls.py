@@ -79,6 +79,11 @@ class Call:
     kwargs: dict[str, object]
     node: fx.Node
 
+    @property
+    def plain_op(self) -> str:
+        """The op's name, whether torch.export wrote it or the user."""
+        return self.op.removeprefix("aten.")
+
     def bind(self, rule: Rule) -> dict[str, object]:
         """Bind the arguments to the names of the rule's own signature.
 

@@ -17,10 +17,12 @@ from fxprune.graph.writes import VIEWS
 from fxprune.rules.calls import Call, call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["FEATURES", "Multiple", "multiple_of"]
+__all__ = ["FEATURES", "PRODUCTS", "QUOTIENTS", "Multiple", "multiple_of"]
 
 # Layers by the dimension of their results that the rows of their weights make.
 FEATURES = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
+PRODUCTS = ("mul", "multiply")
+QUOTIENTS = ("div", "truediv", "divide", "true_divide")
 
 _LAYOUT = VIEWS | {"contiguous", "clone", "split_by_sizes"}
 _LINEAR = {
@@ -28,8 +30,6 @@ _LINEAR = {
     *("view_as_real", "view_as_complex", "real", "imag", "conj"),
 }
 _SUMS = {"add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack"}
-_PRODUCTS = {"mul", "multiply"}
-_QUOTIENTS = {"div", "truediv", "divide", "true_divide"}
 _FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel"}
 
 
@@ -71,13 +71,13 @@ class _Walk:
             call = self._call(node)
             if call is None:
                 return None
-            if _op(call) in FEATURES:
+            if call.plain_op in FEATURES:
                 origins[node] = call
                 continue
-            operands = self._operands(node, _op(call))
+            operands = self._operands(node, call.plain_op)
             if not operands or len(origins) > 1:
                 return None
-            is_layout = is_layout and _op(call) in _LAYOUT
+            is_layout = is_layout and call.plain_op in _LAYOUT
             front += [n for n in operands if n not in nodes]
             nodes.update(operands)
         if len(origins) != 1:
@@ -93,10 +93,10 @@ class _Walk:
         if op in _SUMS and node.args:
             leaves = pytree.tree_leaves(node.args[0] if op not in ("add", "sub") else node.args[:2])
             return given if all(isinstance(leaf, fx.Node) for leaf in leaves) else []
-        if op in _PRODUCTS or op in _QUOTIENTS:
+        if op in PRODUCTS or op in QUOTIENTS:
             layers = [n for n in given if self._depends(n)]
             is_one = len(layers) == 1 and [*node.args].count(layers[0]) == 1
-            return layers if is_one and (op in _PRODUCTS or layers[0] is node.args[0]) else []
+            return layers if is_one and (op in PRODUCTS or layers[0] is node.args[0]) else []
         return []
 
     def _depends(self, node: fx.Node) -> bool:
@@ -107,7 +107,7 @@ class _Walk:
             while front and not self.known[node]:
                 at = front.pop()
                 call = self._call(at)
-                op = "" if call is None else _op(call)
+                op = "" if call is None else call.plain_op
                 self.known[node] = op in FEATURES
                 inputs = at.all_input_nodes[:1] if op in _LINEAR else at.all_input_nodes
                 more = () if _is_fact(at) else inputs
@@ -148,7 +148,3 @@ def _is_fact(node: fx.Node) -> bool:
 
 def _times(user: fx.Node, node: fx.Node) -> int:
     return sum(leaf is node for leaf in pytree.tree_leaves((user.args, user.kwargs)))
-
-
-def _op(call: Call) -> str:
-    return call.op.removeprefix("aten.")

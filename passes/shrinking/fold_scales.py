@@ -18,22 +18,20 @@ from fxprune.graph.tensors import tensor_at
 from fxprune.graph.values import propagate_values
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of, weight_name
-from fxprune.rules.multiples import FEATURES, Multiple, multiple_of
+from fxprune.rules.multiples import FEATURES, PRODUCTS, QUOTIENTS, Multiple, multiple_of
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["can_fold", "constant_of", "fold_scales"]
 
 _ATTENTION = "scaled_dot_product_attention"
-_PRODUCTS = ("mul", "multiply")
-_QUOTIENTS = ("div", "truediv", "divide", "true_divide")
 _MATMULS = ("matmul", "bmm", "baddbmm")
 
 
 def constant_of(call: Call) -> float | None:
     """Return the constant that an attention or product multiplies (or divides) by; None if there is none."""
-    if call.op.removeprefix("aten.") == _ATTENTION:
+    if call.plain_op == _ATTENTION:
         scale = call.kwargs.get("scale")
-    elif call.op in (*_PRODUCTS, *_QUOTIENTS) and len(call.args) == 2 and isinstance(call.args[0], fx.Node):
+    elif call.op in (*PRODUCTS, *QUOTIENTS) and len(call.args) == 2 and isinstance(call.args[0], fx.Node):
         scale = call.args[1]
     else:
         return None
@@ -62,7 +60,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
             old, new = constant_of(call), scales[node.name]
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
-            ratio = new / old if call.op in _QUOTIENTS else old / new
+            ratio = new / old if call.op in QUOTIENTS else old / new
             folded |= _fold(pruned, _origin(pruned, node), ratio)
             _write(node, call, new)
     for node in pruned.graph.nodes:
@@ -92,7 +90,7 @@ def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | 
     if not isinstance(weight, fx.Node) or not weight.op.startswith("call"):
         return None
     call = call_of(weight, module, DEFAULT_RULES)
-    op, given = call.op.removeprefix("aten."), call.args[0] if call.args else None
+    op, given = call.plain_op, call.args[0] if call.args else None
     if op == "zeros_like" and (name := weight_name(given)) is not None:
         return [(name, True)]
     if op not in ("cat", "concat") or not isinstance(given, (list, tuple)):
@@ -124,7 +122,7 @@ def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, t
     """Scale the rows of the weights that the factor is made of."""
     folded = {}
     call, first = factor.call, factor.nodes[0]
-    rows = _rows(factor, FEATURES[call.op.removeprefix("aten.")])
+    rows = _rows(factor, FEATURES[call.plain_op])
     rule = DEFAULT_RULES.get(call.op)
     assert rule is not None
     bound = call.bind(rule)

@@ -19,7 +19,7 @@ from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.gathered import gathered
 from fxprune.choose.importance.held_out import split
-from fxprune.choose.importance.layers import compensable
+from fxprune.choose.importance.layers import layers_by_group
 from fxprune.choose.importance.removal import RIDGE, removal_costs
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.zoo import randomise
@@ -98,7 +98,7 @@ class Mlp(nn.Module):
 
 
 def costs_of(analysis: Analysis, data: list[Tensor], known: Derivatives | None = None) -> Scores:
-    groups = compensable(analysis, analysis.prunable)
+    groups = [*layers_by_group(analysis, analysis.prunable)]
     known = known or gathered(analysis, (), groups, data, progress=False).derivatives
     return compensated(analysis, groups, data, known, progress=False)[0]
 
@@ -120,7 +120,7 @@ def test_only_what_layers_read_alone_is_scored() -> None:
 
 def test_only_what_layers_read_alone_can_be_made_up_for() -> None:
     analysis = fxprune.analyze(Mlp().eval(), example_inputs=torch.randn(2, 6))
-    assert [group.size for group in compensable(analysis, analysis.prunable)] == [12]
+    assert [group.size for group in layers_by_group(analysis, analysis.prunable)] == [12]
 
 
 def test_some_places_of_many_are_enough_and_all_batches_give_some() -> None:
@@ -231,7 +231,7 @@ def test_costs_are_in_units_of_divergence(kind: str, monkeypatch: pytest.MonkeyP
         model[1].weight.mul_(0.3)
     model.double().eval()
     analysis = fxprune.analyze(model, example_inputs=data[0][:2])
-    (group,) = compensable(analysis, analysis.prunable)
+    (group,) = layers_by_group(analysis, analysis.prunable)
     known = gathered(analysis, (), [group], data, draws=8, progress=False).derivatives
     costs = compensated(analysis, [group], data, known, progress=False)[0][group]
     measured = kl_exact(analysis, [group], [data[0] - data[0].mean(0)], progress=False)[group]

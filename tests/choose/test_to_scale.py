@@ -15,7 +15,7 @@ from fxprune.choose import decide as decisions
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.gathered import gathered
 from fxprune.choose.importance.kl import kl
-from fxprune.choose.importance.layers import compensable
+from fxprune.choose.importance.layers import layers_by_group
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.to_scale import SAMPLES, masked_scale, measured_scale, some_of
 from fxprune.zoo import randomise
@@ -145,7 +145,7 @@ def test_masks_tell_how_far_places_err_together() -> None:
     model = made()
     data = [x[:, :1].expand(-1, 7, -1) for x in batches(6)]
     analysis = fxprune.analyze(model, example_inputs=data[0][:2])
-    (group,) = compensable(analysis, analysis.prunable)
+    (group,) = layers_by_group(analysis, analysis.prunable)
     seen = gathered(analysis, (), [group], data, draws=8, progress=False)
     scores, alone = compensated(analysis, [group], data, seen.derivatives, seen.spreads, progress=False)
     masked = kl(analysis, [group], data, draws=8, measured=0, progress=False)

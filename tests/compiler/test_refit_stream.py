@@ -131,7 +131,8 @@ def test_a_stream_that_is_made_up_for_is_nearer(
     model = made({**FOLLOWED, **NOT_FOLLOWED}[after])
     # The first block loses most of its hidden channels; what the next ones read tells what it would give.
     ratios = {"hidden": 0.9, "hidden2": 0.1, "hidden3": 0.1}
-    options = {"data": tokens(160), "importance_options": QUIET, "form": form, "basis": "given"}
+    few = {"draws": 1} if after in FOLLOWED else {}  # (which channels go decides how much is made up for)
+    options = {"data": tokens(160), "importance_options": {**QUIET, **few}, "form": form, "basis": "given"}
 
     def off() -> float:
         pruned = fxprune.prune(model, 0.0, ratios=ratios, **options)
@@ -142,7 +143,7 @@ def test_a_stream_that_is_made_up_for_is_nearer(
 
     better = off()
     monkeypatch.setattr(refit_consumers, "addition_of", lambda analysis, node: None)
-    assert better < 0.7 * off() if after in FOLLOWED else better == off()
+    assert better < 0.4 * off() if after in FOLLOWED else better == off()
 
 
 def test_writers_are_solved_though_what_they_read_is_whole() -> None:

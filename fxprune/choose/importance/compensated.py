@@ -43,7 +43,7 @@ def compensated(
     *,
     progress: bool = True,
 ) -> tuple[Scores, Scores]:
-    """Estimate the KL of removing each element in turn, of groups that `compensable` returns.
+    """Estimate the KL of removing each element in turn, of groups that `layers_by_group` finds.
 
     Args:
         derivatives: by the answers of the layers that read them, on the same data.  Places count by their
@@ -66,7 +66,7 @@ def compensated(
 
     known = spreads or {}
     judge((g for g, uses in layers.items() if all((node, g) in known for node, _ in uses)), known)
-    waves = waves_of(analysis, [g for g in layers if g not in found])
+    waves = waves_of({group: uses for group, uses in layers.items() if group not in found})
     batches = split_data(data, analysis, "kl").all if waves else ()
     with tqdm(
         total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True

@@ -15,7 +15,7 @@ from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.answers import Lengths, counts_of
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
-from fxprune.choose.importance.layers import Readers, layers_by_group
+from fxprune.choose.importance.layers import Layers, Readers
 from fxprune.choose.importance.reads import Key, Reads
 from fxprune.choose.importance.waves import in_waves
 from fxprune.graph.tensors import at_least_float32
@@ -26,10 +26,9 @@ PLACES = 16  # times as many as channels, at least, that a covariance is taken o
 HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
 
 
-def waves_of(analysis: Analysis, groups: Sequence[Group]) -> list[list[Group]]:
-    """Cut groups that `compensable` returns into runs whose covariances can be held at once."""
-    waves = in_waves(layers_by_group(analysis, groups).items(), _numbers, HELD)
-    return [[group for group, _ in wave] for wave in waves]
+def waves_of(layers: Layers) -> list[list[Group]]:
+    """Cut groups, each with its layers, into runs whose covariances can be held at once."""
+    return [[group for group, _ in wave] for wave in in_waves(layers.items(), _numbers, HELD)]
 
 
 def spreads_of(

@@ -26,7 +26,7 @@ from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
 from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.kl import MEASURED, ones
-from fxprune.choose.importance.layers import compensable, layer_names
+from fxprune.choose.importance.layers import layer_names, layers_by_group
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for
 from fxprune.choose.importance.reads import Key
 from fxprune.choose.importance.scores import Scores
@@ -84,7 +84,7 @@ def gathered(
 
     Args:
         read: groups of whose readers moments are wanted.
-        others: groups that are scored otherwise: of those that `compensable` returns, covariances of what
+        others: groups that are scored otherwise: of those that `layers_by_group` finds, covariances of what
             their layers read and second moments of the derivatives by their answers; of the rest,
             derivatives by masks, where samples are told apart and `kl` measures nothing.
         draws: derivatives taken per sample; each costs one backward pass.  By default as of `draws_for`.
@@ -138,14 +138,13 @@ class _Gathering(SoftMasked):
         self, analysis: Analysis, read: Sequence[Group], others: Sequence[Group], samples: int
     ) -> None:
         super().__init__(analysis, [*read, *others])
-        made_up_for = compensable(analysis, others)
-        alone = self.without_batch()
-        self.watched = Watched(channels_of(analysis), layer_names(analysis, made_up_for))
+        made_up_for, alone = layers_by_group(analysis, others), self.without_batch()
+        self.watched = Watched(channels_of(analysis), layer_names(made_up_for))
         self.moments: dict[Key, _MomentSums] = {}
         self.spreads = Spreads(samples)
         self.squares: dict[Group, Tensor] = {}
         self._seen_by = {*read}
-        self._made_up_for = {g for wave in waves_of(analysis, made_up_for)[:1] for g in wave}
+        self._made_up_for = {g for wave in waves_of(made_up_for)[:1] for g in wave}
         self._masked = [
             g for g in others if g not in made_up_for and g not in alone and g.role not in MEASURED
         ]

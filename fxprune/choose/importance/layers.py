@@ -13,7 +13,7 @@ from fxprune.choose.importance.soft_masks import SoftMasked, Use
 from fxprune.graph.tensors import named_tensors
 from fxprune.rules.axes import Atom, Axis, Product, atoms_of
 
-__all__ = ["Layers", "Readers", "compensable", "layer_names", "layers_by_group", "rows_read"]
+__all__ = ["Layers", "Readers", "layer_names", "layers_by_group", "rows_read"]
 
 Readers = list[tuple[fx.Node, Tensor]]  # nodes and what their weights make of a group
 Layers = dict[Group, Readers]
@@ -34,14 +34,9 @@ def layers_by_group(analysis: Analysis, groups: Sequence[Group]) -> Layers:
     return {group: layers for group, layers in found.items() if layers}
 
 
-def compensable(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
-    """Return the groups that layers with weights of their own read, and nothing else does."""
-    return list(layers_by_group(analysis, groups))
-
-
-def layer_names(analysis: Analysis, groups: Sequence[Group]) -> set[str]:
-    """Return the names of the layers that read those of some groups that `compensable` returns."""
-    return {node.name for uses in layers_by_group(analysis, groups).values() for node, _ in uses}
+def layer_names(layers: Layers) -> set[str]:
+    """Return the names of all layers that read some groups."""
+    return {node.name for uses in layers.values() for node, _ in uses}
 
 
 def rows_read(analysis: Analysis, tensors: Mapping[str, Tensor], node: fx.Node, use: Use) -> Tensor | None:

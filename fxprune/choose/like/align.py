@@ -94,7 +94,7 @@ def _kind(node: fx.Node, analysis: Analysis) -> tuple[object, ...]:
     if not is_value(node) or node.op in ("placeholder", "output"):
         return ()
     call = call_of(node, analysis.module, analysis.rules)
-    op = call.op.removeprefix("aten.")
+    op = call.plain_op
     if op in _TRAINING:
         return ()
     weights = [a.name for a in call.args if isinstance(a, Weight)]
