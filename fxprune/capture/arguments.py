@@ -14,12 +14,13 @@ from fxprune.graph.own_nodes import (
     guard_argument,
     guard_dtype,
     guard_kind,
+    guard_layout,
     guard_tensor,
     kind_of,
     layout_of_argument,
 )
 
-__all__ = ["followed_parts", "guard_arguments", "is_followed"]
+__all__ = ["followed_parts", "guard_arguments", "guard_layouts", "is_followed"]
 
 
 def is_followed(value: Any) -> bool:
@@ -82,6 +83,14 @@ def guard_arguments(
                     after = graph.call_function(getattr, (node, "dtype"))
                 with graph.inserting_after(after):
                     after = graph.call_function(guard_dtype, (after, value.dtype), {"where": asks})
+
+
+def guard_layouts(graph: fx.Graph, lines: dict[fx.Node, str]) -> None:
+    """Guard that inputs are contiguous, of which the lines of the model's code may compute something."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, where in lines.items():
+        with graph.inserting_after(inputs[-1]):
+            graph.call_function(guard_layout, (node, True), {"name": node.name, "where": where})
 
 
 def _in_order(graph: fx.Graph, parameters: Any, inputs: dict[str, fx.Node]) -> fx.Node:

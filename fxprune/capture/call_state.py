@@ -6,17 +6,21 @@ A graph answers as the traced call did.  Where another answer makes another grap
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import random
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.held_state import HeldState
+from fxprune.capture.reached import called
 from fxprune.errors import CaptureError
+from fxprune.graph.code_names import names_in
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import cuda_devices_of, floats_of
@@ -113,13 +117,39 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str]
 
 
 @contextlib.contextmanager
-def noticed_draws(model: nn.Module) -> Iterator[Callable[[], bool]]:
+def noticed_draws(
+    model: nn.Module, functions: Callable[[], Iterable[types.FunctionType]]
+) -> Iterator[Callable[[], bool]]:
     """Yield whether Python's or NumPy's generators were asked since: their numbers are in no graph.
 
-    The global ones, and those that modules hold.
+    The global ones, and those that modules hold.  Of clocks, and of generators that code makes as it runs,
+    whether any of the functions that may run in a call names one (of `functions` and what these name).
     """
     before = _generators(model)
-    yield lambda: _generators(model) != before
+    yield lambda: _generators(model) != before or any(map(_names_chance, called(model, functions())))
+
+
+# What gives another number in each call, and leaves no trace of it.
+_CHANCE = {
+    *("time", "monotonic", "perf_counter", "process_time", "thread_time", "now", "utcnow", "today"),
+    *("time_ns", "monotonic_ns", "perf_counter_ns", "process_time_ns", "thread_time_ns"),
+    *("urandom", "getrandom", "uuid1", "uuid4", "token_bytes", "token_hex", "randbits", "randbelow"),
+    *("Random", "SystemRandom", "default_rng", "RandomState", "SeedSequence", "PCG64", "MT19937"),
+}
+
+
+def _names_chance(function: types.FunctionType) -> bool:
+    """Does a function name a clock or a maker of generators, under a name of its own as well?"""
+    names = _names_of(function.__code__)
+    if not _CHANCE.isdisjoint(names):
+        return True
+    space: dict[str, Any] = function.__globals__
+    return any(getattr(space.get(name), "__name__", None) in _CHANCE for name in names)
+
+
+@functools.lru_cache(1 << 14)
+def _names_of(code: types.CodeType) -> frozenset[str]:
+    return frozenset(names_in(code))
 
 
 def _generators(model: nn.Module) -> bytes:
@@ -135,8 +165,9 @@ def _generators(model: nn.Module) -> bytes:
 
 
 OTHER_DRAWS = (
-    "it computes with numbers that Python's or NumPy's random generators give, which a graph would hold as "
-    "they were drawn once: draw them by torch.rand, or prune a submodule without that code"
+    "it computes with numbers that Python's or NumPy's random generators give, or a clock, which a graph "
+    "would hold as they were once: draw them by torch.rand, give them as an argument, or prune a submodule "
+    "without that code"
 )
 
 

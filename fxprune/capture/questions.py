@@ -1,6 +1,6 @@
 """What a model's code asks of tensors and of torch, and no graph holds: its answers are plain values.
 
-Whether gradients are recorded, and which precision a call runs in.
+Whether gradients are recorded, which precision a call runs in, and how tensors lie in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["OF_GRADIENTS", "OF_PRECISION", "Questions", "noticed"]
+__all__ = ["OF_GRADIENTS", "OF_LAYOUT", "OF_PRECISION", "Questions", "noticed"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ OF_PRECISION = Questions(
     methods=(*_OF_DTYPES, "element_size", "type"),
     functions=(*_OF_DTYPES, "can_cast", "promote_types", "result_type", *AUTOCAST),
     of_parameters=True,
+)
+
+
+OF_LAYOUT = Questions(
+    attributes=(),
+    methods=("is_contiguous", "stride", "storage_offset", "data_ptr"),
+    functions=(),
+    of_parameters=False,
 )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from fxprune.graph.code_names import names_in, plain_functions
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.source_files import is_users
 
-__all__ = ["reached", "reads_mode_outside_of_modules"]
+__all__ = ["called", "reached", "reads_mode_outside_of_modules"]
 
 
 def reached(functions: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
@@ -25,6 +26,67 @@ def reached(functions: Iterable[types.FunctionType]) -> Iterator[types.FunctionT
         seen.add(function)
         yield function
         queue += _named_in(function)
+
+
+_TORCHS = frozenset(vars(nn.Module()))
+# Methods that a call runs without their names.
+_BY_PYTHON = {
+    "forward",
+    "__call__",
+    "__getitem__",
+    "__iter__",
+    "__next__",
+    "__len__",
+    "__enter__",
+    "__exit__",
+}
+
+
+def called(model: nn.Module, functions: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
+    """Yield those of some functions, and of those that they name, that a call of the model may run.
+
+    Methods go by their names: one that no code names which may run itself (`from_pretrained`) is left out.
+    """
+    waiting: dict[str, list[types.FunctionType]] = {}
+    said = set(_BY_PYTHON)
+
+    def ready(methods: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
+        for method in methods:
+            if method.__name__ in said:
+                yield method
+            else:
+                waiting.setdefault(method.__name__, []).append(method)
+
+    queue = [f for m in model.modules() for n, v in vars(m).items() if n not in _TORCHS for f in _held_in(v)]
+    queue += ready(functions)
+    seen = set[types.FunctionType]()
+    while queue:
+        function = queue.pop()
+        if function in seen or not is_users(function.__code__.co_filename):
+            continue
+        seen.add(function)
+        yield function
+        named = [*_named_in(function)]
+        queue += (f for f in named if not _is_method(f) or f.__name__ == "__init__")
+        queue += ready(f for f in named if _is_method(f))
+        new = {*names_in(function.__code__)} - said - {"__init__"}  # of a class that is named
+        said |= new
+        queue += (f for name in new for f in waiting.pop(name, ()))
+
+
+def _is_method(function: types.FunctionType) -> bool:
+    inside, _, _ = function.__qualname__.rpartition(".")
+    return bool(inside) and not inside.endswith("<locals>")
+
+
+def _held_in(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the functions that a module's attribute is, or holds."""
+    if type(value) in PLAIN:
+        return
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for one in (value, *inner):
+        if not isinstance(one, (type, nn.Module)):
+            yield from _functions_of(one)
 
 
 def reads_mode_outside_of_modules(model: nn.Module, functions: Iterable[types.FunctionType]) -> bool:

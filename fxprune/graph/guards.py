@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import has_side_effect
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputArgumentError, InputSizeError, shown
 
@@ -33,6 +34,7 @@ __all__ = [
         "guard_branch",
         "guard_device",
         "guard_kind",
+        "guard_layout",
         "guard_size",
         "guard_tensor",
         "is_guard",
@@ -177,6 +179,21 @@ def guard_kind(value: Any, expected: Any, *, name: str, where: str = "") -> Exce
     return InputArgumentError(
         f"{name} is a tensor of {kind_of(value)}: the model was captured with one of {expected}{asks}; "
         f"prune again with example inputs of this kind"
+    )
+
+
+def _is_in_order(value: Any, expected: Any) -> bool:
+    with _unseen_by_torchscript():
+        return all(t.is_contiguous() for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
+
+
+@functools.partial(guard, same=_is_in_order)
+def guard_layout(value: Any, expected: Any, *, name: str, where: str) -> Exception:
+    """Refuse a tensor that does not lie in memory in the order of its dimensions, where code may see that."""
+    return InputArgumentError(
+        f"{name} does not lie in memory in the order of its dimensions, and the model's code at {where} may "
+        f"compute something else by that: give {name}.contiguous(), or prune with form='module', which keeps "
+        f"the model's code"
     )
 
 

@@ -8,7 +8,8 @@ Guards are in `guards.py`, nodes about precisions in `precision_nodes.py`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fxprune.graph.guards import guard_argument as guard_argument
 from fxprune.graph.guards import guard_branch as guard_branch
 from fxprune.graph.guards import guard_device as guard_device
 from fxprune.graph.guards import guard_kind as guard_kind
+from fxprune.graph.guards import guard_layout as guard_layout
 from fxprune.graph.guards import guard_size as guard_size
 from fxprune.graph.guards import guard_tensor as guard_tensor
 from fxprune.graph.guards import is_guard as is_guard
@@ -35,7 +37,15 @@ from fxprune.graph.precision_nodes import precision_of as precision_of
 
 __all__ = [
     *("AutogradFunction", "ForwardOnly", "ModeValue", "_getitem"),
-    *("class_named", "makes_output", "name_of_class", "object_of", "split_by_sizes", "written"),
+    *(
+        "class_named",
+        "default_dict",
+        "makes_output",
+        "name_of_class",
+        "object_of",
+        "split_by_sizes",
+        "written",
+    ),
 ]
 
 
@@ -110,6 +120,15 @@ def class_named(kind: str) -> Any:
 def name_of_class(cls: type) -> str:
     """Name a class as `class_named` finds it."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def default_dict(call: Callable[..., fx.Node], factory: Any, items: dict[Any, Any]) -> fx.Node:
+    """Make a defaultdict in a graph, by the graph's `call_function`; without a factory that has no name."""
+    try:
+        named = factory is not None and class_named(name_of_class(factory)) is factory
+    except (AttributeError, ImportError):  # a lambda, a method's own function
+        named = False
+    return call(defaultdict, (call(class_named, (name_of_class(factory),)) if named else None, items))
 
 
 def makes_output(node: fx.Node) -> bool:

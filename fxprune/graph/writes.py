@@ -15,7 +15,7 @@ from fxprune.graph.own_nodes import written
 
 __all__ = [
     *("FILLS", "VIEWS", "hidden_writes", "is_view_of_input", "shares_memory", "state_of", "value_of_write"),
-    *("writes_in_place", "writes_through", "written", "written_state"),
+    *("writes_by_layout", "writes_in_place", "writes_through", "written", "written_state"),
 ]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
@@ -98,6 +98,27 @@ def writes_through(graph: fx.Graph, layers: Collection[fx.Node]) -> list[fx.Node
     ]
 
 
+# Ops that return a view of what they are given if it lies in memory as they need it, and a copy if not.
+_COPIES_BY_LAYOUT = {"contiguous", "reshape", "flatten", "ravel", "alias"}  # as export has `contiguous`
+
+
+def writes_by_layout(graph: fx.Graph) -> list[fx.Node]:
+    """Return the mutable ops of which it depends on how inputs lie in memory what they reach."""
+    passing = {n for n in graph.nodes if n.op != "placeholder" and op_name(n.target) in _COPIES_BY_LAYOUT}
+    if not passing:
+        return []
+    views, copies = _Memory(graph, passing), _Memory(graph, copies=passing)
+
+    def differs(node: fx.Node) -> bool:
+        written_to = views.base(node.args[0])
+        of_input = isinstance(written_to, fx.Node) and written_to.op == "placeholder"
+        reaches_less = of_input and copies.base(node.args[0]) is not written_to
+        return reaches_less or views.stale(node, node.args[0]) != copies.stale(node, node.args[0])
+
+    mutable = (n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload))
+    return [n for n in mutable if n.target._schema.is_mutable and n.args and differs(n)]
+
+
 def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     """Does the node change the tensor that it is given?"""
     if node.op == "call_module":
@@ -147,11 +168,14 @@ class _Memory:
     """Which nodes of a graph may share memory: views, and what a tensor is after each write to it.
 
     through: layers that may return what they are given, beside those that are known as such.
+    copies: nodes that do not, though they may elsewhere.
     """
 
-    def __init__(self, graph: fx.Graph, through: Collection[fx.Node] = ()) -> None:
+    def __init__(
+        self, graph: fx.Graph, through: Collection[fx.Node] = (), copies: Collection[fx.Node] = ()
+    ) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.through = through
+        self.through, self.copies = through, copies
         self.written: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
             if "written" in node.meta:
@@ -159,14 +183,14 @@ class _Memory:
 
     def read_later(self, write: fx.Node, target: Any) -> bool:
         """Is a tensor that stands for the target's memory as it was before a write read after it?"""
-        base = self._base(target)
+        base = self.base(target)
         if isinstance(base, fx.Node) and base.op == "get_attr":
             return True  # the model's own tensor
         return bool(self.stale(write, target))
 
     def stale(self, write: fx.Node, target: Any) -> set[fx.Node]:
         """Return the nodes after a write that read what the target's memory was before it."""
-        base, now = self._base(target), self.order[write]
+        base, now = self.base(target), self.order[write]
         if not isinstance(base, fx.Node):
             return set()
         known, front = {base}, [base]
@@ -181,7 +205,8 @@ class _Memory:
         }
         return {user for user in readers if self.order.get(user, -1) > now and not _passes_on(user, write)}
 
-    def _base(self, tensor: Any) -> Any:
+    def base(self, tensor: Any) -> Any:
+        """Return what the memory of a tensor belongs to."""
         while isinstance(tensor, fx.Node):
             if "written" in tensor.meta:
                 tensor = tensor.meta["written"]
@@ -192,7 +217,7 @@ class _Memory:
         return tensor
 
     def _is_view(self, node: fx.Node) -> bool:
-        return node in self.through or _is_view(node)
+        return node in self.through or (node not in self.copies and _is_view(node))
 
 
 def _contents(write: fx.Node) -> set[fx.Node]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
+import uuid
 from collections.abc import Callable
+from time import perf_counter as clock
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from helpers import assert_same, randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.held_state import HeldState
+from fxprune.capture.reached import called
 from fxprune.errors import CaptureError, TrainingError
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -149,14 +154,31 @@ class DrawsForNothing(Draws):
         return self.head(x if self.training and left_out else x.relu())
 
 
+def uuid_of_now() -> float:
+    return uuid.uuid4().int / 2**128
+
+
+class Clock:
+    """Looks at the time behind a name of its own, and has a method of which nobody calls it."""
+
+    def now(self) -> float:
+        return clock() % 1
+
+    def report(self) -> float:
+        return time.time()
+
+
 def of_numpy() -> Tensor:
     return torch.from_numpy(np.random.rand(1).astype("float32"))
 
 
 @pytest.mark.parametrize(
     "draw",
-    [random.random, np.random.rand, of_numpy, random.Random(0).random, np.random.default_rng(0).random],
-    ids=["python", "numpy", "array", "held python", "held numpy"],
+    [
+        *(random.random, np.random.rand, of_numpy, random.Random(0).random, np.random.default_rng(0).random),
+        *(lambda: clock() % 1, uuid_of_now, lambda: np.random.default_rng().random(), Clock().now),
+    ],
+    ids=["python", "numpy", "array", "held python", "held numpy", "clock", "uuid", "new numpy", "held clock"],
 )
 def test_numbers_drawn_outside_of_torch_are_no_constants(draw: Callable[[], Any], capture: str) -> None:
     with pytest.raises(CaptureError, match=r"random generators give|\.item\(\)|values of a tensor"):
@@ -169,6 +191,16 @@ def test_numbers_drawn_in_train_mode_alone_are_refused_there(capture: str) -> No
     assert_same(whole.eval()(X), model(X), 1e-6)
     with pytest.raises(TrainingError, match="runs in eval mode alone"):
         pruned.train()(X)
+
+
+def test_a_method_that_no_call_runs_draws_nothing() -> None:
+    """A model's class may have methods that look at clocks: it is captured once all the same."""
+    model, held = Draws(lambda: 2.0), Clock()
+    model.clock = held
+    kept = HeldState(model)
+    assert not any(f.__name__ in ("report", "now") for f in called(model, kept.functions()))
+    model.draw = held.report
+    assert any(f.__name__ == "report" for f in called(model, HeldState(model).functions()))
 
 
 def test_numbers_of_which_nothing_follows_are_no_matter(capture: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,14 @@ class Maps(nn.Module):
         return {"maps": OrderedDict([("0", self.b(x)), ("pool", self.b(x.mean(1)))]), "n": 2}
 
 
+class DefaultMaps(Maps):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        maps = defaultdict(list, {"0": self.b(x)})
+        maps["pool"].append(self.b(x.mean(1)))
+        return {"maps": maps, "more": defaultdict(lambda: None, {1: x.mean(1)})}
+
+
 class OwnMaps(Maps):
     def forward(self, x: Tensor) -> Any:
         x = self.a(x).relu()
@@ -214,6 +222,22 @@ def test_a_dict_and_a_list_of_the_models_classes_stay_such(tmp_path: Path) -> No
         torch.testing.assert_close(found.maps.last["0"], pruned(X).maps.last["0"])
     named = fxprune.prune(model, 0.5, example_inputs=X, capture="symbolic", outputs=["maps.0"])
     assert named(X).maps[0].shape == (2, 6, 7)
+
+
+def test_a_default_dict_stays_one(capture: str, tmp_path: Path) -> None:
+    model = randomise(DefaultMaps().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture, outputs=["maps"])
+    assert fxprune.verify(model, pruned) < 1e-8
+    fxprune.save(pruned, tmp_path / "saved")
+    for clone in (
+        pruned,
+        pickle.loads(pickle.dumps(pruned)),
+        fxprune.load(tmp_path / "saved", DefaultMaps()),
+    ):
+        maps, more = clone(X).values()
+        assert type(maps) is type(more) is defaultdict
+        assert maps.default_factory is list and more.default_factory is None  # which has no name
+        assert list(maps) == ["0", "pool"] and more[1].shape == (2, WIDTH // 2)
 
 
 def test_an_ordered_dict_stays_one(capture: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture.arguments import guard_arguments
+from fxprune.capture.arguments import guard_arguments, guard_layouts
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -33,7 +33,7 @@ from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.precisions import precisions_of, tells_precision
-from fxprune.capture.questions import OF_GRADIENTS, OF_PRECISION, noticed
+from fxprune.capture.questions import OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
 from fxprune.graph.caches import has_caches
 from fxprune.graph.captured import Captured
 from fxprune.graph.copies import own_buffers, structural_copy
@@ -41,7 +41,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.modes import follows_mode
 from fxprune.graph.own_nodes import ForwardOnly
 from fxprune.graph.uncompiled import UncompiledGraph
-from fxprune.graph.writes import hidden_writes, writes_through
+from fxprune.graph.writes import hidden_writes, writes_by_layout, writes_through
 from fxprune.rules.modules import native
 
 __all__ = ["FIXED_BATCH", "capture_exported"]
@@ -70,16 +70,18 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     for path, module in model.named_modules():
         if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
             module.forward = _marked_forward(path)
-    functions = Functions()
+    functions, held = Functions(), HeldState(model)
     with functions.traced():
         set_mode(model, False)
-        asked, dtypes = dict[str, None](), dict[str, None]()
+        asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
         with (
             noticed(OF_GRADIENTS, asked),
             noticed(OF_PRECISION, dtypes),
-            noticed_draws(model) as drew,
+            noticed(OF_LAYOUT, layouts),
+            noticed_draws(model, held.functions) as drew,
         ):
             exported = export_program(model, example)
+        layouts |= {_line(node): None for node in writes_by_layout(exported.program.graph)}
         graph = _plain(model, exported.program, functions)
 
         def again(gradients_of_inputs: bool = False) -> Exported:
@@ -110,7 +112,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
 
         def trace_training() -> fx.Graph:
             set_mode(model, True)
-            with noticed_draws(model) as drew:
+            with noticed_draws(model, held.functions) as drew, noticed(OF_LAYOUT, layouts):
                 program = again()
             plain = _plain(model, program.program, functions)
             if drew():
@@ -119,7 +121,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             guard_sizes(plain, program.relied.beyond(own))
             return plain
 
-        trained = follow_modes(graph, trace_training, model, functions=HeldState(model).functions)
+        trained = follow_modes(graph, trace_training, model, functions=held.functions)
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
@@ -128,6 +130,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     if precisions is not None:
         precisions.guard(graph, model, taken, autocast=True)
     guard_sizes(graph, exported.relied)
+    if layouts:
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        guard_layouts(graph, dict.fromkeys(inputs, next(iter(layouts))))
     guard_arguments(graph, model, taken, numbers=False, asks=next(iter(dtypes), None))
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = [FIXED_BATCH] if exported.fixed_batch else []
@@ -178,5 +183,8 @@ def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
 
 def _refuse(writes: Iterable[fx.Node]) -> None:
     for node in writes:
-        where = node.meta.get("where") or users_line(node.meta.get("stack_trace"))
-        raise NotImplementedError(f"{node.name} at {where} writes in place to what a dropout passes on")
+        raise NotImplementedError(f"{node.name} at {_line(node)} writes in place to what a dropout passes on")
+
+
+def _line(node: fx.Node) -> str:
+    return node.meta.get("where") or users_line(node.meta.get("stack_trace")) or node.name

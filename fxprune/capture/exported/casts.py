@@ -1,4 +1,4 @@
-"""Casts to the dtype that a tensor has: torch.export takes their result for the tensor itself."""
+"""Casts and `contiguous` may return the tensor itself: torch.export takes the result for that tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.graph.op_names import op_name
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -22,12 +21,17 @@ def casts_apart() -> Iterator[None]:
     """Let a cast to the dtype that a tensor has give another tensor, an alias: torch.export tells them apart.
 
     `y = x.to(torch.float32)` is x itself where x is that already: what reads x afterwards would read y.
+    `y = x.contiguous()` is so as well, as x lies in memory.
     """
-    here = this_thread_only()
+    here, contiguous = this_thread_only(), Tensor.contiguous
 
     def apart(of: Callable[..., Any]) -> Callable[..., Any]:
         def cast(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if is_users(sys._getframe(1).f_code.co_filename) and here() and tensor.is_floating_point():
+            if (
+                is_users(sys._getframe(1).f_code.co_filename)
+                and here()
+                and (of is contiguous or tensor.is_floating_point())
+            ):
                 tensor = torch.ops.aten.alias.default(tensor)
             return of(tensor, *args, **kwargs)
 
@@ -40,17 +44,12 @@ def casts_apart() -> Iterator[None]:
         yield
 
 
-_CASTS = ("to", "float", "half", "bfloat16", "double", "type_as")
+_CASTS = ("to", "float", "half", "bfloat16", "double", "type_as", "contiguous")
 
 
 def forget_aliases(graph: fx.Graph) -> None:
-    """Let casts read what `casts_apart` gave them an alias of."""
+    """Let the tensor itself stand for an alias of it, in a graph without writes that reach further."""
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.alias.default and all(
-            op_name(user.target) in _READ_ALIASES for user in node.users
-        ):
+        if node.target is torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
-
-_READ_ALIASES = {"to", "type_as", "_to_copy", "_assert_tensor_metadata"}

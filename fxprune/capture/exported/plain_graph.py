@@ -17,11 +17,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.casts import forget_aliases
 from fxprune.capture.precisions import AUTOCAST_ON
-from fxprune.graph.own_nodes import autocast_back, autocast_off
+from fxprune.graph.own_nodes import autocast_back, autocast_off, default_dict
 from fxprune.graph.source_files import is_users
 
 __all__ = ["users_line"]
-
 
 _aten = torch.ops.aten
 
@@ -36,8 +35,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
             continue
         if node.op == "output":
             leaves = [copied.get(leaf, leaf) for leaf in node.args[0]]
-            spec = program.call_spec.out_spec
-            graph.output(_nested(graph, spec, iter(leaves)))
+            graph.output(_nested(graph, program.call_spec.out_spec, iter(leaves)))
             continue
         if node.op == "get_attr" and not _add_constant(model, source, str(node.target)):
             continue  # the body of a region, inlined where it is called
@@ -271,6 +269,9 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
         and not issubclass(spec.type, dict)
     ):
         return graph.call_function(spec.type, (), dict(zip(spec.context[0], children, strict=True)))
+    if spec.type is collections.defaultdict:
+        of_names = dict(zip(spec.context[1], children, strict=True))
+        return default_dict(graph.call_function, spec.context[0], of_names)
     keys = spec.context if isinstance(spec.context, (list, tuple)) else None
     if spec.type is collections.OrderedDict and keys is not None:  # whose keys need be no names
         return graph.call_function(spec.type, (dict(zip(keys, children, strict=True)),))

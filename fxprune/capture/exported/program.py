@@ -185,7 +185,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
 
 
 def _fresh(t: Tensor) -> Tensor:
-    return t.detach().clone().requires_grad_(t.requires_grad)
+    return t.detach().clone(memory_format=torch.contiguous_format).requires_grad_(t.requires_grad)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -90,7 +90,7 @@ def capture_symbolic(
     copies = copies or {}
     asked = _Asked()
     held, changed = HeldState(model), dict[str, None]()
-    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model) as drew:
+    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model, held.functions) as drew:
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
@@ -121,7 +121,7 @@ def capture_symbolic(
     kept = dict[str, None]()
 
     def trace_training() -> fx.Graph:
-        with noticed_draws(model) as drew:
+        with noticed_draws(model, held.functions) as drew:
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
         if drew():
             again = _trace(model, leaves, example, copies, taught, training=True)

@@ -42,6 +42,7 @@ class Decisions:
         untraced: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.kinds_asked: dict[fx.Node, str] = {}  # input -> the line that looks at its dtype
+        self.layouts_asked: dict[fx.Node, str] = {}  # input -> the line that looks at what lies as it does
         self._run = FakeRun(root, graph, example, PRIME_BATCH)
         self._untraced = untraced  # modules run meanwhile as they do outside of tracing
         self._helpers = helpers  # modules that the root lacks while it is traced
@@ -117,16 +118,30 @@ class Decisions:
         return False
 
     def _is_of_layout(self, node: fx.Node) -> bool:
-        """Does a truth tell how an input, or a view of one, lies in memory?  (Other tensors lie as made.)"""
+        """Does a truth tell how an input, or a view of one, lies in memory?
+
+        Other tensors lie as they are made, of inputs which are noted.
+        """
         front = [node]
         while front:
             at = front.pop()
             if op_name(at.target) == "is_contiguous":
                 if isinstance(at.args[0], fx.Node) and is_view_of_input(at.args[0]):
                     return True
+                self._note_layouts(at)
             elif not isinstance(self._run.env[at], Tensor):
                 front += at.all_input_nodes
         return False
+
+    def _note_layouts(self, node: fx.Node) -> None:
+        seen, front = {node}, [node]
+        while front:
+            at = front.pop()
+            if at.op == "placeholder":
+                self.layouts_asked.setdefault(at, node.meta.get("where") or node.name)
+            new = [n for n in at.all_input_nodes if n not in seen]
+            seen.update(new)
+            front += new
 
     def _scalars_behind(self, node: fx.Node) -> Iterator[Any]:
         """Yield the numbers that a number is computed from, back to the tensors whose sizes they are."""

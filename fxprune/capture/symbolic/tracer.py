@@ -10,6 +10,7 @@ import itertools
 import operator
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from fxprune.capture.arguments import followed_parts
+from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
@@ -28,7 +29,15 @@ from fxprune.capture.symbolic.proxies import TracedValue
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import AutogradFunction, ForwardOnly, guard_branch, guard_kind, kind_of, written
+from fxprune.graph.own_nodes import (
+    AutogradFunction,
+    ForwardOnly,
+    default_dict,
+    guard_branch,
+    guard_kind,
+    kind_of,
+    written,
+)
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
@@ -92,6 +101,7 @@ class Tracer(fx.Tracer):
         drop_picked(graph)
         self._guard_ranks(graph)
         self._guard_kinds(graph)
+        guard_layouts(graph, self.decisions.layouts_asked)
         self._show_assigned(root, graph)
         self._show_written_inputs(graph)
         return graph
@@ -174,6 +184,11 @@ class Tracer(fx.Tracer):
             return a.node
         if type(a) in (tuple, list):
             return type(a)([self.create_arg(item) for item in a])
+        if type(a) is defaultdict:
+            items = {key: self.create_arg(value) for key, value in a.items()}
+            return default_dict(
+                lambda *node: self.create_node("call_function", *node, {}), a.default_factory, items
+            )
         if is_made_of_items(a):  # which torch.fx makes a plain dict or list
             held = dict(a) if isinstance(a, dict) else list(a)
             return self.create_node("call_function", type(a), (self.create_arg(held),), {})
