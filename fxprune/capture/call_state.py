@@ -11,6 +11,7 @@ import pickle
 import random
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from fxprune.errors import CaptureError
 from fxprune.graph.code_names import names_in
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.nests import PLAIN
 from fxprune.graph.tensors import cuda_devices_of, floats_of
 from fxprune.graph.values import called_with
 
@@ -152,10 +154,14 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
     return frozenset(names_in(code))
 
 
+_NO_OWNERS = frozenset({*PLAIN, dict, OrderedDict, set, list, tuple})  # what modules hold dozens of
+
+
 def _generators(model: nn.Module) -> bytes:
     """Write down the states of the generators that code can draw from."""
     numpy = sys.modules.get("numpy")
-    held = [getattr(value, "__self__", value) for m in model.modules() for value in vars(m).values()]
+    values = (value for m in model.modules() for value in vars(m).values() if type(value) not in _NO_OWNERS)
+    held = [getattr(value, "__self__", value) for value in values]
     known = [random.getstate(), *([numpy.random.get_state()] if numpy else [])]
     known += [value.getstate() for value in held if isinstance(value, random.Random)]
     if numpy:

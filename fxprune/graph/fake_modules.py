@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+
+from fxprune.graph.quick_layouts import outline_of_tensor
 
 __all__ = ["FakeModules", "fake_of"]
 
@@ -74,5 +76,5 @@ def fake_of(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """Make a fake tensor as mode.from_tensor does, without what views and symbolic sizes need."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return mode.from_tensor(tensor, static_shapes=True)
-    outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, outline, tensor.device)
+    with unset_fake_temporarily():
+        return FakeTensor(mode, outline_of_tensor(tensor), tensor.device)

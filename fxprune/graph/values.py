@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import ExampleInputError, RewriteError, first_line
 from fxprune.graph.example import Example
 from fxprune.graph.fake_modules import FakeModules
+from fxprune.graph.nests import map_leaves
+from fxprune.graph.quick_layouts import quick_layout
 from fxprune.graph.quick_shapes import quick_shape
 from fxprune.graph.quiet import quiet_torch
 from fxprune.graph.refuse_train_mode import refusing_nothing
@@ -152,26 +154,30 @@ class FakeRun(fx.Interpreter):
             raise NodeError(n, error) from error
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        shape = quick_shape(target, args, kwargs)
-        return super().call_function(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+        quick = self._quick(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if quick is None else quick
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        shape = quick_shape(target, args, kwargs)
-        return super().call_method(target, args, kwargs) if shape is None else self._outline(shape, args[0])
+        quick = self._quick(target, args, kwargs)
+        return super().call_method(target, args, kwargs) if quick is None else quick
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.modules.original(target)
         made = layer is None  # by tracing, since then
         if layer is None:
             layer = self.helpers.get(target) or self.source.get_submodule(target)
-        shape = quick_shape(layer, args, kwargs)
-        if shape is not None:
-            return self._outline(shape, args[0])
-        return (layer if made else self.modules.fake(layer))(*args, **kwargs)
+        quick = self._quick(layer, args, kwargs)
+        return (layer if made else self.modules.fake(layer))(*args, **kwargs) if quick is None else quick
 
-    def _outline(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        with unset_fake_temporarily():
-            return FakeTensor(self.mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+    def _quick(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a layer, method or function gives, where that is known without a run of it."""
+        shape = quick_shape(op, args, kwargs)
+        if shape is None:
+            outlines = quick_layout(op, args, kwargs)
+        else:
+            with unset_fake_temporarily():
+                outlines = torch.empty(shape, dtype=args[0].dtype, device="meta")
+        return map_leaves(outlines, Tensor, lambda outline: FakeTensor(self.mode, outline, args[0].device))
 
     def _constant(self, n: fx.Node) -> Any:
         """Return the value of a node that depends on no input, computed for real."""

@@ -151,10 +151,10 @@ def written_state(graph: fx.Graph, root: nn.Module) -> set[str]:
 
 def state_of(node: fx.Node, root: nn.Module) -> str | None:
     """Return the name of the model's own tensor that this node writes to, itself or a view of it."""
-    if not writes_in_place(node, root):
-        return None
     base = _base(node.args[0]) if node.args else None
-    return str(base.target) if isinstance(base, fx.Node) and base.op == "get_attr" else None
+    if not isinstance(base, fx.Node) or base.op != "get_attr":
+        return None
+    return str(base.target) if writes_in_place(node, root) else None
 
 
 def _base(tensor: Any) -> Any:
