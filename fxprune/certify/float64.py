@@ -6,7 +6,6 @@ Complex numbers are two floats: what is said of float64 here holds for complex12
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.copies import empty_copies, graph_shared
+from fxprune.graph.copies import deep_copy, empty_copies, graph_shared
 from fxprune.graph.example import Example
 from fxprune.graph.precision_nodes import precisions_unguarded
 from fxprune.graph.process_lock import PROCESS_LOCK
@@ -46,7 +45,7 @@ def doubled(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a module in eval mode, every tensor in float64; the graph is shared."""
 
     def copied(held: nn.Module) -> nn.Module:
-        held = in_float64(copy.deepcopy(held, memo={**empty_copies(held), **_raised_copies(held)}))
+        held = in_float64(deep_copy(held, {**empty_copies(held), **_raised_copies(held)}))
         in_eval_mode(held)
         return held
 
