@@ -11,7 +11,20 @@ from fxprune.graph.nests import Value
 from fxprune.result.own_calls import Made
 from fxprune.result.own_spelling import Place
 
-__all__ = ["Call", "Edit", "Forward", "Keys", "OwnCode", "Part", "Read", "Ref", "Slot", "Spelling", "What"]
+__all__ = [
+    "Call",
+    "Edit",
+    "Forward",
+    "Keys",
+    "OwnCode",
+    "Part",
+    "Read",
+    "Ref",
+    "Slot",
+    "Spelling",
+    "Table",
+    "What",
+]
 
 What = Literal["size", "shape", "dtype", "device"]
 Keys = tuple[str | int, ...]  # names of attributes, keys of dicts, places in lists
@@ -178,6 +191,24 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Table:
+    """What is kept along a dimension of a tensor that a module holds and no training changes.
+
+    path: the module's.
+    old: the original's size.
+    numbers: (keys, the original's) of numbers in the module's state that its `forward` needs otherwise; where
+        there are none, what its code computes is as wide as the original's.
+    """
+
+    path: str
+    name: str
+    dim: int
+    old: int
+    kept: tuple[int, ...]
+    numbers: tuple[tuple[Keys, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class OwnCode:
     """How an instance of the user's own class came about.
 
@@ -195,6 +226,7 @@ class OwnCode:
     forward: Forward | None = None
     untrained: str = ""
     spellings: tuple[Spelling, ...] = ()
+    tables: tuple[Table, ...] = ()
 
     @property
     def is_graph(self) -> bool:

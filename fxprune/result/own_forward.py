@@ -13,6 +13,7 @@ from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.as_data import NodeData, graph_as_data
 from fxprune.graph.classes import subclass_of
 from fxprune.result.own_spelling import unspelled
+from fxprune.result.own_tables import untabled
 from fxprune.result.pruned_module import forward_of_data
 
 __all__ = ["users_class", "with_forward", "without_forward"]
@@ -37,7 +38,7 @@ def with_forward(instance: nn.Module, graph: fx.Graph, barred: Mapping[str, str]
 
 def users_class(module: nn.Module) -> type[nn.Module]:
     """Return a module's class; the user's, where one was made here."""
-    cls = unspelled(type(module))
+    cls = unspelled(untabled(type(module)))
     made = vars(cls).get(MADE)
     return made[0] if made else cls
 

@@ -100,7 +100,7 @@ def _class(users: Value, layers: Layers) -> type[nn.Module]:
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
     """Return what makes the instance again: the user's class, the places, and its state."""
-    users, layers = vars(type(self))[MADE]
+    users, layers = getattr(type(self), MADE)  # which may inherit from the one made here
     return _made_anew, (users, layers), *users.__reduce_ex__(self, protocol)[2:]
 
 

@@ -20,6 +20,7 @@ from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode
 from fxprune.result.own_spelling import spelled_anew
+from fxprune.result.own_tables import tables_kept
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
@@ -43,6 +44,7 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
         made.set_submodule(part.path, cut(part, made, pruned))
     if own.forward is not None:
         replace_forward(made, own.forward, pruned)
+    tables_kept(made, own.tables)
     return made
 
 

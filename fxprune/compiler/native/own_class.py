@@ -16,6 +16,7 @@ from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
+from fxprune.compiler.native.tables import with_tables
 from fxprune.compiler.native.traced import own_code_by_trace
 from fxprune.compiler.native.training import trained_alike
 from fxprune.compiler.native.unused import unused_axes
@@ -127,14 +128,15 @@ def _made_by_running(
         found = replace(found, spelled=spelled)
     if found.own is None:
         return found
-    own = found.own
-    made = instance_of(model, own, pruned, slices)
+    made = instance_of(model, found.own, pruned, slices)
+    own = with_tables(model, made, analysis, slices.selection, found.own)
     follows_mode = analysis.captured.follows_mode
     wrong = wrong_in(made, pruned, follows_mode)
     for every in (False, True):
         if wrong:
-            edited_twice = with_duplicates(model, made, own, every=every)
+            edited_twice = with_duplicates(model, made, replace(own, tables=()), every=every)
             made = instance_of(model, edited_twice, pruned, slices)
+            edited_twice = with_tables(model, made, analysis, slices.selection, edited_twice)
             wrong = wrong_in(made, pruned, follows_mode)
             own = own if wrong else edited_twice
     return replace(found, own=None, why=wrong) if wrong else (made, own, pruned)

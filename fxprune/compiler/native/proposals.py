@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
+from fxprune.compiler.native.tables import holders_of_tables
 from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Slot
 
@@ -45,6 +46,7 @@ class Proposals:
         self.sizes = sizes
         self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
+        self.tables = {*holders_of_tables(model, root)}
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
@@ -74,11 +76,12 @@ class Proposals:
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code has read it?
 
-        It counts no cells of a grid.  It is larger than strides are; or its module has it under several
-        names; or it is one of many of its kind, in modules of the same class under the same keys, that all
-        are widths, some of them large, and no strides (16, 32, 64: unless those stand beside it).
+        It counts no cells of a grid, is no side of a square, and does not say how a table is computed.  It is
+        larger than strides are; or its module has it under several names; or it is one of many of its kind,
+        in modules of the same class under the same keys, that all are widths, some of them large, and no
+        strides (16, 32, 64: unless those stand beside it).
         """
-        if self._is_product(slot, old):
+        if self._is_product(slot, old) or slot.path in self.tables or self._is_square(slot):
             return False
         if old > STRIDE or self._has_names(slot, old):
             return True
@@ -114,6 +117,11 @@ class Proposals:
         if any(sizes.surely(n) is not None for sizes, n in alike) or len({n for _, n in alike} - given) > 1:
             return all(sizes.surely(n, is_width=True) is not None for sizes, n in alike)
         return old not in given and not self._is_product(slot, old)
+
+    def _is_square(self, slot: Slot) -> bool:
+        """Is it one of a pair of equal numbers: the sides of an image, or of a patch?"""
+        pair = [n for s, n in self.slots[slot.path] if s.keys[:-1] == slot.keys[:-1]]
+        return isinstance(slot.keys[-1], int) and len(pair) == 2 and pair[0] == pair[1]
 
     def _is_product(self, slot: Slot, old: int) -> bool:
         """Is it what a pair of numbers in its module multiply to, or one more (a class token)?"""

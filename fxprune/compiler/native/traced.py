@@ -14,12 +14,14 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.capture.attention import is_spelled_out
 from fxprune.capture.trace import capture_alike
+from fxprune.compiler.native.instance import Slices
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.same_graph import Difference, differences
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.structure import Resized, resized_copy
+from fxprune.compiler.native.structure import resized_copy
+from fxprune.compiler.native.tables import with_tables
 from fxprune.result.own_code import Edit, OwnCode, Slot
 from fxprune.result.pruned_module import PrunedModule
 
@@ -33,7 +35,7 @@ def own_code_by_trace(
     model: nn.Module,
     analysis: Analysis,
     sizes: Mapping[str, Sizes],
-    slices: Resized,
+    slices: Slices,
     pruned: PrunedModule,
 ) -> tuple[nn.Module, OwnCode] | None:
     """Find edits with which the model's own code traces to exactly the pruned graph.
@@ -63,6 +65,7 @@ def own_code_by_trace(
         found = [*differences(analysis.module, own.module, pruned)]
         if not found:
             own_code = OwnCode(tuple(_kept(root, model, proposals, edits, before, reads)))
+            own_code = with_tables(model, root, analysis, slices.selection, own_code)
             # What a library's own attention does with the sizes, its plain code does not tell; nor does
             # the trace know the numbers that went back, which code may look at in ways that none notes.
             went_back = len(own_code.edits) < sum(slot.read(model) != new for slot, new in edits.items())

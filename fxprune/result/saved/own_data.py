@@ -13,7 +13,20 @@ from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
 from fxprune.result.own_calls import WORDS, FullWidth, Made, UnevenParts
-from fxprune.result.own_code import Call, Edit, Forward, Keys, OwnCode, Part, Read, Ref, Slot, Spelling, What
+from fxprune.result.own_code import (
+    Call,
+    Edit,
+    Forward,
+    Keys,
+    OwnCode,
+    Part,
+    Read,
+    Ref,
+    Slot,
+    Spelling,
+    Table,
+    What,
+)
 from fxprune.result.own_spelling import Place
 from fxprune.result.pruned_module import PrunedModule
 
@@ -52,6 +65,10 @@ def own_data(own: OwnCode) -> dict[str, object]:
             ]
             for s in own.spellings
         ],
+        "tables": [
+            [t.path, t.name, t.dim, t.old, list(t.kept), [[list(keys), old] for keys, old in t.numbers]]
+            for t in own.tables
+        ],
     }
 
 
@@ -81,10 +98,11 @@ def own_from(data: object) -> OwnCode:
         found = record.get("forward")
         forward = None if found is None else _forward(json_object(found))
         spellings = tuple(map(_spelling, json_list(record.get("spellings", []))))
+        tables = tuple(map(_table, json_list(record.get("tables", []))))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
     unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
-    return OwnCode(edits, parts, unsaid, forward, untrained, spellings)
+    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables)
 
 
 def _edit(data: object) -> Edit:
@@ -101,6 +119,13 @@ def _spelling(data: object) -> Spelling:
     call = "" if isinstance(made, int) else WORDS[type(made)]
     place = Place(method, (line, column), (last, right), text, name, call)
     return Spelling(json_value(path, str), place, json_value(old, int), made)
+
+
+def _table(data: object) -> Table:
+    path, name, dim, old, kept, numbers = json_list(data)
+    path, name = json_value(path, str), json_value(name, str)
+    edited = tuple((_keys(keys), json_value(n, int)) for keys, n in map(json_list, json_list(numbers)))
+    return Table(path, name, json_value(dim, int), json_value(old, int), _tuples(kept), edited)
 
 
 def _made_data(made: Made) -> dict[str, object]:
