@@ -1,4 +1,4 @@
-"""Find the layer that a tensor is a multiple of: scaled rows of its weights scale the tensor alone.
+"""Find the layers that a tensor is a multiple of: scaled rows of their weights scale the tensor alone.
 
 Through layout alone, or through what is linear as well: a rotary embedding of queries, in any spelling.
 """
@@ -6,7 +6,7 @@ Through layout alone, or through what is linear as well: a rotary embedding of q
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -30,25 +30,26 @@ _LINEAR = {
     *("view_as_real", "view_as_complex", "real", "imag", "conj"),
 }
 _SUMS = {"add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack"}
-_FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel"}
+_EMPTY = {"empty_like", "zeros_like", "new_empty", "new_zeros", "empty", "zeros"}
+_FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel", *_EMPTY}
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """A tensor that is a multiple of a layer's result.
+    """A tensor that is a multiple of a layer's result, or of several together.
 
-    nodes: from the layer to the tensor, in order.
-    call: the layer's.
+    nodes: from the layers to the tensor, in order.
+    calls: the layer's, by its node; of several, where a multiple of each makes the tensor.
     is_layout: nothing is computed in between.
     """
 
     nodes: tuple[fx.Node, ...]
-    call: Call
+    calls: Mapping[fx.Node, Call]
     is_layout: bool
 
 
 def multiple_of(module: fx.GraphModule, tensor: fx.Node, reader: fx.Node) -> Multiple | None:
-    """Find the layer that a tensor is a multiple of; None where there is none, or more would be scaled too.
+    """Find the layers that a tensor is a multiple of; None where there is none, or more would be scaled too.
 
     reader: what may be given the tensor scaled.
     """
@@ -75,15 +76,14 @@ class _Walk:
                 origins[node] = call
                 continue
             operands = self._operands(node, call.plain_op)
-            if not operands or len(origins) > 1:
+            if not operands:
                 return None
             is_layout = is_layout and call.plain_op in _LAYOUT
             front += [n for n in operands if n not in nodes]
             nodes.update(operands)
-        if len(origins) != 1:
+        if not origins:
             return None
-        (call,) = origins.values()
-        return Multiple(tuple(n for n in self.module.graph.nodes if n in nodes), call, is_layout)
+        return Multiple(tuple(n for n in self.module.graph.nodes if n in nodes), origins, is_layout)
 
     def _operands(self, node: fx.Node, op: str) -> list[fx.Node]:
         """List what a node is a multiple of; nothing, if it is none."""
@@ -93,6 +93,8 @@ class _Walk:
         if op in _SUMS and node.args:
             leaves = pytree.tree_leaves(node.args[0] if op not in ("add", "sub") else node.args[:2])
             return given if all(isinstance(leaf, fx.Node) for leaf in leaves) else []
+        if op == "written" and len(given) > 1:  # over what holds nothing: (tensor, index, value)
+            return [n for n in (node.args[0], node.args[2]) if isinstance(n, fx.Node) and not _is_empty(n)]
         if op in PRODUCTS or op in QUOTIENTS:
             layers = [n for n in given if self._depends(n)]
             is_one = len(layers) == 1 and [*node.args].count(layers[0]) == 1
@@ -126,7 +128,7 @@ def _others(found: Multiple, reader: fx.Node) -> Iterator[fx.Node]:
         own = [user for user in node.users if user in inside]
         taken = {_part(user) for user in own}
         for user in node.users:
-            if user in inside or _is_fact(user):
+            if user in inside or _is_fact(user) or _reads_type(user, node):
                 continue
             if node is found.nodes[-1] and user is reader and _times(user, node) == 1:
                 continue
@@ -144,6 +146,17 @@ def _is_fact(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] in _FACTS
     return node.op.startswith("call") and op_name(node.target) in _FACTS
+
+
+def _reads_type(user: fx.Node, node: fx.Node) -> bool:
+    """Is something else cast to a tensor's type?"""
+    return (
+        user.op.startswith("call") and op_name(user.target) in ("type_as", "to") and user.args[0] is not node
+    )
+
+
+def _is_empty(node: fx.Node) -> bool:
+    return node.op.startswith("call") and op_name(node.target) in _EMPTY
 
 
 def _times(user: fx.Node, node: fx.Node) -> int:

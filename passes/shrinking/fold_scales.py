@@ -6,7 +6,7 @@ in the stock model, and its query projection takes up the difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
-from fxprune.graph.tensors import tensor_at
+from fxprune.graph.op_names import op_name
+from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.graph.values import propagate_values
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of, weight_name
@@ -61,7 +62,10 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
             ratio = new / old if call.op in QUOTIENTS else old / new
-            folded |= _fold(pruned, _origin(pruned, node), ratio)
+            factor = _origin(pruned, node)
+            if any(_others(pruned, _names(pruned, factor) or (), factor)):
+                raise RewriteError(f"the weights that {node.name} scales are read elsewhere as well")
+            folded |= _fold(pruned, factor, ratio)
             _write(node, call, new)
     for node in pruned.graph.nodes:
         del node.meta["val"]
@@ -71,15 +75,50 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
 
 
 def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Is the factor that a node scales a multiple of a weight, and a bias, that the model holds?"""
+    """Is the factor that a node scales a multiple of weights, and biases, that nothing else reads?"""
     try:
-        origin = _origin(module, node).call
+        factor = _origin(module, node)
     except RewriteError:
         return False
-    rule = DEFAULT_RULES.get(origin.op)
-    bound = {} if rule is None else origin.bind(rule)
-    weight, bias = bound.get("weight"), bound.get("bias")
-    return weight_name(weight) is not None and (bias is None or _pieces(bias, module) is not None)
+    weights = [_weights(call)[0] for call in factor.calls.values()]
+    names = _names(module, factor)
+    return None not in (names, *map(weight_name, weights)) and not any(_others(module, names or (), factor))
+
+
+def _names(module: fx.GraphModule, factor: Multiple) -> set[str] | None:
+    """Return the tensors that the weights and biases of a factor's layers are made of; None if computed."""
+    held = [weight for call in factor.calls.values() for weight in _weights(call) if weight is not None]
+    pieces = [_pieces(weight, module) for weight in held]
+    return None if None in pieces else {name for of in pieces for name, _ in of or ()}
+
+
+def _weights(call: Call) -> tuple[Value, Value]:
+    """Return the weight and the bias of a layer's call."""
+    rule = DEFAULT_RULES.get(call.op)
+    bound = {} if rule is None else call.bind(rule)
+    return bound.get("weight"), bound.get("bias")
+
+
+def _others(module: fx.GraphModule, names: Collection[str], factor: Multiple) -> Iterator[fx.Node]:
+    """List what else reads tensors of a graph than a factor's layers, through joints of weights."""
+    layers = factor.calls
+    scaled = {id(tensor_at(module, name)) for name in names}
+    for node in module.graph.nodes:
+        if node.op == "call_module" and node not in layers:
+            inner = module.get_submodule(str(node.target))
+            if any(id(t) in scaled for _, t in named_tensors(inner)):
+                yield node
+        elif node.op == "get_attr":
+            held = tensor_at(module, str(node.target))
+            joints = [*node.users] if id(held) in scaled else []
+            while joints:
+                user = joints.pop()
+                if user in layers:
+                    continue
+                if _pieces(user, module) is None:
+                    yield user
+                elif op_name(user.target) != "zeros_like":
+                    joints += user.users
 
 
 def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | None:
@@ -120,32 +159,32 @@ def _write(node: fx.Node, call: Call, new: float) -> None:
 
 def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, tuple[Tensor, float]]:
     """Scale the rows of the weights that the factor is made of."""
-    folded = {}
-    call, first = factor.call, factor.nodes[0]
-    rows = _rows(factor, FEATURES[call.plain_op])
-    rule = DEFAULT_RULES.get(call.op)
-    assert rule is not None
-    bound = call.bind(rule)
-    for weight in (bound.get("weight"), bound.get("bias")):
-        if weight is None and bound.get("weight") is not None:
-            continue  # no bias
-        pieces = _pieces(weight, module)
-        if pieces is None:
-            raise RewriteError(f"the weights of {first.name} are computed: no factor can be folded into them")
-        start = 0
-        for name, is_zero in pieces:
-            tensor = tensor_at(module, name)
-            own = rows[(rows >= start) & (rows < start + len(tensor))] - start
-            start += len(tensor)
-            if len(own) and not is_zero:
-                with torch.no_grad():
-                    tensor[own.to(tensor.device)] *= ratio
-                folded[name] = own, ratio
+    folded = dict[str, tuple[Tensor, float]]()
+    for layer, call in factor.calls.items():
+        rows = _rows(factor, layer, FEATURES[call.plain_op])
+        weight, bias = _weights(call)
+        for held in (weight,) if bias is None else (weight, bias):
+            pieces = _pieces(held, module)
+            if pieces is None:
+                raise RewriteError(
+                    f"the weights of {layer.name} are computed: no factor can be folded into them"
+                )
+            start = 0
+            for name, is_zero in pieces:
+                tensor = tensor_at(module, name)
+                own = rows[(rows >= start) & (rows < start + len(tensor))] - start
+                start += len(tensor)
+                done = folded[name][0] if name in folded else own[:0]  # a layer that is called twice
+                own = own[~torch.isin(own, done)]
+                if len(own) and not is_zero:
+                    with torch.no_grad():
+                        tensor[own.to(tensor.device)] *= ratio
+                    folded[name] = torch.cat([done, own]).sort().values, ratio
     return folded
 
 
 def _origin(module: fx.GraphModule, node: fx.Node) -> Multiple:
-    """Return the layer that what a node scales comes from.
+    """Return the layers that what a node scales comes from.
 
     Raises:
         RewriteError: it comes from none, or more than the factor would be scaled.
@@ -153,40 +192,42 @@ def _origin(module: fx.GraphModule, node: fx.Node) -> Multiple:
     factor, reader = _factor(node, module)
     found = multiple_of(module, factor, reader)
     if found is None:
-        raise RewriteError(f"{factor.name} is scaled, and is no multiple of what one layer gives")
+        raise RewriteError(f"{factor.name} is scaled, and is no multiple of what layers give")
     return found
 
 
-def _rows(factor: Multiple, dim: int) -> Tensor:
-    """Find which features of the layer's result end up in the factor.
+def _rows(factor: Multiple, layer: fx.Node, dim: int) -> Tensor:
+    """Find which features of a layer's result end up in the factor.
 
     By sending numbers along; where anything is computed in between, by which of them it depends on, whatever
     else goes in.
     """
-    first = factor.nodes[0].meta["val"]
+    first = layer.meta["val"]
     if factor.is_layout:
         numbers = torch.arange(first.shape[dim]).expand(first.movedim(dim, -1).shape)
-        reached: Tensor = torch.unique(_sent(factor, numbers.movedim(-1, dim)))
+        reached: Tensor = torch.unique(_sent(factor, layer, numbers.movedim(-1, dim)))
         return reached
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = _noise(first).requires_grad_()
-        end = _sent(factor, start)
+        end = _sent(factor, layer, start)
         end = torch.view_as_real(end) if end.is_complex() else end
         (slope,) = torch.autograd.grad((end * _noise(end)).sum(), start)
     return slope.movedim(dim, -1).flatten(0, -2).abs().amax(0).nonzero()[:, 0]
 
 
-def _sent(factor: Multiple, start: Tensor) -> Tensor:
-    """Compute a factor with another tensor in the place of its layer's result."""
-    sent: dict[fx.Node, Value] = {factor.nodes[0]: start}
+def _sent(factor: Multiple, layer: fx.Node, start: Tensor) -> Tensor:
+    """Compute a factor with another tensor in the place of a layer's result."""
+    sent: dict[fx.Node, Value] = {layer: start}
 
     def value(node: fx.Node) -> Value:
         known = sent[node] if node in sent else node.meta["val"]
         is_other = isinstance(known, Tensor) and node not in sent and not factor.is_layout
         return _noise(known) if is_other else known
 
-    for node in factor.nodes[1:]:
+    for node in factor.nodes:
+        if node in factor.calls:
+            continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         if node.op == "call_method":
             sent[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)

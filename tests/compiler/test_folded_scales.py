@@ -22,6 +22,7 @@ class Turned(nn.Module):
         super().__init__()
         self.kind = kind
         self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.more = nn.Linear(DIM, DIM) if kind in ("joined", "shared") else None
         self.q_bias, self.v_bias = nn.Parameter(torch.ones(DIM)), nn.Parameter(torch.ones(DIM))
         self.register_buffer("k_bias", torch.zeros(DIM))
         self.norm = nn.LayerNorm(DIM // HEADS, elementwise_affine=kind != "bare")
@@ -31,6 +32,11 @@ class Turned(nn.Module):
         if self.kind == "complex":
             pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
             return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(3)
+        if self.kind == "written":
+            turned = torch.empty_like(x)
+            turned[..., ::2] = x[..., ::2] * angles.cos() - x[..., 1::2] * angles.sin()
+            turned[..., 1::2] = x[..., ::2] * angles.sin() + x[..., 1::2] * angles.cos()
+            return turned.type_as(x)
         first, rest = x[:, :, :1], x[:, :, 1:]
         halves = torch.stack([-rest[..., 1::2], rest[..., ::2]], -1).reshape(rest.shape)
         return torch.cat([first, rest * angles[1:].cos() + halves * angles[1:].sin()], 2)
@@ -45,7 +51,12 @@ class Turned(nn.Module):
         if self.kind in ("normed", "bare"):
             q = self.norm(q)
         q, k = self.turned(q), self.turned(q if self.kind == "of itself" else k)
+        if self.kind == "joined":  # queries of two layers, side by side
+            q = torch.cat([q, self.more(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)], 2)
+        if self.kind == "shared":  # one layer makes queries and keys
+            q, k = (self.more(t).unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (x, x + 1))
         y = nn.functional.scaled_dot_product_attention(q, k, v)
+        y = sum(y.split(x.shape[1], 2))
         return x + self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -53,7 +64,7 @@ def tokens(batch: int = 2, length: int = 5) -> Tensor:
     return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["halves", "normed", "complex", "biases"])
+@pytest.mark.parametrize("kind", ["halves", "normed", "complex", "biases", "written", "joined"])
 def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
     model = randomise(Turned(kind).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
@@ -73,8 +84,8 @@ def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
         assert len(rows) == len(pruned.qkv.weight) - len(pruned.proj.weight.T) - len(rows)
 
 
-@pytest.mark.parametrize("kind", ["of itself", "bare"])
-def test_a_query_that_is_its_own_key_or_has_no_weights_is_not_scaled(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["of itself", "shared", "bare"])
+def test_a_query_that_shares_its_weights_with_the_key_or_has_no_weights_is_not_scaled(kind: str) -> None:
     model = randomise(Turned(kind).eval())
     analysis = fxprune.analyze(model, example_inputs=tokens())
     (node,) = (n for n in analysis.module.graph.nodes if n.meta.get("default_scale"))
