@@ -169,6 +169,20 @@ def test_vmap_is_refused_in_words() -> None:
         halved(dense(Mapped), "auto", X)
 
 
+def test_a_derivative_inside_of_a_call_is_refused_and_leaves_nothing() -> None:
+    """Run as a graph, it stayed inside of a level of derivatives, and no other model could be called."""
+
+    class Slope(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            value, slope = torch.func.jvp(self.body, (x,), (torch.ones_like(x),))
+            return value + slope
+
+    with pytest.raises(CaptureError, match=r"torch.func .* at .*test_calls.py:\d+, which no graph holds"):
+        halved(dense(Slope), "auto", X)
+    with torch.autograd.forward_ad.dual_level():  # of which there is one at a time
+        assert torch._C._functorch.peek_interpreter_stack() is None
+
+
 def test_an_exported_module_is_refused_in_words() -> None:
     module = torch.export.export(nn.Linear(12, 4).double(), (X,)).module()
     with pytest.raises(UnsupportedModuleError, match=r"torch\.export.*prune the module"):

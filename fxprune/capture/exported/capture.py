@@ -161,6 +161,7 @@ def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
 
 def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: Functions) -> fx.Graph:
     """Return the graph of a program; what its code writes in place is a value."""
+    _refuse_transforms(program.graph)
     markers = program.graph.find_nodes(op="call_function", target=torch.ops.fxprune.layer_marker.default)
     dropouts = [n for n in markers if not _is_norm_with_modes(model.get_submodule(n.args[1]))]
     _refuse(writes_through(program.graph, dropouts))  # as values, dropouts would have tensors of their own
@@ -170,6 +171,17 @@ def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: F
     functions.call_in(graph, model)
     _refuse_writes_through_dropouts(graph, model)
     return graph
+
+
+def _refuse_transforms(graph: fx.Graph) -> None:
+    """Refuse torch.func's transforms: torch.export keeps their entering and leaving as calls, which no
+    gradient mode and no other batch size outlives."""
+    for node in graph.nodes:
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise NotImplementedError(
+                f"it calls torch.func ({node.name.strip('_')}) at {_line(node)}, which no graph holds: write "
+                f"what it computes as operations"
+            )
 
 
 def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
