@@ -34,7 +34,8 @@ def lift_modules(module: fx.GraphModule, *, source: nn.Module) -> fx.GraphModule
     """Make functional calls on a layer's own weights calls of a layer again.
 
     A call is lifted if all its weights are those of one module of `source` under their usual names, and
-    every use of them is such a call, or asks for a dtype or a device.  Needs: `meta["val"]`.
+    every use of them is such a call, or asks for a dtype or a device; the module itself is not called.
+    Needs: `meta["val"]`.
     Guarantees: the same values and the same names of weights.
     """
     calls: dict[str, list[tuple[fx.Node, dict[str, Any]]]] = defaultdict(list)
@@ -105,6 +106,8 @@ def _owner(arguments: dict[str, Any], source: nn.Module) -> str | None:
 
 
 def _all_uses_are(path: str, sites: list[tuple[fx.Node, dict[str, Any]]], module: fx.GraphModule) -> bool:
+    if module.graph.find_nodes(op="call_module", target=path):  # it is a layer of its own, maybe another one
+        return False
     lifted = {node for node, _ in sites}
     readers = (n for n in module.graph.nodes if n.op == "get_attr" and str(n.target).startswith(path + "."))
     return all(user in lifted or _asks_fact(user) for reader in readers for user in reader.users)

@@ -138,3 +138,38 @@ def test_a_norm_over_a_computed_shape_is_a_layer(capture: str) -> None:
     torch.testing.assert_close(module(x), model(x))
     pruned = fxprune.prune(nn.Sequential(model, nn.Linear(8, 2)), 0.5, example_inputs=x, capture=capture)
     assert pruned.get_parameter("0.norm.weight").shape == (4,)
+
+
+class CalledBothWays(nn.Module):
+    """Weights of layers that are called, in functions with other options: a wider kernel, a softer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=2, dilation=2)
+        x = (self.conv(x) + wide).relu().mean((2, 3))
+        soft = nn.functional.layer_norm(x, (8,), self.norm.weight, self.norm.bias, 0.5)
+        return self.head(soft + self.norm(x))
+
+
+class Answers(nn.Module):
+    """An embedding that is the last layer's weight as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.fc(self.words(x)).relu() + self.words(x), self.words.weight)
+
+
+@pytest.mark.parametrize(
+    ("cls", "x"), [(CalledBothWays, torch.randn(2, 3, 6, 6)), (Answers, torch.arange(6)[None])]
+)
+def test_a_layer_that_is_called_stays_itself(cls: type[nn.Module], x: torch.Tensor, capture: str) -> None:
+    """Both calls had the function's options, in silence where those fit."""
+    model = randomise(cls().eval())
+    whole, _ = certified_at((0.0, 0.5), model, x, capture)
+    torch.testing.assert_close(whole(x), model(x))
