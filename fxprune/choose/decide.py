@@ -83,7 +83,7 @@ def decide(
     chosen, on, judged = None, analysis, _Judgement()
     if request.changes_bases:
         options = request.derivative_options
-        chosen, seen = chosen_bases(analysis, groups, request.data, others=request.refits, **options)
+        chosen, seen = chosen_bases(analysis, groups, request.data, solved=request.refits, **options)
         if chosen is not None:
             on, judged = chosen.analysis, _Judgement(chosen.costs, chosen.alone, seen)
     judged = _judge(on, groups, request, judged)

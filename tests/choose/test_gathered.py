@@ -85,9 +85,9 @@ def test_each_reader_has_its_own_moments(role: str, place: int, reader: str) -> 
     found = collected(model, role)[place]
     x, g = read_by(model.get_submodule(reader), model)
     counts = g.norm(dim=1, keepdim=True) / g.norm(dim=1).sum()
-    expected = Moments((x * counts).mT @ x, g.mT @ g / 5, 5)
+    expected = Moments((x * counts).mT @ x, (x * counts).sum(0), g.mT @ g / 5, 5)
     assert found.derivatives == 5
-    for name in ("vectors", "covectors"):
+    for name in ("vectors", "means", "covectors"):
         torch.testing.assert_close(
             getattr(found, name), getattr(expected, name).double(), rtol=1e-4, atol=1e-6
         )

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.freedom.regions import Freedom, Region
+from fxprune.choose.basis.discarded import Readers
 from fxprune.choose.basis.principal import principal
 from fxprune.choose.basis.readers import folded_weights, on_weights, readings_of
 from fxprune.choose.basis.stream import kept_directions, rotation
@@ -30,13 +31,13 @@ ROWS = 200  # derivatives of a stream's reader that the rows of its weight count
 class Chosen:
     """What is known of the bases of some groups, before it is known how much of each stays.
 
-    moments: name of a basis -> vectors and covectors of its readers, each [readers, .., n, n].
+    readers: name of a basis -> the moments of what reads in it.
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
     alone: the same of each coordinate as they are given, by the same moments.
     analysis: on the weights that the moments are of, with norms and scales in the layers.
     """
 
-    moments: Mapping[str, tuple[Tensor, Tensor]]
+    readers: Mapping[str, Readers]
     costs: Scores
     alone: Scores
     analysis: Analysis
@@ -46,11 +47,11 @@ class Chosen:
         found = {}
         for group in self.costs:
             for name, region in group.bases.items() if group.name in counts else ():
-                vectors, covectors = self.moments[name]
+                readers = self.readers[name]
                 if region.freedom is Freedom.ANY:
-                    found[name] = principal(vectors.mean(0), covectors.sum(0)).matrix
+                    found[name] = principal(readers.vectors.mean(0), readers.covectors.sum(0)).matrix
                 else:
-                    found[name] = _rotations(vectors, covectors, counts[group.name], region)
+                    found[name] = _rotations(readers, counts[group.name], region)
         return found
 
 
@@ -59,7 +60,7 @@ def chosen_bases(
     groups: Sequence[Group],
     data: Iterable[Any] | None,
     *,
-    others: bool = False,
+    solved: bool = False,
     **options: Any,
 ) -> tuple[Chosen | None, Gathered]:
     """Collect the moments of every group all of whose parts may change, in the coordinates that it has.
@@ -68,7 +69,8 @@ def chosen_bases(
     None, and nothing gathered, where no group is left.
 
     Args:
-        others: gather what the scores of the other groups want as well, in the same run.
+        solved: layers are solved again: what they can make up for counts less, and what the scores of the
+            other groups want is gathered as well, in the same run.
         options: of `gathered`.
 
     Returns:
@@ -81,25 +83,23 @@ def chosen_bases(
     weights = folded_weights(analysis, names)
     readings = readings_of(analysis, free, names, weights)
     canonical = on_weights(analysis, weights)
-    rest = [g for g in groups if g not in free] if others else []
+    rest = [g for g in groups if g not in free] if solved else []
     seen = gathered(canonical, free, rest, data, **options)
     weights_read = _rows(canonical, free)
     found = {key: _by_rows(known, weights_read.get(key), key[1]) for key, known in seen.moments.items()}
     free = [g for g in free if all(key in readings for key in found if key[1] is g)]
-    stacks: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    by_name: dict[str, list[_Reader]] = {}
     for key, known in found.items():
         if key[1] in free:
-            reading = readings[key]
-            pair = _on_side(known, reading.side)
-            for stack, moment in zip(stacks.setdefault(reading.basis, ([], [])), pair, strict=True):
-                stack.append(moment.cpu())  # what is chosen by them takes its own tensors from there
-    free = [g for g in free if all(name in stacks for name in g.bases)]
-    moments = {name: (torch.stack(c), torch.stack(g)) for name, (c, g) in stacks.items()}
-    costs = {group: _costs(group, moments, lambda c, g: principal(c, g).costs) for group in free}
-    alone = {group: _costs(group, moments, _diagonal_costs) for group in free}
+            own = solved and key in weights_read
+            by_name.setdefault(readings[key].basis, []).append(_on_side(known, readings[key].side, own))
+    free = [g for g in free if all(name in by_name for name in g.bases)]
+    readers = {name: _stacked(each) for name, each in by_name.items()}
+    costs = {group: _costs(group, readers, lambda c, g: principal(c, g).costs) for group in free}
+    alone = {group: _costs(group, readers, _diagonal_costs) for group in free}
     if not costs:
         return None, Gathered()
-    return Chosen(moments, costs, alone, canonical), replace(seen, moments={})
+    return Chosen(readers, costs, alone, canonical), replace(seen, moments={})
 
 
 def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Group], Tensor]:
@@ -130,19 +130,30 @@ def _by_rows(known: Moments, weight: Tensor | None, group: Group) -> Moments:
     return replace(known, covectors=share * scale * rows + (1 - share) * known.covectors)
 
 
-def _on_side(known: Moments, side: int) -> tuple[Tensor, Tensor]:
+_Reader = tuple[Tensor, Tensor, Tensor, bool]  # of `Readers`, one of them
+
+
+def _on_side(known: Moments, side: int, solved: bool) -> _Reader:
     """Return what transforms like vectors, and like covectors: on the other side they change places."""
-    return (known.vectors, known.covectors) if side > 0 else (known.covectors, known.vectors)
+    if side > 0:
+        return known.vectors, known.covectors, known.means, solved
+    return known.covectors, known.vectors, torch.zeros_like(known.means), False
+
+
+def _stacked(each: Sequence[_Reader]) -> Readers:
+    """Put readers together, on the CPU: what is chosen by them takes its own tensors from there."""
+    vectors, covectors, means, solved = zip(*each, strict=True)
+    moments = (torch.stack(some).cpu() for some in (vectors, covectors, means))
+    return Readers(*moments, torch.tensor(solved))
 
 
 def _costs(
-    group: Group, moments: Mapping[str, tuple[Tensor, Tensor]], of: Callable[[Tensor, Tensor], Tensor]
+    group: Group, readers: Mapping[str, Readers], of: Callable[[Tensor, Tensor], Tensor]
 ) -> np.ndarray:
     """Add up what the coordinates of all of a group's bases cost by their moments."""
     total = torch.zeros(shape_of(group), dtype=torch.float64)
     for name in group.bases:
-        vectors, covectors = moments[name]
-        total += of(vectors.mean(0), covectors.sum(0)).cpu()
+        total += of(readers[name].vectors.mean(0), readers[name].covectors.sum(0))
     return total.numpy()
 
 
@@ -151,11 +162,10 @@ def _diagonal_costs(vectors: Tensor, covectors: Tensor) -> Tensor:
     return vectors.diagonal(dim1=-2, dim2=-1) * covectors.diagonal(dim1=-2, dim2=-1) / 2
 
 
-def _rotations(vectors: Tensor, covectors: Tensor, keep: int, region: Region) -> Tensor:
+def _rotations(readers: Readers, keep: int, region: Region) -> Tensor:
     """Return the rotation, of each head where they choose for themselves, that puts what stays first."""
-    if vectors.ndim == 4:
-        heads = [_rotations(vectors[:, h], covectors[:, h], keep, region) for h in range(vectors.shape[1])]
-        return torch.stack(heads)
+    if readers.vectors.ndim == 4:
+        heads = range(readers.vectors.shape[1])
+        return torch.stack([_rotations(readers.of_head(head), keep, region) for head in heads])
     count = keep - 1 if region.centred else keep
-    directions = kept_directions(vectors, covectors, count, centred=region.centred)
-    return rotation(directions, keep, centred=region.centred)
+    return rotation(kept_directions(readers, count, centred=region.centred), keep, centred=region.centred)

@@ -12,52 +12,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxprune.choose.basis.discarded import DiscardedCost, Readers
 from fxprune.choose.basis.principal import square_root
 
-__all__ = ["descended", "discarded_cost", "kept_directions", "rotation"]
+__all__ = ["descended", "kept_directions", "rotation"]
 
 STEPS = 60
 CLOSE_ENOUGH = 1e-3  # a descent ends where ten steps gain less than this share
 
 
-def kept_directions(vectors: Tensor, covectors: Tensor, count: int, *, centred: bool) -> Tensor:
+def kept_directions(readers: Readers, count: int, *, centred: bool) -> Tensor:
     """Find the `count` orthonormal directions whose complement costs least to discard.
 
-    Minimises the sum over readers r of tr(P C_r P G_r), P the projector on what is discarded: from the
-    principal directions of all readers together by descent on orthonormal frames.
+    From the principal directions of all readers together, by descent on orthonormal frames.
 
     Args:
-        vectors: C_r, second moments of what each reader reads, [readers, n, n].
-        covectors: G_r, second moments of the derivatives of log p by it, [readers, n, n].
+        readers: of the stream, each [n, n].
         count: how many directions are kept, at most n (n - 1 where centred).
         centred: nothing lies along the vector of ones (a mean is subtracted), and no direction shall.
 
     Returns:
         float64 [n, count].
     """
-    c, g = _without_ones(vectors, centred), _without_ones(covectors, centred)
-    root, _ = square_root(c.mean(0))
-    _, directions = torch.linalg.eigh(root @ g.sum(0) @ root)
+    readers = readers.without_ones() if centred else readers
+    root, _ = square_root(readers.vectors.mean(0))
+    _, directions = torch.linalg.eigh(root @ readers.covectors.sum(0) @ root)
     start = directions.flip(-1)[:, : count + 1] if centred else directions.flip(-1)[:, :count]
     gone = _others(_frame(start, centred)[:, :count], centred)
-    return _others(_improved(gone, c, g, centred=centred), centred)
+    return _others(_improved(gone, readers, centred=centred), centred)
 
 
-def _improved(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
+def _improved(frame: Tensor, readers: Readers, *, centred: bool) -> Tensor:
     """Improve a frame in float32, and in float64 where that finds no better frame in the end."""
-    single = descended(frame.float(), vectors.float(), covectors.float(), centred=centred)
-    found = _frame(single.double(), centred)
-    if discarded_cost(found, vectors, covectors)[0] < discarded_cost(frame, vectors, covectors)[0]:
+    single = descended(frame.float(), readers.cost(torch.float32), centred=centred)
+    found, cost = _frame(single.double(), centred), readers.cost()
+    if cost(found)[0] < cost(frame)[0]:
         return found
-    return descended(frame, vectors, covectors, centred=centred)
+    return descended(frame, cost, centred=centred)
 
 
-def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: bool) -> Tensor:
+def descended(frame: Tensor, cost_of: DiscardedCost, *, centred: bool) -> Tensor:
     """Improve a frame of what is discarded: conjugate gradients with backtracking, retracted by QR.
 
     It never gets worse.
     """
-    cost, slope = discarded_cost(frame, vectors, covectors)
+    cost, slope = cost_of(frame)
     length = float(torch.linalg.matrix_norm(slope, 2)) if frame.numel() else 0.0
     step, way, costs = 0.1 / length if length else 0.0, -slope, [cost]
     for _ in range(STEPS if length else 0):
@@ -66,7 +65,7 @@ def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: boo
             way, descent = -slope, -float(slope.square().sum())
         while step > 1e-16:
             nearby = _frame(frame + step * way, centred)
-            found, next_slope = discarded_cost(nearby, vectors, covectors)
+            found, next_slope = cost_of(nearby)
             if found <= cost + 1e-4 * step * descent:
                 break
             step /= 2
@@ -81,14 +80,6 @@ def descended(frame: Tensor, vectors: Tensor, covectors: Tensor, *, centred: boo
         if len(costs) > 10 and costs[-11] - cost <= CLOSE_ENOUGH * cost:
             break
     return frame
-
-
-def discarded_cost(frame: Tensor, vectors: Tensor, covectors: Tensor) -> tuple[float, Tensor]:
-    """Sum tr(P C_r P G_r) over readers, P = V V^T, with its slope along frames V [n, count]."""
-    c_frame, g_frame = vectors @ frame, covectors @ frame
-    c_inner, g_inner = frame.mT @ c_frame, frame.mT @ g_frame
-    slope = 2 * (c_frame @ g_inner + g_frame @ c_inner).sum(0)
-    return float((c_inner * g_inner).sum()), slope - frame @ (frame.mT @ slope + slope.mT @ frame) / 2
 
 
 def rotation(directions: Tensor, keep: int, *, centred: bool) -> Tensor:
@@ -120,14 +111,6 @@ def rotation(directions: Tensor, keep: int, *, centred: bool) -> Tensor:
         1,
     )
     return new @ old.mT
-
-
-def _without_ones(moments: Tensor, centred: bool) -> Tensor:
-    moments = moments.double()
-    if not centred:
-        return moments
-    moments = moments - moments.mean(-1, keepdim=True)
-    return moments - moments.mean(-2, keepdim=True)
 
 
 def _frame(directions: Tensor, centred: bool) -> Tensor:

@@ -41,6 +41,7 @@ class Moments:
     """What one reader of an axis says of it; leading dims are a head each, where heads choose for themselves.
 
     vectors: second moment of what is read, about zero, [..., n, n].
+    means: of what is read, [..., n].
     covectors: second moment of the derivatives of log p by it, summed over places, for the mean sample.
     derivatives: how many these are of.
 
@@ -49,6 +50,7 @@ class Moments:
     """
 
     vectors: Tensor
+    means: Tensor
     covectors: Tensor
     derivatives: int
 
@@ -111,6 +113,7 @@ class _MomentSums:
     """Sums that grow batch by batch: not frozen."""
 
     vectors: Tensor | float = 0.0
+    means: Tensor | float = 0.0
     covectors: Tensor | float = 0.0
     weight: Tensor | float = 0.0
 
@@ -118,14 +121,16 @@ class _MomentSums:
         """Add places [..., places, n] of a value and of its derivative."""
         counts = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
         self.vectors = self.vectors + gram(x * counts.sqrt()).double()
+        self.means = self.means + (x * counts).sum(-2).double()
         self.covectors = self.covectors + gram(g).double()
         self.weight = self.weight + counts.sum((-1, -2)).double()
 
     def moments(self, derivatives: int) -> Moments:
         assert isinstance(self.vectors, Tensor) and isinstance(self.weight, Tensor)
-        assert isinstance(self.covectors, Tensor)
-        weight = self.weight.clamp_min(math.ulp(0.0))[..., None, None]
-        return Moments(self.vectors / weight, self.covectors / derivatives, derivatives)
+        assert isinstance(self.covectors, Tensor) and isinstance(self.means, Tensor)
+        weight = self.weight.clamp_min(math.ulp(0.0))[..., None]
+        vectors, means = self.vectors / weight[..., None], self.means / weight
+        return Moments(vectors, means, self.covectors / derivatives, derivatives)
 
 
 class _Gathering(SoftMasked):

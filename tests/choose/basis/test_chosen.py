@@ -21,7 +21,7 @@ def test_rows_count_less_the_more_derivatives_there_are(derivatives: int) -> Non
     analysis = fxprune.analyze(model, example_inputs=torch.randn(2, 6))
     stream = next(g for g in analysis.prunable if g.size == 5)
     x, g = (torch.randn(9, 5, dtype=torch.float64) for _ in range(2))
-    known = Moments(x.mT @ x, g.mT @ g, derivatives)
+    known = Moments(x.mT @ x, x.sum(0), g.mT @ g, derivatives)
     weight = torch.randn(4, 5)
     found = _by_rows(known, weight, stream)
     rows = weight.double().mT @ weight.double()
