@@ -143,8 +143,8 @@ def _on_side(known: Moments, side: int, solved: bool) -> _Reader:
 def _stacked(each: Sequence[_Reader]) -> Readers:
     """Put readers together, on the CPU: what is chosen by them takes its own tensors from there."""
     vectors, covectors, means, solved = zip(*each, strict=True)
-    moments = (torch.stack(some).cpu() for some in (vectors, covectors, means))
-    return Readers(*moments, torch.tensor(solved))
+    stacked = [torch.stack(some).cpu() for some in (vectors, covectors, means)]
+    return Readers(stacked[0], stacked[1], stacked[2], torch.tensor(solved))
 
 
 def _costs(
