@@ -35,11 +35,11 @@ USED_LIMIT = 50e6
 NOT_CHANNELS = {"kernel", "input"}
 
 
-def check(spec: str, ratio: float = 0.5, *, brief: bool = False) -> Result:
+def check(spec: str, ratio: float = 0.5, *, brief: bool = False, copied: bool = True) -> Result:
     """Prune the model that a spec names, in this process, and say what became of it.
 
     If `brief`, in two thirds of the time: of fewer images, without the MACs that are left, and of what people
-    do with a result, its copies alone.
+    do with a result, its copies alone; in half of it where these are not asked for either.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # processes run side by side
@@ -48,13 +48,13 @@ def check(spec: str, ratio: float = 0.5, *, brief: bool = False) -> Result:
     except Exception as error:  # the library's own failure
         return Result(spec, EXCLUDED, note=_first_line("can't be built", error))
     try:
-        return _checked(spec, model, ratio, brief)
+        return _checked(spec, model, ratio, brief, copied)
     except Exception as error:  # the row names whatever went wrong
         note = _first_line(type(error).__name__, error)
         return Result(spec, FAILED, params=parameters_of(model) / 1e6, note=note, ops=_ops_of_failed(model))
 
 
-def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
+def _checked(spec: str, model: nn.Module, ratio: float, brief: bool, copied: bool) -> Result:
     tried = not brief and not on_meta(model) and parameters_of(model) <= USED_LIMIT
     with listening() as own_words:  # what the model's own code says, often only once
         if tried:
@@ -85,7 +85,7 @@ def _checked(spec: str, model: nn.Module, ratio: float, brief: bool) -> Result:
     if tried and dense_macs <= AFFORDABLE_MACS:
         whole = prune_analyzed(model, analysis, 0.0)
         uses = uses_of(model, whole, pruned, noise_for(pruned, model, 2))
-    elif brief and not on_meta(model):
+    elif brief and copied and not on_meta(model):
         example = noise_for(pruned, model, 1 if record_of(pruned).dynamic else 2)
         uses = Uses(copies=copied_in_turn(pruned, example))
     said = [line for line in words.lines if line not in own_words.lines]
