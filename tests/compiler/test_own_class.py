@@ -433,7 +433,7 @@ class Staged(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 96)) -> None:
         super().__init__()
         self.info = [{"width": w, "reduction": (16, 32, 64, 64)[i]} for i, w in enumerate(widths)]
-        self.width = widths[-1]
+        self.width, self.window = widths[-1], (8, 8)  # as many cells as the second stage is wide
         ins = (3, *widths)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 2, 2), nn.GELU(), nn.Conv2d(b, b, 1))
@@ -456,7 +456,7 @@ def test_what_a_model_tells_of_itself_is_right_whatever_the_image(size: tuple[in
     pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
     assert [stage["width"] for stage in pruned.info] == [s[2].out_channels for s in pruned.stages]
     assert [stage["reduction"] for stage in pruned.info] == [16, 32, 64, 64]
-    assert pruned.width == pruned.extra.in_features == 48
+    assert pruned.width == pruned.extra.in_features == 48 and pruned.window == (8, 8)
     assert pruned.cells.grid == (8, 12) and pruned.cells.count == 96
 
 

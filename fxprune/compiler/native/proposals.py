@@ -81,13 +81,18 @@ class Proposals:
         in modules of the same class under the same keys, that all are widths, some of them large, and no
         strides (16, 32, 64: unless those stand beside it).
         """
-        if self._is_product(slot, old) or slot.path in self.tables or self._is_square(slot):
+        if slot.path in self.tables or self._is_square(slot):
+            return False
+        kind = self._kind(slot)
+        alike = [n for _, n in self.kinds[kind]]
+        are_widths = self._are_widths(kind)
+        if are_widths and len({*alike}) > 2 and max(alike) > STRIDE:
+            return True
+        if self._is_product(slot, old):
             return False
         if old > STRIDE or self._has_names(slot, old):
             return True
-        kind = self._kind(slot)
-        alike = [n for _, n in self.kinds[kind]]
-        if not self._are_widths(kind) or max(alike) <= (STRIDE if len(alike) < 2 else STRIDE // 2):
+        if not are_widths or max(alike) <= (STRIDE if len(alike) < 2 else STRIDE // 2):
             return False
         if max(alike) > STRIDE or not _may_be_strides(alike):
             return True
