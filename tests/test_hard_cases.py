@@ -36,9 +36,9 @@ CASE = {case.name: case for case in CASES}
 
 
 def by_both(cases: Sequence[Case]) -> Iterator[Any]:
-    """All cases by the first of their captures, and one in three by both; slow tests take the rest."""
+    """All cases by the first of their captures, and one in five by both; slow tests take the rest."""
     for i, case in enumerate(cases):
-        if i % 3 and len(case.captures) > 1:
+        if i % 5 and len(case.captures) > 1:
             yield pytest.param(replace(case, captures=case.captures[:1]), id=case.name)
             yield pytest.param(case, id=f"{case.name}-both", marks=pytest.mark.slow)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 import shutil
@@ -19,22 +20,36 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import fxprune
-from fxprune.cli.app import run
+from fxprune.cli.app import app, run
 from fxprune.result.saved import model_specs
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [
-    command.strip()
+    [
+        command.strip()
+        for line in text.splitlines()
+        if line.startswith("fxprune ")
+        for command in line.partition("  #")[0].split("&&")
+    ]
     for language, text in BLOCKS
-    for line in text.splitlines()
-    if not language and line.startswith("fxprune ")
-    for command in line.partition("  #")[0].split("&&")
+    if not language and "fxprune " in text
 ]
 SMALL = "test_vit"
 CREATE = timm.create_model
 TRAINING = fxprune.Training
+
+# The images that the commands speak of: how many where.
+PLACES = {
+    "images": 2,
+    "imagenet/val/3": 2,
+    "imagenet/val/7": 2,
+    "imagenet/train/3": 16,
+    "imagenet/train/7": 16,
+    "flowers/daisy": 16,
+    "flowers/rose": 16,
+}
 
 
 def small(name: str, **options: Any) -> nn.Module:
@@ -103,37 +118,46 @@ def test_the_table_is_what_analyze_prints() -> None:
     assert printed[: len(shown) - 1] == shown[:-1]
 
 
+@pytest.mark.parametrize("command", [*itertools.chain.from_iterable(COMMANDS)])
+def test_a_command_and_its_options_are_known(command: str, in_a_new_folder: Path) -> None:
+    program, name, *arguments = shlex.split(command)
+    assert program == "fxprune"
+    for place in PLACES:
+        (in_a_new_folder / place).mkdir(parents=True)
+    assert app.commands[name].make_context(name, arguments).params
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        pytest.param(COMMANDS[0], id="prune"),
+        pytest.param(
+            COMMANDS[1], id="finetune", marks=pytest.mark.slow
+        ),  # tests/cli/test_finetune.py runs it
+    ],
+)
 def test_the_commands_in_turn(
-    in_a_new_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    commands: list[str],
+    in_a_new_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     monkeypatch.setattr(
         model_specs, "build", lambda spec, **options: small(spec, pretrained=options.get("pretrained")).eval()
     )
-    places = {
-        "images": 2,
-        "imagenet/val/3": 2,
-        "imagenet/val/7": 2,
-        "imagenet/train/3": 16,
-        "imagenet/train/7": 16,
-        "flowers/daisy": 16,
-        "flowers/rose": 16,
-    }
-    for place, count in places.items():
+    for place, count in PLACES.items():
         (in_a_new_folder / place).mkdir(parents=True)
         for i in range(count):
             Image.effect_noise((40, 40), 60).save(in_a_new_folder / place / f"{i}.png")
-    assert len(COMMANDS) > 4
-    for command in COMMANDS:
-        program, *arguments = shlex.split(command)
-        assert program == "fxprune"
-        assert run(arguments) == 0, (command, capsys.readouterr().err)
-    assert (in_a_new_folder / "half.onnx").stat().st_size > 1000
+    assert len(commands) > 4
+    for command in commands:
+        assert run(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+    assert len([*in_a_new_folder.glob("*.onnx")]) == 1
+    assert all(file.stat().st_size > 1000 for file in in_a_new_folder.glob("*.onnx"))
 
 
 def test_every_command_is_named() -> None:
-    from fxprune.cli.app import app
-
     (listed,) = re.findall(r"^Commands: (.*?), on a model", README, re.MULTILINE | re.DOTALL)
     assert re.findall(r"`(\w+)`", listed) == [*app.commands]
 

@@ -6,10 +6,12 @@ Every cell is one call.  Where the dense model does not take it, nothing is aske
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import itertools
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -300,17 +302,25 @@ def outcome(model: nn.Module, use: Callable[[Any, Tensor], Any], x: Tensor) -> A
     return kind(use(copy.deepcopy(model), x))
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, Tensor]:
-    build, size = MODELS[request.param]
+@functools.cache
+def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A model, and a smaller one of its class; no use changes either."""
+    build, size = MODELS[name]
     model, x = build(), images(2, size)
     return model, fxprune.prune(model, 0.5, example_inputs=x, form="module"), x
 
 
+def cells() -> Iterator[Any]:
+    """Each use of each model; tracing the code again takes long for some: others stand for them."""
+    for name, use in itertools.product(MODELS, USES):
+        long = name in ("swin", "pvt") and use in ("compile", "export", "trace")
+        yield pytest.param(name, use, marks=[pytest.mark.slow] if long else [])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("use", USES)
-def test_what_works_dense_works_pruned(pair: tuple[nn.Module, nn.Module, Tensor], use: str) -> None:
-    model, pruned, x = pair
+@pytest.mark.parametrize(("name", "use"), [*cells()])
+def test_what_works_dense_works_pruned(name: str, use: str) -> None:
+    model, pruned, x = pair(name)
     try:
         wanted = outcome(model, USES[use], x)
     except Exception as error:  # not a use of this model
