@@ -12,12 +12,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, PassError
-from fxprune.graph.example import Example
+from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.values import NodeError
 
 __all__ = ["Check", "Pass", "run_passes"]
 
-Check = Literal[False, True, "values"]
+Check = Literal[False, True, "shapes"]
 Shapes = list[tuple[int, ...]]
 
 
@@ -47,7 +47,8 @@ class _Checker:
     done: list[str] = field(default_factory=list)
 
     def start(self, module: fx.GraphModule) -> None:
-        if self.check == "values":
+        if self.check != "shapes" and not any(t.is_meta for t in module.state_dict().values()):
+            self.example = seeded_noise(self.example, module)
             self.outputs = _run(module, self.example)
 
     def after(self, step: Pass, module: fx.GraphModule) -> None:
@@ -74,8 +75,9 @@ def run_passes(
     """Run passes in order.
 
     check: True verifies the graph after every pass: it is well-formed, each node has its `meta["val"]` where
-        that is promised, and the outputs keep their shapes; "values": it runs on the example, and the outputs
-        keep their values (with a random state that every run starts from).
+        that is promised, the outputs keep their shapes, and their values, on noise of the example's shapes
+        and with a random state that every run starts from; "shapes": all but the values, without a run, as
+        for a model on the meta device.
 
     Raises:
         PassError: with `check`, a pass fails or breaks its contract; names it and those that ran before it.

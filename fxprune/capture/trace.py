@@ -68,7 +68,7 @@ def trace(
         capture: "symbolic", "export", or "auto": the first, and the second where the first fails.
         split_qkv: cut projections that hold queries, keys and values apart.
         check: verify the graph after every pass that brings it to its canonical form, for whoever works on
-            passes: True looks at its structure and the outputs' shapes, "values" runs the example as well.
+            passes: True looks at its structure, and at the outputs' shapes and values; "shapes" runs nothing.
 
     Returns:
         A GraphModule in eval mode; `.meta["capture"]` says how it was captured, `.meta["notes"]` what

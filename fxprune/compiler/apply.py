@@ -41,8 +41,8 @@ def apply(
             result holds the plan's slices.
         example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
             they were when the plan was made, since they decide how groups are named.
-        check: verify the graph after every pass that shrinks it, for whoever works on passes: True, or
-            "values" to run the example as well; `trace(check=)` does so for those before.
+        check: verify the graph after every pass that shrinks it, for whoever works on passes, as of
+            `trace`, which does so for those before; what smaller weights compute is `verify`'s to compare.
         form: "graph" or "module", as of `prune`.
 
     Raises:

@@ -79,18 +79,18 @@ def fail(module: fx.GraphModule) -> None:
 
 
 BREAKAGES: dict[str, tuple[Callable[[fx.GraphModule], None], Check]] = {
-    "no value": (erase_meta, True),
-    "shapes": (transpose, True),
-    "used before it has been defined": (disorder, True),
-    "KeyError": (fail, True),
-    "not close": (double, "values"),
+    "no value": (erase_meta, "shapes"),
+    "shapes": (transpose, "shapes"),
+    "used before it has been defined": (disorder, "shapes"),
+    "KeyError": (fail, "shapes"),
+    "not close": (double, True),
 }
 
 
 @pytest.mark.parametrize("split_qkv", [False, True])
 def test_every_pass_keeps_its_contract(capture: str, split_qkv: bool) -> None:
     model, x = randomise(Untidy()), torch.randn(2, 4, 12)
-    checked = fxprune.trace(model, x, capture=capture, split_qkv=split_qkv, check="values")
+    checked = fxprune.trace(model, x, capture=capture, split_qkv=split_qkv, check=True)
     plain = fxprune.trace(model, x, capture=capture, split_qkv=split_qkv)
     assert str(checked.graph) == str(plain.graph)
     torch.testing.assert_close(checked(x), model.eval()(x))
@@ -137,10 +137,36 @@ def test_what_is_refused_is_not_called_a_bug() -> None:
     assert "two samples" in str(caught.value)
 
 
+class Scaled(nn.Module):
+    """Zero for zeros, which an example is where no one gives one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def test_a_pass_that_keeps_shapes_is_found_where_the_example_is_zeros(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "pack_varargs", lambda module: (double(module), module)[1])
+    fxprune.trace(Scaled(), torch.zeros(2, 6), check="shapes")
+    with pytest.raises(PassError, match=r"(?s)pack_varargs broke .*not close.*before it: .*stop_gradients;"):
+        fxprune.trace(Scaled(), torch.zeros(2, 6), check=True)
+
+
+def test_a_model_without_numbers_is_checked_by_its_shapes() -> None:
+    with torch.device("meta"):
+        model, x = Untidy(), torch.zeros(2, 4, 12)
+    assert fxprune.trace(model, x, check=True).graph.output_node()
+
+
 def test_inputs_by_keyword_are_run_too() -> None:
     model = randomise(Untidy())
     kwargs = {"scale": torch.tensor(3.0)}
-    module = fxprune.trace(model, torch.randn(2, 4, 12), kwargs, check="values")
+    module = fxprune.trace(model, torch.randn(2, 4, 12), kwargs, check=True)
     x = torch.randn(3, 4, 12)
     torch.testing.assert_close(module(x, **kwargs), model.eval()(x, **kwargs))
 
@@ -154,7 +180,7 @@ def planned_by_a_smaller_model() -> tuple[nn.Module, fxprune.Plan, Tensor]:
     return large, replace(fxprune.plan_of(pruned), renamed=renamed), x
 
 
-@pytest.mark.parametrize("check", [True, "values"])
+@pytest.mark.parametrize("check", [True, "shapes"])
 def test_a_rewrite_that_is_checked_is_the_same(check: Check) -> None:
     model, plan, x = planned_by_a_smaller_model()
     assert plan.scales and plan.renamed
@@ -187,7 +213,7 @@ def test_a_pass_that_breaks_the_rewrite_is_named(
     monkeypatch.setattr(module, name, broken)
     monkeypatch.setattr(module, "refuse_broken", lambda *_: None)  # it names the node, before any check
     with pytest.raises(PassError) as caught:
-        fxprune.apply(model, plan, example_inputs=x, check="values")
+        fxprune.apply(model, plan, example_inputs=x, check=True)
     assert f"the pass {name} broke the graph" in str(caught.value)
     assert f"passes before it: {BEFORE[name]};" in str(caught.value)
 
