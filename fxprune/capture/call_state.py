@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.held_state import HeldState
-from fxprune.capture.reached import called
 from fxprune.errors import CaptureError
 from fxprune.graph.code_names import names_in
 from fxprune.graph.copies import own_buffers, structural_copy
@@ -120,15 +119,15 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str]
 
 @contextlib.contextmanager
 def noticed_draws(
-    model: nn.Module, functions: Callable[[], Iterable[types.FunctionType]]
+    model: nn.Module, called: Callable[[], Iterable[types.FunctionType]]
 ) -> Iterator[Callable[[], bool]]:
     """Yield whether Python's or NumPy's generators were asked since: their numbers are in no graph.
 
     The global ones, and those that modules hold.  Of clocks, and of generators that code makes as it runs,
-    whether any of the functions that may run in a call names one (of `functions` and what these name).
+    whether any of the functions that a call may run (`called`) names one.
     """
     before = _generators(model)
-    yield lambda: _generators(model) != before or any(map(_names_chance, called(model, functions())))
+    yield lambda: _generators(model) != before or any(map(_names_chance, called()))
 
 
 # What gives another number in each call, and leaves no trace of it.

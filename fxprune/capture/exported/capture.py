@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments, guard_layouts
+from fxprune.capture.asked_types import followed_types
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -34,6 +35,7 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
+from fxprune.capture.reached import called
 from fxprune.graph.caches import has_caches
 from fxprune.graph.captured import Captured
 from fxprune.graph.copies import own_buffers, structural_copy
@@ -63,22 +65,23 @@ def _(x: Tensor, path: str) -> Tensor:
 def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
     if has_caches(model):  # it runs once before export does, for real
-        called = structural_copy(model, own_buffers)
-        with HeldState(called).restored(), torch.no_grad():
-            called.eval()
-            called(*example.args, **example.kwargs)
+        copy = structural_copy(model, own_buffers)
+        with HeldState(copy).restored(), torch.no_grad():
+            copy.eval()
+            copy(*example.args, **example.kwargs)
     for path, module in model.named_modules():
         if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
             module.forward = _marked_forward(path)
     functions, held = Functions(), HeldState(model)
-    with functions.traced():
+    may_run = [*called(model, held.functions())]
+    with functions.traced(), followed_types(may_run, _type_of):
         set_mode(model, False)
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
         with (
             noticed(OF_GRADIENTS, asked),
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
-            noticed_draws(model, held.functions) as drew,
+            noticed_draws(model, lambda: may_run) as drew,
         ):
             exported = export_program(model, example)
         layouts |= {_line(node): None for node in writes_by_layout(exported.program.graph)}
@@ -112,7 +115,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
 
         def trace_training() -> fx.Graph:
             set_mode(model, True)
-            with noticed_draws(model, held.functions) as drew, noticed(OF_LAYOUT, layouts):
+            with noticed_draws(model, lambda: may_run) as drew, noticed(OF_LAYOUT, layouts):
                 program = again()
             plain = _plain(model, program.program, functions)
             if drew():
@@ -144,6 +147,14 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         follows_mode=trained.followed,
         untrained=trained.lost,
     )
+
+
+def _type_of(x: Any) -> type | None:
+    """Return the type of what a tensor or a number stands for, while torch.export looks."""
+    if isinstance(x, Tensor):
+        return nn.Parameter if isinstance(x, nn.Parameter) else Tensor
+    numbers = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
+    return numbers.get(type(x))
 
 
 def _is_norm_with_modes(module: nn.Module) -> bool:

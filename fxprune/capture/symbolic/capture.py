@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from fxprune.capture.arguments import guard_arguments
+from fxprune.capture.asked_types import followed_types, refuse_matches
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -29,6 +30,7 @@ from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, noticed
+from fxprune.capture.reached import called
 from fxprune.capture.symbolic.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
@@ -90,7 +92,9 @@ def capture_symbolic(
     copies = copies or {}
     asked = _Asked()
     held, changed = HeldState(model), dict[str, None]()
-    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model, held.functions) as drew:
+    may_run = [*called(model, held.functions())]
+    refuse_matches(model, may_run)
+    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model, lambda: may_run) as drew:
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
@@ -121,7 +125,7 @@ def capture_symbolic(
     kept = dict[str, None]()
 
     def trace_training() -> fx.Graph:
-        with noticed_draws(model, held.functions) as drew:
+        with noticed_draws(model, lambda: may_run) as drew:
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
         if drew():
             again = _trace(model, leaves, example, copies, taught, training=True)
@@ -175,6 +179,7 @@ def _trace(
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
+            followed_types(held.functions(), tracer.type_of),
             unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
         ):

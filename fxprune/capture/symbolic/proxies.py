@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dis
+import functools
 import math
 import operator
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
+from fxprune.capture.asked_types import MATCH
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.devices import OF_DEVICES
@@ -21,13 +25,15 @@ from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.graph.own_nodes import written
+from fxprune.graph.source_files import is_users
 
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
 
 __all__ = ["TracedAttribute", "TracedValue", "stands_for"]
 
-UNPACK = dis.opmap["UNPACK_SEQUENCE"]
+UNPACK, LOAD_ATTR = dis.opmap["UNPACK_SEQUENCE"], dis.opmap["LOAD_ATTR"]
+MATCH_CLASS = dis.opmap["MATCH_CLASS"]
 
 
 class TracedValue(fx.Proxy):
@@ -101,6 +107,35 @@ class TracedValue(fx.Proxy):
     def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
         return other // self, other % self
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Answer `x.__class__` in the model's code, and in `functools.singledispatch`.
+
+        What `isinstance` asks is answered elsewhere.
+        """
+        caller = sys._getframe(1)
+        file, asks = caller.f_code.co_filename, caller.f_code.co_code[caller.f_lasti]
+        if asks == MATCH_CLASS and is_users(file):
+            raise NotImplementedError(MATCH)
+        if asks == LOAD_ATTR and (is_users(file) or file == functools.__file__):
+            return self.tracer.type_of(self) or type(self)
+        return type(self)
+
+    def __str__(self) -> str:
+        """Write a size or a shape into a text as the example's, where the model's code does."""
+        return self._in_words(str)
+
+    def __repr__(self) -> str:
+        return self._in_words(repr)
+
+    def _in_words(self, write: Callable[[Any], str]) -> str:
+        if is_users(sys._getframe(2).f_code.co_filename):
+            value = _for_example(self)
+            if isinstance(value, (int, float, tuple)):
+                with contextlib.suppress(TraceError):  # of the batch, which has no number
+                    return write(self.tracer.decisions.value(self))
+        return super().__repr__()
+
     def __format__(self, spec: str) -> str:
         """Write a size into a text as the example's, which the graph checks; the batch size has no number."""
         value = _for_example(self)
@@ -110,6 +145,18 @@ class TracedValue(fx.Proxy):
             return format(self.tracer.decisions.value(self), spec)
         except TraceError:
             return repr(self)
+
+    def __hash__(self) -> int:
+        """Look a size up in a table (`{16: .., 32: ..}[n]`) as the example's, which the graph checks.
+
+        In a table that the same code fills, each size stays one of its own.
+        """
+        caller = sys._getframe(1)
+        if is_users(caller.f_code.co_filename) and _looks_up(caller.f_code, caller.f_lasti):
+            value = _for_example(self)
+            if type(value) is int:
+                return hash(self.tracer.decisions.value(self))
+        return id(self)
 
     def __len__(self) -> int:
         """Count the items, as `f(*x.shape)` asks."""
@@ -179,7 +226,20 @@ class TracedAttribute(TracedValue, Attribute):
         if self.attr == "device":
             return self.tracer.kind_of_device(self)
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
-        return str(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else repr(self)
+        dtype = isinstance(value, torch.dtype)
+        return str(self.tracer.decisions.value(self)) if dtype else self._in_words(str)
+
+
+def _looks_up(code: types.CodeType, at: int) -> bool:
+    """Does an instruction look something up in a table that its code does not fill?"""
+    if code.co_code[at] in _LOOK_UPS or "get" in code.co_names:
+        return not (_FILLS & {*code.co_code[::2]} or _FILLING & {*code.co_names})
+    return False
+
+
+_LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
+_FILLS = {dis.opmap["STORE_SUBSCR"]}
+_FILLING = {"add", "setdefault", "update"}
 
 
 def stands_for(x: TracedValue, classes: Any) -> bool:

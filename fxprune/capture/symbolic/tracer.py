@@ -291,6 +291,16 @@ class Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.decisions.value(obj))
 
+    def type_of(self, x: Any) -> type | None:
+        """Return the type of what a proxy stands for, as the model's code would find it."""
+        if not isinstance(x, fx.Proxy):
+            return None
+        held = self.tensors.get(x.node.target) if x.node.op == "get_attr" else None
+        value = self.value_or_self(x) if held is None else held
+        if isinstance(value, torch.Tensor) and held is None:
+            return torch.Tensor
+        return None if value is x else type(value)
+
     def value_or_self(self, proxy: fx.Proxy) -> Any:
         """Return a proxy's value for the example; the proxy itself where that can't tell."""
         try:

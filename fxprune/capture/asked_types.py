@@ -1,0 +1,110 @@
+"""Code that asks for the type of a value: `type(x) is Tensor` of a stand-in, which is of another type.
+
+`type` is replaced in the modules that name it.  Python's `match` looks where nothing can be replaced:
+symbolic tracing leaves it to torch.export.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dis
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from fxprune.graph.code_names import codes_in, names_in
+
+__all__ = ["MATCH", "followed_types", "refuse_matches"]
+
+MATCH = "`match` looks at types"
+_MATCHES = {dis.opmap["MATCH_MAPPING"], dis.opmap["MATCH_SEQUENCE"]}  # of a class, stand-ins are asked
+
+
+@contextlib.contextmanager
+def followed_types(
+    functions: Iterable[types.FunctionType], type_of: Callable[[Any], type | None]
+) -> Iterator[None]:
+    """Let `type(x)` answer by `type_of` in the modules of functions that name it; None: by Python's own."""
+    spaces = {id(f.__globals__): f.__globals__ for f in functions if _asks_types(f.__code__)}
+    replaced = [space for space in spaces.values() if "type" not in space]
+    for space in replaced:
+        space["type"] = _asking(type_of)
+    try:
+        yield
+    finally:
+        for space in replaced:
+            del space["type"]
+
+
+def refuse_matches(model: nn.Module, functions: Iterable[types.FunctionType]) -> None:
+    """Refuse functions of the model's own packages that match sequences or mappings.
+
+    Raises:
+        NotImplementedError: torch.export follows them, with tensors.
+    """
+    own = {_package(type(module)) for module in model.modules()}
+    for function in functions:
+        line = _line_of_match(function.__code__) if _package(function) in own else None
+        if line is not None:
+            raise NotImplementedError(f"{MATCH} at {function.__code__.co_filename}:{line}")
+
+
+def _package(thing: Any) -> str:
+    return str(thing.__module__).partition(".")[0]
+
+
+@functools.lru_cache(1 << 14)
+def _names_of(code: types.CodeType) -> frozenset[str]:
+    return frozenset(names_in(code))
+
+
+def _asks_types(code: types.CodeType) -> bool:
+    return "type" in _names_of(code)
+
+
+@functools.lru_cache(1 << 14)
+def _line_of_match(code: types.CodeType) -> int | None:
+    """Return the first line at which code matches a sequence or a mapping."""
+    for inner in codes_in(code):
+        if _MATCHES.isdisjoint(inner.co_code[::2]):
+            continue
+        line = inner.co_firstlineno
+        for step in dis.get_instructions(inner):
+            line = step.starts_line or line
+            if step.opcode in _MATCHES:
+                return int(line)
+    return None
+
+
+def _asking(type_of: Callable[[Any], type | None]) -> type:
+    """Make what `type` means in code that is followed: the same, but for stand-ins."""
+    own = builtins.type
+
+    class Meta(own):  # type: ignore[misc, valid-type]
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            found = type_of(args[0]) if len(args) == 1 and not kwargs else None
+            return own(*args, **kwargs) if found is None else found
+
+        def __instancecheck__(cls, x: Any) -> bool:
+            return isinstance(x, own)
+
+        def __subclasscheck__(cls, other: Any) -> bool:
+            return issubclass(other, own)
+
+        def __eq__(cls, other: object) -> bool:
+            return other is cls or other is own
+
+        def __hash__(cls) -> int:
+            return hash(own)
+
+        def __getitem__(cls, item: Any) -> Any:
+            return own[item]
+
+        def __getattr__(cls, name: str) -> Any:
+            return getattr(own, name)
+
+    return Meta("type", (), {"__module__": "builtins"})

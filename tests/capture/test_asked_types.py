@@ -1,0 +1,162 @@
+"""Code that asks for the type of a value, looks a size up in a table, or writes it into a text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_same, by_capture, randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import FxpruneError
+
+X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+Way = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Another way is twice as much."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.way, self.a, self.b = way, nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.way(self, self.a(x).relu()))
+
+
+def a_tensor(m: nn.Module, h: Tensor) -> Tensor:
+    return h if type(h) is Tensor else 2 * h
+
+
+def one_of_several(m: nn.Module, h: Tensor) -> Tensor:
+    return h if type(h) in (Tensor, nn.Parameter) and issubclass(type(h), Tensor) else 2 * h
+
+
+def by_its_name(m: nn.Module, h: Tensor) -> Tensor:
+    return h if type(h).__name__ == "Tensor" else 2 * h
+
+
+def a_parameter(m: nn.Module, h: Tensor) -> Tensor:
+    return h if type(m.b.weight) is nn.Parameter else 2 * h
+
+
+def a_shape(m: nn.Module, h: Tensor) -> Tensor:
+    return h if type(h.shape) is torch.Size and type(h.shape[1]) is int else 2 * h
+
+
+def by_a_table_of_types(m: nn.Module, h: Tensor) -> Tensor:
+    return {Tensor: h}.get(type(h), 2 * h)
+
+
+def still_a_type(m: nn.Module, h: Tensor) -> Tensor:
+    made = type("Made", (), {"factor": 1})
+    return h * made.factor if isinstance(type(m), type) and isinstance(type, type) else 2 * h
+
+
+def matched_in_order(m: nn.Module, h: Tensor) -> Tensor:
+    match h.shape:
+        case (_, _, _):
+            return h
+        case _:
+            return 2 * h
+
+
+def matched_by_class(m: nn.Module, h: Tensor) -> Tensor:
+    match h:
+        case Tensor():
+            return h
+        case _:
+            return 2 * h
+
+
+@functools.singledispatch
+def doubled_but_tensors(x: object) -> object:
+    return 2 * x  # type: ignore[operator]
+
+
+@doubled_but_tensors.register
+def _(x: Tensor) -> Tensor:
+    return x
+
+
+def dispatched(m: nn.Module, h: Tensor) -> Tensor:
+    return doubled_but_tensors(h)  # type: ignore[return-value]
+
+
+WAYS = [
+    *(a_tensor, matched_in_order, one_of_several, by_its_name, a_parameter, a_shape, by_a_table_of_types),
+    *(still_a_type, matched_by_class, dispatched),
+]
+
+
+@pytest.mark.parametrize(("way", "capture"), by_capture([*WAYS[::2], *WAYS[1::2]], every=2))
+def test_types_are_those_of_the_model(way: Way, capture: str) -> None:
+    """Stand-ins are of other types: the captured graph went the other way in silence."""
+    model = randomise(Net(way).eval())
+    left = capture == "symbolic" and way in (matched_in_order, matched_by_class)
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="auto" if left else capture)
+    assert_same(whole(torch.cat([X, X])), model(torch.cat([X, X])), 1e-6)
+    if left:
+        with pytest.raises(FxpruneError, match="looks at types"):
+            fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert "type" not in globals()
+
+
+def by_its_class(m: nn.Module, h: Tensor) -> Tensor:
+    return h if h.__class__ is Tensor else 2 * h
+
+
+def in_a_table(m: nn.Module, h: Tensor) -> Tensor:
+    return h * {6: 1.0, 12: 3.0}[h.shape[1]]
+
+
+def in_a_table_or_not(m: nn.Module, h: Tensor) -> Tensor:
+    return h * {6: 1.0}.get(h.shape[1], 3.0)
+
+
+def in_a_set(m: nn.Module, h: Tensor) -> Tensor:
+    return h if h.shape[1] in {6, 7} else 2 * h
+
+
+def by_two_sizes(m: nn.Module, h: Tensor) -> Tensor:
+    return h * {(6, 16): 1.0}.get(tuple(h.shape[1:]), 3.0)
+
+
+def in_a_text(m: nn.Module, h: Tensor) -> Tensor:
+    return h if repr(h.shape[1]) == "6" and str(h.shape[1]) == "6" else 2 * h
+
+
+@pytest.mark.parametrize("way", [in_a_table, in_a_table_or_not, in_a_set, by_two_sizes, in_a_text])
+def test_a_size_that_is_looked_up_is_guarded(way: Way) -> None:
+    model = randomise(Net(way).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X[:1]), model(X[:1]), 1e-6)
+    with pytest.raises(FxpruneError, match=r"test_asked_types.py:\d+"):
+        whole(torch.randn(2, 5, 8))
+
+
+def test_the_class_of_a_tensor_is_that_of_the_model() -> None:
+    model = randomise(Net(by_its_class).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X), model(X), 1e-6)
+
+
+def test_a_table_that_the_code_fills_is_no_matter() -> None:
+    """What is kept for each size is made anew in each: any size is taken."""
+
+    class Keeps(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[1]
+            if n not in self.kept:
+                self.kept[n] = torch.arange(n)[:, None]
+            return self.b(self.a(x) * self.kept[n])
+
+    model = randomise(Keeps(a_tensor).eval())
+    model.kept = {}
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    x = torch.randn(3, 9, 8)
+    assert_same(whole(x), model(x), 1e-6)
