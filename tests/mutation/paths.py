@@ -17,6 +17,8 @@ TESTS = [
     "compiler/test_rebase.py",
     "passes/test_random_bases.py",
     "graph/test_quick_shapes.py",
+    "graph/test_quick_layouts.py",
+    "passes/test_along.py",
     "capture/test_autograd_functions.py::test_half_of_it_is_exact",
     "capture/test_autograd_functions.py::test_the_forward_does_not_stand_in_the_graph_as_well",
     "choose/test_merge.py",

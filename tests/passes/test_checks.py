@@ -157,6 +157,14 @@ def test_a_pass_that_keeps_shapes_is_found_where_the_example_is_zeros(
         fxprune.trace(Scaled(), torch.zeros(2, 6), check=True)
 
 
+def test_what_a_graph_draws_is_the_same_after_every_pass(capture: str) -> None:
+    class Noisy(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.rand_like(x))
+
+    assert "rand_like" in str(fxprune.trace(Noisy(), torch.zeros(2, 6), capture=capture, check=True).graph)
+
+
 def test_a_model_without_numbers_is_checked_by_its_shapes() -> None:
     with torch.device("meta"):
         model, x = Untidy(), torch.zeros(2, 4, 12)
