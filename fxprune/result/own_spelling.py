@@ -50,10 +50,8 @@ class Place:
     @property
     def attribute(self) -> str:
         """The attribute that has the number."""
-        line, column = self.start
-        return f"_{self.call or 'size'}_{self.method}_{line}_{column}" + (
-            f"_{self.name}" if self.name else ""
-        )
+        numbers = "_".join(map(str, (*self.start, *self.end)))  # `C` and `C // heads` begin at one place
+        return f"_{self.call or 'size'}_{self.method}_{numbers}" + (f"_{self.name}" if self.name else "")
 
 
 Layers = tuple[tuple[Place, ...], ...]

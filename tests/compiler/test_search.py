@@ -33,6 +33,34 @@ class Remembers(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
+class Counts(nn.Module):
+    """Keeps how many heads it has from its first call on, for others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.bias, self.slopes = 4, None, nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, n: int) -> Tensor:
+        if self.bias is None:
+            slopes = self.slopes.expand(-1, n, n)
+            self.bias = nn.functional.pad(slopes, (0, 0, 0, 0, 0, self.heads - len(slopes)))
+        return self.bias
+
+
+class IsHanded(nn.Module):
+    """Calls a module that lies elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, bias: nn.Module) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.transpose(-2, -1) + bias(x.shape[1])).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
 class SaysOften(nn.Module):
     """Says its width in line after line, with no layer in between."""
 
@@ -55,10 +83,12 @@ class Whole(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.embed, self.inner, self.head = nn.Linear(8, WIDTH), inner, nn.Linear(WIDTH, 3)
+        self.bias = Counts() if isinstance(inner, IsHanded) else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        return self.head(x + self.inner(x))
+        more = () if self.bias is None else (self.bias,)
+        return self.head(x + self.inner(x, *more))
 
 
 def own_code(inner: nn.Module) -> OwnCode:
@@ -77,11 +107,12 @@ def forgetful(root: nn.Module) -> Iterator[None]:
     yield
 
 
+@pytest.mark.parametrize("kind", [Remembers, IsHanded])
 @pytest.mark.parametrize("kept", [True, False])
-def test_what_code_keeps_is_taken_back(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_code_keeps_is_taken_back(kind: type, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kept:  # this is what the test is for: the first number tried would stay
         monkeypatch.setattr(watch, "_state_kept", forgetful)
-    assert own_code(Remembers()).is_whole is kept
+    assert own_code(kind()).is_whole is kept
 
 
 @pytest.mark.parametrize("partial", [True, False])
@@ -98,3 +129,35 @@ def test_a_choice_that_goes_further_is_kept(partial: bool, monkeypatch: pytest.M
     own = own_code(SaysOften())
     assert own.is_whole is partial
     assert len(own.spellings) >= 5 or not partial
+
+
+class Reduces(nn.Module):
+    """Cuts keys and values to a width of their own, and says them all by the width of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.reduce, self.kv = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+        )
+        self.norm, self.proj, self.heads = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q = self.q(x).reshape(B, N, self.heads, C // self.heads).transpose(1, 2)
+        y = self.reduce(x.reshape(B, N, C)).transpose(1, 2).reshape(B, C, N)
+        y = self.norm(y.transpose(1, 2).reshape(B, N, C))
+        k, v = self.kv(y).reshape(B, N, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(B, N, C))
+
+
+def test_many_places_are_mended_one_by_one() -> None:
+    torch.manual_seed(0)
+    model, x = randomise(Whole(Reduces()).eval()), torch.randn(2, 5, 8)
+    ratios = {"embed": 0.25, "inner.hidden2": 0.75}
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", ratios=ratios)
+    inner = pruned.inner
+    assert {pruned.embed.out_features, inner.norm.weight.numel(), inner.q.out_features} == {18, 8, 12}
+    assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned, example_inputs=x) < 1e-8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from fxprune.result.own_code import Slot
 __all__ = ["Search", "choices"]
 
 TRIES = 256  # combinations of numbers for one module
+COMBINATIONS = 4096  # of which those that change least are tried; of more, only one and two changes
 RUNS = 2048  # of modules, in all
 
 
@@ -79,7 +81,7 @@ class Search:
         draws: Tensor | None = None,
     ) -> Fault | None:
         self.runs += 1
-        return fault_in(module, path, example, expected, calls, draws)
+        return fault_in(module, path, example, expected, calls, draws, self.root)
 
     def _set(self, slot: Slot, value: int) -> None:
         slot.write(self.root, value)
@@ -126,16 +128,18 @@ class Search:
         modules = sys.maxsize
         while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
+            are_many, changes = math.prod(len(news) for _, news in options) > COMBINATIONS, 0
             try:
                 for values in itertools.islice(choices(options, before), TRIES):
-                    if self.runs > RUNS:
-                        break
+                    more = sum(a != b for a, b in zip(values, before, strict=True))
+                    if self.runs > RUNS or (are_many and further is not None and more > changes):
+                        break  # of many, what goes further by one change is mended by the next
                     self._write(options, values)
                     again = self._run(module, fault.path, example, expected, _entered(fault), fault.draws)
                     if again is None:
                         return options, values
                     if reached is not None and again.progress > reached:
-                        further = options, values
+                        further, changes = (options, values), more
                         if again.path != fault.path:
                             return further
                     if reached is None:
@@ -230,13 +234,14 @@ def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
     """List every combination, those that change least of what stands there first, state before code."""
     ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
     in_code = [slot.held == 0 for slot, _ in options]
-    combinations = itertools.product(*ranked) if len(ranked) <= 8 else _few_changes(ranked, in_code)
+    is_few = math.prod(map(len, ranked)) <= COMBINATIONS
+    combinations = itertools.product(*ranked) if is_few else _few_changes(ranked, in_code)
 
     def cost(combination: tuple[int, ...]) -> tuple[int, int]:
         changed = [a != b for a, b in zip(combination, now, strict=True)]
         return sum(changed), sum(c and spelled for c, spelled in zip(changed, in_code, strict=True))
 
-    yield from sorted(itertools.islice(combinations, 4096), key=cost)
+    yield from sorted(itertools.islice(combinations, COMBINATIONS), key=cost)
 
 
 def _few_changes(ranked: list[list[int]], in_code: list[bool]) -> Iterator[tuple[int, ...]]:

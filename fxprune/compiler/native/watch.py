@@ -111,15 +111,18 @@ def fault_in(
     expected: Expected,
     calls: Counter[str],
     draws: Tensor | None = None,
+    root: nn.Module | None = None,
 ) -> Fault | None:
     """Call a float64 module; the first difference to what the graph expects, or None.
 
     Of the root (path ""), what it returns is compared as well.  Random numbers are those that the graph drew.
+
+    root: what the module lies in, whose other modules it may be given; what they keep is taken back as well.
     """
     watch = _Watch(expected, Counter(calls))
     first = _Call(path, example.args, example.kwargs, calls, draws)
     args, kwargs = repeatable((example.args, example.kwargs))
-    kept = _state_kept(module)
+    kept = _state_kept(module if root is None else root)
     with torch.no_grad(), same_draws(module), in_double(), kept, _watched(module, path, watch):
         if draws is not None:
             torch.set_rng_state(draws)
