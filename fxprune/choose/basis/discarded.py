@@ -63,9 +63,10 @@ class DiscardedCost:
         self._vectors, self._covectors = readers.vectors[kept].to(dtype), readers.covectors[kept].to(dtype)
         means = readers.means[solved]
         spreads = readers.vectors[solved] - means[:, :, None] * means[:, None, :]
-        ridges = RIDGE * spreads.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(dtype).tiny)
+        ridges = RIDGE * spreads.diagonal(dim1=-2, dim2=-1).mean(-1)
+        ridges = torch.where(ridges > 0, ridges, torch.ones_like(ridges))  # it reads the same everywhere
         eye = torch.eye(spreads.shape[-1], dtype=spreads.dtype)
-        inverses = torch.linalg.inv(spreads + ridges[:, None, None] * eye)
+        inverses = _inverse(spreads + ridges[:, None, None] * eye)
         self._inverses, self._ridges = inverses.to(dtype), ridges.to(dtype)
         self._solved_covectors = readers.covectors[solved].to(dtype)
 
@@ -82,7 +83,14 @@ class DiscardedCost:
 
     def _solved(self, frame: Tensor) -> tuple[float, Tensor]:
         k_frame, g_frame = self._inverses @ frame, self._solved_covectors @ frame
-        g_inner, inverse = frame.mT @ g_frame, torch.linalg.inv(frame.mT @ k_frame)
+        g_inner, inverse = frame.mT @ g_frame, _inverse(frame.mT @ k_frame)
         left = inverse - self._ridges[:, None, None] * torch.eye(frame.shape[1]).to(frame)
         slope = 2 * (g_frame @ left - k_frame @ (inverse @ g_inner @ inverse)).sum(0)
         return float((left * g_inner).sum()), slope
+
+
+def _inverse(positive: Tensor) -> Tensor:
+    """Invert positive definite matrices; nan where rounding, or what is no number, left them none."""
+    factor, failed = torch.linalg.cholesky_ex(positive)
+    inverse = torch.cholesky_inverse(factor)
+    return torch.where(failed[..., None, None] == 0, inverse, torch.full_like(inverse, torch.nan))
