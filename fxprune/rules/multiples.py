@@ -5,6 +5,7 @@ Through layout alone, or through what is linear as well: a rotary embedding of q
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,9 +55,7 @@ def multiple_of(module: fx.GraphModule, tensor: fx.Node, reader: fx.Node) -> Mul
     reader: what may be given the tensor scaled.
     """
     found = _Walk(module).to(tensor)
-    if found is None or found.is_layout or not any(_others(found, reader)):
-        return found
-    return None
+    return found if found is not None and not any(_others(found, reader)) else None
 
 
 class _Walk:
@@ -126,20 +125,54 @@ def _others(found: Multiple, reader: fx.Node) -> Iterator[fx.Node]:
     inside = {*found.nodes}
     for node in found.nodes:
         own = [user for user in node.users if user in inside]
-        taken = {_part(user) for user in own}
         for user in node.users:
             if user in inside or _is_fact(user) or _reads_type(user, node):
                 continue
             if node is found.nodes[-1] and user is reader and _times(user, node) == 1:
                 continue
-            if None in taken or _part(user) in {None, *taken}:
+            if not own or not all(_apart(_part(user), _part(other)) for other in own):
                 yield user
 
 
-def _part(node: fx.Node) -> int | None:
-    """Return which of a tensor's parts a node takes."""
-    is_part = node.target is operator.getitem and type(node.args[1]) is int and node.args[1] >= 0
-    return node.args[1] if is_part else None  # type: ignore[return-value]
+_Part = tuple[object, ...]  # of a tensor or a tuple: ints and slices, from the first dimension
+
+
+def _part(node: fx.Node) -> _Part:
+    """Return which part of what it reads a node takes by literal indices; () for all of it."""
+    if node.target is operator.getitem:
+        index = node.args[1]
+        return tuple(index) if isinstance(index, (tuple, list)) else (index,)
+    if node.op.startswith("call") and op_name(node.target) in ("select", "narrow"):
+        dim, *at = node.args[1:]
+        if type(dim) is int and dim >= 0 and all(type(i) is int for i in at):
+            first = at[0] if len(at) == 1 else slice(at[0], at[0] + at[1]) if len(at) == 2 else ...  # type: ignore[operator]
+            return (*[slice(None)] * dim, first)
+    return ()
+
+
+def _apart(a: _Part, b: _Part) -> bool:
+    """Have two parts no number in common, for all that their indices say?"""
+    alike = len(a) == len(b) and not any(i is None for i in (*a, *b))
+    for i, j in zip(a, b, strict=False):
+        if i is j is ... and alike:
+            continue
+        if not isinstance(i, (int, slice)) or not isinstance(j, (int, slice)):
+            return False  # (an ellipsis, None, a tensor: which dimensions those after it are of is not known)
+        (start, end), (other_start, other_end) = _ends(i), _ends(j)
+        if end <= other_start or other_end <= start:
+            return True
+    return False
+
+
+def _ends(part: int | slice) -> tuple[float, float]:
+    """Return where an index or a slice starts and ends, at least and at most."""
+    start, stop = (part.start, part.stop) if isinstance(part, slice) else (part, None)
+    if not isinstance(part, slice) and part >= 0:
+        stop = part + 1
+    return (
+        start if type(start) is int and start >= 0 else 0,
+        stop if type(stop) is int and stop >= 0 else math.inf,
+    )
 
 
 def _is_fact(node: fx.Node) -> bool:

@@ -93,3 +93,41 @@ def test_a_query_that_shares_its_weights_with_the_key_or_has_no_weights_is_not_s
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
     assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
     assert torch.allclose(pruned(tokens(3)), graph_form(pruned)(tokens(3)), rtol=1e-4, atol=1e-5)
+
+
+class TakenApart(nn.Module):
+    """An attention that leaves its scale to torch; queries lie among what one layer gives."""
+
+    def __init__(self, kind: str, biased: bool) -> None:
+        super().__init__()
+        self.kind, self.biased = kind, biased
+        self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.relative = nn.Parameter(torch.zeros(5, DIM // HEADS))
+
+    def parts(self, y: Tensor) -> tuple[Tensor, ...]:
+        if self.kind == "unbind":
+            return y.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = y.unflatten(-1, (3, -1)).unflatten(-1, (HEADS, -1))  # batch, token, part, head, dim
+        if self.kind == "select":
+            y = y.permute(2, 0, 3, 1, 4)
+            return y.select(0, 0), y.narrow(0, 1, 1).squeeze(0), y[2]
+        y = y.flatten(2, 3)
+        parts = y[..., :HEADS, :], y[..., HEADS : 2 * HEADS, :], y[..., 2 * HEADS :, :]
+        return tuple(part.transpose(1, 2) for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.parts(self.qkv(x))
+        bias = q @ self.relative.mT if self.biased else None
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["alone", "read elsewhere"])
+@pytest.mark.parametrize("kind", ["unbind", "select", "slices"])
+def test_queries_are_scaled_only_where_nothing_else_reads_them(kind: str, biased: bool) -> None:
+    model = randomise(TakenApart(kind, biased).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
+    own = record_of(pruned).own
+    assert own.is_whole is bool(fxprune.plan_of(pruned).scales) is not biased

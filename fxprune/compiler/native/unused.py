@@ -113,7 +113,9 @@ def _beside(t: Tensor, owner: str, analysis: Analysis) -> Axes:
     """Take the axes of the same sizes that a module's other weights have, or else its values; one that agree.
 
     What stands for a patch that is masked is as wide as what stands beside it, though this call masks none.
+    Of what each head chooses for itself, a weight that has no heads can keep nothing but all.
     """
+    of_heads = {group.atom for group in analysis.groups if group.inside is not None}
     used = {name: there for name, there in analysis.names.items() if name.rpartition(".")[0] == owner}
     weights = [analysis.weights[there] for there in used.values() if there in analysis.weights]
     values = [axes for node, own in analysis.axes.items() if module_of(node) == owner for axes in own]
@@ -122,7 +124,8 @@ def _beside(t: Tensor, owner: str, analysis: Analysis) -> Axes:
         found: set[Axis] = set()
         for known in (weights, values):
             found = found or {axis for axes in known for axis in axes if axis.size == size}
-        out.append(found.pop() if size > 1 and len(found) == 1 else Atom(size))
+        one = found.pop() if size > 1 and len(found) == 1 else Atom(size)
+        out.append(Atom(size) if one in of_heads else one)
     return tuple(out)
 
 
