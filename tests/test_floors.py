@@ -179,7 +179,8 @@ def describe() -> Iterator[str]:
         names = {name for pair in pairs for name in pair}
         yield f"{len(pairs)} imports between {len(names)} {label}; the largest knot has {largest}"
     try:
-        yield f"{len(upward())} imports upward"
+        rooms = max(map(len, knots(between_rooms())), default=1)
+        yield f"{len(upward())} imports upward between floors; the largest knot of their rooms has {rooms}"
     except ValueError:
         yield "not laid out by these floors"
 
