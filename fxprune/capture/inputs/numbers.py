@@ -6,6 +6,7 @@ Nothing is looked up by a name.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ T = TypeVar("T")
 EXTRA = 6  # fewer tokens than this stand beside those of patches: class, distillation, registers
 LARGEST = 2048
 MOST = 48  # of the numbers that a model keeps
+_NO_OBJECTS = frozenset({*PLAIN, dict, OrderedDict, set, list, tuple})  # a module has dozens
 
 
 def rows(model: nn.Module) -> list[int]:
@@ -83,7 +85,7 @@ def _kept(module: nn.Module) -> Iterator[Any]:
     for value in vars(module).values():
         yield value
         if (
-            type(value) not in PLAIN
+            type(value) not in _NO_OBJECTS
             and hasattr(value, "__dict__")
             and not isinstance(value, (nn.Module, Tensor, type))
         ):
