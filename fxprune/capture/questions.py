@@ -18,7 +18,7 @@ from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["OF_GRADIENTS", "OF_LAYOUT", "OF_PRECISION", "Questions", "noticed"]
+__all__ = ["OF_GRADIENTS", "OF_LAYOUT", "OF_PRECISION", "Questions", "noticed", "unanswered"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,33 @@ OF_LAYOUT = Questions(
     functions=(),
     of_parameters=False,
 )
+
+
+_OF_VALUES = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__array__")
+
+
+@contextlib.contextmanager
+def unanswered() -> Iterator[list[Exception]]:
+    """Yield the errors that a model's code gets where it asks a tensor for its values, and may go on with."""
+    here, errors = this_thread_only(), list[Exception]()
+
+    def asked(of: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return of(tensor, *args, **kwargs)
+            except Exception as error:
+                if here() and is_users(sys._getframe(1).f_code.co_filename):
+                    errors.append(error)
+                raise
+
+        return ask
+
+    with contextlib.ExitStack() as patches:
+        for name in _OF_VALUES:
+            before = vars(Tensor).get(name)  # None: its base class has it
+            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
+            setattr(Tensor, name, asked(getattr(Tensor, name)))
+        yield errors
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from helpers import assert_same, by_capture, randomise
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import FxpruneError
+from fxprune.errors import CaptureError, FxpruneError
 
 X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
 Way = Callable[[nn.Module, Tensor], Tensor]
@@ -130,7 +131,14 @@ def in_a_text(m: nn.Module, h: Tensor) -> Tensor:
     return h if repr(h.shape[1]) == "6" and str(h.shape[1]) == "6" else 2 * h
 
 
-@pytest.mark.parametrize("way", [in_a_table, in_a_table_or_not, in_a_set, by_two_sizes, in_a_text])
+def in_a_set_of_sizes(m: nn.Module, h: Tensor) -> Tensor:
+    return h * len({h.shape[1], 6})
+
+
+LOOKED_UP = [in_a_table, in_a_table_or_not, in_a_set, by_two_sizes, in_a_text, in_a_set_of_sizes]
+
+
+@pytest.mark.parametrize("way", LOOKED_UP)
 def test_a_size_that_is_looked_up_is_guarded(way: Way) -> None:
     model = randomise(Net(way).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
@@ -141,6 +149,37 @@ def test_a_size_that_is_looked_up_is_guarded(way: Way) -> None:
 
 def test_the_class_of_a_tensor_is_that_of_the_model() -> None:
     model = randomise(Net(by_its_class).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X), model(X), 1e-6)
+
+
+def goes_on(m: nn.Module, h: Tensor) -> Tensor:
+    try:
+        return 2 * h if h.sum() > -1e9 else h
+    except Exception:
+        return h
+
+
+def suppresses(m: nn.Module, h: Tensor) -> Tensor:
+    with contextlib.suppress(Exception):
+        if (h > -1e9).all():
+            h = 2 * h
+    return h
+
+
+@pytest.mark.parametrize("way", [goes_on, suppresses])
+def test_code_that_goes_on_without_an_answer_is_refused(way: Way, capture: str) -> None:
+    """No graph knows values; what the code does when an error tells it so is not what the model does."""
+    with pytest.raises(CaptureError, match=r"depends on the values|data-dependent"):
+        fxprune.prune(Net(way).eval(), 0.5, example_inputs=X, capture=capture)
+
+
+def with_a_gradient(m: nn.Module, h: Tensor) -> Tensor:
+    return h if h.grad is None else 2 * h
+
+
+def test_no_gradient_is_none() -> None:
+    model = randomise(Net(with_a_gradient).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
     assert_same(whole(X), model(X), 1e-6)
 

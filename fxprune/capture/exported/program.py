@@ -30,6 +30,7 @@ from fxprune.capture.exported.torch_internals import (
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
+from fxprune.capture.questions import unanswered
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.tensors import is_float
 
@@ -174,10 +175,14 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                         unmoved_modules(),
                         casts_apart(),
                         contextlib.redirect_stderr(io.StringIO()),
+                        unanswered() as errors,
                     ):
-                        return torch.export.export(
+                        program = torch.export.export(
                             model, fresh.args, fresh.kwargs, dynamic_shapes=shapes, strict=False
                         )
+                    if errors:  # and the model's code went on, on a way of its own
+                        raise errors[0]
+                    return program
                 except AsksForNumber as asked:
                     namespaces.append(asked.namespace)
     finally:

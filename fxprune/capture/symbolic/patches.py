@@ -184,11 +184,13 @@ def _guarded_assert(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hold(condition: fx.Proxy) -> None:
+    tracer: Any = condition.tracer
+    before = tracer.unanswered
     try:
         if not condition:
             raise AssertionError("the model's own assertion fails for the example")
     except TraceError:  # it is about values
-        return
+        tracer.unanswered = before
 
 
 def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:

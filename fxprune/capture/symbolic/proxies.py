@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dis
+import enum
 import functools
 import math
 import operator
@@ -54,6 +55,10 @@ class TracedValue(fx.Proxy):
             return name == f"is_{self.tracer.kind_of_device(self.device)}"
         if name in OF_GRADIENTS.attributes and isinstance(_for_example(self), Tensor):
             return self.tracer.asks_gradient(self, name)
+        if name in ("grad", "_version") and isinstance(_for_example(self), Tensor):
+            if name == "grad":  # of the call itself: nobody has gone back yet
+                return None
+            raise NotImplementedError("the code asks how often a tensor was written to")
         if not hasattr(Tensor, name):
             value = _for_example(self)
             if value is not self and not hasattr(value, name):
@@ -152,7 +157,8 @@ class TracedValue(fx.Proxy):
         In a table that the same code fills, each size stays one of its own.
         """
         caller = sys._getframe(1)
-        if is_users(caller.f_code.co_filename) and _looks_up(caller.f_code, caller.f_lasti):
+        file = caller.f_code.co_filename
+        if (is_users(file) or file == enum.__file__) and _looks_up(caller.f_code, caller.f_lasti):
             value = _for_example(self)
             if type(value) is int:
                 return hash(self.tracer.decisions.value(self))
@@ -231,13 +237,16 @@ class TracedAttribute(TracedValue, Attribute):
 
 
 def _looks_up(code: types.CodeType, at: int) -> bool:
-    """Does an instruction look something up in a table that its code does not fill?"""
+    """Does an instruction look something up in a table that its code does not fill, or make one of it?"""
+    if code.co_code[at] in _MAKES:
+        return True
     if code.co_code[at] in _LOOK_UPS or "get" in code.co_names:
         return not (_FILLS & {*code.co_code[::2]} or _FILLING & {*code.co_names})
     return False
 
 
 _LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
+_MAKES = {dis.opmap["BUILD_SET"], dis.opmap["BUILD_MAP"]}
 _FILLS = {dis.opmap["STORE_SUBSCR"]}
 _FILLING = {"add", "setdefault", "update"}
 

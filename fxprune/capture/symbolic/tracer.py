@@ -78,6 +78,7 @@ class Tracer(fx.Tracer):
         self.gradient_questions: dict[str, None] = {}  # the lines that ask values for their gradients
         self._tracing_here = this_thread_only()
         self._untraced = False
+        self.unanswered: Exception | None = None  # what the code was told in place of a truth
         self.devices = DeviceQuestions(elsewhere=False)
         self.code: Callable[[], Iterable[types.FunctionType]] = tuple  # what may run in a call
 
@@ -98,6 +99,8 @@ class Tracer(fx.Tracer):
         except Exception as error:
             error.module_path, _ = self._innermost()  # type: ignore[attr-defined]
             raise
+        if self.unanswered is not None:  # and the model's code went on, on a way of its own
+            raise self.unanswered
         drop_picked(graph)
         self._guard_ranks(graph)
         self._guard_kinds(graph)
@@ -289,7 +292,11 @@ class Tracer(fx.Tracer):
             self._untraced = before
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        return bool(self.decisions.value(obj))
+        try:
+            return bool(self.decisions.value(obj))
+        except Exception as error:
+            self.unanswered = error
+            raise
 
     def type_of(self, x: Any) -> type | None:
         """Return the type of what a proxy stands for, as the model's code would find it."""
