@@ -39,7 +39,7 @@ Noise = dict[str, Drawn]
 class Look:
     """What one run of both showed.
 
-    error: the largest relative error; inf where one has a number and the other has none.
+    error: the largest relative error; inf where one of two numbers alone is finite, or a wanted one is NaN.
     seen: there was a number other than zero to compare.
     defined: no wanted output holds NaN.
     got: what the result returned, of `example` and with `tensors` for weights, `noise` for what it draws.
@@ -84,7 +84,10 @@ class Comparison:
         return Look(found.error, found.seen, found.defined, got, example, own_tensors, noise)
 
     def tried(self, example: Example, constants: set[str] | None = None) -> Look | None:
-        """Compare on numbers that the model may refuse, or give NaN for; with random ones in some weights."""
+        """Compare on inputs, and with random numbers in the weights `constants`, that the model may refuse.
+
+        None where it does, or gives NaN.
+        """
         tensors = None if constants is None else self.weights.randomised(constants)
         return self._tried(example, tensors)
 
@@ -125,7 +128,7 @@ class Comparison:
         return refused == 2  # it takes no other values: nothing is known
 
     def depends_on_weights(self, look: Look, before: Look) -> bool:
-        """Return whether it saw more than zeros, and other numbers than with other random weights."""
+        """Return whether a look saw more than zeros, and other numbers than one before with other weights."""
         random = look.tensors is not None and before.tensors is not None
         return random and look.seen and before.seen and differ(look.got, before.got)
 
@@ -192,7 +195,7 @@ class Comparison:
         return outputs
 
 
-MANY_INPUTS = 8  # each is varied on its own
+MANY_INPUTS = 8  # where there are more, none is varied on its own: each costs a run
 
 
 def leaves_of_outputs(analysis: Analysis) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Draw other inputs of a call: numbers of the same spread, whole numbers that mean something."""
+"""Draw other inputs of a call: normal noise, and whole numbers that mean something."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _axes_of(analysis: Analysis, weight: Any) -> Any:
 
 
 def _inputs_behind(value: Any) -> set[str]:
-    """Return the inputs that a whole number is made of."""
+    """Return the inputs that an index is computed from, by whole numbers alone."""
     found, queue = set(), [value] if isinstance(value, fx.Node) else []
     while queue:
         node = queue.pop()
@@ -68,10 +68,15 @@ def drawn(
     scale: float = 1.0,
     only: int | None = None,
 ) -> Example:
-    """Draw another call of the same shapes; with `only`, one of its tensors is another.
+    """Draw another call of the same shapes.
 
-    Whole numbers are drawn from those that the example holds; where it holds one only, from the rows of
-    the table that they are looked up in (`tables`), or 0 and 1.
+    Floats are normal, times `scale`.  Whole numbers are drawn from those that the example holds; where it
+    holds one only, from the rows of the table that they are looked up in, or 0 and 1.
+
+    Args:
+        names: of the positional inputs.
+        tables: input -> rows of that table.
+        only: the place, among `leaves_of(example)`, of the one tensor that is drawn; None: all are.
     """
     generator = torch.Generator().manual_seed(seed)
     count = iter(range(1 << 30))

@@ -36,8 +36,7 @@ _RAISED = {
 _DOUBLE = {torch.float64, torch.complex128}
 _CASTS = {"cfloat": torch.complex128, **dict.fromkeys(["float", "half", "bfloat16"], torch.float64)}
 
-
-# A property of one tensor, and its copy, which is handed all that was copied before it.
+# Reading a tensor's property, and deepcopy, whose memo holds every tensor that was copied before.
 _NO_OPS = {"__get__", "__deepcopy__"}
 
 

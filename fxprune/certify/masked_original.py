@@ -172,7 +172,10 @@ class MaskedOriginal(Float64Interpreter):
         return filled(value, lambda node: self.env[self._counterpart(node)], self.fetch_attr)
 
     def _counterpart(self, node: fx.Node) -> fx.Node:
-        """Return one that holds its value: a stream is the same before and after a branch that adds zero."""
+        """Return a node of this graph that holds an analysed node's value.
+
+        There may be several: a stream is the same before and after a branch that adds zero.
+        """
         if not hasattr(self, "_counterparts"):
             self._counterparts: dict[Any, list[fx.Node]] = {}
             for new, old in self.mirror.items():

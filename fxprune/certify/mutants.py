@@ -106,14 +106,14 @@ def _cut_weights(comparison: Comparison) -> list[str]:
 
 
 def _elements_added(comparison: Comparison, name: str) -> Tensor:
-    """Put every seventh element off by the largest."""
+    """Return a weight with its largest magnitude added to every seventh element."""
     value = tensor_at(comparison.pruned, name).detach().clone(memory_format=torch.contiguous_format)
     value.view(-1)[::7] += value.abs().max().clamp_min(1e-6)
     return value
 
 
 def _another_slice(comparison: Comparison, name: str) -> Tensor:
-    """Put a removed element in the place of the last kept one along one dimension."""
+    """Return a weight in which a removed slice of one dimension stands in the place of the last kept one."""
     weights = comparison.weights
     kept = list(weights.kept[name])
     full = weights.originals[name].detach()

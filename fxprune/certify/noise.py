@@ -41,9 +41,9 @@ def draws_noise(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a node of the original drew: the kept elements.
+    """What a node of the original drew, or chose (`topk`): the kept elements.
 
-    given: those of the tensors whose values the draw depends on.
+    given: those of the tensors whose values the draw depends on; of a choice, nothing.
     """
 
     values: list[Tensor]

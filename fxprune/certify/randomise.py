@@ -20,7 +20,7 @@ _DRAWS = {_aten.normal_.default, _aten.uniform_.default, _aten.erfinv_.default}
 
 
 class uninitialised(TorchDispatchMode):
-    """Leave weights that are made meanwhile undrawn, for `randomise`: half the time of making a model."""
+    """Leave large weights that are made meanwhile zero, for `randomise`: half the time of making a model."""
 
     def __init__(self) -> None:
         super().__init__()

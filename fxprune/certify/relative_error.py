@@ -19,7 +19,7 @@ __all__ = ["Compared", "compact", "compare", "differ"]
 class Compared:
     """What a comparison of outputs found.
 
-    error: the largest relative error; inf where one has a number and the other has none.
+    error: the largest relative error; inf where one of two numbers alone is finite, or a wanted one is NaN.
     seen: there was a number other than zero to compare.
     defined: no wanted output holds NaN.
     """

@@ -1,4 +1,4 @@
-"""Hold a pruned model's weights against the plan's: whose they are, and others put into both."""
+"""Hold a pruned model's weights against the plan's slices of the original's, and put others into both."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class PlannedWeights:
 
     originals: name in the result -> the original's tensor.
     kept: name in the result -> kept positions (None: all) per dimension.
+    old_of: name in the result -> the original's, where the plan renames it.
     folded: name in the result -> the rows that a factor is folded into, and the factor.
     refitted: names in the result that were solved again, and hold that still: `originals` then has what was
         solved for in the places that the plan keeps.
@@ -166,9 +167,10 @@ class PlannedWeights:
 
 
 def settle_rounding(weights: PlannedWeights, pruned: fx.GraphModule) -> None:
-    """Take a result's numbers for an original's where they are the same but for rounding.
+    """Write a result's numbers into the original where they are the same but for rounding.
 
-    The original was brought to other coordinates anew, and matrix products round as the machine will.
+    The original is a copy that was brought to other coordinates anew: matrix products round as the machine
+    will.
     """
     for name, stored in named_tensors(pruned):
         original = weights.originals.get(name)

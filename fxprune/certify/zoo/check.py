@@ -31,7 +31,7 @@ __all__ = ["built", "check"]
 NUMERIC_LIMIT = 310e6
 # Beyond this nobody tries what people do with a result.
 USED_LIMIT = 50e6
-# Dimensions that are frozen by what they are: a convolution's window, the input's colours.
+# Texts of reasons for dimensions that are no channels: a convolution's window, the input's colours.
 NOT_CHANNELS = {"kernel", "input"}
 
 

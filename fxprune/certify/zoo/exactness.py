@@ -117,7 +117,7 @@ def _size(example: Example) -> int:
 
 
 def _smallest(model: nn.Module, pruned: fx.GraphModule) -> Example | None:
-    """Return the smallest square images that both take."""
+    """Cut the images of the example to the smallest square that both models take; None if there is none."""
     example = _noise(model, pruned)
     for size in (s for s in SMALLER_IMAGES if s < _size(example)):
         smaller = example.map(lambda t, n=size: t[..., :n, :n] if t.ndim == 4 else t)

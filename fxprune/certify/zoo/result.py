@@ -28,7 +28,7 @@ class Result:
     certificate: the largest relative error in float64.
     frozen: the share of parameters in tensors that no group can shrink.
     reasons: what freezes dimensions, each with the share of parameters that it concerns.
-    note: the failure, or the reduced image size of the certificate.
+    note: the failure, or how the certificate was made; ops without a rule, and what the capture lost.
     batches, sizes, copies, training: what became of each use, see `certify.zoo.uses.Uses`; empty where
         the model itself does not take it, or is too large for it to be tried.
     complaint: what someone would complain about, though the certificate holds; empty: nothing.

@@ -71,7 +71,7 @@ def uses_of(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, exa
 
 
 def _sizes(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, example: Example) -> str:
-    """Return the first other size that the original takes."""
+    """Try the first other size that the original takes: larger images, else shorter sequences."""
     for change in (_larger, _shorter):
         other = example.map(change(example))
         said = _same(model, whole, pruned, other) if _shapes(other) != _shapes(example) else ""
@@ -81,7 +81,7 @@ def _sizes(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, exam
 
 
 def _larger(example: Example) -> Callable[[Tensor], Tensor]:
-    """Return images and volumes half as large again."""
+    """Return what makes images half as large again; of a volume, its last two dimensions."""
 
     def change(t: Tensor) -> Tensor:
         if t.ndim < 4 or not t.is_floating_point() or t.shape[-1] < 8:
@@ -109,7 +109,7 @@ def _shapes(example: Example) -> list[torch.Size]:
 
 
 def _same(model: nn.Module, whole: fx.GraphModule, pruned: fx.GraphModule, example: Example) -> str:
-    """Does the rewritten model compute what the original does, and the pruned one run beside it?"""
+    """Compare the rewritten model with the original, and run the pruned one; "" if the original refuses."""
     try:
         wanted = _run(model, example)
     except Exception:  # its own code refuses this

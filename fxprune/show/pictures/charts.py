@@ -49,7 +49,7 @@ def coupling_map(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
 
 
 def kept_bars(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
-    """Return a bar per layer: the share of its parameters that is kept, with the numbers before and after."""
+    """Draw a bar per layer: the share of its parameters that is kept, with the numbers before and after."""
     counts = {}
     for layer, names in _layers(scene, patterns).items():
         known = [scene.parameters[name] for name in names if name in scene.parameters]

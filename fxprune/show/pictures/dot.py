@@ -19,7 +19,7 @@ DPI = {".png": "144", ".svg": "72", ".pdf": "72"}
 
 
 def static_graph(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
-    """Return the modules that patterns choose, in full; without any the whole model, blocks closed.
+    """Draw the modules that patterns choose, in full; without any the whole model, blocks closed.
 
     Raises:
         DrawError: the package graphviz, or its program `dot`, is missing.

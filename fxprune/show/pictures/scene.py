@@ -53,7 +53,7 @@ class Scene:
         self.words = Words(analysis)
         self._colours = colours(self.groups)
         self._before, self._after = before or {}, after or {}
-        self._gone: dict[Site, int] = {}
+        self._gone: dict[Site, int] = {}  # the size before of what is gone there
         for group in gone or ():
             for site in group.sites:
                 self._gone[site] = self._gone.get(site, 1) * self.before(group.atom)
@@ -141,7 +141,7 @@ def _planned(analysis: Analysis, title: str, pruned: nn.Module | Plan | None) ->
 
 
 def _of_pruned(pruned: nn.Module, rules: RuleSet) -> Scene:
-    """Return a pruned model alone: its own axes, named as in the plan."""
+    """Make a scene of a pruned model alone: its own axes, named as in the plan."""
     analysis = _analysis_of_pruned(graph_form(pruned), rules)
     plan = plan_of(pruned)
     sites = record_of(pruned).sites

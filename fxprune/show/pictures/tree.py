@@ -31,7 +31,8 @@ class Row:
     kind: "module", "layer" (a module that the graph calls), "op", "weight", "input" or "output".
     name: what it is called where it stands (`qkv`); path: its full name (`blocks.0.attn.qkv`).
     what: the class of a module, the source line of an op.
-    node: whose value the row is; of a module the last one inside it.
+    node: whose value the row is; of a module the last one inside it; of a layer's own weight None.
+    where: the source line of a layer's or op's call, its file with the path.
     """
 
     index: int
@@ -48,7 +49,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Tree:
-    """rows: in order, a parent before its children.  wires: (from, to) row indices, of ops and layers."""
+    """Rows in order, a parent before its children; wires between rows of ops and layers.
+
+    wires: index of the row from, of the row to, and the node whose value passes.
+    """
 
     rows: list[Row] = field(default_factory=list)
     wires: list[tuple[int, int, fx.Node]] = field(default_factory=list)
@@ -258,7 +262,7 @@ class _Growing:
 
 
 def _homes(graph: fx.Graph) -> dict[fx.Node, list[str]]:
-    """Return the module that each call stands in, as a path.
+    """Return the module that each call stands in, as the parts of its path.
 
     A graph that was pickled has lost what its nodes noted: then, what the calls around have in common.
     """

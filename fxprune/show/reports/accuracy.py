@@ -76,7 +76,7 @@ def class_scores(output: Any, batch: int) -> Tensor:
 
 
 def _right(scores: Tensor, labels: Tensor, k: int) -> int:
-    """Count the labels that are among the k highest scores; NaN is no score."""
+    """Count the labels that are among the k highest scores; none where an image has a NaN or infinite one."""
     if int(labels.max()) >= scores.shape[1]:
         raise DataError(f"class {int(labels.max())} of the data: the model has {scores.shape[1]} classes")
     first = scores.nan_to_num(nan=-torch.inf).topk(min(k, scores.shape[1])).indices

@@ -53,7 +53,7 @@ def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanati
         model: a model, or what `analyze` returned for it.
         name: of a module (`blocks.3.attn.qkv`), a weight (`blocks.3.attn.qkv.weight`), one dimension of it
             (`blocks.3.attn.qkv.weight[0]`) or a group (`blocks.3.attn.heads`).
-        options: those of `analyze`, for a model.
+        options: those of `analyze`, for a model; an `Analysis` was made with its own.
 
     Raises:
         OptionError: nothing has that name; says which names are close.

@@ -187,6 +187,7 @@ def report(
         certificate: verify the result in float64.
         example_inputs, example_kwargs: the call to measure, instead of noise of the recorded shape.
         batch: samples of that noise, 1 by default.
+        rules: those that it was pruned with.
 
     Raises:
         PlanError: `pruned` was not made by fxprune.
@@ -247,7 +248,7 @@ def report(
 
 
 def _count(number: float) -> str:
-    """Write three digits that count: 12.3M."""
+    """Write a number to three digits, below 10,000 in full: 12.3M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= unit:
             scaled = number / (1e3 if name == "k" else unit)
