@@ -41,13 +41,18 @@ TENSORS = {
 }
 
 
+def named(given: tuple[Any, ...]) -> str:
+    """Name an instance alike in every process: no address of a function."""
+    return f"{getattr(given[0], '__name__', given[0])} {given[1:]}"
+
+
 def outlined(op: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with FakeTensorMode() as mode, torch.no_grad():
         return quick_layout(op, (mode.from_tensor(tensor), *args), kwargs)
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
-@pytest.mark.parametrize("given", LAYOUTS, ids=str)
+@pytest.mark.parametrize("given", LAYOUTS, ids=named)
 def test_as_torch_does(given: tuple[Any, ...], tensor: str) -> None:
     op, args, kwargs = (*given, {})[:3]
     x = TENSORS[tensor]
