@@ -1,10 +1,10 @@
 """The folder of a run: what it is, what it has reached, and checkpoints to go on from.
 
     run.json           what the run is: a checkpoint of any other is refused
-    checkpoint-N/      after N batches, written by Accelerate; it appears whole or not at all
+    checkpoint-E-B/    after E epochs and B batches of the next, by Accelerate; it appears whole or not at all
     log.jsonl          a line an epoch
 
-A kill leaves the last checkpoint, and at most an unfinished one beside it, which the next run removes.
+A kill leaves the last checkpoint whole; what it was writing or removing beside that, the next clears away.
 """
 
 from __future__ import annotations

@@ -197,6 +197,7 @@ def _as_prepared_before(accelerator: Accelerator) -> Iterator[None]:
 def tracked(accelerator: Accelerator, training: Training, trackers: Trackers) -> Iterator[None]:
     """Let trackers begin, and end: they write from here on."""
     if trackers:
+        # The name is that of the folder for TensorBoard's files, and of the project elsewhere.
         accelerator.init_trackers("tracked", config=asdict(training))
     try:
         yield
@@ -276,7 +277,7 @@ class Engine:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, total: Tensor, updates: int) -> bool:
-        """Train on one batch; return whether the weights changed."""
+        """Train on one batch; return whether that completed an update; `updates` came before."""
         self.accelerator.backward(total)
         if self.accelerator.sync_gradients and self.training.clip:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip)

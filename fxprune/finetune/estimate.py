@@ -25,7 +25,7 @@ from fxprune.finetune.training import Training
 
 __all__ = ["Estimate", "estimate"]
 
-WARM_UP, FEWEST, MOST = 2, 4, 24  # batches: of no account, and timed ones
+WARM_UP, FEWEST, MOST = 2, 4, 24  # batches: not counted; the range of those timed
 SECONDS = 15.0  # for those that are timed
 
 

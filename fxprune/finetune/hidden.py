@@ -128,8 +128,9 @@ class HiddenStates:
             if is_norm is not norm or len(others) != len(reads):
                 continue
             index = self.kept[name][0 if norm else 1]
-            for (x, dim), (y, _) in zip(reads, others, strict=True):  # heads may be fewer as well
+            for (x, dim), (y, _) in zip(reads, others, strict=True):
                 y = y if index is None else y.index_select(dim, index.to(y.device))
+                # Shapes differ where a norm over head_dim reads heads, and some of them went: left out.
                 if x.shape == y.shape and x.ndim > 1:
                     yield _relative_error(at_least_float32(x), at_least_float32(y))
 

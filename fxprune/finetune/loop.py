@@ -24,8 +24,8 @@ from fxprune.graph.modes import in_eval_mode
 __all__ = ["Evaluate", "Loop", "own_randomness"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-TOTAL = "loss"
-READING, TRAINING = 0, 1
+TOTAL = "loss"  # what the log calls the weighted sum
+READING, TRAINING = 0, 1  # last in a seed: of what is drawn while a batch is read, or trained on
 
 
 @dataclass(frozen=True)

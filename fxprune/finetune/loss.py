@@ -49,8 +49,8 @@ class Distillation:
     """The loss of a student beside its teacher: task + kl * KL(teacher || student) + hidden * states.
 
     Both get the same batch; the teacher runs in eval mode, without gradients, and is left as it is (its
-    weights may be of another precision than the student's: half of it saves memory).  Works
-    on one device, under autocast, and with a student wrapped for several processes (pass that as `wrapped`).
+    weights may be of another precision than the student's: a lower one saves memory).  Works on one device,
+    under autocast, and with a student wrapped for several processes (pass that as `wrapped`).
 
     Args:
         student: the model in training, of `fxprune.prune` or any other with the same outputs.

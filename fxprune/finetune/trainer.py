@@ -20,12 +20,12 @@ NO_EFFECT = "{} would have no effect, since the loss is that of distillation: gi
 
 
 class DistillationMixin:
-    """What makes any `Trainer` subclass distil: it stands before that in the bases, and replaces its loss."""
+    """A mixin that makes a `Trainer` distil: named before it among the bases, it replaces the loss."""
 
     distillation: Distillation
 
     def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
-        """Take the loss beside the trainer's own arguments, of the same model as its student.
+        """Take the loss beside the trainer's own arguments; its student is the trainer's model.
 
         Raises:
             OptionError: the arguments ask for another loss, which would have no effect.

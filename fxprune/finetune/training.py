@@ -17,7 +17,7 @@ class Training:
     """How to train: every number that the result depends on, beside the data.
 
     epochs: passes over the data.
-    lr, min_lr: the learning rate's peak, and where the schedule ends.
+    lr, min_lr: the learning rate's peak, and where the warmup begins and the schedule ends.
     warmup: epochs (or a part of one) in which the learning rate rises.
     opt, sched: names in timm's factories (`create_optimizer_v2`, `create_scheduler_v2`).
     weight_decay: of matrices; none of biases, norms, and what the model itself exempts.

@@ -90,7 +90,7 @@ def _is_count(value: object, classes: int | None, stale: Collection[int]) -> boo
 
 
 def _is_words(value: object) -> bool:
-    """Return a word, or a list or table of them: labels."""
+    """Is it a word, or a list or table of words (labels)?"""
     if isinstance(value, Mapping):
         pairs = [*value.items()]
         return bool(pairs) and all(

@@ -101,7 +101,7 @@ def json_digest(value: object) -> str:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """How nodes and functions are spelled."""
+    """How a digest spells nodes, by their numbers, and functions and classes, by names; `own`: of ours."""
 
     of: Mapping[fx.Node, int]
     own: Mapping[str, str]

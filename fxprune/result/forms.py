@@ -46,7 +46,7 @@ def is_result(module: object) -> bool:
 def attach(instance: nn.Module, graph: PrunedModule, *, shared: bool = True) -> None:
     """Let an instance of the user's own class carry the record of a graph that it equals.
 
-    shared: others use the graph too; else it gives its tensors away, and is carried itself.
+    shared: others use the graph too, and a copy is carried; else the graph itself, stripped of its numbers.
     """
     own = {name for name, _ in named_tensors(instance)}
     outline = {id(t): _outline(t) for name, t in named_tensors(graph) if name in own}

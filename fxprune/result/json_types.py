@@ -1,7 +1,7 @@
 """The JSON records of a folder and of an original, field by field.
 
-A file was compared with its digest when it was read.  What code follows in it (layers, plans, an own class)
-is `object` until the function that reads it has looked.
+A file was compared with its digest when it was read.  What decides which code runs (layers, plans, an own
+class) is `object` until the function that reads it has checked it.
 """
 
 from __future__ import annotations

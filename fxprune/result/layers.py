@@ -22,7 +22,7 @@ def called_layers(pruned: PrunedModule) -> dict[str, nn.Module | None]:
 
 
 def layers_of(pruned: PrunedModule) -> dict[str, str]:
-    """Digest what the plan made: each layer's settings, and the shape of every tensor beside layers."""
+    """Digest each layer that the graph calls, by path; of a tensor in none of them, its shape by name."""
     called = called_layers(pruned)
     found = {path: settings_digest(layer) for path, layer in called.items() if layer is not None}
     within = tuple(f"{path}." for path in called)

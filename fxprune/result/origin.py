@@ -44,7 +44,7 @@ def _dtypes(state: Mapping[str, Tensor]) -> Dtypes:
 
 
 def in_dtypes(model: nn.Module, dtypes: Dtypes) -> nn.Module:
-    """Return the model itself, or a copy in the precision recorded: a capture may write it down."""
+    """Return the model itself, or a copy in the precision recorded, since a graph may name its dtypes."""
     if _dtypes(model.state_dict()) == dtypes:
         return model
     model = copy.deepcopy(model).to(getattr(torch, dtypes["usual"]))

@@ -23,7 +23,7 @@ __all__ = ["WORDS", "FullWidth", "Made", "UnevenParts"]
 class FullWidth:
     """A call at the original's width, of whose result the kept elements are taken.
 
-    Called with a function, it makes the one to call.
+    It is called with the function that the code names, and returns the one to call in its place.
 
     Arguments and results are told by their places among the leaves of the nest that they lie in.
 
@@ -67,7 +67,7 @@ def _taken(x: Tensor, dim: int, positions: tuple[int, ...]) -> Tensor:
 class UnevenParts:
     """A call that cuts a tensor into parts of one size, which have become parts of these.
 
-    Called with a function, it makes the one to call.
+    As `FullWidth`, it is called with a function and returns the one to call in its place.
     """
 
     dim: int

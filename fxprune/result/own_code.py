@@ -216,6 +216,7 @@ class OwnCode:
     parts: modules that their part of the graph replaces.
     forward: what stands for the code of the root, where that can't hold the sizes.
     spellings: sizes that the code of modules has from attributes, where it computes others.
+    tables: what modules keep of tensors that their code computes anew at the original's width.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """

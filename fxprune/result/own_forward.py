@@ -22,7 +22,7 @@ MADE = "_fxprune_forward"  # in a class made here: (the user's class, the graph 
 
 
 def without_forward(module: nn.Module, why: str) -> None:
-    """Let a module that a graph around it stands for refuse to be called."""
+    """Let a module refuse to be called, since the graph of a module around it does its work."""
     module.__class__ = _class(users_class(module), None, {"forward": why})
 
 

@@ -58,7 +58,7 @@ Layers = tuple[tuple[Place, ...], ...]
 
 
 def spelled_anew(module: nn.Module, places: Iterable[Place]) -> None:
-    """Let a module's code take sizes from attributes; it has them.
+    """Let a module's code take sizes from attributes, which `Spelling.write` gives it.
 
     Raises:
         UnsupportedModuleError: its class's source can't be read, or has something else there.
@@ -75,7 +75,7 @@ def spelled_class(cls: type[nn.Module], places: tuple[Place, ...]) -> type[nn.Mo
 
 
 def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the user's class, where one was made here."""
+    """Return the user's class that a class made here inherits from; any other class as it is."""
     made = vars(cls).get(MADE)
     return made[0] if made else cls
 

@@ -36,7 +36,7 @@ def tables_kept(model: nn.Module, tables: Iterable[Table]) -> None:
 
 
 def untabled(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the user's class, where one was made here."""
+    """Return the user's class that a class made here inherits from; any other class as it is."""
     found: type[nn.Module] = vars(cls).get(MADE, cls)
     return found
 

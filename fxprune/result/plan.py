@@ -10,8 +10,9 @@ Pure data, applied by rewriting.  As JSON it is small beside the weights that it
 BITS: one bit per element, 1 for kept, the first in the highest bit, as base64; of all heads in a row
 ("heads" is absent where they share one choice).  `weights` gives for each dimension a number in `indices`,
 since many share a choice, or null for a whole one.  "removed", "floored", "renamed", "scales", "regrouped",
-"discarded", "samples" and "divergence" stand as in `Plan`, and are absent where they are empty; a matrix of
-"bases" as its shape and its numbers in base64, float64 of the lowest byte first.  A plain list of indices is
+"unfitted", "discarded", "samples" and "divergence" stand as in `Plan`, and are absent where they are empty;
+"refit" as the fields of each `Refit`; a matrix of "bases" as its shape and its numbers in base64, float64 of
+the lowest byte first.  A plain list of indices is
 read as well as BITS.
 """
 
@@ -37,6 +38,7 @@ __all__ = ["Kept", "Plan", "plan_data", "plan_from"]
 
 
 FORMAT = "fxprune-plan-2"
+# Fields of `Plan` that are dicts: what their values are; and that are lists of names: what errors call them.
 NAMED = {"renamed": str, "scales": float, "regrouped": int, "unfitted": str, "discarded": float}
 LISTED = {"removed": "removed branches", "floored": "groups at their floor"}
 T = TypeVar("T")
@@ -227,7 +229,7 @@ def _written_group(kept: Kept) -> dict[str, object]:
 
 
 def _read_group(name: str, size: object, kept: object, heads: object = None) -> Kept:
-    """Return a group's record as data, if it is one: increasing whole numbers within the group."""
+    """Read what a group keeps.  Raises PlanError unless it is increasing whole numbers within the group."""
     if type(size) is not int or size < 1 or not (heads is None or (type(heads) is int and heads > 0)):
         raise PlanError(f"{name}: a size is a whole number of at least 1")
     if isinstance(kept, str):

@@ -33,7 +33,7 @@ class Record:
     sites: group -> the dimensions of the result's weights that carry it.
     dynamic: it takes batches of any size.
     ties: second names of shared tensors -> the name that the graph uses.
-    layers: a digest of each layer as the plan made it: `pruned.head = ..` shows, see `replaced_layers`.
+    layers: a digest of each layer as the plan made it, by which `replaced_layers` sees `pruned.head = ..`.
     undecayed: parameters that the original tells optimisers to leave without weight decay.
     untrained: what the original does in train mode, and its graph does not, in words for people: it is
         refused there.

@@ -23,7 +23,7 @@ READS_CODE = "reads_generated_code"
 
 
 def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None) -> Callable[..., Value]:
-    """Return the forward of a GraphModule's class, which hands its graph to a tracer that calls it.
+    """Wrap the forward of a GraphModule's class, so that it hands its graph to a tracer that calls it.
 
     graph: what it runs, where the class is no GraphModule's.
     """
@@ -46,7 +46,7 @@ def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None
 
 
 def _unknown(given: Mapping[str, object], known: frozenset[str]) -> Exception:
-    """Return an argument that the original takes as a keyword of any name, or does not take at all."""
+    """Make the error for a keyword that was not captured: one of `**kwargs`, or unknown to the original."""
     names = ", ".join(sorted(set(given) - known))
     return InputArgumentError(
         f"unexpected keyword argument {names}: the model was captured without it; "

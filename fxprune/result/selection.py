@@ -86,10 +86,10 @@ class Selection:
         return axis.size if mask is None else int(np.atleast_2d(mask)[0].sum())
 
     def mask(self, axes: Sequence[Axis]) -> Tensor | None:
-        """Make a mask, 1 where a tensor's element is kept, [n or 1, ...]; None if all are kept."""
+        """Make a mask, true where a tensor's element is kept: bool [n or 1, ...]; None if all are kept."""
         if not any(map(self.shrinks, axes)):
             return None
-        choosers = set(self.heads.values())  # frozen themselves, but each chooses what it keeps
+        choosers = set(self.heads.values())  # even where all heads stay, each keeps elements of its own
         live = [self.shrinks(axis) or not choosers.isdisjoint(atoms_of(axis)) for axis in axes]
         keep = self._keep(Product.of(a for a, counts in zip(axes, live, strict=True) if counts))
         shape = [a.size if counts else 1 for a, counts in zip(axes, live, strict=True)]

@@ -138,7 +138,7 @@ def _compared(
     except ImportError:
         return None, inputs, outputs
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     error = 0.0
     for batch in BATCHES if dynamic else (None,):
