@@ -218,13 +218,13 @@ PARTS = {
 
 
 def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, float]:
-    """What a function returns, and the processor time that it took."""
+    """Return what a function returns, and the processor time that it took in seconds."""
     start = time.process_time()
     return function(*args, **options), time.process_time() - start
 
 
 def spread(size: int, count: int) -> list[int]:
-    """Elements at random, in order."""
+    """Choose `count` of `size` elements at random, in order."""
     return sorted(np.random.default_rng(0).choice(size, min(size, count), replace=False).tolist())
 
 
@@ -246,7 +246,7 @@ def torch_pruning(model: nn.Module, ratio: float = 0.5, whole_heads: bool = True
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """With fused attention: right where whole heads went, since the head dim gives its scale."""
+    """Switch fused attention on: right where whole heads went, since the head dim gives its scale."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.fused_attn = True
@@ -258,10 +258,10 @@ def deit(size: str, **changes: int) -> nn.Module:
 
 
 def hand_built_like(pruned: nn.Module) -> VisionTransformer:
-    """What one would write to get these sizes; strict loading makes sure that they are the same."""
+    """Build what one would write to get these sizes; strict loading makes sure that they are the same."""
     weights = pruned.state_dict()
     embed = weights["pos_embed"].shape[-1]
-    heads = weights["blocks.0.attn.qkv.weight"].shape[0] // 3 // 64
+    heads = weights["blocks.0.attn.qkv.weight"].shape[0] // 3 // 64  # of head_dim 64
     hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
     model = VisionTransformer(embed_dim=embed, num_heads=heads, mlp_ratio=hidden / embed).eval()
     model.load_state_dict(weights)
@@ -275,7 +275,7 @@ def real_vit_tiny(data: Path) -> nn.Module:
 
 
 def what_is_missing(data: Path | None) -> str:
-    """Why accuracy can't be measured; an empty string if it can."""
+    """Say why accuracy can't be measured; an empty string if it can."""
     if data is None:
         return "It needs real weights and photos: give --data DIR or set FXPRUNE_DATA."
     wanted = (data / "vit_tiny_patch16_224.safetensors", data / "imagenet-sample")
@@ -284,7 +284,7 @@ def what_is_missing(data: Path | None) -> str:
 
 
 def evaluation_photos(data: Path, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Prepared as the model's own configuration says."""
+    """Load photos [n, 3, height, width], prepared as the model's configuration says, and their classes."""
     files = sorted((data / "imagenet-sample").glob("*.jpg"))[1::2]
     prepare = create_transform(**resolve_data_config({}, model=model))
     photos = torch.stack([prepare(Image.open(file).convert("RGB")) for file in files])
@@ -298,7 +298,7 @@ def top1(model: nn.Module, photos: Tensor, labels: Tensor) -> float:
 
 
 def seconds(function: Callable[[Any], Any], argument: Any) -> float:
-    """Of processor time: with one thread the time on the clock, less what other processes took."""
+    """Measure processor time: with one thread the time on the clock, less what other processes took."""
     gc.collect()
     start = time.process_time()
     function(argument)
@@ -306,7 +306,7 @@ def seconds(function: Callable[[Any], Any], argument: Any) -> float:
 
 
 def take_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Each side once per round, every round from another one on; a first round does not count."""
+    """Time each side once per round, every round from another one on; a first round does not count."""
     times: list[list[float]] = [[] for _ in sides]
     order = deque(range(len(sides)))
     for _ in range(1 + rounds):
@@ -318,7 +318,7 @@ def take_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float
 
 @torch.no_grad()
 def time_forwards(models: list[nn.Module], images: Tensor, rounds: int) -> list[list[float]]:
-    """Of models that must agree on what they share: the first two are one function."""
+    """Time models in turn, once it is checked that the first two compute the same."""
     torch.testing.assert_close(models[0](images), models[1](images), rtol=1e-3, atol=1e-4)
     return take_turns([lambda m=m: seconds(m, images) for m in models], rounds)
 
@@ -329,7 +329,7 @@ def in_fresh_process(function: Callable[[], float]) -> float:
 
 
 def peak_extra_mib() -> float:
-    """How far this process's peak resident size rises over its size while it prunes (on Linux)."""
+    """Measure how far this process's peak resident size rises over its size while it prunes (on Linux)."""
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return float("nan")
@@ -359,7 +359,7 @@ def millions(model: nn.Module) -> float:
 
 
 def row(what: str, own: list[float], against: list[float], goal: str, unit: str) -> Row:
-    """Medians of both sides, and the median of the ratios of each round with its quartiles."""
+    """Make a row of both sides' medians, and of the median of each round's ratio with its quartiles."""
     ratios = [a / b if b else float("nan") for a, b in zip(own, against, strict=True)]
     ratio = f"{median(ratios):.2f}".replace("nan", "-")
     if len(ratios) > 1:
@@ -369,7 +369,7 @@ def row(what: str, own: list[float], against: list[float], goal: str, unit: str)
 
 
 def print_table(title: str, note: str, rows: list[Row]) -> None:
-    """Markdown that reads well as it stands."""
+    """Print a table in Markdown that reads well as it stands."""
     header = ("", "measured", "against", "ratio", "goal")
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     print(f"\n## {title}\n\n{note}\n")

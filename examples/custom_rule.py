@@ -12,13 +12,13 @@ from fxprune import DEFAULT_RULES, Flow, Op
 
 @torch.library.custom_op("example::soft_gate", mutates_args=())
 def soft_gate(x: Tensor, gate: Tensor) -> Tensor:
-    """x times the sigmoid of a gate of the same shape: to PyTorch's tracers a black box."""
+    """Multiply x by the sigmoid of a gate of the same shape: to PyTorch's tracers a black box."""
     return x * torch.sigmoid(gate)
 
 
 @torch.library.custom_op("example::scaled_norm", mutates_args=())
 def scaled_norm(x: Tensor, scale: Tensor) -> Tensor:
-    """x over the root of its channels' mean square, times a scale per channel."""
+    """Divide x by the root of its channels' mean square, and multiply by a scale per channel."""
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * scale
 
 

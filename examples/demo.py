@@ -1,6 +1,6 @@
 """Train, prune, certify, draw and fine-tune a small vision transformer on real handwritten digits.
 
-Everything it needs ships with scikit-learn and timm: nothing is downloaded. About two minutes.
+The images ship with scikit-learn: nothing is downloaded. About two minutes.
 """
 
 import argparse
@@ -77,7 +77,7 @@ class Digits:
 
 
 def load_split_digits(seed: int) -> Digits:
-    """The 1,797 real 8 x 8 digits that ship with scikit-learn, a quarter of them held out."""
+    """Load the 1,797 real 8 x 8 digits that ship with scikit-learn, a quarter of them held out."""
     images, labels = load_digits(return_X_y=True)
     train_images, test_images, train_labels, test_labels = train_test_split(
         torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8),
@@ -91,7 +91,7 @@ def load_split_digits(seed: int) -> Digits:
 
 
 def small_vit() -> VisionTransformer:
-    """A ViT of 16 patches of 2 x 2 pixels; 0.45 million parameters."""
+    """Make a ViT of 16 patches of 2 x 2 pixels; 0.45 million parameters."""
     model = VisionTransformer(
         img_size=8,
         patch_size=2,
@@ -102,7 +102,7 @@ def small_vit() -> VisionTransformer:
         num_heads=4,
         drop_path_rate=0.1,
     )
-    # timm's 0.02 suits long schedules: here it would take most of the minute to tell places apart.
+    # timm's 0.02 suits long schedules: here it would take most of the training to tell places apart.
     nn.init.trunc_normal_(model.pos_embed, std=0.5)
     return model
 
@@ -160,7 +160,7 @@ def median_milliseconds(model: nn.Module, images: Tensor, runs: int = 50) -> flo
 
 
 def show_head(analysis: fxprune.Analysis, lines: int = 12) -> None:
-    """What shrinks together, what is frozen and why."""
+    """Print the first lines of the analysis: what shrinks together, what is frozen and why."""
     table = str(analysis).splitlines()
     print(*table[:lines], "...", table[-1], sep="\n")
 

@@ -27,6 +27,7 @@ from fxprune.show.reports.report import Report, report
 
 __version__ = "0.2.0"
 
+# Pickles and scripts may name modules by where they stood before.
 install_old_names()
 
 __all__ = [

@@ -130,7 +130,7 @@ class TrainingError(FxpruneError):
     """
 
 
-MOST_LETTERS = 80
+MOST_LETTERS = 80  # of a value that a message shows as it is
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ fxprune.save wrote, or hf-hub:owner/name."""
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     return ended(lambda: app.main(arguments, "fxprune", standalone_mode=False), arguments)
 

@@ -14,11 +14,11 @@ from fxprune.errors import FxpruneError
 
 __all__ = ["FAILED", "USAGE", "ended"]
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # (130: as shells report an interrupt, 128 + SIGINT)
 
 
 def ended(command: Callable[[], Any], arguments: Sequence[str]) -> int:
-    """Run a command; the exit code: 0, 1 for what failed, 2 for wrong usage."""
+    """Run a command and return the exit code: 0, 1 if it failed, 2 for wrong usage, 130 if interrupted."""
     debug = "--debug" in arguments
     warnings.showwarning = _one_line
     try:

@@ -95,7 +95,7 @@ def _saved(folder: str, model: str | None, options: dict[str, Any]) -> dict[str,
 
 
 def _told(batches: Iterable[tuple[Tensor, Tensor]], count: int, step: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Print a line at every tenth of the way."""
+    """Yield the batches, and say at every tenth of the way how many images are done."""
     done = tenths = 0
     for images, labels in batches:
         yield images, labels

@@ -69,6 +69,8 @@ def labelled_images(
 ) -> Labelled:
     """Read at most `most` images, evenly spread over the folder, each with its subfolder's class.
 
+    Puts the model in eval mode, and leaves it there.
+
     Raises:
         DataError: as `batches_from`; or it is not certain which class of the model a subfolder means.
     """
@@ -163,7 +165,7 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort `a10` after `a2`."""
+    """Split a name into words and numbers, by which `a10` sorts after `a2`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -220,7 +222,7 @@ def _dataset(
 
 
 def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:
-    """Load samples evenly spread over the data set."""
+    """Load `count` samples evenly spread over the data set, and yield them in lists of `batch`."""
     chosen = [i * len(dataset) // count for i in range(count)]
     for start in range(0, count, batch):
         yield [dataset[i] for i in chosen[start : start + batch]]

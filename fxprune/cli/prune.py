@@ -117,7 +117,7 @@ def prune(
         if like is not None:
             options["like"] = model_specs.build(like)
         pixels = preprocessing_of(what, dense.model, mean, std)
-        if data is not None:
+        if data is not None:  # in batches of 16 images
             options["data"], words = batches_from(data, dense.model, dense.options, pixels, images, 16)
             step(f"images of {data}: {words}")
         if no_refit:

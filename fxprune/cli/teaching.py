@@ -48,7 +48,7 @@ class Lesson:
     saved: the student is pruned already.
     dense_first: a MODEL's new head is trained from labels before anything is pruned.
     pixels: what is done to the student's images.
-    about: how it is called.
+    about: the keyword arguments for `analyze` that belong to the student; none where it is saved.
     """
 
     student: nn.Module
@@ -143,7 +143,10 @@ def _fed(teacher: nn.Module, pixels: Preprocessing, own: Preprocessing) -> nn.Mo
 
 
 class Renormalised(nn.Module):
-    """A model for images of one normalisation, called with images of another."""
+    """A model for images of one normalisation, called with images of another.
+
+    scale, shift: [1, channels, 1, 1].
+    """
 
     scale: Tensor
     shift: Tensor

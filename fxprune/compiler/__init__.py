@@ -1,4 +1,7 @@
-"""The compiler: `pipeline` reads top-down, `rewrite` is its third arrow, `native` its user's own class."""
+"""The compiler: `pipeline` reads top-down, and `rewrite` is its third arrow.
+
+`native/` builds an instance of the user's own class, `refit/` solves layers again by calibration data.
+"""
 
 from fxprune.compiler.apply import apply
 from fxprune.compiler.pipeline import prune, prune_analyzed

@@ -37,12 +37,12 @@ def apply(
 
     Args:
         model: of the architecture that the plan was made for, with any weights; it is not changed.
-        plan: of `plan_of(pruned)` or `Plan.load(file)`.  What was re-fitted on data is not part of it: the
-            result holds the plan's slices.
+        plan: of `plan_of(pruned)` or `Plan.load(file)`.  What was re-fitted on data is not part of it, nor
+            are norms' weights that were scaled to fewer coordinates: the result holds the plan's slices.
         example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
             they were when the plan was made, since they decide how groups are named.
-        check: verify the graph after every pass that shrinks it, for whoever works on passes, as of
-            `trace`, which does so for those before; what smaller weights compute is `verify`'s to compare.
+        check: check the graph after every pass that shrinks it, for work on passes; `trace` has the same
+            option for the passes before.  What the smaller weights compute is `verify`'s to compare.
         form: "graph" or "module", as of `prune`.
 
     Raises:

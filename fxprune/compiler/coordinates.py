@@ -37,10 +37,10 @@ def in_chosen_bases(decision: Decision, model: nn.Module, analysis: Analysis) ->
 
 
 def scale_norms(analysis: Analysis, result: nn.Module) -> None:
-    """Let norms over fewer coordinates of a stream give what they gave over all, in place, and record it.
+    """Scale the weights of norms over k of a stream's n coordinates by sqrt(n / k), in place; record it.
 
-    What went was small, so that the rest is as long as the whole was; and a norm over k elements makes them
-    as long as the root of k.  Its weight takes the root of n / k.
+    The coordinates that went were small, so that the others are nearly as long as all were.  A norm brings n
+    of them to the length sqrt(n), and k to sqrt(k): the factor makes what is left as long as it was.
     """
     plan, pruned = plan_of(result), graph_form(result)
     groups = [
@@ -64,6 +64,7 @@ def scale_norms(analysis: Analysis, result: nn.Module) -> None:
             ratio *= (kept.size / kept.count) ** 0.5
         with torch.no_grad():
             tensor.mul_(ratio)
+        # No ridge and no errors: it is recorded as re-fit, so that `verify` knows it, but nothing was solved.
         scaled[new] = Refit.of(tensor, float("inf"), 0.0, 0.0)
     if scaled:
         with_record(

@@ -33,11 +33,13 @@ def pruned_once(
     refit_data: Iterable[Value] | None = None,
     **refit_options: Value,
 ) -> tuple[Decision, nn.Module]:
-    """Return the decision, in the coordinates that it was brought to, and the model that it gives.
+    """Prune a model by a decision; return the decision in the coordinates chosen for it, and the result.
 
     Args:
         analysis: of the model, with all its branches.
+        form, like: as of `in_form`.
         refit_data: batches to solve layers again on; None: they keep their slices.
+        refit_options: of `refit`.
     """
     decision, rebased = in_chosen_bases(decision, model, analysis)
     pruned = in_form(form, rebased, decision.analysis, decision.plan, like=like)
@@ -50,7 +52,10 @@ def pruned_once(
 
 
 def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
-    """Return what tells a decision's KL divergence a sample, by pruning and running a few of them."""
+    """Return a function that prunes by a decision and measures its KL divergence, the mean over samples.
+
+    Its second argument is a few batches, on which layers are solved again, if at all, and which are run.
+    """
     options = {**request.refit_options, "progress": False, "join": False}
     log_probabilities = options.get("log_probabilities")
 

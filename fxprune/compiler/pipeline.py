@@ -1,4 +1,4 @@
-"""The compiler, top to bottom: analyse, decide, rewrite, certify."""
+"""The compiler, top to bottom: analyse, decide, rewrite."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def prune_analyzed(
     round_to: int = 1,
     form: str = "graph",
 ) -> PrunedModel:
-    """Return the second half of `prune` with magnitudes for importance: one analysis serves many ratios."""
+    """Prune a model that is analysed already, by magnitude: one analysis serves many ratios."""
     budget = Budget(ratio, scope=scope, round_to=round_to)
     return _pruned(model, analysis, Request(budget, attention=attention), form)
 
@@ -204,6 +204,7 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     rewriter = Rewriter(model)
     trial = trial_of(model, analysis, request)
     decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter, trial=trial)
+    # Trained weights are never solved again: with `between`, the first step alone is; else the last one.
     refits_first = request.refits and (request.steps == 1 or request.between is not None)
     decision, pruned = pruned_once(
         model,

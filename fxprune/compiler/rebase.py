@@ -23,7 +23,7 @@ from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["difference", "rebase", "rebase_analyzed", "rebased"]
 
-TOLERANCE = 1e-8
+TOLERANCE = 1e-8  # relative, in float64: what counts as exact, as of `Certificate.tolerance`
 
 
 def rebase(
@@ -89,7 +89,7 @@ def rebased(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -
 
 
 def rebase_analyzed(model: nn.Module, analysis: Analysis, bases: Mapping[str, Tensor]) -> nn.Module:
-    """Return what `rebase` does, of a model that is analysed already."""
+    """Copy a model that is analysed already into other coordinates, as `rebase` does."""
     changed = changed_weights(analysis, bases)
     error = difference(analysis, changed)
     if not error < TOLERANCE:
@@ -115,7 +115,7 @@ def _copied(t: Tensor, value: Tensor | None) -> Tensor:
 
 
 def difference(analysis: Analysis, changed: Mapping[str, Tensor]) -> float:
-    """Return the largest relative difference of the graph's outputs, in float64."""
+    """Return the largest relative difference that changed weights make to the outputs, in float64."""
     original, other = doubled(analysis.module), doubled(analysis.module)
     put_tensors(other, changed)
     example = analysis.captured.example.map(in_float64)

@@ -37,7 +37,7 @@ def rewrite(
         analysis: of the original, or of the graph that the plan's groups are of.
         plan: its `kept` is not read: what weights keep follows from what groups keep.
         check: verify the graph after every pass, as of `fxprune.passes.check.run_passes`.
-        run: try the result on fake tensors; whoever does not ask for that has to, or compare it.
+        run: try the result on fake tensors; with False the caller has to run or compare it.
 
     Raises:
         PlanError: the plan is for another model.
@@ -80,7 +80,7 @@ def rewrite(
         before=before,
     )
     refuse_train_mode(pruned, pruned.record.untrained)
-    # Where scripts of others read it before there was a record; nothing of ours does.
+    # Where users' scripts read it before there was a record; ours read it in pickles of format 1 alone.
     pruned.meta["fxprune"] = {**vars(pruned.record), **pruned.record.options}
     return pruned
 
@@ -120,7 +120,7 @@ def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[in
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Build what a plan gives of one model, for a decision that is measured on results."""
+    """The rewrite of one model by any plan, for a decision that is measured on results."""
 
     model: nn.Module
 
