@@ -42,7 +42,7 @@ def barred_methods(module: nn.Module) -> Iterator[str]:
 
 
 def names_of_forward(module: nn.Module) -> set[str]:
-    """Return what a module's `forward` refers to, and the methods that it names."""
+    """Return the names in the code of a module's `forward`, and of the methods that it names."""
     methods = dict(_methods(type(module)))
     forward = methods.get("forward")
     return {name for code in _codes(forward, methods) for name in code.co_names} if forward else set()

@@ -125,7 +125,7 @@ def _number(value: Any) -> Any:
 def _with_numbers(
     calls: Mapping[str, list[Boundary]], others: Mapping[str, list[Boundary]]
 ) -> dict[str, list[Boundary]]:
-    """Note what numbers were in another run; a call that had others there, or none, can't tell."""
+    """Add to each call's numbers those of another run; where calls were more or fewer there, none."""
 
     def both(a: Any, b: Any) -> Any:
         return Number((*a.values, *b.values)) if isinstance(a, Number) and isinstance(b, Number) else a

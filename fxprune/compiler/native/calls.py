@@ -28,7 +28,7 @@ __all__ = ["CallOptions"]
 
 CHOICES = 4  # of what is kept of one call's result, where several tensors of the graph are equal to it
 _Way = TypeVar("_Way")
-_Kept = tuple[tuple[int, tuple[int, ...]], ...]
+_Kept = tuple[tuple[int, tuple[int, ...]], ...]  # ((dimension, kept positions), ...) of one tensor
 
 
 class CallOptions:
@@ -80,6 +80,7 @@ class CallOptions:
         ]
 
     def _ways(self, given: Sequence[Any], result: Sequence[Any]) -> list[tuple[Any, Any]]:
+        # Each is (`widths`, `kept`) of a `FullWidth`.
         kept: dict[int, list[_Kept]] = {}
         for place, leaf in enumerate(result):
             if isinstance(leaf, Fingerprint) and leaf.shape:

@@ -29,7 +29,7 @@ from fxprune.result.pruned_module import PrunedModule
 __all__ = ["configured"]
 
 SAVES = "save_pretrained"  # how a library that builds models of configurations calls its saving
-TRIES = 48
+TRIES = 48  # combinations of changes at a time: each builds a model
 
 Option = tuple[Slot, int, list[int]]  # a number, as it was, and all that it may have become
 Change = tuple[Slot, int, int]  # a number, as it was and as it is to be
@@ -124,7 +124,7 @@ def _written(instance: nn.Module, changes: list[Change]) -> Iterator[None]:
 
 
 def _misfits(instance: nn.Module, name: str) -> float:
-    """Count the tensors that a model of an instance's configuration has not, or in another shape."""
+    """Count the tensors, by name and shape, that an instance or a model of its configuration has alone."""
     with torch.device("meta"):
         built = _built(instance, vars(instance)[name])
     if built is None:

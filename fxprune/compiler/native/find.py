@@ -64,7 +64,11 @@ def own_code_of(
 
 
 class _Finder:
-    """Edits a float64 instance until it equals the graph, and puts parts of that in where no edits do."""
+    """Edits a float64 instance until it equals the graph, and puts parts of that in where no edits do.
+
+    double: the pruned graph in float64.
+    boundaries: where modules begin and end in the captured graph; None until edits alone have failed.
+    """
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class _Finder:
                 yield Spelling(slot.path, slot.place, slot.old, slot.meaning(new))
 
     def _edits(self) -> Iterator[Edit]:
-        """List what was edited, less what lies in a part, or may be no width: nobody has read it."""
+        """List the edits, less those in a part, and of numbers that no code read and that may be no width."""
         search = self.search
         for slot, new in search.edits.items():
             if isinstance(slot, SpelledSlot):

@@ -13,14 +13,18 @@ from fxprune.graph.tensors import is_float
 
 __all__ = ["Fingerprint", "Prints", "is_same", "prints_match", "prints_of"]
 
-TOLERANCE = 1e-8
-SAMPLES = 64
+TOLERANCE = 1e-8  # relative, in float64
+SAMPLES = 64  # elements that are compared one by one
 LARGEST = 1e30  # beyond: what masks write for -inf, which differs with the precision
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Enough of a tensor to tell it from another: its shape, its sums, and some of its elements."""
+    """Enough of a tensor to tell it from another: its shape, its sums, and some of its elements.
+
+    sums: of the elements, and of their absolute values: float64 [2].
+    samples: float64 [SAMPLES], evenly spaced.
+    """
 
     shape: tuple[int, ...]
     sums: Tensor
@@ -40,7 +44,7 @@ class Fingerprint:
             return False
         scale = max(float(other.sums[1]), 1e-30)
         if not bool(((self.sums - other.sums).abs() <= TOLERANCE * scale).all()):
-            return bool(torch.equal(self.sums, other.sums))  # not a number, both
+            return bool(torch.equal(self.sums, other.sums))  # no: where a sum is NaN, it equals nothing
         largest = float(other.samples.abs().max()) if len(other.samples) else 0.0
         return bool(torch.allclose(self.samples, other.samples, rtol=TOLERANCE, atol=TOLERANCE * largest))
 
@@ -58,7 +62,7 @@ def prints_match(got: Prints, wanted: Prints) -> bool:
 
 
 def is_same(got: list[Tensor], wanted: list[Tensor]) -> bool:
-    """Are all tensors of two results equal, to 1e-8 of the largest?"""
+    """Are all tensors of two results equal, to 1e-8 of the largest; to the last bit, if not all is finite?"""
     if [t.shape for t in got] != [t.shape for t in wanted]:
         return False
     for x, y in zip(got, wanted, strict=True):

@@ -36,5 +36,5 @@ class GraphValues(Float64Interpreter):
         return value
 
     def alike(self, seen: Fingerprint) -> list[fx.Node]:
-        """List the nodes that give a tensor."""
+        """List the nodes that give a tensor with this fingerprint."""
         return [n for n, known in self.of_shape[seen.shape] if known.matches(seen)]

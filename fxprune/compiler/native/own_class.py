@@ -86,9 +86,9 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
             return _finished(model, analysis, *traced, pruned, sizes)
-    refuse_broken(pruned, analysis.captured.example)  # else it was compared with what ran
+    refuse_broken(pruned, analysis.captured.example)  # `rewrite` did not try it, and no trace agreed with it
     why = ""
-    for spells in (True, False):  # what holds on two examples may not hold on a third
+    for spells in (True, False):  # sizes found in code on two examples may fail the proof
         try:
             found = _made_by_running(model, analysis, plan, slices, sizes, pruned, check=check, spells=spells)
         except (UnsupportedModuleError, SyntaxError):  # code that can't be compiled anew

@@ -64,7 +64,7 @@ class Proposals:
                     yield slot, new
 
     def second(self) -> Iterator[tuple[Slot, int]]:
-        """Propose, beside those, what the axes right there say of any number: heads, groups, products."""
+        """Propose, beside `first`, what the axes right there say of any number: heads, groups, products."""
         sure = {slot for slot, _ in self.first()}
         for slots in self.slots.values():
             for slot, old in slots:
@@ -147,7 +147,8 @@ class Proposals:
     def options(self, scope: Scope, reads: Reads) -> Options:
         """List every number that code has read and that may have become another one.
 
-        In a module's own state, in that of modules inside it, and of what it shares with others.
+        In the state of the scope's module and of those inside it, and in objects that any module holds (a
+        configuration).
         """
         return [
             (slot, [*(n for n in news if n != old), old])

@@ -33,7 +33,7 @@ class Reads:
 
 @contextlib.contextmanager
 def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = None) -> Iterator[None]:
-    """Note what is looked at meanwhile, by classes that look for themselves.
+    """Note which attributes code reads meanwhile, by subclasses that tell of each read.
 
     only: the paths of the modules to watch; all by default.
     """
@@ -76,7 +76,7 @@ def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = No
 
 def _made(noting: Any, cls: type) -> type:
     """Make the noting class; the class itself stands in where there can be none."""
-    if not cls.__flags__ & 1 << 9:  # no class of Python code
+    if not cls.__flags__ & 1 << 9:  # Py_TPFLAGS_HEAPTYPE: a class of Python code
         return cls
     try:
         made: type = noting(cls)

@@ -17,7 +17,7 @@ from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["computed_scales", "default_scales"]
 
-POWERS = (-0.5, 0.5, -0.25, 0.25, -1.0)  # of a size, that scales are
+POWERS = (-0.5, 0.5, -0.25, 0.25, -1.0)  # p, of the scales size**p that code takes
 
 
 def default_scales(analysis: Analysis, selection: Selection) -> dict[str, float]:
@@ -41,6 +41,8 @@ def computed_scales(
     """Map products in some modules to what their constant would be, were it computed from the new sizes.
 
     A constant is taken for a power of a size that its operand has and that shrinks.
+
+    modules: paths of modules, each with all inside it; of the root (""), its own code alone.
     """
     found = {}
     axes = {node.name: dims for node, values in analysis.axes.items() for dims in values[:1]}

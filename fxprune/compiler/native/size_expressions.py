@@ -60,18 +60,21 @@ class SizeReader:
         return self.other(value)
 
     def is_size(self, node: fx.Node) -> bool:
-        """Does it compute a whole number of sizes?"""
+        """Does a node give a size, a shape, or a whole number computed from others?"""
         return isinstance(self.read(node), (Size, tuple)) or self.is_computed(node)
 
     def is_computed(self, node: fx.Node) -> bool:
-        """Does it compute a whole number of others?"""
+        """Does it compute a whole number from others?"""
         if node.target not in _ARITHMETIC:
             return False
         other = self.other(node)
         return other is None or type(value_of(other)) is int
 
     def evaluate(self, value: Any, trial: int) -> int | None:
-        """Compute a whole number with other numbers in the place of sizes; None where it is none."""
+        """Compute a whole number with other numbers in the place of sizes; None where it is none.
+
+        They are multiples of the example's: what divides those divides these.
+        """
         read = self.read(value)
         if type(read) is int:
             return read
@@ -92,7 +95,7 @@ def value_of(read: Any) -> Any:
 
 
 def same_size(got: Any, wanted: Any, pruned: SizeReader) -> bool:
-    """Compute a node of one graph and a node of the other the same of the same sizes?"""
+    """Do a node of one graph and a node of the other compute the same from the same sizes?"""
     own = SizeReader()
     for trial in range(TRIALS):
         a, b = own.evaluate(got, trial), pruned.evaluate(wanted, trial)

@@ -28,7 +28,7 @@ class Sizes:
     whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
     weights: the same of whole dimensions of weights alone.
     parts: of their factors, and of runs of factors, as well.
-    near: the same of axes that the module's own values have, or the weights of modules right below it.
+    near: as `parts`, of the values and weights of the module itself and of those right below it alone.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
     """
 

@@ -39,6 +39,9 @@ class Spellings:
 
     examples: on which the original runs.
     look_at_calls: makes what finds how calls in the code can be made.
+    known: what the code of a class computes, and how its calls can be made.
+    classes: what a module's class was before its code was edited, by path.
+    chosen: the numbers that stand in a module's code by now, by path.
     """
 
     model: nn.Module

@@ -13,7 +13,8 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import called_modules, in_float64, named_tensors
 from fxprune.rules.modules import NATIVE, native
 
-Resized = Callable[[Sequence[str], Tensor], Tensor]  # every name that a model has for a tensor, and itself
+# Of every name that a model has for a tensor, and the tensor: what stands in its place.
+Resized = Callable[[Sequence[str], Tensor], Tensor]
 
 __all__ = ["Resized", "doubled_copy", "in_double_as", "resized_copy"]
 

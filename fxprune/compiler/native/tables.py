@@ -32,7 +32,7 @@ def holders_of_tables(model: nn.Module, pruned: nn.Module) -> Iterator[str]:
 def with_tables(
     model: nn.Module, made: nn.Module, analysis: Analysis, selection: Selection, own: OwnCode
 ) -> OwnCode:
-    """Let an instance keep what it does of the tables in the user's own modules; record that."""
+    """Let modules whose code computes tables anew keep the plan's channels of them; record which."""
     opened = own.forward.opened if own.forward else ()
     tables = tuple(
         Table(path, name, dim, axis.size, tuple(map(int, kept)), _numbers(path, own))

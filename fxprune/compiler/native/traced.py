@@ -27,8 +27,8 @@ from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["own_code_by_trace"]
 
-TRACES = 4
-MOST_TIMES = 4  # of what a module holds, that its code makes widths of
+TRACES = 4  # at most; each with the numbers that the one before asked for
+MOST_TIMES = 4  # that a width in code may be of a number that its module holds
 
 
 def own_code_by_trace(

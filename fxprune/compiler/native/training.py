@@ -42,7 +42,8 @@ from fxprune.result.pruned_module import PrunedModule
 __all__ = ["always_training", "is_torchs", "trained_alike"]
 
 TRIES = 64  # combinations of numbers that train mode alone reads
-COINS = (None, 0.0, 1.0 - 2**-24)  # what `torch.rand` gives: numbers; heads; tails
+# None: numbers are drawn as ever; else every draw from [0, 1) is the least, or the most.
+COINS = (None, 0.0, 1.0 - 2**-24)
 
 
 def trained_alike(

@@ -1,4 +1,4 @@
-"""What a graph's nodes give beside numbers: sizes, shapes, types and devices, on several examples."""
+"""What a graph's nodes give, beside tensors' values, on several examples: sizes, shapes, types, devices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from fxprune.graph.tensors import holds_attributes, is_float
 
 __all__ = ["Traits", "other_examples", "repeatable", "traits_of"]
 
-Traits = Mapping[
-    str, tuple[Any, ...]
-]  # node -> on each example: a size, a type, a device, a tensor's outline
+# By node, on each example: a size, a type, a device, or a tensor's outline (shape, type, device).
+Traits = Mapping[str, tuple[Any, ...]]
 
 
 def traits_of(double: fx.GraphModule, examples: Sequence[Example]) -> Traits:

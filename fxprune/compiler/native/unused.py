@@ -110,7 +110,7 @@ def _typed_alone(layer: nn.Module, x: Tensor, axes: Axes, analysis: Analysis) ->
 
 
 def _beside(t: Tensor, owner: str, analysis: Analysis) -> Axes:
-    """Take the axes of the same sizes that a module's other weights have, or else its values; one that agree.
+    """Take, of each size, the one axis that a module's other weights have, or else its values.
 
     What stands for a patch that is masked is as wide as what stands beside it, though this call masks none.
     Of what each head chooses for itself, a weight that has no heads can keep nothing but all.

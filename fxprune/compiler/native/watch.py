@@ -113,7 +113,7 @@ def fault_in(
     draws: Tensor | None = None,
     root: nn.Module | None = None,
 ) -> Fault | None:
-    """Call a float64 module; the first difference to what the graph expects, or None.
+    """Call a float64 module; return the first difference to what the graph expects, or None.
 
     Of the root (path ""), what it returns is compared as well.  Random numbers are those that the graph drew.
 

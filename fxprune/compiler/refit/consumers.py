@@ -127,6 +127,7 @@ def consumers_of(analysis: Analysis, selection: Selection) -> Consumers:
         found = _consumer(analysis, node, step, places)
         if isinstance(found, str):
             left |= {node.name: found} if reads else {}
+        # What writes to a stream has to be added to it, the last ones to nothing.
         elif reads or (found.addition is not None) == writes:
             solved.append(replace(found, shrunk=reads))
     return Consumers(tuple(solved), left)

@@ -17,16 +17,19 @@ from fxprune.graph.tensors import at_least_float32
 
 __all__ = ["RIDGES", "PairMoments", "Solution", "solved"]
 
-# Relative to the mean variance of what is read; tried from the strongest on, while it gets better.
+# Relative to the mean variance of what is read, strongest first; one after the other, while it gets better.
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 3e-2, 1e-2, 1e-3, 1e-4)
-MIDDLE = 0.3
+MIDDLE = 0.3  # where the search begins, if no layer of the same shape was solved before
 LEAST_GAIN = 1e-3  # a smaller share of the held-out error is no reason to change weights
 
 
 class PairMoments:
     """Sums over places of what a layer reads, X [groups, places, k], and gives, Y [groups, places, o].
 
-    A place counts as much as is said with it; n is the sum of that.
+    A place counts as much as is said with it; `count` is the sum of that.
+
+    x, y: [groups, k], [groups, o].
+    xx, xy, yy: of products, [groups, k, k], [groups, k, o]; of squares, [groups, o].
     """
 
     def __init__(self) -> None:
@@ -96,7 +99,10 @@ class _Ridge:
 
 @dataclass(frozen=True)
 class Solution:
-    """New weights [groups, o, k] and bias [groups, o]; errors on what was held out, before and after."""
+    """New weights [groups, o, k] and bias [groups, o]; errors on what was held out, before and after.
+
+    ridge: inf where the weights stay, and the bias alone is new.
+    """
 
     weight: Tensor
     bias: Tensor

@@ -26,7 +26,7 @@ from fxprune.rules.registry import Axes
 
 __all__ = ["Pair", "Sides"]
 
-CHECKED = 64  # places, at least, at which a layer's answer is compared with what its weight says
+CHECKED = 64  # places, at most, at which a layer's answer is compared with what its weight says
 
 Pair = tuple[PairMoments, PairMoments]  # of the samples that are solved from, and of those held out
 
@@ -69,7 +69,7 @@ class Sides:
                     read = consumer.vectors(x, self.weight(consumer))
                     wanted = self._wanted(consumer, y, len(read), dense, small)
                     places = self._kept(counted, consumer.given, but=consumer.channel(counted)).flatten()
-                    pair[i >= len(data.all) - len(data.held)].add(read, wanted, places)
+                    pair[i >= len(data.all) - len(data.held)].add(read, wanted, places)  # held out: the last
                 step()
             if consumer.node not in self.refused:
                 yield consumer, pair
