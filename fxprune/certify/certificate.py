@@ -131,12 +131,14 @@ def _certificate(comparison: Comparison, example: Example) -> Certificate:
     refuse_missing_guards(comparison.pruned, comparison.analysis, example)
     changed = comparison.weights.changed(comparison.pruned)
     first = comparison.look(example)
-    looks, depends = [first], first.defined and comparison.depends(first)
+    looks, telling = [first], first if first.defined and comparison.depends(first) else None
     if not is_varied(example) and (look := comparison.tried(comparison.draw(example))):
-        looks, depends = [*looks, look], depends or comparison.depends(look)
+        looks.append(look)
+        telling = telling or (look if comparison.depends(look) else None)
     constants = comparison.weights.constants()
     if constants and (look := comparison.tried(comparison.draw(example), constants)):
         looks.append(look)
+    depends = telling is not None
     blind = not depends
     for look in comparison.deeper(example) if blind else ():
         # Of a class token that nothing mixes with the image, other weights show all that there is.
@@ -152,7 +154,7 @@ def _certificate(comparison: Comparison, example: Example) -> Certificate:
         error = max(error, *changed.values())
     if not depends:
         return Certificate(error, changed, function, _nothing(first))
-    notes = comparison.dead_inputs(first)
+    notes = comparison.dead_inputs(telling) if telling else ()
     if blind:
         notes = ("no output depends on the inputs here: other inputs and weights were compared too",)
     if comparison.ties:

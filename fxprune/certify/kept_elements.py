@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.graph.nests import leaves
+from fxprune.graph.tensors import is_float
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis
 from fxprune.rules.registry import Axes, Bound
@@ -84,5 +85,5 @@ def alike(a: Any, b: Any, tolerance: float = 1e-9) -> bool:
     return all(
         x.shape == y.shape and bool(((x - y).abs() <= tolerance * x.abs().max().clamp_min(1e-300)).all())
         for x, y in zip(leaves(a, Tensor), leaves(b, Tensor), strict=True)
-        if x.numel() and x.is_floating_point()
+        if x.numel() and is_float(x)
     )

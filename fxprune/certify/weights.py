@@ -107,13 +107,8 @@ class PlannedWeights:
             if name in self.folded:  # it holds the product as rounded to its dtype
                 bound = torch.finfo(self.originals[name].dtype).eps * wanted.abs()
             if not bool((off <= bound).all()):
-                largest = (
-                    wanted.abs()
-                    .nan_to_num(posinf=0)
-                    .max()
-                    .double()
-                    .clamp_min(torch.finfo(torch.float64).tiny)
-                )
+                size = wanted.abs() if is_float(wanted) else wanted.double().abs()  # (a mask has none)
+                largest = size.nan_to_num(posinf=0).max().clamp_min(torch.finfo(torch.float64).tiny)
                 found[name] = float((off.max() / largest).nan_to_num(nan=float("inf")))
         return found
 

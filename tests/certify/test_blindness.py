@@ -69,6 +69,33 @@ def test_what_shows_nothing_is_not_exact(then: Callable[[Tensor], Any], capture:
     assert "saw nothing" in repr(found)
 
 
+class Ratio(nn.Module):
+    """Two inputs, whose quotient is no number where both are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = mlp(), mlp()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) * (x.sum(-1, keepdim=True) / y.sum(-1, keepdim=True)) + self.b(y)
+
+
+def test_inputs_are_dead_only_where_outputs_are_numbers() -> None:
+    zeros = torch.zeros(2, 6)
+    model, pruned = pruned_pair(Ratio(), (zeros, zeros))
+    found = fxprune.verify(model, pruned, example_inputs=(zeros, zeros))
+    assert found.exact and not found.notes
+
+
+def test_a_mask_that_was_changed_is_named() -> None:
+    model = After(lambda y: y)
+    model.register_buffer("mask", torch.ones(4, 8, dtype=torch.bool).tril())
+    model.then = lambda y: y.masked_fill(~model.mask[0, :4], 1.0)
+    model, pruned = pruned_pair(model, VECTORS)
+    pruned.mask.logical_not_()
+    assert "mask" in fxprune.verify(model, pruned).changed
+
+
 def test_no_number_at_all_is_an_error(capture: str) -> None:
     model, pruned = pruned_pair(After(lambda y: y.argmax(-1)), VECTORS, capture)
     with pytest.raises(CertificateError, match="no tensor of numbers"):

@@ -79,6 +79,13 @@ def test_no_numbers_are_no_answers() -> None:
     assert (found.top1, found.top5) == (0, 0)
 
 
+def test_a_class_that_is_left_out_has_no_score() -> None:
+    scores = torch.full((1, 8), -torch.inf).index_fill(1, torch.arange(4), 0.0)
+    (found,) = accuracies([Answers(lambda x: scores.repeat(len(x), 1))], data())
+    (all_of,) = accuracies([Answers(lambda x: scores.clamp_min(-9).repeat(len(x), 1))], data())
+    assert (found.top1, found.top5) == (all_of.top1, all_of.top5) != (0, 0)
+
+
 def test_no_images() -> None:
     with pytest.raises(DataError, match="no images"):
         accuracies([nn.Linear(6, 8)], [])

@@ -208,6 +208,14 @@ def test_kept_bars_count_every_parameter(tmp_path: Path) -> None:
     assert f"{counts[0]:,} → {counts[1]:,}" in text
 
 
+def test_kept_bars_of_layers_without_weights_are_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 4)).eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 6))
+    with pytest.raises(OptionError, match="no layer there has a weight"):
+        fxprune.draw(pruned, tmp_path / "kept.svg", view="kept", modules="1")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_notebook_shows_the_groups_as_a_table(vit_analysis: Analysis) -> None:
     table = vit_analysis._repr_html_()
     assert table.count("<tr") == 1 + len(vit_analysis.groups)

@@ -107,6 +107,23 @@ def test_json(report: fxprune.Report) -> None:
     assert [g["name"] for g in record["groups"]] == [g.name for g in report.groups]
 
 
+def test_a_certificate_that_saw_nothing_says_so() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) * 0
+
+    model = Silent().eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=VECTORS)
+    found = fxprune.report(model, pruned, certificate=True)
+    assert "saw nothing: every output is zero" in found.to_markdown()
+    read = json.loads(found.to_json(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert read["certificate"] is None and "saw nothing" in read["certified"]
+
+
 def test_markdown(report: fxprune.Report) -> None:
     lines = report.to_markdown().splitlines()
     assert any(line.startswith("| blocks.0-1.mlp.hidden (x2) | 192 -> 96 | 37.2k -> 94") for line in lines)
@@ -182,6 +199,11 @@ def test_explain_a_group(vit_analysis: fxprune.Analysis) -> None:
     assert [g.name for g in found.groups] == ["blocks.0.mlp.hidden"]
     assert list(found.weights) == [f"blocks.0.mlp.{n}" for n in ("fc1.bias", "fc1.weight", "fc2.weight")]
     assert "blocks_0_mlp_fc1 (mlp.py:" in str(found)
+
+
+def test_options_beside_an_analysis_are_refused(vit_analysis: fxprune.Analysis) -> None:
+    with pytest.raises(OptionError, match="example_inputs: for a model that is to be analysed"):
+        fxprune.explain(vit_analysis, "norm", example_inputs=torch.zeros(1, 3, 32, 32))
 
 
 def test_explain_a_model_by_itself() -> None:

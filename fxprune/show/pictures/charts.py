@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from fxprune.errors import OptionError, shown
 from fxprune.show.pictures.chosen_rows import chosen_rows
 from fxprune.show.pictures.libraries import drawing_library
 from fxprune.show.pictures.scene import Scene
@@ -55,6 +56,8 @@ def kept_bars(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
         known = [scene.parameters[name] for name in names if name in scene.parameters]
         if known:
             counts[layer] = (sum(before for before, _ in known), sum(after for _, after in known))
+    if not counts:
+        raise OptionError(f"modules={shown(patterns)}: no layer there has a weight that could be kept")
     figure, axes = _figure(7.0, len(counts), extra=0.9)
     shares = [after / before for before, after in counts.values()]
     axes.barh(range(len(counts)), [1] * len(counts), color="#eceef2", height=0.72)

@@ -76,9 +76,12 @@ def class_scores(output: Any, batch: int) -> Tensor:
 
 
 def _right(scores: Tensor, labels: Tensor, k: int) -> int:
-    """Count the labels that are among the k highest scores; none where an image has a NaN or infinite one."""
+    """Count the labels that are among the k highest scores; none where an image has a NaN or +inf.
+
+    A class that a model leaves out has -inf.
+    """
     if int(labels.max()) >= scores.shape[1]:
         raise DataError(f"class {int(labels.max())} of the data: the model has {scores.shape[1]} classes")
     first = scores.nan_to_num(nan=-torch.inf).topk(min(k, scores.shape[1])).indices
-    hit = (first == labels[:, None]) & scores.isfinite().all(1, keepdim=True)
+    hit = (first == labels[:, None]) & ~(scores.isnan() | scores.isposinf()).any(1, keepdim=True)
     return int(hit.any(1).sum())

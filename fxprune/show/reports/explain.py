@@ -56,13 +56,15 @@ def explain(model: nn.Module | Analysis, name: str, **options: Any) -> Explanati
         options: those of `analyze`, for a model; an `Analysis` was made with its own.
 
     Raises:
-        OptionError: nothing has that name; says which names are close.
+        OptionError: nothing has that name (says which names are close), or options beside an `Analysis`.
 
     Example:
         >>> print(fxprune.explain(model, "blocks.3.attn.qkv"))
         blocks.3.attn.qkv.weight [576, 192]: (3 heads head_dim) embed
         ...
     """
+    if isinstance(model, Analysis) and options:
+        raise OptionError(f"{listed(options)}: for a model that is to be analysed; this Analysis has its own")
     analysis = model if isinstance(model, Analysis) else analyze(model, **options)
     sites = _sites(analysis, name)
     weights = dict.fromkeys(site.name for site in sites)

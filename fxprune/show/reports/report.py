@@ -39,6 +39,7 @@ class Report:
     groups: those that shrank.  macs: multiply-accumulates of one call with `batch` samples.
     latency: median seconds of such a call with `threads` threads, or None where it was not measured.
     certificate: the largest relative error, or None where it was not asked for.
+    certified: what the certificate says beside that number: "exact", or why it is not.
     floored: the groups of which the request would have taken more, had their floor not held it up.
     discarded: group -> estimated KL divergence of what it lost, where channels were chosen by "kl".
     samples: calibration samples that layers were solved again on; 0 where none were.
@@ -57,6 +58,7 @@ class Report:
     threads: int
     latency: tuple[float, float] | None = None
     certificate: float | None = None
+    certified: str = ""
     floored: tuple[str, ...] = ()
     discarded: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
@@ -70,7 +72,11 @@ class Report:
         return {k: v for k, v in asdict(self).items() if k != "format"}
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        """Return the figures as JSON, which has no infinite numbers: a certificate that is one is null."""
+        figures = self.to_dict()
+        if self.certificate is not None and not math.isfinite(self.certificate):
+            figures["certificate"] = None
+        return json.dumps(figures, indent=1, allow_nan=False)
 
     def to_markdown(self) -> str:
         """Return a table of groups, then one of totals."""
@@ -123,7 +129,8 @@ class Report:
             label = f"latency, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
             rows.append([label, *_row(self.latency, _seconds)])
         if self.certificate is not None:
-            rows.append(["largest relative error", "", f"{self.certificate:.1e}", ""])
+            said = "largest relative error" + (f": {self.certified}" if self.certified else "")
+            rows.append([said, "", f"{self.certificate:.1e}", ""])
         return rows
 
     def _remarks(self) -> list[list[str]]:
@@ -216,10 +223,10 @@ def report(
     macs = macs_by_node(analysis.module, example), macs_by_node(graph, example)
     with threads_of(threads):
         seconds = latencies([model, pruned], example, runs=11 if runs is None else runs) if latency else None
-    error = None
+    found = None
     if certificate:
-        error = float(
-            verify(model, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules)
+        found = verify(
+            model, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules
         )
     planned = as_planned(analysis, plan)  # without the removed branches, with heads merged
     groups = {group.name: group for group in planned.groups}
@@ -233,7 +240,8 @@ def report(
         batch=example.batch or 1,
         threads=threads or torch.get_num_threads(),
         latency=(seconds[0], seconds[1]) if seconds else None,
-        certificate=error,
+        certificate=None if found is None else float(found),
+        certified="" if found is None else found.words,
         floored=plan.floored,
         discarded=dict(plan.discarded),
         samples=plan.samples,
