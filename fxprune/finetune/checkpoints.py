@@ -82,7 +82,7 @@ class Checkpoints:
     @property
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = sorted(self.folder.glob(f"{PREFIX}[0-9]*")) if self.folder else []
+        found = sorted(self.folder.glob(f"{PREFIX}[0-9]*-[0-9]*")) if self.folder else []
         return found[-1] if found else None
 
     def restore(self) -> None:

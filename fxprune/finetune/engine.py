@@ -63,7 +63,7 @@ def accelerated(
     try:
         import timm  # noqa: F401
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
+        from accelerate.state import AcceleratorState, GradientState
         from accelerate.utils import DataLoaderConfiguration
     except ImportError as error:
         raise TrainingError(NEEDS.format(error)) from error
@@ -76,6 +76,7 @@ def accelerated(
         return
     log_with = _checked(trackers)
     before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
+    gradients = dict(GradientState._shared_state)
     AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
     try:
@@ -97,6 +98,8 @@ def accelerated(
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+        GradientState._shared_state.clear()
+        GradientState._shared_state.update(gradients)
 
 
 def _refuse_other_accelerator(given: Accelerator, training: Training, trackers: Trackers) -> None:

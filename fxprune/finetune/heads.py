@@ -41,7 +41,7 @@ def with_classes(model: nn.Module, classes: int, *, example_inputs: Any = None, 
     """
     if classes < 2:
         raise OptionError(f"classes={classes}: at least 2")
-    example = example_of(model, example_inputs)
+    example = example_of(model, example_inputs, options.get("example_kwargs"))
     analysis = analyze(model, example_inputs=example_inputs, **options)
     made = copy.deepcopy(model)
     with in_eval_mode(made), torch.no_grad():
@@ -84,6 +84,9 @@ def _fresh(layer: nn.Module, classes: int) -> nn.Module:
         made = nn.Linear(layer.in_features, classes, **about)
     else:
         assert isinstance(layer, nn.Conv2d)
+        if classes % layer.groups:
+            raise TrainingError(f"{CANT}: {layer.groups} groups of channels can't tell {classes} classes")
         about |= {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        about |= {"groups": layer.groups, "padding_mode": layer.padding_mode}
         made = nn.Conv2d(layer.in_channels, classes, layer.kernel_size, **about)  # type: ignore[arg-type]
     return made.train(layer.training)

@@ -33,9 +33,16 @@ def length_of(batches: Iterable[Any]) -> int:
             f"batches are given as {shown(batches)}: a schedule needs to know how many there are; give a "
             f"DataLoader, a list, or a class with __iter__ and __len__"
         )
-    if not len(batches):
+    try:
+        length = len(batches)
+    except TypeError as error:  # a DataLoader of data that has no length
+        raise DataError(
+            f"batches can't be counted ({error}), and a schedule needs to know how many there are: give the "
+            f"data a __len__"
+        ) from error
+    if not length:
         raise DataError("there is no batch to train on")
-    return len(batches)
+    return length
 
 
 def loader_of(batches: Iterable[Any], accelerator: Accelerator) -> Any:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from helpers import images, small_hf_vit, small_vit
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import fxprune
 from fxprune.errors import DataError, OptionError, TrainingError
@@ -159,12 +160,13 @@ def test_what_accelerate_was_started_with(
 
 def test_an_accelerator_of_another_s_is_left_as_it_was() -> None:
     """In whichever precision: a Trainer that was made before trains on."""
-    other = Accelerator(mixed_precision="no")
+    other = Accelerator(mixed_precision="no", gradient_accumulation_steps=4)
     try:
         teacher = small_vit()
         training = fxprune.Training(epochs=1, precision="bf16")
         fxprune.distill(student_of(teacher), teacher, labelled(), training, progress=False)
         assert other.mixed_precision == "no" and other.state.mixed_precision == "no"
+        assert other.gradient_accumulation_steps == 4
     finally:
         AcceleratorState._reset_state()
 
@@ -225,8 +227,23 @@ def test_names_that_timm_does_not_know(options: dict[str, Any]) -> None:
         fxprune.distill(student_of(teacher), teacher, labelled(1), fxprune.Training(**options))
 
 
+class Endless(IterableDataset[torch.Tensor]):
+    """Data that has no length."""
+
+    def __iter__(self) -> Any:
+        yield images(1, 32)[0]
+
+
 @pytest.mark.parametrize(
-    "batches", [iter([torch.zeros(2, 3, 32, 32)]), [], torch.zeros(2, 3, 32, 32), 3, (x for x in ())]
+    "batches",
+    [
+        DataLoader(Endless()),
+        iter([torch.zeros(2, 3, 32, 32)]),
+        [],
+        torch.zeros(2, 3, 32, 32),
+        3,
+        (x for x in ()),
+    ],
 )
 def test_what_are_no_batches(batches: Any) -> None:
     teacher = small_vit()

@@ -136,6 +136,28 @@ def test_what_can_not_be_replaced(make: Any, classes: int, error: Any, said: str
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+class Named(nn.Module):
+    """Takes names alone, and tells classes by groups of channels, or all."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 8)
+        self.scores = nn.Conv2d(8, 4, 1, groups=groups, padding_mode="circular")
+
+    def forward(self, *, x: Tensor) -> Tensor:
+        return self.scores(self.body(x).relu()[:, :, None, None]).mean((2, 3))
+
+
+def test_a_model_that_takes_names() -> None:
+    call = {"example_kwargs": {"x": torch.randn(2, 6)}}
+    found = with_classes(Named(1), 6, **call)
+    assert found.scores.padding_mode == "circular"
+    assert found(**call["example_kwargs"]).shape == (2, 6)
+    for groups in (2, 4):
+        with pytest.raises(TrainingError, match="the classifier can't be replaced"):
+            with_classes(Named(groups), 3, **call)
+
+
 def test_features_have_no_classes() -> None:
     model = small_swin()
     model.head = nn.Identity()

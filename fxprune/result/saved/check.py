@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
 
@@ -39,7 +40,8 @@ def check_rewrite(
     """
     load(folder, model, device=device, rules=rules)
     saved = read_record(local_folder(folder))
-    dense = randomise(original_of(saved, model)).to(device)
+    original = original_of(saved, model)
+    dense = randomise(copy.deepcopy(original) if original is model else original).to(device)
     record: Made | None = saved
     found = []
     while record:  # of a model that was pruned again, every plan

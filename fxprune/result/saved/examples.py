@@ -1,4 +1,4 @@
-"""An example call as JSON: shapes and types of tensors, plain values as they are."""
+"""An example call as JSON: shapes and types of tensors, whole numbers and plain values as they are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from fxprune.result.json_types import Call, json_list, json_object
 
 __all__ = ["example_from", "example_record"]
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+MOST = 4096  # whole numbers of a tensor that are written
+
 
 def example_record(example: Example) -> Call:
     """Record an example.  Raises FileError for an argument that is neither a tensor nor plain data."""
@@ -22,14 +25,16 @@ def example_record(example: Example) -> Call:
 
 
 def example_from(record: Call, device: str) -> Example:
-    """Return the same call with zeros."""
+    """Return the same call: with its whole numbers, which mean something, and zeros for others."""
     args = tuple(_read(a, device) for a in record["args"])
     return Example(args, {k: _read(v, device) for k, v in record["kwargs"].items()})
 
 
 def _written(value: object) -> object:
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        about = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        whole = value.dtype in WHOLE and value.numel() <= MOST and not value.is_meta
+        return about | ({"values": value.flatten().tolist()} if whole else {})
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [_written(v) for v in value]}
     if isinstance(value, dict):
@@ -43,7 +48,10 @@ def _read(value: object, device: str) -> object:
     if not isinstance(value, dict):
         return value
     if "shape" in value:
-        return torch.zeros(value["shape"], dtype=getattr(torch, value["dtype"]), device=device)
+        dtype = getattr(torch, value["dtype"])
+        if "values" in value:
+            return torch.tensor(value["values"], dtype=dtype, device=device).reshape(value["shape"])
+        return torch.zeros(value["shape"], dtype=dtype, device=device)
     ((kind, items),) = value.items()
     if kind == "dict":
         return {k: _read(v, device) for k, v in json_object(items).items()}

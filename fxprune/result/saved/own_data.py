@@ -141,8 +141,8 @@ def _made(data: JsonObject) -> Made:
 
 
 def _tuples(value: object) -> Value:
-    """Read lists of whole numbers as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else json_value(value, int)
+    """Read lists of whole numbers as tuples, and tuples that were not written yet."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else json_value(value, int)
 
 
 def _part(data: JsonObject) -> Part:

@@ -32,8 +32,14 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import FileError
 from fxprune.result.fingerprint import graph_digest, json_digest
+from fxprune.result.own_calls import UnevenParts
+from fxprune.result.own_code import OwnCode, Spelling
+from fxprune.result.own_spelling import Place
+from fxprune.result.pruned_module import record_of
 from fxprune.result.saved import folder as folders
 from fxprune.result.saved import model_specs
+from fxprune.result.saved.check import check_rewrite
+from fxprune.result.saved.own_data import own_data, own_from
 from fxprune.result.saved.recipe import rebuild
 from fxprune.result.saved.tensors import assign, named_tensors
 
@@ -233,8 +239,36 @@ def test_loading_changes_neither_the_model_given_nor_the_random_state(tmp_path: 
     torch.manual_seed(3)
     fxprune.load(tmp_path, model)
     assert torch.equal(torch.rand(4), torch.rand(4, generator=torch.Generator().manual_seed(3)))
+    assert check_rewrite(tmp_path, model).exact
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+class Picked(nn.Module):
+    """Positions to pick are an input: zeros would pick one place again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return self.head(self.body(x).relu()[:, places])
+
+
+def test_whole_numbers_of_an_example_are_kept(tmp_path: Path) -> None:
+    places = torch.tensor([2, 0, 1])
+    pruned = fxprune.prune(Picked().eval(), example_inputs=(torch.randn(2, 3, 6), places))
+    with pytest.warns(UserWarning, match="need model="):
+        fxprune.save(pruned, tmp_path)
+    loaded = fxprune.load(tmp_path, Picked())
+    assert torch.equal(record_of(loaded).example.args[1], record_of(pruned).example.args[1])
+    assert torch.equal(record_of(loaded).example.args[1], places)
+
+
+def test_what_a_width_makes_in_code_is_read_as_it_was_before_it_was_written() -> None:
+    place = Place("forward", (1, 2), (1, 3), "x.chunk", "", "uneven")
+    own = OwnCode(spellings=(Spelling("a", place, 4, UnevenParts(1, (2, 3))),))
+    assert own_from(own_data(own)) == own_from(json.loads(json.dumps(own_data(own)))) == own
 
 
 # ---------------------------------------------------------------- an original that no file can build
