@@ -69,14 +69,12 @@ def labelled_images(
 ) -> Labelled:
     """Read at most `most` images, evenly spread over the folder, each with its subfolder's class.
 
-    Puts the model in eval mode, and leaves it there.
-
     Raises:
         DataError: as `batches_from`; or it is not certain which class of the model a subfolder means.
     """
     image = _image_of(model, options)
-    with torch.no_grad():
-        scores = class_scores(model.eval()(image), len(image))
+    with in_eval_mode(model), torch.no_grad():
+        scores = class_scores(model(image), len(image))
     numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
     dataset, transform = _dataset(folder, pixels, image, numbers)
     count = min(most or len(dataset), len(dataset))

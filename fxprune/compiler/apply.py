@@ -8,6 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from fxprune.analysis.analyze import analyze
+from fxprune.choose.planned import as_planned
+from fxprune.compiler.coordinates import scale_norms
 from fxprune.compiler.native.own_class import in_form
 from fxprune.compiler.rebase import rebased
 from fxprune.graph.nests import Value
@@ -37,8 +39,8 @@ def apply(
 
     Args:
         model: of the architecture that the plan was made for, with any weights; it is not changed.
-        plan: of `plan_of(pruned)` or `Plan.load(file)`.  What was re-fitted on data is not part of it, nor
-            are norms' weights that were scaled to fewer coordinates: the result holds the plan's slices.
+        plan: of `plan_of(pruned)` or `Plan.load(file)`.  What was re-fitted on data is not part of it: the
+            result is that of `prune` with `refit=False`.
         example_inputs, example_kwargs, outputs, split_qkv, capture, strict, rules: as of `prune`; as
             they were when the plan was made, since they decide how groups are named.
         check: check the graph after every pass that shrinks it, for work on passes; `trace` has the same
@@ -63,6 +65,9 @@ def apply(
         strict=strict,
         rules=rules,
     )
-    plan = replace(plan, refit={}, unfitted={})
+    plan = replace(plan, refit={}, unfitted={}, samples=0, divergence=())
     model, analysis = rebased(model, analysis, plan.bases)
-    return in_form(form, model, analysis, plan, check=check)
+    pruned = in_form(form, model, analysis, plan, check=check)
+    if plan.bases:
+        scale_norms(as_planned(analysis, plan), pruned)
+    return pruned

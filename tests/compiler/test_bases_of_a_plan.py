@@ -88,3 +88,14 @@ def test_bases_of_another_model_are_refused() -> None:
     spoilt = replace(plan, bases={"embed": torch.eye(24) * 2})
     with pytest.raises(PlanError, match="rotations"):
         fxprune.apply(model_of(), spoilt)
+
+
+def test_a_plan_makes_what_pruning_without_a_re_fit_makes() -> None:
+    model, data = model_of(), [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    pruned = fxprune.prune(model, 0.5, data=data, refit=False, importance_options={"progress": False})
+    again = fxprune.apply(model, fxprune.plan_of(pruned))
+    assert fxprune.plan_of(pruned).bases and fxprune.verify(model, again).exact
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in pruned.state_dict().items())
+    solved = fxprune.prune(model, 0.5, data=data, importance_options={"progress": False})
+    applied = fxprune.plan_of(fxprune.apply(model, fxprune.plan_of(solved)))
+    assert fxprune.plan_of(solved).samples == 16 and not applied.samples and not applied.divergence

@@ -20,6 +20,7 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import MIDDLE, RIDGES, Solution, solved
 from fxprune.compiler.refit.walk import Pair, Sides
+from fxprune.graph.source_files import users_level
 from fxprune.result.forms import graph_form, with_record
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.refitted import FEW, Refit
@@ -72,7 +73,7 @@ def refit(
         warnings.warn(
             f"data= has {samples} samples: layers are solved again on few of them, each only as far as "
             f"it helps on those held out; give {FEW} or more",
-            stacklevel=4,
+            stacklevel=users_level(),
         )
     readers = {c.node for c in consumers.solved if c.shrunk}
     done = _Outcome()

@@ -56,7 +56,14 @@ def replayed(model: nn.Module, record: Made, rules: RuleSet) -> PrunedModule:
         **record["options"],
     )
     assert isinstance(pruned, PrunedModule)
-    solved = replace(pruned.record.plan, refit=plan.refit, unfitted=plan.unfitted, bases=plan.bases)
+    solved = replace(
+        pruned.record.plan,
+        refit=plan.refit,
+        unfitted=plan.unfitted,
+        bases=plan.bases,
+        samples=plan.samples,
+        divergence=plan.divergence,
+    )
     pruned.record = replace(pruned.record, plan=solved)
     return pruned
 
