@@ -42,8 +42,8 @@ class Decision:
     plan: what every group keeps, as data; `rewrite` adds what follows for each weight.
     analysis: of the graph that the plan's groups are of: without the branches that go, with heads merged.
     groups, scores: the groups that could shrink, and how much each of their elements matters.
-    chosen: of the bases that the plan's indices are in, what makes them for the numbers that stay.
-    derivatives: by layers' answers, as far as they were needed.
+    chosen: makes the bases that the plan's indices are in, once it is known how many stay; None: as given.
+    derivatives: of predictions by layers' answers, as far as they were needed; the re-fit wants them too.
     """
 
     plan: Plan
@@ -125,7 +125,7 @@ class _Judgement:
 
 
 def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known: _Judgement) -> _Judgement:
-    """Score the groups that have no score; where readers can make up for what goes, by what is lost then."""
+    """Score the groups that have no score; where layers can make up for what goes, by what is lost then."""
     options, data = request.score_options, request.data
     groups = [g for g in groups if g not in known.scores]
     if data is None or not (request.refits and request.criterion == "kl"):

@@ -24,7 +24,7 @@ from fxprune.graph.tensors import named_tensors
 
 __all__ = ["Chosen", "chosen_bases"]
 
-ROWS = 200  # derivatives of a stream's reader that the rows of its weight count as much as
+ROWS = 200  # derivatives: the rows of the weight of a stream's reader count as much as so many
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Chosen:
 
     readers: name of a basis -> the moments of what reads in it.
     costs: group -> estimated KL of discarding each coordinate, in descending order, [n] or [heads, n].
-    alone: the same of each coordinate as they are given, by the same moments.
+    alone: the same of each coordinate that the model has, before any changes.
     analysis: on the weights that the moments are of, with norms and scales in the layers.
     """
 
@@ -114,11 +114,11 @@ def _rows(analysis: Analysis, groups: Sequence[Group]) -> dict[tuple[fx.Node, Gr
 
 
 def _by_rows(known: Moments, weight: Tensor | None, group: Group) -> Moments:
-    """Take the rows of a reader's own weight beside derivatives, as long as those together, where it has one.
+    """Mix the rows of a reader's own weight, where it has one, into its covectors, to cost as much in all.
 
-    A derivative of log p is a sum of rows.  Of which, few samples say less than the weight does: where all
-    may change that one reads, rows take their place.  A stream has readers of every kind, and derivatives
-    tell them apart: the more there are the less rows count.
+    A derivative of log p by what is read is a sum of rows, and few samples say less of it than the weight
+    does: where any basis is allowed, rows take the derivatives' place.  The readers of a stream matter more
+    or less, which derivatives alone tell: the more there are the less rows count.
     """
     if weight is None:
         return known
@@ -130,18 +130,18 @@ def _by_rows(known: Moments, weight: Tensor | None, group: Group) -> Moments:
     return replace(known, covectors=share * scale * rows + (1 - share) * known.covectors)
 
 
-_Reader = tuple[Tensor, Tensor, Tensor, bool]  # of `Readers`, one of them
+_Reader = tuple[Tensor, Tensor, Tensor, bool]  # one of `Readers`: vectors, covectors, means, solved
 
 
 def _on_side(known: Moments, side: int, solved: bool) -> _Reader:
-    """Return what transforms like vectors, and like covectors: on the other side they change places."""
+    """Return what changes by the matrix for vectors: on the other side those are a reader's covectors."""
     if side > 0:
         return known.vectors, known.covectors, known.means, solved
     return known.covectors, known.vectors, torch.zeros_like(known.means), False
 
 
 def _stacked(each: Sequence[_Reader]) -> Readers:
-    """Put readers together, on the CPU: what is chosen by them takes its own tensors from there."""
+    """Put readers of one basis together, on the CPU: matrices are computed there."""
     vectors, covectors, means, solved = zip(*each, strict=True)
     stacked = [torch.stack(some).cpu() for some in (vectors, covectors, means)]
     return Readers(stacked[0], stacked[1], stacked[2], torch.tensor(solved))

@@ -74,6 +74,7 @@ class DiscardedCost:
         as_they_are, slope = self._as_they_are(frame)
         solved, slope_of_solved = self._solved(frame)
         slope = slope + slope_of_solved
+        # Of the slope only what keeps directions orthonormal.
         return as_they_are + solved, slope - frame @ (frame.mT @ slope + slope.mT @ frame) / 2
 
     def _as_they_are(self, frame: Tensor) -> tuple[float, Tensor]:

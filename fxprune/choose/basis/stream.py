@@ -17,7 +17,7 @@ from fxprune.choose.basis.principal import square_root
 
 __all__ = ["descended", "kept_directions", "rotation"]
 
-STEPS = 60
+STEPS = 60  # of a descent, at most
 CLOSE_ENOUGH = 1e-3  # a descent ends where ten steps gain less than this share
 
 
@@ -54,7 +54,7 @@ def _improved(frame: Tensor, readers: Readers, *, centred: bool) -> Tensor:
 def descended(frame: Tensor, cost_of: DiscardedCost, *, centred: bool) -> Tensor:
     """Improve a frame of what is discarded: conjugate gradients with backtracking, retracted by QR.
 
-    It never gets worse.
+    Directions turn as of Polak and Ribiere, steps are taken as of Armijo: it never gets worse.
     """
     cost, slope = cost_of(frame)
     length = float(torch.linalg.matrix_norm(slope, 2)) if frame.numel() else 0.0

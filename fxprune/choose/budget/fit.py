@@ -18,7 +18,7 @@ __all__ = ["Fitted", "fit"]
 
 # How far from the request a result may be, as a share of the whole model.
 TOLERANCE = {"params": 0.01, "macs": 0.01, "latency": 0.10}
-ATTEMPTS = 6
+ATTEMPTS = 6  # results that are measured, at most
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
 def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitted:
     """Return what the groups with ratios of their own keep."""
     counts, floored = {}, []
-    least = floors(analysis, list(own), Budget(floor=budget.floor))  # what each keeps is asked for
+    least = floors(analysis, list(own), Budget(floor=budget.floor))  # as of a plain budget
     for group, ratio in own.items():
         wanted, multiple = group.size * (1 - ratio), multiple_of(analysis, group, budget.round_to)
         counts[group] = rounded(max(wanted, least[group]), group.size, multiple)
@@ -106,7 +106,7 @@ def _estimate_and_correct(
         left = share_left(fitted)
         if best is None or abs(left - wanted) < abs(best[0] - wanted):
             best = (left, fitted)
-        if abs(left - wanted) <= tolerance / 4:
+        if abs(left - wanted) <= tolerance / 4:  # not worth another result
             break
         ask = min(1.0, ask * wanted / left)
     assert best is not None

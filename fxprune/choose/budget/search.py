@@ -14,7 +14,7 @@ __all__ = ["Found", "nearest"]
 
 # A choice this near to the goal, as a share of it, is as good as any.
 CLOSE = 0.005
-MOVES, TRIALS = 20, 200
+MOVES, TRIALS = 20, 200  # moves at most; choices tried for each
 
 
 @dataclass(frozen=True)

@@ -35,16 +35,16 @@ __all__ = [
     "take_slopes",
 ]
 
-SOLVED = (linear_axes, conv_axes)  # rules of what is solved
-LEAST = 0.1  # of the mean, that every place counts
+SOLVED = (linear_axes, conv_axes)  # rules of the layers that the re-fit solves again
+LEAST = 0.1  # what every place counts at least, where the mean counts 1
 
-# Of the derivative by a layer's answer, by the numbers of a batch's samples and the layer's node.
+# Of the derivative by a layer's answer, at every place (channels: 1): `Batch.numbers` -> node -> lengths.
 Lengths = dict[tuple[int, ...], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Of the predictions by layers' answers.
+    """Derivatives of the predictions by layers' answers.
 
     lengths: at every place.
     moments: second moment over channels, summed over places, for the mean sample: float64 [o, o] by node.
@@ -97,7 +97,7 @@ def take_slopes(
     log_probabilities: LogProbabilities | None,
     step: Callable[[], Any],
 ) -> Derivatives:
-    """Let a run over the data add up derivatives of its predictions, so many per sample."""
+    """Run a graph over the data, and add up derivatives of its predictions, `draws` per sample."""
     generator = torch.Generator().manual_seed(seed)
     lengths: Lengths = {}
     for batch in batches:
@@ -109,7 +109,7 @@ def take_slopes(
 
 
 def is_known(lengths: Lengths, node: str, batches: Sequence[Batch]) -> bool:
-    """Are there lengths by a layer's answer for all of some batches?"""
+    """Are the lengths by a layer's answer known for each of some batches?"""
     return all(node in lengths.get(batch.numbers, {}) for batch in batches)
 
 
@@ -134,7 +134,7 @@ class Watched:
         self._moments: dict[str, Tensor] = {}
 
     def watch(self, node: fx.Node, given: Any) -> Any:
-        """Return what a node gives, where derivatives by it are taken: later nodes may write to it."""
+        """Keep what a watched layer gives, for derivatives by it; return a copy: later nodes may write."""
         if node.name not in self._channels:
             return given
         answer = given if given.requires_grad else given.detach().requires_grad_()
@@ -142,12 +142,12 @@ class Watched:
         return answer.clone()
 
     def taken(self) -> dict[str, Tensor]:
-        """Return the answers of this batch, by node."""
+        """Return the answers of this batch, by node, and forget them."""
         answers, self._answers = self._answers, {}
         return answers
 
     def add(self, slopes: Mapping[str, Tensor]) -> None:
-        """Add derivatives by the answers, by node."""
+        """Add one draw's derivatives by the answers, by node, to the sums."""
         for name, slope in slopes.items():
             slope, channel = at_least_float32(slope), self._channels[name]
             square = slope.square().sum(channel, keepdim=True)
@@ -162,7 +162,7 @@ class Watched:
         return {name: square.sqrt() for name, square in squares.items()}
 
     def moments(self, derivatives: int) -> dict[str, Tensor]:
-        """Return the second moments over all batches, for so many derivatives."""
+        """Return the second moments over all batches: sums over as many derivatives as were taken."""
         return {name: moment / derivatives for name, moment in self._moments.items()}
 
 

@@ -1,4 +1,4 @@
-"""Covariances of what layers read, of some places of many: as often as these count."""
+"""Covariances of what layers read, over some of its places: those that count more are taken more often."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fxprune.graph.tensors import at_least_float32
 
 __all__ = ["PLACES", "CovarianceSums", "Spreads", "spreads_of", "waves_of"]
 
-PLACES = 16  # times as many as channels, at least, that a covariance is taken of
-HELD = 1 << 27  # numbers that the covariances of one pass take at most, or the largest where that is more
+PLACES = 16  # for each channel, about, that a covariance is taken of
+HELD = 1 << 27  # numbers that the covariances of one wave hold at most, or the largest where that is more
 
 
 def waves_of(layers: Layers) -> list[list[Group]]:
@@ -38,7 +38,7 @@ def spreads_of(
     lengths: Lengths,
     bar: tqdm[Any],
 ) -> dict[Key, Tensor]:
-    """Collect the covariance [.., n, n] of what each reader of some groups reads, in one pass over the data.
+    """Collect the covariance [.., n, n] of what each reader of some groups reads, in one run over the data.
 
     lengths: of derivatives by layers' answers, by which places count where they are known.
     """
@@ -99,9 +99,9 @@ class CovarianceSums:
 
 
 def _thinned(read: Tensor, wanted: int, lengths: Tensor | None) -> Tensor:
-    """Take so many spread places [..., places, n] of a batch, as often as they count."""
+    """Take `wanted` of the places [..., places, n] of a batch, evenly along the sum of what they count."""
     places = read.shape[-2]
-    if lengths is None or lengths.numel() != places:  # a convolution gives more or fewer
+    if lengths is None or lengths.numel() != places:  # a convolution gives more or fewer than it reads
         if wanted >= places:
             return read
         up_to = torch.arange(1.0, places + 1, dtype=torch.float64)

@@ -26,6 +26,7 @@ class Batch:
     """One batch: the captured model's arguments in order, how many samples, and labels if there are any.
 
     numbers: of its samples among all of the data, from 0.
+    Labels stay whole where samples are taken: no criterion that takes some looks at labels.
     """
 
     args: list[Any]
@@ -178,6 +179,7 @@ def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
 
 
 def _part(value: Any, size: int, at: slice | Tensor) -> Any:
+    # An argument with as many rows as the batch has samples is taken for one row per sample.
     batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
     return value[at] if batched else value
 

@@ -1,10 +1,13 @@
 """Collect all that choosing wants of the data in one run over it, with the derivatives of log p.
 
-Of bases: second moments of what each reader of an axis reads, and of the derivative by it, taken where an op
-sums over the axis (a linear layer, an attention product), a reader each, since one operand may have many: a
-residual stream is read by every branch.  Of what layers can make up for: covariances of what they read.  Of
-the rest: derivatives by masks.  Of the re-fit: how much every place of a layer's answer counts.  Only sums
-are kept, in float64.
+- For bases: second moments of what each reader of an axis reads, and of the derivative by it, taken where an
+  op sums over the axis (a linear layer, an attention product).  A reader each, since one operand may have
+  many: a residual stream is read by every branch.
+- For scores of what layers can make up for: covariances of what they read.
+- For all other scores: derivatives by masks.
+- For the re-fit: how much every place of a layer's answer counts.
+
+Only sums are kept, in float64.
 """
 
 from __future__ import annotations

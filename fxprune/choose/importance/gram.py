@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["gram"]
 
-SMALLEST = 512  # columns that are not worth cutting
+SMALLEST = 512  # columns: so many or fewer are not worth cutting
 
 
 def gram(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fxprune.choose.importance.data import Batch
 __all__ = ["joined"]
 
 ENOUGH = 256  # images, about, beyond which no others are made
-MOST = 3  # images made of one
+MOST = 3  # joined images made of each, at most
 
 
 def joined(batches: Sequence[Batch], samples: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""The KL divergence that removing each channel causes, to second order, for all groups in one pass.
+"""The KL divergence that removing each channel causes, to second order, for all groups in one run over data.
 
 At the model itself the divergence between its predictions and a changed model's is zero, and so is its
 slope; its curvature is the Fisher information.  So with F the mean of the squared derivative of log p(y | x)
@@ -28,7 +28,7 @@ from fxprune.graph.tensors import like_weights
 
 __all__ = ["MEASURED", "kl", "ones"]
 
-MEASURED = ("embed",)  # roles of groups that are measured on some samples, as far from a small change
+MEASURED = ("embed",)  # roles of groups that are measured on some samples: their removal is no small change
 
 
 def kl(
@@ -100,7 +100,10 @@ def _with_measured(
     count: int,
     measure: Callable[..., Scores],
 ) -> np.ndarray:
-    """Take the mean over samples: the largest as measured, the rest as estimated, to scale."""
+    """Take the mean over samples: the largest as measured, the rest as estimated, to scale.
+
+    estimates: [samples, size].  count: how many of the samples are measured.
+    """
     order = np.argsort(-estimates.reshape(len(estimates), -1).sum(1), kind="stable")
     several = [sample for batch in batches for sample in batch.samples()]
     exact = measure([several[i] for i in order[:count]])[group] * count

@@ -14,7 +14,7 @@ from fxprune.graph.tensors import at_least_float32, floats_of
 
 __all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
 
-DERIVATIVES = 768  # of what predictions draw, over all samples, at least
+DERIVATIVES = 768  # that are taken of all samples together, at least
 
 # From the model's output to log-probabilities [b, ..., classes].
 LogProbabilities = Callable[[Any], Tensor]
@@ -35,7 +35,8 @@ class Prediction:
 
         (sum over y of s_y sqrt(p(y)) d log p(y))^2 is sum of p(y) (d log p(y))^2 in the mean: every class
         takes part in every draw, where a drawn target of a confident model is always the same.  Features
-        count as the mean of a normal distribution: signs again.
+        count as the mean of a normal distribution: signs again.  Pixels count as their mean, as in
+        `divergence`.
         """
         if self.classes is not None:
             weights = signs * (self.classes.detach() / 2).exp()

@@ -38,7 +38,7 @@ WITH_DATA: dict[str, Callable[..., Scores]] = {
     "kl": kl,
     "kl-exact": kl_exact,
 }
-COMPARABLE = {"kl", "kl-exact", "taylor"}
+COMPARABLE = {"kl", "kl-exact", "taylor"}  # they measure the same quantity in every group
 CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
 
 

@@ -121,7 +121,7 @@ class SoftMasked(fx.Interpreter):
         return list(found.values())
 
     def _is_better(self, use: Use, than: Use | None) -> bool:
-        """Return whether to mask this factor of two that are summed over: rather one with samples."""
+        """Is this operand to be masked, and not the other?  Of two factors, rather one with samples."""
         return than is None or (self._samples(use) and not self._samples(than))
 
     def _samples(self, use: Use) -> bool:
@@ -133,7 +133,10 @@ class SoftMasked(fx.Interpreter):
 
 @dataclass(frozen=True)
 class _Index:
-    """How a mask [b, size] or [b, heads, size] spreads along the axes of an operand."""
+    """How a mask [b, size] or [b, heads, size] spreads along the axes of an operand.
+
+    sample, head, element: the indices into the mask for each position of the operand, broadcastable.
+    """
 
     sample: Tensor
     head: Tensor | None

@@ -1,4 +1,4 @@
-"""Cut what is collected over the data into passes whose results can be held at once."""
+"""Cut what is collected over the data into waves: a run each, whose sums can be held at once."""
 
 from __future__ import annotations
 

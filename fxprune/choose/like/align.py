@@ -20,13 +20,16 @@ Pair = tuple[fx.Node, fx.Node]
 Scorer = Callable[[Sequence[Branch]], np.ndarray]  # how much each branch matters
 
 _LAYOUT = VIEWS | {"contiguous", "clone"}  # between blocks these may come once per block, and change nothing
+# In eval mode these do nothing.
 _TRAINING = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "identity"}
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """pairs: nodes of the model and of the sibling that correspond.  removed: the branches without a
-    counterpart."""
+    """What of a model corresponds to its sibling.
+
+    pairs: nodes of the model and of the sibling.  removed: the branches without a counterpart.
+    """
 
     pairs: list[Pair]
     removed: list[Branch]

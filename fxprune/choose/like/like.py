@@ -158,7 +158,7 @@ def _scales(model: Analysis, small: Analysis, pairs: Sequence[Pair]) -> dict[str
 
 
 def check_loads(pruned: fx.GraphModule, small: nn.Module) -> None:
-    """Load the result into a copy of the stock model, and see that it computes the same.
+    """Load the result into a copy of the smaller model, and see that it computes the same.
 
     Raises:
         SiblingError: it does not: the models differ in something that shapes and constants don't show.
