@@ -169,9 +169,10 @@ def with_batch(axis: Axis, samples: int) -> Axis:
 
 
 def coordinates(axis: Axis) -> dict[Atom, np.ndarray]:
-    """Compute which element of each atom each of an axis's n positions uses.
+    """Map each atom of an axis to the index of its element at every position along the axis.
 
-    int64 [n]; -1 where a position does not involve the atom (another part of a `Sum`).
+    int64 [axis.size]; -1 where a position does not involve the atom (another part of a `Sum`).  An atom that
+    occurs twice in one product has the last one's: the solver freezes it.
     """
     if isinstance(axis, Atom):
         return {axis: np.arange(axis.size)}

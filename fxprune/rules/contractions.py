@@ -137,7 +137,7 @@ def _equation_of_sublists(given: Sequence[object]) -> tuple[str, list[Typed]]:
 
 def _spell_ellipsis(terms: Sequence[str], output: str, ndims: Sequence[int]) -> tuple[list[str], str]:
     """Replace "..." by upper-case Greek letters, aligned to the right."""
-    spare = "ΑΒΓΔΕΖΗΘ"
+    spare = "ΑΒΓΔΕΖΗΘ"  # no equation spells these
     widths = [n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t]
     spell = spare[: max(widths)]
     spelled = []
@@ -175,7 +175,7 @@ def conv_axes(
 
 
 def _conv_law(batch: int, n: int, weight: str, bias: Typed | None, *, moved: bool) -> str:
-    """Write the law of a convolution that is not grouped; positions that a kernel moves over are others."""
+    """Write the law of a convolution without groups; positions that a kernel moves over get other names."""
     before = " ".join(f"b{k}" for k in range(batch))
     pixels, kernel = (" ".join(f"{name}{k}" for k in range(n)) for name in "pk")
     after = pixels.replace("p", "q") if moved else pixels

@@ -24,7 +24,7 @@ def broadcast(tensors: Iterable[Axes]) -> tuple[Axes, list[tuple[Axis, Axis]]]:
 
 
 def lone(*tensors: Axes) -> list[Axis]:
-    """Return the axes that some tensors have and others stretch along: what one lacks, another still has."""
+    """Return the axes that another tensor stretches along: what it holds meets removed elements too."""
     n = max(map(len, tensors))
     padded = [(*[ONE] * (n - len(axes)), *axes) for axes in tensors]
     return [axis for column in zip(*padded, strict=True) if ONE in column for axis in column if axis != ONE]

@@ -2,7 +2,7 @@
 
     ... i, o i; o -> ... o          a product of two tensors summed over `i`, plus a third one along `o`
     b n c, 1 n 1 -> b n c           a factor that does not have `c`
-    b n c -> b n / b n              summed over `c`, element by element along what follows the stroke
+    b n c -> b n / b n              over `c` as a sum; linear, but not along what follows the stroke
 
 A word is a dimension's name, `1` one of size one, `...` all that are left, aligned to the right.  `,` joins
 factors, `;` summands, `()` is a number, `[]` a tensor without dimensions.  Tensors come in the order of the

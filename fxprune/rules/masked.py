@@ -21,6 +21,7 @@ P = ParamSpec("P")
 
 
 def _count(x: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
+    # At least 1: a group of which nothing is kept divides no zero by zero.
     return mask.to(x).expand_as(x).sum(dims, keepdim=True).clamp_min(1)
 
 
@@ -99,7 +100,7 @@ def batch_norm(
     eps: float = 1e-5,
     **_: object,
 ) -> Tensor:
-    """Normalise by statistics of the batch itself, as weights are standardised."""
+    """Normalise by running statistics; in training or without them, by the batch's (standardised weights)."""
     if not training and running_mean is not None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     dims = [d for d in range(input.ndim) if d != 1]
@@ -166,7 +167,7 @@ def normalize(
     eps: float = 1e-12,
     **_: object,
 ) -> Tensor:
-    """Return each term of the norm counted as much as its mask says."""
+    """Normalise by a norm of which each term counts as much as its mask says."""
     if p == math.inf:
         norm = (input * mask).abs().amax(dim, keepdim=True)
     elif p <= 0:  # its dimensions are frozen
@@ -179,6 +180,6 @@ def normalize(
 def pairwise_distance(
     x1: Tensor, mask: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
-    """Take the distance of kept elements alone: a small number is added to each difference."""
+    """Compute the distance of kept elements alone: `eps` is added to each difference, so that zeros count."""
     norm: Tensor = torch.linalg.vector_norm((x1 - x2 + eps) * mask, p, -1, keepdim)
     return norm

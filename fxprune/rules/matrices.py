@@ -26,7 +26,7 @@ def matrix_axes(input: Typed, *options: object, result: Result, **more: object) 
 
 
 def _shaped(result: Result, batch: Axes) -> Out:
-    """Return the batch, then what a function makes of a matrix; a result without one is a number for all."""
+    """Return a result's axes: the batch's, then frozen ones; its own where it is one number for the batch."""
     if not isinstance(result, Typed):
         return [_shaped(r, batch) for r in result]
     if result.shape[: len(batch)] != Typed(batch).shape:

@@ -1,7 +1,7 @@
 """Modules that stay whole in a captured graph: which op each one is, and where its arguments live.
 
-`Native("linear", "weight bias", ...)` reads: calling the module is calling the op `linear` with the
-input, then `self.weight`, `self.bias`.  `widths` says what else must be kept in step with the weights.
+`_native("Linear", "linear", "weight bias", ..)` reads: calling an `nn.Linear` is calling the op `linear`
+with the input, then `self.weight`, `self.bias`.  `widths` says what else must be kept in step with them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["FEATURES", "PRODUCTS", "QUOTIENTS", "Multiple", "multiple_of"]
 
-# Layers by the dimension of their results that the rows of their weights make.
+# Layers whose weights have a row for each feature, and the dimension of their results that counts features.
 FEATURES = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
 PRODUCTS = ("mul", "multiply")
 QUOTIENTS = ("div", "truediv", "divide", "true_divide")
@@ -40,7 +40,7 @@ class Multiple:
     """A tensor that is a multiple of a layer's result, or of several together.
 
     nodes: from the layers to the tensor, in order.
-    calls: the layer's, by its node; of several, where a multiple of each makes the tensor.
+    calls: the layer's, by its node; of several layers, where results of all are joined or added up.
     is_layout: nothing is computed in between.
     """
 
@@ -165,7 +165,7 @@ def _apart(a: _Part, b: _Part) -> bool:
 
 
 def _ends(part: int | slice) -> tuple[float, float]:
-    """Return where an index or a slice starts and ends, at least and at most."""
+    """Return a range that holds all that an index or a slice takes, as far as its numbers tell."""
     start, stop = (part.start, part.stop) if isinstance(part, slice) else (part, None)
     if not isinstance(part, slice) and part >= 0:
         stop = part + 1

@@ -111,7 +111,7 @@ def max_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
 
 @rule("topk")
 def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Flow:
-    """... n -> ... k, ... k"""
+    """... n -> ... k, ... k, n and k frozen"""
     d = at(dim, input.ndim)
     out = (*input.axes[:d], frozen(k, "the k largest"), *input.axes[d + 1 :])
     return Flow([out, out], frozen=[(input.axes[d], "searched for the k largest")])

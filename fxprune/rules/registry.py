@@ -72,8 +72,8 @@ class Flow:
     macs: for each product that the op takes, the axes that its multiplications run over.
     select_result: the call is made at full size, and what is kept selected from its result.
     linear: the law of the op, as of `fxprune.rules.laws`: an equation of its tensors' dimensions, such as
-        "... i, o i; o -> ... o", or "layout" where elements are only moved; by default the `Op`'s own.  It
-        decides which changes of basis an axis allows; what no law speaks of is only ever permuted.
+        "... i, o i; o -> ... o", or "layout" where elements are moved, copied or averaged; by default the
+        `Op`'s own.  It decides which changes of basis an axis allows; what no law speaks of is only permuted.
     rotates: axes that the op depends on by a norm alone, besides what `linear` says: an RMS norm.
     centred: the same, of what is left once its mean is subtracted: a layer norm.
     sums, whole: the former names of `reduced` and `frozen`, for rules that were written for them.
@@ -126,7 +126,6 @@ class Op:
         names of the rule's signature, as tensors, and with `mask`: of the first tensor argument's shape, or
         one that broadcasts to it; 1 where an element is kept, 0 where it is not (while importance is
         measured, a weight in between).  Its result must equal the op's on the kept elements alone.
-
     linear: its law, where that is the same for every call, see `Flow`.
 
     An op that is taught without `masked`, and whose rule names a shrinking axis as `reduced`, is run on the
@@ -231,14 +230,14 @@ def at(dim: int, ndim: int) -> int:
 
 
 def dims_of(dim: Dims, ndim: int) -> list[int]:
-    """Write a set of dimensions (one, several, None for all) as non-negative numbers."""
+    """Return dimensions (one, several; None or an empty list for all) as non-negative numbers."""
     if dim is None or dim == [] or dim == ():
         return list(range(ndim))
     return [at(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]
 
 
 def results_of(out: Out) -> list[Out]:
-    """Return what each of several results is, of an op that returns more than one."""
+    """Return the axes of each result of an op that returns several."""
     return [part for part in out if not isinstance(part, Axis)]
 
 
@@ -248,7 +247,7 @@ def several(tensors: Sequence[T | Sequence[T]]) -> Sequence[T]:
 
 
 def map_axes(spelled: Spelled, function: Callable[[Axis], Axis]) -> Spelled:
-    """Rename the axes in a `Flow.sizes` entry, its shape kept."""
+    """Map the axes in a `Flow.sizes` entry, its shape kept."""
     if spelled is None:
         return None
     if isinstance(spelled, Bound):

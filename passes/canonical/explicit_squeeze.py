@@ -16,9 +16,12 @@ __all__ = ["explicit_squeeze"]
 def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.GraphModule:
     """Name the dimensions that each squeeze removes.
 
-    Needs: `meta["val"]` for a stand-in batch.  Guarantees: the same values, but where a dimension that is not
-    one here, the batch or a number of tokens, is one and would go: that is guarded.  `batch`: the example's;
-    the result has another rank for one.
+    Needs: `meta["val"]` for a stand-in batch.  Guarantees: the same values.  Where a dimension that is longer
+    here (the batch, a number of tokens) is one in a later call, `squeeze` would remove it too: a guard
+    refuses such a call.  `batch`: the example's.
+
+    Raises:
+        NotImplementedError: the example's batch is one, and goes.
     """
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or op_name(node.target) != "squeeze":

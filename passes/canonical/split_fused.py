@@ -1,4 +1,4 @@
-"""Queries, keys and values out of one projection: `(3 heads head_dim)` becomes three parts of its own.
+"""Queries, keys and values out of one projection: `(3 heads head_dim)` becomes three of `(heads head_dim)`.
 
 A reshape that counts the parts in a dimension ties them: they shrink alike.  Cut apart before the
 reshape, values may keep another width than queries and keys.
@@ -53,6 +53,7 @@ def _fused(node: fx.Node) -> _Fused | None:
         return None
     before, after = _shape(_args(node)[0]), _shape(node)
     for dim in range(1, len(after) - 1):
+        # More than 8 are heads or windows rather than parts of a projection.
         counts = 1 < after[dim] <= 8 and isinstance(_args(node)[1][dim], int)
         if not counts or math.prod(after[dim:]) != before[-1] or -1 in _args(node)[1][:dim]:
             continue

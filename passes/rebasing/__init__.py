@@ -1,1 +1,1 @@
-"""Changes of basis: weights that compute the same in other coordinates."""
+"""Changes of basis: weights that compute the same in other coordinates, on the same graph."""

@@ -75,7 +75,7 @@ def _along(
     matrix: Tensor,
     head: tuple[Atom, int, int | None] | None = None,
 ) -> None:
-    """Multiply in place: the elements that each row takes are its own."""
+    """Multiply a tensor in place, row by row: no two rows share an element."""
     rows = _rows(axes[place.dim], a, place.run)
     where, chosen = _where(axes, place.dim, part), _within(axes[place.dim], part)
     if head is not None and head[2] == place.dim:
@@ -116,7 +116,7 @@ def _mesh(where: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @lru_cache(maxsize=4096)
 def _rows(axis: Axis, a: Atom, run: int) -> np.ndarray:
-    """Return the positions along an axis where an atom goes through its elements, a row for each time."""
+    """Return the positions along an axis where an atom goes through its elements: [times, a.size]."""
     if isinstance(axis, Atom):
         return np.arange(axis.size)[None]
     counts = [list(atoms_of(part)).count(a) for part in axis.parts]

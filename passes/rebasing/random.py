@@ -25,7 +25,7 @@ def random_bases(analysis: Analysis, seed: int = 0) -> dict[str, Tensor]:
 
 
 def _drawn(n: int, freedom: Freedom, centred: bool, generator: torch.Generator) -> Tensor:
-    if freedom is Freedom.ANY:  # of condition 4, so that digits are not lost
+    if freedom is Freedom.ANY:  # singular values from 0.5 to 2: no digits are lost
         sizes = 0.5 + 1.5 * torch.rand(n, generator=generator, dtype=torch.float64)
         return _rotation(n, generator) * sizes @ _rotation(n, generator)
     if not centred or n == 1:

@@ -1,1 +1,4 @@
-"""Passes that shrink a graph and its weights: each returns the graph module that it made."""
+"""Passes that make a smaller graph, or give it other names and scales.
+
+Each returns a graph module of its own, but `fold_scales`, which changes the one that it is given.
+"""

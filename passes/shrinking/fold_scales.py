@@ -49,7 +49,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
     them.
 
     Raises:
-        RewriteError: it is none, or the layer's weights are computed.
+        RewriteError: the factor is none, or the layer's weights are computed or read elsewhere as well.
     """
     if not scales:
         return pruned
@@ -100,7 +100,7 @@ def _weights(call: Call) -> tuple[Value, Value]:
 
 
 def _others(module: fx.GraphModule, names: Collection[str], factor: Multiple) -> Iterator[fx.Node]:
-    """List what else reads tensors of a graph than a factor's layers, through joints of weights."""
+    """List what reads weights besides a factor's layers, directly or through what joins them."""
     layers = factor.calls
     scaled = {id(tensor_at(module, name)) for name in names}
     for node in module.graph.nodes:
@@ -122,7 +122,10 @@ def _others(module: fx.GraphModule, names: Collection[str], factor: Multiple) ->
 
 
 def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | None:
-    """List the weights that one is, or is joined of, and whether zeros stand for them; None for others."""
+    """List the names of the weights that a layer's is joined of; None if it is computed otherwise.
+
+    With each: do zeros of its shape stand in its place?
+    """
     name = weight_name(weight)
     if name is not None:
         return [(name, False)]
@@ -139,7 +142,7 @@ def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | 
 
 
 def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
-    """Return what is scaled, of a product of matrices the left one (the query); and what reads it."""
+    """Return what a node scales (of a product of matrices, the left one: the query), and what reads it."""
     call = call_of(node, module, DEFAULT_RULES)
     x = call.args[0] if call.args else call.kwargs["query"]
     assert isinstance(x, fx.Node)

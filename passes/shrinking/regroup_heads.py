@@ -53,8 +53,11 @@ def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.Grap
 
 
 def head_dims(analysis: Analysis, heads: Group) -> list[Atom]:
-    """Return what stands right inside the heads in every weight that carries either; empty if either stands
-    alone somewhere (a bias per head, a norm per head dim): such weights can't be regrouped."""
+    """Return the head dims that stand right inside the heads in every weight that carries either.
+
+    Empty if either stands alone somewhere (a bias per head, a norm per head_dim): such weights can't be
+    regrouped.
+    """
     resolved = [axis for axes in analysis.weights.values() for axis in axes]
     live = {group.atom for group in analysis.prunable}
     inside = {b for axis in resolved for a, b in _neighbours(axis) if a is heads.atom and b in live}

@@ -138,8 +138,8 @@ def has_constant_size(axis: Axis) -> bool:
 
 
 def rescaled(graph: fx.Graph, size: fx.Node, axis: Axis, selection: Selection, *, to_pruned: bool) -> fx.Node:
-    """Return a computed size of an axis with frozen, input-dependent parts: from old to new, or back."""
-    if isinstance(axis, Sum):
+    """Convert a computed size of an axis, parts of which follow the input, from old to new, or back."""
+    if isinstance(axis, Sum):  # only parts of constant size shrink: they lose as much for every input
         lost = axis.size - selection.size(axis)
         return graph.call_function(operator.sub if to_pruned else operator.add, (size, lost))
     parts = axis.parts if isinstance(axis, Product) else (axis,)
