@@ -94,7 +94,7 @@ def guard_layouts(graph: fx.Graph, lines: dict[fx.Node, str]) -> None:
 
 
 def _in_order(graph: fx.Graph, parameters: Any, inputs: dict[str, fx.Node]) -> fx.Node:
-    """Add the placeholders that lack, all in the order of the signature.  Returns the last."""
+    """Add the placeholders that are missing, all in the order of the signature.  Returns the last."""
     kinds = inspect.Parameter
     if any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values()) or not set(inputs) <= set(parameters):
         return list(inputs.values())[-1]

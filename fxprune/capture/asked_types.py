@@ -21,7 +21,7 @@ from fxprune.graph.code_names import codes_in, names_in
 __all__ = ["MATCH", "followed_types", "refuse_matches"]
 
 MATCH = "`match` looks at types"
-_MATCHES = {dis.opmap["MATCH_MAPPING"], dis.opmap["MATCH_SEQUENCE"]}  # of a class, stand-ins are asked
+_MATCHES = {dis.opmap["MATCH_MAPPING"], dis.opmap["MATCH_SEQUENCE"]}  # (MATCH_CLASS asks `__class__`)
 
 
 @contextlib.contextmanager

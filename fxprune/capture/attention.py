@@ -1,4 +1,4 @@
-"""The library's attention, which can't hold pruned heads, spelled out as plain, traceable code.
+"""torch.nn's attention, which can't hold pruned heads, spelled out as plain, traceable code.
 
 The weights keep their names.  https://arxiv.org/abs/1706.03762
 """
@@ -251,7 +251,7 @@ def _decomposed(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def is_spelled_out(model: nn.Module, graph: fx.Graph) -> bool:
-    """Does a capture of the model hold plain code in the place of a library's attention?"""
+    """Does a capture of the model hold plain code in the place of torch.nn's attention?"""
     if any(_decomposed(module) is not None for module in model.modules()):
         return True
     return any(node.meta.get("decomposed") for node in graph.nodes)

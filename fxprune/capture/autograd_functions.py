@@ -143,7 +143,7 @@ def _derivatives_are_alike(model: nn.Module, graph: nn.Module, example: Example,
 
 
 class _Other:
-    """Gives a copy other weights, the same ones for the same tensor."""
+    """Other weights for a copy, the same ones for the same tensor."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)

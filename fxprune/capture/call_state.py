@@ -65,7 +65,7 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
 
 
 def _later(module: nn.Module, example: Example, first: Example, calls: int) -> list[Tensor]:
-    """Return what the last of so many calls gives, of a copy, all of them with other numbers."""
+    """Return what a copy gives for the last input: at once (calls=1), or after a call with the first (2)."""
     module.eval()
     called = structural_copy(module, own_buffers)
     drawn = torch.random.fork_rng(devices=cuda_devices_of(module))

@@ -26,7 +26,7 @@ _CALLED = (
 
 
 class _Noticing:
-    """Stands for a function or class of the library, and notes that it is used."""
+    """A stand-in for a function or class of the library, which notes that it is used."""
 
     def __init__(self, real: Any, seen: list[str]) -> None:
         self.real, self.seen = real, seen

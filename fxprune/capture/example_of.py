@@ -21,9 +21,9 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
     """Return the example given, or one that the model takes: two blank samples.
 
     Looked for in turn: an `example_input_array` (Lightning); the shapes that a result of ours was pruned
-    with; the size that timm (`pretrained_cfg`), Hugging
-    Face (`config`) or torchvision record, where the model agrees with it; what the model's first layer and
-    its tables of positions tell, see `fxprune.capture.inputs`.
+    with; the size that timm (`pretrained_cfg`), Hugging Face (`config`) or torchvision record, where the
+    model agrees with it; what the model's first layer and its tables of positions tell, see
+    `fxprune.capture.inputs`.
 
     Raises:
         ExampleInputError: no inputs are known; says what to pass.

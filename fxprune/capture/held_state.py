@@ -21,7 +21,7 @@ from fxprune.graph.tensors import holds_attributes
 
 __all__ = ["HeldState"]
 
-_DEEPEST = 4
+_DEEPEST = 4  # containers and objects within each other that are looked into
 _LARGEST = 1 << 20  # elements of a tensor that is saved
 _MOST = 1000  # items of one container that are looked into
 _TORCHS = {"training", "_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"}
@@ -51,11 +51,11 @@ class HeldState:
         return [*self._functions, *(f for member in members for f in plain_functions(member))]
 
     def changed(self) -> list[str]:
-        """Name what is another thing by now, and tensors that were written to."""
+        """Name what was replaced, added or removed since, and tensors that were written to."""
         return list(dict.fromkeys(name for place in self._places for name in place.changed()))
 
     def plain_changes(self) -> dict[tuple[str, str], Value]:
-        """Return modules' numbers, flags and words that are others by now: path and name -> what it was."""
+        """Return modules' numbers, flags and words that changed since: path and name -> what it was."""
         found: dict[tuple[str, str], Value] = {}
         for place in self._places:
             now = place.contents() if isinstance(place, _Module) else {}
@@ -66,7 +66,7 @@ class HeldState:
         return found
 
     def restore(self, *, plain: bool = True) -> None:
-        """Put everything back, what was written into tensors as well, but for buffers and large ones.
+        """Put everything back, and the numbers of tensors that were written to, but buffers and large ones.
 
         plain: numbers, flags and words that modules hold as well.
         """
@@ -114,7 +114,7 @@ class HeldState:
         data = {name: value for name, value in named.items() if _is_data(value)}
         self._places.append(_Global(space, file, data))
         for name, value in named.items():
-            self._inside(value, f"{file}.{name}", 2)
+            self._inside(value, f"{file}.{name}", 2)  # less deep: all that a file names
 
     def _inside(self, value: Any, name: str, depth: int) -> None:
         """Look into a container, an object or a function."""

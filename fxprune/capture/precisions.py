@@ -167,7 +167,7 @@ def _recast(
     return structural_copy(model, cast), example.map(cast)
 
 
-_FEW = 1 << 12
+_FEW = 1 << 12  # elements of a tensor whose numbers code may look at: a table of constants
 
 
 def _difference(

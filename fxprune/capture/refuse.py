@@ -18,7 +18,7 @@ __all__ = ["refuse_unsupported"]
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Refuse by name parametrizations and hooks, which compute what no graph of the model shows.
+    """Refuse by name modules that compute what no graph of the model shows, and names that no graph can have.
 
     A forward hook that the model's own library put on one of its modules is part of the library's code,
     and is traced with it.

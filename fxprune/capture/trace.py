@@ -77,7 +77,7 @@ def trace(
     Raises:
         CaptureError: neither way works; the message holds both reasons.
         ExampleInputError: no input shape is known, or the model rejects the example.
-        UnsupportedModuleError: a parametrised weight or a hook.
+        UnsupportedModuleError: a parametrised weight, a hook, a compiled, scripted or lazy layer.
         PassError: with `check`, a pass broke the graph; names it and those that ran before it.
 
     Example:
@@ -192,7 +192,7 @@ def _located(way: str, error: Exception) -> CaptureError:
 
 
 def _why_not(model: nn.Module, example: Example, failures: list[CaptureError]) -> Exception:
-    """Was it the example that the model rejects, or the model that no capture takes?"""
+    """Find the error to raise: the model rejects the example, or no capture takes the model."""
     shapes = [tuple(t.shape) for t in example.args if hasattr(t, "shape")]
     rejected = _rejection(model, example)
     if rejected is not None and example.args and all(type(a) is int for a in example.args):

@@ -64,7 +64,7 @@ def _(x: Tensor, path: str) -> Tensor:
 
 def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
-    if has_caches(model):  # it runs once before export does, for real
+    if has_caches(model):  # fill them by a call that computes, before export would with fake tensors
         copy = structural_copy(model, own_buffers)
         with HeldState(copy).restored(), torch.no_grad():
             copy.eval()
@@ -185,8 +185,10 @@ def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: F
 
 
 def _refuse_transforms(graph: fx.Graph) -> None:
-    """Refuse torch.func's transforms: torch.export keeps their entering and leaving as calls, which no
-    gradient mode and no other batch size outlives."""
+    """Refuse torch.func's transforms, which torch.export keeps as calls that enter and leave them.
+
+    Such calls hold for one gradient mode and one batch size.
+    """
     for node in graph.nodes:
         if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
             raise NotImplementedError(

@@ -85,7 +85,7 @@ def spelled_condition(tree: ast.expr) -> str:
 
 
 class Reader:
-    """Reads sizes at the entry of a graph, and computes with them; the same thing once."""
+    """The nodes at the entry of a graph that read sizes and compute with them; each is made once."""
 
     def __init__(self, graph: fx.Graph, after: fx.Node, inputs: dict[str, fx.Node]) -> None:
         self.graph, self.after = graph, after

@@ -52,7 +52,7 @@ class _Call:
 
 
 class Functions:
-    """Keep the autograd functions that a model's code applies, one entry a function and its plain arguments.
+    """The autograd functions that a model's code applies, one entry for a function and its plain arguments.
 
     The same call has the same number in every export of the model.
     """

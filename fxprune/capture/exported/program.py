@@ -36,7 +36,8 @@ from fxprune.graph.tensors import is_float
 
 __all__ = ["Exported", "export_again", "export_program", "parameter_names"]
 
-Is = Callable[[Tensor, int, int | None], bool]  # of a tensor, a dimension, the batch size
+# Is this dimension's size left open?  Of a tensor, a dimension of it, and the example's batch size.
+Is = Callable[[Tensor, int, int | None], bool]
 
 LONGEST = 120  # operations in the sizes of one tensor: beyond, torch takes minutes to compare them
 
@@ -63,12 +64,13 @@ def export_program(model: nn.Module, example: Example) -> Exported:
     Raises whatever the export for the example's own sizes raises.
     """
     refuse_other_torch()
+    # A copy, so that `given is example` tells the last way from the others.
     several = example.with_batch(2) if example.batch == 1 else replace(example)
     found: list[Exported] = []
     for given, is_open in (
-        (several, lambda t, d, _: t.shape[d] > 1),
-        (several, lambda t, d, batch: d == 0 and t.shape[0] == batch),
-        (example, lambda t, d, _: d > 0 and t.shape[d] > 1),
+        (several, lambda t, d, _: t.shape[d] > 1),  # all sizes
+        (several, lambda t, d, batch: d == 0 and t.shape[0] == batch),  # the batch size alone
+        (example, lambda t, d, _: d > 0 and t.shape[d] > 1),  # all but the batch size
     ):
         if found and given is example and (several.batch == example.batch or not found[0].fixed_batch):
             break
@@ -201,6 +203,7 @@ def _length(x: Any) -> Any:
     return x.shape[0] if isinstance(x, Tensor) and x.ndim else len(x)
 
 
+# `isinstance(n, int)` is false of a size here, as Python itself answers.
 _SIZES = Sizes((torch.SymInt, torch.SymFloat), _call, lambda x, of: False, {"len": _length})
 _ASKING = (
     *((torch.SymInt, "__int__"), (torch.SymFloat, "__int__"), (torch.SymFloat, "__float__")),

@@ -75,7 +75,7 @@ def _shared_sizes(
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads the operations of a program, with sizes that its symbols stand for."""
+    """The operations of a program, read with the sizes that its symbols stand for."""
 
     program: torch.export.ExportedProgram
     symbols: Symbols

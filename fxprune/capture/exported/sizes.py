@@ -27,7 +27,7 @@ from fxprune.graph.own_nodes import guard_size
 __all__ = ["Relied", "guard_sizes", "input_values", "relied_on"]
 
 MOST = 100  # a program that relies on more than that is better exported for fewer dynamic sizes
-UNBOUNDED = 1 << 31
+UNBOUNDED = 1 << 31  # from there on an upper bound is none
 At = tuple[Path, int]  # a tensor among the arguments, and one of its dimensions
 
 

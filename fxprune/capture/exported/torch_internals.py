@@ -49,7 +49,7 @@ class TooLong(BaseException):
 
 
 def refuse_other_torch() -> None:
-    """Raise an error where torch has not what is needed.
+    """Refuse a torch that lacks what is needed.
 
     Raises:
         CaptureError: names what is missing, and the ways out.

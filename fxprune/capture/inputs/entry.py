@@ -21,8 +21,10 @@ CONVOLUTIONS: tuple[tuple[type[nn.Module], Kind], ...] = (
 
 @dataclass(frozen=True)
 class Entry:
-    """kind: of input.  width: vocabulary, features or channels.  out: features of what the layer makes of it.
-    stride: of a convolution, per dimension.
+    """What a layer takes that can be a model's first.
+
+    kind: of input.  width: vocabulary, features or channels.  out: features of what the layer makes of it, 0
+    for a norm.  stride: of a convolution, per dimension.
     """
 
     kind: Kind

@@ -29,8 +29,8 @@ def find_example(model: nn.Module) -> Example:
 
     First what is recorded on the model, if the model itself agrees: the record is that of published weights,
     and the model may be built for other sizes or channels.  Then what its first layer, its tables of
-    positions and its own numbers suggest, each tried without computing anything (token ids, whose values
-    count, by one call).  The first that the model takes is it.
+    positions and its own numbers suggest, each tried without computing anything (token ids and vectors are
+    also tried by a call that computes).  The first that the model takes is it.
 
     Raises:
         ExampleInputError: nothing is taken, or the model takes vectors as well as sequences of them.
@@ -96,7 +96,7 @@ def _has_ids(example: Example) -> bool:
 
 
 def _refuse_ambiguous(model: nn.Module, example: Example, entry: Entry | None, trial: Trial) -> None:
-    """Vectors, or sequences of vectors?  An op over `dim=1` means another thing in each: never guess."""
+    """Refuse a model that takes vectors as well as sequences of them: `dim=1` means another thing in each."""
     if entry is None or entry.kind != "vectors" or example.args[0].ndim != 2:
         return
     if all(trial.accepts_really(_blank(model, (n, entry.width))) for n in (16, 9)):  # no length by chance

@@ -27,7 +27,7 @@ MEANINGS = {
 
 
 def hint_for(entry: Entry | None, model: nn.Module) -> str:
-    """Suggest a call: `pass example_inputs=torch.zeros(2, 16, dtype=torch.long), [batch, length]`."""
+    """Suggest a call: `pass example_inputs=torch.zeros(2, 1, 1024), with your sizes: ..`."""
     needed = required_arguments(model)
     if entry is None:
         tensor, meaning = "TENSOR", "one call's input, its first dimension the batch"

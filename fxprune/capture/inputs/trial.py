@@ -37,7 +37,7 @@ class Trial:
         self.error = ""
         self._real_calls = 0
         on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
-        self._plainly = on_meta or has_caches(model)
+        self._plainly = on_meta or has_caches(model)  # no fake tensors: meta needs none, caches keep them
 
     def accepts(self, example: Example, confirm: bool = False) -> bool:
         """Does a call succeed?  `confirm`: what fake tensors refuse is computed, to be sure."""
@@ -52,7 +52,7 @@ class Trial:
         return error is None
 
     def accepts_really(self, example: Example) -> bool:
-        """Run a call where fake tensors miss errors: a whole number that is no row of a table, a rank."""
+        """Does a call that computes succeed?  Fake tensors miss errors: an id past a table's end, a rank."""
         return self.accepts(example) and (self._plainly or self._call(example) is None)
 
     def _call(self, example: Example, mode: FakeTensorMode | None = None) -> Exception | None:

@@ -34,7 +34,7 @@ class TrainMode:
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """Switch modes through the modules' own `train`; batch norms stay in eval, a layer of their own."""
+    """Switch modes through the modules' own `train`; batch norms stay in eval: they are kept as calls."""
     model.train(training)
     for module in model.modules():
         if isinstance(module, _ALWAYS_EVAL):
@@ -80,7 +80,7 @@ def follow_modes(
 
 
 def _named(paths: Iterable[str], root: nn.Module) -> str:
-    """Name the class at a path, or around it, whose code branches on the mode, the first that there is."""
+    """Name the first class, at one of the paths or around it, whose code branches on the mode."""
     for path in paths:
         while not branches_on_mode(root.get_submodule(path)) and path:
             path = path.rpartition(".")[0]

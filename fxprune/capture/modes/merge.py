@@ -78,7 +78,10 @@ def _same_shape(a: Any, b: Any, counterpart: dict[fx.Node, fx.Node]) -> bool:
 
 
 def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
-    """Copy `a`, with a call of the module's `ModeValue` wherever `b` has another constant."""
+    """Copy `a`, with a call of the module's `ModeValue` wherever `b` has another value for its number.
+
+    Other constants (words, dtypes, slices, None) stay as in `a`.
+    """
     if isinstance(a, dict):
         return {k: _follow(a[k], b[k], node, root, switches) for k in a}
     if isinstance(a, (list, tuple)):

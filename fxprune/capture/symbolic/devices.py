@@ -16,7 +16,7 @@ OF_DEVICES = ("is_cuda", "is_cpu", "is_xpu", "is_mps", "is_mtia", "is_hpu", "is_
 
 
 class DeviceQuestions:
-    """Answers code that asks for a kind of device, and notes its lines.
+    """The answers to code that asks for a kind of device, and the lines that asked.
 
     elsewhere: answer as on another kind than the example's.
     """

@@ -65,7 +65,7 @@ def ufunc_as_node(tracer: fx.Tracer, ufunc: Any, args: tuple[Any, ...]) -> Any:
 def _extreme(
     function: Callable[..., Any], of_two: Callable[..., Any], tracer: fx.Tracer
 ) -> Callable[..., Any]:
-    """Patch `max` and `min`: the larger of two sizes is a node; what is compared by a key is decided."""
+    """Patch `max` and `min`: the larger of two sizes is a node; by a `key`, it is the example's."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

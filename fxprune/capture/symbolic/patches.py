@@ -88,7 +88,7 @@ def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, A
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
             return True
-        if type(x) not in traced:  # of one of these no class is derived; asked a hundred thousand times
+        if type(x) not in traced:  # there are no other stand-ins; asked a hundred thousand times
             return False
         file = sys._getframe(1).f_code.co_filename
         theirs = is_users(file) or file in (torch.__file__, "<string>")  # torch.is_tensor, `python -c`
@@ -219,7 +219,7 @@ def _limits(of: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any
 
 
 class _Limits:
-    """Answers as `torch.finfo(dtype)` does."""
+    """What stands for `torch.finfo(dtype)`: its limits are nodes."""
 
     def __init__(self, dtype: fx.Proxy, names: tuple[str, ...]) -> None:
         self.dtype = dtype

@@ -44,7 +44,7 @@ _COMPARES = {"eq", "ne", "lt", "le", "gt", "ge", "getitem", "invert", "and_", "o
 
 
 def mark_picked(tracer: Tracer, node: fx.Node) -> None:
-    """Mark the rows that a mask picks, and what is computed of such: they are not run meanwhile."""
+    """Mark the rows that a mask picks, and what is computed of such: they are run only if asked for."""
     index = node.args[1] if node.target is operator.getitem else None
     picks = isinstance(index, fx.Node) and _is_mask(tracer, index)
     if picks or any(map(is_picked, node.all_input_nodes)):

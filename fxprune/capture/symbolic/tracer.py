@@ -48,18 +48,18 @@ from fxprune.rules.modules import native
 __all__ = ["Tracer"]
 
 
-FRESH = {"empty", "zeros", "ones", "full"}
+FRESH = {"empty", "zeros", "ones", "full"}  # makers of tensors that have no gradient to pass on
 _ASSIGNED = torch.ops.aten.copy_.default
 
 
-# A sequence with more items than that (of a stand-in batch in the thousands) has one for each sample or so.
+# The stand-in batch (PRIME_BATCH) is larger: a sequence that is longer than this has items for each sample.
 MOST_ITEMS = 500
 
 _PLAIN = frozenset({type(None), type(...), bool, int, float, str, torch.dtype, torch.device})
 
 
 class Tracer(fx.Tracer):
-    """Leaves: modules with an op of their own, dropouts of any name; all else is traced through."""
+    """A tracer that keeps calls of some modules, the leaves (by their ids), and traces through all others."""
 
     proxy_buffer_attributes = True
     reads_generated_code = True  # of a result that is pruned again
@@ -180,7 +180,7 @@ class Tracer(fx.Tracer):
         return followed_parts(value, proxy)
 
     def create_arg(self, a: Any) -> Any:
-        """Call a model's own output class in the graph, even where it is a dict, too."""
+        """Make an argument of a node; an output class of the model's, even a dict, is called in the graph."""
         if type(a) in _PLAIN:  # most are: torch.fx asks thirty questions of each
             return a
         if isinstance(a, TracedValue):

@@ -24,7 +24,7 @@ _VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__ind
 
 
 class WeightsRead(TorchFunctionMode):
-    """While entered, notes what a model's code computes of its weights' numbers.
+    """A torch function mode that notes what a model's code computes of its weights' numbers.
 
     Raises NotImplementedError where it makes a plain number of them, or writes to them.
     """
