@@ -126,7 +126,10 @@ class Analysis:
         removal: Removal | None = None,
         regrouped: Mapping[str, int] | None = None,
     ) -> Analysis:
-        """Return the analysis of a graph that a pass made of this one's; both share their tensors."""
+        """Return the analysis of a graph that a pass made of this one's; both share their tensors.
+
+        `regrouped` stays as it is unless another is given; `removal` is of that graph alone, and does not.
+        """
         tensors = dict(named_tensors(self.module))
         names = {name: tensors[used] for name, used in self.names.items()}
         graph = type_graph(self.captured.on(module), self.rules, names, outputs=self.outputs)

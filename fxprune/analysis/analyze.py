@@ -35,7 +35,7 @@ class AnalysisOptions:
 
     @staticmethod
     def of(analysis: Analysis) -> AnalysisOptions:
-        """Return those that an analysis was made with."""
+        """Return the options that an analysis was made with; `strict` has raised by then, and is off."""
         captured = analysis.captured
         return AnalysisOptions(analysis.outputs, captured.split_qkv, analysis.capture, rules=analysis.rules)
 

@@ -21,7 +21,7 @@ ANOTHER_BATCH = PRIME_BATCH + 2  # a prime as well
 
 
 def flag_batch(captured: Captured, found: Inference) -> None:
-    """Bind to the batch each atom of a multiple of its size that has another size in another batch.
+    """Bind to the batch the atoms whose size is a multiple of the stand-in's, and differs in another batch.
 
     A vocabulary of 10007 words has the stand-in's size, and is no batch: only a second run tells.  It is
     made where some size leaves it open.
@@ -49,7 +49,7 @@ def _is_open(axis: Axis, samples: int) -> bool:
 
 
 def _size(run: FakeRun, node: fx.Node, i: int, dim: int) -> int | None:
-    """Return the size of a dimension of the i-th tensor that a node gives; None if it does not run."""
+    """Return the size of a dimension of the i-th tensor that a node gives; None, no size, if it fails."""
     try:
         value = run.value(node)
     except NodeError:

@@ -84,7 +84,7 @@ def nodes_after_input(graph: fx.Graph) -> set[fx.Node]:
 
 
 def is_value(node: fx.Node) -> bool:
-    """Is it a tensor or a tuple of them?  (Sizes, shapes, dtypes and devices are none.)"""
+    """Is it a tensor, a list or tuple with one, or a dict?  (A size, a shape, a dtype, a device is not.)"""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         return any(isinstance(v, Tensor) for v in value)
@@ -202,7 +202,10 @@ def _weights_of(node: fx.Node, module: fx.GraphModule) -> list[str]:
 
 
 def _chained(branches: list[Branch], module: fx.GraphModule) -> list[Branch]:
-    """Walk back from each branch's source over what mixes no channels: layouts, norms, dropouts."""
+    """Link each branch to the one before it: back from its source over layouts, norms and dropouts.
+
+    What mixes channels (a weight of two dimensions, a second value) ends the walk.
+    """
     ends: dict[fx.Node, Branch] = {}  # of those before, in the order of the graph
     followed: set[Branch] = set()
     for branch in branches:
@@ -225,6 +228,9 @@ def _ndim(module: fx.GraphModule, name: str) -> int:
     return tensor_at(module, name).ndim
 
 
+# ---------------------------------------------------------------- what was removed
+
+
 @dataclass(frozen=True)
 class Removal:
     """What was left out of a graph, for those who need to know what it computes.
@@ -240,7 +246,7 @@ class Removal:
 
     @cached_property
     def counterparts(self) -> Mapping[fx.Node, fx.Node]:
-        """Map each node of `whole` to the node of `module` that has its value where the branches are zero."""
+        """For each node of `whole`, the node of `module` that has its value where the branches are zero."""
         sources = {branch.add: branch.source for branch in self.branches}
         gone = {node for branch in self.branches for node in branch.nodes} - sources.keys()
         left = {node.name: node for node in self.module.graph.nodes}

@@ -12,6 +12,7 @@ __all__ = ["GREY", "colours"]
 
 GREY = "#8a93a3"  # what is frozen
 
+# In degrees of the colour circle.
 HUES = {"embed": 215, "heads": 26, "head_dim": 160, "hidden": 280}
 OTHER_HUE = 335
 SPREAD = 36  # degrees of hue between the first and the last group of a role
@@ -27,6 +28,7 @@ def colours(groups: Iterable[Group]) -> dict[Group, str]:
             by_role[group.role].append(group)
     for role, several in by_role.items():
         for i, group in enumerate(several):
+            # Neighbours, whose hues are alike, differ in lightness.
             shift = (i / (len(several) - 1) - 0.5) * SPREAD if len(several) > 1 else 0.0
             out[group] = _hex(HUES.get(role, OTHER_HUE) + shift, lightness=(0.42, 0.34, 0.38)[i % 3])
     return out

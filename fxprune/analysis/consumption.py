@@ -28,7 +28,9 @@ __all__ = ["Consumption", "Source"]
 
 Source = fx.Node | Weight
 _SOURCES: tuple[type[Source], ...] = (fx.Node, Weight)
+# Ops whose results weigh other values, or pick among them.
 _SCORES = {"softmax", "_softmax", "softmin", "sigmoid", "hardsigmoid", "gt", "ge", "lt", "le"}
+# Ops that pair two values element by element, as a contraction does before it sums.
 _PAIRING = {"mul", "sub", "rsub"}
 
 
@@ -89,7 +91,7 @@ class Consumption:
     states: dict[fx.Node, dict[Atom, _State]] = field(default_factory=dict)
 
     def run(self) -> Consumption:
-        """Walk; returns itself."""
+        """Walk the graph once, fill the sets that it finds, and return itself."""
         for node in self.graph.axes:
             out = self.graph.carried(node) & self.candidates
             states = self._after(node, out)

@@ -22,7 +22,7 @@ class Group:
     """All that carries one atom, and so shrinks together.
 
     name: unique and readable, e.g. `blocks.3.attn.heads`.
-    role: what it is: embed, hidden, heads, head_dim, groups, ...
+    role: what it is: embed, hidden, heads, head_dim; output or frozen if it may not shrink.
     sites: the weights' dimensions that carry it.
     frozen: why it may not shrink, or None.
     inside: the heads group that lets each head keep other indices of this one.
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """List its parts that change by a matrix of their own, and which matrices each allows."""
+        """Its parts that change by a matrix of their own, and which matrices each allows."""
         return self.changes.by_atom.get(self.atom, ()) if self.changes is not None else ()
 
     @property
@@ -59,21 +59,21 @@ class Group:
 
     @property
     def limited_by(self) -> Reason | None:
-        """Return what does not let it change by any matrix; None if it may."""
+        """What does not let it change by any matrix; None if it may."""
         if self.frozen is not None:
             return self.frozen
         return next((r.limited_by for r in self.regions if r.freedom is self.freedom), None)
 
     @property
     def why(self) -> str:
-        """Describe why it is frozen, or what limits its freedom, if anything does."""
+        """Why it is frozen, or what limits its freedom, in words; empty if nothing does."""
         if self.frozen is not None:
             return f"frozen: {self.frozen.brief}"
         return self.limited_by.brief if self.limited_by is not None else ""
 
     @property
     def bases(self) -> dict[str, Region]:
-        """Name the regions that a matrix may change, as `fxprune.rebase` takes them."""
+        """The regions that a matrix may change, by the names that `fxprune.rebase` takes."""
         if len(self.regions) == 1:
             named = {self.name: self.regions[0]}
         else:
@@ -240,7 +240,10 @@ def _residual(graph: TypedGraph) -> set[Atom]:
 
 
 def _names(groups: Mapping[Atom, tuple[str, Sequence[Site]]]) -> dict[Atom, str]:
-    """Name each role with its sites module.path.role, numbered where that is not unique."""
+    """Name groups by the module that holds all their sites, and their role: `blocks.3.attn.heads`.
+
+    Numbered where that is not unique.
+    """
     taken: dict[str, int] = defaultdict(int)
     names = {}
     for a, (role, sites) in groups.items():

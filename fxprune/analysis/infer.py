@@ -60,7 +60,7 @@ class Inference:
     values: dict[fx.Node, Value] = field(default_factory=dict)  # node -> nest of `Typed`
     weights: dict[str, Axes] = field(default_factory=dict)  # state name -> axes, for names in use
     steps: dict[fx.Node, Step] = field(default_factory=dict)
-    missing: dict[str, list[str]] = field(default_factory=dict)  # op without a rule -> nodes
+    missing: dict[str, list[str]] = field(default_factory=dict)  # op that no rule covers -> nodes
 
     def axes_of(self, node: fx.Node) -> list[Axes]:
         """Return the axes of every tensor that a node returns, as far as they are known now."""
@@ -158,6 +158,7 @@ class _Walk:
         self._put(node, _typed(flow.out, value))
 
     def _ask(self, rule: Rule, call: Call, value: object) -> Flow:
+        # A rule's parameter `result` is not an argument of the call, but the shape of its value.
         bound = {name: self._argument(arg) for name, arg in call.bind(rule).items()}
         args: list[object] = []
         kwargs: dict[str, object] = {}

@@ -18,7 +18,10 @@ __all__ = ["Carriers", "Nesting", "carriers_of", "nesting_of", "only_inside"]
 
 @dataclass(frozen=True)
 class Nesting:
-    """Which atoms stand outside and inside which others in the products of the weights."""
+    """Which atoms stand outside and inside which others in the products of the weights.
+
+    nearest: what stands right outside an atom, at any of its places; None where nothing does.
+    """
 
     outer: dict[Atom, set[Atom]]
     inner: dict[Atom, set[Atom]]
@@ -53,7 +56,7 @@ def nesting_of(graph: TypedGraph, frozen: Callable[[Atom], Reason | None]) -> Ne
         for axis in axes:
             walk(axis, ())
     for (a, b), n in times.items():
-        # Both ways: one projection reads (head_dim heads), the others (heads head_dim).
+        # Both ways: one projection reads (head_dim heads), the others (heads head_dim).  Most win.
         if n > times[b, a] > 0:
             nesting.outer[a].discard(b)
             nesting.inner[b].discard(a)

@@ -34,7 +34,10 @@ def excluded_modules(analysis: Analysis, patterns: Sequence[str]) -> set[str]:
 
 
 def groups_within(analysis: Analysis, pattern: str) -> list[Group]:
-    """Return groups whose name matches, or whose weights all lie in modules that match."""
+    """Return groups whose name matches, or whose weights all lie in modules that match.
+
+    Raises PatternError where none of them may shrink.
+    """
     hit = set(fnmatch.filter(_module_paths(analysis), pattern))
     found = [
         g

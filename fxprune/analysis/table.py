@@ -14,7 +14,7 @@ CELL = "text-align:{};padding:2px 12px 2px 0;background:none"
 
 
 def groups_table(groups: Sequence[Group], caption: str) -> str:
-    """Write a row per group: its name in its colour, its freedom and what limits it; frozen ones last."""
+    """Write a row per group: its name and colour, its freedom and what limits it; frozen ones last, grey."""
     colour = colours(groups)
     rows = []
     for group in sorted(groups, key=lambda g: g.frozen is not None):

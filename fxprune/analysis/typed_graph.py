@@ -41,7 +41,7 @@ class TypedGraph:
     names: every name that the model has for a tensor -> the name in the graph.
     axes: for each node, the axes of every tensor that it returns.
     weights: the axes of each parameter and buffer in use, by its name in the graph.
-    steps: each call as its rule understood it, with resolved axes.
+    steps: each call as its rule understood it, with resolved axes, but for its flow's `out`: see `axes`.
     missing: ops without a rule that covers them -> the nodes that call them.
     reasons: atoms that rules froze, with the reason (those that are born frozen say so themselves).
     """
@@ -76,7 +76,7 @@ class TypedGraph:
 
     @cached_property
     def operands(self) -> Mapping[fx.Node, tuple[Site, ...]]:
-        """For each call, the weights that it reads itself (through get_attr or as a module)."""
+        """For each call, the dimensions of the weights that it reads itself (by get_attr, or as a module)."""
         out: dict[fx.Node, tuple[Site, ...]] = {}
         within: dict[str, list[str]] = defaultdict(list)  # module -> weights in it
         for name in self.weights:

@@ -1,6 +1,7 @@
 """A graph as plain data and back: nothing is traced again, and no generated code is run for it.
 
-A call that Python does not trace (`int(size)`, `len(shape)`, `buffer[:, :size]`) is a node like any other.
+What code that is traced again computes at once (`int(size)`, `len(shape)`, `buffer[:, :size]`) thus stays a
+node like any other.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def graph_from_data(data: list[NodeData]) -> fx.Graph:
 
 
 def own_name(value: Any) -> str | None:
-    """Name `fxprune::written` a function or class of our own nodes; None for all else.
+    """Name a function or class of our own nodes, `fxprune::written` say; None for all else.
 
     Names of files are no part of it: what was saved survives a move of ours.
     """

@@ -96,12 +96,12 @@ def copy_to_trace(model: nn.Module) -> nn.Module:
 
 
 def own_buffers(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a copy that is run buffers of its own, which its code may write to."""
+    """Copy a buffer, share a parameter: for a structural copy whose code runs, and may write to buffers."""
     return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
 
 
 def own(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a copy that is run tensors of its own, weights as well, all of which its code may write to."""
+    """Copy a tensor, weights as well: for a structural copy whose code runs, and may write to all of them."""
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
     return tensor.clone()

@@ -34,7 +34,7 @@ class Example:
 
     @property
     def batch(self) -> int | None:
-        """The common first dimension of the tensors."""
+        """The first dimension of the first tensor that has any; others as long are taken for batched too."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim]
         return sizes[0] if sizes else None
@@ -62,7 +62,7 @@ def outline_of(example: Example) -> Example:
     return example.map(outline)
 
 
-FEW = 1 << 14
+FEW = 1 << 14  # elements
 
 
 def seeded_noise(shapes: Example, model: nn.Module) -> Example:

@@ -24,9 +24,8 @@ class ForwardOnly(nn.Module):
         self.function, self.armed = function, False
 
     def forward(self, x: Tensor) -> Tensor:
-        recorded = (
-            torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-        )  # for inference, elsewhere
+        # By another tool, for inference.
+        recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
         if not self.armed or recorded or not (torch.is_grad_enabled() and x.requires_grad):
             return x
         passed: Tensor = _RefuseBackward.apply(x, self.function)

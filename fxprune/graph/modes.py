@@ -71,7 +71,7 @@ def follows_mode(module: nn.Module) -> bool:
 
 
 def _is_identity_in_eval(module: nn.Module) -> bool:
-    probe = torch.zeros(2, 3, 4, 4, device="meta")
+    probe = torch.zeros(2, 3, 4, 4, device="meta")  # b c h w
     was = module.training
     module.training = False
     try:

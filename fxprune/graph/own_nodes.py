@@ -86,7 +86,7 @@ class ModeValue(nn.Module):
 
 
 def split_by_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """Return what every kind of split becomes once its parts have sizes of their own."""
+    """Split a tensor into parts of given sizes, as every kind of split does once its parts differ."""
     return torch.split(x, list(sizes), dim)
 
 

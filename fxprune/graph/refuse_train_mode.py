@@ -22,7 +22,7 @@ NAME = "_refuse_train_mode"
 
 
 class RefuseTrainMode(nn.Module):
-    """Raise in train mode; in eval mode it does nothing, and no tool that records a graph sees a thing.
+    """A call that raises in train mode; in eval mode it does nothing, and tools that record a graph see none.
 
     It is a node, not a check of the root's `forward`: torch.export, torch.onnx and interpreters walk
     through the nodes of a GraphModule, and call no `forward` of its.
@@ -43,7 +43,10 @@ class RefuseTrainMode(nn.Module):
 
 
 def refuse_train_mode(module: fx.GraphModule, why: Iterable[str]) -> None:
-    """Let a graph refuse train mode, in which its model does what it does not, in words; none: do nothing."""
+    """Let a graph refuse train mode.
+
+    why: what the model does there and the graph does not, in words; if there are none, nothing is changed.
+    """
     refusal = RefuseTrainMode(why)
     if not refusal.why:
         return

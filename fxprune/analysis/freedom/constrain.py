@@ -53,7 +53,7 @@ def constraints_of(graph: TypedGraph, live: frozenset[Atom]) -> Constraints:
 
 
 class _Call:
-    """One node of the graph."""
+    """One node of the graph: what it says of the positions that it reads and makes."""
 
     def __init__(self, found: Constraints, node: fx.Node) -> None:
         self.found, self.node, self.coupling = found, node, found.coupling
@@ -175,9 +175,8 @@ class _Call:
         before = [p for t in read for p in self._positions(t, a, choice)]
         after = [p for t in made for p in self._positions(t, a, choice)]
         in_order = len(before) == len(after) and all(len(t.dims(a)) <= 1 for t in (*read, *made))
-        for p, q in (
-            zip(before, after, strict=True) if in_order else ()
-        ):  # as parts of a sum are joined, or cut
+        # In order, as parts of a sum are joined, or cut.
+        for p, q in zip(before, after, strict=True) if in_order else ():
             self.coupling.join(p, q, self.reason)
         for p in () if in_order else (*before[1:], *after):
             self.coupling.join((before or after)[0], p, self.reason)

@@ -16,7 +16,8 @@ class Coupled:
     """What is known of positions that change together; not frozen, since it grows as classes are joined.
 
     freedom, centred, reason: what the ops that touch them allow, and the op that allows least.
-    sums: where an op adds up along the axis; it counts only where no product is added up so.
+    sums: the ops that add up along the axis.  Each leaves centred rotations only, unless what it adds up is a
+        product of two: an inner product (see `find`).
     weights: positions of weights.
     products: how often it is multiplied element by element.
     touched: it is in an op that is more than layout.
@@ -40,7 +41,7 @@ class Coupled:
             self.freedom, self.reason = freedom, reason
 
     def absorb(self, other: Coupled) -> None:
-        """Take what is known of another one over."""
+        """Take over what is known of another class."""
         if other.freedom < self.freedom:
             self.freedom, self.reason = other.freedom, other.reason
         self.centred |= other.centred

@@ -39,7 +39,7 @@ def equation_of(law: str, ranks: tuple[int, ...], rank: int) -> Equation:
     terms = [[factor.split() for factor in term.split(",")] for term in left.split(";")]
     named = [words for term in terms for words in term if words != ["()"]]
     if len(named) == 2 and len(ranks) == 1:
-        ranks = (ranks[0], ranks[0])
+        ranks = (ranks[0], ranks[0])  # one tensor, multiplied by itself
         places = [0, 0]
     else:
         places = list(range(len(named)))

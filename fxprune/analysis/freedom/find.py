@@ -20,7 +20,7 @@ from fxprune.rules.axes import ONE, Atom, Axis, Product, Reason, Sum, atoms_of
 
 __all__ = ["Regions"]
 
-SMALLEST = 1e-6  # of the largest element of a vector, what its smallest must be to divide by it
+SMALLEST = 1e-6  # a vector is divided by if its smallest element is more than this part of its largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ def _place(position: Position, side: int) -> Place:
 
 
 def _has_factors(axis: Axis, a: Atom) -> bool:
-    """Return whether an atom lies in a product with others, or only in a sum."""
+    """Return whether an atom stands in a product with others, rather than alone or as part of a sum."""
     if isinstance(axis, Product):
         return a in atoms_of(axis)
     return isinstance(axis, Sum) and any(_has_factors(part, a) for part in axis.parts)

@@ -23,8 +23,8 @@ __all__ = ["Key", "Operand", "Part", "Position", "Tensors", "labelled_in", "time
 Part = tuple[tuple[Atom, int], ...]
 Key = str | tuple[fx.Node, int]
 _SOURCES: tuple[type[fx.Node | Weight], ...] = (fx.Node, Weight)
-PARTS = 8  # an axis of more elements is not told apart by them
-TOGETHER = 64
+PARTS = 8  # an axis of more elements is not taken apart by index: 3 of qkv are, 197 tokens are not
+TOGETHER = 64  # choices of indices for one call; where there are more, its axes are only permuted
 
 
 @dataclass(frozen=True)
