@@ -75,8 +75,8 @@ def accelerated(
             yield given
         return
     log_with = _checked(trackers)
-    before = dict(AcceleratorState._shared_state)  # another one's, a Trainer's say, in a precision of its own
-    gradients = dict(GradientState._shared_state)
+    shared = AcceleratorState._shared_state, GradientState._shared_state
+    before = [*map(dict, shared)]  # another one's, a Trainer's say, in a precision of its own
     AcceleratorState._reset_state()
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed)
     try:
@@ -96,10 +96,9 @@ def accelerated(
         with sharded_on_cpu(accelerator, training.precision):
             yield accelerator
     finally:
-        AcceleratorState._reset_state()
-        AcceleratorState._shared_state.update(before)
-        GradientState._shared_state.clear()
-        GradientState._shared_state.update(gradients)
+        for state, held in zip(shared, before, strict=True):
+            state.clear()
+            state.update(held)
 
 
 def _refuse_other_accelerator(given: Accelerator, training: Training, trackers: Trackers) -> None:

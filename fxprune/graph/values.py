@@ -120,6 +120,8 @@ class FakeRun(fx.Interpreter):
             self.inputs = inputs.with_batch(batch)
         self.last: fx.Node | None = None
         self.put_off: set[fx.Node] = set()
+        self._computed: dict[fx.Node, Any] = {}  # for real
+        self._copies: dict[str, Any] = {}  # of tensors that real values are made of: they may be written to
 
     def value(self, node: fx.Node) -> Any:
         """Return what a node gives, after all that stand before it.
@@ -189,8 +191,17 @@ class FakeRun(fx.Interpreter):
         known = self.env.get(n)
         if known is not None and not any(isinstance(v, Tensor) for v in pytree.tree_leaves(known)):
             return known  # a size, a device
+        if n not in self._computed:
+            self._computed[n] = self._really_computed(n)
+        return self._computed[n]
+
+    def _really_computed(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
-            return tensor_at(self.source, str(n.target))
+            target = str(n.target)
+            if target not in self._copies:
+                held = tensor_at(self.source, target)
+                self._copies[target] = held.detach().clone() if isinstance(held, Tensor) else held
+            return self._copies[target]
         if n.op == "placeholder":
             raise DependsOnValues(
                 "a shape depends on the values of an input (where a mask picks, x[mask] += y: write "

@@ -248,9 +248,18 @@ def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
         if isinstance(value, list) and all(id(t) in names for t in value):  # of a recurrent layer
             value = [Weight(f"{path}.{names[id(t)]}") for t in value]
         values.append(Weight(f"{path}.{name}") if isinstance(value, torch.Tensor) else value)
-    given = [*node.args, *node.kwargs.values()]
+    given = [*node.args, *_in_order(module, node)]
     missing = [None] * (entry.inputs - len(given))
     return Call(entry.op, (*given, *missing, *values), {}, node)
+
+
+def _in_order(module: nn.Module, node: fx.Node) -> list[object]:
+    """List what a call of a module gives by name, in the order of its `forward`; defaults stand between."""
+    if len(node.kwargs) < 2 and not node.args:
+        return [*node.kwargs.values()]
+    rest = [*inspect.signature(type(module).forward).parameters.values()][1 + len(node.args) :]
+    last = max((i for i, p in enumerate(rest) if p.name in node.kwargs), default=-1)
+    return [node.kwargs.get(p.name, p.default) for p in rest[: last + 1]]
 
 
 def _opaque_call(node: fx.Node, module: nn.Module, rules: RuleSet) -> Call:

@@ -123,14 +123,14 @@ def select_axes(input: Typed, dim: int, index: int) -> Flow:
 
 
 def _part_with(axis: Axis, index: object) -> Axis:
-    """Return the part of a concatenation that holds one element: the others need not be frozen for it."""
+    """Return the parts of a concatenation that an index counts over; others need not be frozen for it."""
     if not isinstance(axis, Sum) or not isinstance(index, int):
         return axis
-    start, index = 0, at(index, axis.size)
-    for part in axis.parts:
+    start, place = 0, at(index, axis.size)
+    for i, part in enumerate(axis.parts):
         start += part.size
-        if index < start:
-            return part
+        if place < start:
+            return Sum.of(axis.parts[: i + 1] if index >= 0 else axis.parts[i:])
     raise NotCovered(f"index {index} is beyond {axis.size} elements")
 
 

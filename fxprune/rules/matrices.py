@@ -44,9 +44,16 @@ def inverse_axes(*args: object, result: Result, **options: object) -> Flow:
     return Flow(_shaped(result, ()), frozen=reasons)
 
 
-@rule("cross", "linalg_cross")
-def cross_axes(input: Typed, other: Typed, dim: int | None = -1) -> Flow:
+@rule("cross")
+def cross_axes(input: Typed, other: Typed, dim: int | None = None) -> Flow:
+    """... 3, ... 3 -> ... 3, the three frozen; by default the first of that size"""
+    out, same = broadcast([input.axes, other.axes])
+    d = next(d for d, axis in enumerate(out) if axis.size == 3) if dim is None else at(dim, len(out))
+    return Flow(out, same, frozen=[(axis, "a product of vectors mixes it") for axis in out[: d + 1]])
+
+
+@rule("linalg_cross")
+def linalg_cross_axes(input: Typed, other: Typed, dim: int = -1) -> Flow:
     """... 3, ... 3 -> ... 3, the three frozen"""
     out, same = broadcast([input.axes, other.axes])
-    dims = range(len(out)) if dim is None else [at(dim, len(out))]
-    return Flow(out, same, frozen=[(out[d], "a product of vectors mixes it") for d in dims])
+    return Flow(out, same, frozen=[(out[at(dim, len(out))], "a product of vectors mixes it")])

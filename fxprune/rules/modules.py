@@ -87,7 +87,7 @@ for _n in (1, 2, 3):
     _native(
         f"InstanceNorm{_n}d",
         "instance_norm",
-        "running_mean running_var weight bias",
+        "running_mean running_var weight bias num_features",
         num_features=_CHANNELS,
     )
     _native(f"MaxPool{_n}d", f"max_pool{_n}d")

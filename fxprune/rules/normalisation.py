@@ -89,12 +89,19 @@ def instance_norm_axes(
     running_var: Typed | None = None,
     weight: Typed | None = None,
     bias: Typed | None = None,
+    num_features: object = None,
     *options: object,
     **more: object,
 ) -> Flow:
-    """b c ..., c, c, c, c -> b c ..., positions frozen"""
+    """b c ..., c, c, c, c -> b c ..., positions frozen; of a module also c ... -> c ..."""
+    alone = isinstance(num_features, int) and not isinstance(num_features, bool)
+    if alone and input.axes[1].size != num_features:  # one sample without its dimension
+        vectors = [t for t in (running_mean, running_var, weight, bias) if t is not None]
+        same = [(input.axes[0], t.axes[0]) for t in vectors]
+        return Flow(input.axes, same=same, frozen=[(axis, PIXELS) for axis in input.axes[1:]])
+    unsure = alone and input.axes[0].size == num_features  # one sample, or as many as there are channels
     flow = batch_norm_axes(input, running_mean, running_var, weight, bias)
-    return replace(flow, frozen=[(axis, PIXELS) for axis in input.axes[2:]])
+    return replace(flow, frozen=[(axis, PIXELS) for axis in input.axes[1 if unsure else 2 :]])
 
 
 @rule("aten.instance_norm")

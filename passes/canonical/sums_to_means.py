@@ -20,6 +20,7 @@ _DIVISIONS = {
     "true_divide",
 }
 _PRODUCTS = {operator.mul, torch.mul, torch.ops.aten.mul.Tensor, "mul"}
+_OPTIONS = {"dim", "keepdim", "keepdims"}  # a dtype, say, is another sum
 _SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
 
 
@@ -45,17 +46,17 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
 
 def _divided_sum(node: fx.Node) -> fx.Node | None:
     """Return the sum that this node divides by the number of its elements, if it does."""
-    if node.target not in _DIVISIONS | _PRODUCTS or len(node.args) != 2:
+    if node.target not in _DIVISIONS | _PRODUCTS or len(node.args) != 2 or node.kwargs:
         return None
     total, number = node.args
-    if not isinstance(total, fx.Node) or total.target not in _SUMS:
+    if not isinstance(total, fx.Node) or total.target not in _SUMS or total.kwargs.keys() - _OPTIONS:
         return None
     divisor = number.meta.get("val") if isinstance(number, fx.Node) else number
     if not isinstance(divisor, (int, float)) or divisor == 0:
         return None
     x, dim, _ = _arguments(total)
     value = x.meta.get("val")
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     dims = range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     count = math.prod(value.shape[d] for d in dims)
@@ -67,4 +68,4 @@ def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:
     args = [*total.args, *[None] * 3]
     x: Any = args[0]
     dim: Any = total.kwargs.get("dim", args[1])
-    return x, dim, bool(total.kwargs.get("keepdim", args[2]))
+    return x, dim, bool(total.kwargs.get("keepdim", total.kwargs.get("keepdims", args[2])))

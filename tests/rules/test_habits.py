@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -279,3 +281,76 @@ def test_as_many_rows_as_a_mask_has_are_refused_and_the_cure_is_named(
 ) -> None:
     with pytest.raises(CaptureError, match=r"test_habits.py:\d+.*depends on the values.*torch.where\(mask"):
         fxprune.prune(Prompts(write).eval(), 0.5, example_inputs=torch.randn(2, 5, 3), capture=capture)
+
+
+class Two(nn.Module):
+    """Two layers, and what is made of both."""
+
+    def __init__(self, then: Any, inner: nn.Module | None = None, width: int = 8) -> None:
+        super().__init__()
+        self.a, self.b, self.inner, self.then = nn.Linear(6, width), nn.Linear(6, width), inner, then
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.then(self, self.a(x), self.b(x)))
+
+
+def by_place(index: int) -> Any:
+    def then(self: Two, a: Tensor, b: Tensor) -> Tensor:
+        joined = torch.cat([a, b.relu(), self.inner(a.relu())], -1)
+        return joined * joined[..., index, None]
+
+    return then
+
+
+CALLS: dict[str, Any] = {
+    "an index from the front": lambda: Two(by_place(8), nn.Linear(8, 8)),
+    "an index from the back": lambda: Two(by_place(-9), nn.Linear(8, 8)),
+    "names in another order": lambda: Two(lambda s, a, b: s.inner(hx=b, input=a), nn.GRUCell(8, 8)),
+    "a bilinear layer's names": lambda: Two(
+        lambda s, a, b: s.inner(input2=b.relu(), input1=a), nn.Bilinear(8, 8, 4)
+    ),
+    "a share of what is true": lambda: Two(lambda s, a, b: a * ((b > 0).sum(-1, keepdim=True) / 8)),
+    "a mean by its other name": lambda: Two(lambda s, a, b: a * (b.sum(-1, keepdims=True) / 8)),
+    "a sum in another type": lambda: Two(
+        lambda s, a, b: a * (b.sum(-1, True, dtype=torch.float64) / 8).to(a.dtype)
+    ),
+    "a floor": lambda: Two(lambda s, a, b: a * torch.div(b.sum(-1, True), 8, rounding_mode="floor")),
+    "the first three": lambda: Two(lambda s, a, b: torch.cross(a, b).flatten(1), width=4),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_call_is_read_as_torch_reads_it(kind: str, capture: str) -> None:
+    x = torch.randn(4, 3, 6) if kind == "the first three" else torch.randn(4, 6)
+    model = CALLS[kind]()
+    model(x)
+    randomise(model.eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    assert pruned(x).shape == model(x).shape
+
+
+def test_one_sample_of_an_instance_norm() -> None:
+    layers = nn.Linear(6, 8), nn.InstanceNorm2d(4), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5)
+    model = nn.Sequential(*layers)
+    x = torch.randn(4, 9, 6)  # channels, and two dimensions that positions are of
+    pruned = fxprune.prune(model.eval(), 0.5, example_inputs=x)
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+
+
+def test_buffers_are_as_they_were_where_code_writes_to_them() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+            self.register_buffer("kept", torch.tensor([1.0, 0.0, 2.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = self.kept.mul_(2)
+            return self.b(self.a(x))[:, : len((kept > 0).nonzero())]
+
+    model = Counted().eval()
+    with contextlib.suppress(fxprune.FxpruneError):
+        fxprune.analyze(model, example_inputs=torch.randn(2, 6), capture="export")
+    assert model.kept.tolist() == [1.0, 0.0, 2.0]
