@@ -129,7 +129,7 @@ class Report:
             label = f"latency, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
             rows.append([label, *_row(self.latency, _seconds)])
         if self.certificate is not None:
-            said = "largest relative error" + (f": {self.certified}" if self.certified else "")
+            said = f"largest relative error: {self.certified}"
             rows.append([said, "", f"{self.certificate:.1e}", ""])
         return rows
 
@@ -225,9 +225,8 @@ def report(
         seconds = latencies([model, pruned], example, runs=11 if runs is None else runs) if latency else None
     found = None
     if certificate:
-        found = verify(
-            model, pruned, example_inputs=example_inputs, example_kwargs=example_kwargs, rules=rules
-        )
+        call: dict[str, Any] = {"example_inputs": example_inputs, "example_kwargs": example_kwargs}
+        found = verify(model, pruned, rules=rules, **call)
     planned = as_planned(analysis, plan)  # without the removed branches, with heads merged
     groups = {group.name: group for group in planned.groups}
     own = record_of(pruned).own
