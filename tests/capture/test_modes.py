@@ -231,6 +231,33 @@ def test_a_result_that_does_not_follow_train_mode_refuses_it(again: bool, captur
     assert_same(run(pruned.eval(), x), run(copy.deepcopy(pruned), x), 0.0)
 
 
+class Constants(nn.Module):
+    """The mode chooses a constant that is no number."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "word":
+            return self.b(F.gelu(x, approximate="none" if self.training else "tanh"))
+        if self.kind == "slice":
+            return self.b(x)[:, slice(0, 2) if self.training else slice(1, 3)]
+        return self.b(x.to(torch.bfloat16 if self.training else torch.float64).float())
+
+
+@pytest.mark.parametrize("kind", ["word", "slice", "dtype"])
+def test_a_constant_that_the_mode_chooses_is_followed_or_refused(kind: str, capture: str) -> None:
+    model, x = randomise(Constants(kind).eval()), torch.randn(3, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    with pytest.raises(TrainingError):
+        pruned.train()(x)
+
+
 def test_a_model_in_train_mode_is_pruned_and_its_graph_refuses_that_mode(capture: str) -> None:
     model, x = randomise(Branches()).train(), torch.randn(3, 6)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)

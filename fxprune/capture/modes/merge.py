@@ -74,13 +74,26 @@ def _same_shape(a: Any, b: Any, counterpart: dict[fx.Node, fx.Node]) -> bool:
         return a.keys() == b.keys() and all(_same_shape(a[k], b[k], counterpart) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same_shape(x, y, counterpart) for x, y in zip(a, b, strict=True))
-    return not isinstance(a, fx.Node)
+    if isinstance(a, slice) and isinstance(b, slice):
+        ends = [(part.start, part.stop, part.step) for part in (a, b)]
+        return _same_shape(*ends, counterpart) and not any(map(_is_number_that_differs, *ends))
+    if isinstance(a, fx.Node):
+        return False
+    return (_is_number(a) and _is_number(b)) or (type(a) is type(b) and bool(a == b))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _is_number_that_differs(a: Any, b: Any) -> bool:
+    return _is_number(a) and a != b
 
 
 def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
     """Copy `a`, with a call of the module's `ModeValue` wherever `b` has another value for its number.
 
-    Other constants (words, dtypes, slices, None) stay as in `a`.
+    Other constants (words, dtypes, slices, None) are the same in both: elsewhere the graphs differ.
     """
     if isinstance(a, dict):
         return {k: _follow(a[k], b[k], node, root, switches) for k in a}
