@@ -75,8 +75,9 @@ def _same_shape(a: Any, b: Any, counterpart: dict[fx.Node, fx.Node]) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same_shape(x, y, counterpart) for x, y in zip(a, b, strict=True))
     if isinstance(a, slice) and isinstance(b, slice):
-        ends = [(part.start, part.stop, part.step) for part in (a, b)]
-        return _same_shape(*ends, counterpart) and not any(map(_is_number_that_differs, *ends))
+        ends, others = ((part.start, part.stop, part.step) for part in (a, b))
+        same = all(not _is_number(x) or x == y for x, y in zip(ends, others, strict=True))
+        return same and _same_shape(ends, others, counterpart)
     if isinstance(a, fx.Node):
         return False
     return (_is_number(a) and _is_number(b)) or (type(a) is type(b) and bool(a == b))
@@ -84,10 +85,6 @@ def _same_shape(a: Any, b: Any, counterpart: dict[fx.Node, fx.Node]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
-
-
-def _is_number_that_differs(a: Any, b: Any) -> bool:
-    return _is_number(a) and a != b
 
 
 def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, str]) -> Any:
