@@ -60,10 +60,13 @@ def _spell_defaults(graph: fx.Graph) -> None:
 
 
 def _aligned(a: fx.Node, b: fx.Node, counterpart: dict[fx.Node, fx.Node]) -> bool:
+    kwargs, others = (
+        {k: v for k, v in n.kwargs.items() if not (k == "where" and is_guard(n))} for n in (a, b)
+    )
     return (
         a.op == b.op
         and a.target == b.target
-        and _same_shape((a.args, a.kwargs), (b.args, b.kwargs), counterpart)
+        and _same_shape((a.args, kwargs), (b.args, others), counterpart)  # (two lines may ask one question)
     )
 
 
