@@ -43,10 +43,8 @@ class Readers:
 
     def without_ones(self) -> Readers:
         """Leave out what lies along the vector of ones."""
-        vectors, covectors = (
-            t - t.mean(-1, keepdim=True) - (t - t.mean(-1, keepdim=True)).mean(-2, keepdim=True)
-            for t in (self.vectors, self.covectors)
-        )
+        rows = (t - t.mean(-1, keepdim=True) for t in (self.vectors, self.covectors))
+        vectors, covectors = (t - t.mean(-2, keepdim=True) for t in rows)
         means = self.means - self.means.mean(-1, keepdim=True)
         return replace(self, vectors=vectors, covectors=covectors, means=means)
 
