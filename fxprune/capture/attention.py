@@ -31,16 +31,17 @@ def multi_head_attention(
     swapped = not self.batch_first and query.dim() == 3
     if swapped:
         query, key, value = _swap(query, key, value)
-    if self._qkv_same_embed_dim:
-        weight: Any = self.in_proj_weight
-    else:
+    weight: Any = self.in_proj_weight
+    if weight is None:
         weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-    q, k, v = _projections(query, key, value, weight, self.in_proj_bias)
+    dims = getattr(self, "dims", (self.head_dim, self.head_dim))  # where the weights say them: of our own
+    widths = None if dims[0] == dims[1] else [self.num_heads * d for d in (dims[0], *dims)]
+    q, k, v = _projections(query, key, value, weight, self.in_proj_bias, widths)
     out, weights = _attend(
         q,
         k,
         v,
-        heads=(self.num_heads, self.head_dim),
+        heads=(self.num_heads, *dims),
         learned=(self.bias_k, self.bias_v),
         zeros=self.add_zero_attn,
         mask=attn_mask,
@@ -49,6 +50,7 @@ def multi_head_attention(
         dropout=self.dropout if self.training else 0.0,
         need_weights=need_weights,
         average=average_attn_weights,
+        scale=getattr(self, "scale", None),
     )
     out = self.out_proj(out)
     return (out.transpose(0, 1) if swapped else out), weights
@@ -95,7 +97,7 @@ def multi_head_attention_forward(
         q,
         k,
         v,
-        heads=(num_heads, embed_dim_to_check // num_heads),
+        heads=(num_heads, embed_dim_to_check // num_heads, embed_dim_to_check // num_heads),
         learned=(bias_k, bias_v),
         zeros=add_zero_attn,
         mask=attn_mask,
@@ -116,13 +118,27 @@ def _swap(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Te
     return q, k, (k if value is key else value.transpose(0, 1))
 
 
-def _projections(query: Tensor, key: Tensor, value: Tensor, weight: Any, bias: Tensor | None) -> Any:
-    """b n embed, b m kdim, b m vdim -> b n (h d), b m (h d), b m (h d); `weight` is one or three."""
+def _projections(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Any,
+    bias: Tensor | None,
+    widths: list[int] | None = None,
+) -> Any:
+    """b n embed, b m kdim, b m vdim -> b n (h d), b m (h d), b m (h e); `weight` is one or three.
+
+    widths: of the three that come of it, where they differ.
+    """
     if not isinstance(weight, tuple) and query is key and key is value:
-        return F.linear(query, weight, bias).chunk(3, dim=-1)
-    weights = weight if isinstance(weight, tuple) else weight.chunk(3, dim=0)
-    biases = (None, None, None) if bias is None else bias.chunk(3, dim=0)
+        return _cut(F.linear(query, weight, bias), widths, -1)
+    weights = weight if isinstance(weight, tuple) else _cut(weight, widths, 0)
+    biases = (None, None, None) if bias is None else _cut(bias, widths, 0)
     return [F.linear(x, weights[i], biases[i]) for i, x in enumerate((query, key, value))]
+
+
+def _cut(t: Tensor, widths: list[int] | None, dim: int) -> Any:
+    return t.chunk(3, dim=dim) if widths is None else t.split(widths, dim=dim)
 
 
 def _attend(
@@ -130,7 +146,7 @@ def _attend(
     k: Tensor,
     v: Tensor,
     *,
-    heads: tuple[int, int],
+    heads: tuple[int, int, int],
     learned: tuple[Tensor | None, Tensor | None],
     zeros: bool,
     mask: Tensor | None,
@@ -139,26 +155,31 @@ def _attend(
     dropout: float,
     need_weights: bool,
     average: bool,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """b n (h d), b m (h d), b m (h d) -> b n (h d), and b n m or b h n m if the weights are needed
+    """b n (h d), b m (h d), b m (h e) -> b n (h e), and b n m or b h n m if the weights are needed
 
-    A learned key and value, each 1 1 (h d), and zeros may be attended to as well.
+    A learned key and value, 1 1 (h d) and 1 1 (h e), and zeros may be attended to as well.
     """
     bias_k, bias_v = learned
     if bias_k is not None and bias_v is not None:
         k, v = (torch.cat([t, b.expand(t.shape[0], 1, -1)], 1) for t, b in ((k, bias_k), (v, bias_v)))
-    q, k, v = (t.unflatten(-1, heads).transpose(-3, -2) for t in (q, k, v))
+    n, d, e = heads
+    q, k, v = (t.unflatten(-1, (n, w)).transpose(-3, -2) for t, w in ((q, d), (k, d), (v, e)))
     if zeros:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-    mask = _merged_mask(mask, padding, heads[0], q)
+    mask = _merged_mask(mask, padding, n, q)
     added = (bias_k is not None) + zeros
     if mask is not None and added:
         mask = F.pad(mask, (0, added))
     if not need_weights:
         causal = is_causal and mask is None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        given: Any = {} if scale is None else {"scale": scale}
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, **given
+        )
         return out.transpose(-3, -2).flatten(-2), None
-    scores = q @ k.transpose(-2, -1) * heads[1] ** -0.5
+    scores = q @ k.transpose(-2, -1) * (d**-0.5 if scale is None else scale)
     weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
     out = (weights @ v).transpose(-3, -2).flatten(-2)
     return out, (weights.mean(dim=-3) if average else weights)
@@ -167,7 +188,7 @@ def _attend(
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Tensor) -> Tensor | None:
     """Merge both masks into one that is added to the scores: [batch or 1, heads or 1, n, m]."""
     merged = None if mask is None else _additive(mask, q)
-    if merged is not None and mask is not None and mask.dim() == 3:
+    if merged is not None and mask is not None and mask.dim() == 3 and q.dim() == 4:
         merged = merged.unflatten(0, (-1, heads))
     if padding is None:
         return merged

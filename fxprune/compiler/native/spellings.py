@@ -58,7 +58,7 @@ class Spellings:
         If `wide`, also those of attributes, which state has.  Then the calls that can be made otherwise.
         """
         module = self.model.get_submodule(scope.path)
-        if type(root.get_submodule(scope.path)).__module__.partition(".")[0] == "torch":
+        if "torch" in (_library(module), _library(root.get_submodule(scope.path))):
             return []
         numbers, calls = self._known(type(module))
         found: Options = []
@@ -163,6 +163,10 @@ class SpelledSlot(Slot):
     def write(self, root: nn.Module, new: int) -> None:
         if new != self.read(root):
             self.spellings.write(root.get_submodule(self.path), self, new)
+
+
+def _library(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
 
 
 def _longer(t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import called_modules, in_float64, named_tensors
+from fxprune.result.own_attention import hold_widths
 from fxprune.rules.modules import NATIVE, native
 
 # Of every name that a model has for a tensor, and the tensor: what stands in its place.
@@ -50,6 +51,7 @@ def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> 
             continue
         if type(target) is type(source):
             _copy_settings(source, target)
+    hold_widths(new)
     return new
 
 
