@@ -196,12 +196,14 @@ class _Module(_Place):
     def restore(self, plain: bool) -> None:
         self.rewrite()
         now = self.contents()
-        for key in {**self.before, **now}:
-            if key not in self.before:
-                if plain or not isinstance(now[key], PLAIN):
-                    del self.holder[key]
-            elif now.get(key) is not self.before[key] and (plain or not isinstance(now.get(key), PLAIN)):
-                self.holder[key] = self.before[key]
+        for key in now.keys() - self.before.keys():
+            if plain or not isinstance(now[key], PLAIN):
+                del self.holder[key]
+        for key, value in self.before.items():
+            other = now.get(key, ...)
+            kept = not plain and isinstance(value, PLAIN) and isinstance(other, PLAIN)
+            if other is not value and not kept:
+                self.holder[key] = value
 
 
 class _Buffers(_Module):

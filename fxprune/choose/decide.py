@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -61,7 +62,7 @@ Trial = Callable[[Decision, Sequence[Value]], float]
 def decide(
     analysis: Analysis, request: Request, *, rewriter: Rewriter, trial: Trial | None = None
 ) -> Decision:
-    """Choose branches, then groups, then how many of their elements stay, then which.
+    """Choose branches, then groups, then how many of their elements stay, then which: of several steps the first.
 
     Args:
         rewriter: builds what a plan gives; asked only where the budget is measured on results.
@@ -73,8 +74,9 @@ def decide(
     if request.like is not None:
         return _decide_like(analysis, request)
     exclude, attention = list(request.exclude), request.attention
-    if attention == "merge":
+    if attention == "merge":  # at once in the first step: heads merge by whole numbers
         analysis, attention = merged_for_ratio(analysis, request.budget.ratio, exclude), "head_dim"
+    request = request.part(1 / request.steps)
     analysis = drop_branches(
         analysis, request.depth, request.unit, request.data, exclude, request.branch_options
     )
@@ -88,28 +90,32 @@ def decide(
             on, judged = chosen.analysis, _Judgement(chosen.costs, chosen.alone, seen)
     judged = _judge(on, groups, request, judged)
     scores, derivatives = _comparable(on, judged, request), judged.seen.derivatives
-    if trial is not None and request.data is not None and request.compares_kinds:
-        some = some_of(request.data, analysis)
-
-        def divergence(counts: dict[Group, int]) -> float:
-            plan = select(analysis, scores, counts).plan(analysis)
-            return trial(Decision(plan, analysis, tuple(groups), scores, chosen, derivatives), some)
-
-        scores = measured_scale(groups, scores, divergence)
+    if trial is not None:
+        untried = partial(Decision, chosen=chosen, derivatives=derivatives)
+        scores = _measured(analysis, groups, scores, request, trial, untried)
     found = _fitted(analysis, groups, scores, request, rewriter)
     return replace(found, chosen=chosen, derivatives=derivatives)
 
 
 def decide_again(
-    before: Decision, trained: PrunedModule, request: Request, *, rewriter: Rewriter
+    before: Decision,
+    trained: PrunedModule,
+    request: Request,
+    *,
+    rewriter: Rewriter,
+    trial_of: Callable[[Analysis], Trial],
 ) -> Decision:
     """Choose more of the same groups to go, by what the smaller model says of the elements that it has.
 
     What went before stays gone: its scores are -inf.
+
+    Args:
+        trial_of: makes the trial of the smaller model, of its analysis.
     """
 
     def judged(analysis: Analysis, groups: Sequence[Group]) -> Scores:
-        return _comparable(analysis, _judge(analysis, groups, request, _Judgement()), request)
+        scores = _comparable(analysis, _judge(analysis, groups, request, _Judgement()), request)
+        return _measured(analysis, groups, scores, request, trial_of(analysis), Decision)
 
     scores = scores_of_the_rest(before.analysis, before.groups, before.scores, trained, judged)
     return _fitted(before.analysis, before.groups, scores, request, rewriter)
@@ -151,6 +157,26 @@ def _comparable(analysis: Analysis, judged: _Judgement, request: Request) -> Sco
     some, options = some_of(request.data, analysis), request.derivative_options
     masked = _by_masks(analysis, [*judged.alone], some, **options, measured=0)
     return masked_scale(judged.scores, judged.alone, masked)
+
+
+def _measured(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scores: Scores,
+    request: Request,
+    trial: Trial,
+    untried: Callable[[Plan, Analysis, tuple[Group, ...], Scores], Decision],
+) -> Scores:
+    """Return the scores in units of divergences that trials measure, where kinds of groups compete."""
+    if request.data is None or not request.compares_kinds:
+        return scores
+    some = some_of(request.data, analysis)
+
+    def divergence(counts: dict[Group, int]) -> float:
+        plan = select(analysis, scores, counts).plan(analysis)
+        return trial(untried(plan, analysis, tuple(groups), scores), some)
+
+    return measured_scale(groups, scores, divergence)
 
 
 def _by_masks(analysis: Analysis, groups: Sequence[Group], data: Iterable[Value], **options: Value) -> Scores:

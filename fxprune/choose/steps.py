@@ -18,9 +18,10 @@ from fxprune.analysis.analyze import analyzed
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of
-from fxprune.result.forms import PrunedModel
+from fxprune.result.forms import PrunedModel, with_record
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, plan_of, record_of
+from fxprune.result.refitted import Refit
 from fxprune.rules.axes import atoms_of
 
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
@@ -69,13 +70,22 @@ def _counterpart(analysis: Analysis, group: Group, smaller: Analysis) -> Group |
 
 
 def carry_over(trained: nn.Module, smaller: nn.Module) -> None:
-    """Copy into the smaller model those of the trained weights that it keeps."""
+    """Copy into the smaller model those of the trained weights that it keeps.
+
+    What was solved again and not trained since stays known as that.
+    """
     old, new = record_of(trained), record_of(smaller)
-    values = trained.state_dict()
+    values, refit = trained.state_dict(), {}
     with torch.no_grad():
         for name, tensor in smaller.state_dict().items():
             value = _times(values[name], old.folded.get(name), inverse=True)
             tensor.copy_(_times(_kept_of(value, name, old.plan, new.plan), new.folded.get(name)))
+            done = old.plan.refit.get(name)
+            if done is not None and done.is_of(values[name]):
+                refit[name] = Refit.of(tensor, done.ridge, done.before, done.after)
+    if refit:
+        plan = replace(new.plan, refit=refit, samples=old.plan.samples)
+        with_record(smaller, lambda record: replace(record, plan=plan))
 
 
 def _times(tensor: Tensor, fold: tuple[Tensor, float] | None, *, inverse: bool = False) -> Tensor:

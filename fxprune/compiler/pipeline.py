@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -203,7 +204,7 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
     rewriter = Rewriter(model)
     trial = trial_of(model, analysis, request)
-    decision = decide(analysis, request.part(1 / request.steps), rewriter=rewriter, trial=trial)
+    decision = decide(analysis, request, rewriter=rewriter, trial=trial)
     # Trained weights are never solved again: with `between`, the first step alone is; else the last one.
     refits_first = request.refits and (request.steps == 1 or request.between is not None)
     decision, pruned = pruned_once(
@@ -219,7 +220,9 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
         if request.between is not None:
             request.between(pruned, step - 1)
         part = request.part(step / request.steps)
-        decision = decide_again(decision, graph_form(pruned), part, rewriter=rewriter)
+        graph = graph_form(pruned)
+        retrial = partial(trial_of, graph, request=part)
+        decision = decide_again(decision, graph, part, rewriter=rewriter, trial_of=retrial)
         smaller = in_form(form, model, decision.analysis, decision.plan)
         carry_over(pruned, smaller)
         pruned = smaller

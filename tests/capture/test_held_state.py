@@ -222,6 +222,16 @@ def test_state_is_named_and_put_back() -> None:
     SEEN.clear()
 
 
+def test_where_numbers_stay_what_became_none_or_went_is_put_back() -> None:
+    model = net(map_of_attention)
+    model.made, model.count = (made := X.clone()), 1
+    held = HeldState(model)
+    model.memory, model.count = None, 2
+    del model.made
+    held.restore(plain=False)
+    assert (model.memory, model.made is made, model.count) == ([], True, 2)
+
+
 class InTraining(Net):
     def between_of(self, x: Tensor) -> Tensor:
         if self.training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose import decide
 from fxprune.choose.budget import Budget
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
 from fxprune.choose.importance.score import Scores
+from fxprune.choose.to_scale import measured_scale
 from fxprune.result.measure import eval_copy, macs_of
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -224,6 +227,34 @@ def test_steps_with_data_and_a_target() -> None:
     )
     assert counted_macs(pruned, images(1)) / counted_macs(dense, images(1)) == pytest.approx(0.5, abs=0.01)
     assert fxprune.verify(dense, pruned) < 1e-8
+
+
+def test_steps_without_training_leave_re_fitted_weights_known() -> None:
+    dense, data = small_vit(), [images(32)]
+    options = {"data": data, "importance_options": {"progress": False}, "example_inputs": images()}
+    pruned = fxprune.prune(dense, 0.5, steps=2, between=lambda model, step: None, **options)
+    refit = fxprune.plan_of(pruned).refit
+    found = fxprune.verify(dense, pruned)
+    assert refit and found.exact and not found.changed
+    name = next(iter(refit))
+    with torch.no_grad():
+        pruned.get_parameter(name).mul_(1.5)
+    assert [*fxprune.verify(dense, pruned).changed] == [name]
+
+
+def test_kinds_that_compete_are_measured_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def counted(groups: Any, scores: Any, divergence: Any) -> Any:
+        measured.append(len(groups))
+        return measured_scale(groups, scores, divergence)
+
+    monkeypatch.setattr(decide, "measured_scale", counted)
+    options = {"data": [images(8)], "importance_options": {"progress": False}, "refit": True}
+    dense = small_vit()
+    with pytest.warns(UserWarning, match="8 samples"):
+        pruned = fxprune.prune(dense, 0.3, scope="global", steps=3, **options)
+    assert len(measured) == 3 and fxprune.verify(dense, pruned).exact
 
 
 # ---------------------------------------------------------------- bad input

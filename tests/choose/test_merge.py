@@ -54,6 +54,16 @@ def test_merging_is_telling_the_model_of_fewer_heads(heads: int, capture: str) -
     assert fxprune.verify(model, merged) < 1e-8
 
 
+@pytest.mark.parametrize("between", [None, lambda model, step: None])
+def test_heads_merge_in_the_first_of_several_steps(between: Any) -> None:
+    model, x = small_vit(), images(3)
+    at_once = fxprune.prune(model, 0.5, attention="merge", example_inputs=x)
+    pruned = fxprune.prune(model, 0.5, attention="merge", steps=3, between=between, example_inputs=x)
+    assert widths(pruned) == widths(at_once)
+    assert fxprune.plan_of(pruned).regrouped == HEADS
+    assert fxprune.verify(model, pruned) < 1e-8
+
+
 def test_the_pass_leaves_a_module_that_runs() -> None:
     model, x = small_vit().double(), images(3).double()
     analysis = fxprune.analyze(model, example_inputs=x)
