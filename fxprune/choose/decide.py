@@ -229,9 +229,7 @@ def _decide_like(analysis: Analysis, request: Request) -> Decision:
             f"data= is not looked at by importance={request.criterion!r}, and like= has as many branches: "
             f"leave out data="
         )
-    scores = score(
-        sibling.analysis, sibling.groups, request.importance, request.data, **request.score_options
-    )
+    scores = _judge(sibling.analysis, sibling.groups, request, _Judgement()).scores
     plan = sibling.select(scores).plan(sibling.analysis)
     plan = replace(plan, renamed=sibling.renamed, scales=sibling.scales)
     return Decision(plan, sibling.analysis, tuple(sibling.groups), scores)

@@ -179,10 +179,12 @@ class Request:
         )
 
     def _refuse_unknown_options(self) -> None:
-        """Refuse an importance option that is none of the criterion's, nor of the ranking of branches."""
+        """Refuse an importance option that nothing takes: not the criterion, the re-fit, ranking branches."""
         known = options_of(self.criterion)
         if self.ranks_branches and self.data is not None:
             known |= BRANCH_OPTIONS
+        if self.refits:
+            known |= REFIT_OPTIONS
         unknown = sorted(set(self.importance_options) - known)
         if not unknown:
             return

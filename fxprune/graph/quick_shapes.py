@@ -90,9 +90,9 @@ def _elementwise(x: Tensor, y: Any = None, **options: Any) -> Shape:
     return tuple(x.shape) if fits and all(n in (1, m) for m, n in sizes) else None
 
 
-def _softmax(x: Tensor, dim: Any = None, **options: Any) -> Shape:
+def _softmax(x: Tensor, dim: Any = None, *more: Any, **options: Any) -> Shape:
     """`... -> ...`"""
-    fits = not options and type(dim) is int and -x.ndim <= dim < x.ndim
+    fits = not more and not options and type(dim) is int and -x.ndim <= dim < x.ndim
     return tuple(x.shape) if fits and _contiguous(x) else None
 
 

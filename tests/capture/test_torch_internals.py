@@ -11,7 +11,7 @@ from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture.exported import torch_internals
+from fxprune.capture.exported import program, torch_internals
 from fxprune.errors import CaptureError, ExampleInputError, InputSizeError
 
 X = torch.randn(2, 6, 8)
@@ -81,3 +81,24 @@ def test_nothing_stays_patched() -> None:
     with pytest.raises(ExampleInputError):
         fxprune.trace(nn.Identity(), (X, X), capture="export")
     assert all(a is b or a == b for a, b in zip(before, known(), strict=True))
+
+
+class LongInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            n = x.shape[1]
+            x = x[:, : n // 2 + n // 3 + n // 5]
+        return self.head(self.stem(x).relu())
+
+
+def test_sizes_that_train_mode_computes_at_length_leave_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomise(LongInTraining()).double().eval()
+    monkeypatch.setattr(program, "LONGEST", 8)
+    pruned = fxprune.prune(model, 0.5, capture="export", example_inputs=X.double())
+    assert fxprune.verify(model, pruned) < 1e-8
+    with pytest.raises(fxprune.FxpruneError, match="eval mode alone"):
+        pruned.train()(X.double())

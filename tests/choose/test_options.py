@@ -107,6 +107,18 @@ def test_every_pair_of_options_has_both_effects(one: str, other: str) -> None:
         assert both != choice(**EFFECTS[other]), f"{one}= has no effect beside {other}="
 
 
+def test_the_re_fit_takes_its_options_beside_any_criterion(capsys: pytest.CaptureFixture[str]) -> None:
+    called: list[int] = []
+
+    def log_probabilities(outputs: Any) -> Any:
+        called.append(1)
+        return outputs.log_softmax(-1)
+
+    options = {"progress": False, "log_probabilities": log_probabilities}
+    fxprune.prune(small_vit(), data=[images(32)], importance="magnitude", importance_options=options)
+    assert called and not capsys.readouterr().err
+
+
 def test_options_of_what_looks_at_results() -> None:
     dense = small_vit()
     pruned = fxprune.prune(dense, example_inputs=images())

@@ -101,6 +101,8 @@ def test_a_softmax_that_is_left_to_torch(dim: int | None) -> None:
     assert quick_shape("softmax", (torch.ones(3, 4), dim), {}) is None
     assert quick_shape("softmax", (torch.ones(3, 4), 1), {"dtype": torch.float64}) is None
     assert quick_shape(torch.softmax, (torch.ones(4, 3).T,), {"dim": 1}) is None
+    assert quick_shape(torch.softmax, (torch.ones(3, 4), 1, torch.float64), {}) is None
+    assert quick_shape(F.softmax, (torch.ones(3, 4), 1, 3, torch.float64), {}) is None
     assert quick_shape(torch.matmul, (torch.ones(3, 4),), {"other": torch.ones(4, 3)}) is None
 
 

@@ -31,6 +31,7 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.capture.questions import unanswered
+from fxprune.errors import CaptureError
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.tensors import is_float
 
@@ -112,11 +113,21 @@ def _alike(exported: Exported, batch: int) -> int:
 
 
 def export_again(model: nn.Module, exported: Exported, gradients_of_inputs: bool = False) -> Exported:
-    """Export for the same sizes in the mode that the model is in now."""
+    """Export for the same sizes in the mode that the model is in now.
+
+    Raises:
+        CaptureError: sizes are longer expressions than they were.
+    """
     example = exported.example
     if gradients_of_inputs:
         example = example.map(lambda t: t.detach().requires_grad_() if is_float(t) else t)
-    return _exported(model, example, exported.is_open)
+    try:
+        return _exported(model, example, exported.is_open)
+    except TooLong:
+        raise CaptureError(
+            "this capture of the model's code computes tensors' sizes at far greater length than the first one, "
+            "which torch.export compares for hours: prune with capture='symbolic'"
+        ) from None
 
 
 def parameter_names(model: nn.Module, example: Example) -> list[str]:
