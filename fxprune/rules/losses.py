@@ -27,7 +27,11 @@ def _masked(function: Callable[..., Tensor], scale: str | None = None) -> Callab
         each = function(input, target, reduction="none", **given)
         if reduction in ("none", 0):
             return each
-        return masked.mean(each, mask) if reduction in ("mean", 1) else (each * mask).sum()
+        if reduction not in ("mean", 1):
+            return (each * mask).sum()
+        if scale is None and isinstance(weight := given.get("weight"), Tensor):  # a mean by weight
+            return (each * mask).sum() / (weight * mask).sum()
+        return masked.mean(each, mask)
 
     return loss
 

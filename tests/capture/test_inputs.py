@@ -301,6 +301,23 @@ def test_a_hint_for_every_kind_of_input(model: nn.Module, hint: str) -> None:
         fxprune.prune(model)
 
 
+class WithoutInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents, self.layer = nn.Parameter(torch.ones(2, 8)), nn.Linear(8, 4)
+
+    def forward(self) -> Tensor:
+        return self.layer(self.latents)
+
+
+def test_a_model_or_an_example_without_tensors() -> None:
+    with pytest.raises(ExampleInputError, match="WithoutInputs.forward takes no arguments"):
+        fxprune.prune(WithoutInputs())
+    for nothing in ((), (3, "words"), ([],)):
+        with pytest.raises(ExampleInputError, match="hold no tensor"):
+            fxprune.prune(WithoutInputs(), example_inputs=nothing)
+
+
 def test_a_hook_of_the_users_is_refused_before_it_runs() -> None:
     model = Patches(48, 8)
     model.mix.register_forward_hook(lambda *a: pytest.fail("ran"))

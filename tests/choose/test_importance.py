@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import images, small_conv, small_hf_vit, small_swin, small_vit
+from helpers import images, randomise, small_conv, small_hf_vit, small_swin, small_vit
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.predictions import Prediction, draws_for
-from fxprune.choose.importance.score import score
+from fxprune.choose.importance.score import WITH_DATA, score
 from fxprune.choose.importance.scores import shape_of
 from fxprune.errors import DataError
 from fxprune.result.plan import Kept, Plan
@@ -103,6 +103,31 @@ def second_order(setting: Setting, group: fxprune.Group, element: int, hair: flo
         p = logits(model.forward({}, 3, setting.images)).log_softmax(-1)
         q = logits(model.forward({group: mask}, 3, setting.images)).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean().item() / hair**2
+
+
+class AddsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = (nn.Linear(*s) for s in ((8, 12), (12, 10), (10, 12), (12, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x += self.down(self.up(x).relu())
+        return self.head(x)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "kl", "kl-exact"])
+def test_a_stream_that_is_added_to_in_place_counts_alike_in_both_captures(criterion: str) -> None:
+    model, x = randomise(AddsInPlace()).double().eval(), images(4).double().reshape(4, -1)[:, :8]
+    found = []
+    for capture in ("symbolic", "export"):
+        analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
+        data = [(x, torch.tensor([0, 1, 2, 3]))]
+        scores = WITH_DATA[criterion](analysis, list(analysis.prunable), data, progress=False)
+        found.append({group.name: values for group, values in scores.items()})
+    assert len(found[0]) == 2
+    for name, values in found[0].items():
+        np.testing.assert_allclose(values, found[1][name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "activation", "taylor", "kl", "kl-exact"])

@@ -176,12 +176,18 @@ def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: F
     markers = program.graph.find_nodes(op="call_function", target=torch.ops.fxprune.layer_marker.default)
     dropouts = [n for n in markers if not _is_norm_with_modes(model.get_submodule(n.args[1]))]
     _refuse(writes_through(program.graph, dropouts))  # as values, dropouts would have tensors of their own
-    if hidden_writes(program.graph, model):
+    if hidden_writes(program.graph, model) or any(map(_overwrites_read, program.graph.nodes)):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
     graph = _plain_graph(program, model)
     functions.call_in(graph, model)
     _refuse_writes_through_dropouts(graph, model)
     return graph
+
+
+def _overwrites_read(node: fx.Node) -> bool:
+    """Does an op write to a tensor that others read before?  Derivatives by what they read need it whole."""
+    mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return mutable and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1
 
 
 def _refuse_transforms(graph: fx.Graph) -> None:
