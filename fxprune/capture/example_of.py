@@ -42,8 +42,8 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
     refuse_unsupported(model)
     if not inspect.signature(model.forward).parameters:
         raise ExampleInputError(
-            f"{type(model).__name__}.forward takes no arguments, and only a function of inputs can be pruned: "
-            f"let it take what it starts from as a tensor"
+            f"{type(model).__name__}.forward takes no arguments, and only a function of tensors can be "
+            f"pruned: let it take what it starts from"
         )
     with PROCESS_LOCK:  # the model's code runs, which must not meet what a capture patches
         return find_example(model)

@@ -62,7 +62,7 @@ Trial = Callable[[Decision, Sequence[Value]], float]
 def decide(
     analysis: Analysis, request: Request, *, rewriter: Rewriter, trial: Trial | None = None
 ) -> Decision:
-    """Choose branches, then groups, then how many of their elements stay, then which: of several steps the first.
+    """Choose branches, then groups, then how many of their elements stay, then which, for the first step.
 
     Args:
         rewriter: builds what a plan gives; asked only where the budget is measured on results.

@@ -91,7 +91,8 @@ class Loop:
         engine.loader.set_epoch(epoch)
         batches = None
         for number in range(len(engine.loader)):
-            _seed(*place, number, READING)
+            # Whoever shuffles by itself does that at first, in one order for all processes.
+            _seed(*(place if number else (engine.training.seed, 0, epoch)), number, READING)
             batches = iter(engine.loader) if batches is None else batches
             batch = next(batches)
             _seed(*place, number, TRAINING)

@@ -311,7 +311,7 @@ class WithoutInputs(nn.Module):
 
 
 def test_a_model_or_an_example_without_tensors() -> None:
-    with pytest.raises(ExampleInputError, match="WithoutInputs.forward takes no arguments"):
+    with pytest.raises(ExampleInputError, match=r"WithoutInputs\.forward takes no arguments"):
         fxprune.prune(WithoutInputs())
     for nothing in ((), (3, "words"), ([],)):
         with pytest.raises(ExampleInputError, match="hold no tensor"):

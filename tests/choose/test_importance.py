@@ -108,7 +108,9 @@ def second_order(setting: Setting, group: fxprune.Group, element: int, hair: flo
 class AddsInPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.up, self.down, self.head = (nn.Linear(*s) for s in ((8, 12), (12, 10), (10, 12), (12, 5)))
+        self.stem, self.up, self.down, self.head = (
+            nn.Linear(*s) for s in ((8, 12), (12, 10), (10, 12), (12, 5))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

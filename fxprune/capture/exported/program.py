@@ -125,8 +125,8 @@ def export_again(model: nn.Module, exported: Exported, gradients_of_inputs: bool
         return _exported(model, example, exported.is_open)
     except TooLong:
         raise CaptureError(
-            "this capture of the model's code computes tensors' sizes at far greater length than the first one, "
-            "which torch.export compares for hours: prune with capture='symbolic'"
+            "the sizes of tensors are far longer expressions in this capture than in the first one, and "
+            "torch.export compares them for hours: prune with capture='symbolic'"
         ) from None
 
 
