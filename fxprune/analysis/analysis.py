@@ -176,12 +176,13 @@ class Analysis:
         return dependency_graph(self.graph, self.groups)
 
     def _site(self, site: str | Site) -> Site:
+        said = site
         if isinstance(site, str):
             name, _, dim = site.rstrip("]").partition("[")
-            site = Site(name, int(dim or 0))
+            site = Site(name, int(dim or 0)) if dim.isdecimal() or not dim else Site(site, 0)
         name = self.names.get(site.name, site.name)
         if name not in self.weights or not 0 <= site.dim < len(self.weights[name]):
-            raise OptionError(f"{site} is no dimension of this model's weights; write 'name.of.weight[0]'")
+            raise OptionError(f"{said} is no dimension of this model's weights; write 'name.of.weight[0]'")
         return Site(name, site.dim)
 
     def __str__(self) -> str:

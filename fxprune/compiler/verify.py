@@ -9,8 +9,9 @@ from fxprune.certify.certificate import Certificate, certify, same_function
 from fxprune.certify.weights import PlannedWeights, settle_rounding
 from fxprune.choose.planned import analysis_behind, as_planned
 from fxprune.compiler.rebase import rebased
-from fxprune.errors import OptionError, PlanError
+from fxprune.errors import CertificateError, OptionError, PlanError
 from fxprune.graph.nests import Value
+from fxprune.graph.tensors import device_of
 from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
 from fxprune.result.pruned_module import noise_for, plan_of
@@ -54,7 +55,7 @@ def verify(
 
     Raises:
         PlanError: `pruned` was not made by fxprune, or from another model, or a layer of it was replaced.
-        CertificateError: no values to compare, or the capture differs from the model.
+        CertificateError: no values to compare, or on two devices, or the capture differs from the model.
         OptionError: `batch` beside an example, which has a batch of its own.
 
     Example:
@@ -66,6 +67,12 @@ def verify(
         raise PlanError(
             f"the pruned model was changed since it was pruned, and its original computes nothing to compare "
             f"it with: {said}; verify before layers are replaced"
+        )
+    here, there = device_of(model), device_of(pruned)
+    if here != there:
+        raise CertificateError(
+            f"the model is on {here} and the pruned one on {there}: bring both to one device, since "
+            f"rounding differs from one to another"
         )
     if example_inputs is None and example_kwargs is None:
         example = noise_for(pruned, model, 3 if batch is None else batch)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import mlp, randomise
+from helpers import mlp, randomise, small_vit
 from torch import Tensor, nn
 
 import fxprune
@@ -106,3 +106,11 @@ def test_complex_results_are_compared(capture: str) -> None:
     with torch.no_grad():
         next(pruned.parameters()).mul_(2)
     assert not fxprune.verify(model, pruned).exact
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_models_on_two_devices_are_refused(form: str) -> None:
+    model = small_vit(depth=1)
+    pruned = fxprune.prune(model, 0.5, form=form)
+    with pytest.raises(CertificateError, match="the model is on cpu and the pruned one on meta: bring both"):
+        fxprune.verify(model, pruned.to("meta"))
