@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import dis
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,10 +18,13 @@ from typing import Any
 from torch import nn
 
 from fxprune.graph.code_names import codes_in, names_in
+from fxprune.graph.process_lock import this_thread_only
+from fxprune.graph.source_files import is_users
 
-__all__ = ["MATCH", "followed_types", "refuse_matches"]
+__all__ = ["MATCH", "followed_classes", "followed_types", "refuse_matches"]
 
 MATCH = "`match` looks at types"
+_LOAD_ATTR = dis.opmap["LOAD_ATTR"]
 _MATCHES = {dis.opmap["MATCH_MAPPING"], dis.opmap["MATCH_SEQUENCE"]}  # (MATCH_CLASS asks `__class__`)
 
 
@@ -38,6 +42,36 @@ def followed_types(
     finally:
         for space in replaced:
             del space["type"]
+
+
+@contextlib.contextmanager
+def followed_classes(
+    functions: Iterable[types.FunctionType], type_of: Callable[[Any], type | None], kinds: Iterable[type]
+) -> Iterator[None]:
+    """Let `x.__class__` answer by `type_of` for values of some kinds, if any of the functions asks for it.
+
+    Reading any attribute of such a value is slower meanwhile.
+    """
+    if not any("__class__" in _names_of(f.__code__) for f in functions):
+        yield
+        return
+    here = this_thread_only()
+
+    def asking(of: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def get(x: Any, name: str) -> Any:
+            if name == "__class__" and here():
+                code, at = (caller := sys._getframe(1)).f_code, caller.f_lasti
+                if code.co_code[at] == _LOAD_ATTR and is_users(code.co_filename):
+                    return type_of(x) or of(x, name)
+            return of(x, name)
+
+        return get
+
+    with contextlib.ExitStack() as patches:
+        for kind in kinds:
+            patches.callback(delattr, kind, "__getattribute__")
+            setattr(kind, "__getattribute__", asking(getattr(kind, "__getattribute__")))  # noqa: B009, B010
+        yield
 
 
 def refuse_matches(model: nn.Module, functions: Iterable[types.FunctionType]) -> None:

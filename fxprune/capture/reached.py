@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -49,13 +50,15 @@ def called(model: nn.Module, functions: Iterable[types.FunctionType]) -> Iterato
     """
     waiting: dict[str, list[types.FunctionType]] = {}
     said = set(_BY_PYTHON)
+    other_names = _other_names(model)
 
     def ready(methods: Iterable[types.FunctionType]) -> Iterator[types.FunctionType]:
         for method in methods:
-            if method.__name__ in said:
+            names = (method.__name__, *other_names.get(method, ()))
+            if not said.isdisjoint(names):
                 yield method
-            else:
-                waiting.setdefault(method.__name__, []).append(method)
+            for name in names if said.isdisjoint(names) else ():
+                waiting.setdefault(name, []).append(method)
 
     queue = [f for m in model.modules() for n, v in vars(m).items() if n not in _TORCHS for f in _held_in(v)]
     queue += ready(functions)
@@ -72,6 +75,21 @@ def called(model: nn.Module, functions: Iterable[types.FunctionType]) -> Iterato
         new = {*names_in(function.__code__)} - said - {"__init__"}  # of a class that is named
         said |= new
         queue += (f for name in new for f in waiting.pop(name, ()))
+
+
+def _other_names(model: nn.Module) -> dict[types.FunctionType, list[str]]:
+    """Return the names that modules' classes have for methods which call themselves otherwise: decorated ones."""
+    found: dict[types.FunctionType, list[str]] = {}
+    for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
+        for name, member in vars(cls).items() if is_users(_file_of(cls)) else ():
+            for function in plain_functions(member):
+                if function.__name__ != name:
+                    found.setdefault(function, []).append(name)
+    return found
+
+
+def _file_of(cls: type) -> str:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or "<stdin>"
 
 
 def _is_method(function: types.FunctionType) -> bool:

@@ -15,7 +15,7 @@ from fxprune.graph.own_nodes import written
 
 __all__ = [
     *("FILLS", "VIEWS", "hidden_writes", "is_view_of_input", "shares_memory", "state_of", "value_of_write"),
-    *("writes_by_layout", "writes_in_place", "writes_through", "written", "written_state"),
+    *("maybe_itself", "writes_by_layout", "writes_in_place", "writes_through", "written", "written_state"),
 ]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
@@ -27,21 +27,16 @@ VIEWS = {
 
 
 # Ops that return the very tensor that they are given, where there is nothing to do.
-_MAYBE_ITSELF = {
+_ITSELF = {
     *("contiguous", "to", "type_as", "type", "float", "double", "half", "bfloat16", "cpu", "cuda"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "ravel"),
-    *(
-        "expand_as",
-        "broadcast_to",
-        "reshape_as",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "unsafe_chunk",
-    ),
-    *("moveaxis", "swapdims", "adjoint", "real", "imag", "view_as_real", "view_as_complex", "squeeze_"),
-    *("atleast_1d", "atleast_2d", "atleast_3d", "positive", "conj", "resolve_conj", "resolve_neg"),
+    *("real", "atleast_1d", "atleast_2d", "atleast_3d", "positive", "conj", "resolve_conj", "resolve_neg"),
+}
+# And others that may share its memory.
+_MAYBE_ITSELF = _ITSELF | {
+    *("expand_as", "broadcast_to", "reshape_as", "tensor_split", "hsplit", "vsplit", "dsplit"),
+    *("unsafe_chunk", "moveaxis", "swapdims", "adjoint", "imag", "view_as_real", "view_as_complex"),
+    "squeeze_",
 }
 
 
@@ -135,6 +130,13 @@ def _is_writes_name(name: str) -> bool:
     """Does a function or method of this name write, by the names that torch gives?"""
     in_place = name == "setitem" or (name.endswith("_") and name not in {"and_", "or_", "not_"})
     return (in_place and not name.endswith("__")) or name in {"iadd", "isub", "imul", "itruediv"}
+
+
+def maybe_itself(node: fx.Node) -> bool:
+    """May a node be the very tensor that it is given?"""
+    if node.op == "call_module":
+        return bool(node.meta.get("maybe_itself"))
+    return node.op in ("call_function", "call_method") and op_name(node.target) in _ITSELF
 
 
 def is_view_of_input(node: fx.Node) -> bool:

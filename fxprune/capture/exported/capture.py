@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments, guard_layouts
-from fxprune.capture.asked_types import followed_types
+from fxprune.capture.asked_types import followed_classes, followed_types
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -36,6 +36,7 @@ from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
 from fxprune.capture.reached import called
+from fxprune.capture.same_tensors import noticed_comparisons, refuse_comparisons, refused_ids
 from fxprune.graph.caches import has_caches
 from fxprune.graph.captured import Captured
 from fxprune.graph.copies import own_buffers, structural_copy
@@ -74,7 +75,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             module.forward = _marked_forward(path)
     functions, held = Functions(), HeldState(model)
     may_run = [*called(model, held.functions())]
-    with functions.traced(), followed_types(may_run, _type_of):
+    kinds = (Tensor, torch.SymInt, torch.SymFloat)
+    asked_types = followed_types(may_run, _type_of), followed_classes(may_run, _type_of, kinds)
+    with functions.traced(), asked_types[0], asked_types[1]:
         set_mode(model, False)
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
         with (
@@ -82,9 +85,13 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
             noticed_draws(model, lambda: may_run) as drew,
+            noticed_comparisons(may_run) as compared,
+            refused_ids(lambda x: isinstance(x, kinds)),
         ):
             exported = export_program(model, example)
         layouts |= {_line(node): None for node in writes_by_layout(exported.program.graph)}
+        passing = [n for n in exported.program.graph.nodes if n.target in _PASSING]
+        refuse_comparisons(compared, passing, _line)
         graph = _plain(model, exported.program, functions)
 
         def again(gradients_of_inputs: bool = False) -> Exported:
@@ -147,6 +154,10 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         follows_mode=trained.followed,
         untrained=trained.lost,
     )
+
+
+# A cast is an alias while torch.export looks (see `casts_apart`), and a dropout is a marker.
+_PASSING = {torch.ops.aten.alias.default, torch.ops.fxprune.layer_marker.default}
 
 
 def _type_of(x: Any) -> type | None:

@@ -31,6 +31,7 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import MATH, AsksForNumber, Sizes, followed, shadowed_numbers, want_shadow
 from fxprune.capture.questions import unanswered
+from fxprune.capture.texts import numbers_in_texts
 from fxprune.errors import CaptureError
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.tensors import is_float
@@ -187,6 +188,7 @@ def _quietly(model: nn.Module, example: Example, shapes: Any, longest: float) ->
                         users_lines(),
                         unmoved_modules(),
                         casts_apart(),
+                        numbers_in_texts(),
                         contextlib.redirect_stderr(io.StringIO()),
                         unanswered() as errors,
                     ):

@@ -31,6 +31,7 @@ from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, noticed
 from fxprune.capture.reached import called
+from fxprune.capture.same_tensors import noticed_comparisons, refuse_comparisons, refused_ids
 from fxprune.capture.symbolic.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
@@ -42,7 +43,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.modes import follows_mode
 from fxprune.graph.tensors import device_of
 from fxprune.graph.uncompiled import UncompiledGraph
-from fxprune.graph.writes import hidden_writes
+from fxprune.graph.writes import hidden_writes, maybe_itself
 from fxprune.rules.modules import native
 
 __all__ = ["capture_symbolic"]
@@ -94,10 +95,15 @@ def capture_symbolic(
     held, changed = HeldState(model), dict[str, None]()
     may_run = [*called(model, held.functions())]
     refuse_matches(model, may_run)
-    with noticed(OF_GRADIENTS, asked.gradients), noticed_draws(model, lambda: may_run) as drew:
+    with (
+        noticed(OF_GRADIENTS, asked.gradients),
+        noticed_draws(model, lambda: may_run) as drew,
+        noticed_comparisons(may_run) as compared,
+    ):
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
+    refuse_comparisons(compared, filter(maybe_itself, graph.nodes))
     if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
@@ -180,6 +186,7 @@ def _trace(
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
             followed_types(held.functions(), tracer.type_of),
+            refused_ids(lambda x: isinstance(x, fx.Proxy)),
             unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
+import collections
 import dis
 import enum
 import functools
@@ -25,6 +25,7 @@ from fxprune.capture.symbolic.devices import OF_DEVICES
 from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
+from fxprune.capture.texts import writes_messages
 from fxprune.graph.own_nodes import written
 from fxprune.graph.source_files import is_users
 
@@ -134,31 +135,37 @@ class TracedValue(fx.Proxy):
         return self._in_words(repr)
 
     def _in_words(self, write: Callable[[Any], str]) -> str:
-        if is_users(sys._getframe(2).f_code.co_filename):
-            value = _for_example(self)
-            if isinstance(value, (int, float, tuple)):
-                with contextlib.suppress(TraceError):  # of the batch, which has no number
-                    return write(self.tracer.decisions.value(self))
+        code = sys._getframe(2).f_code
+        if is_users(code.co_filename) and isinstance(_for_example(self), (int, float, tuple)):
+            return self._number_in_words(code, write)
         return super().__repr__()
 
+    def _number_in_words(self, code: types.CodeType, write: Callable[[Any], str]) -> str:
+        """Write a size as the example's; the batch size, which has no number, where the text is a message."""
+        try:
+            return write(self.tracer.decisions.value(self))
+        except TraceError:
+            if writes_messages(code):
+                return super().__repr__()
+            raise
+
     def __format__(self, spec: str) -> str:
-        """Write a size into a text as the example's, which the graph checks; the batch size has no number."""
+        """Write a size into a text as the example's, which the graph checks."""
         value = _for_example(self)
         if value is self or isinstance(value, Tensor):
-            return repr(self)
-        try:
-            return format(self.tracer.decisions.value(self), spec)
-        except TraceError:
-            return repr(self)
+            return super().__repr__()
+        return self._number_in_words(sys._getframe(1).f_code, lambda number: format(number, spec))
 
     def __hash__(self) -> int:
         """Look a size up in a table (`{16: .., 32: ..}[n]`) as the example's, which the graph checks.
 
-        In a table that the same code fills, each size stays one of its own.
+        In a table that a module keeps, and the same code fills, each size stays one of its own.
         """
         caller = sys._getframe(1)
         file = caller.f_code.co_filename
-        if (is_users(file) or file == enum.__file__) and _looks_up(caller.f_code, caller.f_lasti):
+        if file == collections.__file__:
+            caller = _users_frame(caller)
+        if (is_users(file) or file in _LIBRARY) and (_looks_up(caller) or _counts(caller)):
             value = _for_example(self)
             if type(value) is int:
                 return hash(self.tracer.decisions.value(self))
@@ -236,17 +243,40 @@ class TracedAttribute(TracedValue, Attribute):
         return str(self.tracer.decisions.value(self)) if dtype else self._in_words(str)
 
 
-def _looks_up(code: types.CodeType, at: int) -> bool:
-    """Does an instruction look something up in a table that its code does not fill, or make one of it?"""
-    if code.co_code[at] in _MAKES:
+def _looks_up(caller: types.FrameType) -> bool:
+    """Does a frame look something up in a table that its code does not fill, or make one of it?"""
+    code, at = caller.f_code, caller.f_code.co_code[caller.f_lasti]
+    if at in _MAKES:
         return True
-    if code.co_code[at] in _LOOK_UPS or "get" in code.co_names:
+    if at in _LOOK_UPS or "get" in code.co_names:
         return not (_FILLS & {*code.co_code[::2]} or _FILLING & {*code.co_names})
     return False
 
 
+def _counts(caller: types.FrameType) -> bool:
+    """Does a frame hash, or fill a table that no module keeps?"""
+    if not _HASHING.isdisjoint(caller.f_code.co_names):
+        return True
+    kept = {
+        id(value) for held in caller.f_locals.values() for value in getattr(held, "__dict__", {}).values()
+    }
+    return any(isinstance(v, (dict, set)) and id(v) not in kept for v in caller.f_locals.values())
+
+
+def _users_frame(frame: types.FrameType) -> types.FrameType:
+    """Return the innermost frame of the model's own code, from a library's on."""
+    at: types.FrameType | None = frame
+    while at is not None and not is_users(at.f_code.co_filename):
+        at = at.f_back
+    return at or frame
+
+
+_LIBRARY = {enum.__file__, collections.__file__}
+_HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter"}
 _LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
-_MAKES = {dis.opmap["BUILD_SET"], dis.opmap["BUILD_MAP"]}
+_MAKES = {
+    dis.opmap[name] for name in ("BUILD_SET", "BUILD_MAP", "SET_UPDATE", "SET_ADD", "MAP_ADD", "DICT_UPDATE")
+}
 _FILLS = {dis.opmap["STORE_SUBSCR"]}
 _FILLING = {"add", "setdefault", "update"}
 

@@ -1,0 +1,112 @@
+"""Code that asks whether two tensors are one, by `is` or by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_same, by_capture, randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.errors import CaptureError, FxpruneError
+
+X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+Way = Callable[[nn.Module, Tensor, Tensor], bool]
+
+
+class Net(nn.Module):
+    """Another way is another layer."""
+
+    def __init__(self, one: Way) -> None:
+        super().__init__()
+        self.one, self.same, self.drop = one, nn.Identity(), nn.Dropout(0.1)
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(h) if self.one(self, x, h) else self.c(h)
+
+
+def as_it_lies(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = h.contiguous()
+    return y is h
+
+
+def an_input_as_it_lies(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = x.contiguous()
+    return y is not x
+
+
+def cast(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = h.to(x.dtype)
+    return h is y
+
+
+def cast_by_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = h.float()
+    return any(y is t for t in (x, h))
+
+
+def through_a_layer(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = m.same(h)
+    return y is h
+
+
+def through_a_dropout(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = m.drop(h)
+    return y is h
+
+
+def through_a_function(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = F.dropout(h, 0.1, m.training)
+    return y is h
+
+
+def by_id(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return id(h.contiguous()) in {id(h)}
+
+
+def by_id_of_an_input(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return id(x) == id(x.float())
+
+
+WAYS = [
+    *(as_it_lies, an_input_as_it_lies, cast, cast_by_name, through_a_layer, through_a_dropout),
+    *(through_a_function, by_id, by_id_of_an_input),
+]
+
+
+@pytest.mark.parametrize(("one", "capture"), by_capture(WAYS, every=2))
+def test_exact_or_refused(one: Way, capture: str) -> None:
+    model = randomise(Net(one).eval())
+    try:
+        whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    except CaptureError as error:
+        assert "whether two values are one" in str(error) or "its id" in str(error)
+        return
+    for x in (X, X[:1], X.transpose(0, 1).contiguous().transpose(0, 1), X[:, :4]):
+        try:
+            found = whole(x)
+        except FxpruneError:
+            continue
+        assert_same(found, model(x), 1e-6)
+
+
+def one_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = h.relu_()
+    return y is h
+
+
+def of_other_things(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    mask, layer = None, m.a
+    return mask is None and layer is m.a and h.contiguous() is not None
+
+
+@pytest.mark.parametrize("one", [one_name, of_other_things])
+def test_what_needs_no_answer_of_a_stand_in_is_captured(one: Way, capture: str) -> None:
+    model = randomise(Net(one).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
