@@ -75,7 +75,9 @@ def test_outputs_that_are_features_shrink_when_asked_to() -> None:
     assert fxprune.verify(model, pruned) < 1e-8
 
 
-@pytest.mark.parametrize("site", ["blocks.0.mlp.fc9.weight[0]", "head.weight[2]", "head.weight[-1]", "head.weight[x]"])
+@pytest.mark.parametrize(
+    "site", ["blocks.0.mlp.fc9.weight[0]", "head.weight[2]", "head.weight[-1]", "head.weight[x]"]
+)
 def test_a_dimension_that_there_is_not(vit_analysis: fxprune.Analysis, site: str) -> None:
     with pytest.raises(OptionError, match=re.escape(site.partition("[")[0])):
         vit_analysis.group_of(site)
