@@ -78,7 +78,7 @@ def called(model: nn.Module, functions: Iterable[types.FunctionType]) -> Iterato
 
 
 def _other_names(model: nn.Module) -> dict[types.FunctionType, list[str]]:
-    """Return the names that classes of modules have for decorated methods, which call themselves otherwise."""
+    """Return the names that classes have for decorated methods, which call themselves otherwise."""
     found: dict[types.FunctionType, list[str]] = {}
     for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
         for name, member in vars(cls).items() if is_users(_file_of(cls)) else ():
