@@ -35,7 +35,7 @@ def multi_head_attention(
     if weight is None:
         weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
     dims = getattr(self, "dims", (self.head_dim, self.head_dim))  # where the weights say them: of our own
-    widths = None if dims[0] == dims[1] else [self.num_heads * d for d in (dims[0], *dims)]
+    widths = [self.num_heads * d for d in (dims[0], *dims)]  # each by itself: they need not be equal
     q, k, v = _projections(query, key, value, weight, self.in_proj_bias, widths)
     out, weights = _attend(
         q,
@@ -128,7 +128,7 @@ def _projections(
 ) -> Any:
     """b n embed, b m kdim, b m vdim -> b n (h d), b m (h d), b m (h e); `weight` is one or three.
 
-    widths: of the three that come of it, where they differ.
+    widths: of the three that come of it, where they may differ.
     """
     if not isinstance(weight, tuple) and query is key and key is value:
         return _cut(F.linear(query, weight, bias), widths, -1)

@@ -26,6 +26,7 @@ from fxprune.choose import decide
 from fxprune.choose.budget import Budget
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
+from fxprune.choose.budget.ties import ties_of
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.to_scale import measured_scale
 from fxprune.result.measure import eval_copy, macs_of
@@ -303,7 +304,7 @@ def test_counting_leaves_the_model_as_it_is() -> None:
 
 
 def test_a_schedule_never_gives_more_at_a_higher_level(vit_analysis: fxprune.Analysis) -> None:
-    schedule = Uniform(vit_analysis, vit_analysis.prunable, Budget(0.5, round_to=4))
+    schedule = Uniform(vit_analysis, ties_of(vit_analysis, vit_analysis.prunable), Budget(0.5, round_to=4))
     last = schedule.counts(0.0)
     for level in np.linspace(0, 1, 101):
         counts = schedule.counts(float(level))

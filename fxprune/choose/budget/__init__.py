@@ -2,6 +2,7 @@
 
 request    what is asked
 floors     the least that every group keeps
+ties       which groups keep as many as each other
 schedules  how many elements each group keeps, for every level
 costs      what a choice of counts costs, from the axes
 search     the level, and then the choice, whose cost is nearest to what is wanted

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.budget.costs import Cost, cost_of, saving_of
+from fxprune.choose.budget.costs import Cost, Counts, cost_of, saving_of
 from fxprune.choose.budget.floors import floors
 from fxprune.choose.budget.request import Budget
 from fxprune.choose.budget.schedules import Pooled, Schedule, Uniform, isomorphic, multiple_of, rounded
 from fxprune.choose.budget.search import nearest
+from fxprune.choose.budget.ties import Ties, ties_of
 from fxprune.choose.importance.score import Scores
 from fxprune.errors import BudgetError
 
@@ -44,18 +45,22 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
             floors are the limit.
     """
     own = budget.overrides(analysis)
-    shared = [group for group in groups if group not in own]
-    schedule = _schedule(analysis, shared, scores, budget)
+    ties = ties_of(analysis, [group for group in groups if group not in own])
+    schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
 
     def with_given(counts: dict[Group, int], level: float) -> Fitted:
-        floored = {*schedule.floored(counts, level), *given.floored}
-        return Fitted({**counts, **given.counts}, tuple(group for group in groups if group in floored))
+        floored = {*given.floored, *(g for first in schedule.floored(counts, level) for g in ties[first])}
+        return Fitted(
+            {**_spread(counts, ties), **given.counts}, tuple(group for group in groups if group in floored)
+        )
 
     if budget.measure == "channels":
         return with_given(schedule.counts(budget.ratio), budget.ratio)
     cost = cost_of(analysis, budget.measure)
-    return _estimate_and_correct(schedule, _with(given.counts, cost), cost({}), budget, with_given, left)
+    return _estimate_and_correct(
+        schedule, _with(given.counts, ties, cost), cost({}), budget, with_given, left
+    )
 
 
 def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitted:
@@ -70,19 +75,24 @@ def _given(analysis: Analysis, own: dict[Group, float], budget: Budget) -> Fitte
     return Fitted(counts, tuple(floored))
 
 
-def _schedule(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Budget) -> Schedule:
+def _schedule(analysis: Analysis, ties: Ties, scores: Scores, budget: Budget) -> Schedule:
     if budget.scope == "uniform":
-        return Uniform(analysis, groups, budget)
+        return Uniform(analysis, ties, budget)
     if budget.scope == "isomorphic":
-        return Pooled(analysis, groups, budget, scores, isomorphic(analysis), lambda group: 1.0)
+        return Pooled(analysis, ties, budget, scores, isomorphic(analysis), lambda group: 1.0)
     if budget.measure == "channels":
-        return Pooled(analysis, groups, budget, scores, lambda group: "", lambda group: 1.0)
+        return Pooled(analysis, ties, budget, scores, lambda group: "", lambda group: 1.0)
     cost = cost_of(analysis, budget.measure)
-    return Pooled(analysis, groups, budget, scores, lambda group: "", lambda group: saving_of(group, cost))
+    return Pooled(analysis, ties, budget, scores, lambda group: "", lambda group: saving_of(group, cost))
 
 
-def _with(given: dict[Group, int], cost: Cost) -> Cost:
-    return lambda counts: cost({**counts, **given})
+def _spread(counts: Counts, ties: Ties) -> dict[Group, int]:
+    """Return the counts of all groups, from those of the smallest of each that are tied."""
+    return {group: n * times for first, n in counts.items() for group, times in ties[first].items()}
+
+
+def _with(given: dict[Group, int], ties: Ties, cost: Cost) -> Cost:
+    return lambda counts: cost({**_spread(counts, ties), **given})
 
 
 def _estimate_and_correct(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.budget.floors import floors
 from fxprune.choose.budget.request import Budget
+from fxprune.choose.budget.ties import Tied, Ties
 from fxprune.choose.importance.scores import Scores
 from fxprune.rules.axes import Product
 
@@ -22,11 +23,21 @@ __all__ = ["Pooled", "Schedule", "Uniform", "isomorphic", "multiple_of", "rounde
 
 
 class Schedule(ABC):
-    """A family of choices, from everything (level 0) to every group's floor (level 1)."""
+    """A family of choices, from everything (level 0) to every group's floor (level 1).
 
-    def __init__(self, analysis: Analysis, groups: Sequence[Group], budget: Budget) -> None:
-        self.multiple = {group: multiple_of(analysis, group, budget.round_to) for group in groups}
-        self.least = floors(analysis, groups, budget)
+    Of groups that are tied to each other it speaks of the smallest.
+    """
+
+    def __init__(self, analysis: Analysis, ties: Ties, budget: Budget) -> None:
+        least = floors(analysis, [group for tied in ties.values() for group in tied], budget)
+        self.least = {
+            first: max(-(-least[group] // times) for group, times in tied.items())
+            for first, tied in ties.items()
+        }
+        self.multiple = {
+            first: math.lcm(*(_of_steps(analysis, g, n, budget.round_to) for g, n in tied.items()))
+            for first, tied in ties.items()
+        }
 
     @abstractmethod
     def counts(self, level: float) -> dict[Group, int]:
@@ -69,7 +80,8 @@ class Uniform(Schedule):
 class Pooled(Schedule):
     """Groups in one pool share a ranking: the elements that matter least for what they cost go first.
 
-    Where heads keep elements of their own, a step takes one from every head, each its least.
+    Where heads keep elements of their own, a step takes one from every head, each its least; of groups that
+    are tied, one from the smallest and as large a share from the others.
 
     pool: groups with the same key rank together.
     price: what removing one element of a group saves.
@@ -78,23 +90,25 @@ class Pooled(Schedule):
     def __init__(
         self,
         analysis: Analysis,
-        groups: Sequence[Group],
+        ties: Ties,
         budget: Budget,
         scores: Scores,
         pool: Callable[[Group], Hashable],
         price: Callable[[Group], float],
     ) -> None:
-        super().__init__(analysis, groups, budget)
-        self.sizes = {group: group.size for group in groups}
-        keyed = sorted(((repr(pool(group)), i, group) for i, group in enumerate(groups)), key=lambda k: k[:2])
+        super().__init__(analysis, ties, budget)
+        self.sizes = {group: group.size for group in ties}
+        self.ties = ties
+        keyed = sorted(((repr(pool(group)), i, group) for i, group in enumerate(ties)), key=lambda k: k[:2])
         self.pools = []
         for _, members in groupby(keyed, key=lambda k: k[0]):
             steps: list[_Removal] = []
             total = 0
             for _, _, group in members:
-                least, multiple = self.least[group], self.multiple[group]
-                steps += _removals(group, scores[group], least, multiple, price(group))
-                total += group.size
+                least, multiple, tied = self.least[group], self.multiple[group], ties[group]
+                cost = sum(times * price(other) for other, times in tied.items())
+                steps += _removals(group, _ascending(tied, scores), least, multiple, cost)
+                total += group.size * sum(tied.values())
             self.pools.append((total, sorted(steps, key=lambda step: step.worth)))
 
     def counts(self, level: float) -> dict[Group, int]:
@@ -102,9 +116,10 @@ class Pooled(Schedule):
         for total, steps in self.pools:
             goal, gone = level * total, 0
             for step in steps:
-                if gone + step.elements / 2 > goal:
+                elements = step.elements * sum(self.ties[step.group].values())
+                if gone + elements / 2 > goal:
                     break
-                gone += step.elements
+                gone += elements
                 counts[step.group] -= step.elements
         return counts
 
@@ -124,11 +139,18 @@ class _Removal:
         self.group, self.elements, self.worth = group, elements, worth
 
 
+def _ascending(tied: Tied, scores: Scores) -> np.ndarray:
+    """Add up what the least of each group, and of each head in it, are worth, then the next of each, ..."""
+    of_each = (np.sort(np.atleast_2d(scores[group]), axis=-1).sum(0) for group in tied)
+    taken = [own.reshape(-1, times).sum(1) for own, times in zip(of_each, tied.values(), strict=True)]
+    together: np.ndarray = np.sum(taken, axis=0)
+    return together
+
+
 def _removals(
-    group: Group, scores: np.ndarray, least: int, multiple: int, price: float
+    group: Group, ascending: np.ndarray, least: int, multiple: int, price: float
 ) -> Iterable[_Removal]:
     """Order the removals of a group, from all elements to its floor; worth never falls along the way."""
-    ascending = np.sort(np.atleast_2d(scores), axis=-1).sum(0)
     worth, size = -math.inf, group.size
     while size > least:
         smaller = (size - 1) // multiple * multiple
@@ -153,6 +175,12 @@ def isomorphic(analysis: Analysis) -> Callable[[Group], Hashable]:
         return group.role, group.size, heads, tuple(shapes)
 
     return key
+
+
+def _of_steps(analysis: Analysis, group: Group, times: int, round_to: int) -> int:
+    """Return what the count of the smallest must be a multiple of, of which a group has `times` as many."""
+    multiple = multiple_of(analysis, group, round_to)
+    return multiple // math.gcd(multiple, times)
 
 
 def rounded(count: float, size: int, multiple: int) -> int:

@@ -27,8 +27,8 @@ class Sizes:
 
     whole: of whole dimensions alone, each with how deep below the module the nearest such axis lies.
     weights: the same of whole dimensions of weights alone.
-    parts: of their factors, and of runs of factors, as well.
-    near: as `parts`, of the values and weights of the module itself and of those right below it alone.
+    parts: of their factors, and of runs of factors, as well, and of what the module is given.
+    near: as `parts`, of its own values and weights alone, and of those of modules right below it.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
     """
 
@@ -66,13 +66,20 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
     values = [(module_of(n), own) for n, all_of in analysis.axes.items() for own in all_of]
     inputs = [own for n, all_of in analysis.axes.items() if n.op == "placeholder" for own in all_of]
     given = frozenset(axis.size for own in inputs for axis in own)
+    taken = [
+        (module_of(n), own)
+        for n in analysis.axes
+        for i in n.all_input_nodes
+        for own in analysis.axes.get(i, ())
+    ]
     of_weights, of_all = _depths(weights), _depths([*weights, *values])
+    with_given = _depths([*weights, *values, *taken])
     before = _before_merge(analysis)
     return {
         path: Sizes(
             whole=_whole(of_all[path], selection),
             weights=_whole(of_weights[path], selection),
-            parts=_parts(of_all[path], selection, before),
+            parts=_parts(with_given[path], selection, before),
             near=_near([axis for axis, depth in of_all[path].items() if depth <= 1], selection),
             given=given,
         )

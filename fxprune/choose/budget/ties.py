@@ -1,0 +1,70 @@
+"""Groups that keep the same share: those that code cuts a width into equal parts for.
+
+`qkv.chunk(3)` gives queries, keys and values one width, as `qkv.reshape(.., 3, heads, -1).unbind()` does: a
+ranking chooses which elements of each go, and leaves no parts of several widths, which code can't cut so.
+`split_qkv=True` asks for widths of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import networkx as nx
+
+from fxprune.analysis.analysis import Analysis, Group
+from fxprune.analysis.infer import Step
+from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
+
+__all__ = ["Tied", "Ties", "ties_of"]
+
+Tied = Mapping[Group, int]  # how many of its elements stay for each one of the smallest
+Ties = Mapping[Group, Tied]  # the smallest of those that are tied -> all of them
+
+
+def ties_of(analysis: Analysis, groups: Sequence[Group]) -> Ties:
+    """Sort groups by what is tied to each; one that nothing is tied to stands alone."""
+    tied: nx.Graph[Group] = nx.Graph()
+    tied.add_nodes_from(groups)
+    if not analysis.captured.split_qkv:
+        by_atom = {group.atom: group for group in groups}
+        for step in analysis.steps.values():
+            for pieces in _equal_pieces(step):
+                nx.add_path(tied, _apart(pieces, by_atom))
+    order = {group: (group.size, i) for i, group in enumerate(groups)}
+    sets = [sorted(found, key=order.__getitem__) for found in nx.connected_components(tied)]
+    found = {}
+    for together in sorted(sets, key=lambda found: groups.index(found[0])):
+        least = together[0].size
+        even = all(group.size % least == 0 for group in together)
+        for some in [together] if even else [[group] for group in together]:
+            found[some[0]] = {group: group.size // some[0].size for group in some}
+    return found
+
+
+def _equal_pieces(step: Step) -> Iterator[list[Axis]]:
+    """Find the axes into which a call cuts one by a single number, if all are of one size."""
+    for argument, spelled in step.flow.sizes.items():
+        pieces = [*spelled] if isinstance(spelled, (list, tuple)) else []
+        is_one = not isinstance(step.bound.get(argument), (list, tuple))
+        if is_one and all(isinstance(axis, Axis) for axis in pieces) and len({a.size for a in pieces}) == 1:
+            yield pieces
+
+
+def _apart(pieces: Sequence[Axis], by_atom: Mapping[Atom, Group]) -> list[Group]:
+    """List the group of each piece that the others do not share: none, where that is not one for each.
+
+    Head counts are shared; head dims are not.
+    """
+    factors = [{*atoms_of(piece)} for piece in pieces]
+    shared = set.intersection(*factors)
+    own = [[by_atom[a] for a in atoms - shared if a in by_atom] for atoms in factors]
+    if any(len(found) != 1 for found in own):
+        return []
+    groups = [found[0] for found in own]
+    return groups if all(map(_is_multiple, pieces, groups)) else []
+
+
+def _is_multiple(piece: Axis, group: Group) -> bool:
+    """Is a piece as many times as large as a group, whatever that keeps?"""
+    times, rest = divmod(piece.size, group.size)
+    return rest == 0 and size_of(piece, {group.atom: group.size - 1}) == times * (group.size - 1)

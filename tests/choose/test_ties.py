@@ -1,0 +1,133 @@
+"""Parts that code cuts by one number keep one width, whatever a ranking finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.result.forms import graph_form
+from fxprune.result.pruned_module import record_of
+
+DIM, HEADS, WIDTH = 32, 2, 48
+
+Cut = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Attention(nn.Module):
+    """Heads that a cut takes out of one projection; values may be made of two halves of queries' width."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__()
+        self.cut = cut
+        self.enter, self.qkv = nn.Linear(6, DIM), nn.Linear(DIM, 3 * WIDTH)
+        self.leave, self.head = nn.Linear(WIDTH, DIM), nn.Linear(DIM, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.cut(self.qkv(x)))
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.head(x + self.leave((scores @ v).transpose(1, 2).flatten(2)))
+
+
+class Turned(Attention):
+    """Queries and keys turn by pairs of halves, as rotary embeddings do; values do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.cut(self.qkv(x)))
+        q, k = (torch.cat([-b, a], -1) + t for t in (q, k) for a, b in [t.chunk(2, -1)])
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.head(x + self.leave((scores @ v).transpose(1, 2).flatten(2)))
+
+
+CUTS: dict[str, Cut] = {
+    "chunk": lambda t: t.chunk(3, -1),
+    "split": lambda t: t.split(t.shape[-1] // 3, dim=-1),
+}
+
+
+def dims_of(plan: fxprune.Plan, analysis: fxprune.Analysis) -> list[float]:
+    """Return what share of each head dim is kept."""
+    names = [g for g in analysis.prunable if g.role == "head_dim"]
+    kept = [plan.groups.get(g.name) for g in names]
+    return [1.0 if k is None else k.indices.shape[-1] / k.size for k in kept]
+
+
+def worthless_values(model: nn.Module) -> nn.Module:
+    """Let a ranking find that the values matter less than queries and keys."""
+    with torch.no_grad():
+        model.qkv.weight[2 * WIDTH :] *= 0.01
+        model.leave.weight *= 0.01
+    return model
+
+
+def pruned(model: nn.Module, **options: Any) -> tuple[nn.Module, list[float]]:
+    x = torch.randn(2, 5, 6)
+    scope = {"scope": "global", "floor": 1, "ratios": {"embed": 0.25}}
+    small = fxprune.prune(model, 0.4, example_inputs=x, form="module", **{**scope, **options})
+    assert fxprune.verify(model, small, example_inputs=torch.randn(1, 7, 6)) < 1e-8
+    assert fxprune.verify(model, graph_form(small), example_inputs=x) < 1e-8
+    split = options.get("split_qkv", False)
+    analysis = fxprune.analyze(model, example_inputs=x, split_qkv=split)
+    return small, dims_of(fxprune.plan_of(small), analysis)
+
+
+@pytest.mark.parametrize("kind", [Attention, Turned])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("target", ["channels", "macs"])
+def test_the_users_code_cuts_what_is_left(kind: type[Attention], cut: str, target: str) -> None:
+    model = worthless_values(randomise(kind(CUTS[cut]).eval()))
+    small, shares = pruned(model, target=target, ratios={})
+    assert len(shares) == 2 and shares[0] == shares[1] < 1
+    assert type(small) is kind
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+
+
+def test_split_qkv_unties_them() -> None:
+    model = worthless_values(randomise(Attention(CUTS["chunk"]).eval()))
+    _, (queries, values) = pruned(model, split_qkv=True)
+    assert queries != values
+
+
+def test_sizes_that_the_code_lists_are_not_tied() -> None:
+    model = randomise(Attention(lambda t: t.split([WIDTH] * 3, dim=-1)).eval())
+    x = torch.randn(2, 5, 6)
+    small = fxprune.prune(worthless_values(model), 0.4, example_inputs=x, scope="global", floor=1)
+    queries, values = dims_of(fxprune.plan_of(small), fxprune.analyze(model, example_inputs=x))
+    assert queries != values
+
+
+def test_a_ratio_of_its_own_unties_a_group() -> None:
+    model = randomise(Attention(CUTS["chunk"]).eval())
+    x = torch.randn(2, 5, 6)
+    names = [g.name for g in fxprune.analyze(model, example_inputs=x).prunable if g.role == "head_dim"]
+    _, shares = pruned(model, ratios={names[0]: 0.25, names[1]: 0.5}, floor=1)
+    assert sorted(shares) == [0.5, 0.75]
+
+
+def test_tied_groups_lose_their_own_least() -> None:
+    """One count for both, and of each what it can do best without."""
+    model = randomise(Attention(CUTS["chunk"]).eval())
+    least = [1, 4, 9], [0, 6, 11]  # of queries and keys, and of values, in each head
+    with torch.no_grad():
+        for head in range(HEADS):
+            for part, gone in ((0, least[0]), (1, least[0]), (2, least[1])):
+                rows = [part * WIDTH + head * WIDTH // HEADS + i for i in gone]
+                model.qkv.weight[rows] *= 1e-3
+                model.qkv.bias[rows] *= 1e-3
+            model.leave.weight[:, [head * WIDTH // HEADS + i for i in least[1]]] *= 1e-3
+    x = torch.randn(2, 5, 6)
+    small = fxprune.prune(model, 0.05, example_inputs=x, scope="global", floor=1, exclude=["enter"])
+    analysis = fxprune.analyze(model, example_inputs=x)
+    groups = fxprune.plan_of(small).groups
+    kept = [groups[g.name].indices for g in analysis.prunable if g.role == "head_dim"]
+    assert kept[0].shape == kept[1].shape
+    for own, gone in zip(kept, least, strict=True):
+        lost = {*range(WIDTH // HEADS)} - {*own[0].tolist()}
+        assert lost and (lost <= {*gone} or lost >= {*gone})
