@@ -186,10 +186,14 @@ def test_parts_of_one_size_become_parts_of_several(cuts: str, tmp_path: Path) ->
     assert fxprune.verify(pruned, again, example_inputs=x) < 1e-8
 
 
+class TheirAttention(nn.MultiheadAttention):
+    """Of a class of its own, which knows one width."""
+
+
 class Pooling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.probe, self.attention = nn.Parameter(torch.randn(1, 1, DIM)), nn.MultiheadAttention(DIM, 4)
+        self.probe, self.attention = nn.Parameter(torch.randn(1, 1, DIM)), TheirAttention(DIM, 4)
         self.norm, self.fc = nn.LayerNorm(DIM), nn.Linear(DIM, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
