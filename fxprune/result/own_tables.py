@@ -19,7 +19,7 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot, Table
 
-__all__ = ["tables_kept", "untabled"]
+__all__ = ["TABLES", "tables_kept", "untabled"]
 
 MADE = "_fxprune_of"  # in a class made here: the user's class
 TABLES = "_fxprune_tables"  # of a module: what is kept of its tables, prune after prune

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fxprune.graph.tensors import holds_attributes
 from fxprune.result.own_code import Slot
+from fxprune.result.own_tables import TABLES
 from fxprune.result.pruned_module import FORM
 from fxprune.rules.modules import native
 
@@ -17,7 +18,7 @@ __all__ = ["holders_of", "own_slots_of", "slots_of"]
 _DEPTH = 4  # lists in dicts in objects: deeper nests hold data, not sizes
 _LENGTH = 256  # longer lists hold data
 # torch.nn.Module's own state, and ours.
-_NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM}
+_NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM, TABLES}
 
 
 def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
