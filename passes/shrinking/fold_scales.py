@@ -25,7 +25,7 @@ from fxprune.rules.registry import DEFAULT_RULES
 __all__ = ["can_fold", "constant_of", "fold_scales"]
 
 _ATTENTION = "scaled_dot_product_attention"
-_MATMULS = ("matmul", "bmm", "baddbmm")
+_MATMULS = ("matmul", "bmm")
 
 
 def constant_of(call: Call) -> float | None:

@@ -265,7 +265,8 @@ class _Coin:
         finally:
             torch.rand, random.random = drawn
 
-    def _tensor(self, *size: Any, **kwargs: Any) -> Tensor:
+    def _tensor(self, *size: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+        size = kwargs.pop("size", size)
         sizes = tuple(size[0]) if len(size) == 1 and isinstance(size[0], (list, tuple)) else size
         return torch.full(sizes, self.side, **kwargs) if sizes else self.single
 
