@@ -131,3 +131,32 @@ def test_tied_groups_lose_their_own_least() -> None:
     for own, gone in zip(kept, least, strict=True):
         lost = {*range(WIDTH // HEADS)} - {*own[0].tolist()}
         assert lost and (lost <= {*gone} or lost >= {*gone})
+
+
+class Loop(nn.Module):
+    """Heads one after the other, each with a projection of its own; one list of sizes cuts them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [WIDTH, WIDTH, WIDTH]
+        self.heads = nn.ModuleList([nn.Linear(DIM, 3 * WIDTH) for _ in range(HEADS)])
+        self.enter, self.leave = nn.Linear(6, DIM), nn.Linear(HEADS * WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, found = self.enter(x), []
+        for head in self.heads:
+            q, k, v = head(x).split(self.sizes, -1)
+            found.append((q @ k.transpose(-2, -1)).softmax(-1) @ v)
+        return self.leave(torch.cat(found, -1))
+
+
+def test_one_list_cuts_for_every_head() -> None:
+    model, x = randomise(Loop().eval()), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model.heads[0].weight *= 0.1  # a ranking would take all of the first head
+    small = fxprune.prune(model, 0.4, example_inputs=x, form="module", scope="global", floor=1)
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert fxprune.verify(model, small, example_inputs=x) < 1e-8
+    first, second = (head.weight.shape[0] for head in small.heads)
+    assert first == second < 3 * WIDTH
+    assert small.sizes[0] == small.sizes[1]

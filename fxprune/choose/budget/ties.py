@@ -2,17 +2,20 @@
 
 `qkv.chunk(3)` gives queries, keys and values one width, as `qkv.reshape(.., 3, heads, -1).unbind()` does: a
 ranking chooses which elements of each go, and leaves no parts of several widths, which code can't cut so.
+The same holds for sizes that one line lists for several layers.
 `split_qkv=True` asks for widths of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import networkx as nx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
+from fxprune.graph.tensors import module_of
 from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
 
 __all__ = ["Tied", "Ties", "ties_of"]
@@ -27,9 +30,9 @@ def ties_of(analysis: Analysis, groups: Sequence[Group]) -> Ties:
     tied.add_nodes_from(groups)
     if not analysis.captured.split_qkv:
         by_atom = {group.atom: group for group in groups}
-        for step in analysis.steps.values():
-            for pieces in _equal_pieces(step):
-                nx.add_path(tied, _apart(pieces, by_atom))
+        equal = [pieces for step in analysis.steps.values() for pieces in _equal_pieces(step)]
+        for pieces in (*equal, *_listed_alike(analysis)):
+            nx.add_path(tied, _apart(pieces, by_atom))
     order = {group: (group.size, i) for i, group in enumerate(groups)}
     sets = [sorted(found, key=order.__getitem__) for found in nx.connected_components(tied)]
     found = {}
@@ -48,6 +51,21 @@ def _equal_pieces(step: Step) -> Iterator[list[Axis]]:
         is_one = not isinstance(step.bound.get(argument), (list, tuple))
         if is_one and all(isinstance(axis, Axis) for axis in pieces) and len({a.size for a in pieces}) == 1:
             yield pieces
+
+
+def _listed_alike(analysis: Analysis) -> Iterable[list[Axis]]:
+    """Find the axes that one line of a module lists one size for, in several calls: `x.split([d, d, v])`.
+
+    A loop over heads has a layer of its own for each, and one number for all.
+    """
+    found: dict[tuple[object, ...], list[Axis]] = defaultdict(list)
+    for node, step in analysis.steps.items():
+        spelled, given = step.flow.sizes.get("split_size"), step.bound.get("split_size")
+        if isinstance(given, (list, tuple)) and isinstance(spelled, (list, tuple)) and node.meta.get("where"):
+            for place, (axis, size) in enumerate(zip(spelled, given, strict=True)):
+                if isinstance(axis, Axis) and isinstance(size, int):
+                    found[module_of(node), node.meta["where"], place, size].append(axis)
+    return found.values()
 
 
 def _apart(pieces: Sequence[Axis], by_atom: Mapping[Atom, Group]) -> list[Group]:
