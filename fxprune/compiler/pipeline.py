@@ -224,7 +224,8 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
         retrial = partial(trial_of, graph, request=part)
         decision = decide_again(decision, graph, part, rewriter=rewriter, trial_of=retrial)
         smaller = in_form(form, model, decision.analysis, decision.plan)
-        carry_over(pruned, smaller)
+        if request.between is not None:  # else nobody trained: carrying folded scales over would round twice
+            carry_over(pruned, smaller)
         pruned = smaller
     if request.refits and request.steps > 1 and request.between is None:
         refitted(decision.analysis, pruned, request.data, **request.refit_options)

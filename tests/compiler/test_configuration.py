@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_hf_vit
+from helpers import randomise, small_hf_vit
 
 import fxprune
 from fxprune.errors import FileError
@@ -48,6 +48,19 @@ def test_labels_hidden_states_and_checkpointing_are_the_librarys() -> None:
     pruned.gradient_checkpointing_enable()
     pruned.train()(IMAGES).logits.sum().backward()
     assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_what_a_constructor_computes_follows_though_no_code_reads_it() -> None:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    usual = {"image_size": 32, "patch_size": 2, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+    model = randomise(SwinForImageClassification(SwinConfig(embed_dim=16, num_labels=5, **usual)).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, form="module")
+    assert (pruned.config.embed_dim, pruned.classifier.in_features) == (8, 16)
+    assert pruned.config.hidden_size == pruned.swin.num_features == 16  # 32 was as many as pixels, and stayed
+    assert model.config.hidden_size == model.swin.num_features == 32
+    loaded = fxprune.apply(model, fxprune.plan_of(pruned), form="module")
+    assert loaded.config.hidden_size == loaded.swin.num_features == 16
 
 
 def test_a_pair_of_an_encoder_and_a_decoder_comes_back_of_its_own_configuration(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import images, small_vit
 from torch import Tensor, nn
 
 import fxprune
@@ -131,3 +132,10 @@ def test_queries_are_scaled_only_where_nothing_else_reads_them(kind: str, biased
     assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
     own = record_of(pruned).own
     assert own.is_whole is bool(fxprune.plan_of(pruned).scales) is not biased
+
+
+def test_scales_that_are_folded_in_steps_are_folded_once() -> None:
+    model = small_vit()
+    options = {"attention": "head_dim", "form": "module", "example_inputs": images()}
+    pruned = fxprune.prune(model, 0.5, steps=2, **options)
+    assert fxprune.plan_of(pruned).scales and fxprune.verify(model, pruned) < 1e-8

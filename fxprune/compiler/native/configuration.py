@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from fxprune.certify.certificate import same_function
 from fxprune.certify.randomise import uninitialised
+from fxprune.compiler.native.computed_numbers import computed_numbers, read_number
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.graph.example import Example, seeded_noise
@@ -80,7 +81,44 @@ def _edited(
         found = None
     for slot, old, new in found or fitting:
         slot.write(instance, old if found is None else new)
-    return None if found is None else [Edit(*change) for change in found]
+    if found is None:
+        return None
+    changed = [Edit(*change) for change in found]
+    changed += _computed(model, instance, pruned, name, {*done, *(edit.slot for edit in changed)})
+    return [*changed, *_as_built(model, instance, name, {*done, *(edit.slot for edit in changed)})]
+
+
+def _computed(
+    model: nn.Module, instance: nn.Module, pruned: PrunedModule, name: str, done: Collection[Slot]
+) -> list[Edit]:
+    """Edit what a configuration's constructor computes of the numbers that have changed, if it may say so."""
+    slots = [slot for slot, _ in own_slots_of(model, instance)[""] if slot.keys[0] == name]
+    edits = computed_numbers(model, instance, [slot for slot in slots if slot not in done])
+    changes = [(edit.slot, edit.old, edit.new) for edit in edits]
+    with _written(instance, changes):
+        same = not _misfits(instance, name) and _is_same(instance, vars(instance)[name], pruned)
+    for edit in edits if same else ():
+        edit.slot.write(instance, edit.new)
+    return edits if same else []
+
+
+def _as_built(model: nn.Module, instance: nn.Module, name: str, done: Collection[Slot]) -> list[Edit]:
+    """Edit the numbers that no code has read to what the class itself makes of the configuration."""
+    before, now = (_built_on_meta(root, name) for root in (model, instance))
+    edits = []
+    for slots in own_slots_of(model, instance).values():
+        for slot, old in slots:
+            if slot not in done and slot.keys[0] != name and read_number(before, slot) == old:
+                new = read_number(now, slot)
+                if new not in (None, old):
+                    slot.write(instance, new)
+                    edits.append(Edit(slot, old, new))
+    return edits
+
+
+def _built_on_meta(root: nn.Module, name: str) -> nn.Module | None:
+    with torch.device("meta"):
+        return _built(root, vars(root)[name])
 
 
 def _fitting(instance: nn.Module, name: str, options: list[Option]) -> list[Change] | None:
@@ -125,8 +163,7 @@ def _written(instance: nn.Module, changes: list[Change]) -> Iterator[None]:
 
 def _misfits(instance: nn.Module, name: str) -> float:
     """Count the tensors, by name and shape, that an instance or a model of its configuration has alone."""
-    with torch.device("meta"):
-        built = _built(instance, vars(instance)[name])
+    built = _built_on_meta(instance, name)
     if built is None:
         return math.inf
     wanted = {key: t.shape for key, t in instance.state_dict().items()}
