@@ -85,7 +85,8 @@ class _Finder:
         self.double = doubled(pruned)
         root = resized_copy(model, lambda n, t: in_double_as(slices(n, t)), pruned)
         in_eval_mode(root)
-        self.example = seeded_noise(analysis.captured.example.with_batch(2), model).map(in_float64)
+        example = analysis.captured.example.with_batch(None if analysis.captured.fixed_batch else 2)
+        self.example = seeded_noise(example, model).map(in_float64)
         self.search = Search(root, Proposals(model, root, sizes))
         self.parts: dict[str, Part] = {}
         self.boundaries: dict[str, list[Boundary]] | None = None

@@ -27,6 +27,7 @@ from fxprune.graph.tensors import named_tensors
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check
 from fxprune.result.forms import attach
+from fxprune.result.measure import on_meta
 from fxprune.result.own_code import OwnCode, Part
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule
@@ -35,6 +36,11 @@ from fxprune.result.selection import Selection
 __all__ = ["check_form", "in_form", "own_class"]
 
 FORMS = ("graph", "module")
+NO_NUMBERS = (
+    "form='module': an instance of this class is proved by running it beside its graph, and a model on "
+    "the meta device has no numbers: give it weights first (to_empty, load_state_dict), or prune it as a "
+    "graph and apply the plan once it has them (fxprune.apply(model, plan, form='module'))"
+)
 
 _Made = tuple[nn.Module, OwnCode, PrunedModule]
 
@@ -86,6 +92,8 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
             return _finished(model, analysis, *traced, pruned, sizes)
+    if on_meta(model):
+        raise OptionError(NO_NUMBERS)
     refuse_broken(pruned, analysis.captured.example)  # `rewrite` did not try it, and no trace agreed with it
     why = ""
     for spells in (True, False):  # sizes found in code on two examples may fail the proof
