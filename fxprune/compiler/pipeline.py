@@ -125,7 +125,7 @@ def prune(
             that stay whole (`["logits"]`; keys, fields and places: "features.0", and patterns), while the
             others may shrink.
         split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
-            queries and keys.
+            queries and keys; and let a ranking give them one where code has one number for both.
         capture: "auto", "symbolic" or "export", see `trace`.
         strict: raise MissingRuleError where an op has no rule, rather than freeze its axes.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.

@@ -147,10 +147,14 @@ def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
     x = call.args[0] if call.args else call.kwargs["query"]
     assert isinstance(x, fx.Node)
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
-    if inner is None or inner.op not in _MATMULS:
+    if inner is None or inner.op not in (*_MATMULS, "einsum"):
         return x, node
-    assert isinstance(inner.args[0], fx.Node)
-    return inner.args[0], x
+    factors = [*inner.args]
+    if inner.op == "einsum":
+        factors = [*factors[1]] if isinstance(factors[1], (list, tuple)) else factors[1:]
+    if len(factors) != 2 or not isinstance(factors[0], fx.Node):
+        return x, node
+    return factors[0], x
 
 
 def _write(node: fx.Node, call: Call, new: float) -> None:

@@ -160,3 +160,36 @@ def test_one_list_cuts_for_every_head() -> None:
     first, second = (head.weight.shape[0] for head in small.heads)
     assert first == second < 3 * WIDTH
     assert small.sizes[0] == small.sizes[1]
+
+
+class Views(nn.Module):
+    """Three projections, whose views have one head_dim and count the heads; the scale is computed of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim = WIDTH // HEADS
+        self.enter, self.leave = nn.Linear(6, DIM), nn.Linear(WIDTH, 3)
+        self.query, self.key, self.value = (nn.Linear(DIM, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q = self.query(x).view(shape)
+        k = self.key(x).view(shape)
+        v = self.value(x).view(shape)
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * self.head_dim**-0.5
+        return self.leave(torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).flatten(2))
+
+
+def test_views_with_one_head_dim_keep_one() -> None:
+    model, x = randomise(Views().eval()), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        for part in (model.value.weight, model.leave.weight):
+            part *= 0.01
+    small = fxprune.prune(model, 0.4, example_inputs=x, form="module", scope="global", floor=1)
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert small.head_dim == small.value.weight.shape[0] // HEADS < WIDTH // HEADS
+    assert fxprune.plan_of(small).scales
+    assert fxprune.verify(model, small, example_inputs=torch.randn(1, 7, 6)) < 1e-8
+    apart = fxprune.prune(model, 0.4, example_inputs=x, scope="global", floor=1, split_qkv=True)
+    assert apart.query.weight.shape != apart.value.weight.shape

@@ -2,8 +2,8 @@
 
 `qkv.chunk(3)` gives queries, keys and values one width, as `qkv.reshape(.., 3, heads, -1).unbind()` does: a
 ranking chooses which elements of each go, and leaves no parts of several widths, which code can't cut so.
-The same holds for sizes that one line lists for several layers.
-`split_qkv=True` asks for widths of their own.
+The same holds for sizes that code has one number for, where it lists them for several layers: one head_dim of
+queries, keys and values.  `split_qkv=True` asks for widths of their own.
 """
 
 from __future__ import annotations
@@ -54,17 +54,23 @@ def _equal_pieces(step: Step) -> Iterator[list[Axis]]:
 
 
 def _listed_alike(analysis: Analysis) -> Iterable[list[Axis]]:
-    """Find the axes that one line of a module lists one size for, in several calls: `x.split([d, d, v])`.
+    """Find the axes that a module's code has one number for, in several calls.
 
-    A loop over heads has a layer of its own for each, and one number for all.
+    One line that cuts for several layers (`x.split([d, d, v])`, in a loop over heads); or views that have a
+    number in one place and find the rest (`q.view(b, n, -1, d)`, then `k` and `v`).
     """
     found: dict[tuple[object, ...], list[Axis]] = defaultdict(list)
     for node, step in analysis.steps.items():
-        spelled, given = step.flow.sizes.get("split_size"), step.bound.get("split_size")
-        if isinstance(given, (list, tuple)) and isinstance(spelled, (list, tuple)) and node.meta.get("where"):
+        for argument, spelled in step.flow.sizes.items():
+            given, where = step.bound.get(argument), node.meta.get("where")
+            if not isinstance(given, (list, tuple)) or not isinstance(spelled, (list, tuple)) or not where:
+                continue
+            if argument != "split_size" and -1 not in given:
+                continue  # sizes that code takes from the tensor itself, as einops does, follow by themselves
+            line = where if argument == "split_size" else argument
             for place, (axis, size) in enumerate(zip(spelled, given, strict=True)):
-                if isinstance(axis, Axis) and isinstance(size, int):
-                    found[module_of(node), node.meta["where"], place, size].append(axis)
+                if isinstance(axis, Axis) and isinstance(size, int) and size > 1:
+                    found[module_of(node), line, len(given), place, size].append(axis)
     return found.values()
 
 
