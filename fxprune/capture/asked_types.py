@@ -21,7 +21,7 @@ from fxprune.graph.code_names import codes_in, names_in
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["MATCH", "followed_classes", "followed_types", "refuse_matches"]
+__all__ = ["MATCH", "followed_classes", "followed_types", "refuse_matches", "refuse_typed_checks"]
 
 MATCH = "`match` looks at types"
 _LOAD_ATTR = dis.opmap["LOAD_ATTR"]
@@ -85,6 +85,28 @@ def refuse_matches(model: nn.Module, functions: Iterable[types.FunctionType]) ->
         line = _line_of_match(function.__code__) if _package(function) in own else None
         if line is not None:
             raise NotImplementedError(f"{MATCH} at {function.__code__.co_filename}:{line}")
+
+
+_TYPED = {
+    *("FloatTensor", "DoubleTensor", "HalfTensor", "BFloat16Tensor", "BoolTensor", "ByteTensor"),
+    *("CharTensor", "ShortTensor", "IntTensor", "LongTensor"),
+}
+
+
+def refuse_typed_checks(functions: Iterable[types.FunctionType]) -> None:
+    """Refuse `isinstance(x, torch.FloatTensor)`, which asks for the dtype and the device of a stand-in.
+
+    Raises:
+        NotImplementedError: names the function, and what to write.
+    """
+    for function in functions:
+        names = _names_of(function.__code__)
+        if "isinstance" in names and not _TYPED.isdisjoint(names):
+            where = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+            raise NotImplementedError(
+                f"the code at {where} asks by isinstance for a tensor type of one dtype, which no graph "
+                f"holds: compare x.dtype"
+            )
 
 
 def _package(thing: Any) -> str:

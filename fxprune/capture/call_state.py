@@ -28,7 +28,7 @@ from fxprune.graph.tensors import cuda_devices_of, floats_of
 from fxprune.graph.values import called_with
 
 __all__ = [
-    *("GRADIENTS", "Gradients"),
+    *("GRADIENTS", "Gradients", "asks_for_compilation", "refuse_compiled"),
     *("DependsOnCall", "after_a_call", "other_second_call"),
     *("OTHER_DRAWS", "noticed_draws", "other_without_gradients", "refuse_difference", "refuse_history"),
 ]
@@ -64,7 +64,37 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
     raise DependsOnCall(other_second_call(changed))
 
 
-def _later(module: nn.Module, example: Example, first: Example, calls: int) -> list[Tensor]:
+_COMPILING = {"is_compiling", "is_exporting", "is_dynamo_compiling", "is_export"}
+
+
+def asks_for_compilation(functions: Iterable[types.FunctionType]) -> str | None:
+    """Return where the first of some functions stands that asks whether it is compiled; None: none does."""
+    asking = (f.__code__ for f in functions if not _COMPILING.isdisjoint(_names_of(f.__code__)))
+    return next((f"{code.co_filename}:{code.co_firstlineno}" for code in asking), None)
+
+
+def refuse_compiled(model: nn.Module, graph: fx.GraphModule, example: Example, where: str) -> None:
+    """Raise DependsOnCall if what an exported graph computes is not what its model does when it is called.
+
+    While torch.export looks, code that asks is told that it is compiled.  A model that can't be called here,
+    or that draws, is not compared.
+    """
+    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+        return
+    given = seeded_noise(example, model)
+    try:
+        wanted, again = (_later(model, example, given, 1, seed) for seed in (0, 1))
+        got = _later(graph, example, given, 1)
+    except Exception:  # whatever the model's code raises for noise
+        return
+    if _alike(wanted, again) and not _alike(wanted, got, rounding=1e5):
+        raise DependsOnCall(
+            f"the code at {where} asks whether it is compiled, and computes something else where "
+            f"torch.export tells it so: prune it by capture='symbolic', or a submodule without that code"
+        )
+
+
+def _later(module: nn.Module, example: Example, first: Example, calls: int, seed: int = 0) -> list[Tensor]:
     """Return what a copy gives for the last input: at once (calls=1), or after a call with the first (2)."""
     module.eval()
     called = structural_copy(module, own_buffers)
@@ -72,20 +102,20 @@ def _later(module: nn.Module, example: Example, first: Example, calls: int) -> l
     last = first.map(lambda t: t.flip(*range(t.ndim)) if t.is_floating_point() else t)
     with HeldState(module).restored(), drawn, torch.no_grad():
         for given in [first, last][-calls:]:
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             given = given.map(Tensor.clone)
             outputs = floats_of(called_with(called, given))
     return outputs
 
 
-def _alike(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Are they equal up to rounding?"""
+def _alike(a: list[Tensor], b: list[Tensor], rounding: float = 100) -> bool:
+    """Are they equal up to so many units of rounding?"""
     return len(a) == len(b) and all(
         x.shape == y.shape
         and torch.allclose(
             *(x, y),
             rtol=0,
-            atol=100 * torch.finfo(x.dtype).eps * float(y.abs().nan_to_num().max()) if y.numel() else 0,
+            atol=rounding * torch.finfo(x.dtype).eps * float(y.abs().nan_to_num().max()) if y.numel() else 0,
             equal_nan=True,
         )
         for x, y in zip(a, b, strict=True)

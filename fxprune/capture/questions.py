@@ -55,7 +55,7 @@ OF_PRECISION = Questions(
 
 OF_LAYOUT = Questions(
     attributes=(),
-    methods=("is_contiguous", "stride", "storage_offset", "data_ptr"),
+    methods=("is_contiguous", "stride", "storage_offset", "data_ptr", "dim_order", "_is_view"),
     functions=(),
     of_parameters=False,
 )
@@ -114,8 +114,9 @@ def noticed(questions: Questions, lines: dict[str, None]) -> Iterator[None]:
         return call
 
     with contextlib.ExitStack() as patches:
-        for name in (*questions.attributes, *questions.methods):  # which its base class has
-            patches.callback(delattr, Tensor, name)
+        for name in (*questions.attributes, *questions.methods):
+            before = vars(Tensor).get(name)  # None: its base class has it
+            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
             kind = attribute if name in questions.attributes else function
             setattr(Tensor, name, kind(getattr(Tensor, name)))
         for name in questions.functions:

@@ -280,3 +280,45 @@ def test_a_table_that_the_code_fills_is_no_matter() -> None:
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
     x = torch.randn(3, 9, 8)
     assert_same(whole(x), model(x), 1e-6)
+
+
+def compiled(m: nn.Module, h: Tensor) -> Tensor:
+    return 2 * h if torch.compiler.is_compiling() else h
+
+
+def compiled_alike(m: nn.Module, h: Tensor) -> Tensor:
+    return h + h - h if torch.compiler.is_exporting() else h
+
+
+def test_code_that_asks_whether_it_is_compiled_is_exact_or_refused() -> None:
+    """torch.export tells it so: the model itself, when it is called, is not."""
+    model = randomise(Net(compiled).eval())
+    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=X)) < 1e-8
+    with pytest.raises(CaptureError, match="asks whether it is compiled"):
+        fxprune.prune(model, 0.5, example_inputs=X, capture="export")
+    other = randomise(Net(compiled_alike).eval())
+    assert fxprune.verify(other, fxprune.prune(other, 0.5, example_inputs=X, capture="export")) < 1e-8
+
+
+def of_one_type(m: nn.Module, h: Tensor) -> Tensor:
+    return h if isinstance(h, (torch.FloatTensor, torch.DoubleTensor)) else 2 * h
+
+
+def a_view(m: nn.Module, h: Tensor) -> Tensor:
+    return h if h._base is None else 2 * h
+
+
+@pytest.mark.parametrize("way", [of_one_type, a_view])
+def test_what_no_graph_holds_of_a_tensor_is_refused(way: Way) -> None:
+    with pytest.raises(CaptureError, match="which no graph holds"):
+        fxprune.prune(Net(way).eval(), 0.5, example_inputs=X, capture="symbolic")
+
+
+def by_its_layout(m: nn.Module, h: Tensor) -> Tensor:
+    return h if h.layout is torch.strided else 2 * h
+
+
+def test_the_layout_of_a_tensor_is_a_plain_value(capture: str) -> None:
+    model = randomise(Net(by_its_layout).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    assert_same(whole(X), model(X), 1e-6)

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments, guard_layouts
-from fxprune.capture.asked_types import followed_classes, followed_types
+from fxprune.capture.asked_types import followed_classes, followed_types, refuse_typed_checks
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
     OTHER_DRAWS,
     after_a_call,
+    asks_for_compilation,
     noticed_draws,
     other_second_call,
     other_without_gradients,
+    refuse_compiled,
     refuse_difference,
     refuse_history,
 )
@@ -78,6 +80,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     kinds = (Tensor, torch.SymInt, torch.SymFloat)
     asked_types = followed_types(may_run, _type_of), followed_classes(may_run, _type_of, kinds)
     with functions.traced(), asked_types[0], asked_types[1]:
+        refuse_typed_checks(may_run)
         set_mode(model, False)
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
         with (
@@ -148,6 +151,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     notes = [FIXED_BATCH] if exported.fixed_batch else []
     notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]
     refuse_history(model, module, taken, changed)
+    asking = asks_for_compilation(may_run)
+    if asking is not None:
+        refuse_compiled(model, module, taken, asking)
     return Captured(
         *(module, taken, "export", exported.fixed_batch),
         notes=tuple(notes),

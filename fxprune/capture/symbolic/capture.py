@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from fxprune.capture.arguments import guard_arguments
-from fxprune.capture.asked_types import followed_types, refuse_matches
+from fxprune.capture.asked_types import followed_types, refuse_matches, refuse_typed_checks
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -95,6 +95,7 @@ def capture_symbolic(
     held, changed = HeldState(model), dict[str, None]()
     may_run = [*called(model, held.functions())]
     refuse_matches(model, may_run)
+    refuse_typed_checks(may_run)
     with (
         noticed(OF_GRADIENTS, asked.gradients),
         noticed_draws(model, lambda: may_run) as drew,

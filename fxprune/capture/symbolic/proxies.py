@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TracedAttribute", "TracedValue", "stands_for"]
 
+_OWN_ANSWERS = {"layout", "grad", "_version", "_base", "_is_view"}
 UNPACK, LOAD_ATTR = dis.opmap["UNPACK_SEQUENCE"], dis.opmap["LOAD_ATTR"]
 MATCH_CLASS = dis.opmap["MATCH_CLASS"]
 
@@ -56,10 +57,12 @@ class TracedValue(fx.Proxy):
             return name == f"is_{self.tracer.kind_of_device(self.device)}"
         if name in OF_GRADIENTS.attributes and isinstance(_for_example(self), Tensor):
             return self.tracer.asks_gradient(self, name)
-        if name in ("grad", "_version") and isinstance(_for_example(self), Tensor):
+        if name in _OWN_ANSWERS and isinstance(value := _for_example(self), Tensor):
+            if name == "layout":
+                return value.layout
             if name == "grad":  # of the call itself: nobody has gone back yet
                 return None
-            raise NotImplementedError("the code asks how often a tensor was written to")
+            raise NotImplementedError(f"the code asks a tensor for {name}, which no graph holds")
         if not hasattr(Tensor, name):
             value = _for_example(self)
             if value is not self and not hasattr(value, name):
