@@ -193,3 +193,31 @@ def test_views_with_one_head_dim_keep_one() -> None:
     assert fxprune.verify(model, small, example_inputs=torch.randn(1, 7, 6)) < 1e-8
     apart = fxprune.prune(model, 0.4, example_inputs=x, scope="global", floor=1, split_qkv=True)
     assert apart.query.weight.shape != apart.value.weight.shape
+
+
+class Beside(nn.Module):
+    """Words that a view gives the width of the stream, and that the stream attends to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.enter = nn.Linear(5, DIM), nn.Linear(6, DIM)
+        self.query, self.key, self.value = nn.Linear(DIM, 8), nn.Linear(DIM, 8), nn.Linear(DIM, DIM)
+        self.head = nn.Linear(DIM, 3)
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        x, words = self.enter(x), self.words(words)
+        words = words.view(words.shape[0], -1, x.shape[-1])
+        scores = (self.query(x) @ self.key(words).transpose(1, 2)).softmax(-1)
+        return self.head(x + scores @ self.value(words))
+
+
+def test_a_width_that_is_read_of_another_tensor_is_that_tensors() -> None:
+    model, inputs = randomise(Beside().eval()), (torch.randn(2, 5, 6), torch.randn(2, 4, 5))
+    with torch.no_grad():
+        model.words.weight *= 0.01
+    small = fxprune.prune(model, 0.4, example_inputs=inputs, form="module", scope="global", floor=1)
+    assert small.words.weight.shape[0] == small.enter.weight.shape[0] < DIM
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert fxprune.verify(model, small, example_inputs=inputs) < 1e-8
+    apart = fxprune.prune(model, 0.4, example_inputs=inputs, scope="global", floor=1, split_qkv=True)
+    assert apart.words.weight.shape[0] != apart.enter.weight.shape[0]

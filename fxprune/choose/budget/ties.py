@@ -8,14 +8,17 @@ queries, keys and values.  `split_qkv=True` asks for widths of their own.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import networkx as nx
+from torch import fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
 from fxprune.graph.tensors import module_of
+from fxprune.passes.shrinking.steps.pin_sizes import size_read
 from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
 
 __all__ = ["Tied", "Ties", "ties_of"]
@@ -31,7 +34,7 @@ def ties_of(analysis: Analysis, groups: Sequence[Group]) -> Ties:
     if not analysis.captured.split_qkv:
         by_atom = {group.atom: group for group in groups}
         equal = [pieces for step in analysis.steps.values() for pieces in _equal_pieces(step)]
-        for pieces in (*equal, *_listed_alike(analysis)):
+        for pieces in (*equal, *_listed_alike(analysis), *_read_elsewhere(analysis)):
             nx.add_path(tied, _apart(pieces, by_atom))
     order = {group: (group.size, i) for i, group in enumerate(groups)}
     sets = [sorted(found, key=order.__getitem__) for found in nx.connected_components(tied)]
@@ -72,6 +75,36 @@ def _listed_alike(analysis: Analysis) -> Iterable[list[Axis]]:
                 if isinstance(axis, Axis) and isinstance(size, int) and size > 1:
                     found[module_of(node), line, len(given), place, size].append(axis)
     return found.values()
+
+
+def _read_elsewhere(analysis: Analysis) -> Iterator[list[Axis]]:
+    """Find the axes whose size code takes from another tensor: `x.view(b, -1, y.shape[-1])`.
+
+    Of whole widths: heads times head_dim, where the code reads the stream's, would leave layers no width of
+    their own.
+    """
+    for step in analysis.steps.values():
+        for argument, spelled in step.flow.sizes.items():
+            given = step.bound.get(argument)
+            if isinstance(given, (list, tuple)) and isinstance(spelled, (list, tuple)):
+                for axis, size in zip(spelled, given, strict=False):
+                    read = _axis_read(analysis, size)
+                    if isinstance(axis, Atom) and isinstance(read, Atom) and read is not axis:
+                        yield [axis, read]
+
+
+def _axis_read(analysis: Analysis, size: object) -> Axis | None:
+    """Return the axis whose size a node reads."""
+    if not isinstance(size, fx.Node):
+        return None
+    place = None
+    if size.target is operator.getitem and isinstance(size.args[0], fx.Node):
+        size, place = size.args[0], size.args[1]
+    read = size_read(size)
+    if read is None or not analysis.axes.get(read[0]):
+        return None
+    axes, dim = analysis.axes[read[0]][0], read[1] if place is None else place
+    return axes[dim] if isinstance(dim, int) and -len(axes) <= dim < len(axes) else None
 
 
 def _apart(pieces: Sequence[Axis], by_atom: Mapping[Atom, Group]) -> list[Group]:

@@ -23,7 +23,7 @@ from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
-__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled"]
+__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled", "size_read"]
 
 _ARITHMETIC = {
     operator.add,
@@ -68,7 +68,7 @@ def pin_sizes(draft: Draft) -> None:
     for old, node in draft.new_of.items():
         node.args = fx.map_arg(node.args, lambda n: pinned.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: pinned.get(n, n))
-        read = _read(old)
+        read = size_read(old)
         if read is not None:
             value = _original(node, _axes_read(analysis, read), read[1], selection)
             if value is not None:
@@ -80,7 +80,7 @@ def pin_sizes(draft: Draft) -> None:
             draft.graph.erase_node(node)
 
 
-def _read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
+def size_read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
     """Return the tensor whose size this node reads, and the dimension (None: the whole shape)."""
     if node.op not in ("call_function", "call_method"):
         return None
