@@ -70,7 +70,8 @@ def prune(
             `1 - (1 - ratio)**2` of the parameters go), or of what `target` says.
         data: a small proxy set, any iterable of batches: inputs, `(inputs, labels)`, or a mapping of
             keyword arguments.  Labels are not needed, but for "taylor".  Bases and the re-fit join halves of
-            images to more where there are fewer than about 256.
+            images to more where there are fewer than about 256.  Large batches are cut: what all layers
+            give is held for 32 samples at a time, or for fewer, where batches are smaller.
         importance: what decides which channels go: "kl" (the KL divergence that removing a channel
             causes on `data`, to second order; the default with data), "kl-exact" (the same, measured
             channel by channel), "magnitude" (the default without data), "taylor", "activation",

@@ -275,6 +275,16 @@ def test_an_interrupted_exact_run_goes_on(tmp_path: Path) -> None:
         kl_exact(analysis, analysis.prunable, data, progress=False, resume=path)
 
 
+@pytest.mark.parametrize("options", [{}, {"basis": "given", "refit": False}])
+def test_a_large_batch_is_run_a_few_samples_at_a_time(options: dict[str, Any]) -> None:
+    model, given = small_vit(depth=1), images(70)
+    found = []
+    for data in ([given], given.split(32)):
+        how = {"data": data, "importance_options": {"progress": False}, **options}
+        found.append(fxprune.prune(model, 0.5, **how).state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
 def test_batches_that_are_mappings() -> None:
     """By the model's own names; of one tensor beside labels; otherwise the error says what to write."""
     model = small_vit()

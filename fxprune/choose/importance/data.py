@@ -16,7 +16,9 @@ from fxprune.graph.example import Example
 from fxprune.graph.tensors import device_of
 from fxprune.graph.values import bound_arguments
 
-__all__ = ["Batch", "batches_of", "items_of", "parts_of"]
+__all__ = ["Batch", "batches_of", "few_at_once", "items_of", "parts_of"]
+
+AT_ONCE = 32  # samples of which derivatives are taken together: all that layers give is held for them
 
 LABELS = ("labels", "label", "targets", "target")
 
@@ -69,6 +71,17 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     if not found:
         raise DataError("data= holds no batch: is it a generator that was used up before?")
     return found
+
+
+def few_at_once(batches: Iterable[Batch], analysis: Analysis) -> list[Batch]:
+    """Cut batches of more than `AT_ONCE` samples, where the model takes any number."""
+    if analysis.captured.fixed_batch:
+        return [*batches]
+    return [
+        batch.taken(range(first, min(first + AT_ONCE, batch.size))) if batch.size > AT_ONCE else batch
+        for batch in batches
+        for first in range(0, batch.size, AT_ONCE)
+    ]
 
 
 def items_of(data: Iterable[Any]) -> Iterable[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.joined import joined
 
 __all__ = ["Split", "split", "split_data"]
@@ -45,7 +45,8 @@ def split_data(data: Iterable[Any] | None, analysis: Analysis, criterion: str, *
     Raises:
         DataError: as `batches_of` does.
     """
-    found = split(batches_of(data, analysis, criterion), whole=analysis.captured.fixed_batch)
+    batches = few_at_once(batches_of(data, analysis, criterion), analysis)
+    found = split(batches, whole=analysis.captured.fixed_batch)
     samples = sum(batch.size for batch in found.given)
     return replace(found, joined=tuple(joined(found.seen, samples))) if join else found
 

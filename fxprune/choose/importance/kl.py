@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.exact import divergences
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.choose.importance.scores import Scores, shape_of
@@ -53,7 +53,7 @@ def kl(
         measured: samples on which residual widths are measured.  By default one in 40, at least 4; 0
             for none.
     """
-    batches = batches_of(data, analysis, "kl")
+    batches = few_at_once(batches_of(data, analysis, "kl"), analysis)
     samples = sum(batch.size for batch in batches)
     draws = draws or max(2, math.ceil(512 / samples))
     model = SoftMasked(analysis, groups)
