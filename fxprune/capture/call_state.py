@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
-from fxprune.graph.code_names import names_in
+from fxprune.graph.code_names import attribute_of, names_in
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.nests import PLAIN
@@ -175,7 +175,7 @@ def _names_chance(function: types.FunctionType) -> bool:
     if not _CHANCE.isdisjoint(names):
         return True
     space: dict[str, Any] = function.__globals__
-    return any(getattr(space.get(name), "__name__", None) in _CHANCE for name in names)
+    return any(attribute_of(space.get(name), "__name__") in _CHANCE for name in names)
 
 
 @functools.lru_cache(1 << 14)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.graph.code_names import names_in, plain_functions
+from fxprune.graph.code_names import attribute_of, names_in, plain_functions
 from fxprune.graph.nests import PLAIN
 from fxprune.graph.source_files import is_users
 
@@ -141,5 +141,5 @@ def _functions_of(value: Any) -> Iterator[types.FunctionType]:
         members = () if issubclass(value, nn.Module) else vars(value).values()
         for member in members:
             yield from plain_functions(member)
-    elif isinstance(value, (types.FunctionType, types.MethodType)) or hasattr(value, "__wrapped__"):
+    elif isinstance(value, (types.FunctionType, types.MethodType)) or attribute_of(value, "__wrapped__"):
         yield from plain_functions(value)

@@ -7,12 +7,20 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["codes_in", "names_in", "plain_functions"]
+__all__ = ["attribute_of", "codes_in", "names_in", "plain_functions"]
+
+
+def attribute_of(value: Any, name: str) -> Any:
+    """Read an attribute; None where there is none, or asking raises, as of a stub for a missing library."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # whatever the stub raises
+        return None
 
 
 def plain_functions(member: Any) -> Iterator[types.FunctionType]:
     """Yield the functions behind a method, a property or a decorated one of these."""
-    member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    member = member.fget if isinstance(member, property) else attribute_of(member, "__func__") or member
     plain = inspect.unwrap(member) if callable(member) else member
     if isinstance(plain, types.FunctionType):
         yield plain

@@ -187,3 +187,28 @@ def test_an_exported_module_is_refused_in_words() -> None:
     module = torch.export.export(nn.Linear(12, 4).double(), (X,)).module()
     with pytest.raises(UnsupportedModuleError, match=r"torch\.export.*prune the module"):
         fxprune.prune(module, 0.5, example_inputs=X)
+
+
+class Missing:
+    """What stands for a part of a library that is not installed."""
+
+    def __getattr__(self, name: str) -> object:
+        raise ImportError("no such library")
+
+
+MISSING = Missing()
+
+
+class NamesWhatIsMissing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return MISSING(x) if x.ndim > 5 else self.b(self.a(x))  # type: ignore[operator]
+
+
+def test_what_stands_for_a_missing_library_is_not_asked(capture: str) -> None:
+    model = NamesWhatIsMissing().eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 6), capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
