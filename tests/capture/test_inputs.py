@@ -120,6 +120,7 @@ class Flattened(nn.Module):
         ({"config": SimpleNamespace(image_size=32, num_channels=3)}, (3, 32, 32)),
         ({"config": SimpleNamespace(image_size=[64, 32])}, (3, 64, 32)),
         ({"config": SimpleNamespace(image_size={"height": 48, "width": 16})}, (3, 48, 16)),
+        ({"config": SimpleNamespace(image_size={"shortest_edge": 40})}, (3, 40, 40)),
         ({"config": SimpleNamespace(vision_config=SimpleNamespace(image_size=56))}, (3, 56, 56)),
         ({"config": SimpleNamespace(), "main_input_name": "pixel_values"}, (3, 224, 224)),
     ],

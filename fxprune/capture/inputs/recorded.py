@@ -68,8 +68,9 @@ def _held_ready(model: nn.Module) -> dict[str, Any]:
 def _height_and_width(size: Any) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
-    if isinstance(size, Mapping):
-        return size["height"], size["width"]
+    if isinstance(size, Mapping):  # {"height": .., "width": ..}, or {"shortest_edge": ..}
+        sides = [*size.values()]
+        return size.get("height", sides[0]), size.get("width", sides[-1])
     return size[0], size[-1]
 
 
