@@ -93,6 +93,9 @@ _TYPED = {
 }
 
 
+_CALLS = {"CALL", "PRECALL", "CALL_FUNCTION"}  # as versions of Python name it
+
+
 def refuse_typed_checks(functions: Iterable[types.FunctionType]) -> None:
     """Refuse `isinstance(x, torch.FloatTensor)`, which asks for the dtype and the device of a stand-in.
 
@@ -100,13 +103,31 @@ def refuse_typed_checks(functions: Iterable[types.FunctionType]) -> None:
         NotImplementedError: names the function, and what to write.
     """
     for function in functions:
-        names = _names_of(function.__code__)
-        if "isinstance" in names and not _TYPED.isdisjoint(names):
-            where = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+        if (line := _line_of_typed_check(function.__code__)) is not None:
+            where = f"{function.__code__.co_filename}:{line}"
             raise NotImplementedError(
                 f"the code at {where} asks by isinstance for a tensor type of one dtype, which no graph "
                 f"holds: compare x.dtype"
             )
+
+
+@functools.lru_cache(1 << 14)
+def _line_of_typed_check(code: types.CodeType) -> int | None:
+    """Return the first line at which code gives a typed tensor class to `isinstance`, alone or in a tuple.
+
+    Code that makes such a tensor (`torch.LongTensor(rows)`) names the class as well.
+    """
+    names = _names_of(code)
+    if "isinstance" not in names or _TYPED.isdisjoint(names):
+        return None
+    for inner in codes_in(code):
+        line, named = inner.co_firstlineno, False
+        for step in dis.get_instructions(inner):
+            line = step.starts_line or line
+            if named and (step.opname == "BUILD_TUPLE" or (step.opname in _CALLS and step.arg == 2)):
+                return int(line)
+            named = step.argval in _TYPED
+    return None
 
 
 def _package(thing: Any) -> str:

@@ -314,6 +314,17 @@ def test_what_no_graph_holds_of_a_tensor_is_refused(way: Way) -> None:
         fxprune.prune(Net(way).eval(), 0.5, example_inputs=X, capture="symbolic")
 
 
+def made_of_one_type(m: nn.Module, h: Tensor) -> Tensor:
+    shift = torch.FloatTensor([1.0, 2.0])
+    return h + shift.sum() if isinstance(h, Tensor) and not isinstance(h, nn.Parameter) else 2 * h
+
+
+def test_code_that_makes_a_tensor_of_one_type_asks_nothing(capture: str) -> None:
+    model = randomise(Net(made_of_one_type).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    assert_same(whole(X), model(X), 1e-6)
+
+
 def by_its_layout(m: nn.Module, h: Tensor) -> Tensor:
     return h if h.layout is torch.strided else 2 * h
 
