@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import randomise, small_hf_vit
+from helpers import randomise, small_hf_vit, small_vit
 
 import fxprune
 from fxprune.errors import FileError
@@ -80,3 +80,10 @@ def test_a_pair_of_an_encoder_and_a_decoder_comes_back_of_its_own_configuration(
     loaded.load_state_dict(pruned.state_dict())
     cached, plain = (pruned.generate(words, max_new_tokens=4, use_cache=use) for use in (True, False))
     assert torch.equal(cached, plain) and torch.equal(loaded.generate(words, max_new_tokens=4), plain)
+
+
+def test_an_images_sides_are_no_widths_though_as_large() -> None:
+    model = small_vit(embed_dim=96, num_heads=3)
+    model.pretrained_cfg = {"input_size": (3, 96, 96), "pool_size": None}
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, form="module")
+    assert pruned.embed_dim == 48 and pruned.pretrained_cfg["input_size"] == (3, 96, 96)

@@ -75,6 +75,74 @@ def hooked(model: nn.Module, x: Tensor) -> Any:
     return seen
 
 
+def called_alone(model: nn.Module, x: Tensor) -> Any:
+    """The last block, called by itself on what goes into it."""
+    seen: list[Any] = []
+    block = blocks_of(model)[-1]
+    with block.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    ):
+        model(x)
+    args, kwargs = seen[0]
+    return block(*args, **kwargs)
+
+
+def seen_by_gradients(model: nn.Module, x: Tensor) -> Any:
+    """Grad-CAM: the gradient of a class by what a block gives."""
+    seen: list[Tensor] = []
+    block = blocks_of(model)[-1]
+    block.register_forward_hook(lambda m, args, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+    (gradient,) = torch.autograd.grad(logits(model(x))[:, 1].sum(), seen)
+    return gradient, bool(gradient.abs().sum() > 0)
+
+
+def attention_maps(model: nn.Module, x: Tensor) -> Any:
+    """What goes into the dropout of attentions, where they do not leave it to torch."""
+    seen: list[Any] = []
+    for name, module in model.named_modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+        if name.endswith("attn_drop"):
+            module.register_forward_hook(
+                lambda m, args, out: seen.append((out.sum(-1) - 1).abs().max() < 1e-4)
+            )
+    model(x)
+    return seen[0] and seen  # an IndexError where there is none: not a use of this model
+
+
+def by_blocks(model: nn.Module) -> list[nn.Module]:
+    return [*blocks_of(model)]
+
+
+def checkpointed_by_blocks(model: nn.Module, x: Tensor) -> Any:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    blocks = by_blocks(model)
+    apply_activation_checkpointing(model, check_fn=lambda module: any(module is b for b in blocks))
+    return steps(model, x)
+
+
+def sharded_by_blocks(model: nn.Module, x: Tensor) -> Any:
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        try:
+            mesh = dist.init_device_mesh("cpu", (1,))
+            for block in by_blocks(model):
+                fully_shard(block, mesh=mesh)
+            return steps(fully_shard(model, mesh=mesh), x)
+        finally:
+            dist.destroy_process_group()
+
+
+def accelerated(model: nn.Module, x: Tensor) -> Any:
+    from accelerate import Accelerator
+
+    return steps(Accelerator(cpu=True).prepare(model), x)
+
+
 def checkpointed(model: Any, x: Tensor) -> Any:
     (
         model.set_grad_checkpointing
@@ -231,6 +299,9 @@ USES: dict[str, Callable[[Any, Tensor], Any]] = {
     "one image": lambda m, x: m(x[:1]),
     "training loop": steps,
     "hook on a block": hooked,
+    "a block alone": called_alone,
+    "Grad-CAM": seen_by_gradients,
+    "attention maps": attention_maps,
     "number of blocks": lambda m, x: len(blocks_of(m)),
     "slice of blocks": lambda m, x: len(blocks_of(m)[:1]),
     "freeze": lambda m, x: sum(p.requires_grad_(False).numel() > 0 for p in m.parameters()),
@@ -247,7 +318,10 @@ USES: dict[str, Callable[[Any, Tensor], Any]] = {
     "EMA": averaged,
     "timm's EMA": timm_ema,
     "DDP": distributed,
+    "FSDP2 by block": sharded_by_blocks,
+    "Accelerate": accelerated,
     "checkpointing": checkpointed,
+    "checkpointing by block": checkpointed_by_blocks,
     "print": lambda m, x: type(m).__name__,
     # timm
     "forward_features": lambda m, x: m.forward_features(x),

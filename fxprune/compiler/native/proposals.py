@@ -124,9 +124,11 @@ class Proposals:
         return old not in given and not self._is_product(slot, old)
 
     def _is_square(self, slot: Slot) -> bool:
-        """Is it one of a pair of equal numbers: the sides of an image, or of a patch?"""
-        pair = [n for s, n in self.slots[slot.path] if s.keys[:-1] == slot.keys[:-1]]
-        return isinstance(slot.keys[-1], int) and len(pair) == 2 and pair[0] == pair[1]
+        """Is it one of two equal numbers: sides of a patch, or of an image, whose channels stand before?"""
+        listed = [n for s, n in self.slots[slot.path] if s.keys[:-1] == slot.keys[:-1]]
+        if not isinstance(slot.keys[-1], int) or len(listed) not in (2, 3):
+            return False
+        return listed[-2] == listed[-1] and all(n < WIDTH for n in listed[:-2])
 
     def _is_product(self, slot: Slot, old: int) -> bool:
         """Is it what a pair of numbers in its module multiply to, or one more (a class token)?"""
