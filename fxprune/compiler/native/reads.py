@@ -14,6 +14,8 @@ from fxprune.result.own_code import Slot
 
 __all__ = ["Reads", "reads_noted"]
 
+_identity = id  # a capture that goes on meanwhile watches who asks for it, and asks for a class itself
+
 
 class Reads:
     """The attributes that were looked at: of a module, or of an object that it holds, at `keys`."""
@@ -49,8 +51,7 @@ def reads_noted(root: nn.Module, reads: Reads, only: Collection[str] | None = No
         found: Any = cls.__getattribute__
 
         def look(self: Any, name: str) -> Any:
-            place = places.get(id(self))
-            if place is not None and name[:2] != "__":
+            if name[:2] != "__" and (place := places.get(_identity(self))) is not None:
                 reads.note(*place, name)
             return found(self, name)
 
