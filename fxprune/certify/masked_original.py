@@ -18,7 +18,7 @@ from fxprune.certify.relative_error import compact
 from fxprune.errors import CertificateError, RuleError
 from fxprune.graph.nests import map_leaves
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import Axis, with_batch
+from fxprune.rules.axes import Axis, atoms_of, with_batch
 from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes, Rule, map_axes
 
@@ -68,10 +68,19 @@ class MaskedOriginal(Float64Interpreter):
     def _kept(self, value: Any, node: fx.Node | None) -> list[Tensor]:
         """Return the kept elements of a node's tensors, copied."""
         axes = self._axes(node) if node is not None else ()
-        return [
-            compact(t, [self.selection.positions(self._true(axis)) for axis in of]).clone()
-            for t, of in zip(tensors_in(value), axes, strict=False)
-        ]
+        found = list[Tensor]()
+        for t, of in zip(tensors_in(value), axes, strict=False):
+            true = tuple(self._true(axis) for axis in of)
+            if any(map(self._chooses_by_heads_beside, true)):  # each head keeps elements of its own
+                found.append(compacted(t, true, self.selection).clone())
+            else:
+                found.append(compact(t, [self.selection.positions(axis) for axis in true]).clone())
+        return found
+
+    def _chooses_by_heads_beside(self, axis: Axis) -> bool:
+        """Do heads choose in an axis that does not hold them, but stands beside them?"""
+        own = atoms_of(axis)
+        return any(a in self.selection.heads and self.selection.heads[a] not in own for a in own)
 
     def _statistic(self, step: Step) -> Callable[[], Any] | None:
         """Return the masked form of a mean or norm, where the tensor that it is taken of shrinks."""

@@ -72,3 +72,26 @@ def test_a_choice_of_others_is_an_error() -> None:
     node.update_kwarg("largest", False)
     pruned.recompile()
     assert fxprune.verify(model, pruned) > 1e-3
+
+
+class QueriesByMaximum(nn.Module):
+    """Pairs of queries [batch, pairs, 2, heads, head_dim] by their maximum: heads and head_dim apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 24) for _ in range(3))
+        self.out = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, 4, 6) for layer in (self.q, self.k, self.v))
+        q = q.view(b, n // 2, 2, 4, 6).max(dim=2).values
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+        return self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+
+def test_a_choice_where_each_head_keeps_elements_of_its_own() -> None:
+    """The certificate ended in a KeyError."""
+    model = randomise(QueriesByMaximum().eval())
+    pruned = fxprune.prune(model, 0.5, attention="head_dim", example_inputs=torch.randn(2, 6, 8))
+    assert fxprune.verify(model, pruned) < 1e-8
