@@ -477,3 +477,16 @@ def test_merged_heads_are_counted_by_the_users_code(ratio: float) -> None:
     assert record_of(pruned).own.is_whole, record_of(pruned).own.replaced
     assert fxprune.verify(model, pruned, example_inputs=image(32)) < 1e-8
     assert pruned.blocks[0].attn.num_heads == 8 * (1 - ratio)
+
+
+def test_one_trace_says_the_numbers_of_a_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running the code beside the graph takes several times as long: nothing asks for it here."""
+    from fxprune.compiler.native import own_class
+
+    def run(*args: Any, **options: Any) -> None:
+        raise AssertionError("the code was run")
+
+    monkeypatch.setattr(own_class, "own_code_of", run)
+    model = small_vit(embed_dim=384, num_heads=6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(32), form="module")
+    assert record_of(pruned).own.is_whole
