@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.graph.caches import Caches
 from fxprune.graph.code_names import names_in, plain_functions
 from fxprune.graph.nests import PLAIN, Value
 from fxprune.graph.source_files import is_users
@@ -34,9 +35,8 @@ class HeldState:
     """What is reachable from a model's modules and their code, as it was when this was made."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen: dict[int, Any] = {}
-        self._places: list[_Place] = []
-        self._functions: set[types.FunctionType] = set()
+        self._seen, self._places = dict[int, Any](), list[_Place]()
+        self._functions, self._caches = set[types.FunctionType](), Caches()
         classes: dict[type, None] = {}
         for path, module in model.named_modules():
             self._attributes(module, path)
@@ -68,10 +68,12 @@ class HeldState:
     def restore(self, *, plain: bool = True) -> None:
         """Put everything back, and the numbers of tensors that were written to, but buffers and large ones.
 
-        plain: numbers, flags and words that modules hold as well.
+        plain: modules' numbers, flags and words as well; else, after a capture, functions' caches of it.
         """
         for place in self._places:
             place.restore(plain)
+        if not plain:
+            self._caches.forget()
 
     @contextlib.contextmanager
     def restored(self, *, plain: bool = True) -> Iterator[None]:
@@ -93,6 +95,7 @@ class HeldState:
         for name, value in held.items():
             self._inside(value, f"{cls.__name__}.{name}", _DEEPEST)
         for member in vars(cls).values():
+            self._caches.note(member)
             for function in plain_functions(member):
                 self._function(function)
 
@@ -114,6 +117,7 @@ class HeldState:
         data = {name: value for name, value in named.items() if _is_data(value)}
         self._places.append(_Global(space, file, data))
         for name, value in named.items():
+            self._caches.note(value)
             self._inside(value, f"{file}.{name}", 2)  # less deep: all that a file names
 
     def _inside(self, value: Any, name: str, depth: int) -> None:
@@ -160,8 +164,7 @@ class _Place:
     def changed(self) -> Iterator[str]:
         now = self.contents()
         for key in {**self.before, **now}:
-            missing = key not in self.before or key not in now
-            if missing or not _same(self.before[key], now[key]) or self._is_written(key):
+            if not _same(self.before.get(key, self), now.get(key, self)) or self._is_written(key):
                 yield self.name if self.inside else f"{self.name}.{key}".lstrip(".")
 
     def restore(self, plain: bool) -> None:
@@ -196,13 +199,11 @@ class _Module(_Place):
     def restore(self, plain: bool) -> None:
         self.rewrite()
         now = self.contents()
-        for key in now.keys() - self.before.keys():
-            if plain or not isinstance(now[key], PLAIN):
-                del self.holder[key]
+        for key in [k for k in now if k not in self.before and (plain or not isinstance(now[k], PLAIN))]:
+            del self.holder[key]
         for key, value in self.before.items():
-            other = now.get(key, ...)
-            kept = not plain and isinstance(value, PLAIN) and isinstance(other, PLAIN)
-            if other is not value and not kept:
+            both = value, now.get(key, ...)
+            if both[1] is not value and (plain or not all(isinstance(v, PLAIN) for v in both)):
                 self.holder[key] = value
 
 

@@ -1,13 +1,19 @@
-"""Recognise code that keeps results for its next call."""
+"""Recognise code that keeps results for its next call, and make it forget them."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+import types
+from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
-__all__ = ["has_caches"]
+from fxprune.graph.code_names import attribute_of
+
+__all__ = ["Caches", "has_caches"]
 
 
 def has_caches(model: nn.Module) -> bool:
@@ -15,3 +21,43 @@ def has_caches(model: nn.Module) -> bool:
     files = {sys.modules.get(type(m).__module__) for m in model.modules()}
     files = {f for f in files if f is not None and not f.__name__.startswith("torch.")}
     return any(isinstance(v, functools._lru_cache_wrapper) for f in files for v in vars(f).values())
+
+
+class Caches:
+    """Functions under `lru_cache`, which keep what they were asked: of a capture, stand-ins."""
+
+    def __init__(self) -> None:
+        self._misses: dict[functools._lru_cache_wrapper[Any], int] = {}
+
+    def note(self, member: Any) -> None:
+        """Look behind a function, or a class's member: at what it is decorated with, and closes over."""
+        for cache in _behind(member):
+            self._misses.setdefault(cache, cache.cache_info().misses)
+
+    def forget(self) -> None:
+        """Remove what those hold that were filled since: they fill again when they are asked."""
+        for cache, before in self._misses.items():
+            if cache.cache_info().misses != before:
+                cache.cache_clear()  # (which counts from 0 again)
+                self._misses[cache] = 0
+
+
+def _behind(member: Any) -> Iterator[functools._lru_cache_wrapper[Any]]:
+    front, seen = [member], set[int]()
+    while front:
+        value = front.pop()
+        if id(value) in seen or not isinstance(value, _LAYERS):
+            continue
+        seen.add(id(value))
+        if isinstance(value, functools._lru_cache_wrapper):
+            yield value
+        front += [attribute_of(value, name) for name in ("__wrapped__", "__func__", "fget")]
+        for cell in getattr(value, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                front.append(cell.cell_contents)
+
+
+_LAYERS = (
+    *(types.FunctionType, types.MethodType, functools._lru_cache_wrapper),
+    *(property, staticmethod, classmethod),
+)

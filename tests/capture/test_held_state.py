@@ -261,6 +261,34 @@ def test_a_cached_function_changes_no_buffer() -> None:
     assert_same(same(X), copy.deepcopy(model)(X), 1e-12)
 
 
+def kept(function: Any) -> Any:
+    """As libraries decorate: the cache is in what the decorated function closes over."""
+    cache = functools.lru_cache(maxsize=4)(function)
+
+    @functools.wraps(function)
+    def asked(*args: Any) -> Any:
+        counted = {"calls": 1}  # a table: sizes are hashed as numbers beside one
+        return cache(*args) if counted else None
+
+    return asked
+
+
+@kept
+def steps_of(size: tuple[int]) -> Tensor:
+    return torch.arange(size[0]).double().cos()
+
+
+def test_a_cache_of_a_function_keeps_nothing_of_a_capture(capture: str) -> None:
+    def between(net: Net, x: Tensor) -> Tensor:
+        return x * steps_of((x.shape[1],))[:, None]
+
+    model = net(between)
+    same = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    got = model(X)
+    assert type(got) is Tensor
+    assert_same(same(X), got, 1e-12)
+
+
 class Made(collections.OrderedDict[str, Any]):
     """A table of classes that hands out instances."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import collections
 import dis
-import enum
 import functools
 import math
 import operator
@@ -25,6 +24,7 @@ from fxprune.capture.symbolic.devices import OF_DEVICES
 from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
+from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
 from fxprune.capture.texts import writes_messages
 from fxprune.graph.own_nodes import written
 from fxprune.graph.source_files import is_users
@@ -167,8 +167,8 @@ class TracedValue(fx.Proxy):
         caller = sys._getframe(1)
         file = caller.f_code.co_filename
         if file == collections.__file__:
-            caller = _users_frame(caller)
-        if (is_users(file) or file in _LIBRARY) and (_looks_up(caller) or _counts(caller)):
+            caller = users_frame(caller)
+        if (is_users(file) or file in LIBRARY) and (looks_up(caller) or counts(caller)):
             value = _for_example(self)
             if type(value) is int:
                 return hash(self.tracer.decisions.value(self))
@@ -244,44 +244,6 @@ class TracedAttribute(TracedValue, Attribute):
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
         dtype = isinstance(value, torch.dtype)
         return str(self.tracer.decisions.value(self)) if dtype else self._in_words(str)
-
-
-def _looks_up(caller: types.FrameType) -> bool:
-    """Does a frame look something up in a table that its code does not fill, or make one of it?"""
-    code, at = caller.f_code, caller.f_code.co_code[caller.f_lasti]
-    if at in _MAKES:
-        return True
-    if at in _LOOK_UPS or "get" in code.co_names:
-        return not (_FILLS & {*code.co_code[::2]} or _FILLING & {*code.co_names})
-    return False
-
-
-def _counts(caller: types.FrameType) -> bool:
-    """Does a frame hash, or fill a table that no module keeps?"""
-    if not _HASHING.isdisjoint(caller.f_code.co_names):
-        return True
-    kept = {
-        id(value) for held in caller.f_locals.values() for value in getattr(held, "__dict__", {}).values()
-    }
-    return any(isinstance(v, (dict, set)) and id(v) not in kept for v in caller.f_locals.values())
-
-
-def _users_frame(frame: types.FrameType) -> types.FrameType:
-    """Return the innermost frame of the model's own code, from a library's on."""
-    at: types.FrameType | None = frame
-    while at is not None and not is_users(at.f_code.co_filename):
-        at = at.f_back
-    return at or frame
-
-
-_LIBRARY = {enum.__file__, collections.__file__}
-_HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter"}
-_LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
-_MAKES = {
-    dis.opmap[name] for name in ("BUILD_SET", "BUILD_MAP", "SET_UPDATE", "SET_ADD", "MAP_ADD", "DICT_UPDATE")
-}
-_FILLS = {dis.opmap["STORE_SUBSCR"]}
-_FILLING = {"add", "setdefault", "update"}
 
 
 def stands_for(x: TracedValue, classes: Any) -> bool:
