@@ -161,3 +161,37 @@ def test_many_places_are_mended_one_by_one() -> None:
     inner = pruned.inner
     assert {pruned.embed.out_features, inner.norm.weight.numel(), inner.q.out_features} == {18, 8, 12}
     assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+
+
+class Records(nn.Module):
+    """Hooks keep what its blocks give; its code registers them in the first call, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(8, 16), nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.head, self.width, self.hooked, self.seen = nn.Linear(8, 4), 16, False, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.hooked:
+            for block in self.blocks:
+                block.register_forward_hook(lambda block, args, given: self.seen.append(given))
+            self.hooked = True
+        self.seen.clear()
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x).relu()
+        first, second = self.seen[:2]
+        return self.head((first + 2 * second + x).reshape(-1, 2, self.width // 2).sum(1))
+
+
+def test_hooks_that_code_registers_are_not_left_behind_by_looks() -> None:
+    model = randomise(Records()).double().eval()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    with torch.no_grad(), watch._state_kept(model):
+        model(x)
+    assert not model.hooked and not any(block._forward_hooks for block in model.blocks)
+    pruned = fxprune.prune(model, 0.5, form="module", example_inputs=x)
+    assert type(pruned) is Records and not record_of(pruned).own.replaced
+    assert fxprune.verify(model, pruned) < 1e-8
+    pruned(x)
+    assert len(pruned.seen) == 3

@@ -231,8 +231,12 @@ def _watched(root: nn.Module, prefix: str, watch: _Watch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _state_kept(root: nn.Module) -> Iterator[None]:
-    """Put attributes and buffers that code assigns back in the end: they were made of other numbers."""
+    """Put attributes and buffers that code assigns back in the end: they were made of other numbers.
+
+    So are hooks that it registers, as it would do once more where an attribute says no longer that it did.
+    """
     held = [holder for module in root.modules() for holder in (vars(module), module._buffers)]
+    held += [v for holder in held for name, v in holder.items() if "_hooks" in name and isinstance(v, dict)]
     before = [dict(holder) for holder in held]
     try:
         yield
