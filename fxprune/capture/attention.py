@@ -163,7 +163,7 @@ def _attend(
     """
     bias_k, bias_v = learned
     if bias_k is not None and bias_v is not None:
-        k, v = (torch.cat([t, b.expand(t.shape[0], 1, -1)], 1) for t, b in ((k, bias_k), (v, bias_v)))
+        k, v = (_joined(t, b) for t, b in ((k, bias_k), (v, bias_v)))
     n, d, e = heads
     q, k, v = (t.unflatten(-1, (n, w)).transpose(-3, -2) for t, w in ((q, d), (k, d), (v, e)))
     if zeros:
@@ -183,6 +183,11 @@ def _attend(
     weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
     out = (weights @ v).transpose(-3, -2).flatten(-2)
     return out, (weights.mean(dim=-3) if average else weights)
+
+
+def _joined(t: Tensor, learned: Tensor) -> Tensor:
+    """b m c, 1 1 c -> b (m 1) c, or without the batch"""
+    return torch.cat([t, learned[0] if t.dim() == 2 else learned.expand(t.shape[0], 1, -1)], -2)
 
 
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Tensor) -> Tensor | None:

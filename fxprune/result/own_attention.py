@@ -75,20 +75,25 @@ def _is_even(module: nn.MultiheadAttention) -> bool:
 
 
 def _embed_dim(module: nn.MultiheadAttention) -> int:
-    packed = module._parameters["in_proj_weight"]
+    packed = _held(module, "in_proj_weight")
     return _width(module, "q_proj_weight" if packed is None else "in_proj_weight", 1)
 
 
 def _inner(module: nn.MultiheadAttention) -> tuple[int, int]:
     """Return the widths of all heads' queries, and of all heads' values."""
     values = _width(module.out_proj, "weight", 1)
-    if module._parameters["in_proj_weight"] is None:
+    if _held(module, "in_proj_weight") is None:
         return _width(module, "q_proj_weight", 0), values
     return (_width(module, "in_proj_weight", 0) - values) // 2, values
 
 
 def _width(module: nn.Module, weight: str, dim: int) -> int:
-    """Return the size of a weight itself, also while a trace goes on."""
-    held = module._parameters[weight]
+    held = _held(module, weight)
     assert held is not None
     return held.shape[dim]
+
+
+def _held(module: nn.Module, weight: str) -> Tensor | None:
+    """Return a weight itself, also while a trace goes on; of a replica, what stands for it."""
+    held: Tensor | None = module._parameters.get(weight)
+    return getattr(module, weight, None) if held is None else held

@@ -18,7 +18,7 @@ from fxprune.graph.writes import VIEWS
 from fxprune.rules.calls import Call, call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["FEATURES", "PRODUCTS", "QUOTIENTS", "Multiple", "multiple_of"]
+__all__ = ["FEATURES", "PRODUCTS", "QUOTIENTS", "Multiple", "is_fact", "multiple_of"]
 
 # Layers whose weights have a row for each feature, and the dimension of their results that counts features.
 FEATURES = {"linear": -1, "layer_norm": -1, "rms_norm": -1, "conv1d": 1, "conv2d": 1, "batch_norm": 1}
@@ -111,7 +111,7 @@ class _Walk:
                 op = "" if call is None else call.plain_op
                 self.known[node] = op in FEATURES
                 inputs = at.all_input_nodes[:1] if op in _LINEAR else at.all_input_nodes
-                more = () if _is_fact(at) else inputs
+                more = () if is_fact(at) else inputs
                 front += [n for n in more if n not in seen]
                 seen.update(more)
         return self.known[node]
@@ -126,7 +126,7 @@ def _others(found: Multiple, reader: fx.Node) -> Iterator[fx.Node]:
     for node in found.nodes:
         own = [user for user in node.users if user in inside]
         for user in node.users:
-            if user in inside or _is_fact(user) or _reads_type(user, node):
+            if user in inside or is_fact(user) or _reads_type(user, node):
                 continue
             if node is found.nodes[-1] and user is reader and _times(user, node) == 1:
                 continue
@@ -175,7 +175,8 @@ def _ends(part: int | slice) -> tuple[float, float]:
     )
 
 
-def _is_fact(node: fx.Node) -> bool:
+def is_fact(node: fx.Node) -> bool:
+    """Does a node ask what a tensor is like: for a size, its dtype, its device?"""
     if node.target is getattr:
         return node.args[1] in _FACTS
     return node.op.startswith("call") and op_name(node.target) in _FACTS

@@ -19,7 +19,7 @@ from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.graph.values import propagate_values
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of, weight_name
-from fxprune.rules.multiples import FEATURES, PRODUCTS, QUOTIENTS, Multiple, multiple_of
+from fxprune.rules.multiples import FEATURES, PRODUCTS, QUOTIENTS, Multiple, is_fact, multiple_of
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["can_fold", "constant_of", "fold_scales"]
@@ -142,7 +142,11 @@ def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | 
 
 
 def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
-    """Return what a node scales (of a product of matrices, the left one: the query), and what reads it."""
+    """Return what a node scales (of a product of matrices, the left one: the query), and what reads it.
+
+    Raises:
+        RewriteError: something else reads the product.
+    """
     call = call_of(node, module, DEFAULT_RULES)
     x = call.args[0] if call.args else call.kwargs["query"]
     assert isinstance(x, fx.Node)
@@ -154,6 +158,8 @@ def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
         factors = [*factors[1]] if isinstance(factors[1], (list, tuple)) else factors[1:]
     if len(factors) != 2 or not isinstance(factors[0], fx.Node):
         return x, node
+    if any(user is not node and not is_fact(user) for user in x.users):
+        raise RewriteError(f"{x.name} is read without its scale as well")
     return factors[0], x
 
 

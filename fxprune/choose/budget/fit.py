@@ -45,7 +45,8 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
             floors are the limit.
     """
     own = budget.overrides(analysis)
-    ties = ties_of(analysis, [group for group in groups if group not in own])
+    free = [group for group in groups if group not in own]
+    ties = {group: {group: 1} for group in free} if budget.scope == "uniform" else ties_of(analysis, free)
     schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
 
