@@ -10,14 +10,15 @@ import builtins
 import contextlib
 import dis
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
-from fxprune.graph.code_names import codes_in
+from fxprune.graph.code_names import codes_in, plain_functions
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -47,18 +48,21 @@ def refuse_comparisons(
 
 
 @contextlib.contextmanager
-def noticed_comparisons(functions: Iterable[types.FunctionType]) -> Iterator[dict[str, None]]:
+def noticed_comparisons(
+    model: nn.Module, functions: Iterable[types.FunctionType]
+) -> Iterator[dict[str, None]]:
     """Yield the lines that compare local names by `is`, of those functions that are called meanwhile.
 
     Such a function has other code for that time, which runs its own.  (`sys.settrace` would double the time.)
+    The model's own `forward` is called anyway, and its code is asked for names of inputs.
     """
-    found = dict[str, None]()
+    found, called = dict[str, None](), {*plain_functions(type(model).forward)}
     with contextlib.ExitStack() as undo:
         for function in dict.fromkeys(functions):
             lines = filter(None, map(_line_of_comparison, codes_in(function.__code__)))
             where = next((f"{function.__code__.co_filename}:{line}" for line in lines), None)
-            if where is not None and function.__closure__ is not None:
-                found[where] = None  # its code can't be replaced: it may be called
+            if where is not None and (function in called or function.__closure__ is not None):
+                found[where] = None  # (the code of a closure can't be replaced: it may be called)
             elif where is not None:
                 _note_calls(function, functools.partial(found.setdefault, where), undo)
         yield found
@@ -75,6 +79,9 @@ def _note_calls(function: types.FunctionType, note: Callable[[], Any], undo: con
 
     name = f"__fxprune_called_{builtins.id(function)}__"
     undo.callback(space.pop, name)
+    if not hasattr(function, "__signature__"):
+        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        undo.callback(delattr, function, "__signature__")
     undo.callback(setattr, function, "__code__", own)
     space[name] = called
     shown: dict[str, Any] = {"co_filename": own.co_filename, "co_name": own.co_name}

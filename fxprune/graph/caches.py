@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from fxprune.graph.code_names import attribute_of
+from fxprune.graph.source_files import is_users
 
-__all__ = ["Caches", "has_caches"]
+__all__ = ["Caches", "has_caches", "tables_behind"]
 
 
 def has_caches(model: nn.Module) -> bool:
@@ -32,7 +33,8 @@ class Caches:
     def note(self, member: Any) -> None:
         """Look behind a function, or a class's member: at what it is decorated with, and closes over."""
         for cache in _behind(member):
-            self._misses.setdefault(cache, cache.cache_info().misses)
+            if isinstance(cache, functools._lru_cache_wrapper):
+                self._misses.setdefault(cache, cache.cache_info().misses)
 
     def forget(self) -> None:
         """Remove what those hold that were filled since: they fill again when they are asked."""
@@ -42,17 +44,26 @@ class Caches:
                 self._misses[cache] = 0
 
 
-def _behind(member: Any) -> Iterator[functools._lru_cache_wrapper[Any]]:
+def tables_behind(member: Any) -> Iterator[Any]:
+    """Find dicts and lists that a function's decorators close over: results that they keep."""
+    return (kept for kept in _behind(member) if isinstance(kept, _TABLES))
+
+
+def _behind(member: Any) -> Iterator[Any]:
+    """Yield the layers of a decorated function, and what they close over."""
     front, seen = [member], set[int]()
     while front:
         value = front.pop()
-        if id(value) in seen or not isinstance(value, _LAYERS):
+        if id(value) in seen or not isinstance(value, _LAYERS + _TABLES):
             continue
         seen.add(id(value))
-        if isinstance(value, functools._lru_cache_wrapper):
+        if value is not member or isinstance(value, functools._lru_cache_wrapper):
             yield value
+        if isinstance(value, _TABLES):
+            continue
         front += [attribute_of(value, name) for name in ("__wrapped__", "__func__", "fget")]
-        for cell in getattr(value, "__closure__", None) or ():
+        code = getattr(value, "__code__", None)  # (closures of others, torch's and ours, hold no results)
+        for cell in value.__closure__ or () if code and is_users(code.co_filename) else ():
             with contextlib.suppress(ValueError):  # not filled yet
                 front.append(cell.cell_contents)
 
@@ -61,3 +72,4 @@ _LAYERS = (
     *(types.FunctionType, types.MethodType, functools._lru_cache_wrapper),
     *(property, staticmethod, classmethod),
 )
+_TABLES = (dict, list)

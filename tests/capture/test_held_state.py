@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -287,6 +288,40 @@ def test_a_cache_of_a_function_keeps_nothing_of_a_capture(capture: str) -> None:
     got = model(X)
     assert type(got) is Tensor
     assert_same(same(X), got, 1e-12)
+
+
+def memo(function: Any) -> Any:
+    """A decorator with a table of its own."""
+    results: dict[Any, Any] = {}
+
+    @functools.wraps(function)
+    def asked(*args: Any) -> Any:
+        if args not in results:
+            results[args] = function(*args)
+        return results[args]
+
+    return asked
+
+
+class Keeping(Net):
+    @staticmethod
+    @memo
+    def angles(size: tuple[int]) -> Tensor:
+        return torch.arange(size[0]).double().sin()
+
+    def between_of(self, x: Tensor) -> Tensor:
+        if not hasattr(type(self), "steps"):
+            type(self).steps = torch.arange(x.shape[1]).double()
+        return x * (self.angles((x.shape[1],)) + type(self).steps)[:, None]
+
+
+def test_tables_of_decorators_and_new_attributes_of_classes_keep_nothing(capture: str) -> None:
+    model = randomise(Keeping(table)).double().eval()
+    with contextlib.suppress(CaptureError):  # what is kept may be refused
+        fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
+    assert not hasattr(Keeping, "steps")
+    assert type(model(X)) is Tensor
+    del Keeping.steps
 
 
 class Made(collections.OrderedDict[str, Any]):

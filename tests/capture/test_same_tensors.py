@@ -110,3 +110,24 @@ def test_what_needs_no_answer_of_a_stand_in_is_captured(one: Way, capture: str) 
     model = randomise(Net(one).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+class Root(nn.Module):
+    """Its own `forward` compares, and has names that callers use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, query: Tensor, key: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        key = query if key is None else key
+        other = self.q(key) if key is query else self.k(key)
+        return self.o((self.q(query) + other).relu()) * scale
+
+
+def test_inputs_keep_their_names_where_forward_compares(capture: str) -> None:
+    model, before = randomise(Root().eval()), Root.forward.__code__
+    pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
+    assert Root.forward.__code__ is before and not hasattr(Root.forward, "__signature__")
+    assert [n.target for n in pruned.graph.nodes if n.op == "placeholder"] == ["query", "key", "scale"]
+    assert_same(pruned(query=X), fxprune.prune(model, 0.5, example_inputs=X)(X), 1e-6)

@@ -88,7 +88,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
             noticed_draws(model, lambda: may_run) as drew,
-            noticed_comparisons(may_run) as compared,
+            noticed_comparisons(model, may_run) as compared,
             refused_ids(lambda x: isinstance(x, kinds)),
         ):
             exported = export_program(model, example)

@@ -60,7 +60,7 @@ class Trial:
         copy.eval()
         self._watch(copy, example)
         with contextlib.ExitStack() as around:
-            around.enter_context(HeldState(copy).restored())
+            around.enter_context(HeldState(copy).restored(forget=mode is not None))
             around.enter_context(quiet_libraries())
             around.enter_context(torch.no_grad())
             try:

@@ -99,7 +99,7 @@ def capture_symbolic(
     with (
         noticed(OF_GRADIENTS, asked.gradients),
         noticed_draws(model, lambda: may_run) as drew,
-        noticed_comparisons(may_run) as compared,
+        noticed_comparisons(model, may_run) as compared,
     ):
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
@@ -181,7 +181,7 @@ def _trace(
         tracer.gradients_of_inputs = gradients == "of inputs"
         tracer.devices.elsewhere, tracer.code = elsewhere, held.functions
         with (
-            held.restored(plain=False),
+            held.restored(plain=False, forget=True),
             torch.set_grad_enabled(gradients != "off"),
             ignore_fx_wraps(),
             patched_for_tracing(tracer),
