@@ -79,7 +79,10 @@ def carry_over(trained: nn.Module, smaller: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in smaller.state_dict().items():
             value = _times(values[name], old.folded.get(name), inverse=True)
-            tensor.copy_(_times(_kept_of(value, name, old.plan, new.plan), new.folded.get(name)))
+            value = _times(_kept_of(value, name, old.plan, new.plan), new.folded.get(name))
+            if value.shape != tensor.shape:  # of an instance, what no graph uses: nothing trained it
+                continue
+            tensor.copy_(value)
             done = old.plan.refit.get(name)
             if done is not None and done.is_of(values[name]):
                 refit[name] = Refit.of(tensor, done.ridge, done.before, done.after)

@@ -52,6 +52,26 @@ def test_a_weight_that_was_changed_shows() -> None:
     assert set(certificate.changed) == {"blocks.0.mlp.fc1.weight"} and not certificate.exact
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_was_changed_by_a_twentieth_of_the_largest_shows(dtype: torch.dtype) -> None:
+    model = model_of(dtype=dtype)
+    pruned = fxprune.apply(model, plan_with_bases(model))
+    weight = pruned.get_parameter("blocks.1.mlp.fc1.weight")
+    with torch.no_grad():
+        weight[3, 4] += weight.abs().max() / 20
+    assert [*fxprune.verify(model, pruned).changed] == ["blocks.1.mlp.fc1.weight"]
+
+
+def test_queries_on_which_nothing_depends_stay_finite() -> None:
+    """Of an attention whose projection starts as zeros, as many recipes have it."""
+    model, images = model_of(), torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight.zero_()
+    options = {"data": [images], "attention": "head_dim", "importance_options": {"progress": False}}
+    pruned = fxprune.prune(model, 0.25, **options)
+    assert pruned(images).isfinite().all() and fxprune.verify(model, pruned).exact
+
+
 def test_another_original_does_not_pass() -> None:
     pruned = fxprune.apply(model_of(), plan_with_bases(model_of()))
     assert not fxprune.verify(model_of(seed=1), pruned).exact

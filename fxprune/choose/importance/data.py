@@ -68,8 +68,8 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
         batch = _batch(item, i, analysis, device)
         found.append(replace(batch, numbers=tuple(range(samples, samples + batch.size))))
         samples += batch.size
-    if not found:
-        raise DataError("data= holds no batch: is it a generator that was used up before?")
+    if not samples:
+        raise DataError("data= holds no batch of samples: is it a generator that was used up before?")
     return found
 
 
