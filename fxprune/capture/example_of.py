@@ -13,7 +13,6 @@ from fxprune.capture.inputs.find import find_example
 from fxprune.capture.refuse import refuse_unsupported
 from fxprune.errors import ExampleInputError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.nests import PLAIN
 from fxprune.graph.process_lock import PROCESS_LOCK
 from fxprune.graph.tensors import like_weights
 
@@ -32,7 +31,7 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
         ExampleInputError: no inputs are known; says what to pass.
     """
     if example_inputs is not None or example_kwargs is not None:
-        return _with_tensors(_given(example_inputs, example_kwargs))
+        return _with_something(_given(example_inputs, example_kwargs))
     recorded = getattr(model, "example_input_array", None)
     if recorded is not None:
         return _on_device(_recorded_example(recorded), model)
@@ -42,19 +41,19 @@ def example_of(model: nn.Module, example_inputs: Any = None, example_kwargs: Any
     refuse_unsupported(model)
     if not inspect.signature(model.forward).parameters:
         raise ExampleInputError(
-            f"{type(model).__name__}.forward takes no arguments, and only a function of tensors can be "
+            f"{type(model).__name__}.forward takes no arguments, and only a function of inputs can be "
             f"pruned: let it take what it starts from"
         )
     with PROCESS_LOCK:  # the model's code runs, which must not meet what a capture patches
         return find_example(model)
 
 
-def _with_tensors(example: Example) -> Example:
-    """Refuse an example that has numbers, flags and words alone, or nothing."""
-    if all(isinstance(leaf, PLAIN) for leaf in pytree.tree_leaves((example.args, example.kwargs))):
+def _with_something(example: Example) -> Example:
+    """Refuse an example of nothing."""
+    if not pytree.tree_leaves((example.args, example.kwargs)):
         raise ExampleInputError(
-            "example_inputs= and example_kwargs= hold no tensor, and a model is captured as a function of "
-            "tensors: give one"
+            "example_inputs= and example_kwargs= hold nothing, and a model is captured as a function of its "
+            "inputs: give one"
         )
     return example
 

@@ -311,11 +311,11 @@ class WithoutInputs(nn.Module):
         return self.layer(self.latents)
 
 
-def test_a_model_or_an_example_without_tensors() -> None:
+def test_a_model_or_an_example_without_inputs() -> None:
     with pytest.raises(ExampleInputError, match=r"WithoutInputs\.forward takes no arguments"):
         fxprune.prune(WithoutInputs())
-    for nothing in ((), (3, "words"), ([],)):
-        with pytest.raises(ExampleInputError, match="hold no tensor"):
+    for nothing in ((), ([],)):
+        with pytest.raises(ExampleInputError, match="hold nothing"):
             fxprune.prune(WithoutInputs(), example_inputs=nothing)
 
 

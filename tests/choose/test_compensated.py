@@ -15,7 +15,7 @@ from fxprune.choose.importance import covariances
 from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.covariances import PLACES, CovarianceSums
-from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.data import batches_of, few_at_once
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.gathered import gathered
 from fxprune.choose.importance.held_out import split
@@ -149,7 +149,7 @@ def test_places_count_as_predictions_depend_on_them() -> None:
     torch.manual_seed(0)
     at_first, elsewhere = torch.randn(50, 1, 6), torch.randn(50, 7, 1) * torch.ones(6)
     data = [torch.cat([at_first, elsewhere], 1)]
-    parts = split(batches_of(data, analysis, "kl"), whole=False).all
+    parts = split(few_at_once(batches_of(data, analysis, "kl"), analysis), whole=False).all
     first = torch.zeros(1, 8, 1).index_fill(1, torch.tensor(0), 1.0)
     lengths = {p.numbers: {"down": first.expand(p.size, -1, -1)} for p in parts}
 

@@ -769,7 +769,7 @@ def selected(model: nn.Module, x: Tensor, capture: str, ratio: float) -> tuple[f
     analysis = fxprune.analyze(model, example_inputs=x, capture=capture)
     budget = Budget(ratio)
     groups = candidates(analysis, [], "head_dim", budget)
-    counts = Uniform(analysis, groups, budget).counts(ratio)
+    counts = Uniform(analysis, {group: {group: 1} for group in groups}, budget).counts(ratio)
     return analysis, select(analysis, magnitude(analysis, groups), counts)
 
 

@@ -49,7 +49,9 @@ def principal(vectors: Tensor, covectors: Tensor) -> Coordinates:
     squares, directions = squares.flip(-1).clamp_min(0), directions.flip(-1)
     # Vectors and covectors are made equally long: weights of both sides keep their size in low precision.
     largest = squares.amax(-1, keepdim=True)
-    largest = torch.where(largest > torch.finfo(squares.dtype).tiny, largest, 1.0)  # (else nothing depends on it)
+    largest = torch.where(
+        largest > torch.finfo(squares.dtype).tiny, largest, 1.0
+    )  # (else nothing depends on it)
     balance = torch.maximum(squares, SMALLEST * largest) ** 0.25
     return Coordinates(balance[..., None] * (directions.mT @ inverse), squares / 2)
 
