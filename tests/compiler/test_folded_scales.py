@@ -139,3 +139,27 @@ def test_scales_that_are_folded_in_steps_are_folded_once() -> None:
     options = {"attention": "head_dim", "form": "module", "example_inputs": images()}
     pruned = fxprune.prune(model, 0.5, steps=2, **options)
     assert fxprune.plan_of(pruned).scales and fxprune.verify(model, pruned) < 1e-8
+
+
+class Shown(nn.Module):
+    """An attention that also gives its products as they are, before the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head, self.dim = nn.Linear(8, 3 * DIM), nn.Linear(DIM, 5), DIM // HEADS
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        products = q @ k.transpose(-2, -1)
+        y = (products * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.head(y.transpose(1, 2).flatten(2)), products
+
+
+def test_a_product_that_is_read_without_its_scale_keeps_it() -> None:
+    model = randomise(Shown().eval())
+    pruned = fxprune.prune(
+        model, 0.5, example_inputs=tokens(), attention="head_dim", form="module", outputs="prune"
+    )
+    assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
+    for got, wanted in zip(pruned(tokens(3)), graph_form(pruned)(tokens(3)), strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
