@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.graph.code_names import codes_in, names_in
+from fxprune.graph.code_names import codes_in, names_of, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -52,7 +52,7 @@ def followed_classes(
 
     Reading any attribute of such a value is slower meanwhile.
     """
-    if not any("__class__" in _names_of(f.__code__) for f in functions):
+    if not any("__class__" in names_of(f.__code__) for f in functions):
         yield
         return
     here = this_thread_only()
@@ -117,15 +117,14 @@ def _line_of_typed_check(code: types.CodeType) -> int | None:
 
     Code that makes such a tensor (`torch.LongTensor(rows)`) names the class as well.
     """
-    names = _names_of(code)
+    names = names_of(code)
     if "isinstance" not in names or _TYPED.isdisjoint(names):
         return None
     for inner in codes_in(code):
-        line, named = inner.co_firstlineno, False
-        for step in dis.get_instructions(inner):
-            line = step.starts_line or line
+        named = False
+        for line, step in steps_of(inner):
             if named and (step.opname == "BUILD_TUPLE" or (step.opname in _CALLS and step.arg == 2)):
-                return int(line)
+                return line
             named = step.argval in _TYPED
     return None
 
@@ -134,13 +133,8 @@ def _package(thing: Any) -> str:
     return str(thing.__module__).partition(".")[0]
 
 
-@functools.lru_cache(1 << 14)
-def _names_of(code: types.CodeType) -> frozenset[str]:
-    return frozenset(names_in(code))
-
-
 def _asks_types(code: types.CodeType) -> bool:
-    return "type" in _names_of(code)
+    return "type" in names_of(code)
 
 
 @functools.lru_cache(1 << 14)
@@ -149,11 +143,9 @@ def _line_of_match(code: types.CodeType) -> int | None:
     for inner in codes_in(code):
         if _MATCHES.isdisjoint(inner.co_code[::2]):
             continue
-        line = inner.co_firstlineno
-        for step in dis.get_instructions(inner):
-            line = step.starts_line or line
+        for line, step in steps_of(inner):
             if step.opcode in _MATCHES:
-                return int(line)
+                return line
     return None
 
 

@@ -6,7 +6,6 @@ A graph answers as the traced call did.  Where another answer makes another grap
 from __future__ import annotations
 
 import contextlib
-import functools
 import pickle
 import random
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
-from fxprune.graph.code_names import attribute_of, names_in
+from fxprune.graph.code_names import attribute_of, names_of
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.nests import PLAIN
@@ -69,7 +68,7 @@ _COMPILING = {"is_compiling", "is_exporting", "is_dynamo_compiling", "is_export"
 
 def asks_for_compilation(functions: Iterable[types.FunctionType]) -> str | None:
     """Return where the first of some functions stands that asks whether it is compiled; None: none does."""
-    asking = (f.__code__ for f in functions if not _COMPILING.isdisjoint(_names_of(f.__code__)))
+    asking = (f.__code__ for f in functions if not _COMPILING.isdisjoint(names_of(f.__code__)))
     return next((f"{code.co_filename}:{code.co_firstlineno}" for code in asking), None)
 
 
@@ -171,16 +170,11 @@ _CHANCE = {
 
 def _names_chance(function: types.FunctionType) -> bool:
     """Does a function name a clock or a maker of generators, under a name of its own as well?"""
-    names = _names_of(function.__code__)
+    names = names_of(function.__code__)
     if not _CHANCE.isdisjoint(names):
         return True
     space: dict[str, Any] = function.__globals__
     return any(attribute_of(space.get(name), "__name__") in _CHANCE for name in names)
-
-
-@functools.lru_cache(1 << 14)
-def _names_of(code: types.CodeType) -> frozenset[str]:
-    return frozenset(names_in(code))
 
 
 _NO_OWNERS = frozenset({*PLAIN, dict, OrderedDict, set, list, tuple})  # what modules hold dozens of

@@ -23,7 +23,7 @@ from fxprune.capture.held_places import (
     is_data,
     items_of,
 )
-from fxprune.graph.caches import Caches, tables_behind
+from fxprune.graph.caches import Caches, kept_behind
 from fxprune.graph.code_names import names_in, plain_functions
 from fxprune.graph.nests import PLAIN, Value
 from fxprune.graph.source_files import is_users
@@ -130,9 +130,11 @@ class HeldState:
 
     def _kept_behind(self, member: Any, name: str) -> None:
         """Look at what decorators of a function keep: results, in caches and tables of their own."""
-        self._caches.note(member)
-        for table in tables_behind(member):
-            self._inside(table, name, _DEEPEST)
+        for kept in kept_behind(member):
+            if isinstance(kept, (dict, list)):
+                self._inside(kept, name, _DEEPEST)
+            else:
+                self._caches.note(kept)
 
     def _inside(self, value: Any, name: str, depth: int) -> None:
         """Look into a container, an object or a function."""

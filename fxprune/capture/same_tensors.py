@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.graph.code_names import codes_in, plain_functions
+from fxprune.graph.code_names import codes_in, plain_functions, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -97,12 +97,11 @@ def _line_of_comparison(code: types.CodeType) -> int | None:
     """Return the first line that compares two local names by `is`."""
     if _IS not in code.co_code[::2]:
         return None
-    line, before = code.co_firstlineno, list[dis.Instruction]()
-    for step in dis.get_instructions(code):
-        line = step.starts_line or line
+    before = list[dis.Instruction]()
+    for line, step in steps_of(code):
         names = [s.argval for s in before[-2:] if s.opname in _LOCAL]
         if step.opcode == _IS and len(names) == 2 and "self" not in names:
-            return int(line)
+            return line
         before.append(step)
     return None
 

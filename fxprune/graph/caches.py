@@ -14,7 +14,7 @@ from torch import nn
 from fxprune.graph.code_names import attribute_of
 from fxprune.graph.source_files import is_users
 
-__all__ = ["Caches", "has_caches", "tables_behind"]
+__all__ = ["Caches", "has_caches", "kept_behind"]
 
 
 def has_caches(model: nn.Module) -> bool:
@@ -30,11 +30,9 @@ class Caches:
     def __init__(self) -> None:
         self._misses: dict[functools._lru_cache_wrapper[Any], int] = {}
 
-    def note(self, member: Any) -> None:
-        """Look behind a function, or a class's member: at what it is decorated with, and closes over."""
-        for cache in _behind(member):
-            if isinstance(cache, functools._lru_cache_wrapper):
-                self._misses.setdefault(cache, cache.cache_info().misses)
+    def note(self, cache: functools._lru_cache_wrapper[Any]) -> None:
+        """Add one to those that are watched, from its state now on."""
+        self._misses.setdefault(cache, cache.cache_info().misses)
 
     def forget(self) -> None:
         """Remove what those hold that were filled since: they fill again when they are asked."""
@@ -44,22 +42,19 @@ class Caches:
                 self._misses[cache] = 0
 
 
-def tables_behind(member: Any) -> Iterator[Any]:
-    """Find dicts and lists that a function's decorators close over: results that they keep."""
-    return (kept for kept in _behind(member) if isinstance(kept, _TABLES))
-
-
-def _behind(member: Any) -> Iterator[Any]:
-    """Yield the layers of a decorated function, and what they close over."""
+def kept_behind(member: Any) -> Iterator[functools._lru_cache_wrapper[Any] | dict[Any, Any] | list[Any]]:
+    """Yield the caches and tables in which decorators of a function, or a class's member, keep results."""
     front, seen = [member], set[int]()
     while front:
         value = front.pop()
         if id(value) in seen or not isinstance(value, _LAYERS + _TABLES):
             continue
         seen.add(id(value))
-        if value is not member or isinstance(value, functools._lru_cache_wrapper):
+        if isinstance(value, functools._lru_cache_wrapper):
             yield value
-        if isinstance(value, _TABLES):
+        elif isinstance(value, _TABLES):
+            if value is not member:
+                yield value
             continue
         front += [attribute_of(value, name) for name in ("__wrapped__", "__func__", "fget")]
         code = getattr(value, "__code__", None)  # (closures of others, torch's and ours, hold no results)

@@ -1,13 +1,15 @@
-"""Find the functions behind a class's member, and the names that their code refers to."""
+"""Find the functions behind a class's member, the names that their code refers to, and its instructions."""
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["attribute_of", "codes_in", "names_in", "plain_functions"]
+__all__ = ["attribute_of", "codes_in", "names_in", "names_of", "plain_functions", "steps_of"]
 
 
 def attribute_of(value: Any, name: str) -> Any:
@@ -31,9 +33,23 @@ def names_in(code: types.CodeType) -> Iterator[str]:
     return (name for inner in codes_in(code) for name in inner.co_names)
 
 
+@functools.lru_cache(1 << 14)
+def names_of(code: types.CodeType) -> frozenset[str]:
+    """Return the same as a set, which is kept for each code."""
+    return frozenset(names_in(code))
+
+
 def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
     """Yield the code, and that of what is defined in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from codes_in(constant)
+
+
+def steps_of(code: types.CodeType) -> Iterator[tuple[int, dis.Instruction]]:
+    """Yield the instructions of a code alone, each with its line."""
+    line = code.co_firstlineno
+    for step in dis.get_instructions(code):
+        line = int(step.starts_line or line)
+        yield line, step
