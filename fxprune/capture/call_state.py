@@ -28,7 +28,7 @@ from fxprune.graph.values import called_with
 
 __all__ = [
     *("GRADIENTS", "Gradients", "asks_for_compilation", "refuse_compiled"),
-    *("DependsOnCall", "after_a_call", "other_second_call"),
+    *("DependsOnCall", "after_a_call", "gives_the_same", "other_second_call"),
     *("OTHER_DRAWS", "noticed_draws", "other_without_gradients", "refuse_difference", "refuse_history"),
 ]
 
@@ -91,6 +91,19 @@ def refuse_compiled(model: nn.Module, graph: fx.GraphModule, example: Example, w
             f"the code at {where} asks whether it is compiled, and computes something else where "
             f"torch.export tells it so: prune it by capture='symbolic', or a submodule without that code"
         )
+
+
+def gives_the_same(model: nn.Module, other: nn.Module, example: Example) -> bool:
+    """Do two models compute the same of noise?  Not where one can't be called, or draws."""
+    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+        return False
+    given = seeded_noise(example, model)
+    copies = [structural_copy(m, own_buffers) for m in (model, other)]  # `_later` sets the mode
+    try:
+        wanted, again = (_later(copies[0], example, given, 1, seed) for seed in (0, 1))
+        return _alike(wanted, again) and _alike(wanted, _later(copies[1], example, given, 1))
+    except Exception:  # whatever the model's code raises for noise
+        return False
 
 
 def _later(module: nn.Module, example: Example, first: Example, calls: int, seed: int = 0) -> list[Tensor]:

@@ -22,6 +22,7 @@ from fxprune.result.origin import origin_of
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, record_of
 from fxprune.result.record import Record
+from fxprune.result.remade import remade_values
 from fxprune.result.selection import Selection
 
 __all__ = ["Rewriter", "rewrite"]
@@ -78,6 +79,7 @@ def rewrite(
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
         untrained=analysis.captured.untrained,
         before=before,
+        remade={} if before else remade_values(model),
     )
     refuse_train_mode(pruned, pruned.record.untrained)
     # Where users' scripts read it before there was a record; ours read it in pickles of format 1 alone.

@@ -14,7 +14,8 @@ from fxprune.graph.nests import Value
 from fxprune.graph.tensors import device_of
 from fxprune.result.forms import graph_form
 from fxprune.result.layers import replaced_layers
-from fxprune.result.pruned_module import noise_for, plan_of
+from fxprune.result.pruned_module import noise_for, plan_of, record_of
+from fxprune.result.remade import as_it_was
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -83,6 +84,7 @@ def verify(
     else:
         example = example_of(model, example_inputs, example_kwargs)
     plan, graph = plan_of(pruned), graph_form(pruned)
+    model = as_it_was(model, record_of(pruned).remade, example)
     model, analysis = rebased(model, analysis_behind(model, graph, example, rules), plan.bases)
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)

@@ -96,9 +96,11 @@ class Made(_Made, total=False):
 
     own: of an instance of the original's class, how it came about.
     before: of a result that was pruned again, how that was made.
+    remade: what the original held under names that its own code assigns.
     """
 
     own: JsonObject
+    remade: JsonObject
     before: Made
 
 

@@ -38,6 +38,7 @@ class Record:
     untrained: what the original does in train mode, and its graph does not, in words for people: it is
         refused there.
     before: the record of the model that was pruned, where that was a result itself.
+    remade: what the original held then under names that its own code assigns, see `fxprune.result.remade`.
     own: how the instance of the original's class came about, where the result is one (form="module").
     """
 
@@ -54,6 +55,7 @@ class Record:
     untrained: tuple[str, ...] = ()
     before: Record | None = None
     own: OwnCode | None = None
+    remade: Mapping[str, Value] = field(default_factory=dict)
 
     @staticmethod
     def of_format_1(facts: Mapping[str, Value]) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -18,14 +19,15 @@ from fxprune.result.forms import PrunedModel
 from fxprune.result.json_types import FolderRecord, Modes, Origin
 from fxprune.result.measure import on_meta
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.remade import with_values
 from fxprune.result.saved import model_specs
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.result.saved.hub import local_folder
 from fxprune.result.saved.layer_data import install
 from fxprune.result.saved.own_data import OWN, own_from, own_instance
-from fxprune.result.saved.replay import parent_of, replayed, root_of, versions
-from fxprune.result.saved.tensors import CONSTANT, assign
+from fxprune.result.saved.replay import parent_of, replayed, root_of, seen_as_saved, versions
+from fxprune.result.saved.tensors import CONSTANT, assign, fit
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["load", "original_from", "original_of"]
@@ -60,8 +62,10 @@ def load(
     path = local_folder(folder)
     record = read_record(path)
     original = original_of(record, model, without_values=True)
+    tensors, frozen = read_tensors(path, record, device), set(record["frozen"])
+    shared = {name: t for name, t in tensors.items() if not name.startswith(OWN)}
     try:
-        pruned = _as_saved(original, record, rules)
+        original, pruned = _as_seen(original, record, rules, shared)
     except FxpruneError as error:
         raise FileError(f"{path}: the plan does not fit {_whence(record, model)}: {error}") from error
     if record["graph"] not in _digests(pruned, record):
@@ -69,10 +73,10 @@ def load(
             spelled_before = _as_saved(original, record, rules)
         if record["graph"] not in _digests(spelled_before, record):
             _refuse_or_warn(record, _whence(record, model))
-    tensors, frozen = read_tensors(path, record, device), set(record["frozen"])
-    assign(pruned, {n: t for n, t in tensors.items() if not n.startswith(OWN)}, frozen)
+    assign(pruned, shared, frozen)
     origin: Origin = {"config": None, **record["origin"], "build": record["build"]}
-    pruned.record = replace(pruned.record, origin=origin)
+    remade = with_values(record.get("remade", {}), {_plain(name): t for name, t in shared.items()})
+    pruned.record = replace(pruned.record, origin=origin, remade=remade)
     made: nn.Module = pruned
     own = own_from(record["own"]) if "own" in record else None
     if own is not None and own.is_graph:
@@ -138,6 +142,26 @@ def _whence(record: FolderRecord, model: nn.Module | str | None) -> str:
         return f"the model given ({model if isinstance(model, str) else type(model).__name__})"
     assert record["build"] is not None
     return record["build"]["from"]
+
+
+def _as_seen(
+    original: nn.Module, record: FolderRecord, rules: RuleSet, tensors: Mapping[str, Tensor]
+) -> tuple[nn.Module, PrunedModule]:
+    """Return the original as the saved one was seen, or as it is, and the plan applied to it."""
+    unlike: tuple[nn.Module, PrunedModule] | None = None
+    misfit = FxpruneError()
+    for seen in seen_as_saved(original, record):
+        try:
+            pruned = _as_saved(seen, record, rules)
+        except FxpruneError as error:
+            misfit = error
+            continue
+        if record["graph"] in _digests(pruned, record) and fit(pruned, tensors):
+            return seen, pruned
+        unlike = unlike or (seen, pruned)
+    if unlike is None:
+        raise misfit
+    return unlike
 
 
 def _as_saved(original: nn.Module, record: FolderRecord, rules: RuleSet) -> PrunedModule:

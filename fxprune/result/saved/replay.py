@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 
@@ -10,16 +11,18 @@ from torch import nn
 
 from fxprune.compiler import apply
 from fxprune.errors import FileError
+from fxprune.graph.tensors import device_of
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.json_types import Made
 from fxprune.result.origin import in_dtypes
 from fxprune.result.plan import plan_from
 from fxprune.result.pruned_module import PrunedModule
+from fxprune.result.remade import remade_from, with_remade
 from fxprune.result.saved.examples import example_from
 from fxprune.result.saved.own_data import own_from, own_instance
 from fxprune.rules.registry import RuleSet
 
-__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "versions"]
+__all__ = ["OTHER_FUNCTION", "OTHER_LAYOUT", "parent_of", "replayed", "root_of", "seen_as_saved", "versions"]
 
 # Counted up with each change of how rewrites spell a graph: an older folder's may differ, and be right.
 SPELLING = "7"
@@ -31,6 +34,14 @@ def root_of(record: Made) -> Made:
     """Return the record of the first prune, of a model that was pruned again and again."""
     before = record.get("before")
     return root_of(before) if before else record
+
+
+def seen_as_saved(model: nn.Module, record: Made) -> Iterator[nn.Module]:
+    """Yield an original, and a copy that holds what the saved one's code had put on its modules."""
+    yield model
+    before = with_remade(model, remade_from(root_of(record).get("remade", {}), device_of(model)))
+    if before is not None:
+        yield before
 
 
 def replayed(model: nn.Module, record: Made, rules: RuleSet) -> PrunedModule:

@@ -20,12 +20,20 @@ from fxprune.result.layers import replaced_layers
 from fxprune.result.plan import plan_data
 from fxprune.result.pruned_module import record_of
 from fxprune.result.record import Record
+from fxprune.result.remade import remade_data
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.examples import example_record
 from fxprune.result.saved.folder import write_folder
 from fxprune.result.saved.layer_data import install, replaced_data
 from fxprune.result.saved.own_data import OWN, own_data
-from fxprune.result.saved.replay import OTHER_FUNCTION, OTHER_LAYOUT, replayed, root_of, versions
+from fxprune.result.saved.replay import (
+    OTHER_FUNCTION,
+    OTHER_LAYOUT,
+    replayed,
+    root_of,
+    seen_as_saved,
+    versions,
+)
 from fxprune.result.saved.tensors import CONSTANT, named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
@@ -103,6 +111,8 @@ def _how_made(facts: Record) -> Made:
         "example": example_record(facts.example),
         "plan": plan_data(facts.plan, weights=False),
     }
+    if facts.remade:
+        made["remade"] = remade_data(facts.remade)
     if facts.own:
         made["own"] = own_data(facts.own)
     if facts.before:
@@ -163,9 +173,22 @@ def _why_not(recipe: Recipe, record: FolderRecord, rules: RuleSet) -> str:
         model = recipes.rebuild(recipe, recipe["on"])
         if layout_digest(model.state_dict()) != root_of(record)["origin"]["layout"]:
             return OTHER_LAYOUT
+    except Exception as error:  # whatever a library's constructor raises
+        return f"fails: {type(error).__name__}: {error}"
+    first = ""
+    for seen in seen_as_saved(model, record):
+        problem = _why_not_seen(seen, record, rules)
+        if not problem:
+            return ""
+        first = first or problem
+    return first
+
+
+def _why_not_seen(model: nn.Module, record: FolderRecord, rules: RuleSet) -> str:
+    try:
         pruned = replayed(model, record, rules)
         install(pruned, record.get("replaced", {}))
-    except Exception as error:  # whatever a library's constructor or the capture of its model raises
+    except Exception as error:  # whatever the capture of a library's model raises
         return f"fails: {type(error).__name__}: {error}"
     return "" if graph_digest(pruned) == record["graph"] else OTHER_FUNCTION
 

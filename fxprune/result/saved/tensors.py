@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FileError, listed
 
-__all__ = ["CONSTANT", "assign", "named_tensors"]
+__all__ = ["CONSTANT", "assign", "fit", "named_tensors"]
 
 CONSTANT = "constant:"
 
@@ -71,6 +71,13 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], frozen: set[str]) -
                 owner._parameters[leaf] = new
             else:
                 owner._buffers[leaf] = new
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Do stored tensors have the shapes of the module's own?"""
+    return all(
+        slot.name not in tensors or slot.tensor.shape == tensors[slot.name].shape for slot in _slots(module)
+    )
 
 
 def _refuse(what: str, names: list[str]) -> None:
