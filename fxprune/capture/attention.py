@@ -168,6 +168,8 @@ def _attend(
     q, k, v = (t.unflatten(-1, (n, w)).transpose(-3, -2) for t, w in ((q, d), (k, d), (v, e)))
     if zeros:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    if is_causal and padding is None and not need_weights:
+        mask = None  # the hint stands for it, in torch.nn as well
     mask = _merged_mask(mask, padding, n, q)
     added = (bias_k is not None) + zeros
     if mask is not None and added:
@@ -179,7 +181,7 @@ def _attend(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, **given
         )
         return out.transpose(-3, -2).flatten(-2), None
-    scores = q @ k.transpose(-2, -1) * (d**-0.5 if scale is None else scale)
+    scores = (q * (d**-0.5 if scale is None else scale)) @ k.transpose(-2, -1)  # else too large for fp16
     weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
     out = (weights @ v).transpose(-3, -2).flatten(-2)
     return out, (weights.mean(dim=-3) if average else weights)
@@ -203,6 +205,8 @@ def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, q: Ten
 
 def _additive(mask: Tensor, q: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
+        if not torch.is_floating_point(mask):
+            raise AssertionError("only bool and floating types of masks are supported")  # as torch.nn says
         return mask
     return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
 

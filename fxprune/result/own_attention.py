@@ -5,11 +5,18 @@ A ranking of all channels gives them widths of their own.  The weights keep thei
 
 from __future__ import annotations
 
+import copy
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
 from fxprune.capture.attention import multi_head_attention
+from fxprune.errors import first_line
 
-__all__ = ["MultiheadAttention", "hold_widths"]
+__all__ = ["MultiheadAttention", "hold_widths", "widths_held"]
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -48,8 +55,66 @@ class MultiheadAttention(nn.MultiheadAttention):
         """b n embed, b m kdim, b m vdim -> b n embed (n b embed, ... unless batch_first)"""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint: attn_mask has to say the same")  # as torch.nn's asks
+        _check_masks(self, query, key, attn_mask, key_padding_mask)
         masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         return multi_head_attention(self, query, key, value, *masks)
+
+    def _reset_parameters(self) -> None:
+        """Draw the weights anew, as torch.nn does, at the widths that they have."""
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            held = _held(self, name)
+            if held is not None:
+                nn.init.xavier_uniform_(held)
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
+        for learned in (self.bias_k, self.bias_v):
+            if learned is not None:
+                nn.init.xavier_normal_(learned)
+
+
+def _check_masks(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, mask: Tensor | None, padding: Tensor | None
+) -> None:
+    """Raise what torch.nn's raises for a mask of another shape, which would be broadcast."""
+    is_batched, place = query.dim() == 3, 1 if module.batch_first else 0
+    n, m, batch = query.shape[0], key.shape[0], 1
+    if is_batched:
+        n, m, batch = query.shape[place], key.shape[place], query.shape[1 - place]
+    if mask is not None:
+        wanted = (n, m) if mask.dim() == 2 else (batch * module.num_heads, n, m)
+        if tuple(mask.shape) != wanted:
+            raise RuntimeError(f"the shape of attn_mask is {tuple(mask.shape)}, but should be {wanted}")
+    if padding is not None:
+        wanted = (batch, m) if is_batched else (m,)
+        if tuple(padding.shape) != wanted:
+            raise AssertionError(f"expected key_padding_mask of {wanted}, but got {tuple(padding.shape)}")
+
+
+def widths_held(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """List the modules inside a model that hold widths of their own, each with what torch.nn's code says."""
+    for path, module in model.named_modules():
+        if type(module) is MultiheadAttention:
+            queries, values = _inner(module)
+            said = f"widths of {_embed_dim(module)} (stream), {queries} (queries, keys) and {values} (values)"
+            yield path, f"{said}: {_said_by_torchs(module)}"
+
+
+def _said_by_torchs(module: MultiheadAttention) -> str:
+    """Run torch.nn's own code on the weights, and return what it says, with the line."""
+    stock = copy.copy(module).eval()
+    stock.__class__ = nn.MultiheadAttention
+    weights = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    packed = _held(module, "in_proj_weight")
+    stock._qkv_same_embed_dim = packed is not None
+    given = [(packed if packed is not None else _held(module, name)) for name in weights]
+    try:
+        with torch.no_grad():
+            stock(*(w.new_zeros(1, 1, w.shape[1]) for w in given if w is not None), need_weights=False)
+    except Exception as error:  # whatever it finds first
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{first_line(error)} at {'/'.join(Path(at.filename).parts[-3:])}:{at.lineno}"
+    return "torch.nn's knows one"
 
 
 def hold_widths(model: nn.Module) -> None:

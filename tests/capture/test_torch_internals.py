@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.capture.exported import program, torch_internals
+from fxprune.capture.symbolic import patches
 from fxprune.errors import CaptureError, ExampleInputError, InputSizeError
 
 X = torch.randn(2, 6, 8)
@@ -102,3 +106,16 @@ def test_sizes_that_train_mode_computes_at_length_leave_eval_mode(monkeypatch: p
     assert fxprune.verify(model, pruned) < 1e-8
     with pytest.raises(fxprune.FxpruneError, match="eval mode alone"):
         pruned.train()(X.double())
+
+
+def test_torchs_compiler_is_loaded_before_builtins_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It notes them then, and would break the graph at each `isinstance` of a user's code ever after.
+    own, loaded = builtins.isinstance, []
+
+    def load(name: str) -> Any:
+        loaded.append((name, builtins.isinstance is own))
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(patches, "importlib", SimpleNamespace(import_module=load))
+    fxprune.prune(randomise(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 5)).eval()), 0.5, example_inputs=X)
+    assert loaded[0] == ("torch._dynamo", True)

@@ -37,6 +37,11 @@ CALLS: Mapping[str, Mapping[str, Any]] = {
     "each head's weights": {"average_attn_weights": False},
     "padding": {"key_padding_mask": torch.arange(TOKENS)[None] > torch.tensor([[2], [4]])},
     "causal": {"attn_mask": torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1), "is_causal": True},
+    "a hint that the mask does not bear out": {
+        "attn_mask": noise(TOKENS, TOKENS, seed=8),
+        "is_causal": True,
+        "need_weights": False,
+    },
     "a mask for each head": {"attn_mask": noise(2 * HEADS, TOKENS, TOKENS, seed=7), "need_weights": False},
 }
 
@@ -66,6 +71,54 @@ def test_it_takes_no_batch_and_refuses_what_torchs_refuses() -> None:
     torch.testing.assert_close(ours(x, x, x, attn_mask=mask)[0], theirs(x, x, x, attn_mask=mask)[0])
     with pytest.raises(RuntimeError, match="attn_mask"):
         ours(x, x, x, is_causal=True)
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"attn_mask": torch.zeros(TOKENS, TOKENS, dtype=torch.int64)},
+        {"key_padding_mask": torch.zeros(2, TOKENS, dtype=torch.uint8)},
+        {"attn_mask": torch.zeros(1, TOKENS)},
+        {"attn_mask": torch.zeros(HEADS, TOKENS, TOKENS)},
+        {"attn_mask": torch.zeros(1, 1, TOKENS, TOKENS)},
+        {"key_padding_mask": torch.zeros(1, TOKENS, dtype=torch.bool)},
+    ],
+)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_it_refuses_masks_that_torchs_refuses(masks: Mapping[str, Tensor], batch_first: bool) -> None:
+    x = noise(2, TOKENS, DIM) if batch_first else noise(TOKENS, 2, DIM)
+    theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=batch_first).double()
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = MultiheadAttention
+    for attention in (theirs, ours):
+        with pytest.raises((AssertionError, RuntimeError), match="mask"):
+            attention(x, x, x, **masks)
+
+
+def test_scores_that_fp16_holds_once_scaled_are_finite() -> None:
+    theirs = nn.MultiheadAttention(64, 1, batch_first=True).half().eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([torch.eye(64)] * 3))
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = MultiheadAttention
+    x = torch.full((1, 2, 64), 40.0).half()  # products of 102,400
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, x, x)[1], theirs(x, x, x)[1])
+
+
+def test_its_weights_are_drawn_anew_at_their_widths() -> None:
+    model = randomise(Pooled(encoder=False).eval())
+    small = fxprune.prune(
+        model, 0.5, example_inputs=noise(2, TOKENS, 6).float(), form="module", ratios={"hidden": 0.25}
+    )
+    shape, before = small.pool.in_proj_weight.shape, small.pool.in_proj_weight.clone()
+    small.pool._reset_parameters()
+    assert small.pool.in_proj_weight.shape == shape
+    assert not torch.equal(small.pool.in_proj_weight, before)
+    assert not small.pool.in_proj_bias.any()
+    said = str(fxprune.report(model, small, format="markdown"))
+    assert "pool is a subclass of torch.nn's attention, for widths of 18 (stream)" in said
+    assert "torch/nn/functional.py:" in said
 
 
 class Pooled(nn.Module):

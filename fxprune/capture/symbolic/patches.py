@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -48,6 +49,9 @@ RANDOM = ("normal", "rand", "randint", "randn", "randperm")
 def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
     """Patch what rejects proxies or answers for them: `isinstance`, `len`, `torch.zeros`, `torch.finfo`."""
     tracing_here = this_thread_only()
+    # It notes what the builtins are when it is loaded, and a capture loads it: else torch.compile would know
+    # the user's `isinstance` no more afterwards.
+    importlib.import_module("torch._dynamo")
     with contextlib.ExitStack() as patches:
 
         def patch(owner: Any, name: str, value: Any) -> None:

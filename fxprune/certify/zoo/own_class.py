@@ -27,6 +27,7 @@ from fxprune.compiler import prune_analyzed, verify
 from fxprune.errors import FxpruneError, first_line
 from fxprune.graph.tensors import module_of
 from fxprune.result.measure import on_meta
+from fxprune.result.own_attention import widths_held
 from fxprune.result.own_code import OwnCode
 from fxprune.result.pruned_module import record_of
 from fxprune.result.saved import model_specs
@@ -49,7 +50,8 @@ class Outcome:
 
     way: how its channels were chosen, one of `WAYS`.
     outcome: "certified", "refused" (with the words in `note`), "excluded" (nobody can build it) or "FAILED".
-    own_class: "whole", "sizes" (whole, but code has sizes from attributes, where it computes others),
+    own_class: "whole", "sizes" (whole, but code has sizes from attributes, where it computes others, or
+        attention of torch.nn holds several widths by a subclass),
         "attention" (the replaced modules all are those that run a softmax, or lie in one),
         "forward" (the root's `forward` alone is a graph, which calls the user's modules), "parts", "graph".
     parts: the replaced modules, with why; else the sizes in the code.
@@ -103,7 +105,8 @@ def _pruned(spec: str, model: nn.Module, analysis: Analysis, way: str) -> Outcom
     assert own is not None
     parts = "; ".join(f"{path or 'root'}: {in_short(why)}" for path, why in own.replaced[:3])
     parts += f"; {len(own.replaced) - 3} more" if len(own.replaced) > 3 else ""
-    parts = parts or "; ".join(map(str, own.spellings[:2])) + (", ..." if len(own.spellings) > 2 else "")
+    edited = [*map(str, own.spellings), *(f"{path}: {why}" for path, why in widths_held(pruned))]
+    parts = parts or "; ".join(edited[:2]) + (", ..." if len(edited) > 2 else "")
     outcome = CERTIFIED if found.exact else FAILED
     return Outcome(spec, way, outcome, _kind(model, pruned, own), parts, f"{float(found):.0e}", seconds)
 
@@ -112,7 +115,7 @@ def _kind(model: nn.Module, pruned: nn.Module, own: OwnCode) -> str:
     if own.is_graph:
         return "graph"
     if own.is_whole:
-        return "sizes" if own.spellings else "whole"
+        return "sizes" if own.spellings or any(widths_held(pruned)) else "whole"
     attention = all(
         _runs_softmax(pruned.get_submodule(p.path), p.path) or _holds_attention(model.get_submodule(p.path))
         for p in own.parts

@@ -20,6 +20,7 @@ from fxprune.compiler import verify
 from fxprune.errors import OptionError, listed, shown
 from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
+from fxprune.result.own_attention import widths_held
 from fxprune.result.pruned_module import noise_for, plan_of, record_of
 from fxprune.result.refitted import FEW
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -47,6 +48,8 @@ class Report:
     replaced: of an instance of the model's own class, the modules that are parts of the graph, each with what
         its own code said of the new sizes.
     spelled: of such an instance, the sizes that its code has from attributes, where it computes others.
+    widened: of such an instance, attention of torch.nn that holds several widths, by a subclass, each with
+        what torch.nn's own code says of them.
     """
 
     model: str
@@ -65,6 +68,7 @@ class Report:
     divergence: tuple[float, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
     spelled: tuple[str, ...] = ()
+    widened: tuple[tuple[str, str], ...] = ()
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +155,8 @@ class Report:
             rows.append(["KL of held-out samples, slices and solved again", sliced, solved, ""])
         for path, why in self.replaced:
             rows.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
+        for path, why in self.widened:
+            rows.append([f"{path} is a subclass of torch.nn's attention, for {why}", "", "", ""])
         return rows + [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
 
     def _rest(self) -> list[str]:
@@ -247,6 +253,7 @@ def report(
         divergence=plan.divergence,
         replaced=own.replaced if own else (),
         spelled=tuple(map(str, own.spellings)) if own else (),
+        widened=tuple(widths_held(pruned)),
         format=format,
     )
 
