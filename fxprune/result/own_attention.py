@@ -82,7 +82,7 @@ def _check_masks(
     if is_batched:
         n, m, batch = query.shape[place], key.shape[place], query.shape[1 - place]
     if mask is not None:
-        wanted = (n, m) if mask.dim() == 2 else (batch * module.num_heads, n, m)
+        wanted: tuple[int, ...] = (n, m) if mask.dim() == 2 else (batch * module.num_heads, n, m)
         if tuple(mask.shape) != wanted:
             raise RuntimeError(f"the shape of attn_mask is {tuple(mask.shape)}, but should be {wanted}")
     if padding is not None:
@@ -102,7 +102,7 @@ def widths_held(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _said_by_torchs(module: MultiheadAttention) -> str:
     """Run torch.nn's own code on the weights, and return what it says, with the line."""
-    stock = copy.copy(module).eval()
+    stock: nn.MultiheadAttention = copy.copy(module).eval()
     stock.__class__ = nn.MultiheadAttention
     weights = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     packed = _held(module, "in_proj_weight")
