@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from fxprune.result.refitted import FEW
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
 from fxprune.show.reports.side_by_side import latencies, macs_by_node
+from fxprune.show.reports.texts import as_html, as_markdown, count, in_ms, pair, row
 
 __all__ = ["Report", "report"]
 
@@ -84,10 +84,10 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a table of groups, then one of totals."""
-        return "\n\n".join(_markdown(*table) for table in self._tables())
+        return "\n\n".join(as_markdown(*table) for table in self._tables())
 
     def _repr_html_(self) -> str:
-        return "\n".join(_html(*table) for table in self._tables())
+        return "\n".join(as_html(*table) for table in self._tables())
 
     def __rich__(self) -> Any:
         """Make what `rich.print` shows."""
@@ -99,8 +99,8 @@ class Report:
             table = Table(title=title, title_justify="left", header_style="bold")
             for i, column in enumerate(head):
                 table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
-            for row in rows:
-                table.add_row(*row)
+            for cells in rows:
+                table.add_row(*cells)
             stack.append(table)
         return Stack(*stack)
 
@@ -112,7 +112,7 @@ class Report:
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Lay out the groups, and the totals with what else is to be said: title, head, rows."""
         groups = [
-            [name, _pair(g.width, _count), _pair(g.parameters, _count), _pair(g.macs, _count)]
+            [name, pair(g.width, count), pair(g.parameters, count), pair(g.macs, count)]
             for name, g in folded(self.groups)
         ]
         groups.append(["the rest", "", *self._rest()])
@@ -124,14 +124,14 @@ class Report:
     def _totals(self) -> list[list[str]]:
         """Lay out what was counted, measured and certified of the whole model."""
         rows = [
-            ["parameters", *_row(self.parameters, _count)],
-            [f"MACs, batch {self.batch}", *_row(self.macs, _count)],
+            ["parameters", *row(self.parameters, count)],
+            [f"MACs, batch {self.batch}", *row(self.macs, count)],
         ]
         if self.heads[0]:
-            rows.append(["heads", *_row(self.heads, _count)])
+            rows.append(["heads", *row(self.heads, count)])
         if self.latency is not None:
             label = f"latency, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
-            rows.append([label, *_row(self.latency, _seconds)])
+            rows.append([label, *row(self.latency, in_ms)])
         if self.certificate is not None:
             said = f"largest relative error: {self.certified}"
             rows.append([said, "", f"{self.certificate:.1e}", ""])
@@ -164,7 +164,7 @@ class Report:
         cells = []
         for total, own in ((self.parameters, "parameters"), (self.macs, "macs")):
             carried = [sum(getattr(g, own)[i] for g in self.groups) for i in (0, 1)]
-            cells.append(_pair((max(total[0] - carried[0], 0), max(total[1] - carried[1], 0)), _count))
+            cells.append(pair((max(total[0] - carried[0], 0), max(total[1] - carried[1], 0)), count))
         return cells
 
     def _summary(self) -> str:
@@ -258,30 +258,6 @@ def report(
     )
 
 
-# ---------------------------------------------------------------- figures and tables as text
-
-
-def _count(number: float) -> str:
-    """Write a number to three digits, below 10,000 in full: 12.3M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= unit:
-            scaled = number / (1e3 if name == "k" else unit)
-            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{name}"
-    return f"{number:.0f}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1e3:.3g} ms"
-
-
-def _pair(pair: tuple[float, float], text: Callable[[float], str]) -> str:
-    return f"{text(pair[0])} -> {text(pair[1])}"
-
-
-def _row(pair: tuple[float, float], text: Callable[[float], str]) -> list[str]:
-    return [text(pair[0]), text(pair[1]), f"{pair[1] / pair[0]:.2f}" if pair[0] else ""]
-
-
 def _on_terminal(shown: Report) -> str:
     """Draw a table by rich, in colour where it is printed on a terminal; Markdown where there is no rich."""
     try:
@@ -292,16 +268,3 @@ def _on_terminal(shown: Report) -> str:
     console = Console(file=io.StringIO(), force_terminal=colour, width=None if colour else 120)
     console.print(shown)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
-
-
-def _markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _html(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
-    return f"<table><caption>{html.escape(title)}</caption>{row(head, 'th')}{body}</table>"
