@@ -9,6 +9,7 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.decide import Decision, Trial
 from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.reading import reading_of
 from fxprune.choose.planned import as_planned
 from fxprune.choose.request import Request
 from fxprune.compiler.coordinates import in_chosen_bases, scale_norms
@@ -66,6 +67,6 @@ def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
         planned = as_planned(decision.analysis, plan)
         sides = Sides(planned, Selection.from_plan(planned, plan), graph_form(pruned))
         batches = batches_of(data, planned, "kl")
-        return sides.divergence(batches, log_probabilities)
+        return sides.divergence(batches, reading_of(planned, log_probabilities))
 
     return divergence

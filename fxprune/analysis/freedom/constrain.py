@@ -47,7 +47,8 @@ class Constraints:
 def constraints_of(graph: TypedGraph, live: frozenset[Atom]) -> Constraints:
     """Couple every position of some atoms by what the ops of a graph say."""
     found = Constraints(graph, live, Tensors(graph))
-    for node in graph.axes:
+    outputs = [node for node in graph.module.graph.nodes if node.op == "output"]  # they have no axes
+    for node in (*graph.axes, *outputs):
         _Call(found, node).run()
     return found
 

@@ -18,7 +18,9 @@ from torch import Tensor, fx
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
-from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for, predictions_of
+from fxprune.choose.importance.predictions import Prediction, draws_for
+from fxprune.choose.importance.reading import Reading
+from fxprune.choose.importance.soft_masks import Differentiable
 from fxprune.graph.tensors import at_least_float32
 from fxprune.rules.calls import weight_name
 from fxprune.rules.contractions import conv_axes, linear_axes
@@ -73,7 +75,7 @@ def derivatives_of(
     squared: Collection[str] = (),
     draws: int | None = None,
     seed: int = 0,
-    log_probabilities: LogProbabilities | None = None,
+    read: Reading | None = None,
     step: Callable[[], Any],
 ) -> Derivatives:
     """Take the derivatives of the original's predictions in one run over the data.
@@ -82,11 +84,12 @@ def derivatives_of(
         channels: of the layers that are asked about, as of `channels_of`.
         squared: those whose second moments are wanted as well.
         draws: derivatives taken per sample.  By default as of `draws_for`.
+        read: reads the outputs; by default as having their samples first.
         step: called after each batch.
     """
     draws = draws or draws_for(sum(batch.size for batch in batches))
     runner = _Answers(module, channels, squared)
-    return take_slopes(runner, batches, draws, seed, log_probabilities, step)
+    return take_slopes(runner, batches, draws, seed, read or Reading(), step)
 
 
 def take_slopes(
@@ -94,7 +97,7 @@ def take_slopes(
     batches: Sequence[Batch],
     draws: int,
     seed: int,
-    log_probabilities: LogProbabilities | None,
+    read: Reading,
     step: Callable[[], Any],
 ) -> Derivatives:
     """Run a graph over the data, and add up derivatives of its predictions, `draws` per sample."""
@@ -102,7 +105,7 @@ def take_slopes(
     lengths: Lengths = {}
     for batch in batches:
         with torch.enable_grad():
-            prediction = predictions_of(runner.run_on(batch), batch.size, log_probabilities)
+            prediction = read(runner.run_on(batch), batch.size)
             lengths[batch.numbers] = runner.add_slopes(prediction, draws, generator)
         step()
     return Derivatives(lengths, runner.watched.moments(draws * sum(batch.size for batch in batches)))
@@ -181,7 +184,7 @@ class Runner(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
-class _Answers(fx.Interpreter):
+class _Answers(Differentiable):
     """Runs the original; keeps what some layers give, for derivatives by it."""
 
     def __init__(self, module: fx.GraphModule, channels: Mapping[str, int], squared: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.kl import ones
-from fxprune.choose.importance.predictions import predictions_of
+from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.kl import ones, passes_of
+from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
-from fxprune.errors import DataError
+from fxprune.errors import DataError, shown
 
 __all__ = ["activation", "random", "taylor"]
 
@@ -75,29 +76,59 @@ def taylor(
     cross-entropy of class scores, or `loss(output, labels)` -> a sum over samples.
     """
     model = SoftMasked(analysis, groups)
+    cost = _given_loss(loss) if loss else partial(_cross_entropy, reading_of(analysis))
     totals = {group: np.zeros(shape_of(group)) for group in groups}
-    count = 0
-    for i, batch in enumerate(tqdm(batches_of(data, analysis, "taylor"), disable=None if progress else True)):
-        if batch.labels is None:
-            raise DataError(
-                f"importance='taylor' needs labels: batch {i} of data= holds inputs only; give (inputs, "
-                f"labels), or use importance='kl', which needs none"
-            )
-        masks = ones(model, groups, batch.size)
+    batches = batches_of(data, analysis, "taylor")
+    if (bare := next((i for i, batch in enumerate(batches) if batch.labels is None), None)) is not None:
+        raise DataError(
+            f"importance='taylor' needs labels: batch {bare} of data= holds inputs only; give (inputs, "
+            f"labels), or use importance='kl', which needs none"
+        )
+    for subset, batch in tqdm(passes_of(model, groups, batches), disable=None if progress else True):
+        masks = ones(model, subset, batch.size)
         with torch.enable_grad():
-            output = model.forward(masks, batch.size, *batch.args)
-            value = loss(output, batch.labels) if loss else _cross_entropy(output, batch.labels, batch.size)
+            value = cost(model.forward(masks, batch.size, *batch.args), batch)
             slopes = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
         for group, slope in zip(masks, slopes, strict=True):
             if slope is not None:
                 totals[group] += slope.abs().sum(0).double().cpu().numpy()
-        count += batch.size
+    count = sum(batch.size for batch in batches)
     return {group: total / count for group, total in totals.items()}
 
 
-def _cross_entropy(output: Any, labels: Any, size: int) -> Tensor:
-    prediction = predictions_of(output, size, None)
+def _given_loss(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Batch], Tensor]:
+    """Check what a loss of the user's returns."""
+
+    def value(output: Any, batch: Batch) -> Tensor:
+        found = loss(output, batch.labels)
+        if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
+            raise DataError(
+                f"loss= of importance='taylor' must return a scalar that the model's output decides, the sum "
+                f"over samples, not {shown(found)}"
+            )
+        return found.sum()
+
+    return value
+
+
+def _cross_entropy(read: Reading, output: Any, batch: Batch) -> Tensor:
+    prediction = read(output, batch.size)
     if prediction.classes is None or prediction.classes.shape[1] != 1:
         raise DataError("importance='taylor': the outputs are no class scores [b, classes]; give loss=")
     scores = prediction.classes[:, 0]
-    return F.nll_loss(scores, torch.as_tensor(labels, device=scores.device), reduction="sum")
+    labels = torch.as_tensor(batch.labels, device=scores.device)
+    if labels.shape == scores.shape and labels.is_floating_point():  # (of several classes, a share each)
+        return -(labels * scores).sum()
+    if labels.shape != scores.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            f"importance='taylor': labels of shape {tuple(labels.shape)} and {labels.dtype} are none of "
+            f"{len(scores)} samples: a whole number each, or the share of every class; or give loss="
+        )
+    if not bool(((labels >= 0) & (labels < scores.shape[1])).all()):
+        raise DataError(
+            f"importance='taylor': labels go from {int(labels.min())} to {int(labels.max())}, and the model "
+            f"has {scores.shape[1]} classes, from 0"
+        )
+    if not scores.requires_grad:
+        raise DataError("importance='taylor': no derivative reaches the model's outputs")
+    return F.nll_loss(scores, labels.long(), reduction="sum")

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch
 from fxprune.choose.importance.data import batches_of
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.reading import reading_of
 from fxprune.graph.example import seeded_noise
 from fxprune.graph.values import bound_arguments
 from fxprune.graph.writes import writes_in_place
@@ -35,17 +36,17 @@ def branch_divergences(
     """Return the KL divergence that leaving each unit out causes, averaged over the samples: float64 [units].
 
     Measured, not estimated: one run of what lies after the branch for each batch, as in UP-ViTs
-    (https://arxiv.org/abs/2111.15127).  Features are compared by squared error, see `predictions_of`.
+    (https://arxiv.org/abs/2111.15127).  Features are compared by squared error, see `Reading`.
     """
     batches = batches_of(data, analysis, "depth")
-    runner = _WithoutBranches(analysis.module)
+    runner, read = _WithoutBranches(analysis.module), reading_of(analysis, log_probabilities)
     totals = np.zeros(len(units))
     bar = tqdm(total=len(units) * len(batches), desc="branches", disable=None if progress else True)
     with torch.no_grad(), bar:
         for batch in batches:
-            reference = predictions_of(runner.whole(*batch.args), batch.size, log_probabilities)
+            reference = read(runner.whole(*batch.args), batch.size)
             for i, unit in enumerate(units):
-                without = predictions_of(runner.without(unit), batch.size, log_probabilities)
+                without = read(runner.without(unit), batch.size)
                 totals[i] += reference.divergence(without).clamp_min(0).double().sum().item()
                 bar.update()
     return totals / sum(batch.size for batch in batches)

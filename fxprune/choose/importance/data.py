@@ -28,7 +28,6 @@ class Batch:
     """One batch: the captured model's arguments in order, how many samples, and labels if there are any.
 
     numbers: of its samples among all of the data, from 0.
-    Labels stay whole where samples are taken: no criterion that takes some looks at labels.
     """
 
     args: list[Any]
@@ -40,13 +39,15 @@ class Batch:
         """Yield the same samples one by one."""
         for i in range(self.size):
             args = [_part(v, self.size, slice(i, i + 1)) for v in self.args]
-            yield Batch(args, 1, self.labels, self.numbers[i : i + 1])
+            labels = pytree.tree_map(lambda v, i=i: _part(v, self.size, slice(i, i + 1)), self.labels)
+            yield Batch(args, 1, labels, self.numbers[i : i + 1])
 
     def taken(self, rows: Sequence[int]) -> Batch:
         """Return some of the samples as a batch."""
         at = torch.tensor(rows)
         args = [_part(v, self.size, at) for v in self.args]
-        return Batch(args, len(rows), self.labels, tuple(self.numbers[i] for i in rows))
+        labels = pytree.tree_map(lambda v: _part(v, self.size, at), self.labels)
+        return Batch(args, len(rows), labels, tuple(self.numbers[i] for i in rows))
 
     def repeated(self, times: int) -> list[Any]:
         """Return the arguments with all samples `times` over: [times * size, ...]."""

@@ -22,12 +22,15 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.data import Batch, batches_of
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.errors import DataError
 from fxprune.graph.tensors import in_float64, like_weights
 from fxprune.result.files import write_whole
+from fxprune.rules.axes import Atom, Axis, Product, with_batch
+from fxprune.rules.registry import Axes
 
 __all__ = ["divergences", "kl_exact"]
 
@@ -75,7 +78,7 @@ def divergences(
     progress: bool = True,
 ) -> Scores:
     """Measure `kl_exact` on batches that are calls of the captured model already."""
-    runner = _Suffix(analysis, groups)
+    runner, read = _Suffix(analysis, groups), reading_of(analysis, log_probabilities)
     shared = runner.without_batch()
     wanted = {g: list((elements or {}).get(g, range(int(np.prod(shape_of(g)))))) for g in groups}
     done = _Progress(resume, _fingerprint(analysis, batches))
@@ -83,7 +86,7 @@ def divergences(
     with tqdm(total=total, desc="exact importance", unit="mask", disable=None if progress else True) as bar:
         for i, batch in enumerate(batches):
             with torch.no_grad():
-                _measure(runner, batch, i, wanted, shared, at_once, log_probabilities, done, bar)
+                _measure(runner, batch, i, wanted, shared, at_once, read, done, bar)
     count = sum(batch.size for batch in batches)
     scores = {}
     for group in groups:
@@ -100,7 +103,7 @@ def _measure(
     wanted: dict[Group, list[int]],
     shared: set[Group],
     at_once: int,
-    log_probabilities: LogProbabilities | None,
+    read: Reading,
     done: _Progress,
     bar: Any,
 ) -> None:
@@ -109,7 +112,7 @@ def _measure(
         bar.update(sum(map(len, wanted.values())))
         return
     before = runner.whole(batch)
-    reference = predictions_of(before, batch.size, log_probabilities)
+    reference = read(before, batch.size)
     for group, elements in wanted.items():
         if (group, i) in done:
             bar.update(len(elements))
@@ -121,7 +124,7 @@ def _measure(
             chosen = elements[start : start + step]
             output = runner.without(group, chosen)
             size = len(chosen) * batch.size
-            masked = predictions_of(output, size, log_probabilities)
+            masked = read(output, size)
             divergence = reference.repeated(len(chosen)).divergence(masked).clamp_min(0)
             found.append(divergence.double().reshape(len(chosen), batch.size).sum(1).cpu().numpy())
             bar.update(len(chosen))
@@ -179,11 +182,12 @@ class _Suffix(SoftMasked):
         again = [self._repeated(v, next(axes, ()), times) if isinstance(v, Tensor) else v for v in leaves]
         return pytree.tree_unflatten(again, spec)
 
-    def _repeated(self, t: Tensor, axes: Any, times: int) -> Tensor:
-        """Repeat the samples: only dimensions that count them grow; (b windows) does so sample by sample."""
+    def _repeated(self, t: Tensor, axes: Axes, times: int) -> Tensor:
+        """Repeat the samples: only dimensions that count them grow, wherever samples are in them."""
         for dim, axis in enumerate(axes):
             if self._has_batch(axis):
-                return t.repeat([times if d == dim else 1 for d in range(t.ndim)])
+                at = _positions_again(axis, self.given.size, times)
+                return t.index_select(dim, torch.from_numpy(at).to(t.device))
         return t
 
     def _size_again(self, node: fx.Node, value: int, times: int) -> int:
@@ -192,6 +196,21 @@ class _Suffix(SoftMasked):
         samples = self.analysis.captured.samples
         counts = samples and isinstance(stand_in, int) and stand_in % samples == 0 and stand_in > 0
         return value * times if counts else value
+
+
+def _positions_again(axis: Axis, size: int, times: int) -> np.ndarray:
+    """Return where along an axis of `size` samples each position of `times` as many comes from."""
+    if isinstance(axis, Atom):
+        own = np.arange(with_batch(axis, size).size)
+        return np.tile(own, times) if axis.per_sample else own
+    found, start = np.zeros(1 if isinstance(axis, Product) else 0, dtype=int), 0
+    for part in axis.parts:
+        count, at = with_batch(part, size).size, _positions_again(part, size, times)
+        if isinstance(axis, Product):
+            found = (found[:, None] * count + at).reshape(-1)
+        else:
+            found, start = np.concatenate([found, start + at]), start + count
+    return found
 
 
 class _Progress:

@@ -31,6 +31,7 @@ from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.kl import MEASURED, ones
 from fxprune.choose.importance.layers import layer_names, layers_by_group
 from fxprune.choose.importance.predictions import LogProbabilities, Prediction, draws_for
+from fxprune.choose.importance.reading import reading_of
 from fxprune.choose.importance.reads import Key
 from fxprune.choose.importance.scores import Scores
 from fxprune.choose.importance.soft_masks import SoftMasked, Use
@@ -100,9 +101,10 @@ def gathered(
     batches = split_data(data, analysis, "kl").all
     samples = sum(batch.size for batch in batches)
     draws = draws or draws_for(samples)
+    read_outputs = reading_of(analysis, log_probabilities)
     model = _Gathering(analysis, read, others, samples)
     with tqdm(total=len(batches), desc="importance", unit="batch", disable=None if progress else True) as bar:
-        derivatives = take_slopes(model, batches, draws, seed, log_probabilities, bar.update)
+        derivatives = take_slopes(model, batches, draws, seed, read_outputs, bar.update)
     return Gathered(
         derivatives,
         {key: total.moments(draws * samples) for key, total in model.moments.items()},

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.exact import divergences
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
 from fxprune.graph.tensors import like_weights
 
-__all__ = ["MEASURED", "kl", "ones"]
+__all__ = ["MEASURED", "kl", "ones", "passes_of"]
 
 MEASURED = ("embed",)  # roles of groups that are measured on some samples: their removal is no small change
 
@@ -56,26 +57,22 @@ def kl(
     batches = few_at_once(batches_of(data, analysis, "kl"), analysis)
     samples = sum(batch.size for batch in batches)
     draws = draws or max(2, math.ceil(512 / samples))
-    model = SoftMasked(analysis, groups)
+    model, read = SoftMasked(analysis, groups), reading_of(analysis, log_probabilities)
     generator = torch.Generator().manual_seed(seed)
-    # Where a group is used no sample is told from another, its derivative is taken sample by sample.
+    passes = passes_of(model, groups, batches)
     shared = model.without_batch()
-    together = [g for g in groups if g not in shared]
-    passes = [(together, batches)] if together else []
-    if shared:
-        passes.append(([g for g in groups if g in shared], [s for b in batches for s in b.samples()]))
     count = _measured(analysis, samples) if measured is None else min(measured, samples)
-    residual = [g for g in together if g.role in MEASURED and count]
+    residual = [g for g in groups if g not in shared and g.role in MEASURED and count]
     totals = {group: torch.zeros(shape_of(group), dtype=torch.float64) for group in groups}
     single: dict[Group, list[Tensor]] = {group: [] for group in residual}  # estimates sample by sample
     bar = tqdm(
-        [(subset, batch) for subset, several in passes for batch in several],
+        passes,
         desc="importance",
         unit="batch",
         disable=None if progress else True,
     )
     for subset, batch in bar:
-        for group, squares in _squared_slopes(model, subset, batch, log_probabilities, draws, generator):
+        for group, squares in _squared_slopes(model, subset, batch, read, draws, generator):
             totals[group] += squares.sum(0)
             if group in single:
                 single[group].append(squares / (2 * draws))
@@ -86,6 +83,23 @@ def kl(
         )
         scores[group] = _with_measured(group, torch.cat(single[group]).numpy(), batches, count, measure)
     return scores
+
+
+def passes_of(
+    model: SoftMasked, groups: Sequence[Group], batches: Sequence[Batch]
+) -> list[tuple[list[Group], Batch]]:
+    """List the runs that derivatives by masks take: of which groups, on which samples.
+
+    Where a group is used no sample is told from another, its derivative is taken sample by sample; of a
+    whole batch where that can't be cut: its square is the sum of the samples' own in the mean, where their
+    signs have nothing in common.
+    """
+    shared = model.without_batch()
+    if model.analysis.captured.fixed_batch or not shared:
+        return [([*groups], batch) for batch in batches]
+    together, alone = ([g for g in groups if (g in shared) is wanted] for wanted in (False, True))
+    found = [(together, batch) for batch in batches] if together else []
+    return found + [(alone, sample) for batch in batches for sample in batch.samples()] if alone else found
 
 
 def _measured(analysis: Analysis, samples: int) -> int:
@@ -116,7 +130,7 @@ def _squared_slopes(
     model: SoftMasked,
     groups: Sequence[Group],
     batch: Batch,
-    log_probabilities: LogProbabilities | None,
+    read: Reading,
     draws: int,
     generator: torch.Generator,
 ) -> list[tuple[Group, Tensor]]:
@@ -124,9 +138,10 @@ def _squared_slopes(
     masks = ones(model, groups, batch.size)
     with torch.enable_grad():
         output = model.forward(masks, batch.size, *batch.args)
-        prediction = predictions_of(output, batch.size, log_probabilities)
+        prediction = read(output, batch.size)
         sums = {group: torch.zeros(batch.size, *shape_of(group), dtype=torch.float64) for group in groups}
-        for slopes in prediction.slopes(list(masks.values()), draws, generator):
+        summed = model.analysis.captured.fixed_batch
+        for slopes in prediction.slopes(list(masks.values()), draws, generator, summed=summed):
             for group, slope in zip(masks, slopes, strict=True):
                 sums[group] += slope.double().square().cpu()
     return list(sums.items())

@@ -12,7 +12,14 @@ from torch import Tensor
 from fxprune.errors import DataError
 from fxprune.graph.tensors import at_least_float32, floats_of
 
-__all__ = ["LogProbabilities", "Prediction", "draws_for", "predictions_of"]
+__all__ = [
+    "LogProbabilities",
+    "Prediction",
+    "draws_for",
+    "floats_read",
+    "prediction_of",
+    "predictions_of",
+]
 
 DERIVATIVES = 768  # that are taken of all samples together, at least
 
@@ -45,11 +52,14 @@ class Prediction:
         assert self.features is not None
         return (self.features * signs / _scale(self.features)).sum()
 
-    def signs(self, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    def signs(self, draws: int, generator: torch.Generator, *, summed: bool = False) -> Iterator[Tensor]:
         """Yield signs of classes, or features, for each draw.
 
         Those of the likeliest classes follow rows of a Hadamard matrix, so that their products, which no
         Fisher information holds, add up to zero over a power of two of draws and not in the mean alone.
+
+        Args:
+            summed: derivatives are of all samples together, whose signs have nothing in common then.
         """
         like = self.classes if self.classes is not None else self.features
         assert like is not None
@@ -58,16 +68,25 @@ class Prediction:
         for draw in range(draws):
             if draw % block == 0:
                 random = (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
-            yield random * (1 - 2 * _parity(rank & (draw % block)))
+            signs = random * (1 - 2 * _parity(rank & (draw % block)))
+            if summed:
+                each = 2 * torch.randint(2, (len(like), *[1] * (like.ndim - 1)), generator=generator) - 1
+                signs = signs * each.to(like)
+            yield signs
 
     def slopes(
-        self, values: Sequence[Tensor], draws: int, generator: torch.Generator
+        self, values: Sequence[Tensor], draws: int, generator: torch.Generator, *, summed: bool = False
     ) -> Iterator[list[Tensor]]:
         """Yield, for each draw, the derivative of what was drawn by every value, 0 where it has none.
 
         With gradients enabled; each draw costs one backward pass.
         """
-        for draw, signs in enumerate(self.signs(draws, generator)):
+        if not any(t is not None and t.requires_grad for t in (self.classes, self.features)):
+            raise DataError(
+                "no derivative reaches the model's outputs: importance='kl' and the re-fit need them; "
+                "importance='kl-exact' or 'magnitude' with refit=False don't"
+            )
+        for draw, signs in enumerate(self.signs(draws, generator, summed=summed)):
             found = torch.autograd.grad(
                 self.drawn(signs), list(values), retain_graph=draw < draws - 1, allow_unused=True
             )
@@ -75,11 +94,19 @@ class Prediction:
 
     def divergence(self, other: Prediction) -> Tensor:
         """Compute KL(self || other) of each sample, as a mean, or half the squared error: [b]."""
+        if self._shape != other._shape:
+            raise DataError(f"predictions of {self._shape} can't be compared with those of {other._shape}")
         if self.classes is not None and other.classes is not None:
             terms = self.classes.exp() * (self.classes - other.classes)
             return terms.sum(-1).flatten(1).mean(1)
         assert self.features is not None and other.features is not None
         return ((self.features - other.features) / _scale(self.features)).square().sum(1) / 2
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        said = self.classes if self.classes is not None else self.features
+        assert said is not None
+        return tuple(said.shape)
 
     def repeated(self, times: int) -> Prediction:
         def again(t: Tensor | None) -> Tensor | None:
@@ -105,16 +132,40 @@ def _scale(features: Tensor) -> Tensor:
     return features.detach().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
-def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities | None) -> Prediction:
-    """Return the outputs as a prediction.
+def predictions_of(output: Any, size: int, log_probabilities: LogProbabilities | None = None) -> Prediction:
+    """Return the outputs, which have their samples first, as a prediction.
 
     By `log_probabilities(output)` if given.  Else one output [b, classes], or one called `logits`, is
     taken for class scores; anything else (feature maps, several outputs) is compared by squared error.
+
+    Raises:
+        DataError: an output has no row for each sample.
     """
     if log_probabilities is not None:
         return Prediction(_checked(log_probabilities(output), size), None)
+    tensors = floats_read(output)
+    if odd := next((t for t in tensors if not t.ndim or t.shape[0] % size), None):
+        raise DataError(
+            f"an output of shape {tuple(odd.shape)} has no row for each of {size} samples: give "
+            f"log_probabilities=, a function from the output to log-probabilities [batch, ..., classes]"
+        )
+    return prediction_of(tensors, size)
+
+
+def floats_read(output: Any) -> list[Tensor]:
+    """Return the tensors that say what is predicted: the one called `logits`, or all of real numbers."""
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    tensors = [logits] if isinstance(logits, Tensor) else floats_of(output)
+    return [logits] if isinstance(logits, Tensor) else floats_of(output)
+
+
+def prediction_of(tensors: Sequence[Tensor], size: int) -> Prediction:
+    """Return tensors [size, ...] as a prediction: of one [b, classes] or of features.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not tensors:
+        raise DataError("the model's outputs hold no tensor of real numbers to compare")
     if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
         return Prediction(at_least_float32(tensors[0]).log_softmax(-1).unsqueeze(1), None)
     return Prediction(None, torch.cat([at_least_float32(t).reshape(size, -1) for t in tensors], 1))

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.graph.op_names import op_name
 from fxprune.rules.axes import Atom, Axis, atoms_of, coordinates, with_batch
 from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes
 
-__all__ = ["Masks", "SoftMasked"]
+__all__ = ["Differentiable", "Masks", "SoftMasked"]
 
 # For each group [b, size], or [b, heads, size] where each head may keep other elements.
 Masks = dict[Group, Tensor]
@@ -36,7 +37,16 @@ class Use:
     axes: Axes
 
 
-class SoftMasked(fx.Interpreter):
+class Differentiable(fx.Interpreter):
+    """Runs a graph whose values have the derivatives of what is computed: nothing is detached."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if op_name(n.target) == "detach" and n.args:
+            return self.env[cast(fx.Node, n.args[0])]
+        return super().run_node(n)
+
+
+class SoftMasked(Differentiable):
     """Runs the captured model under masks.  `uses` says which nodes apply which groups' masks."""
 
     def __init__(self, analysis: Analysis, groups: Sequence[Group]) -> None:

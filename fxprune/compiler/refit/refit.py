@@ -16,6 +16,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.answers import Lengths, derivatives_of, is_known
 from fxprune.choose.importance.held_out import Split, split_data
 from fxprune.choose.importance.predictions import LogProbabilities
+from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.refit.consumers import Consumer, consumers_of
 from fxprune.compiler.refit.regression import MIDDLE, RIDGES, Solution, solved
@@ -81,8 +82,9 @@ def refit(
         done = _Outcome(left=dict.fromkeys(readers, ONE_SAMPLE))
     elif consumers.solved:
         sides = Sides(analysis, selection, pruned)
-        moments = _moments(sides, consumers.solved, calibration, lengths, log_probabilities, progress)
-        divergence = partial(sides.divergence, calibration.held, log_probabilities)
+        read = reading_of(analysis, log_probabilities)
+        moments = _moments(sides, consumers.solved, calibration, lengths, read, progress)
+        divergence = partial(sides.divergence, calibration.held, read)
         done = _solve(sides, consumers.solved, moments, divergence)
     names = {consumer.node: consumer.weight for consumer in consumers.solved}
     plan = replace(
@@ -154,7 +156,7 @@ def _moments(
     consumers: Sequence[Consumer],
     data: Split,
     lengths: Lengths | None,
-    log_probabilities: LogProbabilities | None,
+    read: Reading,
     progress: bool,
 ) -> Iterator[tuple[Consumer, Pair]]:
     """Give each layer with its moments, to be solved before the next, under a progress bar."""
@@ -164,9 +166,7 @@ def _moments(
     total = len(data.all) * (len(consumers) + (not complete))
     with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
         if not complete:
-            known = derivatives_of(
-                sides.dense, channels, data.all, log_probabilities=log_probabilities, step=bar.update
-            ).lengths
+            known = derivatives_of(sides.dense, channels, data.all, read=read, step=bar.update).lengths
         yield from sides.moments(consumers, data, lengths=known, step=bar.update)
 
 

@@ -13,7 +13,7 @@ from fxprune.certify.float64 import in_eval_mode
 from fxprune.choose.importance.answers import Lengths, counts_of
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.held_out import Split
-from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
+from fxprune.choose.importance.reading import Reading
 from fxprune.compiler.refit.additions import Between, as_answer, between
 from fxprune.compiler.refit.consumers import Consumer
 from fxprune.compiler.refit.lockstep import Lockstep
@@ -74,16 +74,17 @@ class Sides:
             if consumer.node not in self.refused:
                 yield consumer, pair
 
-    def divergence(self, batches: Sequence[Batch], log_probabilities: LogProbabilities | None) -> float:
-        """Return how far the result's predictions are from the original's, for the mean sample."""
+    def divergence(self, batches: Sequence[Batch], read: Reading) -> float:
+        """Return how far the result's predictions are from the original's, for the mean sample.
+
+        Of outputs that shrink too, what is left counts.
+        """
         total = 0.0
         with torch.no_grad():
             for batch in batches:
-                dense, small = (
-                    predictions_of(fx.Interpreter(m).run(*batch.args), batch.size, log_probabilities)
-                    for m in (self.dense, self._small)
-                )
-                total += float(dense.divergence(small).double().sum())
+                dense, small = (fx.Interpreter(m).run(*batch.args) for m in (self.dense, self._small))
+                wanted, given = read(dense, batch.size, self._kept), read(small, batch.size)
+                total += float(wanted.divergence(given).double().sum())
         return total / sum(batch.size for batch in batches)
 
     def new_name(self, name: str) -> str:
