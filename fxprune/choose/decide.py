@@ -20,6 +20,7 @@ from fxprune.choose.importance.answers import Derivatives
 from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.gathered import Gathered, gathered
+from fxprune.choose.importance.kl import MEASURED
 from fxprune.choose.importance.layers import layer_names, layers_by_group
 from fxprune.choose.importance.predictions import draws_for
 from fxprune.choose.importance.score import Scores, score
@@ -76,7 +77,7 @@ def decide(
     exclude, attention = list(request.exclude), request.attention
     if attention == "merge":  # at once in the first step: heads merge by whole numbers
         analysis, attention = merged_for_ratio(analysis, request.budget.ratio, exclude), "head_dim"
-    request = request.part(1 / request.steps)
+    request = request.part(1)
     analysis = drop_branches(
         analysis, request.depth, request.unit, request.data, exclude, request.branch_options
     )
@@ -135,6 +136,7 @@ def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known:
     options, data = request.score_options, request.data
     groups = [g for g in groups if g not in known.scores]
     if data is None or not (request.refits and request.criterion == "kl"):
+        _refuse_unmeasured(groups, request)
         relative = request.budget.scope == "global"
         scores = score(analysis, groups, request.importance, data, relative=relative, **options)
         return replace(known, scores={**known.scores, **scores})
@@ -144,10 +146,21 @@ def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known:
     progress = options.get("progress", True)
     scores, alone = compensated(analysis, [*layers], data, seen.derivatives, seen.spreads, progress=progress)
     scores |= {g: seen.masked[g] for g in groups if g in seen.masked}
-    if others := [g for g in groups if g not in scores]:
+    others = [g for g in groups if g not in scores]
+    _refuse_unmeasured(others, request)
+    if others:
         scores |= _by_masks(analysis, others, data, **options)
     scores, alone = {**known.scores, **scores}, {**known.alone, **alone}
     return _Judgement(scores, alone, replace(seen, spreads={}))  # (large, and of no use any more)
+
+
+def _refuse_unmeasured(by_masks: Sequence[Group], request: Request) -> None:
+    """Raise OptionError where no residual width is among the groups whose removal samples may measure."""
+    if request.importance_options.get("measured") and not any(g.role in MEASURED for g in by_masks):
+        raise OptionError(
+            "importance_options['measured'] has no effect: no residual width is scored by masks, whose "
+            "estimates samples measure; leave it out, or give basis='given' and refit=False"
+        )
 
 
 def _comparable(analysis: Analysis, judged: _Judgement, request: Request) -> Scores:
@@ -229,7 +242,9 @@ def _decide_like(analysis: Analysis, request: Request) -> Decision:
             f"data= is not looked at by importance={request.criterion!r}, and like= has as many branches: "
             f"leave out data="
         )
-    scores = _judge(sibling.analysis, sibling.groups, request, _Judgement()).scores
+    judged = _judge(sibling.analysis, sibling.groups, request, _Judgement())
+    scores = judged.scores
     plan = sibling.select(scores).plan(sibling.analysis)
     plan = replace(plan, renamed=sibling.renamed, scales=sibling.scales)
-    return Decision(plan, sibling.analysis, tuple(sibling.groups), scores)
+    derivatives = judged.seen.derivatives
+    return Decision(plan, sibling.analysis, tuple(sibling.groups), scores, derivatives=derivatives)

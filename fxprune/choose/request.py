@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -131,10 +132,15 @@ class Request:
     def judges_by_data(self) -> bool:
         return self.criterion in WITH_DATA
 
-    def part(self, share: float) -> Request:
-        """Return the same request for a share of its ratios: step k of n."""
+    def part(self, step: int) -> Request:
+        """Return the same request for its share of a step, from 1; what is kept of a run has a file each."""
+        share, options = step / self.steps, dict(self.importance_options)
+        if step > 1 and "resume" in options:
+            path = Path(options["resume"])
+            options["resume"] = path.with_name(f"{path.stem}-{step}{path.suffix}")
         own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}
-        return replace(self, budget=replace(self.budget, ratio=self.budget.ratio * share, ratios=own))
+        budget = replace(self.budget, ratio=self.budget.ratio * share, ratios=own)
+        return replace(self, budget=budget, importance_options=options)
 
     # ------------------------------------------------------------ what doesn't go together
 

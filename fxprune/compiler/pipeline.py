@@ -81,7 +81,8 @@ def prune(
             (samples on which residual widths are measured; one in 40), `seed`, `log_probabilities`,
             `progress`;
             "kl-exact": `at_once` (samples times channels that run together; 32), `resume` (a file to go
-            on from after an interruption), `log_probabilities`, `progress`;
+            on from after an interruption; of step k a file beside it, "name-k"), `log_probabilities`,
+            `progress`;
             "taylor": `loss` (a function (output, labels) -> the sum over samples; cross-entropy),
             `progress`;  "activation": `progress`;  "random": `seed`;  "magnitude": none.
             `log_probabilities` is a function from the model's output to log-probabilities
@@ -220,7 +221,7 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
     for step in range(2, request.steps + 1):
         if request.between is not None:
             request.between(pruned, step - 1)
-        part = request.part(step / request.steps)
+        part = request.part(step)
         graph = graph_form(pruned)
         retrial = partial(trial_of, graph, request=part)
         decision = decide_again(decision, graph, part, rewriter=rewriter, trial_of=retrial)

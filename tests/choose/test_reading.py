@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.choose.importance import exact
 from fxprune.choose.importance.score import score
-from fxprune.errors import DataError
+from fxprune.errors import DataError, OptionError
 
 INPUTS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(3)).double()
 
@@ -127,3 +129,77 @@ def test_features_that_shrink_keep_their_coordinates(options: dict[str, Any]) ->
     )
     assert fxprune.verify(model, pruned) < 1e-8
     assert not any(name.startswith("embed") for name in fxprune.plan_of(pruned).bases)
+
+
+class Named(Tiny):
+    """Takes what others call labels as an input."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        return super().forward(x) * labels
+
+
+def kept(model: nn.Module, data: list[Any], **options: Any) -> dict[str, list[int]]:
+    options = {"refit": False, "basis": "given", "importance_options": {"progress": False}} | options
+    options = {"example_inputs": INPUTS} | options
+    plan = fxprune.plan_of(fxprune.prune(model, 0.5, data=data, **options))
+    return {name: choice.indices.tolist() for name, choice in plan.groups.items()}
+
+
+def test_an_input_that_is_called_labels_is_one() -> None:
+    """A factor that is nearly 0 takes the samples that it is of out of the scores."""
+    model, x = made(Named), INPUTS
+    wanted = kept(made(), [x[:2]], importance="kl-exact")
+    factors = torch.ones(4, 1).double()
+    factors[2:] = 1e-9
+    example = {"example_inputs": (x, factors), "importance": "kl-exact"}
+    assert kept(model, [{"x": x, "labels": factors}], **example) == wanted
+    assert kept(model, [{"x": x, "labels": factors.flip(0)}], **example) != wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_data_of_another_precision_is_cast(dtype: torch.dtype) -> None:
+    rounded, model = INPUTS.half(), made().float()
+    example = {"example_inputs": INPUTS.float(), "importance": "kl-exact"}
+    assert kept(model, [rounded.to(dtype)], **example) == kept(model, [rounded.float()], **example)
+
+
+@pytest.mark.parametrize("importance", [None, "kl-exact", "magnitude"])
+def test_data_that_is_no_number_is_refused(importance: str | None) -> None:
+    for value in (torch.nan, torch.inf):
+        odd = INPUTS.clone()
+        odd[1, 0, 3] = value
+        with pytest.raises(DataError, match="batch 1 of data= holds NaN or infinite values: 1 of 192 in 'x'"):
+            kept(made(), [INPUTS, odd], refit=None, basis=None, importance=importance)
+
+
+def test_predictions_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match="predictions of some samples of data= are NaN or infinite"):
+        kept(made(Tiny, lambda y: y / 0), [INPUTS])
+
+
+def test_steps_go_on_from_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"progress": False, "resume": tmp_path / "run.npz"}
+    first = kept(made(), [INPUTS], importance="kl-exact", steps=2, importance_options=options)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.npz", "run-2.npz"}
+    monkeypatch.setattr(exact._Suffix, "without", None)  # nothing is measured again
+    assert kept(made(), [INPUTS], importance="kl-exact", steps=2, importance_options=options) == first
+
+
+def test_a_run_of_another_model_is_not_gone_on_from(tmp_path: Path) -> None:
+    """One whose weights have the same sums, whose functions or whose buffers are others."""
+    shuffled, other, halved = made(), made(Tiny, lambda y: 2 * y), made()
+    with torch.no_grad():
+        shuffled.fc1.weight.copy_(shuffled.fc1.weight.flip(0))
+    options = {"progress": False, "resume": tmp_path / "run.npz"}
+    kept(made(), [INPUTS], importance="kl-exact", importance_options=options)
+    read = {**options, "log_probabilities": lambda y: y.log_softmax(-1)}
+    for model, given in ((shuffled, options), (other, options), (halved, read)):
+        with pytest.raises(DataError, match="another model or other data"):
+            kept(model, [INPUTS], importance="kl-exact", importance_options=given)
+
+
+def test_samples_to_measure_that_nothing_measures() -> None:
+    given = {"measured": 2, "progress": False}
+    with pytest.raises(OptionError, match=r"'measured'.*no effect"):
+        kept(made(), [INPUTS], basis="principal", refit=True, importance_options=given)
+    assert kept(made(), [INPUTS], importance_options=given)

@@ -195,7 +195,7 @@ class _Answers(Differentiable):
         return self.watched.watch(n, super().run_node(n))
 
     def run_on(self, batch: Batch) -> Any:
-        return self.run(*batch.args)
+        return self.run(*batch.arguments())
 
     def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> dict[str, Tensor]:
         answers = self.watched.taken()

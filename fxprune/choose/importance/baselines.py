@@ -36,7 +36,7 @@ def activation(
     model = _Watching(analysis, groups)
     for batch in tqdm(batches_of(data, analysis, "activation"), disable=None if progress else True):
         with torch.no_grad():
-            model.forward(ones(model, groups, batch.size), batch.size, *batch.args)
+            model.forward(ones(model, groups, batch.size), batch.size, *batch.arguments())
     return {group: np.sqrt(model.energy[group] / max(1, model.seen[group])) for group in groups}
 
 
@@ -87,7 +87,7 @@ def taylor(
     for subset, batch in tqdm(passes_of(model, groups, batches), disable=None if progress else True):
         masks = ones(model, subset, batch.size)
         with torch.enable_grad():
-            value = cost(model.forward(masks, batch.size, *batch.args), batch)
+            value = cost(model.forward(masks, batch.size, *batch.arguments()), batch)
             slopes = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
         for group, slope in zip(masks, slopes, strict=True):
             if slope is not None:

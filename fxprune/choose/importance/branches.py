@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch
-from fxprune.choose.importance.data import batches_of
+from fxprune.choose.importance.data import batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import reading_of
 from fxprune.graph.example import seeded_noise
@@ -38,13 +38,13 @@ def branch_divergences(
     Measured, not estimated: one run of what lies after the branch for each batch, as in UP-ViTs
     (https://arxiv.org/abs/2111.15127).  Features are compared by squared error, see `Reading`.
     """
-    batches = batches_of(data, analysis, "depth")
+    batches = few_at_once(batches_of(data, analysis, "depth"), analysis)
     runner, read = _WithoutBranches(analysis.module), reading_of(analysis, log_probabilities)
     totals = np.zeros(len(units))
     bar = tqdm(total=len(units) * len(batches), desc="branches", disable=None if progress else True)
     with torch.no_grad(), bar:
         for batch in batches:
-            reference = read(runner.whole(*batch.args), batch.size)
+            reference = read(runner.whole(*batch.arguments()), batch.size)
             for i, unit in enumerate(units):
                 without = read(runner.without(unit), batch.size)
                 totals[i] += reference.divergence(without).clamp_min(0).double().sum().item()

@@ -46,7 +46,7 @@ def spreads_of(
     sums = Spreads(sum(batch.size for batch in batches))
     for batch in batches:
         with torch.no_grad():
-            model.forward({}, batch.size, *batch.args)
+            model.forward({}, batch.size, *batch.arguments())
         sums.add(model.read, batch.size, lengths.get(batch.numbers, {}))
         bar.update()
     return sums.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,26 +28,33 @@ class Batch:
     """One batch: the captured model's arguments in order, how many samples, and labels if there are any.
 
     numbers: of its samples among all of the data, from 0.
+    device: where the model is; arguments stay where they were given until they are asked for.
     """
 
     args: list[Any]
     size: int
     labels: Any = None
     numbers: tuple[int, ...] = ()
+    device: torch.device | None = None
+
+    def arguments(self) -> list[Any]:
+        """Return the arguments on the model's device."""
+        return [pytree.tree_map_only(Tensor, lambda t: t.to(self.device), v) for v in self.args]
 
     def samples(self) -> Iterator[Batch]:
         """Yield the same samples one by one."""
         for i in range(self.size):
             args = [_part(v, self.size, slice(i, i + 1)) for v in self.args]
             labels = pytree.tree_map(lambda v, i=i: _part(v, self.size, slice(i, i + 1)), self.labels)
-            yield Batch(args, 1, labels, self.numbers[i : i + 1])
+            yield replace(self, args=args, size=1, labels=labels, numbers=self.numbers[i : i + 1])
 
     def taken(self, rows: Sequence[int]) -> Batch:
         """Return some of the samples as a batch."""
         at = torch.tensor(rows)
         args = [_part(v, self.size, at) for v in self.args]
         labels = pytree.tree_map(lambda v: _part(v, self.size, at), self.labels)
-        return Batch(args, len(rows), labels, tuple(self.numbers[i] for i in rows))
+        numbers = tuple(self.numbers[i] for i in rows)
+        return replace(self, args=args, size=len(rows), labels=labels, numbers=numbers)
 
     def repeated(self, times: int) -> list[Any]:
         """Return the arguments with all samples `times` over: [times * size, ...]."""
@@ -62,11 +69,10 @@ def batches_of(data: Iterable[Any] | None, analysis: Analysis, criterion: str) -
     """
     if data is None:
         raise DataError(f"importance={criterion!r} needs data=, an iterable of batches of model inputs")
-    device = device_of(analysis.module)
     found: list[Batch] = []
     samples = 0
     for i, item in enumerate(items_of(data)):
-        batch = _batch(item, i, analysis, device)
+        batch = _batch(item, i, analysis)
         found.append(replace(batch, numbers=tuple(range(samples, samples + batch.size))))
         samples += batch.size
     if not samples:
@@ -101,17 +107,20 @@ def items_of(data: Iterable[Any]) -> Iterable[Any]:
     return data
 
 
-def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def parts_of(item: Any, takes: Collection[str] = ()) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Take a batch apart: positional arguments of the model, keyword arguments, and labels, if it has any.
 
     It is inputs, `(inputs, labels)`, or a mapping of keyword arguments that may hold labels.
+
+    Args:
+        takes: names that the model has to be given: an argument even where it is called as labels are.
 
     Raises:
         DataError: it is a tuple of more than two.
     """
     if isinstance(item, Mapping):
         labels = next((item[k] for k in LABELS if k in item), None)
-        return (), {str(k): v for k, v in item.items() if k not in LABELS}, labels
+        return (), {str(k): v for k, v in item.items() if k not in LABELS or k in takes}, labels
     if isinstance(item, (tuple, list)) and len(item) > 2:
         raise DataError(
             f"a batch is a tuple of {len(item)}, {shown(item)}, where (inputs, labels) are read: give those "
@@ -122,10 +131,11 @@ def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     return (item,), {}, None
 
 
-def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch:
-    given, named, labels = parts_of(item)
+def _batch(item: Any, i: int, analysis: Analysis) -> Batch:
+    inputs = [n for n in analysis.module.graph.nodes if n.op == "placeholder"]
+    takes = {str(n.target) for n in inputs if isinstance(n.meta.get("val"), Tensor)}
+    given, named, labels = parts_of(item, takes)
     example = _by_name(named, item, i, analysis) if isinstance(item, Mapping) else Example(given)
-    example = example.map(lambda t: t.to(device))
     try:
         args = bound_arguments(analysis.module, example)
     except ExampleInputError as error:
@@ -141,7 +151,25 @@ def _batch(item: Any, i: int, analysis: Analysis, device: torch.device) -> Batch
             f"in a DataLoader)"
         )
     _check_against_capture(tensors[0], i, analysis)
-    return Batch(args, tensors[0].shape[0], labels)
+    args = [_numbers(v, n.meta.get("val"), i, str(n.target)) for v, n in zip(args, inputs, strict=True)]
+    return Batch(args, tensors[0].shape[0], labels, device=device_of(analysis.module))
+
+
+def _numbers(given: Any, wanted: Any, i: int, name: str) -> Any:
+    """Return an argument in the precision that was captured; refuse what no calibration is right for.
+
+    -inf is let through: masks hold it.
+    """
+    if isinstance(given, Tensor) and given.is_floating_point():
+        odd = int((given.isnan() | (given == torch.inf)).sum())
+        if odd:
+            raise DataError(
+                f"batch {i} of data= holds NaN or infinite values: {odd} of {given.numel()} in {name!r}; "
+                f"leave out such samples"
+            )
+        if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            return given.to(wanted.dtype)
+    return given
 
 
 def _by_name(given: dict[str, Any], item: Mapping[Any, Any], i: int, analysis: Analysis) -> Example:
@@ -184,6 +212,11 @@ def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
         raise DataError(
             f"batch {i} of data= has inputs of shape {tuple(given.shape)}; the captured model takes "
             f"(batch, {', '.join(map(str, wanted.shape[1:]))})"
+        )
+    if analysis.captured.fixed_batch and given.shape[0] != wanted.shape[0]:
+        raise DataError(
+            f"batch {i} of data= has {given.shape[0]} samples, and the model's code fixes the batch at the "
+            f"example's {wanted.shape[0]}: give batches of that size, or another example_inputs="
         )
     if given.is_floating_point() != wanted.is_floating_point():
         pixels = ": scale and normalise as for inference" if wanted.is_floating_point() else ""

@@ -21,13 +21,15 @@ from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.errors import DataError
-from fxprune.graph.tensors import in_float64, like_weights
+from fxprune.graph.nests import PLAIN, leaves
+from fxprune.graph.op_names import op_name
+from fxprune.graph.tensors import like_weights, named_tensors
 from fxprune.result.files import write_whole
 from fxprune.rules.axes import Atom, Axis, Product, with_batch
 from fxprune.rules.registry import Axes
@@ -57,7 +59,7 @@ def kl_exact(
     return divergences(
         analysis,
         groups,
-        batches_of(data, analysis, "kl-exact"),
+        few_at_once(batches_of(data, analysis, "kl-exact"), analysis),
         log_probabilities=log_probabilities,
         elements=elements,
         at_once=at_once,
@@ -81,7 +83,7 @@ def divergences(
     runner, read = _Suffix(analysis, groups), reading_of(analysis, log_probabilities)
     shared = runner.without_batch()
     wanted = {g: list((elements or {}).get(g, range(int(np.prod(shape_of(g)))))) for g in groups}
-    done = _Progress(resume, _fingerprint(analysis, batches))
+    done = _Progress(resume, _fingerprint(analysis, batches, log_probabilities, elements) if resume else "")
     total = sum(len(wanted[g]) for g in groups) * len(batches)
     with tqdm(total=total, desc="exact importance", unit="mask", disable=None if progress else True) as bar:
         for i, batch in enumerate(batches):
@@ -138,7 +140,7 @@ class _Suffix(SoftMasked):
         """Return the unmasked outputs; keeps every value."""
         self.given, self.kept = batch, {}
         self.garbage_collect_values = False
-        output = self.forward({}, batch.size, *batch.args)
+        output = self.forward({}, batch.size, *batch.arguments())
         self.kept = dict(self.env)
         return output
 
@@ -247,14 +249,32 @@ def _key(group: Group, batch: int) -> str:
     return f"{batch}/{group.name}"
 
 
-def _fingerprint(analysis: Analysis, batches: list[Batch]) -> str:
-    """Return a digest of the weights' sums and of the data: cheap, and different for different runs."""
+def _fingerprint(
+    analysis: Analysis,
+    batches: list[Batch],
+    log_probabilities: LogProbabilities | None,
+    elements: dict[Group, Sequence[int]] | None,
+) -> str:
+    """Return a digest of all that the values of a run depend on: graph, tensors, data, and options."""
     digest = hashlib.sha256()
-    for name, p in analysis.module.named_parameters():
-        digest.update(f"{name} {tuple(p.shape)} {in_float64(p.detach()).sum().item()!r}".encode())
+
+    def add(*values: Any) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + numbers.numpy().tobytes())
+            else:
+                digest.update(f"{value!r};".encode())
+
+    for node in analysis.module.graph.nodes:
+        add(node.op, op_name(node.target), *leaves((node.args, node.kwargs), PLAIN))
+    for name, tensor in named_tensors(analysis.module):
+        add(name, tensor)
     for batch in batches:
-        for t in batch.args:
-            if isinstance(t, Tensor):
-                numbers = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(numbers.numpy().tobytes())
+        add(batch.size, *leaves(batch.args, (Tensor, *PLAIN)))
+    if log_probabilities is not None:
+        code = getattr(log_probabilities, "__code__", None)
+        add(getattr(log_probabilities, "__qualname__", type(log_probabilities).__qualname__))
+        add(*((code.co_code, code.co_names) if code is not None else ()))
+    add(*sorted((group.name, tuple(some)) for group, some in (elements or {}).items()))
     return digest.hexdigest()

@@ -181,7 +181,7 @@ class _Gathering(SoftMasked):
             self.env.update(originals)
 
     def run_on(self, batch: Batch) -> Any:
-        return self.forward(ones(self, self._masked, batch.size), batch.size, *batch.args)
+        return self.forward(ones(self, self._masked, batch.size), batch.size, *batch.arguments())
 
     def add_slopes(self, prediction: Prediction, draws: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Add what was read, and the derivatives by it, to the sums; and those by masks and answers."""

@@ -137,7 +137,7 @@ def _squared_slopes(
     """Sum the squared derivative by masks over draws, for each group and sample: [b, size]."""
     masks = ones(model, groups, batch.size)
     with torch.enable_grad():
-        output = model.forward(masks, batch.size, *batch.args)
+        output = model.forward(masks, batch.size, *batch.arguments())
         prediction = read(output, batch.size)
         sums = {group: torch.zeros(batch.size, *shape_of(group), dtype=torch.float64) for group in groups}
         summed = model.analysis.captured.fixed_batch

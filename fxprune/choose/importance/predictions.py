@@ -81,6 +81,11 @@ class Prediction:
 
         With gradients enabled; each draw costs one backward pass.
         """
+        if not all(t is None or t.detach().isfinite().all() for t in (self.classes, self.features)):
+            raise DataError(
+                "the model's predictions of some samples of data= are NaN or infinite, and nothing can be "
+                "judged by them: are inputs normalised as for inference, is the model's precision enough?"
+            )
         if not any(t is not None and t.requires_grad for t in (self.classes, self.features)):
             raise DataError(
                 "no derivative reaches the model's outputs: importance='kl' and the re-fit need them; "

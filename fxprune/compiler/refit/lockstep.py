@@ -80,7 +80,7 @@ class Lockstep:
     def _taken(self) -> Iterator[Values]:
         for i, batch in enumerate(self._batches):
             self._values = values = self._waiting.take(i)
-            self._running.args_iter = iter(batch.args)
+            self._running.args_iter = iter(batch.arguments())
             yield values
             self._waiting.put(i, {n: v for n, v in values.items() if n.op != "get_attr"})
 

@@ -82,7 +82,7 @@ class Sides:
         total = 0.0
         with torch.no_grad():
             for batch in batches:
-                dense, small = (fx.Interpreter(m).run(*batch.args) for m in (self.dense, self._small))
+                dense, small = (fx.Interpreter(m).run(*batch.arguments()) for m in (self.dense, self._small))
                 wanted, given = read(dense, batch.size, self._kept), read(small, batch.size)
                 total += float(wanted.divergence(given).double().sum())
         return total / sum(batch.size for batch in batches)
