@@ -121,11 +121,15 @@ def _line_of_typed_check(code: types.CodeType) -> int | None:
     if "isinstance" not in names or _TYPED.isdisjoint(names):
         return None
     for inner in codes_in(code):
-        named = False
+        asking = named = False
         for line, step in steps_of(inner):
-            if named and (step.opname == "BUILD_TUPLE" or (step.opname in _CALLS and step.arg == 2)):
-                return line
-            named = step.argval in _TYPED
+            if step.argval == "isinstance" or step.opname.startswith(("STORE_", "POP_")):
+                asking, named = step.argval == "isinstance", False
+            elif step.opname in _CALLS:
+                if asking and named and step.arg == 2:
+                    return line
+                named = False
+            named |= asking and step.argval in _TYPED
     return None
 
 

@@ -64,33 +64,42 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
 
 
 _COMPILING = {"is_compiling", "is_exporting", "is_dynamo_compiling", "is_export"}
+_TRACING = {"is_fx_tracing", "is_fx_symbolic_tracing"}
 
 
-def asks_for_compilation(functions: Iterable[types.FunctionType]) -> str | None:
-    """Return where the first of some functions stands that asks whether it is compiled; None: none does."""
-    asking = (f.__code__ for f in functions if not _COMPILING.isdisjoint(names_of(f.__code__)))
+def asks_for_compilation(functions: Iterable[types.FunctionType], compiling: bool = True) -> str | None:
+    """Return where the first of some functions stands that asks whether it is traced, or compiled."""
+    names = _TRACING | (_COMPILING if compiling else set())
+    asking = (f.__code__ for f in functions if not names.isdisjoint(names_of(f.__code__)))
     return next((f"{code.co_filename}:{code.co_firstlineno}" for code in asking), None)
 
 
 def refuse_compiled(model: nn.Module, graph: fx.GraphModule, example: Example, where: str) -> None:
-    """Raise DependsOnCall if what an exported graph computes is not what its model does when it is called.
+    """Raise DependsOnCall if what a graph computes is not what its model does when it is called.
 
-    While torch.export looks, code that asks is told that it is compiled.  A model that can't be called here,
-    or that draws, is not compared.
+    While a capture looks, code that asks is told that it is compiled, or traced.  Both run in float64, where
+    rounding hides no other computation.  A model that can't be called here, or that draws, is not compared.
     """
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         return
-    given = seeded_noise(example, model)
-    try:
-        wanted, again = (_later(model, example, given, 1, seed) for seed in (0, 1))
-        got = _later(graph, example, given, 1)
-    except Exception:  # whatever the model's code raises for noise
-        return
-    if _alike(wanted, again) and not _alike(wanted, got, rounding=1e5):
-        raise DependsOnCall(
-            f"the code at {where} asks whether it is compiled, and computes something else where "
-            f"torch.export tells it so: prune it by capture='symbolic', or a submodule without that code"
-        )
+    for training in (False, True):
+        given = seeded_noise(example, model).map(lambda t: t.double() if t.is_floating_point() else t)
+        try:
+            wanted, again = (_later(model, example, given, 1, seed, _doubled, training) for seed in (0, 1))
+            got = _later(graph, example, given, 1, 0, _doubled, training)
+        except Exception:  # whatever the model's code raises for noise
+            continue
+        if _alike(wanted, again) and not _alike(wanted, got, rounding=1e5):
+            raise DependsOnCall(
+                f"the code at {where} asks whether it is compiled or traced, and computes something else "
+                f"where a capture tells it so: prune it by another capture=, or a submodule without that code"
+            )
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    made = tensor.detach().clone()
+    made = made.double() if made.is_floating_point() else made
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def gives_the_same(model: nn.Module, other: nn.Module, example: Example) -> bool:
@@ -98,18 +107,24 @@ def gives_the_same(model: nn.Module, other: nn.Module, example: Example) -> bool
     if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
         return False
     given = seeded_noise(example, model)
-    copies = [structural_copy(m, own_buffers) for m in (model, other)]  # `_later` sets the mode
     try:
-        wanted, again = (_later(copies[0], example, given, 1, seed) for seed in (0, 1))
-        return _alike(wanted, again) and _alike(wanted, _later(copies[1], example, given, 1))
+        wanted, again = (_later(model, example, given, 1, seed) for seed in (0, 1))
+        return _alike(wanted, again) and _alike(wanted, _later(other, example, given, 1))
     except Exception:  # whatever the model's code raises for noise
         return False
 
 
-def _later(module: nn.Module, example: Example, first: Example, calls: int, seed: int = 0) -> list[Tensor]:
+def _later(
+    module: nn.Module,
+    example: Example,
+    first: Example,
+    calls: int,
+    seed: int = 0,
+    tensor: Callable[[Tensor], Tensor] = own_buffers,
+    training: bool = False,
+) -> list[Tensor]:
     """Return what a copy gives for the last input: at once (calls=1), or after a call with the first (2)."""
-    module.eval()
-    called = structural_copy(module, own_buffers)
+    called = structural_copy(module, tensor).train(training)
     drawn = torch.random.fork_rng(devices=cuda_devices_of(module))
     last = first.map(lambda t: t.flip(*range(t.ndim)) if t.is_floating_point() else t)
     with HeldState(module).restored(), drawn, torch.no_grad():

@@ -11,6 +11,7 @@ import contextlib
 import dis
 import functools
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +19,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.graph.code_names import codes_in, plain_functions, steps_of
+from fxprune.graph.code_names import codes_in, ends_statement, plain_functions, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
+from fxprune.graph.writes import is_itself
 
 __all__ = ["noticed_comparisons", "refuse_comparisons", "refused_ids"]
 
 _IS = dis.opmap["IS_OP"]
-_LOCAL = {"LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF"}
+_LOCAL = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF", "STORE_FAST_LOAD_FAST")
 
 
 def refuse_comparisons(
@@ -49,9 +51,13 @@ def refuse_comparisons(
 
 @contextlib.contextmanager
 def noticed_comparisons(
-    model: nn.Module, functions: Iterable[types.FunctionType]
+    model: nn.Module,
+    functions: Iterable[types.FunctionType],
+    may_be_one: Callable[[Any, Any], bool] = lambda a, b: True,
 ) -> Iterator[dict[str, None]]:
-    """Yield the lines that compare local names by `is`, of those functions that are called meanwhile.
+    """Yield the lines that compare local values by `is`, of those functions that are called meanwhile.
+
+    may_be_one: of what a call gives to two parameters that its code compares.
 
     Such a function has other code for that time, which runs its own.  (`sys.settrace` would double the time.)
     The model's own `forward` is called anyway, and its code is asked for names of inputs.
@@ -59,22 +65,48 @@ def noticed_comparisons(
     found, called = dict[str, None](), {*plain_functions(type(model).forward)}
     with contextlib.ExitStack() as undo:
         for function in dict.fromkeys(functions):
-            lines = filter(None, map(_line_of_comparison, codes_in(function.__code__)))
-            where = next((f"{function.__code__.co_filename}:{line}" for line in lines), None)
-            if where is not None and (function in called or function.__closure__ is not None):
-                found[where] = None  # (the code of a closure can't be replaced: it may be called)
-            elif where is not None:
-                _note_calls(function, functools.partial(found.setdefault, where), undo)
+            compared = [c for code in codes_in(function.__code__) for c in comparisons_in(code)]
+            if compared and (function in called or function.__closure__ is not None):
+                # (the code of a closure can't be replaced: it may be called)
+                found[f"{function.__code__.co_filename}:{compared[0][0]}"] = None
+            elif compared:
+                _note_calls(function, functools.partial(_note, function, compared, may_be_one, found), undo)
         yield found
 
 
-def _note_calls(function: types.FunctionType, note: Callable[[], Any], undo: contextlib.ExitStack) -> None:
+Comparison = tuple[int, tuple[str, ...]]
+
+
+def _note(
+    function: types.FunctionType,
+    compared: list[Comparison],
+    may_be_one: Callable[[Any, Any], bool],
+    found: dict[str, None],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Note the first comparison whose answer this call may not tell."""
+    code = function.__code__.co_consts[-1]  # its own, see below
+    written = {name for _, step in steps_of(code) if "STORE_" in step.opname for name in names_at(step)}
+    given = dict(zip(code.co_varnames[: code.co_argcount], args, strict=False)) | kwargs
+    for line, names in compared:
+        told = len(names) == 2 and all(name in given and name not in written for name in names)
+        if not told or may_be_one(*(given[name] for name in names)):
+            found[f"{code.co_filename}:{line}"] = None
+            return
+
+
+def _note_calls(
+    function: types.FunctionType,
+    note: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    undo: contextlib.ExitStack,
+) -> None:
     own, space = function.__code__, function.__globals__
     same = types.FunctionType(own, space, function.__name__, function.__defaults__)
     same.__kwdefaults__ = function.__kwdefaults__
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        note()
+        note(args, kwargs)
         return same(*args, **kwargs)
 
     name = f"__fxprune_called_{builtins.id(function)}__"
@@ -93,17 +125,51 @@ _CALLS = compile("def f(*args, **kwargs): return called(*args, **kwargs)", "", "
 
 
 @functools.lru_cache(1 << 14)
-def _line_of_comparison(code: types.CodeType) -> int | None:
-    """Return the first line that compares two local names by `is`."""
+def comparisons_in(code: types.CodeType) -> tuple[Comparison, ...]:
+    """List where code compares two local values by `is`: the line, and both names where they have such.
+
+    What a call gives counts where it may be what it is given (`x.float() is x`).
+    """
     if _IS not in code.co_code[::2]:
-        return None
-    before = list[dis.Instruction]()
+        return ()
+    found, before = list[Comparison](), list[dis.Instruction]()
     for line, step in steps_of(code):
-        names = [s.argval for s in before[-2:] if s.opname in _LOCAL]
-        if step.opcode == _IS and len(names) == 2 and "self" not in names:
-            return line
-        before.append(step)
-    return None
+        if step.opcode == _IS and (names := _compared(before)) is not None:
+            found.append((line, names))
+        before = [] if ends_statement(step) else [*before, step]
+    return tuple(found)
+
+
+def _compared(before: list[dis.Instruction]) -> tuple[str, ...] | None:
+    """Return the names of two local values that are compared, none for a call's; None: other values."""
+    names = [name for step in before[-2:] for name in _loaded(step)][-2:]
+    if before and _loaded(before[-1]) and len(names) == 2:
+        return tuple(names) if "self" not in names else None
+    of_call = [step for step in before[-2:] if step.opname.startswith("CALL")]
+    local = bool(before) and (before[-1] in of_call or bool(_loaded(before[-1])))
+    return () if of_call and local and _may_pass_on(before) else None
+
+
+def _may_pass_on(steps: list[dis.Instruction]) -> bool:
+    """Is what is called there a layer or a method of a local value, or a function that may pass it on?"""
+    of_local = any(
+        _loaded(a) and b.opname in ("LOAD_ATTR", "LOAD_METHOD") and b.argval != "get"
+        for a, b in itertools.pairwise(steps)
+    )
+    return of_local or any(isinstance(step.argval, str) and is_itself(step.argval) for step in steps)
+
+
+def _loaded(step: dis.Instruction) -> tuple[str, ...]:
+    """Return the local names that an instruction loads."""
+    if not step.opname.startswith(_LOCAL):
+        return ()
+    names = names_at(step)
+    return names[-1:] if step.opname.startswith("STORE") else names
+
+
+def names_at(step: dis.Instruction) -> tuple[str, ...]:
+    """Return the names that an instruction is about: newer versions of Python load two at once."""
+    return step.argval if isinstance(step.argval, tuple) else (str(step.argval),)
 
 
 @contextlib.contextmanager

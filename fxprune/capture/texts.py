@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from fxprune.graph.code_names import names_in
+from fxprune.graph.code_names import ends_statement, names_before, names_in, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["numbers_in_texts", "writes_messages"]
+__all__ = ["is_message", "numbers_in_texts"]
 
 _MESSAGES = {
     *("_assert", "_check", "print", "warn", "warn_once", "warning", "warning_once", "warning_advice"),
@@ -27,7 +27,31 @@ _RAISED = ("Error", "Exception", "Warning")
 @functools.lru_cache(1 << 14)
 def writes_messages(code: types.CodeType) -> bool:
     """Does code say something to people, so that a text it makes may be a message?"""
-    return any(name in _MESSAGES or name.endswith(_RAISED) for name in names_in(code))
+    return any(map(_says, names_in(code)))
+
+
+def is_message(frame: types.FrameType) -> bool:
+    """Is a text that is being made in a frame raised, or given to what says it to people?
+
+    A text that the code keeps, looks up or returns is none.
+    """
+    code = frame.f_code
+    return writes_messages(code) and _says_at(code, frame.f_lasti)
+
+
+@functools.lru_cache(1 << 12)
+def _says_at(code: types.CodeType, at: int) -> bool:
+    names = set(names_before(code, at))
+    for _, step in steps_of(code):
+        if step.offset > at and ends_statement(step):
+            return step.opname.startswith("RAISE") or (step.opname == "POP_TOP" and any(map(_says, names)))
+        if step.offset > at and isinstance(step.argval, str) and step.opname != "LOAD_CONST":
+            names.add(step.argval)
+    return False
+
+
+def _says(name: str) -> bool:
+    return name in _MESSAGES or name.endswith(_RAISED)
 
 
 @contextlib.contextmanager
@@ -39,8 +63,7 @@ def numbers_in_texts() -> Iterator[None]:
     here = this_thread_only()
 
     def said(caller: types.FrameType) -> bool:
-        code = caller.f_code
-        return here() and is_users(code.co_filename) and not writes_messages(code)
+        return here() and is_users(caller.f_code.co_filename) and not is_message(caller)
 
     def number(x: Any) -> Any:
         return int(x) if isinstance(x, torch.SymInt) else float(x)

@@ -9,7 +9,16 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["attribute_of", "codes_in", "names_in", "names_of", "plain_functions", "steps_of"]
+__all__ = [
+    "attribute_of",
+    "codes_in",
+    "ends_statement",
+    "names_before",
+    "names_in",
+    "names_of",
+    "plain_functions",
+    "steps_of",
+]
 
 
 def attribute_of(value: Any, name: str) -> Any:
@@ -45,6 +54,29 @@ def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from codes_in(constant)
+
+
+@functools.lru_cache(1 << 12)
+def names_before(code: types.CodeType, at: int) -> frozenset[str]:
+    """Return what the statement refers to that an instruction stands in, up to there."""
+    names: list[str] = []
+    for _, step in steps_of(code):
+        if step.offset > at:
+            break
+        if ends_statement(step):
+            names = []
+        elif isinstance(step.argval, str) and step.opname != "LOAD_CONST":
+            names.append(step.argval)
+    return frozenset(names)
+
+
+# What ends a statement, or goes on elsewhere.
+_ENDS = ("RAISE", "POP_TOP", "STORE_", "RETURN", "YIELD", "POP_JUMP", "JUMP")
+
+
+def ends_statement(step: dis.Instruction) -> bool:
+    """Does an instruction end a statement, or go on elsewhere?"""
+    return step.opname.startswith(_ENDS) and "LOAD" not in step.opname
 
 
 def steps_of(code: types.CodeType) -> Iterator[tuple[int, dis.Instruction]]:

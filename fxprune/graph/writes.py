@@ -15,7 +15,16 @@ from fxprune.graph.own_nodes import written
 
 __all__ = [
     *("FILLS", "VIEWS", "hidden_writes", "is_view_of_input", "shares_memory", "state_of", "value_of_write"),
-    *("maybe_itself", "writes_by_layout", "writes_in_place", "writes_through", "written", "written_state"),
+    *(
+        "is_itself",
+        "may_be_one",
+        "maybe_itself",
+        "writes_by_layout",
+        "writes_in_place",
+        "writes_through",
+        "written",
+        "written_state",
+    ),
 ]
 
 # Ops that return (part of) the tensor they are given, laid out otherwise.
@@ -30,6 +39,7 @@ VIEWS = {
 _ITSELF = {
     *("contiguous", "to", "type_as", "type", "float", "double", "half", "bfloat16", "cpu", "cuda"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "ravel"),
+    *("long", "int", "short", "bool", "char", "byte", "flatten", "requires_grad_"),
     *("real", "atleast_1d", "atleast_2d", "atleast_3d", "positive", "conj", "resolve_conj", "resolve_neg"),
 }
 # And others that may share its memory.
@@ -136,7 +146,24 @@ def maybe_itself(node: fx.Node) -> bool:
     """May a node be the very tensor that it is given?"""
     if node.op == "call_module":
         return bool(node.meta.get("maybe_itself"))
-    return node.op in ("call_function", "call_method") and op_name(node.target) in _ITSELF
+    return node.op in ("call_function", "call_method") and is_itself(op_name(node.target))
+
+
+def may_be_one(a: object, b: object) -> bool:
+    """May two values of a trace be one tensor, though their stand-ins are two?"""
+    if a is b or not (isinstance(a, fx.Proxy) and isinstance(b, fx.Proxy)):
+        return False
+    roots = [a.node, b.node]
+    for i, node in enumerate(roots):
+        while maybe_itself(node) and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        roots[i] = node
+    return roots[0] is roots[1] or all(node.op == "placeholder" for node in roots)
+
+
+def is_itself(op: str) -> bool:
+    """May an op of this name return the very tensor that it is given?"""
+    return op in _ITSELF
 
 
 def is_view_of_input(node: fx.Node) -> bool:

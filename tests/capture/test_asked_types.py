@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable
 
@@ -208,7 +209,15 @@ def a_size_in_a_text(m: nn.Module, h: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("way", [a_shape_in_a_text, a_batch_in_a_text, a_size_in_a_text])
+def a_size_in_a_text_beside_a_message(m: nn.Module, h: Tensor) -> Tensor:
+    if h.shape[1] > 1000:
+        raise ValueError(f"{h.shape[1]} is too long")
+    return {"6": h}.get(f"{h.shape[1]}", 2 * h)
+
+
+@pytest.mark.parametrize(
+    "way", [a_shape_in_a_text, a_batch_in_a_text, a_size_in_a_text, a_size_in_a_text_beside_a_message]
+)
 def test_what_a_text_says_of_sizes_holds_for_them_alone(way: Way) -> None:
     """By torch.export, which the first two are left to, a size was written as a name of its own."""
     model = randomise(Net(way).eval())
@@ -225,13 +234,15 @@ def test_what_a_text_says_of_sizes_holds_for_them_alone(way: Way) -> None:
 
 def a_message(m: nn.Module, h: Tensor) -> Tensor:
     torch._assert(h.shape[0] > 0, f"no samples in {h.shape}")
+    logging.getLogger(__name__).debug(f"{h.shape[1]} tokens")
     return h
 
 
-def test_a_batch_in_a_message_is_no_matter(capture: str) -> None:
+def test_sizes_in_a_message_are_no_matter(capture: str) -> None:
     model = randomise(Net(a_message).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
     assert_same(whole(X[:1]), model(X[:1]), 1e-6)
+    assert_same(whole(X[:, :4]), model(X[:, :4]), 1e-6)
 
 
 def goes_on(m: nn.Module, h: Tensor) -> Tensor:
@@ -283,7 +294,7 @@ def test_a_table_that_the_code_fills_is_no_matter() -> None:
 
 
 def compiled(m: nn.Module, h: Tensor) -> Tensor:
-    return 2 * h if torch.compiler.is_compiling() else h
+    return 1.005 * h if torch.compiler.is_compiling() else h
 
 
 def compiled_alike(m: nn.Module, h: Tensor) -> Tensor:
@@ -300,8 +311,24 @@ def test_code_that_asks_whether_it_is_compiled_is_exact_or_refused() -> None:
     assert fxprune.verify(other, fxprune.prune(other, 0.5, example_inputs=X, capture="export")) < 1e-8
 
 
+def a_stand_in(m: nn.Module, h: Tensor) -> Tensor:
+    return 1.005 * h if isinstance(h, torch.fx.Proxy) else h
+
+
+def traced(m: nn.Module, h: Tensor) -> Tensor:
+    return 2 * h if torch.fx._symbolic_trace.is_fx_tracing() else h
+
+
+def test_code_that_asks_whether_it_is_traced_is_exact_or_refused() -> None:
+    model = randomise(Net(a_stand_in).eval())
+    assert_same(fxprune.prune(model, 0.0, example_inputs=X)(X), model(X), 1e-6)  # by torch.export
+    for way in (a_stand_in, traced):
+        with pytest.raises(CaptureError, match="asks whether it is compiled or traced"):
+            fxprune.prune(randomise(Net(way).eval()), 0.5, example_inputs=X, capture="symbolic")
+
+
 def of_one_type(m: nn.Module, h: Tensor) -> Tensor:
-    return h if isinstance(h, (torch.FloatTensor, torch.DoubleTensor)) else 2 * h
+    return h if isinstance(h, (torch.FloatTensor, nn.Parameter)) else 2 * h
 
 
 def a_view(m: nn.Module, h: Tensor) -> Tensor:

@@ -65,6 +65,19 @@ def through_a_function(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return y is h
 
 
+def without_a_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return h.contiguous() is h
+
+
+def a_layer_without_a_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return h is m.drop(h)
+
+
+def flattened(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    y = h.flatten(2)
+    return y is h
+
+
 def by_id(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return id(h.contiguous()) in {id(h)}
 
@@ -75,7 +88,7 @@ def by_id_of_an_input(m: nn.Module, x: Tensor, h: Tensor) -> bool:
 
 WAYS = [
     *(as_it_lies, an_input_as_it_lies, cast, cast_by_name, through_a_layer, through_a_dropout),
-    *(through_a_function, by_id, by_id_of_an_input),
+    *(through_a_function, by_id, by_id_of_an_input, without_a_name, a_layer_without_a_name, flattened),
 ]
 
 
@@ -105,11 +118,25 @@ def of_other_things(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return mask is None and layer is m.a and h.contiguous() is not None
 
 
+def are_one(a: Tensor, b: Tensor) -> bool:
+    return a is b
+
+
+def that_never_meet(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return are_one(h, m.drop(h) * 2) or are_one(h, h)
+
+
 @pytest.mark.parametrize("one", [one_name, of_other_things])
 def test_what_needs_no_answer_of_a_stand_in_is_captured(one: Way, capture: str) -> None:
     model = randomise(Net(one).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=X, capture=capture)
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+def test_what_never_meets_is_two_tensors() -> None:
+    model = randomise(Net(that_never_meet).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X[:1]), model(X[:1]), 1e-6)
 
 
 class Root(nn.Module):

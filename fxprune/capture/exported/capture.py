@@ -88,8 +88,8 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
             noticed_draws(model, lambda: may_run) as drew,
-            noticed_comparisons(model, may_run) as compared,
-            refused_ids(lambda x: isinstance(x, kinds)),
+            noticed_comparisons(model, may_run, _may_be_one) as compared,
+            refused_ids(lambda x: isinstance(x, kinds) and not isinstance(x, nn.Parameter)),
         ):
             exported = export_program(model, example)
         layouts |= {_line(node): None for node in writes_by_layout(exported.program.graph)}
@@ -164,6 +164,10 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
 
 # A cast is an alias while torch.export looks (see `casts_apart`), and a dropout is a marker.
 _PASSING = {torch.ops.aten.alias.default, torch.ops.fxprune.layer_marker.default}
+
+
+def _may_be_one(a: Any, b: Any) -> bool:
+    return a is not b and isinstance(a, Tensor) and isinstance(b, Tensor)
 
 
 def _type_of(x: Any) -> type | None:

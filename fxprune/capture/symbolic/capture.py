@@ -18,9 +18,11 @@ from fxprune.capture.call_state import (
     GRADIENTS,
     OTHER_DRAWS,
     Gradients,
+    asks_for_compilation,
     noticed_draws,
     other_second_call,
     other_without_gradients,
+    refuse_compiled,
     refuse_difference,
     refuse_history,
 )
@@ -43,7 +45,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.modes import follows_mode
 from fxprune.graph.tensors import device_of
 from fxprune.graph.uncompiled import UncompiledGraph
-from fxprune.graph.writes import hidden_writes, maybe_itself
+from fxprune.graph.writes import hidden_writes, may_be_one, maybe_itself
 from fxprune.rules.modules import native
 
 __all__ = ["capture_symbolic"]
@@ -54,12 +56,13 @@ class _Asked:
     """What a model's code asks while it is traced, which no node says; not frozen, as it is filled then.
 
     gradients: the lines that ask values for their gradients.  devices: those that ask for a kind of device.
-    dtypes: is it the dtype of weights that are no stand-ins?
+    dtypes: is it the dtype of weights that are no stand-ins?  tracing: the lines that ask for stand-ins.
     """
 
     gradients: dict[str, None] = field(default_factory=dict)
     devices: dict[str, None] = field(default_factory=dict)
     dtypes: bool = False
+    tracing: dict[str, None] = field(default_factory=dict)
 
 
 def _leaves(model: nn.Module, taught: frozenset[str]) -> frozenset[int]:
@@ -99,7 +102,7 @@ def capture_symbolic(
     with (
         noticed(OF_GRADIENTS, asked.gradients),
         noticed_draws(model, lambda: may_run) as drew,
-        noticed_comparisons(model, may_run) as compared,
+        noticed_comparisons(model, may_run, may_be_one) as compared,
     ):
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
@@ -149,6 +152,9 @@ def capture_symbolic(
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
     refuse_history(model, module, example, changed)
+    asking = next(iter(asked.tracing), None) or asks_for_compilation(may_run, compiling=False)
+    if asking is not None:
+        refuse_compiled(model, module, example, asking)
     return Captured(
         module, example, "symbolic", notes=notes, follows_mode=trained.followed, untrained=trained.lost
     )
@@ -198,6 +204,7 @@ def _trace(
                 if asked is not None:
                     asked.gradients.update(tracer.gradient_questions)
                     asked.devices.update(tracer.devices.lines)
+                    asked.tracing.update(tracer.proxy_questions)
                     asked.dtypes |= tracer.asks_weights_dtype()
                 return graph
             except AsksForNumber as number:

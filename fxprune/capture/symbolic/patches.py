@@ -58,7 +58,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             patches.callback(setattr, owner, name, vars(owner)[name])
             setattr(owner, name, value)
 
-        patch(builtins, "isinstance", _instance_check(builtins.isinstance))
+        patch(builtins, "isinstance", _instance_check(builtins.isinstance, tracer))
         patch(builtins, "len", _length(builtins.len))
         patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
         for name in FACTORIES:
@@ -85,12 +85,14 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
         yield
 
 
-def _instance_check(is_instance: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+def _instance_check(is_instance: Callable[[Any, Any], bool], tracer: Any) -> Callable[[Any, Any], bool]:
     """Patch `isinstance(x, Tensor)` in a model's code to ask what x stands for; torch's own asks x itself."""
     traced = (TracedValue, TracedAttribute)
 
     def check(x: Any, classes: Any) -> bool:
         if is_instance(x, classes):
+            if type(x) in traced and is_users((caller := sys._getframe(1)).f_code.co_filename):
+                tracer.proxy_questions[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
             return True
         if type(x) not in traced:  # there are no other stand-ins; asked a hundred thousand times
             return False

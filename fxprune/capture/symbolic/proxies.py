@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.proxy import Attribute, TraceError
+from torch.fx.proxy import Attribute
 
 from fxprune.capture.asked_types import MATCH
 from fxprune.capture.number_types import want_shadow
@@ -25,7 +25,7 @@ from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
-from fxprune.capture.texts import writes_messages
+from fxprune.capture.texts import is_message
 from fxprune.graph.own_nodes import written
 from fxprune.graph.source_files import is_users
 
@@ -138,26 +138,23 @@ class TracedValue(fx.Proxy):
         return self._in_words(repr)
 
     def _in_words(self, write: Callable[[Any], str]) -> str:
-        code = sys._getframe(2).f_code
-        if is_users(code.co_filename) and isinstance(_for_example(self), (int, float, tuple)):
-            return self._number_in_words(code, write)
+        caller = sys._getframe(2)
+        if is_users(caller.f_code.co_filename) and isinstance(_for_example(self), (int, float, tuple)):
+            return self._number_in_words(caller, write)
         return super().__repr__()
 
-    def _number_in_words(self, code: types.CodeType, write: Callable[[Any], str]) -> str:
-        """Write a size as the example's; the batch size, which has no number, where the text is a message."""
-        try:
-            return write(self.tracer.decisions.value(self))
-        except TraceError:
-            if writes_messages(code):
-                return super().__repr__()
-            raise
+    def _number_in_words(self, caller: types.FrameType, write: Callable[[Any], str]) -> str:
+        """Write a size as the example's, which the graph checks but where the text is a message."""
+        if is_message(caller):
+            return write(_for_example(self))
+        return write(self.tracer.decisions.value(self))
 
     def __format__(self, spec: str) -> str:
         """Write a size into a text as the example's, which the graph checks."""
         value = _for_example(self)
         if value is self or isinstance(value, Tensor):
             return super().__repr__()
-        return self._number_in_words(sys._getframe(1).f_code, lambda number: format(number, spec))
+        return self._number_in_words(sys._getframe(1), lambda number: format(number, spec))
 
     def __hash__(self) -> int:
         """Look a size up in a table (`{16: .., 32: ..}[n]`) as the example's, which the graph checks.

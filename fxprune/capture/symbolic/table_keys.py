@@ -8,6 +8,7 @@ import enum
 import inspect
 import types
 
+from fxprune.graph.code_names import names_before
 from fxprune.graph.source_files import is_users
 
 __all__ = ["LIBRARY", "counts", "looks_up", "users_frame"]
@@ -27,7 +28,7 @@ def looks_up(caller: types.FrameType) -> bool:
     code, at = caller.f_code, caller.f_code.co_code[caller.f_lasti]
     if at in _MAKES:
         return True
-    if at in _LOOK_UPS or "get" in code.co_names:
+    if at in _LOOK_UPS or ("get" in code.co_names and "get" in names_before(code, caller.f_lasti)):
         return not (_FILLS & {*code.co_code[::2]} or _FILLING & {*code.co_names})
     return False
 

@@ -76,6 +76,7 @@ class Tracer(fx.Tracer):
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
         self.gradients_of_inputs = False
         self.gradient_questions: dict[str, None] = {}  # the lines that ask values for their gradients
+        self.proxy_questions: dict[str, None] = {}  # and those that ask whether they are stand-ins
         self._tracing_here = this_thread_only()
         self._untraced = False
         self.unanswered: Exception | None = None  # what the code was told in place of a truth
