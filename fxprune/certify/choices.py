@@ -21,6 +21,7 @@ __all__ = ["agreed", "chooses"]
 SAME = 1e-9  # relative to the largest element
 
 _WITH_VALUES = {"topk", "sort", "max", "min", "kthvalue", "median", "mode", "cummax", "cummin"}
+_OF_COUNT = {"topk", "kthvalue"}  # how many, or which, comes before the dimension
 _INDICES = {"argmax", "argmin", "argsort"}
 
 
@@ -46,15 +47,21 @@ def agreed(node: fx.Node, operand: Any, own: Any, wanted: list[Tensor]) -> tuple
     values, indices = own
     if torch.equal(indices, wanted[1]) or compare(wanted[:1], [values]).error > SAME:
         return own, False
+    # As good a choice here too: the same values may lie elsewhere.
+    if compare([values], [_picked(node, operand, wanted[1])]).error > SAME:
+        return own, False
     return type(own)((values, wanted[1])), True
 
 
 def _picked(node: fx.Node, operand: Tensor, indices: Tensor) -> Tensor:
     """Return the elements that indices choose."""
-    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
-    dim = given.get("dim", -1 if op_name(node.target) == "argsort" else None)
+    name = op_name(node.target)
+    names = ("k", "dim", "keepdim") if name in _OF_COUNT else ("dim", "keepdim")
+    given: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    dim = given.get("dim", None if name in ("argmax", "argmin") else -1)
     if dim is None:
         return operand.flatten()[indices]
     dim = at(dim, operand.ndim)
     flat = indices if indices.ndim == operand.ndim else indices.unsqueeze(dim)
-    return operand.gather(dim, flat)
+    found = operand.gather(dim, flat)
+    return found if indices.ndim == operand.ndim else found.squeeze(dim)

@@ -74,6 +74,17 @@ def test_a_choice_of_others_is_an_error() -> None:
     assert fxprune.verify(model, pruned) > 1e-3
 
 
+def test_a_choice_of_equal_values_in_other_places_is_an_error() -> None:
+    """In an edited graph: the scores the other way round, in which the original's indices choose others."""
+    model = randomise(Chosen(CHOICES["topk"])).eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 7, 6))
+    node = next(n for n in pruned.graph.nodes if n.name == "topk")
+    with pruned.graph.inserting_before(node):
+        node.replace_input_with(node.args[0], pruned.graph.call_function(torch.flip, (node.args[0], [1])))
+    pruned.recompile()
+    assert fxprune.verify(model, pruned) > 1e-3
+
+
 class QueriesByMaximum(nn.Module):
     """Pairs of queries [batch, pairs, 2, heads, head_dim] by their maximum: heads and head_dim apart."""
 
