@@ -65,7 +65,7 @@ class Slot:
                 return True
         return False
 
-    def write(self, root: nn.Module, new: int) -> None:
+    def write(self, root: nn.Module, new: float) -> None:
         """Put another number here; tuples on the way are made anew."""
         _written(vars(root.get_submodule(self.path)), self.keys, new)
 
@@ -75,7 +75,7 @@ def _item(holder: Value, key: str | int) -> Value:
     return inside[key]
 
 
-def _written(holder: Value, keys: Keys, new: int) -> Value:
+def _written(holder: Value, keys: Keys, new: float) -> Value:
     """Put the number into its holder and return it: itself, unless it is a tuple."""
     key, *inner = keys
     value = _written(_item(holder, key), tuple(inner), new) if inner else new
@@ -91,11 +91,11 @@ def _written(holder: Value, keys: Keys, new: int) -> Value:
 
 @dataclass(frozen=True)
 class Edit:
-    """A number of the original's state that the code of the result reads as another one."""
+    """A number of the original's state, a size or a scale, that the result's code reads as another one."""
 
     slot: Slot
-    old: int
-    new: int
+    old: float
+    new: float
 
     def __str__(self) -> str:
         return f"{self.slot}: {self.old} -> {self.new}"

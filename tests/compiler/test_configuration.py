@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import randomise, small_hf_vit, small_vit
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FileError
@@ -31,7 +32,8 @@ def test_its_own_saving_round_trips(layers: int, tmp_path: Path) -> None:
 
 def test_sizes_that_it_cannot_say_are_refused(tmp_path: Path) -> None:
     model = small_hf_vit(num_hidden_layers=2)
-    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, attention="head_dim", form="module")
+    widths = {"*layers.0*": 0.25}
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, ratios=widths, form="module")
     assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned, example_inputs=IMAGES) < 1e-8
     with pytest.raises(FileError, match=r"fxprune\.save"):
         pruned.save_pretrained(tmp_path)
@@ -39,6 +41,53 @@ def test_sizes_that_it_cannot_say_are_refused(tmp_path: Path) -> None:
     loaded = fxprune.load(tmp_path / "saved")
     with pytest.raises(FileError, match=r"fxprune\.save"):
         loaded.save_pretrained(tmp_path)
+
+
+class Sizes:
+    def __init__(self, width: int, heads: int) -> None:
+        self.width, self.heads = width, heads
+
+
+class Attending(nn.Module):
+    """A library's kind of model: built of a configuration, with a scale that it holds."""
+
+    def __init__(self, config: Sizes) -> None:
+        super().__init__()
+        self.config, self.heads = config, config.heads
+        self.scale = (config.width // config.heads) ** -0.5
+        self.stem, self.qkv = nn.Linear(6, config.width), nn.Linear(config.width, 3 * config.width)
+        self.head = nn.Linear(config.width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.stem(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(x.transpose(1, 2).flatten(2))
+
+    def save_pretrained(self, folder: Path) -> None:
+        torch.save(self.config, folder)
+
+
+@pytest.mark.parametrize(("heads", "attention"), [(1, "auto"), (4, "head_dim")])
+def test_a_scale_that_its_class_computes_of_the_head_dim_is_folded(
+    heads: int, attention: str, tmp_path: Path
+) -> None:
+    model, x = randomise(Attending(Sizes(16, heads)).eval()), torch.randn(2, 3, 6)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention=attention, form="module").eval()
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    assert (pruned.config.width, pruned.config.heads, pruned.scale) == (8, heads, (8 // heads) ** -0.5)
+    fxprune.save(pruned, tmp_path / "saved", build="tests:Attending")
+    rebuilt = Attending(pruned.config).eval()
+    rebuilt.load_state_dict(pruned.state_dict())
+    for other in (rebuilt, fxprune.load(tmp_path / "saved", model=model)):
+        assert torch.allclose(other(x), pruned(x), atol=1e-5)
+
+
+def test_on_the_meta_device_no_configuration_is_proved(tmp_path: Path) -> None:
+    model = Attending(Sizes(128, 1)).to("meta")
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 3, 6, device="meta"), form="module")
+    with pytest.raises(FileError, match="numbers on the meta device"):
+        pruned.save_pretrained(tmp_path / "saved")
 
 
 def test_labels_hidden_states_and_checkpointing_are_the_librarys() -> None:

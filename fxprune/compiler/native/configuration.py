@@ -23,13 +23,15 @@ from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import holds_attributes
+from fxprune.result.measure import on_meta
 from fxprune.result.own_code import Edit, Slot
 from fxprune.result.own_forward import users_class
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["configured"]
+__all__ = ["OTHER_FUNCTION", "configured"]
 
 SAVES = "save_pretrained"  # how a library that builds models of configurations calls its saving
+OTHER_FUNCTION = "builds another function of its sizes"
 TRIES = 48  # combinations of changes at a time: each builds a model
 
 Option = tuple[Slot, int, list[int]]  # a number, as it was, and all that it may have become
@@ -46,12 +48,17 @@ def configured(
     if not hasattr(type(model), SAVES):
         return [], ""
     for name, held in vars(instance).items():
-        if holds_attributes(held) and _built(instance, held) is not None:
+        if holds_attributes(held) and _is_built_of(instance, name):
+            if on_meta(instance):
+                return [], f"{type(held).__name__} was not proved, for want of numbers on the meta device"
             found = _edited(model, instance, pruned, name, sizes, edits)
-            if found is None:
-                return [], f"{type(held).__name__} can't express its sizes"
-            return found, ""
+            return ([], f"{type(held).__name__} {found}") if isinstance(found, str) else (found, "")
     return [], ""
+
+
+def _is_built_of(instance: nn.Module, name: str) -> bool:
+    """Does the class build models of what this attribute holds, without numbers or at least with them?"""
+    return _built_on_meta(instance, name) is not None or _built(instance, vars(instance)[name]) is not None
 
 
 def _edited(
@@ -61,7 +68,8 @@ def _edited(
     name: str,
     sizes: Sizes,
     edits: Sequence[Edit],
-) -> list[Edit] | None:
+) -> list[Edit] | str:
+    """Edit an instance's configuration; where none says its sizes, return that in words."""
     done = {edit.slot for edit in edits}
     options = [
         (slot, old, news)
@@ -70,7 +78,7 @@ def _edited(
     ]
     fitting = _fitting(instance, name, options)
     if fitting is None:
-        return None
+        return "can't express its sizes"
     rest = [option for option in options if option[0] not in {slot for slot, _, _ in fitting}]
     for changes in itertools.islice(_choices(rest), TRIES):
         with _written(instance, changes):
@@ -82,7 +90,7 @@ def _edited(
     for slot, old, new in found or fitting:
         slot.write(instance, old if found is None else new)
     if found is None:
-        return None
+        return OTHER_FUNCTION
     changed = [Edit(*change) for change in found]
     changed += _computed(model, instance, pruned, name, {*done, *(edit.slot for edit in changed)})
     return [*changed, *_as_built(model, instance, name, {*done, *(edit.slot for edit in changed)})]

@@ -9,10 +9,11 @@ from torch import nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.planned import as_planned
-from fxprune.compiler.native.configuration import configured
+from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
 from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
+from fxprune.compiler.native.rescaled import rescaled
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
@@ -91,7 +92,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     with collector_paused():
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
-            return _finished(model, analysis, *traced, pruned, sizes)
+            return _finished(model, analysis, *traced, pruned, sizes, slices, check=check)
     if on_meta(model):
         raise OptionError(NO_NUMBERS)
     refuse_broken(pruned, analysis.captured.example)  # `rewrite` did not try it, and no trace agreed with it
@@ -104,7 +105,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
                 raise
             continue
         if not isinstance(found, Found):
-            return _finished(model, analysis, *found, sizes)
+            return _finished(model, analysis, *found, sizes, slices, check=check)
         why = found.why
         if not found.spelled:
             break
@@ -172,13 +173,28 @@ def _finished(
     own: OwnCode,
     pruned: PrunedModule,
     sizes: Mapping[str, Sizes],
+    slices: Slices,
+    *,
+    check: Check,
 ) -> nn.Module:
     """Let train mode and the configuration follow, or say that they can't; record how it was made."""
-    own = trained_alike(model, analysis, made, own, pruned, sizes)
-    edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
-    own = replace(own, edits=(*own.edits, *edits), unsaid=unsaid)
+    finished = _followed(model, analysis, (made, own, pruned), sizes)
+    if finished[1].unsaid.endswith(OTHER_FUNCTION):
+        other = rescaled(model, analysis, own, pruned, slices, check=check)
+        other = None if other is None else _followed(model, analysis, other, sizes)
+        if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
+            finished = other
+    made, own, pruned = finished
     with_form(made, own, pruned, shared=False)
     return made
+
+
+def _followed(model: nn.Module, analysis: Analysis, found: _Made, sizes: Mapping[str, Sizes]) -> _Made:
+    """Let train mode and the configuration of an instance follow, or note that they can't."""
+    made, own, pruned = found
+    own = trained_alike(model, analysis, made, own, pruned, sizes)
+    edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
+    return made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned
 
 
 def _no_instance(pruned: PrunedModule, why: str) -> PrunedModule:

@@ -108,7 +108,12 @@ def own_from(data: object) -> OwnCode:
 def _edit(data: object) -> Edit:
     path, keys, held, old, new = json_list(data)
     slot = Slot(json_value(path, str), _keys(keys), json_value(held, int))
-    return Edit(slot, json_value(old, int), json_value(new, int))
+    return Edit(slot, _number(old), _number(new))
+
+
+def _number(data: object) -> float:
+    """Take data for a number as it is: a size stays whole."""
+    return json_value(data, int) if isinstance(data, int) else json_value(data, float)
 
 
 def _spelling(data: object) -> Spelling:
