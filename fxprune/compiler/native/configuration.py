@@ -35,7 +35,7 @@ OTHER_FUNCTION = "builds another function of its sizes"
 TRIES = 48  # combinations of changes at a time: each builds a model
 
 Option = tuple[Slot, int, list[int]]  # a number, as it was, and all that it may have become
-Change = tuple[Slot, int, int]  # a number, as it was and as it is to be
+Change = tuple[Slot, float, float]  # a number, as it was and as it is to be
 
 
 def configured(
@@ -181,7 +181,7 @@ def _misfits(instance: nn.Module, name: str) -> float:
 
 def _news(old: int, sizes: Sizes, edits: Sequence[Edit]) -> list[int]:
     """List what a number may have become: what it did elsewhere in the model first."""
-    elsewhere = [edit.new for edit in edits if edit.old == old]
+    elsewhere = [edit.new for edit in edits if edit.old == old and isinstance(edit.new, int)]
     return [n for n in dict.fromkeys((*elsewhere, *sizes.may_be(old))) if n != old]
 
 

@@ -160,9 +160,9 @@ class SpelledSlot(Slot):
     def read(self, root: nn.Module) -> int:
         return self.spellings.chosen[self.path].get(self.place, AS_WRITTEN)
 
-    def write(self, root: nn.Module, new: int) -> None:
+    def write(self, root: nn.Module, new: float) -> None:
         if new != self.read(root):
-            self.spellings.write(root.get_submodule(self.path), self, new)
+            self.spellings.write(root.get_submodule(self.path), self, int(new))
 
 
 def _library(module: nn.Module) -> str:

@@ -53,4 +53,5 @@ def _in_graph(analysis: Analysis, name: str) -> str:
 
 
 def _numbers(path: str, own: OwnCode) -> tuple[tuple[Keys, int], ...]:
-    return tuple((edit.slot.keys, edit.old) for edit in own.edits if edit.slot.path == path)
+    own_sizes = [edit for edit in own.edits if edit.slot.path == path]
+    return tuple((edit.slot.keys, edit.old) for edit in own_sizes if isinstance(edit.old, int))

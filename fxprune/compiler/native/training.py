@@ -129,7 +129,7 @@ class _Trial:
         proposals, seen = Proposals(self.model, self.copy, sizes), _reads(self.copy, self.example, False)
         sides = [coin for coin, _ in self.wanted]
         found = proposals.options(Scope("", wide=True), _reads(self.copy, self.example, True, sides))
-        known = {edit.slot: edit.old for edit in own.edits}
+        known = {edit.slot: edit.old for edit in own.edits if isinstance(edit.old, int)}
         return [
             (slot, [*dict.fromkeys([*news, *([known[slot]] if slot in known else [])])])
             for slot, news in found
