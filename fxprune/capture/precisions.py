@@ -8,6 +8,7 @@ graphs differ otherwise, the code takes another way there, which the result refu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_branch, guard_dtype, guard_precision, precision_of
 from fxprune.graph.quiet import quiet_torch
-from fxprune.graph.tensors import device_of
+from fxprune.graph.tensors import device_of, tensor_at
 
 __all__ = [
     "AUTOCAST",
@@ -106,6 +107,7 @@ def precisions_of(
     """Capture a model in other precisions, and mark in a graph what its code says of dtypes.
 
     Sets `meta["literal_dtype"]` on nodes whose dtype the code spells, though it is the model's as well, and
+    `meta["follows_dtype"]` on constants that have the dtype of the copy, and
     `meta["limits"]` on those that hold a limit of the numbers of a dtype that is the model's: its name.
 
     capture: captures a copy as the graph was.  asked: did the code ask for a dtype, so that each may differ?
@@ -118,7 +120,9 @@ def precisions_of(
     others = [d for d in (torch.bfloat16, torch.float16) if d is not own][: None if asked else 1]
 
     def in_dtype(dtype: torch.dtype) -> None:
-        found.note(graph, (dtype, None), lambda: capture(*_recast(model, example, own, dtype)))
+        copy, given = _recast(model, example, own, dtype)
+        found.note(graph, (dtype, None), lambda: capture(copy, given))
+        _mark_following(graph, model, copy, (own, dtype))
 
     with quiet_torch():
         for dtype in others:
@@ -129,6 +133,16 @@ def precisions_of(
         if found.refused and own is not torch.float64:  # else it is as the others are
             in_dtype(torch.float64)
     return found
+
+
+def _mark_following(
+    graph: fx.Graph, model: nn.Module, copy: nn.Module, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Mark constants that code makes in the dtype of weights or inputs: `torch.ones(5, dtype=self.dtype)`."""
+    for node in graph.find_nodes(op="get_attr"):
+        with contextlib.suppress(AttributeError):  # the other capture ended before, or has no such constant
+            if tuple(tensor_at(m, str(node.target)).dtype for m in (model, copy)) == dtypes:
+                node.meta["follows_dtype"] = True
 
 
 def tells_precision(graph: fx.Graph, model: nn.Module, example: Example) -> bool:
@@ -156,15 +170,23 @@ def own_dtype(model: nn.Module, example: Example) -> torch.dtype | None:
 def _recast(
     model: nn.Module, example: Example, own: torch.dtype, dtype: torch.dtype
 ) -> tuple[nn.Module, Example]:
-    """Copy a model and an example in another dtype; numbers of large tensors are not looked at."""
+    """Copy a model and an example in another dtype; numbers of large tensors are not looked at.
+
+    As a cast of the model does, it leaves alone what is neither a parameter nor a buffer.
+    """
+    casts = {id(t) for t in (*model.parameters(), *model.buffers())}
+    casts |= {id(t) for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)}
 
     def cast(t: Tensor) -> Tensor:
-        if t.dtype is not own:
+        if t.dtype is not own or id(t) not in casts:
             return t
         other = t.detach().to(dtype) if t.numel() <= _FEW else torch.empty_like(t, dtype=dtype)
         return nn.Parameter(other, t.requires_grad) if isinstance(t, nn.Parameter) else other
 
-    return structural_copy(model, cast), example.map(cast)
+    copy = structural_copy(model, cast)
+    for name in [name for name in vars(copy) if name.startswith("_tensor_constant")]:
+        delattr(copy, name)  # of the first capture
+    return copy, example.map(cast)
 
 
 _FEW = 1 << 12  # elements of a tensor whose numbers code may look at: a table of constants

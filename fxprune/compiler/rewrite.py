@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -10,6 +11,7 @@ from fxprune.analysis.analysis import Analysis, Site
 from fxprune.choose.planned import as_planned
 from fxprune.graph.example import outline_of
 from fxprune.graph.refuse_train_mode import refuse_train_mode
+from fxprune.graph.tensors import named_tensors
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check, Pass, run_passes
 from fxprune.passes.shrinking.fold_scales import fold_scales
@@ -79,6 +81,7 @@ def rewrite(
         undecayed=tuple(new.get(n, renamed_path(n, modules)) for n in without_weight_decay(model)),
         untrained=analysis.captured.untrained,
         before=before,
+        constants=_constants(model, analysis.module.graph, pruned, new),
         remade={} if before else remade_values(model),
     )
     refuse_train_mode(pruned, pruned.record.untrained)
@@ -108,6 +111,18 @@ def _passes(analysis: Analysis, selection: Selection, model: nn.Module, plan: Pl
     passes = [Pass("shrink", shrunk, has_values=False, same_outputs=False)]
     passes += [Pass("fold_scales", folded, has_values=False)] if plan.scales else []
     return passes + ([Pass("rename", renamed, has_values=False)] if plan.renamed else [])
+
+
+def _constants(
+    model: nn.Module, seen: fx.Graph, pruned: nn.Module, new: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return the names of a result's buffers that are none of the original's, nor follow a cast of it."""
+    if is_result(model):
+        return tuple(new.get(name, name) for name in record_of(model).constants)
+    known = {new.get(name, name) for name, _ in named_tensors(model)}
+    following = (str(n.target) for n in seen.nodes if n.op == "get_attr" and "follows_dtype" in n.meta)
+    known |= {new.get(name, name) for name in following}
+    return tuple(name for name, _ in pruned.named_buffers() if name not in known)
 
 
 def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[int]:

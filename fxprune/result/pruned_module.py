@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PlanError
+from fxprune.errors import InputArgumentError, PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.guards import guard_layout
 from fxprune.graph.nests import Value
-from fxprune.graph.tensors import get_or_create_submodule
+from fxprune.graph.tensors import get_or_create_submodule, tensor_at
 from fxprune.result.plan import Plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
@@ -68,6 +70,29 @@ class PrunedModule(fx.GraphModule):
                 f"fxprune.prune gives an instance of it, with {name}"
             ) from None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrunedModule:
+        """Cast, move or lay out what the original's modules hold; what its code makes is moved alone.
+
+        Raises:
+            InputArgumentError: in another layout of weights, the code that asks for layouts goes another way.
+        """
+        asking = next((n for n in self.graph.nodes if n.target is guard_layout), None)
+        if asking is not None and not _keeps_layouts(fn):
+            raise InputArgumentError(
+                f"the model's code at {asking.kwargs['where']} looks how tensors lie in memory, which "
+                f"follows the layout of weights: prune the model in that memory format"
+            )
+        record = self.__dict__.get("record")
+        names = record.constants if isinstance(record, Record) else ()
+        before = {name: tensor_at(self, name) for name in names}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, constant in before.items():
+            path, _, leaf = name.rpartition(".")
+            now = tensor_at(self, name)
+            if now.dtype != constant.dtype:
+                self.get_submodule(path)._buffers[leaf] = constant.to(now.device)
+        return self
+
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the original tells optimisers to leave undecayed (timm's convention)."""
         record = self.__dict__.get("record")
@@ -93,6 +118,11 @@ class PrunedModule(fx.GraphModule):
     def _state(self) -> dict[str, object]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
+
+
+def _keeps_layouts(fn: Callable[[Tensor], Tensor]) -> bool:
+    """Does what is applied to tensors leave those of images and videos in the order of their dimensions?"""
+    return all(fn(torch.empty(*[2] * rank)).is_contiguous() for rank in (4, 5))
 
 
 def _class_in_use(kind: str) -> type | None:

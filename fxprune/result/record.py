@@ -39,6 +39,8 @@ class Record:
         refused there.
     before: the record of the model that was pruned, where that was a result itself.
     remade: what the original held then under names that its own code assigns, see `fxprune.result.remade`.
+    constants: names of tensors that the original's code makes, or has as plain attributes: no cast of a
+        module reaches them.
     own: how the instance of the original's class came about, where the result is one (form="module").
     """
 
@@ -55,6 +57,7 @@ class Record:
     untrained: tuple[str, ...] = ()
     before: Record | None = None
     own: OwnCode | None = None
+    constants: tuple[str, ...] = ()
     remade: Mapping[str, Value] = field(default_factory=dict)
 
     @staticmethod

@@ -29,6 +29,7 @@ from fxprune.capture.call_state import (
     refuse_difference,
     refuse_history,
 )
+from fxprune.capture.clocks import another_time
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
@@ -102,7 +103,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
                 return export_again(model, exported, gradients_of_inputs)
 
         if drew():
-            refuse_difference(graph, _plain(model, again().program, functions), OTHER_DRAWS)
+            with another_time(may_run):
+                other = again()
+            refuse_difference(graph, _plain(model, other.program, functions), OTHER_DRAWS)
         with after_a_call(model, exported.example) as (changed, numbers):
             if numbers:
                 second = _plain(model, again().program, functions)
@@ -129,7 +132,9 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
                 program = again()
             plain = _plain(model, program.program, functions)
             if drew():
-                refuse_difference(plain, _plain(model, again().program, functions), OTHER_DRAWS)
+                with another_time(may_run):
+                    later = again()
+                refuse_difference(plain, _plain(model, later.program, functions), OTHER_DRAWS)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
             guard_sizes(plain, program.relied.beyond(own))
             return plain

@@ -26,6 +26,7 @@ from fxprune.capture.call_state import (
     refuse_difference,
     refuse_history,
 )
+from fxprune.capture.clocks import another_time
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
@@ -112,7 +113,8 @@ def capture_symbolic(
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
     if drew():
-        again = _trace(model, leaves, example, copies, taught, training=False)
+        with another_time(may_run):
+            again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, OTHER_DRAWS)
     for gradients in GRADIENTS[1:] if asked.gradients else ():
         other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
@@ -138,7 +140,8 @@ def capture_symbolic(
         with noticed_draws(model, lambda: may_run) as drew:
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
         if drew():
-            again = _trace(model, leaves, example, copies, taught, training=True)
+            with another_time(may_run):
+                again = _trace(model, leaves, example, copies, taught, training=True)
             refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 

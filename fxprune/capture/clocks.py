@@ -1,0 +1,69 @@
+"""Clocks that a model's code reads: set to another time, so that what follows from them shows."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fxprune.graph.code_names import attribute_of, names_of
+from fxprune.graph.process_lock import this_thread_only
+
+__all__ = ["another_time"]
+
+_LATER = datetime.timedelta(days=1031, hours=5, minutes=17, seconds=43, microseconds=271_828)
+_CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+
+
+@contextlib.contextmanager
+def another_time(functions: Iterable[types.FunctionType]) -> Iterator[None]:
+    """Let some functions, and what they call, read clocks that are years ahead."""
+    later: dict[int, Any] = {id(datetime.datetime): _Later, id(datetime.date): _LaterDay}
+    for name in _CLOCKS:
+        later[id(getattr(time, name))] = _ahead(getattr(time, name), _LATER.total_seconds())
+        later[id(getattr(time, f"{name}_ns"))] = _ahead(
+            getattr(time, f"{name}_ns"), int(_LATER.total_seconds() * 1e9)
+        )
+    with contextlib.ExitStack() as undo:
+        spaces: dict[int, dict[str, Any]] = {id(vars(m)): vars(m) for m in (time, datetime)}
+        spaces |= {id(f.__globals__): f.__globals__ for f in functions if _names_a_clock(f)}
+        for space in spaces.values():
+            for name, value in [*space.items()]:
+                if id(value) in later:
+                    space[name] = later[id(value)]
+                    undo.callback(space.__setitem__, name, value)
+        yield
+
+
+def _names_a_clock(function: types.FunctionType) -> bool:
+    space = function.__globals__
+    named = (space.get(name) for name in names_of(function.__code__))
+    return any(attribute_of(v, "__module__") in ("time", "datetime") for v in named if v is not None)
+
+
+def _ahead(clock: Callable[[], Any], by: Any) -> Callable[[], Any]:
+    here = this_thread_only()
+    return lambda: clock() + by if here() else clock()
+
+
+class _Later(datetime.datetime):
+    """Another time."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        return super().now(tz) + _LATER
+
+    @classmethod
+    def utcnow(cls) -> Any:
+        return super().utcnow() + _LATER
+
+
+class _LaterDay(datetime.date):
+    """Another day."""
+
+    @classmethod
+    def today(cls) -> Any:
+        return super().today() + _LATER
