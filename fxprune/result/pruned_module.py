@@ -71,7 +71,7 @@ class PrunedModule(fx.GraphModule):
             ) from None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrunedModule:
-        """Cast, move or lay out what the original's modules hold; what its code makes is moved alone.
+        """Move, cast or lay out what the original's modules hold; what its code makes is moved alone.
 
         Raises:
             InputArgumentError: in another layout of weights, the code that asks for layouts goes another way.
