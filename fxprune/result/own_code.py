@@ -50,11 +50,15 @@ class Slot:
 
     def read(self, root: nn.Module) -> int:
         """Get the number that stands here in a model of the same structure."""
-        value: Value = vars(root.get_submodule(self.path))
-        for key in self.keys:
-            value = _item(value, key)
-        number: int = value
+        number: int = _item(self.holder(root), self.keys[-1])
         return number
+
+    def holder(self, root: nn.Module) -> Value:
+        """Get what the number stands in: a list, a dict, an object, or the state of the module."""
+        value: Value = vars(root.get_submodule(self.path))
+        for key in self.keys[:-1]:
+            value = _item(value, key)
+        return value
 
     def is_shared(self, one: nn.Module, other: nn.Module) -> bool:
         """Do two models hold the number in one and the same object (a cache), which nobody may write to?"""

@@ -195,3 +195,27 @@ def test_hooks_that_code_registers_are_not_left_behind_by_looks() -> None:
     assert fxprune.verify(model, pruned) < 1e-8
     pruned(x)
     assert len(pruned.seen) == 3
+
+
+def test_a_record_that_names_a_module_says_that_modules_width() -> None:
+    class Stages(nn.Module):
+        """Its first stage is as wide inside as the second one's result, and shrinks more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = ((6, 128, 96), (96, 160, 128), (128, 192, 72))
+            self.stages = nn.ModuleList(
+                nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c)) for a, b, c in sizes
+            )
+            self.head = nn.Linear(72, 5)
+            self.records = [{"wide": c, "of": f"stages.{i}"} for i, (_, _, c) in enumerate(sizes)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(x)
+
+    model, x = randomise(Stages().eval()), torch.randn(2, 6)
+    pruned = fxprune.prune(model, 0.5, form="module", example_inputs=x, ratios={"stages.0*": 0.75})
+    assert [stage[0].out_features for stage in pruned.stages] == [32, 80, 96]
+    assert [record["wide"] for record in pruned.records] == [48, 64, 36]

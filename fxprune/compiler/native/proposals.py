@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,6 +47,7 @@ class Proposals:
         self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
         self.tables = {*holders_of_tables(model, root)}
+        self.named = {slot: path for slots in self.slots.values() for slot, path in _named(model, slots)}
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
@@ -104,11 +105,14 @@ class Proposals:
 
     def _width(self, slot: Slot, old: int) -> int | None:
         """Return what a width became; one as large as an image or a number of tokens, if it is told apart."""
-        sizes = self.sizes[slot.path]
+        sizes = self._sizes(slot)
         found = sizes.surely(old)
         if found is None and self._is_width(slot, old):
             found = sizes.surely(old, is_width=True)
         return found
+
+    def _sizes(self, slot: Slot) -> Sizes:
+        return self.sizes[self.named.get(slot, slot.path)]
 
     def _is_width(self, slot: Slot, old: int) -> bool:
         """Is a number, which sizes of other things have as well, the size of weights?
@@ -117,7 +121,7 @@ class Proposals:
         """
         if self._has_names(slot, old):
             return True
-        alike = [(self.sizes[s.path], n) for s, n in self.kinds[self._kind(slot)] if s != slot]
+        alike = [(self._sizes(s), n) for s, n in self.kinds[self._kind(slot)] if s != slot]
         given = self.sizes[slot.path].given
         if any(sizes.surely(n) is not None for sizes, n in alike) or len({n for _, n in alike} - given) > 1:
             return all(sizes.surely(n, is_width=True) is not None for sizes, n in alike)
@@ -168,6 +172,16 @@ class Proposals:
             path = path.rpartition(".")[0]
             found = self.sizes[path].may_be(old)
         return found
+
+
+def _named(model: nn.Module, slots: Iterable[tuple[Slot, int]]) -> Iterator[tuple[Slot, str]]:
+    """List the numbers that stand in a dict beside the path of one module: they say something of that."""
+    paths = {path for path, _ in model.named_modules() if path}
+    for slot, _ in slots:
+        holder = slot.holder(model) if len(slot.keys) > 1 else None
+        texts = [v for v in holder.values() if isinstance(v, str)] if isinstance(holder, dict) else []
+        if len(found := paths.intersection(texts)) == 1:
+            yield slot, found.pop()
 
 
 def _may_be_strides(numbers: list[int]) -> bool:
