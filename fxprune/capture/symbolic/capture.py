@@ -196,7 +196,7 @@ def _trace(
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
             followed_types(held.functions(), tracer.type_of),
-            refused_ids(lambda x: isinstance(x, fx.Proxy)),
+            refused_ids(lambda x: issubclass(type(x), fx.Proxy)),
             unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
         ):

@@ -47,7 +47,7 @@ class Proposals:
         self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
         self.tables = {*holders_of_tables(model, root)}
-        self.named = {slot: path for slots in self.slots.values() for slot, path in _named(model, slots)}
+        self.named = dict(_named(model, self.slots.values()))
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
@@ -174,10 +174,10 @@ class Proposals:
         return found
 
 
-def _named(model: nn.Module, slots: Iterable[tuple[Slot, int]]) -> Iterator[tuple[Slot, str]]:
+def _named(model: nn.Module, held: Iterable[list[tuple[Slot, int]]]) -> Iterator[tuple[Slot, str]]:
     """List the numbers that stand in a dict beside the path of one module: they say something of that."""
     paths = {path for path, _ in model.named_modules() if path}
-    for slot, _ in slots:
+    for slot, _ in itertools.chain.from_iterable(held):
         holder = slot.holder(model) if len(slot.keys) > 1 else None
         texts = [v for v in holder.values() if isinstance(v, str)] if isinstance(holder, dict) else []
         if len(found := paths.intersection(texts)) == 1:
