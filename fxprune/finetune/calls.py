@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,13 +43,18 @@ class Call:
             return teacher(*args, **kwargs)
 
 
-def call_of(batch: Any) -> Call:
+def call_of(batch: Any, model: nn.Module) -> Call:
     """Read a batch: inputs, `(inputs, labels)`, or a mapping of keyword arguments that may hold labels.
+
+    Args:
+        model: what is to be called: an argument that it can't do without is one, even where labels are
+            called so.
 
     Raises:
         DataError: it holds no tensor.
     """
-    args, kwargs, labels = parts_of(batch)
+    parameters = inspect.signature(model.forward).parameters.values()
+    args, kwargs, labels = parts_of(batch, {p.name for p in parameters if p.default is p.empty})
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
         raise DataError(

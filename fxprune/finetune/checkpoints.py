@@ -35,7 +35,7 @@ class Progress:
 
     epoch, batch: where it goes on: the number of an epoch, and of a batch in it.
     updates: of the weights.
-    sums: of the losses of the epoch so far, by name.
+    sums, counts: of the losses of the epoch so far, by name, and of how many batches.
     seconds: of the epoch so far, on this process.
     log: the finished epochs.
     """
@@ -44,6 +44,7 @@ class Progress:
     batch: int = 0
     updates: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
 

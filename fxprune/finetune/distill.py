@@ -164,7 +164,7 @@ def _identity(
 
 
 def _classes(student: nn.Module, loader: Any, log_probabilities: LogProbabilities | None) -> int:
-    call = call_of(next(iter(loader)))
+    call = call_of(next(iter(loader)), student)
     with in_eval_mode(student), torch.no_grad():
         found = predictions_of(call.on(student), call.size, log_probabilities).classes
     if found is None:

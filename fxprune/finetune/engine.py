@@ -279,16 +279,16 @@ class Engine:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, total: Tensor, updates: int) -> bool:
-        """Train on one batch; return whether that completed an update; `updates` came before."""
+        """Train on one batch; return whether that changed the weights, of which `updates` came before."""
         self.accelerator.backward(total)
         if self.accelerator.sync_gradients and self.training.clip:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        changed = bool(self.accelerator.sync_gradients)
-        if changed and self.average is not None:
+        ready, skipped = self.accelerator.sync_gradients, self.accelerator.optimizer_step_was_skipped
+        if ready and not skipped and self.average is not None:
             self.average.update(self.bare, step=updates + 1)
-        return changed
+        return bool(ready and not skipped)
 
     def mixed(self, batch: Any) -> Any:
         """Mix images and labels with one another, where that was asked for."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from fxprune.errors import TrainingError
@@ -88,11 +89,14 @@ class Loop:
         """
         engine = self.engine
         place = (engine.training.seed, engine.accelerator.process_index, epoch)
+        # Batches that every process reads whole, to take its part of each, are the same for all of them.
+        whole = isinstance(getattr(engine.loader, "dataset", None), IterableDataset)
         engine.loader.set_epoch(epoch)
         batches = None
         for number in range(len(engine.loader)):
             # Whoever shuffles by itself does that at first, in one order for all processes.
-            _seed(*(place if number else (engine.training.seed, 0, epoch)), number, READING)
+            alike = whole or number == 0
+            _seed(*((engine.training.seed, 0, epoch) if alike else place), number, READING)
             batches = iter(engine.loader) if batches is None else batches
             batch = next(batches)
             _seed(*place, number, TRAINING)
@@ -110,9 +114,10 @@ class Loop:
             if not all(map(math.isfinite, values.values())):
                 raise TrainingError(self._not_finite(progress, values))
             changed = engine.update(losses.total, progress.updates)
-        sums = {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
+        sums = progress.sums | {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
+        counts = {name: progress.counts.get(name, 0) + (name in values) for name in sums}
         updates = progress.updates + changed
-        return replace(progress, batch=progress.batch + 1, updates=updates, sums=sums)
+        return replace(progress, batch=progress.batch + 1, updates=updates, sums=sums, counts=counts)
 
     def _values(self, losses: Losses) -> dict[str, float]:
         """Return the losses as numbers: their means over the processes, the same on each of them."""
@@ -138,7 +143,9 @@ class Loop:
                 f"no batch of epoch {progress.epoch + 1} had labels, and loss= and smoothing are about them"
             )
         line: dict[str, Any] = {"epoch": progress.epoch + 1, "updates": progress.updates}
-        line |= {name: total / progress.batch for name, total in progress.sums.items()}
+        line |= {
+            name: total / progress.counts.get(name, progress.batch) for name, total in progress.sums.items()
+        }
         line |= {"lr": float(engine.optimizer.param_groups[0]["lr"]), "seconds": round(progress.seconds, 3)}
         if self.evaluate is not None:
             with in_eval_mode(engine.judged), torch.no_grad():

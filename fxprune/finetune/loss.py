@@ -104,7 +104,7 @@ class Distillation:
             DataError: the batch is nothing that a model is called with.
             TrainingError: the outputs are not of the same classes, or none of the losses applies.
         """
-        call = call_of(batch)
+        call = call_of(batch, self.student)
         theirs = Reads(self.teacher, self.states.theirs if self.states else {})
         wanted = self._wanted(call, theirs)
         ours = Reads(self.student, self.states.ours if self.states else {})

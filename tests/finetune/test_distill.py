@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import fxprune
 from fxprune.errors import DataError, OptionError, TrainingError
+from fxprune.finetune.loader import loader_of
+from fxprune.finetune.loop import Loop, own_randomness
 
 pytest.importorskip("accelerate")
 
@@ -291,3 +294,72 @@ def test_a_precision_that_this_machine_can_not_compute(precision: str) -> None:
         pytest.skip("it may be computed on this GPU")
     with pytest.raises(TrainingError, match="Accelerate can't train so: "):
         trained(labelled(1), precision=precision)
+
+
+def test_a_mean_is_that_of_the_batches_that_have_the_loss() -> None:
+    """Every other batch has no labels."""
+    teacher = small_vit(depth=1)
+    (x, labels), student = labelled(1)[0], student_of(teacher)
+    training = fxprune.Training(epochs=1, lr=1e-12, min_lr=0.0, weight_decay=0.0, opt="sgd")
+    runs = [[(x, labels)], [(x, labels), x, x]]
+    means = [fxprune.distill(student, teacher, run, training, progress=False).log[0] for run in runs]
+    assert means[1]["task"] == pytest.approx(means[0]["task"], rel=1e-4)
+    assert means[1]["kl"] == pytest.approx(means[0]["kl"], rel=1e-4)
+
+
+def test_an_update_that_overflows_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    teacher = small_vit(depth=1)
+    training = fxprune.Training(epochs=1, ema=0.5)
+    assert fxprune.distill(student_of(teacher), teacher, labelled(2), training, progress=False).updates == 0
+
+
+class Drawing:
+    """A list that draws each batch when it is read."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        return (torch.randn(4, 3, 32, 32) for _ in range(3))
+
+
+def test_every_process_cuts_the_same_batches() -> None:
+    read = []
+    for process in (0, 1):
+        accelerator = SimpleNamespace(process_index=process, num_processes=2, device=torch.device("cpu"))
+        engine: Any = SimpleNamespace(
+            training=fxprune.Training(), accelerator=accelerator, loader=loader_of(Drawing(), accelerator)
+        )
+        loop = Loop(engine, *[None] * 3, 0, False)  # type: ignore[arg-type]
+        read.append([])
+        with own_randomness():
+            for batch in loop._batches(0):
+                torch.randn(1 + process)  # what training draws
+                read[-1].append(batch)
+    with own_randomness():
+        whole = [torch.cat(parts) for parts in zip(*read, strict=True)]
+        engine.accelerator.num_processes, engine.accelerator.process_index = 1, 0
+        engine.loader = loader_of(Drawing(), engine.accelerator)
+        alone = list(loop._batches(0))
+    assert all(map(torch.equal, whole, alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
+class Named(nn.Module):
+    """Takes what others call labels as an input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.model(x) * labels[:, None]
+
+
+def test_an_input_that_is_called_labels_is_one() -> None:
+    teacher = Named(small_vit(depth=1))
+    student = fxprune.prune(teacher, 0.5, example_inputs=(images(2, 32), torch.ones(2)))
+    batch = {"x": images(2, 32), "labels": torch.tensor([0.0, 0.0])}
+    losses = fxprune.Distillation(student, teacher, loss=lambda output, labels: output.sum())(batch)
+    assert torch.equal(losses.output, torch.zeros(2, 10))
