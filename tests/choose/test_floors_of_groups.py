@@ -66,3 +66,19 @@ def test_the_plan_keeps_it_in_a_file(tmp_path) -> None:
 def test_hidden_channels_of_a_plain_ratio_have_no_floor() -> None:
     pruned = fxprune.prune(mlp(), 0.9, example_inputs=torch.randn(2, 6))
     assert widths(pruned)["0.weight"][0] == 2
+
+
+def test_a_signal_that_fades_under_old_statistics_is_said_and_comes_back() -> None:
+    layers = [layer for _ in range(12) for layer in (torch.nn.Conv2d(64, 64, 1), torch.nn.BatchNorm2d(64))]
+    dense = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), *layers, torch.nn.Conv2d(64, 2, 1))
+    x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(40):
+        dense.train()(x)
+    pruned = fxprune.prune(dense.eval(), 0.9, scope="global", example_inputs=x)
+    found = fxprune.report(dense, pruned)
+    assert found.norms_as_before == 12 and "batch norms" in found.to_markdown()
+    faded = pruned(x).std(0).mean()
+    for _ in range(40):
+        pruned.train()(x)
+    assert pruned.eval()(x).std(0).mean() > 20 * faded
+    assert fxprune.report(dense, pruned).norms_as_before == 0

@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.result.plan import Kept, Plan
+from fxprune.result.pruned_module import plan_of
 from fxprune.rules.axes import atoms_of
 
-__all__ = ["GroupFigures", "figures_of", "folded", "heads_of"]
+__all__ = ["GroupFigures", "figures_of", "folded", "heads_of", "norms_as_before"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,21 @@ class GroupFigures:
     width: tuple[int, int]
     parameters: tuple[int, int]
     macs: tuple[float, float]
+
+
+def norms_as_before(model: nn.Module, pruned: nn.Module) -> int:
+    """Count batch norms that hold slices of the original's statistics still, if anything shrank."""
+    plan = plan_of(pruned)
+    dense, old_of = dict(model.named_buffers()), {new: old for old, new in plan.renamed.items()}
+    found = 0
+    for name, variance in pruned.named_buffers() if plan.groups else ():
+        before = dense.get(old := old_of.get(name, name))
+        if not name.endswith("running_var") or before is None or before.is_meta:
+            continue
+        kept = next(iter(plan.kept.get(old, ())), None)
+        before = before if kept is None else before[kept.to(before.device)]
+        found += bool(before.shape == variance.shape and (before.to(variance) == variance).all())
+    return found
 
 
 def figures_of(

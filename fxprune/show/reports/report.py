@@ -22,8 +22,9 @@ from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.own_attention import widths_held
 from fxprune.result.pruned_module import noise_for, plan_of, record_of
 from fxprune.result.refitted import FEW
+from fxprune.result.remade import as_it_was
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
-from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of
+from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of, norms_as_before
 from fxprune.show.reports.side_by_side import latencies, macs_by_node
 from fxprune.show.reports.texts import as_html, as_markdown, count, in_ms, pair, row
 
@@ -42,6 +43,7 @@ class Report:
     certificate: the largest relative error, or None where it was not asked for.
     certified: what the certificate says beside that number: "exact", or why it is not.
     floored: the groups of which the request would have taken more, had their floor not held it up.
+    norms_as_before: batch norms that hold the original's statistics, of inputs that fewer channels make now.
     discarded: group -> estimated KL divergence of what it lost, where channels were chosen by "kl".
     samples: calibration samples that layers were solved again on; 0 where none were.
     divergence: KL divergence from the original on those held out, before that and after.
@@ -63,6 +65,7 @@ class Report:
     certificate: float | None = None
     certified: str = ""
     floored: tuple[str, ...] = ()
+    norms_as_before: int = 0
     discarded: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     divergence: tuple[float, ...] = ()
@@ -142,6 +145,11 @@ class Report:
         rows = []
         if self.floored:
             rows.append([f"at their floor: {listed(self.floored, 4)}", "", str(len(self.floored)), ""])
+        if self.norms_as_before:
+            said = (
+                "batch norms with the original's statistics: take them anew (train mode) before you measure"
+            )
+            rows.append([said, "", str(self.norms_as_before), ""])
         if self.discarded:
             most = sorted(self.discarded, key=lambda name: -self.discarded[name])[:3]
             some = ", ".join(f"{name} {self.discarded[name]:.2g}" for name in most)
@@ -225,6 +233,7 @@ def report(
         example = example_of(model, example_inputs, example_kwargs)
     else:
         example = noise_for(pruned, model, 1 if batch is None else batch)
+    model = as_it_was(model, record_of(pruned).remade, example)
     analysis = analysis_behind(model, pruned, rules=rules)
     macs = macs_by_node(analysis.module, example), macs_by_node(graph, example)
     with threads_of(threads):
@@ -248,6 +257,7 @@ def report(
         certificate=None if found is None else float(found),
         certified="" if found is None else found.words,
         floored=plan.floored,
+        norms_as_before=norms_as_before(model, pruned),
         discarded=dict(plan.discarded),
         samples=plan.samples,
         divergence=plan.divergence,
