@@ -139,7 +139,8 @@ class Request:
             path = Path(options["resume"])
             options["resume"] = path.with_name(f"{path.stem}-{step}{path.suffix}")
         own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}
-        budget = replace(self.budget, ratio=self.budget.ratio * share, ratios=own)
+        ratio, on_the_way = self.budget.ratio * share, step < self.steps
+        budget = replace(self.budget, ratio=ratio, ratios=own, on_the_way=on_the_way)
         return replace(self, budget=budget, importance_options=options)
 
     # ------------------------------------------------------------ what doesn't go together

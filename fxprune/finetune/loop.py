@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
+from fxprune.choose.importance.bars import hidden
 from fxprune.errors import TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.engine import Engine
@@ -156,8 +157,8 @@ class Loop:
     def _bar(self, start: Progress, batches: int) -> Any:
         shown = self.bar and self.engine.accelerator.is_main_process
         title = f"epoch {start.epoch + 1} of {self.engine.training.epochs}"
-        hide = None if shown else True  # None: no bar in a file
-        return tqdm(total=batches, initial=start.batch, desc=title, unit="batch", disable=hide, leave=False)
+        options: dict[str, Any] = {"desc": title, "unit": "batch", "disable": hidden(shown), "leave": False}
+        return tqdm(total=batches, initial=start.batch, **options)
 
 
 def _seed(*place: int) -> None:

@@ -230,6 +230,13 @@ def test_steps_with_data_and_a_target() -> None:
     assert fxprune.verify(dense, pruned) < 1e-8
 
 
+def test_steps_on_the_way_need_not_meet_their_share() -> None:
+    """The branches that go at first are more than a third of what is to go."""
+    dense = small_vit()
+    pruned = fxprune.prune(dense, 0.7, target="macs", steps=3, depth=0.5, example_inputs=images())
+    assert counted_macs(pruned, images(1)) / counted_macs(dense, images(1)) == pytest.approx(0.3, abs=0.01)
+
+
 def test_steps_without_training_leave_re_fitted_weights_known() -> None:
     dense, data = small_vit(), [images(32)]
     options = {"data": data, "importance_options": {"progress": False}, "example_inputs": images()}

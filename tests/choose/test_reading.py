@@ -198,6 +198,13 @@ def test_a_run_of_another_model_is_not_gone_on_from(tmp_path: Path) -> None:
             kept(model, [INPUTS], importance="kl-exact", importance_options=given)
 
 
+def test_no_groups_have_no_scores() -> None:
+    """All were chosen by their bases."""
+    analysis = fxprune.analyze(made(), example_inputs=INPUTS)
+    for importance in ("kl", "kl-exact", "taylor"):
+        assert score(analysis, [], importance, [(INPUTS, torch.arange(4))], progress=False) == {}
+
+
 def test_samples_to_measure_that_nothing_measures() -> None:
     given = {"measured": 2, "progress": False}
     with pytest.raises(OptionError, match=r"'measured'.*no effect"):

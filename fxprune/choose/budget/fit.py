@@ -122,7 +122,7 @@ def _estimate_and_correct(
         ask = min(1.0, ask * wanted / left)
     assert best is not None
     left, fitted = best
-    if abs(left - wanted) > tolerance:
+    if abs(left - wanted) > tolerance and not budget.on_the_way:
         raise _out_of_reach(budget, left, fitted, schedule)
     return fitted
 

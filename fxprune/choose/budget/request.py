@@ -36,7 +36,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Budget:
-    """The options of `prune` that say how much goes, checked."""
+    """The options of `prune` that say how much goes, checked.
+
+    on_the_way: more goes in a later step, so that the nearest choice will do.
+    """
 
     ratio: float = 0.5
     target: str | Latency = "channels"
@@ -44,6 +47,7 @@ class Budget:
     ratios: Mapping[str, float] = field(default_factory=dict)
     floor: int | float | None = None
     round_to: int = 1
+    on_the_way: bool = False
 
     def __post_init__(self) -> None:
         _check_share("ratio", self.ratio)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.data import Batch, batches_of
 from fxprune.choose.importance.kl import ones, passes_of
 from fxprune.choose.importance.reading import Reading, reading_of
@@ -34,7 +35,7 @@ def activation(
 ) -> Scores:
     """Return the root mean square of each channel where it is used, averaged over its uses."""
     model = _Watching(analysis, groups)
-    for batch in tqdm(batches_of(data, analysis, "activation"), disable=None if progress else True):
+    for batch in tqdm(batches_of(data, analysis, "activation"), disable=hidden(progress)):
         with torch.no_grad():
             model.forward(ones(model, groups, batch.size), batch.size, *batch.arguments())
     return {group: np.sqrt(model.energy[group] / max(1, model.seen[group])) for group in groups}
@@ -84,7 +85,7 @@ def taylor(
             f"importance='taylor' needs labels: batch {bare} of data= holds inputs only; give (inputs, "
             f"labels), or use importance='kl', which needs none"
         )
-    for subset, batch in tqdm(passes_of(model, groups, batches), disable=None if progress else True):
+    for subset, batch in tqdm(passes_of(model, groups, batches), disable=hidden(progress)):
         masks = ones(model, subset, batch.size)
         with torch.enable_grad():
             value = cost(model.forward(masks, batch.size, *batch.arguments()), batch)

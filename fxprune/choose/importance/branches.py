@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.data import batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import reading_of
@@ -41,7 +42,7 @@ def branch_divergences(
     batches = few_at_once(batches_of(data, analysis, "depth"), analysis)
     runner, read = _WithoutBranches(analysis.module), reading_of(analysis, log_probabilities)
     totals = np.zeros(len(units))
-    bar = tqdm(total=len(units) * len(batches), desc="branches", disable=None if progress else True)
+    bar = tqdm(total=len(units) * len(batches), desc="branches", disable=hidden(progress))
     with torch.no_grad(), bar:
         for batch in batches:
             reference = read(runner.whole(*batch.arguments()), batch.size)

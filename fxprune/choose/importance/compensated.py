@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.answers import Derivatives
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.covariances import spreads_of, waves_of
 from fxprune.choose.importance.held_out import split_data
 from fxprune.choose.importance.layers import layers_by_group
@@ -69,7 +70,7 @@ def compensated(
     waves = waves_of({group: uses for group, uses in layers.items() if group not in found})
     batches = split_data(data, analysis, "kl").all if waves else ()
     with tqdm(
-        total=len(waves) * len(batches), desc="covariances", unit="batch", disable=None if progress else True
+        total=len(waves) * len(batches), desc="covariances", unit="batch", disable=hidden(progress)
     ) as bar:
         for wave in waves:
             judge(wave, spreads_of(analysis, [*wave], batches, derivatives.lengths, bar))

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import Reading, reading_of
@@ -85,7 +86,7 @@ def divergences(
     wanted = {g: list((elements or {}).get(g, range(int(np.prod(shape_of(g)))))) for g in groups}
     done = _Progress(resume, _fingerprint(analysis, batches, log_probabilities, elements) if resume else "")
     total = sum(len(wanted[g]) for g in groups) * len(batches)
-    with tqdm(total=total, desc="exact importance", unit="mask", disable=None if progress else True) as bar:
+    with tqdm(total=total, desc="exact importance", unit="mask", disable=hidden(progress)) as bar:
         for i, batch in enumerate(batches):
             with torch.no_grad():
                 _measure(runner, batch, i, wanted, shared, at_once, read, done, bar)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.along import vectors_of
 from fxprune.choose.importance.answers import Derivatives, Watched, channels_of, take_slopes
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.covariances import Spreads, waves_of
 from fxprune.choose.importance.data import Batch
 from fxprune.choose.importance.gram import gram
@@ -103,7 +104,7 @@ def gathered(
     draws = draws or draws_for(samples)
     read_outputs = reading_of(analysis, log_probabilities)
     model = _Gathering(analysis, read, others, samples)
-    with tqdm(total=len(batches), desc="importance", unit="batch", disable=None if progress else True) as bar:
+    with tqdm(total=len(batches), desc="importance", unit="batch", disable=hidden(progress)) as bar:
         derivatives = take_slopes(model, batches, draws, seed, read_outputs, bar.update)
     return Gathered(
         derivatives,

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.exact import divergences
 from fxprune.choose.importance.predictions import LogProbabilities
@@ -69,7 +70,7 @@ def kl(
         passes,
         desc="importance",
         unit="batch",
-        disable=None if progress else True,
+        disable=hidden(progress),
     )
     for subset, batch in bar:
         for group, squares in _squared_slopes(model, subset, batch, read, draws, generator):
@@ -95,6 +96,8 @@ def passes_of(
     signs have nothing in common.
     """
     shared = model.without_batch()
+    if not groups:
+        return []
     if model.analysis.captured.fixed_batch or not shared:
         return [([*groups], batch) for batch in batches]
     together, alone = ([g for g in groups if (g in shared) is wanted] for wanted in (False, True))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.importance.answers import Lengths, derivatives_of, is_known
+from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.held_out import Split, split_data
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import Reading, reading_of
@@ -164,7 +165,7 @@ def _moments(
     known = lengths or {}
     complete = all(is_known(known, node, data.all) for node in channels)
     total = len(data.all) * (len(consumers) + (not complete))
-    with tqdm(total=total, desc="re-fit", unit="batch", disable=None if progress else True) as bar:
+    with tqdm(total=total, desc="re-fit", unit="batch", disable=hidden(progress)) as bar:
         if not complete:
             known = derivatives_of(sides.dense, channels, data.all, read=read, step=bar.update).lengths
         yield from sides.moments(consumers, data, lengths=known, step=bar.update)
