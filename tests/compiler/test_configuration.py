@@ -79,7 +79,9 @@ def test_a_scale_that_its_class_computes_of_the_head_dim_is_folded(
     fxprune.save(pruned, tmp_path / "saved", build="tests:Attending")
     rebuilt = Attending(pruned.config).eval()
     rebuilt.load_state_dict(pruned.state_dict())
-    for other in (rebuilt, fxprune.load(tmp_path / "saved", model=model)):
+    applied = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=x, form="module")
+    assert type(applied) is Attending and applied.scale == pruned.scale
+    for other in (rebuilt, applied, fxprune.load(tmp_path / "saved", model=model)):
         assert torch.allclose(other(x), pruned(x), atol=1e-5)
 
 

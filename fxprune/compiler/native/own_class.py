@@ -13,7 +13,7 @@ from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
 from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
-from fxprune.compiler.native.rescaled import rescaled
+from fxprune.compiler.native.rescaled import held_scales, rescaled
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
@@ -85,7 +85,9 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     """
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
-    plan = replace(plan, scales={**default_scales(analysis, selection), **plan.scales})
+    held = held_scales(model, analysis, plan.scales)  # folded again, if its configuration needs it
+    given = {node: scale for node, scale in plan.scales.items() if node not in held}
+    plan = replace(plan, scales={**default_scales(analysis, selection), **given})
     pruned = rewrite(model, analysis, plan, check=check, run=False)
     sizes, unused = sizes_by_module(model, analysis, selection), unused_axes(model, analysis)
     slices = Slices(analysis, selection, unused, pruned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.compiler.native.instance import Slices, instance_of
@@ -24,7 +24,12 @@ from fxprune.result.pruned_module import PrunedModule, plan_of
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["rescaled"]
+__all__ = ["held_scales", "rescaled"]
+
+
+def held_scales(model: nn.Module, analysis: Analysis, scales: Mapping[str, float]) -> frozenset[str]:
+    """Find the products whose scale a module holds: an instance starts without folding those."""
+    return frozenset(node for node, _ in _edits(model, analysis.module, scales))
 
 
 def rescaled(
@@ -44,12 +49,14 @@ def rescaled(
     return None if wrong_in(made, folded, analysis.captured.follows_mode) else (made, own, folded)
 
 
-def _edits(model: nn.Module, pruned: PrunedModule, scales: Mapping[str, float]) -> Iterator[tuple[str, Edit]]:
+def _edits(
+    model: nn.Module, graph: fx.GraphModule, scales: Mapping[str, float]
+) -> Iterator[tuple[str, Edit]]:
     """List, for each product, the number that its module, or the nearest around it, holds for its scale."""
-    for node in pruned.graph.nodes:
+    for node in graph.graph.nodes:
         if node.name not in scales:
             continue
-        old, path = constant_of(call_of(node, pruned, DEFAULT_RULES)), module_of(node)
+        old, path = constant_of(call_of(node, graph, DEFAULT_RULES)), module_of(node)
         while old is not None:
             state = vars(model.get_submodule(path))
             names = [n for n, v in state.items() if type(v) is float and abs(v - old) <= 1e-6 * abs(old)]
