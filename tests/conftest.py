@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 from helpers import CAPTURES, images, small_vit
@@ -10,6 +11,7 @@ from representatives import others
 from torch import fx, nn
 
 import fxprune
+from fxprune.choose.importance import predictions
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow ones are left out
@@ -24,6 +26,14 @@ def pytest_collection_finish() -> None:
     """Leave half a million objects of libraries and tests out of every later search for garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_derivatives() -> Iterator[None]:
+    """Take a twelfth of the derivatives: tests ask what is exact, and a backward pass each is their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "DERIVATIVES", 64)
+        yield
 
 
 @pytest.fixture(params=CAPTURES)

@@ -394,7 +394,7 @@ def test_a_plan_for_other_branches_is_refused() -> None:
 
 
 @settings(
-    max_examples=int(os.environ.get("FXPRUNE_NETWORKS", "100")) // 4,
+    max_examples=int(os.environ.get("FXPRUNE_NETWORKS", "100")) // 6,
     deadline=None,
     derandomize="FXPRUNE_NETWORKS" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

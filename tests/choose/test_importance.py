@@ -13,9 +13,10 @@ from helpers import images, randomise, small_conv, small_hf_vit, small_swin, sma
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.choose.importance import predictions
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
-from fxprune.choose.importance.predictions import Prediction, draws_for
+from fxprune.choose.importance.predictions import DERIVATIVES, Prediction, draws_for
 from fxprune.choose.importance.score import WITH_DATA, score
 from fxprune.choose.importance.scores import shape_of
 from fxprune.errors import DataError
@@ -314,7 +315,8 @@ def test_data_that_holds_no_batches(data: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize(("samples", "draws"), [(1, 768), (250, 4), (768, 1), (5000, 1)])
-def test_few_samples_are_asked_more_often(samples: int, draws: int) -> None:
+def test_few_samples_are_asked_more_often(samples: int, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "DERIVATIVES", DERIVATIVES)  # tests take fewer
     assert draws_for(samples) == draws
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.zoo import randomise
+from fxprune.compiler.native import search
+from fxprune.compiler.native.watch import fault_in
 from fxprune.errors import OptionError
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import record_of
@@ -152,8 +154,17 @@ def test_code_that_departs_from_the_graph_is_no_silent_result() -> None:
 @pytest.fixture(scope="module")
 def without_a_branch() -> tuple[nn.Module, nn.Module]:
     """A model and its result of which a branch went.  Copy before you change either."""
-    model = small_vit(depth=2)
-    return model, fxprune.prune(model, 0.5, depth=0.34, example_inputs=image(32), form="module")
+    model, runs = small_vit(depth=2), []
+
+    def counted(*args: Any) -> Any:
+        runs.append(args[1])
+        return fault_in(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "fault_in", counted)
+        pruned = fxprune.prune(model, 0.5, depth=0.34, example_inputs=image(32), form="module")
+    assert len(runs) < 20  # no number makes code leave a branch out: none are tried
+    return model, pruned
 
 
 def test_a_branch_that_goes_leaves_a_part_of_the_graph(

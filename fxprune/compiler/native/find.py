@@ -87,14 +87,18 @@ class _Finder:
         in_eval_mode(root)
         example = analysis.captured.example.with_batch(None if analysis.captured.fixed_batch else 2)
         self.example = seeded_noise(example, model).map(in_float64)
-        self.search = Search(root, Proposals(model, root, sizes))
+        removed = analysis.removal.branches if analysis.removal else ()
+        shorter = frozenset(around for b in removed if (around := b.name.rpartition(".")[0]))
+        self.search = Search(root, Proposals(model, root, sizes), shorter=shorter)
         self.parts: dict[str, Part] = {}
         self.boundaries: dict[str, list[Boundary]] | None = None
         self.traits: Traits = {}
         self.forward: Forward | None = None
 
     def find(self) -> Found:
-        expected = expected_of(self.double, self.example)
+        # No numbers mend what code returns that calls a branch that is gone: look closer at once.
+        known = None if self.search.shorter else expected_of(self.double, self.example)
+        expected = known or self._looked_closer()
         fault = self.search.fault(expected)
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns

@@ -35,6 +35,7 @@ class Search:
     spellings: the sizes in the code itself, once they are asked for.
     passed_on: what the last choice wrote in modules like the one that it was made for, and what stood there.
     next_best: a choice after which a module's own code goes further, where none makes it right.
+    shorter: modules whose code calls a branch that is gone: no number keeps it from that.
     """
 
     root: nn.Module
@@ -45,6 +46,7 @@ class Search:
     spellings: Spellings | None = None
     passed_on: list[tuple[Slot, int]] = field(default_factory=list)
     next_best: tuple[str, Options, tuple[int, ...]] | None = None
+    shorter: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for slot, value in self.proposals.first():
@@ -92,6 +94,8 @@ class Search:
 
         Returns whether some work.
         """
+        if is_inside(fault.path, self.shorter):
+            return False
         scopes = [(fault, Scope(fault.path))]
         if fault.caller is not None and fault.path:
             scopes.append((fault.caller, Scope(fault.caller.path, less=fault.path)))
