@@ -12,6 +12,7 @@ import dis
 import functools
 import inspect
 import itertools
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -174,7 +175,7 @@ def names_at(step: dis.Instruction) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def refused_ids(stands_in: Callable[[Any], bool]) -> Iterator[None]:
-    """Refuse `id(x)` of stand-ins in a model's code."""
+    """Refuse `id(x)` and `operator.is_(x, y)` of stand-ins in a model's code."""
     here, before = this_thread_only(), builtins.id
 
     def asked(x: Any) -> int:
@@ -182,8 +183,18 @@ def refused_ids(stands_in: Callable[[Any], bool]) -> Iterator[None]:
             raise NotImplementedError("the code asks a value for its id, which no graph holds")
         return before(x)
 
-    builtins.id = asked
-    try:
+    def compared(of: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+        def compare(a: Any, b: Any) -> bool:
+            if stands_in(a) and stands_in(b) and here() and is_users(sys._getframe(1).f_code.co_filename):
+                raise NotImplementedError("the code asks by `operator.is_` whether two values are one")
+            return of(a, b)
+
+        return compare
+
+    with contextlib.ExitStack() as patches:
+        patches.callback(setattr, builtins, "id", before)
+        builtins.id = asked
+        for name in ("is_", "is_not"):
+            patches.callback(setattr, operator, name, getattr(operator, name))
+            setattr(operator, name, compared(getattr(operator, name)))
         yield
-    finally:
-        builtins.id = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +74,10 @@ def a_layer_without_a_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return h is m.drop(h)
 
 
+def by_a_function(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return operator.is_(h.float(), h)
+
+
 def flattened(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     y = h.flatten(2)
     return y is h
@@ -89,6 +94,7 @@ def by_id_of_an_input(m: nn.Module, x: Tensor, h: Tensor) -> bool:
 WAYS = [
     *(as_it_lies, an_input_as_it_lies, cast, cast_by_name, through_a_layer, through_a_dropout),
     *(through_a_function, by_id, by_id_of_an_input, without_a_name, a_layer_without_a_name, flattened),
+    by_a_function,
 ]
 
 
