@@ -66,6 +66,7 @@ class Origin(_Origin, total=False):
     classes: int | None
     architecture: str | None
     config: JsonObject | None
+    attributes: list[str]
     build: Recipe | None
 
 

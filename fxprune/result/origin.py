@@ -24,6 +24,7 @@ def origin_of(model: nn.Module, captured: fx.GraphModule) -> Origin:
     """Record a model's class, layout and precision, and its library's own name or configuration for it.
 
     classes: the last dimension of what it returns: the number of classes, where it is a classifier.
+    attributes: names that the instance holds and its class has not, public ones.
     """
     state = model.state_dict()
     return {
@@ -33,7 +34,14 @@ def origin_of(model: nn.Module, captured: fx.GraphModule) -> Origin:
         "classes": _last_dimension(captured),
         "architecture": _architecture(model),
         "config": _config(model),
+        "attributes": sorted(
+            name for name in _held(model) if name[0] != "_" and not hasattr(type(model), name)
+        ),
     }
+
+
+def _held(model: nn.Module) -> set[str]:
+    return {*vars(model), *model._modules, *model._parameters, *model._buffers} - {*vars(nn.Module()), ""}
 
 
 def _dtypes(state: Mapping[str, Tensor]) -> Dtypes:

@@ -63,7 +63,8 @@ class PrunedModule(fx.GraphModule):
         except AttributeError as missing:
             record = self.__dict__.get("record")
             kind = record.origin.get("class", "") if isinstance(record, Record) else ""
-            if not hasattr(_class_in_use(kind), name):
+            held = record.origin.get("attributes", ()) if isinstance(record, Record) else ()
+            if name not in held and not hasattr(_class_in_use(kind), name):
                 raise
             raise AttributeError(
                 f"{missing}: a pruned model is a graph, with no code of {kind}; form='module' of "

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import images, small_vit
+from helpers import images, small_hf_vit, small_vit
 
 import fxprune
 
@@ -20,6 +20,15 @@ def test_a_method_of_the_original_is_named_with_the_form_that_has_it() -> None:
             same.forward_features(images())
     assert not hasattr(pruned, "forward_features")
     fxprune.prune(model, 0.5, form="module").forward_features(images())
+
+
+def test_what_the_instance_held_is_named_too() -> None:
+    """A configuration, a number: nothing that a class says."""
+    for model, held in ((small_hf_vit(), "config"), (small_vit(), "num_prefix_tokens")):
+        pruned = fxprune.prune(model, 0.5, example_inputs=images())
+        for same in (pruned, pickle.loads(pickle.dumps(pruned))):
+            with pytest.raises(AttributeError, match=rf"{held}'.*form='module' of .*, with {held}"):
+                getattr(same, held)
 
 
 def test_what_neither_has_is_missing_as_ever() -> None:
