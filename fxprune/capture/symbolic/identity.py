@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fxprune.capture.reached import reached
 from fxprune.graph.code_names import codes_in
 
 __all__ = ["any_compares_dtypes", "compares_dtypes"]
@@ -48,7 +47,5 @@ def _is_of_dtypes(name: Any) -> bool:
 
 
 def any_compares_dtypes(functions: Iterable[types.FunctionType]) -> bool:
-    """Does any of some functions compare dtypes by `is`, or any that these name, and so on?"""
-    return any(
-        compares_dtypes(code) for function in reached(functions) for code in codes_in(function.__code__)
-    )
+    """Does any of some functions compare dtypes by `is`?"""
+    return any(compares_dtypes(code) for function in functions for code in codes_in(function.__code__))

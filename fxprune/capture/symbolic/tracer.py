@@ -20,6 +20,7 @@ from torch.fx.proxy import Attribute
 
 from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
+from fxprune.capture.reached import called
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
 from fxprune.capture.symbolic.identity import any_compares_dtypes
@@ -278,7 +279,7 @@ class Tracer(fx.Tracer):
     @functools.cached_property
     def compares_dtypes(self) -> bool:
         """May a dtype be handed to code that compares it by `is`?"""
-        return any_compares_dtypes(self.code())
+        return any_compares_dtypes(called(self.root, self.code()))
 
     @contextlib.contextmanager
     def _running_untraced(self) -> Iterator[None]:
