@@ -21,7 +21,14 @@ from fxprune.graph.code_names import codes_in, names_of, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["MATCH", "followed_classes", "followed_types", "refuse_matches", "refuse_typed_checks"]
+__all__ = [
+    "MATCH",
+    "followed_classes",
+    "followed_instances",
+    "followed_types",
+    "refuse_matches",
+    "refuse_typed_checks",
+]
 
 MATCH = "`match` looks at types"
 _LOAD_ATTR = dis.opmap["LOAD_ATTR"]
@@ -72,6 +79,34 @@ def followed_classes(
             patches.callback(delattr, kind, "__getattribute__")
             setattr(kind, "__getattribute__", asking(getattr(kind, "__getattribute__")))  # noqa: B009, B010
         yield
+
+
+@contextlib.contextmanager
+def followed_instances(
+    functions: Iterable[types.FunctionType], stands_for: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Let `isinstance(n, int)` answer by what a size stands for, in the modules of functions that ask so.
+
+    stands_for: returns a value itself where it stands for no other.
+    """
+    here, own = this_thread_only(), builtins.isinstance
+
+    def check(x: Any, classes: Any) -> bool:
+        return own(x, classes) or (here() and own(stands_for(x), classes))
+
+    asking = (f for f in functions if {"isinstance"} < names_of(f.__code__) & _NUMBERS)
+    spaces = {id(f.__globals__): f.__globals__ for f in asking}
+    replaced = [space for space in spaces.values() if "isinstance" not in space]
+    for space in replaced:
+        space["isinstance"] = check
+    try:
+        yield
+    finally:
+        for space in replaced:
+            del space["isinstance"]
+
+
+_NUMBERS = {"isinstance", "int", "float", "bool", "Number", "Integral", "Real", "Rational", "Complex"}
 
 
 def refuse_matches(model: nn.Module, functions: Iterable[types.FunctionType]) -> None:

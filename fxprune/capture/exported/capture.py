@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import guard_arguments, guard_layouts
-from fxprune.capture.asked_types import followed_classes, followed_types, refuse_typed_checks
+from fxprune.capture.asked_types import (
+    followed_classes,
+    followed_instances,
+    followed_types,
+    refuse_typed_checks,
+)
 from fxprune.capture.autograd_functions import keep_derivatives
 from fxprune.capture.call_state import (
     GRADIENTS,
@@ -80,7 +85,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     may_run = [*called(model, held.functions())]
     kinds = (Tensor, torch.SymInt, torch.SymFloat)
     asked_types = followed_types(may_run, _type_of), followed_classes(may_run, _type_of, kinds)
-    with functions.traced(), asked_types[0], asked_types[1]:
+    with functions.traced(), asked_types[0], asked_types[1], followed_instances(may_run, _number_for):
         refuse_typed_checks(may_run)
         set_mode(model, False)
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
@@ -181,6 +186,12 @@ def _type_of(x: Any) -> type | None:
         return nn.Parameter if isinstance(x, nn.Parameter) else Tensor
     numbers = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
     return numbers.get(type(x))
+
+
+def _number_for(x: Any) -> Any:
+    """Return a number of the kind that a size stands for; anything else itself."""
+    kind = _type_of(x) if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)) else None
+    return x if kind is None else kind()
 
 
 def _is_norm_with_modes(module: nn.Module) -> bool:
