@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import numbers
 from collections import Counter
 from collections.abc import Callable
 
@@ -199,7 +200,21 @@ def by_the_class_of_a_size(m: nn.Module, h: Tensor) -> Tensor:
     return h if ints and m.a.weight.__class__ is nn.Parameter else 2 * h
 
 
-@pytest.mark.parametrize("way", [by_its_class, by_the_class_of_a_size, lambda m, h: by_its_class(m, h)])
+def by_instances_of_numbers(m: nn.Module, h: Tensor) -> Tensor:
+    n = h.shape[1]
+    floats = isinstance(n / 2, float) and not isinstance(n, (float, str))
+    return h if isinstance(n, int) and isinstance(n, (str, numbers.Integral)) and floats else 2 * h
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        by_its_class,
+        by_the_class_of_a_size,
+        by_instances_of_numbers,
+        lambda m, h: by_its_class(m, h),
+    ],
+)
 def test_the_class_of_a_tensor_is_that_of_the_model(way: Way, capture: str) -> None:
     model = randomise(Net(way).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
