@@ -293,6 +293,30 @@ def test_code_that_goes_on_without_an_answer_is_refused(way: Way, capture: str) 
         fxprune.prune(Net(way).eval(), 0.5, example_inputs=X, capture=capture)
 
 
+def tries_a_view(m: nn.Module, h: Tensor) -> Tensor:
+    try:
+        h.view(-1, 5)
+    except RuntimeError:
+        return h
+    return 2 * h
+
+
+def tries_a_product(m: nn.Module, h: Tensor) -> Tensor:
+    with contextlib.suppress(RuntimeError):
+        h @ h
+        return 2 * h
+    return h
+
+
+@pytest.mark.parametrize("way", [tries_a_view, tries_a_product])
+def test_a_call_whose_value_nothing_needs_raises_as_in_the_model(way: Way) -> None:
+    """It goes with dead code, and so would the error that sends the code another way."""
+    model = randomise(Net(way).eval())
+    with pytest.raises(CaptureError, match=r"test_asked_types.py:\d+"):
+        fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(fxprune.prune(model, 0.0, example_inputs=X)(X), model(X), 1e-6)
+
+
 def with_a_gradient(m: nn.Module, h: Tensor) -> Tensor:
     return h if h.grad is None else 2 * h
 

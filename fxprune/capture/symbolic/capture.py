@@ -36,6 +36,7 @@ from fxprune.capture.questions import OF_GRADIENTS, noticed
 from fxprune.capture.reached import called
 from fxprune.capture.same_tensors import noticed_comparisons, refuse_comparisons, refused_ids
 from fxprune.capture.symbolic.devices import differs_elsewhere, guard_device_of
+from fxprune.capture.symbolic.dropped_calls import refuse_dropped_errors
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
@@ -108,6 +109,7 @@ def capture_symbolic(
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
+    refuse_dropped_errors(model, graph, example)
     refuse_comparisons(compared, filter(maybe_itself, graph.nodes))
     if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)

@@ -1,0 +1,49 @@
+"""Run what the code calls and whose answer it drops: `try: x.view(-1, 5)` asks whether that raises."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx, nn
+
+from fxprune.graph.example import Example
+from fxprune.graph.guards import is_guard
+from fxprune.graph.values import FakeRun
+
+__all__ = ["refuse_dropped_errors"]
+
+_NEVER_RAISE = {"size", "dim", "numel", "stride", "is_contiguous", "contiguous", "detach", "clone"}
+_COMPARE = {
+    getattr,
+    operator.eq,
+    operator.ne,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    operator.not_,
+}
+
+
+def refuse_dropped_errors(model: nn.Module, graph: fx.Graph, example: Example) -> None:
+    """Refuse a graph of which a call raises whose value nothing needs: it goes with dead code.
+
+    Raises:
+        NodeError: the call, with the user's line; the model's code went on in a handler.
+    """
+    dropped = [*filter(_is_dropped_call, graph.nodes)]
+    if dropped:
+        run = FakeRun(model, graph, example, None)
+        run.value(dropped[-1])
+
+
+def _is_dropped_call(node: fx.Node) -> bool:
+    if node.users or node.op not in ("call_function", "call_method", "call_module") or is_guard(node):
+        return False
+    if node.target is operator.getitem:  # `b, n, c = x.shape`
+        return not any(map(_is_shape, node.all_input_nodes[:1]))
+    return node.target not in _NEVER_RAISE | _COMPARE
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return bool(node.target is getattr and node.args[1] == "shape") or node.target == "size"
