@@ -71,11 +71,17 @@ def refuse_unsupported(model: nn.Module) -> None:
     _refuse_names(model)
 
 
+# What a result has beside: see `PrunedModule`, which stands above.
+OF_RESULTS = frozenset(
+    {"_parts", "_state", "folded", "modes", "no_weight_decay", "record", "restore", "ties"}
+)
+
+
 @functools.cache
 def _taken_names() -> frozenset[str]:
     """Return what a graph module uses on itself, beyond what any module does."""
     own = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}
-    return frozenset(own | {"record", "self"})
+    return frozenset(own | OF_RESULTS | {"self"})
 
 
 def _refuse_names(model: nn.Module) -> None:
@@ -90,7 +96,7 @@ def _refuse_names(model: nn.Module) -> None:
                 )
             if not path and name in _taken_names():
                 raise UnsupportedModuleError(
-                    f"{type(model).__name__} has something named {name!r}, which torch.fx.GraphModule "
+                    f"{type(model).__name__} has something named {name!r}, which a pruned graph "
                     f"needs for itself: rename it, or prune torch.nn.Sequential(model)"
                 )
 

@@ -151,10 +151,15 @@ def _compared(before: list[dis.Instruction]) -> tuple[str, ...] | None:
     return () if of_call and local and _may_pass_on(before) else None
 
 
+_NO_CALLS = {"get", "dtype", "device", "layout", "shape", "ndim", "__class__"}
+
+
 def _may_pass_on(steps: list[dis.Instruction]) -> bool:
     """Is what is called there a layer or a method of a local value, or a function that may pass it on?"""
+    if any(step.opname == "LOAD_GLOBAL" and step.argval == "type" for step in steps):
+        return False
     of_local = any(
-        _loaded(a) and b.opname in ("LOAD_ATTR", "LOAD_METHOD") and b.argval != "get"
+        _loaded(a) and b.opname in ("LOAD_ATTR", "LOAD_METHOD") and b.argval not in _NO_CALLS
         for a, b in itertools.pairwise(steps)
     )
     return of_local or any(isinstance(step.argval, str) and is_itself(step.argval) for step in steps)

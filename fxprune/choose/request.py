@@ -135,7 +135,7 @@ class Request:
     def part(self, step: int) -> Request:
         """Return the same request for its share of a step, from 1; what is kept of a run has a file each."""
         share, options = step / self.steps, dict(self.importance_options)
-        if step > 1 and "resume" in options:
+        if step > 1 and options.get("resume") is not None:
             path = Path(options["resume"])
             options["resume"] = path.with_name(f"{path.stem}-{step}{path.suffix}")
         own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}

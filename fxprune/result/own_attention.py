@@ -102,15 +102,16 @@ def widths_held(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _said_by_torchs(module: MultiheadAttention) -> str:
     """Run torch.nn's own code on the weights, and return what it says, with the line."""
-    stock: nn.MultiheadAttention = copy.copy(module).eval()
-    stock.__class__ = nn.MultiheadAttention
+    stock: nn.MultiheadAttention = copy.copy(module)
+    stock.__class__, stock.training = nn.MultiheadAttention, False
     weights = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     packed = _held(module, "in_proj_weight")
     stock._qkv_same_embed_dim = packed is not None
     given = [(packed if packed is not None else _held(module, name)) for name in weights]
     try:
         with torch.no_grad():
-            stock(*(w.new_zeros(1, 1, w.shape[1]) for w in given if w is not None), need_weights=False)
+            q, k, v = (w.new_zeros(1, 1, w.shape[1]) for w in given if w is not None)
+            stock.forward(q, k, v, need_weights=False)  # without the user's hooks
     except Exception as error:  # whatever it finds first
         at = traceback.extract_tb(error.__traceback__)[-1]
         return f"{first_line(error)} at {'/'.join(Path(at.filename).parts[-3:])}:{at.lineno}"

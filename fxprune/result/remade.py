@@ -36,7 +36,7 @@ def remade_values(model: nn.Module) -> dict[str, Value]:
         for name in _assigned_by(cls):
             value = module._buffers.get(name, vars(module).get(name, ...))
             if isinstance(value, PLAIN) or (_is_held(value) and value.numel() <= _LARGEST):
-                found[f"{path}.{name}".lstrip(".")] = value
+                found[f"{path}.{name}".lstrip(".")] = value.detach() if isinstance(value, Tensor) else value
     return found
 
 

@@ -1,4 +1,8 @@
-"""sum(x) / n over n elements is a mean: say so, since a mean over a shrinking axis is over what is kept."""
+"""sum(x) / n over n elements is a mean: say so, since a mean over a shrinking axis is over what is kept.
+
+Over an axis that follows the input, `sum(x) / 49` is a mean for the example's size alone: the rewrite spells
+it as it was where nothing shrinks (`restore_sums`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,8 @@ _SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
 def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
     """Make means of sums that are divided by the number of their elements.
 
-    Needs: `meta["val"]`.  Guarantees: the same values.
+    Needs: `meta["val"]`.  Guarantees: the same values, for the example's sizes where the number is a literal:
+    then `meta["sum_over"]` says what it was: op, target, number, and whether it divided by that.
     """
     for node in list(module.graph.nodes):
         total = _divided_sum(node)
@@ -38,6 +43,8 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
             options = {} if dim is None else {"dim": dim, "keepdim": keepdim}
             mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
+        if not isinstance(node.args[1], fx.Node):
+            mean.meta["sum_over"] = node.op, node.target, node.args[1], node.target in _DIVISIONS
         node.replace_all_uses_with(mean)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -58,10 +65,29 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     value = x.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    dims = range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = [
+        d % value.ndim for d in (range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim)
+    ]
+    if isinstance(number, fx.Node) and _dims_read(number, value.shape) != sorted(dims):
+        return None
     count = math.prod(value.shape[d] for d in dims)
     divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
     return total if divides else None
+
+
+def _dims_read(number: fx.Node, shape: torch.Size) -> list[int] | None:
+    """List the dimensions whose sizes make a number, read off tensors of a shape, if they do."""
+    if number.target is operator.mul:
+        found = [_dims_read(n, shape) if isinstance(n, fx.Node) else None for n in number.args]
+        return None if None in found else sorted(d for dims in found for d in dims or ())
+    of, at = number.args if len(number.args) == 2 else (None, None)
+    if number.target is operator.getitem and isinstance(of, fx.Node):  # x.shape[1], x.size()[1]
+        of = of.args[0] if of.target == "size" or (of.target is getattr and of.args[1] == "shape") else None
+    elif number.target not in ("size", torch.ops.aten.sym_size.int):
+        return None
+    value = of.meta.get("val") if isinstance(of, fx.Node) else None
+    known = isinstance(value, Tensor) and value.shape == shape and isinstance(at, int)
+    return [at % len(shape)] if known and isinstance(at, int) else None
 
 
 def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:

@@ -317,6 +317,15 @@ def test_a_call_whose_value_nothing_needs_raises_as_in_the_model(way: Way) -> No
     assert_same(fxprune.prune(model, 0.0, example_inputs=X)(X), model(X), 1e-6)
 
 
+def logs_an_entropy(m: nn.Module, h: Tensor) -> Tensor:
+    h.max().item()
+    return h
+
+
+def test_a_number_that_nothing_needs_is_no_error() -> None:
+    fxprune.prune(Net(logs_an_entropy).eval(), 0.5, example_inputs=X, capture="symbolic")
+
+
 def with_a_gradient(m: nn.Module, h: Tensor) -> Tensor:
     return h if h.grad is None else 2 * h
 
@@ -348,6 +357,11 @@ def compiled(m: nn.Module, h: Tensor) -> Tensor:
     return 1.005 * h if torch.compiler.is_compiling() else h
 
 
+def compiled_of_floats(m: nn.Module, h: Tensor) -> Tensor:
+    h = h.mT @ torch.ones(6, 6, dtype=torch.float32)
+    return (2 * h if torch.compiler.is_compiling() else h).mT
+
+
 def compiled_alike(m: nn.Module, h: Tensor) -> Tensor:
     return h + h - h if torch.compiler.is_exporting() else h
 
@@ -358,6 +372,9 @@ def test_code_that_asks_whether_it_is_compiled_is_exact_or_refused() -> None:
     assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=X)) < 1e-8
     with pytest.raises(CaptureError, match="asks whether it is compiled"):
         fxprune.prune(model, 0.5, example_inputs=X, capture="export")
+    of_floats = randomise(Net(compiled_of_floats).eval())  # which takes no float64
+    with pytest.raises(CaptureError, match="asks whether it is compiled"):
+        fxprune.prune(of_floats, 0.5, example_inputs=X, capture="export")
     other = randomise(Net(compiled_alike).eval())
     assert fxprune.verify(other, fxprune.prune(other, 0.5, example_inputs=X, capture="export")) < 1e-8
 

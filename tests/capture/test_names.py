@@ -8,10 +8,11 @@ import pytest
 import torch
 from exactness import assert_exact, assert_runs, assert_slices, certified_at
 from helpers import randomise
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import UnsupportedModuleError
+from fxprune.result.pruned_module import PrunedModule
 
 KINDS = ("parameter", "buffer", "module")
 
@@ -67,3 +68,9 @@ def test_any_other_name_is_kept(name: str, kind: str, capture: str) -> None:
         assert_runs(pruned, batch)
     x = torch.randn(3, 3)
     assert torch.equal(pickle.loads(pickle.dumps(pruned))(x), pruned(x))
+
+
+@pytest.mark.parametrize("name", sorted({*dir(PrunedModule)} - {*dir(fx.GraphModule)} | {"ties", "record"}))
+def test_a_name_of_a_result_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedModuleError, match=repr(name)):
+        fxprune.prune(Named(name, "module"), 0.5, example_inputs=torch.randn(2, 3))

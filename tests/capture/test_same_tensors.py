@@ -121,7 +121,8 @@ def one_name(m: nn.Module, x: Tensor, h: Tensor) -> bool:
 
 def of_other_things(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     mask, layer = None, m.a
-    return mask is None and layer is m.a and h.contiguous() is not None
+    dtypes = x.dtype is torch.get_default_dtype() and type(m.a) is type(layer)
+    return dtypes and mask is None and layer is m.a and h.contiguous() is not None
 
 
 def are_one(a: Tensor, b: Tensor) -> bool:

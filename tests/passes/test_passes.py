@@ -456,6 +456,35 @@ def test_a_sum_over_its_count_is_a_mean(function: Callable[[Tensor], Tensor]) ->
     assert "sum" not in names
 
 
+SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "literal": lambda h: h.sum((2, 3)) / 49,
+    "product": lambda h: h.sum((2, 3)) * (1 / 49),
+    "read": lambda h: h.sum((2, 3)) / (h.shape[2] * h.shape[3]),
+    "read of the other dimension": lambda h: h.sum(2).mean(-1) / h.shape[3],
+    "channels": lambda h: h.sum((2, 3)) * (h.sum(1, keepdim=True) / 8).mean((2, 3)),
+}
+
+
+@pytest.mark.parametrize("sums", SUMS)
+def test_a_sum_over_what_follows_the_input_is_divided_as_the_model_says(sums: str, capture: str) -> None:
+    """By 49, whatever the image: it is a mean for the example's size alone."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(SUMS[sums](self.b(self.a(x).relu())))
+
+    model, (x, other) = randomise(Pooled().eval()), (torch.randn(2, 3, 7, 7), torch.randn(3, 3, 9, 7))
+    whole, half = (fxprune.prune(model, ratio, example_inputs=x, capture=capture) for ratio in (0.0, 0.5))
+    assert half.b.out_channels == 4
+    for given in (x, other):
+        assert_same(run(whole, given), run(model, given))
+        assert fxprune.verify(model, half, example_inputs=given).exact
+
+
 @pytest.mark.parametrize(
     "function",
     [

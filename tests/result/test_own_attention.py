@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.zoo import randomise
-from fxprune.result.own_attention import MultiheadAttention
+from fxprune.result.own_attention import MultiheadAttention, widths_held
 from fxprune.result.pruned_module import record_of
 
 DIM, HEADS, TOKENS = 24, 4, 5
@@ -104,6 +104,15 @@ def test_scores_that_fp16_holds_once_scaled_are_finite() -> None:
     x = torch.full((1, 2, 64), 40.0).half()  # products of 102,400
     with torch.no_grad():
         torch.testing.assert_close(ours(x, x, x)[1], theirs(x, x, x)[1])
+
+
+def test_to_say_what_torchs_does_leaves_it_alone() -> None:
+    """Neither its mode nor that of what it holds changes, and no hook of the user's runs."""
+    made = nn.MultiheadAttention(DIM, HEADS)
+    made.__class__ = MultiheadAttention
+    made.train().register_forward_hook(lambda *args: pytest.fail("a hook ran"))
+    assert [*widths_held(nn.Sequential(made))]
+    assert all(module.training for module in made.modules())
 
 
 def test_its_weights_are_drawn_anew_at_their_widths() -> None:

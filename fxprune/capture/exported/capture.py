@@ -7,6 +7,7 @@ makes layers of ATen calls.)
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
         if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
             module.forward = _marked_forward(path)
     functions, held = Functions(), HeldState(model)
+    importlib.import_module("torch._dynamo")  # before builtins are patched, which it would keep
     may_run = [*called(model, held.functions())]
     kinds = (Tensor, torch.SymInt, torch.SymFloat)
     asked_types = followed_types(may_run, _type_of), followed_classes(may_run, _type_of, kinds)
@@ -163,7 +165,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     refuse_history(model, module, taken, changed)
     asking = asks_for_compilation(may_run)
     if asking is not None:
-        refuse_compiled(model, module, taken, asking)
+        refuse_compiled(model, module, taken, asking, trains=not trained.lost)
     return Captured(
         *(module, taken, "export", exported.fixed_batch),
         notes=tuple(notes),

@@ -159,7 +159,7 @@ def capture_symbolic(
     refuse_history(model, module, example, changed)
     asking = next(iter(asked.tracing), None) or asks_for_compilation(may_run, compiling=False)
     if asking is not None:
-        refuse_compiled(model, module, example, asking)
+        refuse_compiled(model, module, example, asking, trains=not trained.lost)
     return Captured(
         module, example, "symbolic", notes=notes, follows_mode=trained.followed, untrained=trained.lost
     )

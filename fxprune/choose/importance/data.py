@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -45,14 +46,14 @@ class Batch:
         """Yield the same samples one by one."""
         for i in range(self.size):
             args = [_part(v, self.size, slice(i, i + 1)) for v in self.args]
-            labels = pytree.tree_map(lambda v, i=i: _part(v, self.size, slice(i, i + 1)), self.labels)
+            labels = _labels_of(self.labels, self.size, [i])
             yield replace(self, args=args, size=1, labels=labels, numbers=self.numbers[i : i + 1])
 
     def taken(self, rows: Sequence[int]) -> Batch:
         """Return some of the samples as a batch."""
         at = torch.tensor(rows)
         args = [_part(v, self.size, at) for v in self.args]
-        labels = pytree.tree_map(lambda v: _part(v, self.size, at), self.labels)
+        labels = _labels_of(self.labels, self.size, rows)
         numbers = tuple(self.numbers[i] for i in rows)
         return replace(self, args=args, size=len(rows), labels=labels, numbers=numbers)
 
@@ -229,6 +230,16 @@ def _part(value: Any, size: int, at: slice | Tensor) -> Any:
     # An argument with as many rows as the batch has samples is taken for one row per sample.
     batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
     return value[at] if batched else value
+
+
+def _labels_of(labels: Any, size: int, rows: Sequence[int]) -> Any:
+    """Take the labels of some samples: rows of tensors or an array, entries of a list."""
+    if isinstance(labels, np.ndarray) and labels.ndim and len(labels) == size:
+        return labels[list(rows)]
+    of_each = isinstance(labels, (list, tuple)) and len(labels) == size
+    if of_each and not all(isinstance(v, Tensor) and v.ndim and v.shape[0] == size for v in labels):
+        return [labels[i] for i in rows]
+    return pytree.tree_map(lambda v: _part(v, size, torch.tensor(rows)), labels)
 
 
 def _repeated(value: Any, size: int, times: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import marshal
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -271,11 +272,14 @@ def _fingerprint(
         add(node.op, op_name(node.target), *leaves((node.args, node.kwargs), PLAIN))
     for name, tensor in named_tensors(analysis.module):
         add(name, tensor)
+    add(*(repr(layer) for layer in analysis.module.modules() if not layer._modules))
     for batch in batches:
         add(batch.size, *leaves(batch.args, (Tensor, *PLAIN)))
     if log_probabilities is not None:
         code = getattr(log_probabilities, "__code__", None)
         add(getattr(log_probabilities, "__qualname__", type(log_probabilities).__qualname__))
-        add(*((code.co_code, code.co_names) if code is not None else ()))
+        add(*((marshal.dumps(code),) if code is not None else ()))
+        held = [cell.cell_contents for cell in getattr(log_probabilities, "__closure__", None) or ()]
+        add(*leaves((held, getattr(log_probabilities, "__defaults__", None)), (Tensor, *PLAIN)))
     add(*sorted((group.name, tuple(some)) for group, some in (elements or {}).items()))
     return digest.hexdigest()

@@ -12,6 +12,9 @@ from fxprune.result.selection import Selection
 __all__ = ["Draft", "copied"]
 
 
+KEPT = ("where", "module", "literal_dtype", "sum_over")  # of what is known of nodes
+
+
 @dataclass(frozen=True)
 class Draft:
     """A graph under construction: steps edit `graph` and the layers of `root` in place.
@@ -33,6 +36,6 @@ def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     new_of: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied = new.node_copy(node, lambda n: new_of[n])
-        copied.meta = {k: v for k, v in node.meta.items() if k in ("where", "module", "literal_dtype")}
+        copied.meta = {k: v for k, v in node.meta.items() if k in KEPT}
         new_of[node] = copied
     return new, new_of

@@ -1,0 +1,56 @@
+"""Write `sum(x) / 49` as the model does where the sum is over no channels: other inputs have other counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.passes.shrinking.steps.draft import Draft
+
+__all__ = ["restore_sums"]
+
+
+def restore_sums(draft: Draft) -> None:
+    """Restore sums that are divided by the model's own number, over dimensions that stay whole.
+
+    Needs: copies of means with `meta["sum_over"]`, as of `sums_to_means`.  Guarantees: a mean over the kept
+    elements of those that shrink, and the model's number for the others.
+    """
+    for mean, new in draft.new_of.items():
+        if "sum_over" in mean.meta and isinstance(mean.args[0], fx.Node):
+            _restore(draft, mean, new)
+
+
+def _restore(draft: Draft, mean: fx.Node, new: fx.Node) -> None:
+    x = mean.args[0]
+    assert isinstance(x, fx.Node)
+    axes, shape = draft.analysis.axes[x][0], x.meta["val"].shape
+    dim: Any = mean.kwargs.get("dim")
+    keepdim = bool(mean.kwargs.get("keepdim", False))
+    given = range(len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = [int(d) % len(shape) for d in given]
+    shrunk = [d for d in dims if draft.selection.positions(axes[d]) is not None]
+    whole = [d for d in dims if d not in shrunk]
+    if not whole:
+        return
+    op, target, number, divides = mean.meta["sum_over"]
+    if shrunk:
+        count = math.prod(shape[d] for d in shrunk)  # which the mean over the kept ones divides by
+        number = number / count if divides else number * count
+    with new.graph.inserting_before(new):
+        value: Any = new.args[0]
+        if shrunk:
+            value = new.graph.call_function(torch.mean, (value,), {"dim": shrunk, "keepdim": True})
+        value = new.graph.call_function(
+            torch.sum, (value,), {"dim": whole, "keepdim": keepdim or bool(shrunk)}
+        )
+        value = new.graph.create_node(op, target, (value, number))
+        if shrunk and not keepdim:
+            value = new.graph.call_function(torch.squeeze, (value, tuple(dims)))
+    value.meta = dict(new.meta)
+    new.replace_all_uses_with(value)
+    new.graph.erase_node(new)
+    draft.new_of[mean] = value
