@@ -485,6 +485,26 @@ def test_a_sum_over_what_follows_the_input_is_divided_as_the_model_says(sums: st
         assert fxprune.verify(model, half, example_inputs=given).exact
 
 
+@pytest.mark.parametrize("extra", [{}, {"dropout_p": 0.0}])
+def test_a_scale_that_follows_the_input_stays_open(extra: dict[str, float], capture: str) -> None:
+    """Attention over channels: its scale is one over the root of the number of tokens."""
+
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.head = nn.Linear(6, 24), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (t.mT for t in self.qkv(x).chunk(3, -1))
+            return self.head(F.scaled_dot_product_attention(q, k, v, **extra).mT)
+
+    model, (x, other) = randomise(Crossed().eval()), (torch.randn(2, 5, 6), torch.randn(3, 9, 6))
+    whole, half = (fxprune.prune(model, ratio, example_inputs=x, capture=capture) for ratio in (0.0, 0.5))
+    for given in (x, other):
+        assert_same(run(whole, given), run(model, given))
+        assert fxprune.verify(model, half, example_inputs=given).exact
+
+
 @pytest.mark.parametrize(
     "function",
     [
