@@ -67,8 +67,7 @@ def noticed_comparisons(
     with contextlib.ExitStack() as undo:
         for function in dict.fromkeys(functions):
             compared = [c for code in codes_in(function.__code__) for c in comparisons_in(code)]
-            if compared and (function in called or function.__closure__ is not None):
-                # (the code of a closure can't be replaced: it may be called)
+            if compared and function in called:
                 found[f"{function.__code__.co_filename}:{compared[0][0]}"] = None
             elif compared:
                 _note_calls(function, functools.partial(_note, function, compared, may_be_one, found), undo)
@@ -103,7 +102,7 @@ def _note_calls(
     undo: contextlib.ExitStack,
 ) -> None:
     own, space = function.__code__, function.__globals__
-    same = types.FunctionType(own, space, function.__name__, function.__defaults__)
+    same = types.FunctionType(own, space, function.__name__, function.__defaults__, function.__closure__)
     same.__kwdefaults__ = function.__kwdefaults__
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -119,7 +118,8 @@ def _note_calls(
     space[name] = called
     shown: dict[str, Any] = {"co_filename": own.co_filename, "co_name": own.co_name}
     # Its own code stays in what it refers to, for those who look what is named there.
-    function.__code__ = _CALLS.replace(co_names=(name,), co_consts=(*_CALLS.co_consts, own), **shown)
+    consts, free = (*_CALLS.co_consts, own), own.co_freevars  # as many as the closure has, `super()`'s say
+    function.__code__ = _CALLS.replace(co_names=(name,), co_consts=consts, co_freevars=free, **shown)
 
 
 _CALLS = compile("def f(*args, **kwargs): return called(*args, **kwargs)", "", "exec").co_consts[0]

@@ -140,6 +140,32 @@ def test_what_needs_no_answer_of_a_stand_in_is_captured(one: Way, capture: str) 
     assert fxprune.verify(model, pruned) < 1e-8
 
 
+class Attention(nn.MultiheadAttention):
+    """Compares two parameters, in code that `super()` makes a closure."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        if query is key:
+            return super().forward(query, key, value, need_weights=False)[0]
+        return 2 * super().forward(query, key, value, need_weights=False)[0]
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attention, self.b = nn.Linear(8, 16), Attention(16, 2, dropout=0.1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(self.attention(h, h, h) + self.attention(h, h.relu(), h))
+
+
+def test_a_closure_is_asked_as_it_is_called(capture: str) -> None:
+    model = randomise(Attends().eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture=capture)
+    assert_same(whole(X[:1]), model(X[:1]), 1e-5)
+    assert "query" in Attention.forward.__code__.co_varnames  # its own again
+
+
 def test_what_never_meets_is_two_tensors() -> None:
     model = randomise(Net(that_never_meet).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
