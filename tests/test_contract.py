@@ -625,6 +625,28 @@ class Numbered(nn.Module):
         return self.head(x.mean(1))
 
 
+class Weighted(nn.Module):
+    """Makes a table anew in each call, of which a result holds what it kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * torch.linspace(0, 1, 16))
+
+
+def test_what_no_file_holds_outlives_empty_weights(capture: str) -> None:
+    """`to_empty` leaves memory as it is found; weights are loaded then, tables that code makes are not."""
+    x = torch.randn(2, 8)
+    pruned = fxprune.prune(randomise(Weighted().eval()), 0.5, example_inputs=x, capture=capture)
+    wanted, state = run(pruned, x), copy.deepcopy(pruned.state_dict())
+    with torch.no_grad():
+        pruned._apply(lambda t: torch.full_like(t, torch.nan if t.is_floating_point() else 0))
+    pruned.load_state_dict(state)
+    assert_same(run(pruned, x), wanted, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     ("build", "capture"),

@@ -90,7 +90,7 @@ class PrunedModule(fx.GraphModule):
         for name, constant in before.items():
             path, _, leaf = name.rpartition(".")
             now = tensor_at(self, name)
-            if now.dtype != constant.dtype:
+            if not now.is_meta and not constant.is_meta:  # a cast is none of it, `to_empty()` neither
                 self.get_submodule(path)._buffers[leaf] = constant.to(now.device)
         return self
 
