@@ -90,20 +90,32 @@ def refuse_compiled(
     noise = seeded_noise(example, model)
     doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
     for training in (False, True) if trains else (False,):
-        for given, tensor in ((doubled, _doubled), (noise, own_buffers)):
-            try:
-                wanted, again = (_later(model, example, given, 1, seed, tensor, training) for seed in (0, 1))
-                got = _later(graph, example, given, 1, 0, tensor, training)
-            except Exception:  # whatever code raises for noise, or for this precision
-                continue
-            break
-        else:
-            continue
-        if _alike(wanted, again) and not _alike(wanted, got, rounding=1e5):
+        tries = (
+            _is_another(model, graph, example, given, tensor, training)
+            for given, tensor in ((doubled, _doubled), (noise, own_buffers))
+        )
+        if next((found for found in tries if found is not None), False):
             raise DependsOnCall(
                 f"the code at {where} asks whether it is compiled or traced, and computes something else "
                 f"where a capture tells it so: prune it by another capture=, or a submodule without that code"
             )
+
+
+def _is_another(
+    model: nn.Module,
+    graph: nn.Module,
+    example: Example,
+    given: Example,
+    tensor: Callable[[Tensor], Tensor],
+    training: bool,
+) -> bool | None:
+    """Does a graph compute something else than its model, which draws nothing?  None: one of them raises."""
+    try:
+        wanted, again = (_later(model, example, given, 1, seed, tensor, training) for seed in (0, 1))
+        got = _later(graph, example, given, 1, 0, tensor, training)
+    except Exception:  # whatever code raises for noise, or for this precision
+        return None
+    return _alike(wanted, again) and not _alike(wanted, got, rounding=1e5)
 
 
 def _doubled(tensor: Tensor) -> Tensor:

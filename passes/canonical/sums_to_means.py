@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.rules.registry import at, dims_of
+
 __all__ = ["sums_to_means"]
 
 _DIVISIONS = {
@@ -65,9 +67,7 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     value = x.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    dims = [
-        d % value.ndim for d in (range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim)
-    ]
+    dims = dims_of(dim, value.ndim)
     if isinstance(number, fx.Node) and _dims_read(number, value.shape) != sorted(dims):
         return None
     count = math.prod(value.shape[d] for d in dims)
@@ -80,14 +80,14 @@ def _dims_read(number: fx.Node, shape: torch.Size) -> list[int] | None:
     if number.target is operator.mul:
         found = [_dims_read(n, shape) if isinstance(n, fx.Node) else None for n in number.args]
         return None if None in found else sorted(d for dims in found for d in dims or ())
-    of, at = number.args if len(number.args) == 2 else (None, None)
+    of, dim = number.args if len(number.args) == 2 else (None, None)
     if number.target is operator.getitem and isinstance(of, fx.Node):  # x.shape[1], x.size()[1]
         of = of.args[0] if of.target == "size" or (of.target is getattr and of.args[1] == "shape") else None
     elif number.target not in ("size", torch.ops.aten.sym_size.int):
         return None
     value = of.meta.get("val") if isinstance(of, fx.Node) else None
-    known = isinstance(value, Tensor) and value.shape == shape and isinstance(at, int)
-    return [at % len(shape)] if known and isinstance(at, int) else None
+    known = isinstance(value, Tensor) and value.shape == shape
+    return [at(dim, len(shape))] if known and isinstance(dim, int) else None
 
 
 def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:

@@ -18,16 +18,9 @@ from fxprune.graph.values import FakeRun, NodeError
 __all__ = ["refuse_dropped_errors"]
 
 _OF_FAKES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
-_NEVER_RAISE = {"size", "dim", "numel", "stride", "is_contiguous", "contiguous", "detach", "clone"}
-_COMPARE = {
-    getattr,
-    operator.eq,
-    operator.ne,
-    operator.lt,
-    operator.le,
-    operator.gt,
-    operator.ge,
-    operator.not_,
+_NEVER_RAISE = {
+    *("size", "dim", "numel", "stride", "is_contiguous", "contiguous", "detach", "clone"),
+    *(getattr, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_),
 }
 
 
@@ -51,7 +44,7 @@ def _is_dropped_call(node: fx.Node) -> bool:
         return False
     if node.target is operator.getitem:  # `b, n, c = x.shape`
         return not any(map(_is_shape, node.all_input_nodes[:1]))
-    return node.target not in _NEVER_RAISE | _COMPARE
+    return node.target not in _NEVER_RAISE
 
 
 def _is_shape(node: fx.Node) -> bool:

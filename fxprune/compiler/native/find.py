@@ -97,8 +97,8 @@ class _Finder:
 
     def find(self) -> Found:
         # No numbers mend what code returns that calls a branch that is gone: look closer at once.
-        known = None if self.search.shorter else expected_of(self.double, self.example)
-        expected = known or self._looked_closer()
+        closer = bool(self.search.shorter)
+        expected = self._looked_closer() if closer else expected_of(self.double, self.example)
         fault = self.search.fault(expected)
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns

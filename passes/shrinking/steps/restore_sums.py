@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxprune.passes.shrinking.steps.draft import Draft
+from fxprune.rules.registry import dims_of
 
 __all__ = ["restore_sums"]
 
@@ -29,9 +30,7 @@ def _restore(draft: Draft, mean: fx.Node, new: fx.Node) -> None:
     assert isinstance(x, fx.Node)
     axes, shape = draft.analysis.axes[x][0], x.meta["val"].shape
     dim: Any = mean.kwargs.get("dim")
-    keepdim = bool(mean.kwargs.get("keepdim", False))
-    given = range(len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
-    dims = [int(d) % len(shape) for d in given]
+    dims, keepdim = dims_of(dim, len(shape)), bool(mean.kwargs.get("keepdim", False))
     shrunk = [d for d in dims if draft.selection.positions(axes[d]) is not None]
     whole = [d for d in dims if d not in shrunk]
     if not whole:
