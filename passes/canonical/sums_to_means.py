@@ -33,8 +33,9 @@ _SUMS = {torch.sum, torch.ops.aten.sum.dim_IntList, "sum"}
 def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
     """Make means of sums that are divided by the number of their elements.
 
-    Needs: `meta["val"]`.  Guarantees: the same values, for the example's sizes where the number is a literal:
-    then `meta["sum_over"]` says what it was: op, target, number, and whether it divided by that.
+    Needs: `meta["val"]`.  Guarantees: the same values for the example's sizes; where the number is not read
+    off what is summed, `meta["sum_over"]` says what was written: the operator, the number or the name of the
+    tensor that it is read off (its dimensions are the summed ones), and whether it divides.
     """
     for node in list(module.graph.nodes):
         total = _divided_sum(node)
@@ -45,8 +46,10 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
             options = {} if dim is None else {"dim": dim, "keepdim": keepdim}
             mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
-        if not isinstance(node.args[1], fx.Node):
-            mean.meta["sum_over"] = node.op, node.target, node.args[1], node.target in _DIVISIONS
+        number = node.args[1]
+        of = _read_off(number) if isinstance(number, fx.Node) else None
+        if of is not x:
+            mean.meta["sum_over"] = node.op, node.target, of.name if of else number, node.target in _DIVISIONS
         node.replace_all_uses_with(mean)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -68,26 +71,44 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     dims = dims_of(dim, value.ndim)
-    if isinstance(number, fx.Node) and _dims_read(number, value.shape) != sorted(dims):
-        return None
+    if isinstance(number, fx.Node):
+        of = _read_off(number)
+        if (
+            of is None
+            or _dims_read(number, value.ndim) != sorted(dims)
+            or of.meta["val"].shape != value.shape
+        ):
+            return None
+        if of is not x and all(map(_reads_sizes, of.users)):
+            return None  # nothing would keep it
     count = math.prod(value.shape[d] for d in dims)
     divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
     return total if divides else None
 
 
-def _dims_read(number: fx.Node, shape: torch.Size) -> list[int] | None:
-    """List the dimensions whose sizes make a number, read off tensors of a shape, if they do."""
+def _read_off(number: fx.Node) -> fx.Node | None:
+    """Return the one tensor whose sizes make a number: `x.shape[1]`, `x.size(1) * x.shape[2]`."""
     if number.target is operator.mul:
-        found = [_dims_read(n, shape) if isinstance(n, fx.Node) else None for n in number.args]
-        return None if None in found else sorted(d for dims in found for d in dims or ())
-    of, dim = number.args if len(number.args) == 2 else (None, None)
-    if number.target is operator.getitem and isinstance(of, fx.Node):  # x.shape[1], x.size()[1]
-        of = of.args[0] if of.target == "size" or (of.target is getattr and of.args[1] == "shape") else None
-    elif number.target not in ("size", torch.ops.aten.sym_size.int):
+        found = {_read_off(n) if isinstance(n, fx.Node) else None for n in number.args}
+        return found.pop() if len(found) == 1 else None
+    of = number.args[0] if len(number.args) == 2 else None
+    if number.target is operator.getitem and isinstance(of, fx.Node):
+        of = of.args[0] if _reads_sizes(of) else None
+    elif not _reads_sizes(number):
         return None
-    value = of.meta.get("val") if isinstance(of, fx.Node) else None
-    known = isinstance(value, Tensor) and value.shape == shape
-    return [at(dim, len(shape))] if known and isinstance(dim, int) else None
+    return of if isinstance(of, fx.Node) and isinstance(of.meta.get("val"), Tensor) else None
+
+
+def _reads_sizes(node: fx.Node) -> bool:
+    asks = node.target is getattr and node.args[1] == "shape"
+    return asks or node.target in ("size", torch.ops.aten.sym_size.int)
+
+
+def _dims_read(number: fx.Node, ndim: int) -> list[int]:
+    """List the dimensions whose sizes make a number that is read off a tensor."""
+    if number.target is operator.mul:
+        return sorted(d for n in number.args if isinstance(n, fx.Node) for d in _dims_read(n, ndim))
+    return [at(number.args[1], ndim)] if isinstance(number.args[1], int) else []
 
 
 def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:

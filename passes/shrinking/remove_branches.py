@@ -35,4 +35,9 @@ def remove_branches(module: fx.GraphModule, *, branches: Sequence[Branch]) -> fx
                 new_of[node].meta = dict(node.meta)
         elif node not in gone:
             new_of[node] = graph.node_copy(node, lambda n: new_of[n])
+    named = {node.name: new.name for node, new in new_of.items()}
+    for node in graph.nodes:  # which count a sum was divided by, where its sum of two is gone
+        op, target, number, divides = node.meta.get("sum_over", (None,) * 4)
+        if number in named:
+            node.meta["sum_over"] = op, target, named[number], divides
     return fx.GraphModule(module, graph, type(module).__name__)

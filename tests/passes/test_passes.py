@@ -485,6 +485,33 @@ def test_a_sum_over_what_follows_the_input_is_divided_as_the_model_says(sums: st
         assert fxprune.verify(model, half, example_inputs=given).exact
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.5])
+def test_a_sum_that_another_tensors_size_divides_is_no_mean(depth: float, capture: str) -> None:
+    """Of as many tokens in the example, and of others at a call; where a sum of two is gone as well."""
+
+    class Paired(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.head = (
+                nn.Linear(6, 8),
+                *(nn.Linear(8, 8) for _ in "bc"),
+                nn.Linear(8, 4),
+            )
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            x, y = self.a(x), self.a(y)
+            x = x + self.b(x).relu()
+            x = x + self.c(x).tanh()
+            x = x + self.c(x).relu().sum(1, keepdim=True) / x.shape[1]
+            return self.head(x.sum(1) / y.shape[1]), self.head(y * (x.sum(-1).mean() / y.shape[-1]))
+
+    model = randomise(Paired().eval())
+    alike, others = ((torch.randn(2, n, 6), torch.randn(2, m, 6)) for n, m in [(5, 5), (7, 3)])
+    pruned = fxprune.prune(model, 0.5, example_inputs=alike, capture=capture, depth=depth)
+    for given in (alike, others):
+        assert fxprune.verify(model, pruned, example_inputs=given).exact
+
+
 @pytest.mark.parametrize("extra", [{}, {"dropout_p": 0.0}])
 def test_a_scale_that_follows_the_input_stays_open(extra: dict[str, float], capture: str) -> None:
     """Attention over channels: its scale is one over the root of the number of tokens."""

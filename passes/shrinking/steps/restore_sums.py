@@ -1,13 +1,19 @@
-"""Write `sum(x) / 49` as the model does where the sum is over no channels: other inputs have other counts."""
+"""Write `sum(x) / 49` as the model does where the sum is over no channels: other inputs have other counts.
+
+So is `sum(x) / y.shape[1]`.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxprune.errors import RewriteError
 from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.rules.registry import dims_of
 
@@ -18,14 +24,15 @@ def restore_sums(draft: Draft) -> None:
     """Restore sums that are divided by the model's own number, over dimensions that stay whole.
 
     Needs: copies of means with `meta["sum_over"]`, as of `sums_to_means`.  Guarantees: a mean over the kept
-    elements of those that shrink, and the model's number for the others.
+    elements of those that shrink, and the model's number, or its reading, for the others.
     """
+    named = {node.name: node for node in draft.new_of}
     for mean, new in draft.new_of.items():
         if "sum_over" in mean.meta and isinstance(mean.args[0], fx.Node):
-            _restore(draft, mean, new)
+            _restore(draft, mean, new, named)
 
 
-def _restore(draft: Draft, mean: fx.Node, new: fx.Node) -> None:
+def _restore(draft: Draft, mean: fx.Node, new: fx.Node, named: Mapping[str, fx.Node]) -> None:
     x = mean.args[0]
     assert isinstance(x, fx.Node)
     axes, shape = draft.analysis.axes[x][0], x.meta["val"].shape
@@ -36,7 +43,9 @@ def _restore(draft: Draft, mean: fx.Node, new: fx.Node) -> None:
     if not whole:
         return
     op, target, number, divides = mean.meta["sum_over"]
-    if shrunk:
+    if isinstance(number, str):
+        number = _read(draft, new, named.get(number), whole)
+    elif shrunk:
         count = math.prod(shape[d] for d in shrunk)  # which the mean over the kept ones divides by
         number = number / count if divides else number * count
     with new.graph.inserting_before(new):
@@ -53,3 +62,19 @@ def _restore(draft: Draft, mean: fx.Node, new: fx.Node) -> None:
     new.replace_all_uses_with(value)
     new.graph.erase_node(new)
     draft.new_of[mean] = value
+
+
+def _read(draft: Draft, before: fx.Node, of: fx.Node | None, dims: list[int]) -> Any:
+    """Return the product of a tensor's sizes, as nodes before another; of what shrinks, the model's own."""
+    if of is None:
+        raise RewriteError(
+            f"{before.name} divides by a size of a tensor in a branch that is removed: keep it"
+        )
+    axes, number = draft.analysis.axes[of][0], 1
+    with before.graph.inserting_before(before):
+        for d in dims:
+            size: Any = of.meta["val"].shape[d]
+            if draft.selection.positions(axes[d]) is None:
+                size = before.graph.call_method("size", (draft.new_of[of], d))
+            number = size if number == 1 else before.graph.call_function(operator.mul, (number, size))
+    return number
