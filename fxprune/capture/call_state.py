@@ -23,7 +23,7 @@ from fxprune.graph.code_names import attribute_of, names_of
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.nests import PLAIN
-from fxprune.graph.tensors import cuda_devices_of, floats_of
+from fxprune.graph.tensors import cuda_devices_of, floats_of, on_meta
 from fxprune.graph.values import called_with
 
 __all__ = [
@@ -46,9 +46,8 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
 
     changed: what a call of it changes.  A model that can't be called here has no history.
     """
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "meta"]
     changed = list(changed)
-    if not changed or tensors:
+    if not changed or on_meta(model):
         return
     first = seeded_noise(example, model)
     try:
@@ -85,7 +84,7 @@ def refuse_compiled(
 
     trains: does the graph hold for train mode as well?
     """
-    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+    if on_meta(model):
         return
     noise = seeded_noise(example, model)
     doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
@@ -126,7 +125,7 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 def gives_the_same(model: nn.Module, other: nn.Module, example: Example) -> bool:
     """Do two models compute the same of noise?  Not where one can't be called, or draws."""
-    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+    if on_meta(model):
         return False
     given = seeded_noise(example, model)
     try:

@@ -31,7 +31,7 @@ from fxprune.errors import CertificateError, listed
 from fxprune.graph.captured import Captured
 from fxprune.graph.copies import graph_shared, own_buffers, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.tensors import device_of, floats_of, in_float64
+from fxprune.graph.tensors import device_of, floats_of, in_float64, on_meta
 from fxprune.graph.values import bound_arguments
 from fxprune.result.selection import Selection
 
@@ -118,7 +118,7 @@ def certify(
 def certified(comparison: Comparison, example: Example) -> Certificate:
     """Certify the result of a comparison."""
     model, analysis = comparison.model, comparison.analysis
-    if any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers())):
+    if on_meta(model):
         raise CertificateError("a model on the meta device has no values to certify: materialise it first")
     if not leaves_of_outputs(analysis):
         raise CertificateError("the model returns no tensor of numbers: there is nothing to compare")

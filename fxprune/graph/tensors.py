@@ -26,6 +26,7 @@ __all__ = [
     "module_of",
     "modules_around",
     "named_tensors",
+    "on_meta",
     "tensor_at",
 ]
 
@@ -74,6 +75,11 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the weights; the CPU for a module without any."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def on_meta(*modules: nn.Module) -> bool:
+    """Return whether any tensor of these modules has a shape only, no values."""
+    return any(t.is_meta for m in modules for t in (*m.parameters(), *m.buffers()))
 
 
 def like_weights(model: nn.Module) -> Tensor:

@@ -23,7 +23,6 @@ __all__ = [
     "eval_copy",
     "latency_ratio",
     "macs_of",
-    "on_meta",
     "outputs_of",
     "parameters_of",
     "seconds_of",
@@ -85,11 +84,6 @@ def outputs_of(module: nn.Module, example: Example) -> list[Tensor]:
     with torch.no_grad():
         out = module(*example.args, **example.kwargs)
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-
-
-def on_meta(module: nn.Module) -> bool:
-    """Has the model shapes only, no values?"""
-    return any(p.device.type == "meta" for p in module.parameters())
 
 
 def latency_ratio(

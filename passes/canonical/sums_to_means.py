@@ -6,14 +6,17 @@ it as it was where nothing shrinks (`restore_sums`).
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxprune.rules.registry import at, dims_of
+from fxprune.graph.size_reads import dim_read, size_read
+from fxprune.rules.registry import dims_of
 
 __all__ = ["sums_to_means"]
 
@@ -47,7 +50,7 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
             mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
         number = node.args[1]
-        of = _read_off(number) if isinstance(number, fx.Node) else None
+        of = _reads(number)[0][0] if isinstance(number, fx.Node) else None
         if of is not x:
             mean.meta["sum_over"] = node.op, node.target, of.name if of else number, node.target in _DIVISIONS
         node.replace_all_uses_with(mean)
@@ -71,44 +74,30 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     dims = dims_of(dim, value.ndim)
-    if isinstance(number, fx.Node):
-        of = _read_off(number)
-        if (
-            of is None
-            or _dims_read(number, value.ndim) != sorted(dims)
-            or of.meta["val"].shape != value.shape
-        ):
-            return None
-        if of is not x and all(map(_reads_sizes, of.users)):
-            return None  # nothing would keep it
+    if isinstance(number, fx.Node) and not _is_count(_reads(number), x, dims):
+        return None
     count = math.prod(value.shape[d] for d in dims)
     divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
     return total if divides else None
 
 
-def _read_off(number: fx.Node) -> fx.Node | None:
-    """Return the one tensor whose sizes make a number: `x.shape[1]`, `x.size(1) * x.shape[2]`."""
+def _is_count(reads: list[tuple[fx.Node, int]], x: fx.Node, dims: Sequence[int]) -> bool:
+    """Are these x's sizes of some dimensions, or those of one tensor of its shape that is needed anyway?"""
+    tensors = {of for of, _ in reads}
+    if len(tensors) != 1 or sorted(d for _, d in reads) != sorted(dims):
+        return False
+    (of,) = tensors
+    alike: bool = of.meta["val"].shape == x.meta["val"].shape
+    return alike and (of is x or not all(map(size_read, of.users)))
+
+
+def _reads(number: fx.Node) -> list[tuple[fx.Node, int]]:
+    """List the tensors and dimensions whose sizes make a number: `x.shape[1]`, `x.size(1) * x.shape[2]`."""
     if number.target is operator.mul:
-        found = {_read_off(n) if isinstance(n, fx.Node) else None for n in number.args}
-        return found.pop() if len(found) == 1 else None
-    of = number.args[0] if len(number.args) == 2 else None
-    if number.target is operator.getitem and isinstance(of, fx.Node):
-        of = of.args[0] if _reads_sizes(of) else None
-    elif not _reads_sizes(number):
-        return None
-    return of if isinstance(of, fx.Node) and isinstance(of.meta.get("val"), Tensor) else None
-
-
-def _reads_sizes(node: fx.Node) -> bool:
-    asks = node.target is getattr and node.args[1] == "shape"
-    return asks or node.target in ("size", torch.ops.aten.sym_size.int)
-
-
-def _dims_read(number: fx.Node, ndim: int) -> list[int]:
-    """List the dimensions whose sizes make a number that is read off a tensor."""
-    if number.target is operator.mul:
-        return sorted(d for n in number.args if isinstance(n, fx.Node) for d in _dims_read(n, ndim))
-    return [at(number.args[1], ndim)] if isinstance(number.args[1], int) else []
+        found = [_reads(n) if isinstance(n, fx.Node) else [] for n in number.args]
+        return [*itertools.chain(*found)] if all(found) else []
+    read = dim_read(number)
+    return [read] if read is not None else []
 
 
 def _arguments(total: fx.Node) -> tuple[fx.Node, Any, bool]:

@@ -19,6 +19,7 @@ from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.fake_modules import fake_of
 from fxprune.graph.quiet import quiet_libraries
+from fxprune.graph.tensors import on_meta
 
 __all__ = ["Trial"]
 
@@ -36,8 +37,8 @@ class Trial:
         self.readers: list[Entry] = []
         self.error = ""
         self._real_calls = 0
-        on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
-        self._plainly = on_meta or has_caches(model)  # no fake tensors: meta needs none, caches keep them
+        # No fake tensors: a model on meta needs none, and caches would keep them.
+        self._plainly = on_meta(model) or has_caches(model)
 
     def accepts(self, example: Example, confirm: bool = False) -> bool:
         """Does a call succeed?  `confirm`: what fake tensors refuse is computed, to be sure."""

@@ -20,7 +20,8 @@ from fxprune.certify.zoo.quiet import listening
 from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, SHAPES, Result, in_short
 from fxprune.certify.zoo.uses import Uses, copied_in_turn, uses_of
 from fxprune.compiler import prune_analyzed
-from fxprune.result.measure import macs_of, on_meta, outputs_of, parameters_of
+from fxprune.graph.tensors import on_meta
+from fxprune.result.measure import macs_of, outputs_of, parameters_of
 from fxprune.result.pruned_module import noise_for, record_of
 from fxprune.result.saved import model_specs
 from fxprune.rules.axes import atoms_of

@@ -25,8 +25,7 @@ from fxprune.certify.zoo.check import built
 from fxprune.certify.zoo.result import CERTIFIED, EXCLUDED, FAILED, in_short
 from fxprune.compiler import prune_analyzed, verify
 from fxprune.errors import FxpruneError, first_line
-from fxprune.graph.tensors import module_of
-from fxprune.result.measure import on_meta
+from fxprune.graph.tensors import module_of, on_meta
 from fxprune.result.own_attention import widths_held
 from fxprune.result.own_code import OwnCode
 from fxprune.result.pruned_module import record_of

@@ -10,7 +10,8 @@ from torch import nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.choose.budget.request import Budget, Latency
 from fxprune.errors import BudgetError
-from fxprune.result.measure import eval_copy, latency_ratio, macs_of, on_meta, parameters_of
+from fxprune.graph.tensors import on_meta
+from fxprune.result.measure import eval_copy, latency_ratio, macs_of, parameters_of
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, noise_for
 

@@ -8,7 +8,6 @@ queries, keys and values.  `split_qkv=True` asks for widths of their own.
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,8 +16,8 @@ from torch import fx
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
+from fxprune.graph.size_reads import dim_read
 from fxprune.graph.tensors import module_of
-from fxprune.passes.shrinking.steps.pin_sizes import size_read
 from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
 
 __all__ = ["Tied", "Ties", "ties_of"]
@@ -95,16 +94,9 @@ def _read_elsewhere(analysis: Analysis) -> Iterator[list[Axis]]:
 
 def _axis_read(analysis: Analysis, size: object) -> Axis | None:
     """Return the axis whose size a node reads."""
-    if not isinstance(size, fx.Node):
-        return None
-    place = None
-    if size.target is operator.getitem and isinstance(size.args[0], fx.Node):
-        size, place = size.args[0], size.args[1]
-    read = size_read(size)
-    if read is None or not analysis.axes.get(read[0]):
-        return None
-    axes, dim = analysis.axes[read[0]][0], read[1] if place is None else place
-    return axes[dim] if isinstance(dim, int) and -len(axes) <= dim < len(axes) else None
+    read = dim_read(size) if isinstance(size, fx.Node) else None
+    axes = analysis.axes.get(read[0]) if read is not None else None
+    return axes[0][read[1]] if read is not None and axes else None
 
 
 def _apart(pieces: Sequence[Axis], by_atom: Mapping[Atom, Group]) -> list[Group]:

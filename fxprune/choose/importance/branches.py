@@ -18,6 +18,7 @@ from fxprune.choose.importance.data import batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import reading_of
 from fxprune.graph.example import seeded_noise
+from fxprune.graph.tensors import on_meta
 from fxprune.graph.values import bound_arguments
 from fxprune.graph.writes import writes_in_place
 
@@ -59,7 +60,7 @@ def branch_shares(analysis: Analysis, units: Sequence[Unit]) -> np.ndarray:
     The sum of |f(x)| / |x| for one sample of normal noise: it sees the weights' and layer scales' sizes,
     and nothing of what the branch is good for.  A model without values keeps its first branches.
     """
-    if any(p.device.type == "meta" for p in analysis.module.parameters()):
+    if on_meta(analysis.module):
         return -np.arange(len(units), dtype=float)
     module = analysis.module
     example = seeded_noise(analysis.captured.example, module)

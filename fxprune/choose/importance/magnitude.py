@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.graph.chunks import in_blocks
-from fxprune.graph.tensors import at_least_float32
+from fxprune.graph.tensors import at_least_float32, on_meta
 from fxprune.rules.axes import Atom, coordinates
 from fxprune.rules.registry import Axes
 
@@ -25,7 +25,7 @@ def magnitude(analysis: Analysis, groups: Iterable[Group]) -> Scores:
     """
     totals: Scores = {g: np.zeros(shape_of(g)) for g in groups}
     parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
-    if any(p.device.type == "meta" for p in parameters.values()):
+    if on_meta(analysis.module):
         return {g: np.broadcast_to(-np.arange(g.size, dtype=float), t.shape) for g, t in totals.items()}
     wanted = {g.atom: g for g in totals}
     with torch.no_grad():

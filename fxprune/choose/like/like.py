@@ -24,7 +24,7 @@ from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.tensors import is_inside, like_weights
+from fxprune.graph.tensors import is_inside, like_weights, on_meta
 from fxprune.passes.shrinking.fold_scales import constant_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.selection import Selection
@@ -168,7 +168,7 @@ def check_loads(pruned: fx.GraphModule, small: nn.Module) -> None:
         stock.load_state_dict(pruned.state_dict(), strict=True)
     except RuntimeError as error:
         raise SiblingError(f"like=: the smaller model does not take the result: {error}") from error
-    if any(p.device.type == "meta" for p in (*pruned.parameters(), *small.parameters())):
+    if on_meta(pruned, small):
         return
     difference = same_function(pruned, stock, seeded_noise(record_of(pruned).example, pruned))
     if not difference <= 1e-6:

@@ -22,8 +22,7 @@ from fxprune.compiler.native.computed_numbers import computed_numbers, read_numb
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.tensors import holds_attributes
-from fxprune.result.measure import on_meta
+from fxprune.graph.tensors import holds_attributes, on_meta
 from fxprune.result.own_code import Edit, Slot
 from fxprune.result.own_forward import users_class
 from fxprune.result.pruned_module import PrunedModule

@@ -24,11 +24,10 @@ from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, UnsupportedModuleError, shown
 from fxprune.graph.collector import collector_paused
-from fxprune.graph.tensors import named_tensors
+from fxprune.graph.tensors import named_tensors, on_meta
 from fxprune.graph.values import refuse_broken
 from fxprune.passes.check import Check
 from fxprune.result.forms import attach
-from fxprune.result.measure import on_meta
 from fxprune.result.own_code import OwnCode, Part
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule

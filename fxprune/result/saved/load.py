@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 from fxprune.errors import FileError, FxpruneError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.source_files import users_level
+from fxprune.graph.tensors import on_meta
 from fxprune.passes.shrinking.steps.pin_sizes import constant_sizes_as_numbers
 from fxprune.result.fingerprint import FORMAT_1, graph_digest, unguarded_digest
 from fxprune.result.forms import PrunedModel
 from fxprune.result.json_types import FolderRecord, Modes, Origin
-from fxprune.result.measure import on_meta
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.remade import with_values
 from fxprune.result.saved import model_specs

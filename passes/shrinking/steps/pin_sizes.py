@@ -18,12 +18,12 @@ import torch
 from torch import fx
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.graph.op_names import op_name
+from fxprune.graph.size_reads import ALL, size_read
 from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
-__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled", "size_read"]
+__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled"]
 
 _ARITHMETIC = {
     operator.add,
@@ -44,7 +44,6 @@ _ARITHMETIC = {
 }
 
 
-_ALL = 1 << 20  # stands for "all dimensions" where a dimension is read
 _AS_NUMBERS = ContextVar("_AS_NUMBERS", default=False)
 
 
@@ -80,35 +79,15 @@ def pin_sizes(draft: Draft) -> None:
             draft.graph.erase_node(node)
 
 
-def size_read(node: fx.Node) -> tuple[fx.Node, int | None] | None:
-    """Return the tensor whose size this node reads, and the dimension (None: the whole shape)."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = op_name(node.target)
-    tensor = node.args[0] if node.args else None
-    if not isinstance(tensor, fx.Node) or not isinstance(tensor.meta.get("val"), torch.Tensor):
-        return None
-    if name == "getattr" and node.args[1] == "shape":
-        return tensor, None
-    if name == "len":
-        return tensor, 0
-    if name in ("numel", "nelement", "sym_numel"):
-        return tensor, _ALL
-    if name in ("size", "sym_size"):
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return tensor, None if dim is None else int(dim)  # type: ignore[arg-type]
-    return None
-
-
 def _axes_read(analysis: Analysis, read: tuple[fx.Node, int | None]) -> tuple[Axis, ...]:
     axes = analysis.axes[read[0]][0]
-    return (Product.of(axes),) if read[1] == _ALL else axes
+    return (Product.of(axes),) if read[1] == ALL else axes
 
 
 def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection: Selection) -> Any:
     """Return what the read gave before anything shrank; None if it gives that still."""
     if dim is not None:
-        dim = 0 if dim == _ALL else dim
+        dim = 0 if dim == ALL else dim
         return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
     if not any(map(selection.shrinks, axes)):
         return None

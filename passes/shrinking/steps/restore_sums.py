@@ -70,7 +70,8 @@ def _read(draft: Draft, before: fx.Node, of: fx.Node | None, dims: list[int]) ->
         raise RewriteError(
             f"{before.name} divides by a size of a tensor in a branch that is removed: keep it"
         )
-    axes, number = draft.analysis.axes[of][0], 1
+    number: Any = 1
+    axes = draft.analysis.axes[of][0]
     with before.graph.inserting_before(before):
         for d in dims:
             size: Any = of.meta["val"].shape[d]
