@@ -1,7 +1,8 @@
 """Write another constant into a product, and fold the ratio into the weights that bring the factor.
 
 `(x @ w) * 0.125` is `(x @ (0.5 * w)) * 0.25`: so an attention gets the scale that its new head dim has
-in the stock model, and its query projection takes up the difference.
+in the stock model, and its query projection takes up the difference; the key's, where more than the products reads
+the queries (a table of relative positions).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
     `scales` are the new constants by the names of their nodes.
 
     Needs: a factor that is a multiple of what a layer gives.  Guarantees: the same function; the module's
-    graph and the rows that the factor comes from, the query's, are changed in place, and `pruned.folded` has
-    them.
+    graph and the rows that the factor comes from, the query's or the key's, are changed in place, and
+    `pruned.folded` has them.
 
     Raises:
         RewriteError: the factor is none, or the layer's weights are computed or read elsewhere as well.
@@ -62,10 +63,7 @@ def fold_scales(pruned: PrunedModule, *, scales: Mapping[str, float], example: E
             if old is None:
                 raise RewriteError(f"{node.name} multiplies by no constant")
             ratio = new / old if call.op in QUOTIENTS else old / new
-            factor = _origin(pruned, node)
-            if any(_others(pruned, _names(pruned, factor) or (), factor)):
-                raise RewriteError(f"the weights that {node.name} scales are read elsewhere as well")
-            folded |= _fold(pruned, factor, ratio)
+            folded |= _fold(pruned, _origin(pruned, node), ratio)
             _write(node, call, new)
     for node in pruned.graph.nodes:
         del node.meta["val"]
@@ -81,8 +79,7 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
     except RewriteError:
         return False
     weights = [_weights(call)[0] for call in factor.calls.values()]
-    names = _names(module, factor)
-    return None not in (names, *map(weight_name, weights)) and not any(_others(module, names or (), factor))
+    return None not in (_names(module, factor), *map(weight_name, weights))
 
 
 def _names(module: fx.GraphModule, factor: Multiple) -> set[str] | None:
@@ -141,8 +138,8 @@ def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | 
     return None if None in found else [piece for pieces in found for piece in pieces or ()]
 
 
-def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
-    """Return what a node scales (of a product of matrices, the left one: the query), and what reads it.
+def _factors(node: fx.Node, module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """List what a node scales, each with what reads it: of a product of matrices the query, then the key.
 
     Raises:
         RewriteError: something else reads the product.
@@ -150,17 +147,20 @@ def _factor(node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
     call = call_of(node, module, DEFAULT_RULES)
     x = call.args[0] if call.args else call.kwargs["query"]
     assert isinstance(x, fx.Node)
+    if call.plain_op == _ATTENTION:
+        keys = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
+        return [(x, node), *([(keys, node)] if isinstance(keys, fx.Node) else [])]
     inner = call_of(x, module, DEFAULT_RULES) if x.op.startswith("call") else None
     if inner is None or inner.op not in (*_MATMULS, "einsum"):
-        return x, node
+        return [(x, node)]
     factors = [*inner.args]
     if inner.op == "einsum":
         factors = [*factors[1]] if isinstance(factors[1], (list, tuple)) else factors[1:]
-    if len(factors) != 2 or not isinstance(factors[0], fx.Node):
-        return x, node
+    if len(factors) != 2 or not all(isinstance(factor, fx.Node) for factor in factors):
+        return [(x, node)]
     if any(user is not node and not is_fact(user) for user in x.users):
         raise RewriteError(f"{x.name} is read without its scale as well")
-    return factors[0], x
+    return [(factor, x) for factor in factors if isinstance(factor, fx.Node)]
 
 
 def _write(node: fx.Node, call: Call, new: float) -> None:
@@ -197,16 +197,17 @@ def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, t
 
 
 def _origin(module: fx.GraphModule, node: fx.Node) -> Multiple:
-    """Return the layers that what a node scales comes from.
+    """Return the layers that what a node scales comes from: the query, or else the key.
 
     Raises:
-        RewriteError: it comes from none, or more than the factor would be scaled.
+        RewriteError: neither comes from any, or more than the factor would be scaled.
     """
-    factor, reader = _factor(node, module)
-    found = multiple_of(module, factor, reader)
-    if found is None:
-        raise RewriteError(f"{factor.name} is scaled, and is no multiple of what layers give")
-    return found
+    factors = _factors(node, module)
+    for factor, reader in factors:
+        found = multiple_of(module, factor, reader)
+        if found is not None and not any(_others(module, _names(module, found) or (), found)):
+            return found
+    raise RewriteError(f"{factors[0][0].name} is scaled, and is no multiple of what layers of its own give")
 
 
 def _rows(factor: Multiple, layer: fx.Node, dim: int) -> Tensor:

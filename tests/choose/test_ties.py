@@ -163,10 +163,11 @@ def test_one_list_cuts_for_every_head() -> None:
 
 
 class Views(nn.Module):
-    """Three projections, whose views have one head_dim and count the heads; the scale is computed of it."""
+    """Three projections, whose views have one head_dim; the scale is computed of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: str) -> None:
         super().__init__()
+        self.heads, self.count = heads, HEADS
         self.head_dim = WIDTH // HEADS
         self.enter, self.leave = nn.Linear(6, DIM), nn.Linear(WIDTH, 3)
         self.query, self.key, self.value = (nn.Linear(DIM, WIDTH) for _ in range(3))
@@ -174,6 +175,10 @@ class Views(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
         shape = (*x.shape[:-1], -1, self.head_dim)
+        if self.heads == "listed":
+            shape = (x.shape[0], x.shape[1], self.count, self.head_dim)
+        if self.heads == "added":
+            shape = x.size()[:-1] + (self.count, self.head_dim)
         q = self.query(x).view(shape)
         k = self.key(x).view(shape)
         v = self.value(x).view(shape)
@@ -181,8 +186,9 @@ class Views(nn.Module):
         return self.leave(torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).flatten(2))
 
 
-def test_views_with_one_head_dim_keep_one() -> None:
-    model, x = randomise(Views().eval()), torch.randn(2, 5, 6)
+@pytest.mark.parametrize("heads", ["counted", "listed", "added"])
+def test_views_with_one_head_dim_keep_one(heads: str) -> None:
+    model, x = randomise(Views(heads).eval()), torch.randn(2, 5, 6)
     with torch.no_grad():
         for part in (model.value.weight, model.leave.weight):
             part *= 0.01

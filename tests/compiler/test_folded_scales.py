@@ -99,9 +99,9 @@ def test_a_query_that_shares_its_weights_with_the_key_or_has_no_weights_is_not_s
 class TakenApart(nn.Module):
     """An attention that leaves its scale to torch; queries lie among what one layer gives."""
 
-    def __init__(self, kind: str, biased: bool) -> None:
+    def __init__(self, kind: str, read: str) -> None:
         super().__init__()
-        self.kind, self.biased = kind, biased
+        self.kind, self.read = kind, read
         self.embed, self.qkv, self.proj = nn.Linear(8, DIM), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
         self.relative = nn.Parameter(torch.zeros(5, DIM // HEADS))
 
@@ -119,19 +119,27 @@ class TakenApart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         q, k, v = self.parts(self.qkv(x))
-        bias = q @ self.relative.mT if self.biased else None
+        bias = None if self.read == "alone" else q @ self.relative.mT
+        bias = bias + (k @ self.relative.mT).mT if self.read == "both" else bias
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return x + self.proj(y.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("biased", [False, True], ids=["alone", "read elsewhere"])
+@pytest.mark.parametrize("read", ["alone", "queries", "both"])
 @pytest.mark.parametrize("kind", ["unbind", "select", "slices"])
-def test_queries_are_scaled_only_where_nothing_else_reads_them(kind: str, biased: bool) -> None:
-    model = randomise(TakenApart(kind, biased).eval())
+def test_queries_are_scaled_where_nothing_else_reads_them_and_else_keys(kind: str, read: str) -> None:
+    model = randomise(TakenApart(kind, read).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
     assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
-    own = record_of(pruned).own
-    assert own.is_whole is bool(fxprune.plan_of(pruned).scales) is not biased
+    plan, record = fxprune.plan_of(pruned), record_of(pruned)
+    assert record.own.is_whole is bool(plan.scales) is (read != "both")
+    if read != "both":
+        rows, ratio = record.folded["qkv.weight"]
+        width = pruned.proj.weight.shape[1]
+        first = 0 if read == "alone" else width
+        assert rows.tolist() == [*range(first, first + width)] and ratio == pytest.approx(0.5**0.5)
+        again = fxprune.apply(model, plan, example_inputs=tokens(), form="module")
+        assert torch.equal(again.qkv.weight, pruned.qkv.weight)
 
 
 def test_scales_that_are_folded_in_steps_are_folded_once() -> None:

@@ -59,21 +59,31 @@ def _listed_alike(analysis: Analysis) -> Iterable[list[Axis]]:
     """Find the axes that a module's code has one number for, in several calls.
 
     One line that cuts for several layers (`x.split([d, d, v])`, in a loop over heads); or views that have a
-    number in one place and find the rest (`q.view(b, n, -1, d)`, then `k` and `v`).
+    number in one place (`q.view(b, n, -1, d)`, then `k` and `v`).
     """
     found: dict[tuple[object, ...], list[Axis]] = defaultdict(list)
+    is_symbolic = analysis.captured.way == "symbolic"
     for node, step in analysis.steps.items():
         for argument, spelled in step.flow.sizes.items():
-            given, where = step.bound.get(argument), node.meta.get("where")
-            if not isinstance(given, (list, tuple)) or not isinstance(spelled, (list, tuple)) or not where:
+            where = node.meta.get("where")
+            if not isinstance(spelled, (list, tuple)) or not where:
                 continue
-            if argument != "split_size" and -1 not in given:
-                continue  # sizes that code takes from the tensor itself, as einops does, follow by themselves
+            given = _listed(step.bound.get(argument), len(spelled))
+            if argument != "split_size" and -1 not in given and not is_symbolic:
+                continue  # an exported graph has as numbers what code takes from the tensor itself
             line = where if argument == "split_size" else argument
             for place, (axis, size) in enumerate(zip(spelled, given, strict=True)):
                 if isinstance(axis, Axis) and isinstance(size, int) and size > 1:
                     found[module_of(node), line, len(given), place, size].append(axis)
     return found.values()
+
+
+def _listed(given: object, length: int) -> Sequence[object]:
+    """List as many sizes as an argument has; of `x.shape[:-1] + (heads, d)` the last ones."""
+    if isinstance(given, fx.Node) and given.target is operator.add:
+        given = given.args[1]
+    items = [*given] if isinstance(given, (list, tuple)) else []
+    return [*[None] * (length - len(items)), *items]
 
 
 def _read_elsewhere(analysis: Analysis) -> Iterator[list[Axis]]:
