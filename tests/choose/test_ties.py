@@ -89,6 +89,17 @@ def test_the_users_code_cuts_what_is_left(kind: type[Attention], cut: str, targe
     assert record_of(small).own.is_whole and not record_of(small).own.spellings
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.45])
+def test_uniform_shares_are_rounded_alike(ratio: float) -> None:
+    """Half as many elements of queries as of values: each rounded for itself, one would keep more."""
+    model, x = randomise(Turned(CUTS["chunk"]).eval()), torch.randn(2, 5, 6)
+    small = fxprune.prune(model, ratio, example_inputs=x, attention="head_dim", form="module")
+    queries, values = dims_of(fxprune.plan_of(small), fxprune.analyze(model, example_inputs=x))
+    assert queries == values < 1
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert fxprune.verify(model, small, example_inputs=x) < 1e-8
+
+
 def test_split_qkv_unties_them() -> None:
     model = worthless_values(randomise(Attention(CUTS["chunk"]).eval()))
     _, (queries, values) = pruned(model, split_qkv=True)

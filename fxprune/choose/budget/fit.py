@@ -46,7 +46,7 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
     """
     own = budget.overrides(analysis)
     free = [group for group in groups if group not in own]
-    ties = {group: {group: 1} for group in free} if budget.scope == "uniform" else ties_of(analysis, free)
+    ties = ties_of(analysis, free)
     schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
 
