@@ -1,8 +1,8 @@
 """Write another constant into a product, and fold the ratio into the weights that bring the factor.
 
 `(x @ w) * 0.125` is `(x @ (0.5 * w)) * 0.25`: so an attention gets the scale that its new head dim has
-in the stock model, and its query projection takes up the difference; the key's, where more than the products reads
-the queries (a table of relative positions).
+in the stock model, and its query projection takes up the difference; the key's, where more than the products
+reads the queries (a table of relative positions).
 """
 
 from __future__ import annotations

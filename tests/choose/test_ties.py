@@ -189,7 +189,7 @@ class Views(nn.Module):
         if self.heads == "listed":
             shape = (x.shape[0], x.shape[1], self.count, self.head_dim)
         if self.heads == "added":
-            shape = x.size()[:-1] + (self.count, self.head_dim)
+            shape = x.size()[:-1] + (self.count, self.head_dim)  # noqa: RUF005 (as Hugging Face writes it)
         q = self.query(x).view(shape)
         k = self.key(x).view(shape)
         v = self.value(x).view(shape)

@@ -8,6 +8,7 @@ queries, keys and values.  `split_qkv=True` asks for widths of their own.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

@@ -6,7 +6,7 @@ one (`traced`, `same_graph`).  Where that settles nothing, the instance runs bes
 `watch`), and the first difference says which module's numbers to try anew (`search`), those that its code
 computes as well (`spellings`, `calls`).  A module that no numbers mend is replaced by its part of the graph
 (`boundaries`, `parts`), the root by a `forward` (`root_forward`); a scale that follows a shrunk head_dim is
-folded into the query, or the key (`scales`).  What was found by running is proved on a copy (`proof`); train mode and
-the configuration follow (`training`, `configuration`).  Nothing here knows the name of a model or of an
-attribute.
+folded into the query, or the key (`scales`).  What was found by running is proved on a copy (`proof`);
+train mode and the configuration follow (`training`, `configuration`).  Nothing here knows the name of a
+model or of an attribute.
 """
