@@ -257,6 +257,14 @@ def test_a_lazy_layer() -> None:
         fxprune.prune(model, 0.5, example_inputs=VECTORS)
 
 
+def test_a_weight_that_calls_write() -> None:
+    model = nn.Sequential(nn.Embedding(9, 6, max_norm=1.0), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+    kept = model[0].weight.detach().clone()
+    with pytest.raises(errors.UnsupportedModuleError, match=r"^0 has max_norm=1, which writes .* to None"):
+        fxprune.prune(model, 0.5, example_inputs=torch.arange(9).view(1, 9))
+    assert torch.equal(model[0].weight, kept)
+
+
 def test_torchscript() -> None:
     with pytest.raises(
         errors.UnsupportedModuleError, match=r"is TorchScript.*: prune the module that it was"

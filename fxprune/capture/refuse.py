@@ -1,4 +1,4 @@
-"""Refuse what no graph of a model shows: parametrizations, hooks, TorchScript, compiled and lazy layers."""
+"""Refuse what no graph of a model shows: parametrizations, hooks, TorchScript, weights that calls write."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def refuse_unsupported(model: nn.Module) -> None:
         if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values())):
             raise UnsupportedModuleError(
                 f"{name} is a lazy layer without weights yet: call the model once on an input first"
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise UnsupportedModuleError(
+                f"{name} has max_norm={module.max_norm:g}, which writes into its weight at each call: scale "
+                f"the rows once, and set max_norm to None"
             )
         if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             raise UnsupportedModuleError(

@@ -9,6 +9,7 @@ import builtins
 import inspect
 import itertools
 import operator
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -213,6 +214,8 @@ def _spellings(target: Callable[..., object] | str, name: str) -> list[str]:
         plain = name.rstrip("_")
         return [f"aten.{name}", f"aten.{plain}", name, plain, *_second_names(name)]
     plain = _IN_PLACE.get(name, name)
+    if isinstance(target, types.BuiltinFunctionType) and target.__module__ == "torch":
+        return [f"aten.{plain}", plain, plain.rstrip("_"), *_second_names(plain)]  # in ATen's order
     if isinstance(target, str) or _is_library(target):
         return [plain, plain.rstrip("_"), *_second_names(plain)]
     return _own(getattr(target, "__module__", "") or "", name, getattr(target, "__qualname__", name))
@@ -248,7 +251,8 @@ def _module_call(node: fx.Node, root: nn.Module, rules: RuleSet) -> Call:
         if isinstance(value, list) and all(id(t) in names for t in value):  # of a recurrent layer
             value = [Weight(f"{path}.{names[id(t)]}") for t in value]
         values.append(Weight(f"{path}.{name}") if isinstance(value, torch.Tensor) else value)
-    given = [*node.args, *_in_order(module, node)]
+    # The `output_size` of a transposed convolution is beyond them: pixels alone.
+    given = [*node.args, *_in_order(module, node)][: entry.inputs]
     missing = [None] * (entry.inputs - len(given))
     return Call(entry.op, (*given, *missing, *values), {}, node)
 

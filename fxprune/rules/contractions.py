@@ -8,7 +8,7 @@ from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, PIXELS, Axis, Product, Reason, atom, frozen
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.laws import LAYOUT, dims_named
-from fxprune.rules.registry import Flow, PerDim, Typed, dims_of, rule
+from fxprune.rules.registry import Flow, NotCovered, PerDim, Typed, dims_of, rule
 
 
 @rule("linear")
@@ -96,10 +96,12 @@ def _einsum(equation: str, operands: Sequence[Typed]) -> Flow:
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if "..." in equation:
+        output = output if "->" in equation else "..."  # what is left open comes first
         terms, output = _spell_ellipsis(terms, output, [t.ndim for t in operands])
     if "->" not in equation:
         letters = "".join(terms)
-        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+        rest = (c for c in set(letters) - {*output} if letters.count(c) == 1)
+        output += "".join(sorted(rest))
     named: dict[str, Axis] = {}
     same: list[tuple[Axis, Axis]] = []
     for term, tensor in zip(terms, operands, strict=True):
@@ -266,9 +268,18 @@ def _all(option: object, value: int) -> bool:
 
 
 @rule("embedding")
-def embedding_axes(input: Typed, weight: Typed, *options: object, **more: object) -> Flow:
+def embedding_axes(
+    input: Typed,
+    weight: Typed,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *options: object,
+    **more: object,
+) -> Flow:
     """..., v c -> ... c"""
     vocabulary, c = weight.axes
+    if max_norm is not None:
+        raise NotCovered("it writes rows of a norm of all channels into its weight")
     return Flow((*input.axes, c), frozen=[(vocabulary, "looked up by index")], linear=LAYOUT)
 
 

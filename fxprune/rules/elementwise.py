@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
+
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, Axis
 from fxprune.rules.laws import LAYOUT, dims_named, product_law, sum_law
@@ -158,7 +160,9 @@ elementwise("ones_like", "full_like", "empty_like", "copy", "zero", "fill")
 @rule("to", "type", "_to_copy", "type_as")
 def to_axes(input: Typed, *args: object, **kwargs: object) -> Flow:
     """... -> ... (another tensor argument lends only its dtype and device)"""
-    return Flow(input.axes, linear=LAYOUT)
+    given = (*args, *kwargs.values())
+    rounds = any(isinstance(a, torch.dtype) and not (a.is_floating_point or a.is_complex) for a in given)
+    return Flow(input.axes, linear="" if rounds else LAYOUT)
 
 
 @rule("AutogradFunction")

@@ -148,7 +148,8 @@ def sliced(axis: Axis, start: int | None, stop: int | None, step: int | None) ->
         ends = None if stop is None else Bound(after if stop < 0 else Sum.of((before, piece)))
         spelled = slice(begins, ends)
         return piece, Flow((), same=[(axis, whole)]), spelled
-    if stride > 1 and axis.size % stride == 0 and begin < stride and size == axis.size // stride:
+    even = axis.size % stride == 0 and begin < stride and size == axis.size // stride
+    if stride > 1 and even and (start is None or start >= 0):
         piece = atom(size)  # every stride-th element: n = (piece stride)
         why = "taken apart by a strided slice"
         same = [(axis, Product.of((piece, frozen(stride, why))))]

@@ -6,7 +6,9 @@ with the input, then `self.weight`, `self.bias`.  `widths` says what else must b
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import Tensor, nn
 
@@ -94,7 +96,7 @@ for _n in (1, 2, 3):
     _native(f"AvgPool{_n}d", f"avg_pool{_n}d")
     _native(f"AdaptiveAvgPool{_n}d", f"adaptive_avg_pool{_n}d")
     _native(f"AdaptiveMaxPool{_n}d", f"adaptive_max_pool{_n}d")
-    _native(f"ConstantPad{_n}d ZeroPad{_n}d", "pad", "padding")
+    _native(f"ConstantPad{_n}d ZeroPad{_n}d", "constant_pad_nd", "padding value")
     _native(f"ReflectionPad{_n}d ReplicationPad{_n}d CircularPad{_n}d", "reflection_pad", "padding")
     _native(f"Dropout{_n}d", f"dropout{_n}d")
 NATIVE[nn.SyncBatchNorm] = NATIVE[nn.BatchNorm2d]
@@ -111,7 +113,7 @@ _native(
 _native(
     "Embedding",
     "embedding",
-    "weight",
+    "weight padding_idx max_norm",
     num_embeddings=Width("weight"),
     embedding_dim=Width("weight", 1),
 )
@@ -182,5 +184,16 @@ def native(module: nn.Module) -> Native | None:
     """Return the entry for a module, if its class (or one that changes nothing in `forward`) is known."""
     for cls in type(module).__mro__:
         if cls in NATIVE:
-            return NATIVE[cls] if type(module).forward is cls.forward else None
+            return NATIVE[cls] if all(_is_same(name, type(module), cls) for name in _runs(cls)) else None
     return None
+
+
+@cache
+def _runs(cls: type[nn.Module]) -> list[str]:
+    """List the methods of a native class that its `forward` runs, itself the first: `_conv_forward`."""
+    code = inspect.unwrap(cls.forward).__code__
+    return ["forward", *(name for name in code.co_names if callable(getattr(cls, name, None)))]
+
+
+def _is_same(name: str, cls: type[nn.Module], native: type[nn.Module]) -> bool:
+    return getattr(cls, name) is getattr(native, name)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from fxprune.rules import masked
 from fxprune.rules.axes import ONE, PIXELS, Product, atom
-from fxprune.rules.laws import LAYOUT, dims_named, product_law
+from fxprune.rules.laws import dims_named, product_law
 from fxprune.rules.reductions import norm_axes, summed
-from fxprune.rules.registry import Dims, Flow, Typed, rule
+from fxprune.rules.registry import Dims, Flow, Typed, at, dims_of, rule
+
+
+def _apart(input: Typed, dims: Iterable[int]) -> str:
+    """Write the end of a law: not linear along other dimensions than these."""
+    these = {at(d, input.ndim) for d in dims}
+    others = (n for i, n in enumerate(dims_named(input.axes).split()) if i not in these and n != "1")
+    return " / " + " ".join(others)
 
 
 @rule("rms_norm", masked=masked.rms_norm)
@@ -32,7 +40,7 @@ def layer_norm_axes(
     """... c, c, c -> ... c"""
     normed = input.axes[-len(normalized_shape) :]
     same = [pair for t in (weight, bias) if t is not None for pair in zip(normed, t.axes, strict=True)]
-    law = product_law([input, weight], input.axes, bias)
+    law = product_law([input, weight], input.axes, bias) + _apart(input, range(-len(normed), 0))
     return Flow(
         input.axes,
         same,
@@ -59,7 +67,7 @@ def group_norm_axes(
     same += [(channels, t.axes[0]) for t in (weight, bias) if t is not None]
     law, vector = dims_named(input.axes), "1" if channels == ONE else "d1"
     law += (f", {vector}" if weight is not None else "") + (f"; {vector}" if bias is not None else "")
-    law += f" -> {dims_named(input.axes)}" + ("" if num_groups == 1 else " / d1")
+    law += f" -> {dims_named(input.axes)}" + _apart(input, [1] if num_groups == 1 else [])
     return Flow(input.axes, same, sizes={"num_groups": g}, reduced=[c], linear=law, centred=[c])
 
 
@@ -140,5 +148,6 @@ def normalize_axes(
 ) -> Flow:
     """... -> ..., each vector along `dim` divided by its norm (zeros add nothing to it)"""
     flow = norm_axes(input, p, dim)
-    law = LAYOUT if p == 2 else ""
+    dims = dims_of(dim, input.ndim)
+    law = f"{dims_named(input.axes)} -> {dims_named(input.axes)}{_apart(input, dims)}" if p == 2 else ""
     return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced, linear=law, rotates=summed(input, dim))

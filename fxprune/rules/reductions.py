@@ -6,7 +6,7 @@ from fxprune.rules import masked
 from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.laws import reduced_law
-from fxprune.rules.registry import Axes, Dims, Flow, Typed, at, dims_of, rule
+from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule
 
 
 def without(input: Typed, dim: Dims, keepdim: bool) -> Axes:
@@ -45,6 +45,8 @@ def var_axes(
     correction: object = None,
 ) -> Flow:
     """... n -> ..."""
+    if isinstance(dim, bool):
+        raise NotCovered("its first argument is `unbiased`")
     gone = summed(input, dim)
     law = _law(input, dim, keepdim, linear=False)
     return Flow(without(input, dim, keepdim), reduced=gone, linear=law, centred=gone)
@@ -61,6 +63,8 @@ def var_mean_axes(
     correction: object = None,
 ) -> Flow:
     """... n -> ..., ..."""
+    if isinstance(dim, bool):
+        raise NotCovered("its first argument is `unbiased`")
     out = without(input, dim, keepdim)
     return Flow([out, out], reduced=summed(input, dim))
 

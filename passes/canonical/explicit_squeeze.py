@@ -26,7 +26,7 @@ def explicit_squeeze(module: fx.GraphModule, *, batch: int | None = None) -> fx.
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or op_name(node.target) != "squeeze":
             continue
-        x = node.args[0]
+        x = node.args[0] if node.args else node.kwargs["input"]
         value = x.meta.get("val") if isinstance(x, fx.Node) else None
         if not isinstance(value, Tensor):
             continue

@@ -34,6 +34,15 @@ def split_fused(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+_NAMES = {  # of arguments, as torch spells them
+    "reshape": ("input", "shape"),
+    "view": ("input", "size"),
+    "permute": ("input", "dims"),
+    "transpose": ("input", "dim0", "dim1"),
+    "select": ("input", "dim", "index"),
+}
+
+
 @dataclass(frozen=True)
 class _Fused:
     """A reshape, the dimension that counts the parts, the permutes after it, and who takes which part."""
@@ -141,4 +150,5 @@ def _argument(node: Any, position: int, name: str, default: int) -> int:
 
 
 def _args(node: fx.Node) -> Any:
-    return node.args
+    names = _NAMES.get(_name(node), ())[len(node.args) :]
+    return *node.args, *(node.kwargs[name] for name in names if name in node.kwargs)

@@ -15,7 +15,7 @@ from torch import fx
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.errors import RewriteError
 from fxprune.graph.values import NodeError, propagate_values
-from fxprune.passes.shrinking.steps.draft import Draft, copied
+from fxprune.passes.shrinking.steps.draft import KEPT, Draft, copied
 from fxprune.passes.shrinking.steps.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.steps.respell import respell
 from fxprune.result.selection import Selection
@@ -38,7 +38,7 @@ def regroup_heads(analysis: Analysis, *, counts: Mapping[Group, int]) -> fx.Grap
         sizes[heads.atom] = count
         sizes |= {d: d.size * heads.size // count for d in head_dims(analysis, heads)}
     resized = _Resized(sizes)
-    graph, new_of = copied(analysis.module.graph)
+    graph, new_of = copied(analysis.module.graph, (*KEPT, "default_scale"))
     module = fx.GraphModule(analysis.module, graph, type(analysis.module).__name__)
     draft = Draft(analysis, resized, graph, new_of, module)
     pin_sizes(draft)

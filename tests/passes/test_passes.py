@@ -532,6 +532,24 @@ def test_a_scale_that_follows_the_input_stays_open(extra: dict[str, float], capt
         assert fxprune.verify(model, half, example_inputs=given).exact
 
 
+def test_a_scale_that_follows_the_input_stays_open_where_heads_merge(capture: str) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.crossed, self.qkv, self.out, self.head = (nn.Linear(16, n) for n in (48, 48, 16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (t.mT for t in self.crossed(x).chunk(3, -1))
+            x = F.scaled_dot_product_attention(q, k, v).mT
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.head(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+    model, (x, other) = randomise(Both().eval()), (torch.randn(2, 5, 16), torch.randn(3, 9, 16))
+    half = fxprune.prune(model, 0.5, example_inputs=x, capture=capture, attention="merge")
+    for given in (x, other):
+        assert fxprune.verify(model, half, example_inputs=given).exact
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -127,6 +127,86 @@ def test_a_repeat_whose_length_is_given_shrinks(repeat: str, times: int, capture
     assert pruned.get_parameter("wide.weight").shape[:2] == (8 * times, 8)
 
 
+# ---------------------------------------------------------------- arguments and orders that people use
+
+
+def batch_norm(m: nn.Module, x: Tensor) -> Tensor:
+    n: Any = m.norm
+    return torch.batch_norm(x, n.weight, n.bias, n.running_mean, n.running_var, False, 0.1, 1e-5, False)
+
+
+SPELLED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "output_size": lambda m, x: m.up(x, output_size=[8, 9]),
+    "output_size of a shape": lambda m, x: m.up(x[..., :2, :3], output_size=x.shape[2:]),
+    "torch.batch_norm": batch_norm,
+    "squeezed by name": lambda m, x: torch.squeeze(input=x.unsqueeze(2), dim=2),
+    "permuted by name": lambda m, x: torch.permute(input=x, dims=(0, 2, 3, 1)).permute(dims=(0, 3, 1, 2)),
+}  # fmt: skip
+
+
+class Spelled(nn.Module):
+    def __init__(self, op: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.op = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1), op
+        self.up, self.norm = nn.ConvTranspose2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.op(self, self.first(x)).relu())
+
+
+@pytest.mark.parametrize("op", SPELLED)
+def test_arguments_in_other_orders_and_by_name(op: str, capture: str) -> None:
+    model = randomise(Spelled(SPELLED[op]).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 3, 4, 5), capture=capture)
+    assert pruned.get_parameter("first.weight").shape[0] == 8
+    assert_exact(model, pruned, 1, 3)
+
+
+def test_an_equation_without_a_result_keeps_what_it_leaves_out_first(capture: str) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 4)
+            self.mixed = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.einsum("...i,ij", self.first(x), self.mixed))
+
+    pruned = pruned_half(Mixed(), torch.randn(2, 5, 3), capture)
+    assert pruned.get_parameter("mixed").shape == (8, 8)
+
+
+class Standardised(nn.Conv2d):
+    """Changes what the native `forward` runs, not `forward`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+def test_a_layer_that_changes_a_part_of_its_forward_is_no_native_one(capture: str) -> None:
+    model = nn.Sequential(
+        Standardised(3, 16, 3), nn.ReLU(), Standardised(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    pruned = pruned_half(model, torch.randn(2, 3, 8, 8), capture)
+    assert pruned.get_parameter("2.weight").shape[:2] == (4, 8)
+
+
+@pytest.mark.parametrize("start", [-15, -16, 1])
+def test_a_strided_slice_from_the_end_takes_what_it_took(start: int, capture: str) -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part, self.whole = nn.Linear(3, 16), nn.Linear(8, 4), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.part(y[..., start::2]) + self.whole(y)
+
+    model, x = randomise(Strided().eval()), torch.randn(2, 5, 3)
+    with contextlib.suppress(fxprune.errors.NothingPrunableError):
+        assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=x, capture=capture)).exact
+
+
 # ---------------------------------------------------------------- written where a mask says
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -30,12 +31,12 @@ class Draft:
     root: nn.Module
 
 
-def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+def copied(graph: fx.Graph, kept: Collection[str] = KEPT) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """Copy a graph without the values of its nodes; returns it and the map of old nodes to new."""
     new = fx.Graph()
     new_of: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied = new.node_copy(node, lambda n: new_of[n])
-        copied.meta = {k: v for k, v in node.meta.items() if k in KEPT}
+        copied.meta = {k: v for k, v in node.meta.items() if k in kept}
         new_of[node] = copied
     return new, new_of
