@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from functools import cache
 
 from torch import Tensor, nn
 
@@ -40,12 +39,14 @@ class Native:
     """A module class in terms of an op: its inputs, then some of its attributes.
 
     inputs: as many come before the attributes; one that is not given is None.
+    runs: the methods that its `forward` runs, itself the first: `_conv_forward`.
     """
 
     op: str
     arguments: tuple[str, ...] = ()
     widths: dict[str, Width] = field(default_factory=dict)
     inputs: int = 1
+    runs: tuple[str, ...] = ("forward",)
 
 
 NATIVE: dict[type[nn.Module], Native] = {}
@@ -53,7 +54,9 @@ NATIVE: dict[type[nn.Module], Native] = {}
 
 def _native(classes: str, op: str, arguments: str = "", *, inputs: int = 1, **widths: Width) -> None:
     for name in classes.split():
-        NATIVE[getattr(nn, name)] = Native(op, tuple(arguments.split()), widths, inputs)
+        cls = getattr(nn, name)
+        called = (n for n in inspect.unwrap(cls.forward).__code__.co_names if callable(getattr(cls, n, None)))
+        NATIVE[cls] = Native(op, tuple(arguments.split()), widths, inputs, ("forward", *called))
 
 
 _CHANNELS = Width("weight running_mean")
@@ -184,16 +187,6 @@ def native(module: nn.Module) -> Native | None:
     """Return the entry for a module, if its class (or one that changes nothing in `forward`) is known."""
     for cls in type(module).__mro__:
         if cls in NATIVE:
-            return NATIVE[cls] if all(_is_same(name, type(module), cls) for name in _runs(cls)) else None
+            same = all(getattr(type(module), name) is getattr(cls, name) for name in NATIVE[cls].runs)
+            return NATIVE[cls] if same else None
     return None
-
-
-@cache
-def _runs(cls: type[nn.Module]) -> list[str]:
-    """List the methods of a native class that its `forward` runs, itself the first: `_conv_forward`."""
-    code = inspect.unwrap(cls.forward).__code__
-    return ["forward", *(name for name in code.co_names if callable(getattr(cls, name, None)))]
-
-
-def _is_same(name: str, cls: type[nn.Module], native: type[nn.Module]) -> bool:
-    return getattr(cls, name) is getattr(native, name)
