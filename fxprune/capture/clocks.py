@@ -21,7 +21,7 @@ _CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
 @contextlib.contextmanager
 def another_time(functions: Iterable[types.FunctionType]) -> Iterator[None]:
     """Let some functions, and what they call, read clocks that are years ahead."""
-    later: dict[int, Any] = {id(datetime.datetime): _Later, id(datetime.date): _LaterDay}
+    later: dict[int, Any] = _later_classes()
     for name in _CLOCKS:
         later[id(getattr(time, name))] = _ahead(getattr(time, name), _LATER.total_seconds())
         later[id(getattr(time, f"{name}_ns"))] = _ahead(
@@ -49,21 +49,28 @@ def _ahead(clock: Callable[[], Any], by: Any) -> Callable[[], Any]:
     return lambda: clock() + by if here() else clock()
 
 
-class _Later(datetime.datetime):
-    """Another time."""
+def _later_classes() -> dict[int, Any]:
+    """Make classes of another time, and of another day, for this thread; in others they are Python's own."""
+    here, moment, day = this_thread_only(), datetime.datetime, datetime.date
 
-    @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-        return super().now(tz) + _LATER
+    class OfAll(type):
+        """Made before or elsewhere, it is an instance too."""
 
-    @classmethod
-    def utcnow(cls) -> Any:
-        return super().utcnow() + _LATER
+        def __instancecheck__(cls, x: Any) -> bool:
+            return isinstance(x, day if issubclass(cls, LaterDay) else moment)
 
+    class Later(datetime.datetime, metaclass=OfAll):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return super().now(tz) + _LATER if here() else moment.now(tz)
 
-class _LaterDay(datetime.date):
-    """Another day."""
+        @classmethod
+        def utcnow(cls) -> Any:
+            return super().utcnow() + _LATER if here() else moment.utcnow()
 
-    @classmethod
-    def today(cls) -> Any:
-        return super().today() + _LATER
+    class LaterDay(datetime.date, metaclass=OfAll):
+        @classmethod
+        def today(cls) -> Any:
+            return super().today() + _LATER if here() else day.today()
+
+    return {id(moment): Later, id(day): LaterDay}

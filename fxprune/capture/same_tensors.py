@@ -179,8 +179,13 @@ def names_at(step: dis.Instruction) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def refused_ids(stands_in: Callable[[Any], bool]) -> Iterator[None]:
-    """Refuse `id(x)` and `operator.is_(x, y)` of stand-ins in a model's code."""
+def refused_ids(
+    stands_in: Callable[[Any], bool], functions: Iterable[types.FunctionType] = ()
+) -> Iterator[None]:
+    """Refuse `id(x)` and `operator.is_(x, y)` of stand-ins in a model's code.
+
+    functions: in whose modules `is_` may stand by itself.
+    """
     here, before = this_thread_only(), builtins.id
 
     def asked(x: Any) -> int:
@@ -190,7 +195,8 @@ def refused_ids(stands_in: Callable[[Any], bool]) -> Iterator[None]:
 
     def compared(of: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
         def compare(a: Any, b: Any) -> bool:
-            if stands_in(a) and stands_in(b) and here() and is_users(sys._getframe(1).f_code.co_filename):
+            unknown = a is not None and b is not None and (stands_in(a) or stands_in(b))
+            if unknown and here() and is_users(sys._getframe(1).f_code.co_filename):
                 raise NotImplementedError("the code asks by `operator.is_` whether two values are one")
             return of(a, b)
 
@@ -199,7 +205,12 @@ def refused_ids(stands_in: Callable[[Any], bool]) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         patches.callback(setattr, builtins, "id", before)
         builtins.id = asked
-        for name in ("is_", "is_not"):
-            patches.callback(setattr, operator, name, getattr(operator, name))
-            setattr(operator, name, compared(getattr(operator, name)))
+        asking = {before(of): (of, compared(of)) for of in (operator.is_, operator.is_not)}
+        spaces = [vars(operator), *(f.__globals__ for f in functions)]
+        for space in {before(space): space for space in spaces}.values():
+            for name, value in [*space.items()]:
+                own, other = asking.get(before(value), (None, None))
+                if own is not None:
+                    patches.callback(space.__setitem__, name, own)
+                    space[name] = other
         yield

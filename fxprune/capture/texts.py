@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import sys
 import types
@@ -27,13 +28,14 @@ _RAISED = ("Error", "Exception", "Warning")
 @functools.lru_cache(1 << 14)
 def writes_messages(code: types.CodeType) -> bool:
     """Does code say something to people, so that a text it makes may be a message?"""
-    return any(map(_says, names_in(code)))
+    return dis.opmap["RAISE_VARARGS"] in code.co_code[::2] or any(map(_says, names_in(code)))
 
 
 def is_message(frame: types.FrameType) -> bool:
     """Is a text that is being made in a frame raised, or given to what says it to people?
 
-    A text that the code keeps, looks up or returns is none.
+    So is one that a local name holds for such statements alone.  A text that the code keeps, looks up or
+    returns is none.
     """
     code = frame.f_code
     return writes_messages(code) and _says_at(code, frame.f_lasti)
@@ -44,10 +46,22 @@ def _says_at(code: types.CodeType, at: int) -> bool:
     names = set(names_before(code, at))
     for _, step in steps_of(code):
         if step.offset > at and ends_statement(step):
+            if step.opname == "STORE_FAST":
+                return _says_all(code, step)
             return step.opname.startswith("RAISE") or (step.opname == "POP_TOP" and any(map(_says, names)))
         if step.offset > at and isinstance(step.argval, str) and step.opname != "LOAD_CONST":
             names.add(step.argval)
     return False
+
+
+def _says_all(code: types.CodeType, stored: dis.Instruction) -> bool:
+    """Is a local name stored once, and read in nothing but statements that say it?"""
+    # (Newer versions of Python load two names at once.)
+    both = ((step, step.argval) for _, step in steps_of(code))
+    steps = [step for step, said in both if stored.argval in (said if isinstance(said, tuple) else (said,))]
+    read = [step.offset for step in steps if step.opname.startswith("LOAD_FAST")]
+    once = len(steps) == len(read) + 1 and all(at > stored.offset for at in read)
+    return once and all(_says_at(code, at) for at in read)
 
 
 def _says(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -121,6 +122,9 @@ class FakeRun(fx.Interpreter):
         self.last: fx.Node | None = None
         self.put_off: set[fx.Node] = set()
         self._computed: dict[fx.Node, Any] = {}  # for real
+        given = pytree.tree_leaves((example.args, example.kwargs))
+        self._devices = {t.device.type for t in given if isinstance(t, Tensor)} - {"meta"}
+        self._autocast: dict[str, bool] = {}  # a run that stops in a part without autocast goes on there
         self._copies: dict[str, Any] = {}  # of tensors that real values are made of: they may be written to
 
     def value(self, node: fx.Node) -> Any:
@@ -129,7 +133,7 @@ class FakeRun(fx.Interpreter):
         Raises:
             NodeError: a node rejects what it is given.
         """
-        with quiet_torch(), self.mode, torch.no_grad():
+        with quiet_torch(), self.mode, torch.no_grad(), self._own_autocast():
             while node not in self.env and node not in self.put_off:
                 self.last = self.last.next if self.last else next(iter(self.graph.nodes))
                 if PUT_OFF in self.last.meta:
@@ -138,6 +142,19 @@ class FakeRun(fx.Interpreter):
                     self.env[self.last] = self.run_node(self.last)
             self._run_late(node)
         return self.env[node]
+
+    @contextlib.contextmanager
+    def _own_autocast(self) -> Iterator[None]:
+        """Leave autocast as the caller has it: the nodes that turn it on again may run in a later call."""
+        before = {kind: torch.is_autocast_enabled(kind) for kind in self._devices}
+        for kind, enabled in {**before, **self._autocast}.items():
+            torch.set_autocast_enabled(kind, enabled)
+        try:
+            yield
+        finally:
+            self._autocast = {kind: torch.is_autocast_enabled(kind) for kind in before}
+            for kind, enabled in before.items():
+                torch.set_autocast_enabled(kind, enabled)
 
     def _run_late(self, node: fx.Node) -> None:
         """Run a node that was put off, after those that it needs."""

@@ -242,9 +242,27 @@ def a_size_in_a_text_beside_a_message(m: nn.Module, h: Tensor) -> Tensor:
     return {"6": h}.get(f"{h.shape[1]}", 2 * h)
 
 
-@pytest.mark.parametrize(
-    "way", [a_shape_in_a_text, a_batch_in_a_text, a_size_in_a_text, a_size_in_a_text_beside_a_message]
-)
+def a_message_that_is_looked_up(m: nn.Module, h: Tensor) -> Tensor:
+    words = f"{h.shape[1]}"
+    if h.shape[1] > 1000:
+        raise ValueError(words)
+    return {"6": h}.get(words, 2 * h)
+
+
+def a_message_that_is_looked_up_before(m: nn.Module, h: Tensor) -> Tensor:
+    words = f"{h.shape[1]}"
+    h = 2 * h if words != "6" else h
+    assert h.shape[1] < 1000, words
+    return h
+
+
+OF_SIZES = [
+    *(a_shape_in_a_text, a_batch_in_a_text, a_size_in_a_text, a_size_in_a_text_beside_a_message),
+    *(a_message_that_is_looked_up, a_message_that_is_looked_up_before),
+]
+
+
+@pytest.mark.parametrize("way", OF_SIZES)
 def test_what_a_text_says_of_sizes_holds_for_them_alone(way: Way) -> None:
     """By torch.export, which the first two are left to, a size was written as a name of its own."""
     model = randomise(Net(way).eval())
@@ -262,6 +280,11 @@ def test_what_a_text_says_of_sizes_holds_for_them_alone(way: Way) -> None:
 def a_message(m: nn.Module, h: Tensor) -> Tensor:
     torch._assert(h.shape[0] > 0, f"no samples in {h.shape}")
     logging.getLogger(__name__).debug(f"{h.shape[1]} tokens")
+    rule = f"16 channels, not {h.shape}"
+    if h.shape[2] != 16:
+        raise ValueError(rule)
+    words = f"of {h.shape[1]} tokens"
+    assert h.shape[1] > 0, words
     return h
 
 
@@ -315,6 +338,48 @@ def test_a_call_whose_value_nothing_needs_raises_as_in_the_model(way: Way) -> No
     with pytest.raises(CaptureError, match=r"test_asked_types.py:\d+"):
         fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
     assert_same(fxprune.prune(model, 0.0, example_inputs=X)(X), model(X), 1e-6)
+
+
+def tries_a_view_of_pairs(m: nn.Module, h: Tensor) -> Tensor:
+    try:
+        h.view(h.shape[0], -1, 2, 16)
+    except RuntimeError:
+        return h
+    return 2 * h
+
+
+def splits(h: Tensor) -> None:
+    h.unflatten(1, (-1, 3))
+
+
+def tries_a_part_of_a_function(m: nn.Module, h: Tensor) -> Tensor:
+    with contextlib.suppress(RuntimeError):
+        splits(h)
+        return 2 * h
+    return h
+
+
+@pytest.mark.parametrize("way", [tries_a_view_of_pairs, tries_a_part_of_a_function])
+def test_a_call_that_only_other_sizes_raise_on_is_not_dropped(way: Way) -> None:
+    model = randomise(Net(way).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X)
+    assert_same(whole(X[:1]), model(X[:1]), 1e-6)
+    with pytest.raises(FxpruneError, match=r"test_asked_types.py:\d+"):
+        whole(X[:, :5])
+
+
+def says_more_of_errors(m: nn.Module, h: Tensor) -> Tensor:
+    try:
+        h.view(h.shape[0], -1)
+        return 2 * h
+    except RuntimeError as error:
+        raise ValueError("no such length") from error
+
+
+def test_a_handler_that_raises_is_no_other_way() -> None:
+    model = randomise(Net(says_more_of_errors).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=X, capture="symbolic")
+    assert_same(whole(X[:, :5]), model(X[:, :5]), 1e-6)
 
 
 def logs_an_entropy(m: nn.Module, h: Tensor) -> Tensor:

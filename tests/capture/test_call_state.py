@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from helpers import assert_same, randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.clocks import another_time
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.reached import called
 from fxprune.errors import CaptureError, TrainingError
@@ -201,6 +204,39 @@ def test_a_method_that_no_call_runs_draws_nothing() -> None:
     assert not any(f.__name__ in ("report", "now") for f in called(model, kept.functions()))
     model.draw = held.report
     assert any(f.__name__ == "report" for f in called(model, HeldState(model).functions()))
+
+
+def test_another_time_is_that_of_one_thread() -> None:
+    """Elsewhere clocks go on as they did, and a moment is one still."""
+    began, seen = datetime.datetime.now(), list[Any]()
+
+    def look() -> None:
+        now, day = datetime.datetime.now(), datetime.date.today()
+        seen.extend([now - began, day - began.date(), time.time()])
+        seen.append(isinstance(began, datetime.datetime) and isinstance(began.date(), datetime.date))
+
+    with another_time([look]):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert datetime.datetime.now() - began > datetime.timedelta(1000)
+        assert isinstance(began, datetime.datetime)
+    assert all(gone < datetime.timedelta(2) for gone in seen[:2]) and seen[3]
+    assert seen[2] <= time.time()
+
+
+def test_a_buffer_of_another_shape_is_refused_in_words() -> None:
+    class Grows(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.a(x).relu().mean(0)
+            return self.head(self.last + self.a(x))
+
+    with pytest.raises(CaptureError, match=r"leaves the buffer last in another shape.*persistent=False"):
+        fxprune.prune(Grows().eval(), 0.5, example_inputs=X)
 
 
 def test_numbers_of_which_nothing_follows_are_no_matter(capture: str) -> None:

@@ -110,6 +110,10 @@ def identical_by_property(m: Net, x: Tensor) -> Tensor:
     return x * 3 if m.head_dtype is torch.bfloat16 else x
 
 
+def identical_by_a_computed_name(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if globals()["is_" + "half"](x.dtype) else x
+
+
 def in_words(m: Net, x: Tensor) -> Tensor:
     return x * 3 if str(x.dtype).endswith("16") else x
 
@@ -171,10 +175,12 @@ ASKING = [
         within_half,
     ),
     *(identical_in_a_function, identical_in_a_called_one, identical_in_an_object, identical_by_property),
+    identical_by_a_computed_name,
 ]
 OF_ONE_PRECISION = (
     *(identical, identical_later, in_a_text, in_a_set, in_a_table, by_width, in_words),
     *(identical_in_a_function, identical_in_a_called_one, identical_in_an_object, identical_by_property),
+    identical_by_a_computed_name,
 )
 
 
@@ -319,6 +325,16 @@ def test_a_part_without_autocast_stays_without(capture: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.is_autocast_enabled("cpu")
         whole(X)
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_question_in_a_part_without_autocast_leaves_the_callers_on() -> None:
+    def part(m: Net, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x * 3 if x.shape[1] > 2 else x
+
+    with torch.autocast("cpu", torch.bfloat16):
+        fxprune.trace(Net(part).eval(), X, capture="symbolic")
         assert torch.is_autocast_enabled("cpu")
 
 

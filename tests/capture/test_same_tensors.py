@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from operator import is_
 
 import pytest
 import torch
@@ -83,6 +84,10 @@ def flattened(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return y is h
 
 
+def by_an_imported_function(m: nn.Module, x: Tensor, h: Tensor) -> bool:
+    return is_(h.contiguous(), h)
+
+
 def by_id(m: nn.Module, x: Tensor, h: Tensor) -> bool:
     return id(h.contiguous()) in {id(h)}
 
@@ -94,7 +99,7 @@ def by_id_of_an_input(m: nn.Module, x: Tensor, h: Tensor) -> bool:
 WAYS = [
     *(as_it_lies, an_input_as_it_lies, cast, cast_by_name, through_a_layer, through_a_dropout),
     *(through_a_function, by_id, by_id_of_an_input, without_a_name, a_layer_without_a_name, flattened),
-    by_a_function,
+    *(by_a_function, by_an_imported_function),
 ]
 
 

@@ -97,7 +97,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
             noticed(OF_LAYOUT, layouts),
             noticed_draws(model, lambda: may_run) as drew,
             noticed_comparisons(model, may_run, _may_be_one) as compared,
-            refused_ids(lambda x: isinstance(x, kinds) and not isinstance(x, nn.Parameter)),
+            refused_ids(lambda x: isinstance(x, kinds) and not isinstance(x, nn.Parameter), may_run),
         ):
             exported = export_program(model, example)
         layouts |= {_line(node): None for node in writes_by_layout(exported.program.graph)}

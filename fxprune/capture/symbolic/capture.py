@@ -41,6 +41,7 @@ from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
 from fxprune.capture.symbolic.patches import kept_calls, patched_for_tracing
 from fxprune.capture.symbolic.tracer import _ASSIGNED, Tracer
+from fxprune.capture.symbolic.tried_calls import Place
 from fxprune.capture.taught import is_taught, taught_functions
 from fxprune.graph.captured import Captured
 from fxprune.graph.example import Example
@@ -59,12 +60,14 @@ class _Asked:
 
     gradients: the lines that ask values for their gradients.  devices: those that ask for a kind of device.
     dtypes: is it the dtype of weights that are no stand-ins?  tracing: the lines that ask for stand-ins.
+    tries: where errors of a call are handled.
     """
 
     gradients: dict[str, None] = field(default_factory=dict)
     devices: dict[str, None] = field(default_factory=dict)
     dtypes: bool = False
     tracing: dict[str, None] = field(default_factory=dict)
+    tries: dict[fx.Node, list[Place]] = field(default_factory=dict)
 
 
 def _leaves(model: nn.Module, taught: frozenset[str]) -> frozenset[int]:
@@ -109,7 +112,7 @@ def capture_symbolic(
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
         )
-    refuse_dropped_errors(model, graph, example)
+    refuse_dropped_errors(model, graph, example, asked.tries)
     refuse_comparisons(compared, filter(maybe_itself, graph.nodes))
     if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)
@@ -187,8 +190,10 @@ def _trace(
     followed: list[dict[str, Any]] = []
     functions = taught_functions(model, taught)
     held = held or HeldState(model)
+    told: set[Place] = set()
     while True:
         tracer = Tracer(leaves, example, copies)
+        tracer.told_dtypes = told
         tracer.gradients_of_inputs = gradients == "of inputs"
         tracer.devices.elsewhere, tracer.code = elsewhere, held.functions
         with (
@@ -198,17 +203,21 @@ def _trace(
             patched_for_tracing(tracer),
             kept_calls(tracer, functions),
             followed_types(held.functions(), tracer.type_of),
-            refused_ids(lambda x: issubclass(type(x), fx.Proxy)),
+            refused_ids(lambda x: issubclass(type(x), fx.Proxy), held.functions()),
             unmoved_modules(lambda proxy: proxy.tracer.decisions.structure(proxy)),  # type: ignore[attr-defined]
             shadowed_numbers(followed, traced_sizes(tracer)),
         ):
             try:
                 graph = tracer.trace(model)
+                if untold := tracer.dtypes_for_nothing() - told:
+                    told |= untold
+                    continue
                 if changed is not None:
                     changed.update(dict.fromkeys(held.changed()))
                 if asked is not None:
                     asked.gradients.update(tracer.gradient_questions)
                     asked.devices.update(tracer.devices.lines)
+                    asked.tries = tracer.tries
                     asked.tracing.update(tracer.proxy_questions)
                     asked.dtypes |= tracer.asks_weights_dtype()
                 return graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 from torch._subclasses.fake_tensor import (
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
+from fxprune.capture.symbolic.tried_calls import Place, tried_at
 from fxprune.graph.example import Example
 from fxprune.graph.guards import is_guard
 from fxprune.graph.values import FakeRun, NodeError
@@ -24,13 +26,24 @@ _NEVER_RAISE = {
 }
 
 
-def refuse_dropped_errors(model: nn.Module, graph: fx.Graph, example: Example) -> None:
+def refuse_dropped_errors(
+    model: nn.Module, graph: fx.Graph, example: Example, tries: Mapping[fx.Node, Iterable[Place]]
+) -> None:
     """Refuse a graph of which a call raises whose value nothing needs: it goes with dead code.
+
+    tries: the functions that handle errors in which a call stands, each with its line.
 
     Raises:
         NodeError: the call, with the user's line; the model's code went on in a handler.
+        NotImplementedError: it raises nothing for the example, and a handler waits for other sizes.
     """
     dropped = [*filter(_is_dropped_call, graph.nodes)]
+    for node in dropped:
+        if any(tried_at(*place) for place in tries.get(node, ())):
+            raise NotImplementedError(
+                f"the code tries {node.name} at {node.meta.get('where')} to see whether it raises, which no "
+                f"graph holds for other sizes"
+            )
     if dropped:
         try:
             FakeRun(model, graph, example, None).value(graph.output_node())

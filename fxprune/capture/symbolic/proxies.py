@@ -21,7 +21,6 @@ from fxprune.capture.asked_types import MATCH
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.devices import OF_DEVICES
-from fxprune.capture.symbolic.identity import compares_dtypes
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
@@ -49,8 +48,8 @@ class TracedValue(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
-        if name == "dtype" and (compares_dtypes(sys._getframe(1).f_code) or self.tracer.compares_dtypes):
-            return self.tracer.decisions.value(TracedAttribute(self, name))
+        if name == "dtype":
+            return self.tracer.dtype_read(TracedAttribute(self, name), sys._getframe(1))
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
             return rank
         if name in OF_DEVICES and isinstance(_for_example(self), Tensor):

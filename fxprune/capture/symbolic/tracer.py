@@ -23,10 +23,11 @@ from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.reached import called
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
-from fxprune.capture.symbolic.identity import any_compares_dtypes
+from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtypes, compares_nearby
 from fxprune.capture.symbolic.objects import holds_traced, is_made_of_items, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
 from fxprune.capture.symbolic.proxies import TracedValue
+from fxprune.capture.symbolic.tried_calls import Place, may_be_tried
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
@@ -83,6 +84,9 @@ class Tracer(fx.Tracer):
         self.unanswered: Exception | None = None  # what the code was told in place of a truth
         self.devices = DeviceQuestions(elsewhere=False)
         self.code: Callable[[], Iterable[types.FunctionType]] = tuple  # what may run in a call
+        self.told_dtypes: set[Place] = set()  # where code is told a dtype, not a stand-in
+        self.tries: dict[fx.Node, list[Place]] = {}  # where errors of a call are handled
+        self._dtypes_read: list[tuple[Place, Attribute]] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TracedValue(node, self)
@@ -125,11 +129,20 @@ class Tracer(fx.Tracer):
                 if isinstance(value, fx.Proxy) and self._to_assign.get(value.node) == target:
                     del self._to_assign[value.node]
                 if saved and isinstance(value, fx.Proxy):
+                    self._refuse_other_shape(target, value)
                     with graph.inserting_before(output):
                         buffer = graph.get_attr(target)
                         self.create_node("call_function", _ASSIGNED, (buffer, value.node), {})
         for node, target in self._to_assign.items():
             raise NotImplementedError(f"{target} is written to in place at {node.meta.get('where')}")
+
+    def _refuse_other_shape(self, target: str, value: fx.Proxy) -> None:
+        was, now = self.tensors[target].shape, getattr(self.value_or_self(value), "shape", None)
+        if was != now:
+            raise NotImplementedError(
+                f"a call leaves the buffer {target} in another shape, {tuple(was)} before it: register it "
+                f"with persistent=False, and each call of the result makes its own"
+            )
 
     def _show_written_inputs(self, graph: fx.Graph) -> None:
         """Record what the code writes to an input as a write at the end: whoever gave it sees it.
@@ -280,6 +293,19 @@ class Tracer(fx.Tracer):
     def compares_dtypes(self) -> bool:
         """May a dtype be handed to code that compares it by `is`?"""
         return any_compares_dtypes(called(self.root, self.code()))
+
+    def dtype_read(self, dtype: Attribute, reader: types.FrameType) -> Any:
+        """Return a dtype, which the graph checks, to code that may compare it by `is`; else a stand-in."""
+        place = reader.f_code, reader.f_lasti
+        if compares_dtypes(reader.f_code) or self.compares_dtypes or place in self.told_dtypes:
+            return self.decisions.value(dtype)
+        self._dtypes_read.append((place, dtype))
+        return dtype
+
+    def dtypes_for_nothing(self) -> set[Place]:
+        """Find where code read a dtype of which nothing came, if what stands near may have compared it."""
+        places = {place for place, dtype in self._dtypes_read if dtype._node is None}
+        return places if places and compares_nearby(self.code()) else set()
 
     @contextlib.contextmanager
     def _running_untraced(self) -> Iterator[None]:
@@ -538,6 +564,8 @@ class Tracer(fx.Tracer):
         node.meta["module"], _ = self._innermost()
         if not self.grad_enabled():
             node.meta["no_grad"] = True
+        if tries := [*may_be_tried(sys._getframe(1), Tracer.trace.__code__)]:
+            self.tries[node] = tries
         return node
 
 
