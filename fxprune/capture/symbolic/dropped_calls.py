@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -38,18 +38,21 @@ def refuse_dropped_errors(
         NotImplementedError: it raises nothing for the example, and a handler waits for other sizes.
     """
     dropped = [*filter(_is_dropped_call, graph.nodes)]
+    if not dropped:
+        return
+    run = FakeRun(model, graph, example, None)
+    try:
+        run.value(graph.output_node())
+    except NodeError as error:
+        if not isinstance(error.__cause__, _OF_FAKES):  # `x.max().item()` for a log: it raises nothing
+            raise
     for node in dropped:
-        if any(tried_at(*place) for place in tries.get(node, ())):
+        of_tensors = any(isinstance(run.env.get(given), Tensor) for given in node.all_input_nodes)
+        if of_tensors and any(tried_at(*place) for place in tries.get(node, ())):
             raise NotImplementedError(
                 f"the code tries {node.name} at {node.meta.get('where')} to see whether it raises, which no "
                 f"graph holds for other sizes"
             )
-    if dropped:
-        try:
-            FakeRun(model, graph, example, None).value(graph.output_node())
-        except NodeError as error:
-            if not isinstance(error.__cause__, _OF_FAKES):  # `x.max().item()` for a log: it raises nothing
-                raise
 
 
 def _is_dropped_call(node: fx.Node) -> bool:
