@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -26,10 +27,11 @@ __all__ = ["followed_parts", "guard_arguments", "guard_layouts", "is_followed"]
 def is_followed(value: Any) -> bool:
     """Can a graph follow other values of an argument: tensors, numbers, and nests of them?
 
-    Flags, words and None are looked at by Python itself (`mask is None`, `MODES[mode]`).
+    Flags, words, members of an enumeration and None are looked at by Python itself (`mask is None`,
+    `MODES[mode]`).
     """
     leaves = pytree.tree_leaves(value, is_leaf=lambda v: v is None)
-    return bool(leaves) and not any(v is None or isinstance(v, (bool, str)) for v in leaves)
+    return bool(leaves) and not any(v is None or isinstance(v, (bool, str, Enum)) for v in leaves)
 
 
 def followed_parts(value: Any, stand_in: Any) -> Any:
@@ -125,6 +127,9 @@ def _guard(graph: fx.Graph, after: fx.Node, node: fx.Node, value: Any, numbers: 
             if not node.args:  # it can't be left out
                 return after
             target, expected = guard_tensor, True
+        elif isinstance(value, Enum):
+            after = given = graph.call_function(str, (node,))
+            expected = str(value)
         elif followed or not _is_plain(value):
             if not isinstance(value, (list, tuple, dict)):
                 return after
@@ -141,4 +146,4 @@ def _is_plain(value: Any) -> bool:
         return type(value) in (list, tuple) and all(map(_is_plain, value))
     if isinstance(value, dict):
         return type(value) is dict and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return isinstance(value, PLAIN)
+    return isinstance(value, PLAIN) and not isinstance(value, Enum)

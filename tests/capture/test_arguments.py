@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, ClassVar
 
 import pytest
@@ -348,3 +349,41 @@ def test_what_is_handed_on_by_keyword_is_an_input_behind_those_with_defaults(cap
     with pytest.raises(InputArgumentError, match="weights"):
         pruned(x)
     assert not torch.allclose(pruned(**given), pruned(x=x, weights=weights * 2))
+
+
+# ---------------------------------------------------------------- what Python itself looks at
+
+
+class Mode(Enum):
+    PLAIN = 1
+    DOUBLED = 2
+
+
+class Options:
+    def __init__(self, causal: bool, mask: Tensor | None = None) -> None:
+        self.causal, self.mask = causal, mask
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, options: Options, mode: Mode) -> Tensor:
+        y = self.last(self.first(x).relu())
+        y = y * 2 if mode is Mode.DOUBLED else y
+        y = y.cumsum(1) if options.causal else y
+        return y if options.mask is None else y * options.mask
+
+
+def test_members_of_enumerations_and_flags_of_objects_are_guarded() -> None:
+    model, x, mask = randomise(Optional().eval()), torch.randn(2, 4, 6), torch.rand(4, 1)
+    for mode, other in (tuple(Mode), tuple(Mode)[::-1]):
+        for options in (Options(True), Options(False, mask)):
+            pruned = fxprune.prune(model, 0.0, example_inputs=(x, options, mode))
+            torch.testing.assert_close(pruned(x, options, mode), model(x, options, mode))
+            for refused in ((options, other), (Options(not options.causal, options.mask), mode)):
+                with pytest.raises(InputArgumentError, match="the model was captured with"):
+                    pruned(x, *refused)
+    options.mask = 2 * mask
+    torch.testing.assert_close(pruned(x, options, mode), model(x, options, mode))

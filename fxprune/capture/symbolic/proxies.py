@@ -20,13 +20,15 @@ from torch.fx.proxy import Attribute
 from fxprune.capture.asked_types import MATCH
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
+from fxprune.capture.symbolic.counted_parts import guard_count
 from fxprune.capture.symbolic.devices import OF_DEVICES
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
 from fxprune.capture.texts import is_message
-from fxprune.graph.own_nodes import written
+from fxprune.graph.own_nodes import guard_argument, written
 from fxprune.graph.source_files import is_users
+from fxprune.graph.tensors import holds_attributes
 
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
@@ -48,6 +50,8 @@ class TracedValue(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Answer `hasattr(x, "mask")` by what x stands for; the base class has all.  A rank is a number."""
+        if "_held" in self.__dict__:
+            return _part_of_object(self, name)
         if name == "dtype":
             return self.tracer.dtype_read(TracedAttribute(self, name), sys._getframe(1))
         if name == "ndim" and (rank := self.tracer.rank(self)) is not None:
@@ -175,6 +179,7 @@ class TracedValue(fx.Proxy):
         value = self.tracer.decisions.structure(self)
         if isinstance(value, (tuple, list, dict)):
             self.tracer.rank_is_asked(self)
+            guard_count(self.tracer, self, builtins.len(value))
             return builtins.len(value)
         raise TypeError("how long a tensor is may depend on the input")
 
@@ -182,7 +187,15 @@ class TracedValue(fx.Proxy):
         """Iterate as often as `q, k, v = x` says; the base class decodes the caller's whole code for that."""
         caller = sys._getframe(1)
         op, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
-        return (self[i] for i in range(count)) if op == UNPACK else self.tracer.iter(self)  # type: ignore[index]
+        if op != UNPACK:
+            return self.tracer.iter(self)
+        if getattr(caller.f_code, "co_exceptiontable", b"?"):  # code may catch what Python raises of another
+            value = self.tracer.decisions.structure(self)
+            if isinstance(value, (tuple, list)) and builtins.len(value) != count:
+                return self.tracer.iter(self)
+            self.tracer.rank_is_asked(self)
+        guard_count(self.tracer, self, count)
+        return (self[i] for i in range(count))  # type: ignore[index]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse `x.data = y`, which changes the tensor that `x` stands for."""
@@ -250,6 +263,17 @@ def stands_for(x: TracedValue, classes: Any) -> bool:
 
 def _for_example(x: TracedValue) -> Any:
     return x.tracer.value_or_self(x)
+
+
+def _part_of_object(x: TracedValue, name: str) -> Any:
+    """Read an attribute of an argument: a flag, a word or None as it is, which the graph checks."""
+    value, part = getattr(x.__dict__["_held"], name), TracedAttribute(x, name)
+    if isinstance(value, (bool, str, type(None))):
+        x.tracer.create_proxy("call_function", guard_argument, (part, value), {"name": f"{x.node}.{name}"})
+        return value
+    if holds_attributes(value) and not isinstance(value, Tensor):
+        part.__dict__["_held"] = value
+    return part
 
 
 def _number(x: TracedValue, kind: Callable[..., Any]) -> Any:

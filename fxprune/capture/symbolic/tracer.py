@@ -12,6 +12,7 @@ import sys
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx.proxy import Attribute
 from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.reached import called
+from fxprune.capture.symbolic.counted_parts import guard_count
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
 from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtypes, compares_nearby
@@ -74,6 +76,7 @@ class Tracer(fx.Tracer):
         # Identity, not equality: `==` of proxies is a node of the graph.
         self._ranks_asked: dict[fx.Node, str | None] = {}  # the node, and the line that asked first
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
+        self._constants: list[tuple[torch.Tensor, int]] = []  # with their versions as they were used
         self._to_assign: dict[fx.Node, str] = {}  # what `self.mean += ..` gave, and the name of the tensor
         self.grad_enabled: Callable[[], bool] = torch.is_grad_enabled
         self.gradients_of_inputs = False
@@ -107,6 +110,8 @@ class Tracer(fx.Tracer):
             raise
         if self.unanswered is not None:  # and the model's code went on, on a way of its own
             raise self.unanswered
+        if any(constant._version != version for constant, version in self._constants):
+            raise NotImplementedError("a tensor that the code made is written to after it was used")
         drop_picked(graph)
         self._guard_ranks(graph)
         self._guard_kinds(graph)
@@ -183,15 +188,20 @@ class Tracer(fx.Tracer):
 
         The base class looks through decorators, and calls what it finds behind them.
         """
+        if type(self.root).__call__ is not nn.Module.__call__ and not isinstance(self.root, fx.GraphModule):
+            raise NotImplementedError(f"{type(self.root).__name__} has a __call__ of its own")
         names = list(inspect.signature(self.root.forward).parameters)
         names = [names[i] if i < len(names) else f"input_{i}" for i in range(len(self._example.args))]
         args = [self._input(*given) for given in zip(names, self._example.args, strict=True)]
         kwargs = {name: self._input(name, value) for name, value in self._example.kwargs.items()}
-        return lambda root: root_fn(root, *args, **kwargs), [self.root]
+        own = vars(self.root).get("forward")  # `model.forward = model.forward_features`
+        return lambda root: (own or partial(root_fn, root))(*args, **kwargs), [self.root]
 
     def _input(self, name: str, value: Any) -> Any:
         """Return what the model's code gets for an argument: itself, where a graph can't follow another."""
         proxy = self.create_proxy("placeholder", name, (), {})
+        if holds_attributes(value) and not isinstance(value, (torch.Tensor, nn.Module)):
+            proxy.__dict__["_held"] = value  # flags among its attributes are looked at by Python itself
         return followed_parts(value, proxy)
 
     def create_arg(self, a: Any) -> Any:
@@ -211,10 +221,12 @@ class Tracer(fx.Tracer):
             held = dict(a) if isinstance(a, dict) else list(a)
             return self.create_node("call_function", type(a), (self.create_arg(held),), {})
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
-            fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
-            fields = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
+            held = [(f, getattr(a, f.name)) for f in dataclasses.fields(a)]
+            left_out = [f.name for f, value in held if value is None and f.default is None]
+            fields = {f.name: self.create_arg(value) for f, value in held if f.name not in left_out}
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
+            self._constants.append((a, a._version))
             weight = self._weights_read.name_of(a)
             if weight is not None:  # as state_dict() gives it
                 return self.create_node(
@@ -321,6 +333,11 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         try:
+            value = self.decisions.structure(obj)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):  # is it zero: `if n % 7`
+                obj = self.create_proxy("call_function", operator.ne, (obj, 0), {})
+            elif isinstance(value, (tuple, list)):
+                self.rank_is_asked(obj)
             return bool(self.decisions.value(obj))
         except Exception as error:
             self.unanswered = error
@@ -430,6 +447,8 @@ class Tracer(fx.Tracer):
             count = self.decisions.value(obj.shape[0])
         elif isinstance(value, (tuple, list)):
             count = len(value)
+            self.rank_is_asked(obj)
+            guard_count(self, obj, count)
         else:
             return super().iter(obj)
         if count > MOST_ITEMS:
@@ -448,13 +467,15 @@ class Tracer(fx.Tracer):
                 return self.write(args[0], filled)
             name = value_of_write(target)
             if name is not None:
-                return self.write(args[0], super().create_proxy(kind, name, args, kwargs, *rest, **more))
+                value = super().create_proxy(kind, name, args, kwargs, *rest, **more)
+                return self.write(args[0], self._in_dtype_of(args[0], args[-1], value))
         asks_rank = kind == "call_method" and target in ("dim", "ndimension")
         if asks_rank and (rank := self.rank(args[0])) is not None:
             return rank
         if kind == "call_method" and target == "numel":
             shape = self.value_or_self(args[0])
             if isinstance(shape, tuple):  # of some of the sizes, which may be numbers in the result
+                self.rank_is_asked(args[0])
                 return functools.reduce(operator.mul, (args[0][i] for i in range(len(shape))), 1)
         if kind == "call_function" and kwargs.get("out") is not None:
             if not isinstance(kwargs["out"], fx.Proxy):
@@ -488,7 +509,7 @@ class Tracer(fx.Tracer):
 
     def augmented(self, operation: Callable[[Any, Any], Any], proxy: fx.Proxy, other: Any) -> Any:
         """Compute `proxy += other`: of a tensor a write, of a number another number."""
-        value = operation(proxy, other)
+        value = self._in_dtype_of(proxy, other, operation(proxy, other))
         if isinstance(value, fx.Proxy) and is_picked(proxy.node):
             return self.write(proxy, value)
         if not isinstance(value, fx.Proxy) or not self._is_tensor(proxy):
@@ -497,6 +518,14 @@ class Tracer(fx.Tracer):
             self._to_assign[value.node] = str(proxy.node.target)
             return value
         return self.write(proxy, value)
+
+    def _in_dtype_of(self, written: fx.Proxy, other: Any, value: Any) -> Any:
+        """Return what is written into a tensor in that tensor's dtype, where the operation gave another."""
+        if not isinstance(value, fx.Proxy) or not isinstance(other, fx.Proxy) or is_picked(value.node):
+            return value
+        before, now = self.value_or_self(written), self.value_or_self(value)
+        both = isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor)
+        return value if not both or before.dtype == now.dtype else value.type_as(written)
 
     def _is_tensor(self, proxy: fx.Proxy) -> bool:
         if not isinstance(proxy, Attribute) and proxy.node.op in ("call_module", "get_attr"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture.questions import OF_PRECISION
@@ -20,13 +21,19 @@ from fxprune.graph.source_files import is_users
 __all__ = ["WeightsRead"]
 
 COMPUTES = "it computes with weights that it finds by going through all of them"
+_DRAWS = {
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "binomial"),
+    *("rand_like", "randn_like", "randint_like", "uniform_", "normal_", "bernoulli_", "exponential_"),
+    *("random_", "cauchy_", "geometric_", "log_normal_", "dropout", "dropout_", "alpha_dropout"),
+}
 _VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 
 
 class WeightsRead(TorchFunctionMode):
     """A torch function mode that notes what a model's code computes of its weights' numbers.
 
-    Raises NotImplementedError where it makes a plain number of them, or writes to them.
+    Raises NotImplementedError where it makes a plain number of them, or writes to them; and where it draws
+    numbers at once, which no stand-in is asked for: a graph would keep those.
     """
 
     def __init__(self, names: Mapping[int, str], tensors: Mapping[Any, Tensor]) -> None:
@@ -45,6 +52,9 @@ class WeightsRead(TorchFunctionMode):
         if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
             raise NotImplementedError(COMPUTES)
         made = func(*args, **(kwargs or {}))
+        drawn = name in _DRAWS and isinstance(made, Tensor) and not isinstance(made, FakeTensor)
+        if drawn and _asked_by_users():
+            raise NotImplementedError("it draws random numbers into a tensor that it made")
         self.dtype_asked |= reads and (isinstance(made, torch.dtype) or name in OF_PRECISION.calls)
         if reads:
             for value in made if isinstance(made, (tuple, list)) else (made,):
