@@ -1,4 +1,7 @@
-"""Compare what two modules return: the largest error relative to the largest element."""
+"""Compare what two modules return: the largest error relative to the largest element of its order.
+
+What fills masked places (-1e9, the least of a dtype) is far from all else, and no measure of that.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ from fxprune.errors import CertificateError
 from fxprune.graph.tensors import in_float64
 
 __all__ = ["Compared", "compact", "compare", "differ"]
+
+# Numbers from HUGE on are of an order of their own, where none of several is within a factor APART below: of
+# normal ones the few smallest may be, by chance, and rounding is no less for them.
+HUGE, APART, SEVERAL = 1e4, 1e3, 3
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,21 @@ def _error(wanted: Tensor, got: Tensor) -> float:
         wanted, got = wanted[finite], got[finite]
     if wanted.numel() == 0:
         return 0.0
-    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((wanted - got).abs().max() / scale)
+    off, sizes = (wanted - got).abs(), wanted.abs()
+    tiny = torch.finfo(torch.float64).tiny
+    return max(float(off[part].max() / sizes[part].max().clamp_min(tiny)) for part in _orders(sizes))
+
+
+def _orders(sizes: Tensor) -> list[Tensor]:
+    """Split numbers where huge ones stand far apart from all smaller ones: a mask of each part."""
+    everything = torch.ones_like(sizes, dtype=torch.bool)
+    if not bool(sizes.max() >= HUGE):
+        return [everything]
+    distinct = sizes[sizes > 0].unique()
+    lower, upper = distinct[SEVERAL - 1 : -1], distinct[SEVERAL:]
+    bounds = upper[(upper >= HUGE) & (upper / lower >= APART)].tolist()
+    ends = zip([0.0, *bounds], [*bounds, float("inf")], strict=True)
+    return [part for low, high in ends if bool((part := (low <= sizes) & (sizes < high)).any())]
 
 
 def differ(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
@@ -81,7 +101,10 @@ def differ(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
         if a.shape != b.shape:
             return True
         both = a.isfinite() & b.isfinite()
-        a, b = a[both], b[both]
-        if a.numel() and bool((a - b).abs().max() > 1e-12 * torch.maximum(a.abs().max(), b.abs().max())):
+        if not bool(both.any()):
+            continue
+        a, b = in_float64(a[both]), in_float64(b[both])
+        off, sizes = (a - b).abs(), torch.maximum(a.abs(), b.abs())
+        if any(bool(off[part].max() > 1e-12 * sizes[part].max()) for part in _orders(sizes)):
             return True
     return False

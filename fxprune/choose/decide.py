@@ -77,12 +77,12 @@ def decide(
     exclude, attention = list(request.exclude), request.attention
     if attention == "merge":  # at once in the first step: heads merge by whole numbers
         analysis, attention = merged_for_ratio(analysis, request.budget.ratio, exclude), "head_dim"
-    request = request.part(1)
     analysis = drop_branches(
         analysis, request.depth, request.unit, request.data, exclude, request.branch_options
     )
-    groups = candidates(analysis, exclude, attention, request.budget)
+    groups = candidates(analysis, exclude, attention, request.budget)  # for good: not by a step's share
     refuse_unused_ratios(analysis, groups, request.budget, request.attention)
+    request = request.part(1)
     chosen, on, judged = None, analysis, _Judgement()
     if request.changes_bases:
         options = request.derivative_options

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.certificate import Certificate
+from fxprune.certify.relative_error import compare
 from fxprune.errors import CertificateError
 
 VECTORS = torch.randn(3, 6)
@@ -114,3 +115,33 @@ def test_models_on_two_devices_are_refused(form: str) -> None:
     pruned = fxprune.prune(model, 0.5, form=form)
     with pytest.raises(CertificateError, match="the model is on cpu and the pruned one on meta: bring both"):
         fxprune.verify(model, pruned.to("meta"))
+
+
+class Filled(nn.Module):
+    """Scores of which a half is filled with the least number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).masked_fill(torch.tensor([True, False, True, False]), torch.finfo(x.dtype).min)
+
+
+def test_what_depends_on_the_input_is_seen_beside_what_fills_places() -> None:
+    model = randomise(Filled())
+    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=VECTORS)).exact
+
+
+@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).max])
+def test_what_fills_masked_places_is_no_measure_of_the_rest(value: float) -> None:
+    wanted = torch.randn(3, 4, dtype=torch.float64)
+    wanted[:, ::2] = value
+    found = compare([wanted], [wanted + 1e-3 * (wanted != value)]).error
+    assert 1e-4 < found < 1
+
+
+def test_the_smallest_of_large_numbers_are_of_their_order() -> None:
+    wanted = 1e9 * torch.randn(1000, dtype=torch.float64)
+    wanted[:2] = torch.tensor([1e-9, -2.0])
+    assert compare([wanted], [wanted + 1e-7]).error < 1e-15

@@ -198,6 +198,15 @@ def test_steps_end_at_the_same_widths_and_are_exact(attention: str, model: str) 
     assert len(seen) == 2 and seen == sorted(seen, reverse=True) and seen[-1] > parameter_count(pruned)
 
 
+def test_what_shrinks_is_chosen_by_the_whole_ratio_not_by_a_step_s() -> None:
+    dense = small_vit(depth=1, num_heads=6)  # of which a quarter is no whole number
+    at_once, in_steps = (fxprune.prune(dense, 0.5, steps=n, example_inputs=images()) for n in (1, 2))
+    assert [*fxprune.plan_of(in_steps).groups] == [*fxprune.plan_of(at_once).groups]
+    assert widths(in_steps) == widths(at_once)
+    in_steps = fxprune.prune(dense, ratios={"*": 0.4}, steps=2, example_inputs=images())
+    assert widths(in_steps) == widths(fxprune.prune(dense, ratios={"*": 0.4}, example_inputs=images()))
+
+
 def test_steps_score_the_trained_model_and_carry_its_weights_over() -> None:
     dense = small_vit(depth=1)
     marked: dict[str, Tensor] = {}
