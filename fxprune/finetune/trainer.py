@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,20 @@ class DistillationMixin:
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Return the loss of a batch of named arguments, with labels or without; and the output."""
+        """Return the loss of a batch of named arguments, with labels or without; and the output.
+
+        An output that is no mapping has the loss before it, which is where the trainer looks for it.
+        """
         teacher = self.distillation.teacher
         if teacher is not None:
             teacher.to(device_of(model))
         losses = self.distillation(inputs, model)
-        return (losses.total, losses.output) if return_outputs else losses.total
+        if not return_outputs:
+            return losses.total
+        output = losses.output
+        if not isinstance(output, Mapping):
+            output = (losses.total, *(output if isinstance(output, tuple | list) else (output,)))
+        return losses.total, output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as the trainer does.

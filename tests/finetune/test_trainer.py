@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import randomise, small_hf_vit
+from helpers import mlp, randomise, small_hf_vit
 from torch.utils.data import Dataset
 
 import fxprune
@@ -85,6 +85,44 @@ def test_a_student_that_no_configuration_expresses_goes_on_from_a_checkpoint(tmp
         AcceleratorState._reset_state()
     state = again.model.state_dict()
     assert all(torch.equal(t, state[name]) for name, t in whole.model.state_dict().items())
+
+
+class Pair(torch.nn.Module):
+    """A tensor, or a tuple of two."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        self.several, self.body = several, mlp()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        scores = self.body(x)
+        return (scores, x.sum(-1)) if self.several else scores
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_no_mapping_is_predicted_whole(several: bool, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    from fxprune.finetune.trainer import DistillationTrainer
+
+    teacher, xs = Pair(several), torch.randn(5, 6)
+    student = fxprune.prune(teacher, 0.5, example_inputs=xs).eval()
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=2, use_cpu=True, report_to=[], disable_tqdm=True,
+        remove_unused_columns=False, label_names=["labels"],
+    )  # fmt: skip
+    loss = None if not several else lambda output, labels: output[0].logsumexp(-1).mean()
+    distillation = fxprune.Distillation(student, teacher, loss=loss, kl=0.0)
+    data: Any = [{"x": x, "labels": torch.tensor(i % 4)} for i, x in enumerate(xs)]
+    try:
+        found = DistillationTrainer(student, arguments, distillation=distillation).predict(data)
+    finally:
+        AcceleratorState._reset_state()
+    with torch.no_grad():
+        wanted = student(xs)
+    got = found.predictions if several else (found.predictions,)
+    for a, b in zip(wanted if several else (wanted,), got, strict=True):
+        torch.testing.assert_close(a, torch.from_numpy(b))
 
 
 @pytest.mark.parametrize("form", ["graph", "module"])
