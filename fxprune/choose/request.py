@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.choose.budget import Budget
 from fxprune.choose.depth import BRANCH_OPTIONS, check_depth
-from fxprune.choose.importance.score import WITH_DATA, Importance, criterion_for, options_of
+from fxprune.choose.importance.score import WITH_DATA, Importance, check_options, criterion_for, options_of
 from fxprune.choose.steps import Between
 from fxprune.errors import OptionError, shown
 from fxprune.graph.nests import Value
@@ -194,6 +194,7 @@ class Request:
             known |= REFIT_OPTIONS
         unknown = sorted(set(self.importance_options) - known)
         if not unknown:
+            check_options(self.importance_options)
             return
         what = repr(self.criterion) if isinstance(self.criterion, str) else "a function of your own"
         why = " (the default without data=)" if self.importance is None and self.data is None else ""

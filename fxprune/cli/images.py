@@ -126,7 +126,8 @@ def classes_in(folder: str) -> int:
 
 
 def _subfolders(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+    """Name the subfolders, without hidden ones, which other programs leave."""
+    return sorted(p.name for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
@@ -203,6 +204,11 @@ def _dataset(
     config = {**pixels.config, "input_size": (channels, *size)}
     for name in ("mean", "std"):  # recorded for colours, where the model takes another number of channels
         values = config[name]
+        if name in pixels.given and len(values) not in (1, channels):
+            said = ",".join(map(str, values))
+            raise DataError(
+                f"--{name} {said}: the model's images have {channels} channels; a number each, or one"
+            )
         config[name] = values if len(values) == channels else (sum(values) / len(values),) * channels
     try:
         dataset = create_dataset(

@@ -50,11 +50,13 @@ class Preprocessing:
     config: of timm's `create_transform`: mean, std, interpolation, crop_pct, crop_mode, ...
     origin: who says so, in words.
     record: a Hugging Face `preprocessor_config.json` that says the same; None where the model itself does.
+    given: which of mean and std the user said, who counts channels as the model does.
     """
 
     config: Mapping[str, Any]
     origin: str
     record: Mapping[str, Any] | None
+    given: tuple[str, ...] = ()
 
     def keep(self, folder: str) -> None:
         """Write the record beside a saved model, for the next command; where there is none, leave none."""
@@ -95,7 +97,8 @@ def preprocessing_of(
         record = {**(record or {}), "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
         record |= {"image_mean": list(config["mean"]), "image_std": list(config["std"])}
         origin = "as given"
-    return Preprocessing(config, origin, record)
+    given = tuple(name for name, values in (("mean", mean), ("std", std)) if values is not None)
+    return Preprocessing(config, origin, record, given)
 
 
 def _processor_of(what: str) -> Path | None:

@@ -133,7 +133,9 @@ def test_what_depends_on_the_input_is_seen_beside_what_fills_places() -> None:
     assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=VECTORS)).exact
 
 
-@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).max])
+@pytest.mark.parametrize(
+    "value", [-1e4, -1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).max]
+)
 def test_what_fills_masked_places_is_no_measure_of_the_rest(value: float) -> None:
     wanted = torch.randn(3, 4, dtype=torch.float64)
     wanted[:, ::2] = value

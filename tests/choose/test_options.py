@@ -52,6 +52,21 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"importance_options": {"seed": 1}, "importance": scores}, ("'seed'", "function")),
     ({"importance_options": {"sed": 1}, "importance": "random"}, ("'sed'", "seed")),
     ({"importance_options": {"resume": "x"}, "data": [images()]}, ("'resume'", "kl")),
+    *(
+        ({"importance_options": {name: value}, "data": [images()], "importance": of}, (f"{name!r}]=",))
+        for of, name, value in (
+            ("kl", "measured", -1),
+            ("kl", "draws", -1),
+            ("kl", "draws", 0),
+            ("kl", "draws", 2.5),
+            ("kl", "seed", -1),
+            ("kl", "log_probabilities", 3),
+            ("kl-exact", "at_once", 0),
+            ("kl-exact", "at_once", None),
+            ("kl-exact", "resume", 3),
+            ("taylor", "loss", "mse"),
+        )
+    ),
     ({"depth": 0.5, "importance_options": {"progress": False}}, ("'progress'",)),
     ({"depth": 0.01}, ("depth=0.01",)),
     ({"exclude": "blocks.0.mlp", "ratios": {"blocks.0.mlp.hidden": 0.3}}, ("ratios=", "exclude=")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.choose.importance import exact
+from fxprune.choose.importance.function_parts import parts_of_function
 from fxprune.choose.importance.score import score
 from fxprune.errors import DataError, OptionError
 
@@ -196,6 +198,42 @@ def test_a_run_of_another_model_is_not_gone_on_from(tmp_path: Path) -> None:
     for model, given in ((shuffled, options), (other, options), (halved, read)):
         with pytest.raises(DataError, match="another model or other data"):
             kept(model, [INPUTS], importance="kl-exact", importance_options=given)
+
+
+SCALE = 1.0
+
+
+class Scaled:
+    """A callable object."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = torch.tensor(scale)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return (self.scale * y).log_softmax(-1)
+
+    def read(self, y: Tensor, *, times: float = 1.0) -> Tensor:
+        return (times * SCALE * self.scale * y).log_softmax(-1)
+
+
+def test_what_a_function_holds_is_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spelled(function: Any) -> list[Any]:
+        return [*parts_of_function(function)]
+
+    for one, same, other in (
+        (Scaled(1.0), Scaled(1.0), Scaled(2.0)),
+        (Scaled(1.0).read, Scaled(1.0).read, Scaled(2.0).read),
+        *(
+            tuple(partial(read, times=times) for times in (1.0, 1.0, 2.0))
+            for read in (Scaled(1.0).read, Scaled.read)
+        ),
+        *(tuple(nn.Dropout(p) for p in (0.1, 0.1, 0.2)),),
+    ):
+        assert spelled(one) == spelled(same) != spelled(other)
+    assert len(spelled(torch.nn.functional.log_softmax)) < 100
+    before = spelled(Scaled(1.0).read)
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert spelled(Scaled(1.0).read) != before
 
 
 def test_no_groups_have_no_scores() -> None:

@@ -77,6 +77,8 @@ def test_options_come_first_and_are_kept(place: Path, tmp_path: Path, capsys: An
     found = evaluated(tmp_path / "half", place, capsys)
     assert "bilinear" in found and "mean 0.25/0.25/0.25, std 0.5/0.5/0.25" in found
     assert "mean 0.75/0.5/0.25" in evaluated(tmp_path / "half", place, capsys, "--mean", "0.75,0.5,0.25")
+    assert run(["evaluate", str(tmp_path / "half"), "--data", str(place / "train"), "--mean", "0.4,0.5"]) == 1
+    assert "--mean 0.4,0.5: the model's images have 3 channels" in capsys.readouterr().err
     assert run([*line, "--mean", "grey"]) == 2
     assert run([*line, "--std", "0"]) == 2
 

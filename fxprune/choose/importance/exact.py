@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import marshal
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.bars import hidden
 from fxprune.choose.importance.data import Batch, batches_of, few_at_once
+from fxprune.choose.importance.function_parts import parts_of_function
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
@@ -276,10 +276,6 @@ def _fingerprint(
     for batch in batches:
         add(batch.size, *leaves(batch.args, (Tensor, *PLAIN)))
     if log_probabilities is not None:
-        code = getattr(log_probabilities, "__code__", None)
-        add(getattr(log_probabilities, "__qualname__", type(log_probabilities).__qualname__))
-        add(*((marshal.dumps(code),) if code is not None else ()))
-        held = [cell.cell_contents for cell in getattr(log_probabilities, "__closure__", None) or ()]
-        add(*leaves((held, getattr(log_probabilities, "__defaults__", None)), (Tensor, *PLAIN)))
+        add(*parts_of_function(log_probabilities))
     add(*sorted((group.name, tuple(some)) for group, some in (elements or {}).items()))
     return digest.hexdigest()

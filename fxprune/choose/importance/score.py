@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "WITH_DATA",
     "Importance",
     "Scores",
+    "check_options",
     "criterion_for",
     "magnitude",
     "options_of",
@@ -38,6 +40,9 @@ WITH_DATA: dict[str, Callable[..., Scores]] = {
     "kl": kl,
     "kl-exact": kl_exact,
 }
+LEAST = {"draws": 1, "measured": 0, "at_once": 1, "seed": 0}  # of options that are whole numbers
+BY_DEFAULT = {"draws", "measured"}  # of those, what None leaves to the criterion
+FUNCTIONS = {"log_probabilities", "loss"}
 COMPARABLE = {"kl", "kl-exact", "taylor"}  # they measure the same quantity in every group
 CRITERIA = (*WITHOUT_DATA, *WITH_DATA)
 
@@ -61,6 +66,22 @@ def options_of(criterion: Importance) -> set[str]:
         return set()
     parameters = inspect.signature((WITHOUT_DATA | WITH_DATA)[criterion]).parameters.values()
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise OptionError where the value of an option makes no sense, whichever criterion takes it."""
+    for name, value in options.items():
+        if value is None and name not in LEAST.keys() - BY_DEFAULT:
+            continue
+        if name in LEAST and (isinstance(value, bool) or not isinstance(value, int) or value < LEAST[name]):
+            said = f"a whole number of at least {LEAST[name]}"
+        elif name in FUNCTIONS and not callable(value):
+            said = "a function"
+        elif name == "resume" and not isinstance(value, (str, os.PathLike)):
+            said = "the path of a file"
+        else:
+            continue
+        raise OptionError(f"importance_options[{name!r}]={shown(value)}: {said}")
 
 
 def score(
@@ -89,6 +110,7 @@ def score(
     chosen = criterion_for(importance, data)
     if unknown := set(options) - options_of(chosen):
         raise OptionError(f"importance={shown(chosen)} has no option {', '.join(map(repr, sorted(unknown)))}")
+    check_options(options)
     if not isinstance(chosen, str):
         return check_scores(chosen(analysis, groups), list(groups))
     if chosen in WITH_DATA:
