@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["guard_count"]
 
+_LEN = len  # Python's own: while code is traced another stands in its place, which no file holds
 _CUTS = {"unbind": 1, "split": 2, "chunk": 2, "unsafe_split": 2, "unsafe_chunk": 2}  # where `dim` stands
 _SAME_SHAPE = {
     *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "dropout", "contiguous"),
@@ -37,7 +38,7 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
     cut_by_list = at == 2 and isinstance(given, (list, tuple))
     if cut_by_list or (isinstance(dim, int) and _is_fixed(tracer, node.args[0], dim)):
         return
-    number = tracer.create_proxy("call_function", len, (parts,), {})
+    number = tracer.create_proxy("call_function", _LEN, (parts,), {})
     where = node.meta.get("where") or node.name
     tracer.create_proxy("call_function", guard_branch, (number, count), {"where": where})
 
