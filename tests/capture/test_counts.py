@@ -192,3 +192,14 @@ def test_a_write_keeps_the_dtype_of_what_it_writes_to(method: bool, capture: str
 
     model, x = randomise(Coded(mixed).eval()), torch.randn(FLAT)
     torch.testing.assert_close(fxprune.prune(model, 0.0, example_inputs=x, capture=capture)(x), model(x))
+
+
+def test_a_constant_of_an_export_keeps_its_name_in_the_next() -> None:
+    """In another precision, say: its code is the same."""
+
+    def scaled(m: Any, x: Tensor) -> Tensor:
+        return m.last(m.first(x)) * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=x.dtype)
+
+    model, x = randomise(Coded(scaled).eval()), torch.randn(FLAT)
+    whole = fxprune.prune(model, 0.0, example_inputs=x, capture="export").double()
+    torch.testing.assert_close(whole(x.double()), model.double()(x.double()))

@@ -16,6 +16,7 @@ from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.casts import forget_aliases
+from fxprune.capture.exported.constants import name_of_constant
 from fxprune.capture.precisions import AUTOCAST_ON
 from fxprune.graph.own_nodes import autocast_back, autocast_off, default_dict
 from fxprune.graph.source_files import is_users
@@ -37,8 +38,11 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
             leaves = [copied.get(leaf, leaf) for leaf in node.args[0]]
             graph.output(_nested(graph, program.call_spec.out_spec, iter(leaves)))
             continue
-        if node.op == "get_attr" and not _add_constant(model, source, str(node.target)):
-            continue  # the body of a region, inlined where it is called
+        if node.op == "get_attr":
+            name = name_of_constant(model, source, str(node.target))
+            if name is None:  # the body of a region, inlined where it is called
+                continue
+            node.target = name
         _copy_node(graph, node, copied, source, model)
     forget_aliases(graph)
     _close_norms(graph)
@@ -230,24 +234,6 @@ def _result(graph: fx.Graph, inner: dict[fx.Node, fx.Node], stops: bool, node: f
     stopped = graph.call_function(_aten.detach.default, (value,))
     stopped.meta = dict(value.meta)
     return stopped
-
-
-def _add_constant(model: nn.Module, source: nn.Module, name: str) -> bool:
-    """Give the model a tensor constant that export found, as a buffer that is never saved."""
-    value: Any = source
-    for part in name.split("."):
-        value = getattr(value, part)
-    if not isinstance(value, Tensor):
-        return False
-    *path, leaf = name.split(".")
-    owner = model
-    for part in path:
-        if not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        owner = getattr(owner, part)
-    if not hasattr(owner, leaf):
-        owner.register_buffer(leaf, value.detach(), persistent=False)
-    return True
 
 
 def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
