@@ -142,8 +142,8 @@ class Tracer(fx.Tracer):
             raise NotImplementedError(f"{target} is written to in place at {node.meta.get('where')}")
 
     def _refuse_other_shape(self, target: str, value: fx.Proxy) -> None:
-        was, now = self.tensors[target].shape, getattr(self.value_or_self(value), "shape", None)
-        if was != now:
+        was, now = self.tensors[target].shape, self.value_or_self(value)
+        if isinstance(now, torch.Tensor) and was != now.shape:
             raise NotImplementedError(
                 f"a call leaves the buffer {target} in another shape, {tuple(was)} before it: register it "
                 f"with persistent=False, and each call of the result makes its own"
