@@ -17,7 +17,7 @@ from fxprune.analysis.outputs import frozen_outputs, named_outputs
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled, put_tensors
 from fxprune.certify.masked_original import MaskedOriginal
-from fxprune.certify.noise import Drawn, Replaying
+from fxprune.certify.noise import Drawn, Replaying, seed_anew
 from fxprune.certify.relative_error import compact, compare, differ
 from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
@@ -266,7 +266,5 @@ def same_draws(model: nn.Module) -> Iterator[None]:
     """Fix the seed, so that a model that draws in eval mode (masked patches) draws the same in each run."""
     devices = cuda_devices_of(model)
     with PROCESS_LOCK, torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
-        for device in devices:
-            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        seed_anew(devices)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from fxprune.certify.float64 import Float64Interpreter
 from fxprune.certify.relative_error import compare
 from fxprune.graph.op_names import op_name
 
-__all__ = ["Drawn", "Replaying", "drawn_in_order", "draws_noise", "given_to", "tensors_in"]
+__all__ = [
+    *("Drawn", "Replaying", "drawn_alike", "drawn_in_order", "draws_noise", "given_to", "seed_anew"),
+    "tensors_in",
+]
 
 SAME = 1e-9  # relative to the largest element
 
@@ -76,6 +80,29 @@ class drawn_in_order(TorchDispatchMode):
         if name.endswith("_like"):
             kwargs["memory_format"] = torch.contiguous_format
         return func(args[0].contiguous(), *args[1:], **kwargs)
+
+
+def seed_anew(devices: Iterable[torch.device]) -> None:
+    """Fix the seed of what is drawn on the CPU, and on some CUDA devices."""
+    torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
+    for device in devices:
+        torch.cuda.default_generators[device.index or 0].manual_seed(0)
+
+
+class drawn_alike(drawn_in_order):
+    """Draw at each op what another run draws there for the same shape, whatever either drew before it.
+
+    Inside `same_draws`, which gives the generators back.  devices: the CUDA devices that it is for.
+    """
+
+    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
+        super().__init__()
+        self.devices = tuple(devices)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            seed_anew(self.devices)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class Replaying(Float64Interpreter):

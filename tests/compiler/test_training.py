@@ -136,6 +136,33 @@ def test_torchs_attention_is_spelled_out_in_train_mode_as_well(capture: str) -> 
     assert found[1].shape == (3, WIDTH // 2)
 
 
+class Drops(nn.Module):
+    """Draws numbers in train mode, where a size that no code of eval mode reads has to stay the old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.heads, self.drop = 80, 2, nn.Dropout(0.1)
+        self.fc1, self.qkv, self.fc2 = nn.Linear(12, 80), nn.Linear(80, 240), nn.Linear(80, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.fc1(x))
+        n, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, 3, self.heads, c // self.heads).permute(1, 2, 0, 3)
+        x = x + ((q @ k.mT * 40**-0.5).softmax(-1) @ v).transpose(0, 1).reshape(n, c)
+        return self.fc2(x * (self.dim**-0.5 if self.training else 1.0))
+
+
+def test_what_draws_numbers_trains_as_its_graph_does() -> None:
+    model = randomise(Drops().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=given(), form="module")
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=given())
+    assert type(pruned) is Drops and pruned.dim == 80 and pruned.heads == 1
+    before = torch.get_rng_state()
+    fxprune.prune(model, 0.5, example_inputs=given(), form="module")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(in_training(pruned, 0), in_training(graph, 0))
+
+
 def masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
     """The dense model with the channels that are gone set to zero."""
     dense = copy.deepcopy(model)

@@ -93,7 +93,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     with collector_paused():
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
-            return _finished(model, analysis, *traced, pruned, sizes, slices, check=check)
+            return _finished(model, analysis, (*traced, pruned), sizes, slices, check=check, traced=True)
     if on_meta(model):
         raise OptionError(NO_NUMBERS)
     refuse_broken(pruned, analysis.captured.example)  # `rewrite` did not try it, and no trace agreed with it
@@ -106,7 +106,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
                 raise
             continue
         if not isinstance(found, Found):
-            return _finished(model, analysis, *found, sizes, slices, check=check)
+            return _finished(model, analysis, found, sizes, slices, check=check)
         why = found.why
         if not found.spelled:
             break
@@ -140,14 +140,13 @@ def _made_by_running(
         return found
     made = instance_of(model, found.own, pruned, slices)
     own = with_tables(model, made, analysis, slices.selection, found.own)
-    follows_mode = analysis.captured.follows_mode
-    wrong = wrong_in(made, pruned, follows_mode)
+    wrong = wrong_in(made, pruned)
     for every in (False, True):
         if wrong:
             edited_twice = with_duplicates(model, made, replace(own, tables=()), every=every)
             made = instance_of(model, edited_twice, pruned, slices)
             edited_twice = with_tables(model, made, analysis, slices.selection, edited_twice)
-            wrong = wrong_in(made, pruned, follows_mode)
+            wrong = wrong_in(made, pruned)
             own = own if wrong else edited_twice
     return replace(found, own=None, why=wrong) if wrong else (made, own, pruned)
 
@@ -170,19 +169,18 @@ def _replaced(own: OwnCode) -> tuple[int, int, int]:
 def _finished(
     model: nn.Module,
     analysis: Analysis,
-    made: nn.Module,
-    own: OwnCode,
-    pruned: PrunedModule,
+    found: _Made,
     sizes: Mapping[str, Sizes],
     slices: Slices,
     *,
     check: Check,
+    traced: bool = False,
 ) -> nn.Module:
     """Let train mode and the configuration follow, or say that they can't; record how it was made."""
-    finished = _followed(model, analysis, (made, own, pruned), sizes)
+    finished = _followed(model, analysis, found, sizes, traced=traced)
     if finished[1].unsaid.endswith(OTHER_FUNCTION):
-        other = rescaled(model, analysis, own, pruned, slices, check=check)
-        other = None if other is None else _followed(model, analysis, other, sizes)
+        other = rescaled(model, analysis, found[1], found[2], slices, check=check)
+        other = None if other is None else _followed(model, analysis, other, sizes, traced=False)
         if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
             finished = other
     made, own, pruned = finished
@@ -190,10 +188,15 @@ def _finished(
     return made
 
 
-def _followed(model: nn.Module, analysis: Analysis, found: _Made, sizes: Mapping[str, Sizes]) -> _Made:
-    """Let train mode and the configuration of an instance follow, or note that they can't."""
+def _followed(
+    model: nn.Module, analysis: Analysis, found: _Made, sizes: Mapping[str, Sizes], *, traced: bool
+) -> _Made:
+    """Let train mode and the configuration of an instance follow, or note that they can't.
+
+    traced: its own graph is the pruned one.
+    """
     made, own, pruned = found
-    own = trained_alike(model, analysis, made, own, pruned, sizes)
+    own = trained_alike(model, analysis, made, own, pruned, sizes, traced=traced)
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     return made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned
 

@@ -46,7 +46,7 @@ def rescaled(
     folded = rewrite(model, analysis, replace(plan, scales={**scales, **plan.scales}), check=check)
     own = replace(own, edits=(*own.edits, *dict.fromkeys(edits.values())))
     made = instance_of(model, own, folded, Slices(analysis, slices.selection, slices.unused, folded))
-    return None if wrong_in(made, folded, analysis.captured.follows_mode) else (made, own, folded)
+    return None if wrong_in(made, folded) else (made, own, folded)
 
 
 def _edits(

@@ -22,6 +22,7 @@ from fxprune.compiler.native.same_graph import Difference, differences
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.native.tables import with_tables
+from fxprune.compiler.native.training import trains_otherwise
 from fxprune.result.own_code import Edit, OwnCode, Slot
 from fxprune.result.pruned_module import PrunedModule
 
@@ -70,7 +71,8 @@ def own_code_by_trace(
             # the trace know the numbers that went back, which code may look at in ways that none notes.
             went_back = len(own_code.edits) < sum(slot.read(model) != new for slot, new in edits.items())
             run = went_back or is_spelled_out(root, own.module.graph)
-            return None if run and wrong_in(root, pruned, own.follows_mode) else (root, own_code)
+            wrong = run and (wrong_in(root, pruned) or trains_otherwise(model, root, pruned))
+            return None if wrong else (root, own_code)
         more = _corrected(root, proposals, [d for d in found if d.is_number])
         if not more or len(found) >= most:
             return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,10 @@ from fxprune.analysis.analyze import AnalysisOptions, analyzed
 from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
+from fxprune.certify.noise import drawn_alike
 from fxprune.certify.relative_error import compare
 from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.coins import COINS, coin_on, tossing
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
@@ -34,16 +35,14 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.refuse_train_mode import refusing_nothing
-from fxprune.graph.tensors import floats_of, in_float64, named_tensors
+from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64, named_tensors
 from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["always_training", "is_torchs", "trained_alike"]
+__all__ = ["always_training", "is_torchs", "trained_alike", "trains_otherwise"]
 
 TRIES = 64  # combinations of numbers that train mode alone reads
-# None: numbers are drawn as ever; else every draw from [0, 1) is the least, or the most.
-COINS = (None, 0.0, 1.0 - 2**-24)
 
 
 def trained_alike(
@@ -53,19 +52,24 @@ def trained_alike(
     own: OwnCode,
     pruned: PrunedModule,
     sizes: Mapping[str, Sizes],
+    *,
+    traced: bool,
 ) -> OwnCode:
     """Edit, in place, what train mode alone reads until an instance trains as the original's graph would.
 
     Returns the record with those edits; where none will do, with what is wrong, in words (`untrained`).
+
+    traced: the instance's own graph is the pruned one, in train mode as well if that follows it.
     """
     chance = any("random" in names_of_forward(m) for m in model.modules() if branches_on_mode(m))
     if not chance and analysis.captured.follows_mode:
-        return own
-    graphs = _training_graphs(model, analysis, pruned, chance)
-    if not graphs:
-        return replace(own, untrained=_unproved(model, instance, pruned, sizes))
-    trial = _Trial(model, instance, graphs, pruned)
-    if not trial.differs():
+        trial = None if traced else _trial_by_own_graph(model, instance, pruned)
+    else:
+        graphs = _training_graphs(model, analysis, pruned, chance)
+        if not graphs:
+            return replace(own, untrained=_unproved(model, instance, pruned, sizes))
+        trial = _Trial(model, instance, graphs, pruned)
+    if trial is None or not trial.differs():
         return own
     options = trial.options(sizes, own)
     now = [slot.read(instance) for slot, _ in options]
@@ -74,6 +78,20 @@ def trained_alike(
         if not trial.differs():
             return _edited(model, instance, own, options, values)
     return replace(own, untrained="its code computes something else there on the pruned sizes")
+
+
+def trains_otherwise(model: nn.Module, instance: nn.Module, pruned: PrunedModule) -> bool:
+    """Does an instance compute something else in train mode than a graph that follows it?"""
+    trial = _trial_by_own_graph(model, instance, pruned)
+    return trial is not None and trial.differs()
+
+
+def _trial_by_own_graph(model: nn.Module, instance: nn.Module, pruned: PrunedModule) -> _Trial | None:
+    """Try an instance beside its own graph; None where that does not run in train mode."""
+    try:
+        return _Trial(model, instance, [(None, pruned)], pruned)
+    except Exception:  # train mode may ask for more than the example holds
+        return None
 
 
 def is_torchs(module: nn.Module) -> bool:
@@ -177,14 +195,21 @@ def _run(double: nn.Module, example: Example, coin: float | None) -> list[Tensor
 
 def _called(double: nn.Module, example: Example, coin: float | None) -> list[Tensor]:
     args, kwargs = copy.deepcopy((example.args, example.kwargs))
-    with torch.no_grad(), default_float64(), in_double(), same_draws(double), _coin(coin):
+    with torch.no_grad(), default_float64(), in_double(), _drawing(double), coin_on(coin):
         return floats_of(double(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _drawing(model: nn.Module) -> Iterator[None]:
+    """Draw the same at each op, in what order code may come to them; the user's generators stay."""
+    with same_draws(model), drawn_alike(cuda_devices_of(model)):
+        yield
 
 
 def _run_graph(graph: PrunedModule, example: Example, coin: float | None) -> list[Tensor]:
     double = doubled(graph)
     double.train()
-    with refusing_nothing(double), torch.no_grad(), default_float64(), same_draws(graph), _coin(coin):
+    with refusing_nothing(double), torch.no_grad(), default_float64(), _drawing(graph), coin_on(coin):
         return floats_of(Float64Interpreter(double).run_on(example))
 
 
@@ -219,7 +244,7 @@ def _training_graph(
         if branches_on_mode(module) and not is_torchs(module):
             module.__class__ = always_training(type(module))
     if coin is not None:
-        trained.__class__ = _tossing(type(trained), coin)
+        trained.__class__ = tossing(type(trained), coin)
     found = analyzed(trained, analysis.captured.example, options)
     graph = rewrite(trained, found, replace(pruned.record.plan, groups=_groups(found, pruned)))
     own = dict(named_tensors(graph))
@@ -245,43 +270,3 @@ def _groups(found: Analysis, pruned: PrunedModule) -> dict[str, Kept]:
         if group.name in known or len(known) == 1:
             groups[group.name] = record.plan.groups[group.name if group.name in known else known.pop()]
     return groups
-
-
-class _Coin:
-    """Chance that falls on one side: the numbers that torch draws from 0 to 1, and Python.
-
-    While a model is traced, a single number is a number and no node: code may branch on it.
-    """
-
-    def __init__(self, side: float) -> None:
-        self.side, self.single = side, torch.tensor(side)
-
-    @contextlib.contextmanager
-    def tossed(self) -> Iterator[None]:
-        drawn = torch.rand, random.random
-        torch.rand, random.random = self._tensor, lambda: self.side
-        try:
-            yield
-        finally:
-            torch.rand, random.random = drawn
-
-    def _tensor(self, *size: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
-        size = kwargs.pop("size", size)
-        sizes = tuple(size[0]) if len(size) == 1 and isinstance(size[0], (list, tuple)) else size
-        return torch.full(sizes, self.side, **kwargs) if sizes else self.single
-
-
-def _coin(side: float | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if side is None else _Coin(side).tossed()
-
-
-def _tossing(cls: Any, side: float) -> Any:
-    """Return a class whose code finds one side of every coin."""
-    coin = _Coin(side)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with coin.tossed():
-            return cls.forward(self, *args, **kwargs)
-
-    forward.__wrapped__ = cls.forward  # type: ignore[attr-defined]
-    return subclass_of(cls, {"forward": forward})
