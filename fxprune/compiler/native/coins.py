@@ -43,7 +43,7 @@ class _Coin:
 
 
 def coin_on(side: float | None) -> contextlib.AbstractContextManager[None]:
-    """Toss coins that fall on one side; None: real ones."""
+    """Let coins fall on one side meanwhile; None: on either."""
     return contextlib.nullcontext() if side is None else _Coin(side).tossed()
 
 
