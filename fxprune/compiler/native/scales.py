@@ -54,7 +54,7 @@ def computed_scales(
         if constant is None:
             continue
         for axis in _near(node, axes):
-            for power in POWERS:
+            for power in POWERS if axis.size else ():  # a cache is empty at first
                 same = abs(constant - axis.size**power) <= 1e-6 * abs(constant)
                 if same and selection.shrinks(axis) and can_fold(pruned, node):
                     found[node.name] = selection.size(axis) ** power
