@@ -127,7 +127,8 @@ def prune(
             that stay whole (`["logits"]`; keys, fields and places: "features.0", and patterns), while the
             others may shrink.
         split_qkv: cut fused projections apart, so that values keep a width of their own beside that of
-            queries and keys; and let a ranking give them one where code has one number for both.
+            queries and keys; and let a ranking give them one where code has one number for both.  With
+            `form="module"` also heads one beside the stream, where code has the stream's width alone.
         capture: "auto", "symbolic" or "export", see `trace`.
         strict: raise MissingRuleError where an op has no rule, rather than freeze its axes.
         rules: what is known about ops; `DEFAULT_RULES.extended({...})` teaches it your own.
@@ -160,7 +161,7 @@ def prune(
     """
     check_form(form)
     request = Request(
-        budget=Budget(ratio, target, scope, ratios or {}, floor, round_to),
+        budget=Budget(ratio, target, scope, ratios or {}, floor, round_to, own_code=form == "module"),
         exclude=exclude,
         attention=attention,
         depth=depth,
@@ -198,7 +199,7 @@ def prune_analyzed(
     form: str = "graph",
 ) -> PrunedModel:
     """Prune a model that is analysed already, by magnitude: one analysis serves many ratios."""
-    budget = Budget(ratio, scope=scope, round_to=round_to)
+    budget = Budget(ratio, scope=scope, round_to=round_to, own_code=form == "module")
     return _pruned(model, analysis, Request(budget, attention=attention), form)
 
 

@@ -238,3 +238,59 @@ def test_a_width_that_is_read_of_another_tensor_is_that_tensors() -> None:
     assert fxprune.verify(model, small, example_inputs=inputs) < 1e-8
     apart = fxprune.prune(model, 0.4, example_inputs=inputs, scope="global", floor=1, split_qkv=True)
     assert apart.words.weight.shape[0] != apart.enter.weight.shape[0]
+
+
+class OneWidth(nn.Module):
+    """An attention whose code has one width, the stream's, for its heads as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.qkv = nn.Linear(6, DIM), nn.Linear(DIM, 3 * DIM)
+        self.leave, self.head = nn.Linear(DIM, DIM), nn.Linear(DIM, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(x + self.leave(y.transpose(1, 2).reshape(b, n, c)))
+
+
+@pytest.mark.parametrize("way", [{"scope": "global"}, {"attention": "head_dim"}], ids=["global", "uniform"])
+def test_heads_are_as_wide_as_the_stream_where_code_reads_that(way: dict[str, str]) -> None:
+    model, x = randomise(OneWidth().eval()), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model.enter.weight *= 0.01
+    small = fxprune.prune(model, 0.3, example_inputs=x, form="module", **way)
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert small.enter.weight.shape[0] == small.leave.weight.shape[1] < DIM
+    assert fxprune.verify(model, small, example_inputs=torch.randn(1, 7, 6)) < 1e-8
+    apart = fxprune.prune(model, 0.3, example_inputs=x, scope="global", split_qkv=True)
+    assert apart.enter.weight.shape[0] != apart.leave.weight.shape[1]
+
+
+class Straight(nn.Module):
+    """Values as wide as what goes out, which stays; queries are cut off beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.more = nn.Linear(6, 3 * DIM), nn.Linear(6, 64)
+        self.leave = nn.Linear(64, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v + self.leave(self.more(x).relu())
+
+
+def test_what_is_cut_beside_a_width_that_stays_keeps_its_own() -> None:
+    model, x = randomise(Straight().eval()), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model.qkv.weight[: 2 * DIM] *= 0.01
+    small = fxprune.prune(model, 0.3, example_inputs=x, form="module", scope="global", floor=1)
+    assert record_of(small).own.is_whole and not record_of(small).own.spellings
+    assert small.qkv.weight.shape == (3 * DIM, 6) and small.more.weight.shape[0] < 64
+    assert fxprune.verify(model, small, example_inputs=x) < 1e-8
+    apart = fxprune.prune(model, 0.3, example_inputs=x, scope="global", floor=1, split_qkv=True)
+    assert apart.qkv.weight.shape[0] < 3 * DIM
+    asked = fxprune.prune(model, 0.3, example_inputs=x, form="module", attention="head_dim")
+    assert fxprune.verify(model, asked, example_inputs=x) < 1e-8

@@ -11,7 +11,7 @@ from fxprune.choose.budget.floors import floors
 from fxprune.choose.budget.request import Budget
 from fxprune.choose.budget.schedules import Pooled, Schedule, Uniform, isomorphic, multiple_of, rounded
 from fxprune.choose.budget.search import nearest
-from fxprune.choose.budget.ties import Ties, ties_of
+from fxprune.choose.budget.ties import Ties, held_by_ties, ties_of
 from fxprune.choose.importance.score import Scores
 from fxprune.errors import BudgetError
 
@@ -46,9 +46,15 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
     """
     own = budget.overrides(analysis)
     free = [group for group in groups if group not in own]
-    ties = ties_of(analysis, free)
+    is_ranking = budget.scope != "uniform"
+    held = held_by_ties(analysis, free) if is_ranking and budget.own_code else set()
+    free = [group for group in free if group not in held]
+    ties: Ties = {group: {group: 1} for group in free}
+    if is_ranking or budget.own_code:  # uniform shares are alike, but for what is rounded
+        ties = ties_of(analysis, free, own_code=budget.own_code)
     schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
+    given.counts.update({group: group.size for group in held})
 
     def with_given(counts: dict[Group, int], level: float) -> Fitted:
         floored = {*given.floored, *(g for first in schedule.floored(counts, level) for g in ties[first])}

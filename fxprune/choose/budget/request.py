@@ -39,6 +39,7 @@ class Budget:
     """The options of `prune` that say how much goes, checked.
 
     on_the_way: more goes in a later step, so that the nearest choice will do.
+    own_code: the model's own code is to hold the sizes, with the numbers that it has.
     """
 
     ratio: float = 0.5
@@ -48,6 +49,7 @@ class Budget:
     floor: int | float | None = None
     round_to: int = 1
     on_the_way: bool = False
+    own_code: bool = False
 
     def __post_init__(self) -> None:
         _check_share("ratio", self.ratio)

@@ -21,21 +21,18 @@ from fxprune.graph.size_reads import dim_read
 from fxprune.graph.tensors import module_of
 from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
 
-__all__ = ["Tied", "Ties", "ties_of"]
+__all__ = ["Tied", "Ties", "held_by_ties", "ties_of"]
 
 Tied = Mapping[Group, int]  # how many of its elements stay for each one of the smallest
 Ties = Mapping[Group, Tied]  # the smallest of those that are tied -> all of them
 
 
-def ties_of(analysis: Analysis, groups: Sequence[Group]) -> Ties:
-    """Sort groups by what is tied to each; one that nothing is tied to stands alone."""
-    tied: nx.Graph[Group] = nx.Graph()
-    tied.add_nodes_from(groups)
-    if not analysis.captured.split_qkv:
-        by_atom = {group.atom: group for group in groups}
-        equal = [pieces for step in analysis.steps.values() for pieces in _equal_pieces(step)]
-        for pieces in (*equal, *_listed_alike(analysis), *_read_elsewhere(analysis)):
-            nx.add_path(tied, _apart(pieces, by_atom))
+def ties_of(analysis: Analysis, groups: Sequence[Group], *, own_code: bool = False) -> Ties:
+    """Sort groups by what is tied to each; one that nothing is tied to stands alone.
+
+    own_code: heads times head_dim is also as wide as the stream, where code has the stream's width alone.
+    """
+    tied, _ = _tied(analysis, groups, own_code=own_code)
     order = {group: (group.size, i) for i, group in enumerate(groups)}
     sets = [sorted(found, key=order.__getitem__) for found in nx.connected_components(tied)]
     found = {}
@@ -45,6 +42,34 @@ def ties_of(analysis: Analysis, groups: Sequence[Group]) -> Ties:
         for some in [together] if even else [[group] for group in together]:
             found[some[0]] = {group: group.size // some[0].size for group in some}
     return found
+
+
+def held_by_ties(analysis: Analysis, groups: Sequence[Group]) -> set[Group]:
+    """Find the groups that are tied to what can't shrink: queries cut beside values as wide as the input."""
+    tied, held = _tied(analysis, groups, own_code=True)
+    return {group for found in nx.connected_components(tied) if found & held for group in found}
+
+
+def _tied(
+    analysis: Analysis, groups: Sequence[Group], *, own_code: bool
+) -> tuple[nx.Graph[Group], set[Group]]:
+    """Tie groups to each other; return with them those that a cut ties to an axis that can't shrink."""
+    tied: nx.Graph[Group] = nx.Graph()
+    tied.add_nodes_from(groups)
+    held: set[Group] = set()
+    if not analysis.captured.split_qkv:
+        by_atom = {group.atom: group for group in groups}
+        equal = [pieces for step in analysis.steps.values() for pieces in _equal_pieces(step)]
+        for pieces in (*equal, *_listed_alike(analysis), *_read_elsewhere(analysis, own_code)):
+            nx.add_path(tied, _apart(pieces, by_atom))
+        may_shrink = {group.atom for group in analysis.prunable}
+        for pieces in equal:
+            factors = [{*atoms_of(piece)} for piece in pieces]
+            shared = set.intersection(*factors)
+            own = [atoms - shared for atoms in factors]
+            if any(atoms and not atoms & may_shrink for atoms in own):
+                held |= {by_atom[atom] for atoms in own for atom in atoms if atom in by_atom}
+    return tied, held
 
 
 def _equal_pieces(step: Step) -> Iterator[list[Axis]]:
@@ -87,11 +112,11 @@ def _listed(given: object, length: int) -> Sequence[object]:
     return [*[None] * (length - len(items)), *items]
 
 
-def _read_elsewhere(analysis: Analysis) -> Iterator[list[Axis]]:
+def _read_elsewhere(analysis: Analysis, own_code: bool) -> Iterator[list[Axis]]:
     """Find the axes whose size code takes from another tensor: `x.view(b, -1, y.shape[-1])`.
 
-    Of whole widths: heads times head_dim, where the code reads the stream's, would leave layers no width of
-    their own.
+    Of whole widths.  Heads times head_dim, where the code reads the stream's (`x.reshape(b, n, c)`), would
+    leave layers no width of their own: tied only where that very code is to hold them.
     """
     for step in analysis.steps.values():
         for argument, spelled in step.flow.sizes.items():
@@ -99,7 +124,8 @@ def _read_elsewhere(analysis: Analysis) -> Iterator[list[Axis]]:
             if isinstance(given, (list, tuple)) and isinstance(spelled, (list, tuple)):
                 for axis, size in zip(spelled, given, strict=False):
                     read = _axis_read(analysis, size)
-                    if isinstance(axis, Atom) and isinstance(read, Atom) and read is not axis:
+                    is_width = isinstance(axis, Axis if own_code else Atom)
+                    if is_width and isinstance(read, Atom) and read is not axis:
                         yield [axis, read]
 
 
