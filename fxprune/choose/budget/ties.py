@@ -53,7 +53,7 @@ def held_by_ties(analysis: Analysis, groups: Sequence[Group]) -> set[Group]:
 def _tied(
     analysis: Analysis, groups: Sequence[Group], *, own_code: bool
 ) -> tuple[nx.Graph[Group], set[Group]]:
-    """Tie groups to each other; return with them those that a cut ties to an axis that can't shrink."""
+    """Find what is tied to each other, and the groups that a cut ties to an axis that can't shrink."""
     tied: nx.Graph[Group] = nx.Graph()
     tied.add_nodes_from(groups)
     held: set[Group] = set()
