@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import randomise
@@ -73,6 +75,13 @@ COUNTS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...], tuple[
     "product": (lambda m, x: m.last(m.first(x)) * math.prod(x.shape[1:]), FLAT, DEEP),
     "numel": (lambda m, x: m.last(m.first(x)) * x.shape.numel(), FLAT, DEEP),
     "any left": (lambda m, x: m.last(m.first(x)) * (2 if x.shape[2:] else 1), (2, 6), FLAT),
+    "rest": (lambda m, x: summed(m, x.unbind(1)[2:]), FLAT, (2, 6, 6)),
+    "last": (lambda m, x: m.last(m.first(x.split(2, 1)[-1][:, 0])), FLAT, (2, 8, 6)),
+    "list": (lambda m, x: m.last(m.first(x)) * len([0] * x.shape[1]), FLAT, (2, 6, 6)),
+    "longer list": (lambda m, x: m.last(m.first(x)) * len([0] * x.shape[1] + [1]), FLAT, (2, 6, 6)),
+    "shape as a key": (lambda m, x: m.last(m.first(x)) * {FLAT[1:]: 2}.get(x[0].shape, 3), FLAT, (2, 6, 6)),
+    "pairs": (lambda m, x: m.last(m.first(x)) * OrderedDict([(x.shape[1], 2)]).get(4, 3), FLAT, (2, 6, 6)),
+    "numpy": (lambda m, x: m.last(m.first(x)) * np.linspace(0, 1, 5)[1] / np.float32(8), FLAT, (2, 6, 6)),
     "caught": (caught, FLAT, DEEP),
     "caught before": (caught, DEEP, FLAT),
 }

@@ -6,8 +6,10 @@ code fixes it (`qkv.reshape(b, n, 3, heads, -1).unbind(2)`, `self.to_qkv(x).chun
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from fxprune.graph.op_names import op_name
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["guard_count"]
 
 _LEN = len  # Python's own: while code is traced another stands in its place, which no file holds
+_OF_LISTS = {operator.mul, operator.add}
 _CUTS = {"unbind": 1, "split": 2, "chunk": 2, "unsafe_split": 2, "unsafe_chunk": 2}  # where `dim` stands
 _SAME_SHAPE = {
     *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "dropout", "contiguous"),
@@ -30,6 +33,10 @@ _SAME_SHAPE = {
 def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
     """Guard that a call cuts its tensor into so many parts, where that may follow the input."""
     node = parts.node
+    if node.target is operator.getitem and isinstance(node.args[1], slice):  # `x.unbind(1)[2:]`
+        return _guard_whole(tracer, node.args[0])
+    if node.target in _OF_LISTS and _is_list(tracer, node):  # `[0] * x.shape[1]`
+        return _guard(tracer, parts, count)
     at = _CUTS.get(op_name(node.target)) if node.op in ("call_function", "call_method") else None
     if at is None or len(node.args) == 0:
         return
@@ -38,6 +45,23 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
     cut_by_list = at == 2 and isinstance(given, (list, tuple))
     if cut_by_list or (isinstance(dim, int) and _is_fixed(tracer, node.args[0], dim)):
         return
+    _guard(tracer, parts, count)
+
+
+def _guard_whole(tracer: Tracer, whole: Any) -> None:
+    """Guard how many parts there are of which code takes some; of a shape, the rank is guarded."""
+    if _is_list(tracer, whole):
+        proxy = tracer.proxy(whole)
+        guard_count(tracer, proxy, _LEN(tracer.decisions.structure_of(whole)))
+
+
+def _is_list(tracer: Tracer, node: Any) -> bool:
+    value = tracer.decisions.structure_of(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, (list, tuple)) and not isinstance(value, torch.Size)
+
+
+def _guard(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
+    node = parts.node
     number = tracer.create_proxy("call_function", _LEN, (parts,), {})
     where = node.meta.get("where") or node.name
     tracer.create_proxy("call_function", guard_branch, (number, count), {"where": where})

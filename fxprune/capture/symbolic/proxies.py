@@ -164,7 +164,9 @@ class TracedValue(fx.Proxy):
 
         In a table that a module keeps, and the same code fills, each size stays one of its own.
         """
-        caller = sys._getframe(1)
+        return self._hash_in(sys._getframe(1))
+
+    def _hash_in(self, caller: types.FrameType) -> int:
         file = caller.f_code.co_filename
         if file == collections.__file__:
             caller = users_frame(caller)
@@ -244,7 +246,9 @@ class TracedAttribute(TracedValue, Attribute):
     def __hash__(self) -> int:
         """Let a dtype be looked up (`LARGE[x.dtype]`) as the example's, which the graph checks."""
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
-        return hash(self.tracer.decisions.value(self)) if isinstance(value, torch.dtype) else id(self)
+        if isinstance(value, torch.dtype):
+            return hash(self.tracer.decisions.value(self))
+        return self._hash_in(sys._getframe(1))
 
     def __str__(self) -> str:
         """Write a dtype into a text in the same way, and the kind of a device."""

@@ -14,7 +14,7 @@ from fxprune.graph.source_files import is_users
 __all__ = ["LIBRARY", "counts", "looks_up", "users_frame"]
 
 LIBRARY = {enum.__file__, collections.__file__}
-_HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter"}
+_HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter", "OrderedDict", "defaultdict"}
 _LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
 _MAKES = {
     dis.opmap[name] for name in ("BUILD_SET", "BUILD_MAP", "SET_UPDATE", "SET_ADD", "MAP_ADD", "DICT_UPDATE")

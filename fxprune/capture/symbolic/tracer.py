@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
@@ -210,6 +211,8 @@ class Tracer(fx.Tracer):
             return a
         if isinstance(a, TracedValue):
             return a.node
+        if isinstance(a, np.generic):  # `2 * np.sqrt(8)`, which code made of a graph can't name
+            return a.item()
         if type(a) in (tuple, list):
             return type(a)([self.create_arg(item) for item in a])
         if type(a) is defaultdict:
