@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.result.forms import graph_form
+from fxprune.result.own_attention import widths_held
 from fxprune.result.pruned_module import record_of
 
 DIM, HEADS, WIDTH = 32, 2, 48
@@ -294,3 +295,31 @@ def test_what_is_cut_beside_a_width_that_stays_keeps_its_own() -> None:
     assert apart.qkv.weight.shape[0] < 3 * DIM
     asked = fxprune.prune(model, 0.3, example_inputs=x, form="module", attention="head_dim")
     assert fxprune.verify(model, asked, example_inputs=x) < 1e-8
+
+
+class Torchs(nn.Module):
+    """A stream that torch.nn's attention reads, which has one width for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(6, DIM), nn.Linear(DIM, 3)
+        self.attention = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_torchs_attention_keeps_its_one_width() -> None:
+    model, x = randomise(Torchs().eval()), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model.enter.weight *= 0.01
+    small = fxprune.prune(model, 0.4, example_inputs=x, form="module", scope="global")
+    assert type(small.attention) is nn.MultiheadAttention and small.attention.embed_dim < DIM
+    assert record_of(small).own.is_whole
+    assert fxprune.verify(model, small, example_inputs=torch.randn(1, 7, 6)) < 1e-8
+    apart = fxprune.prune(model, 0.4, example_inputs=x, form="module", scope="global", split_qkv=True)
+    assert isinstance(apart.attention, nn.MultiheadAttention) and [*widths_held(apart)]
+    as_graph = fxprune.prune(model, 0.4, example_inputs=x, scope="global")
+    inner = as_graph.attention.out_proj.weight.shape[1]
+    assert inner != as_graph.enter.weight.shape[0]

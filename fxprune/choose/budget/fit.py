@@ -47,11 +47,12 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
     own = budget.overrides(analysis)
     free = [group for group in groups if group not in own]
     is_ranking = budget.scope != "uniform"
-    held = held_by_ties(analysis, free) if is_ranking and budget.own_code else set()
+    own_code = is_ranking and budget.own_code
+    held = held_by_ties(analysis, free) if own_code else set()
     free = [group for group in free if group not in held]
     ties: Ties = {group: {group: 1} for group in free}
     if is_ranking or budget.own_code:  # uniform shares are alike, but for what is rounded
-        ties = ties_of(analysis, free, own_code=budget.own_code)
+        ties = ties_of(analysis, free, own_code=own_code)
     schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
     given.counts.update({group: group.size for group in held})

@@ -19,7 +19,7 @@ from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.infer import Step
 from fxprune.graph.size_reads import dim_read
 from fxprune.graph.tensors import module_of
-from fxprune.rules.axes import Atom, Axis, atoms_of, size_of
+from fxprune.rules.axes import Atom, Axis, Sum, atoms_of, size_of
 
 __all__ = ["Tied", "Ties", "held_by_ties", "ties_of"]
 
@@ -60,7 +60,8 @@ def _tied(
     if not analysis.captured.split_qkv:
         by_atom = {group.atom: group for group in groups}
         equal = [pieces for step in analysis.steps.values() for pieces in _equal_pieces(step)]
-        for pieces in (*equal, *_listed_alike(analysis), *_read_elsewhere(analysis, own_code)):
+        more = _of_torchs_attention(analysis) if own_code else ()
+        for pieces in (*equal, *_listed_alike(analysis), *_read_elsewhere(analysis, own_code), *more):
             nx.add_path(tied, _apart(pieces, by_atom))
         may_shrink = {group.atom for group in analysis.prunable}
         for pieces in equal:
@@ -127,6 +128,16 @@ def _read_elsewhere(analysis: Analysis, own_code: bool) -> Iterator[list[Axis]]:
                     is_width = isinstance(axis, Axis if own_code else Atom)
                     if is_width and isinstance(read, Atom) and read is not axis:
                         yield [axis, read]
+
+
+def _of_torchs_attention(analysis: Analysis) -> Iterator[list[Axis]]:
+    """Find the width of what torch.nn's attention is given, with that of its queries, and of its values."""
+    weights = {name: analysis.weights[there] for name, there in analysis.names.items()}
+    for name, axes in weights.items():
+        owner, _, leaf = name.rpartition("in_proj_weight")
+        if not leaf and f"{owner}out_proj.weight" in weights and isinstance(axes[0], Sum):
+            for inner in (axes[0].parts[0], axes[0].parts[-1]):
+                yield [inner, axes[1]]
 
 
 def _axis_read(analysis: Analysis, size: object) -> Axis | None:
