@@ -30,6 +30,7 @@ __all__ = [
     *("GRADIENTS", "Gradients", "asks_for_compilation", "refuse_compiled"),
     *("DependsOnCall", "after_a_call", "gives_the_same", "other_second_call"),
     *("OTHER_DRAWS", "noticed_draws", "other_without_gradients", "refuse_difference", "refuse_history"),
+    "refuse_other_values",
 ]
 
 # How gradients are recorded while code runs.
@@ -60,6 +61,31 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
         if _alike(_later(graph, example, first, 2), after):
             return
     raise DependsOnCall(other_second_call(changed))
+
+
+def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Example) -> None:
+    """Raise CaptureError if a graph does not compute what its model does for the example's shapes.
+
+    Whatever the tracing was told wrong shows here.  A model that can't be called here, or that draws, is not
+    compared.
+    """
+    if on_meta(model):
+        return
+    for shape in (example.with_batch(1), example) if example.batch else (example,):
+        noise = seeded_noise(shape, model)
+        try:
+            if _alike(*(_later(m, shape, noise, 1) for m in (model, graph)), rounding=1e4):
+                return
+            break
+        except Exception:  # whatever the model's code raises for noise, or for one sample
+            continue
+    else:
+        return
+    doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
+    tries = ((doubled, _doubled), (noise, own_buffers))  # in float64 nothing hides behind rounding
+    found = (_is_another(model, graph, shape, given, tensor, False) for given, tensor in tries)
+    if next((another for another in found if another is not None), False):
+        raise CaptureError("the graph computes something else than the model's code does when it is called")
 
 
 _COMPILING = {"is_compiling", "is_exporting", "is_dynamo_compiling", "is_export"}

@@ -243,3 +243,22 @@ def test_numbers_of_which_nothing_follows_are_no_matter(capture: str) -> None:
     model = randomise(DrawsForNothing(random.random).eval())
     whole, _ = certified_at((0.0, 0.5), model, X, capture)
     assert_same(whole.eval()(X), model(X), 1e-6)
+
+
+def test_whatever_else_code_asks_of_a_stand_in_shows_in_a_call() -> None:
+    """No question of its own is watched here: the graph and the model are run side by side."""
+
+    class Asking(nn.Module):
+        def __init__(self, asks: Callable[[Tensor], bool]) -> None:
+            super().__init__()
+            self.first, self.last, self.asks = nn.Linear(6, 8), nn.Linear(8, 4), asks
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu() * (2 if self.asks(x) else 1))
+
+    x = torch.randn(2, 6)
+    model = Asking(lambda x: hasattr(x, "node"))
+    with pytest.raises(CaptureError, match="computes something else than the model's code"):
+        fxprune.trace(model, example_inputs=x, capture="symbolic")
+    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=x)).exact
+    assert fxprune.trace(Asking(lambda x: hasattr(x, "norm")), example_inputs=x, capture="symbolic")

@@ -34,6 +34,7 @@ from fxprune.capture.call_state import (
     refuse_compiled,
     refuse_difference,
     refuse_history,
+    refuse_other_values,
 )
 from fxprune.capture.clocks import another_time
 from fxprune.capture.exported.functions import Functions
@@ -163,6 +164,7 @@ def capture_exported(model: nn.Module, example: Example) -> Captured:
     notes = [FIXED_BATCH] if exported.fixed_batch else []
     notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]
     refuse_history(model, module, taken, changed)
+    refuse_other_values(model, module, taken)
     asking = asks_for_compilation(may_run)
     if asking is not None:
         refuse_compiled(model, module, taken, asking, trains=not trained.lost)

@@ -25,6 +25,7 @@ from fxprune.capture.call_state import (
     refuse_compiled,
     refuse_difference,
     refuse_history,
+    refuse_other_values,
 )
 from fxprune.capture.clocks import another_time
 from fxprune.capture.held_state import HeldState
@@ -160,6 +161,7 @@ def capture_symbolic(
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
     refuse_history(model, module, example, changed)
+    refuse_other_values(model, module, example)
     asking = next(iter(asked.tracing), None) or asks_for_compilation(may_run, compiling=False)
     if asking is not None:
         refuse_compiled(model, module, example, asking, trains=not trained.lost)
