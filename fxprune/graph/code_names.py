@@ -83,5 +83,5 @@ def steps_of(code: types.CodeType) -> Iterator[tuple[int, dis.Instruction]]:
     """Yield the instructions of a code alone, each with its line."""
     line = code.co_firstlineno
     for step in dis.get_instructions(code):
-        line = int(step.starts_line or line)
+        line = int(getattr(step, "line_number", step.starts_line) or line)  # before 3.13 it was `starts_line`
         yield line, step
