@@ -74,7 +74,8 @@ def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Exampl
     for shape in (example.with_batch(1), example) if example.batch else (example,):
         noise = seeded_noise(shape, model)
         try:
-            if _alike(*(_later(m, shape, noise, 1) for m in (model, graph)), rounding=1e4):
+            wanted, got = (_later(m, shape, noise, 1) for m in (model, graph))
+            if _alike(wanted, got, rounding=1e4):
                 return
             break
         except Exception:  # whatever the model's code raises for noise, or for one sample
