@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture.call_state import gives_the_same
+from fxprune.capture.beside_model import gives_the_same
 from fxprune.graph.code_names import codes_in, names_of, plain_functions, steps_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example

@@ -14,6 +14,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.asked_types import followed_types, refuse_matches, refuse_typed_checks
 from fxprune.capture.autograd_functions import keep_derivatives
+from fxprune.capture.beside_model import refuse_compiled, refuse_history, refuse_other_values
 from fxprune.capture.call_state import (
     GRADIENTS,
     OTHER_DRAWS,
@@ -22,10 +23,7 @@ from fxprune.capture.call_state import (
     noticed_draws,
     other_second_call,
     other_without_gradients,
-    refuse_compiled,
     refuse_difference,
-    refuse_history,
-    refuse_other_values,
 )
 from fxprune.capture.clocks import another_time
 from fxprune.capture.held_state import HeldState
