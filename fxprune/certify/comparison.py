@@ -77,7 +77,12 @@ class Comparison:
         `tensors` stand for the original's weights, and, unless the result keeps its `own`, their slices for
         the result's.
         """
-        wanted, noise = self._original(example, tensors)
+        return self._looked(example, tensors, *self._original(example, tensors), own=own)
+
+    def _looked(
+        self, example: Example, tensors: Tensors | None, wanted: list[Tensor], noise: Noise, own: bool = False
+    ) -> Look:
+        """Compare with what the masked original returned and drew."""
         own_tensors = None if own else tensors
         got = self._result(example, own_tensors, noise)
         found = compare(wanted, got)
@@ -93,10 +98,10 @@ class Comparison:
 
     def _tried(self, example: Example, tensors: Tensors | None) -> Look | None:
         try:
-            self._original(example, tensors)
+            original = self._original(example, tensors)
         except Exception:  # the model's own code refuses these values
             return None
-        found = self.look(example, tensors)
+        found = self._looked(example, tensors, *original)
         return found if found.defined else None
 
     def deeper(self, example: Example) -> Iterator[Look]:

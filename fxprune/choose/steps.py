@@ -17,7 +17,7 @@ from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.analyze import analyzed
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
-from fxprune.graph.tensors import device_of
+from fxprune.graph.tensors import device_of, is_float
 from fxprune.result.forms import PrunedModel, with_record
 from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, plan_of, record_of
@@ -39,7 +39,10 @@ def scores_of_the_rest(
 ) -> Scores:
     """Return what the smaller model says of the elements that it still has; those that went have -inf."""
     plan = plan_of(pruned)
-    example = pruned.record.example.map(lambda t: torch.zeros_like(t, device=device_of(pruned)))
+    device = device_of(pruned)  # what whole numbers there are say which places and sizes
+    example = pruned.record.example.map(
+        lambda t: torch.zeros_like(t, device=device) if is_float(t) else t.to(device)
+    )
     options = replace(options_behind(pruned, analysis.rules), capture="auto")
     smaller = analyzed(pruned, example, options)
     left = {group: there for group in groups if (there := _counterpart(analysis, group, smaller)) is not None}

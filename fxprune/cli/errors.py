@@ -20,7 +20,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130  # (130: as shells report an interrupt, 1
 def ended(command: Callable[[], Any], arguments: Sequence[str]) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for wrong usage, 130 if interrupted."""
     debug = "--debug" in arguments
-    warnings.showwarning = _one_line
+    before, warnings.showwarning = warnings.showwarning, _one_line
     try:
         result = command()
     except click.exceptions.Exit as stop:
@@ -40,6 +40,8 @@ def ended(command: Callable[[], Any], arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return _said(f"{type(error).__name__}: {error} (--debug shows the traceback)", FAILED)
+    finally:
+        warnings.showwarning = before
     return result if isinstance(result, int) else 0
 
 

@@ -130,7 +130,7 @@ def prune(
         step("measuring")
         found = fxprune.report(dense.model, pruned, certificate=certify)
     if as_json:
-        click.echo(json.dumps({"out": out, **found.to_dict()}, indent=1))
+        click.echo(json.dumps({"out": out, **json.loads(found.to_json())}, indent=1))
     elif not quiet:
         click.echo(str(found))
         click.echo(f"saved to {out}")

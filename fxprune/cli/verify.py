@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import click
 
@@ -54,7 +55,8 @@ def verify(
             error = check_rewrite(folder, model, device=device_named(device))
     what = "its own weights" if own else "random weights"
     if as_json:
-        found = {"folder": folder, "error": float(error), "exact": error.exact, "weights": what}
+        number = float(error) if math.isfinite(error) else None  # (JSON has no infinite numbers)
+        found = {"folder": folder, "error": number, "exact": error.exact, "weights": what}
         click.echo(json.dumps(found))
     elif not quiet:
         click.echo(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from fxprune.finetune.schedule import refuse_idle_numbers
 from fxprune.finetune.shards import refuse_other_shards, sharded, take_whole
 from fxprune.finetune.training import Training
 from fxprune.graph.modes import in_eval_mode
+from fxprune.graph.nests import PLAIN
 from fxprune.result.fingerprint import json_digest, layout_digest
 from fxprune.result.forms import is_result
 from fxprune.result.plan import plan_data
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Trained", "distill"]
+
+# What a plan says that was measured: its last bits are another machine's.
+MEASURED = {"refit", "bases", "discarded", "divergence"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ def distill(
         refuse_other_shards(device)
         refuse_idle_numbers(training)
         loader = loader_of(batches, device)
-        identity = _identity(student, teacher, training, len(loader))
+        functions = {"loss": loss, "log_probabilities": log_probabilities}
+        identity = _identity(student, teacher, training, len(loader), functions)
         mixes = training.mixup > 0 or training.cutmix > 0
         distillation = Distillation(
             student,
@@ -150,17 +156,37 @@ def distill(
 
 
 def _identity(
-    student: nn.Module, teacher: nn.Module | None, training: Training, batches: int
+    student: nn.Module,
+    teacher: nn.Module | None,
+    training: Training,
+    batches: int,
+    functions: Mapping[str, Callable[..., Any] | None],
 ) -> Mapping[str, Any]:
-    """Describe a run as JSON data; a run resumes from checkpoints of its own description only."""
-    plan = json_digest(plan_data(plan_of(student), weights=False)) if is_result(student) else None
-    return {
+    """Describe a run as JSON data; a run resumes from checkpoints of its own description only.
+
+    Functions are known by their names.
+    """
+    plan = None
+    if is_result(student):
+        chosen = plan_data(plan_of(student), weights=False)
+        plan = json_digest({name: value for name, value in chosen.items() if name not in MEASURED})
+    return {name: _name_of(function) for name, function in functions.items() if function is not None} | {
         "student": layout_digest(student.state_dict()),
         "plan": plan,
         "teacher": None if teacher is None else layout_digest(teacher.state_dict()),
         "number of batches": batches,
         "training": asdict(training),
     }
+
+
+def _name_of(function: Any) -> str:
+    """Return a function's name, with the plain arguments that it is bound to; an object's is its class's."""
+    if isinstance(function, functools.partial):
+        given: dict[Any, Any] = {**dict(enumerate(function.args)), **function.keywords}
+        plain = [f"{name}={value!r}" for name, value in given.items() if isinstance(value, PLAIN)]
+        return f"{_name_of(function.func)}({', '.join(plain)})"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _classes(student: nn.Module, loader: Any, log_probabilities: LogProbabilities | None) -> int:

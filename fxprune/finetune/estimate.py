@@ -123,13 +123,20 @@ class _Timed:
         return self.count
 
     def __iter__(self) -> Iterator[Any]:
-        again = itertools.chain.from_iterable(itertools.repeat(self.batches))
+        again = itertools.chain.from_iterable(self._passes())
         began = time.perf_counter()
         for batch in itertools.islice(again, self.count):
             yield batch
             now = time.perf_counter()
             self.seconds.append(now - began)
             began = now
+
+    def _passes(self) -> Iterator[Iterable[Any]]:
+        """Yield the batches again and again, as long as there are any."""
+        read = -1
+        while read != len(self.seconds):  # else the last pass had none
+            read = len(self.seconds)
+            yield self.batches
 
 
 def _forget_peak() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from fxprune.choose.importance.bars import hidden
-from fxprune.errors import TrainingError
+from fxprune.errors import DataError, TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.engine import Engine
 from fxprune.finetune.loss import Distillation, Losses
@@ -27,6 +27,7 @@ __all__ = ["Evaluate", "Loop", "own_randomness"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 TOTAL = "loss"  # what the log calls the weighted sum
+_ENDED = object()
 READING, TRAINING = 0, 1  # last in a seed: of what is drawn while a batch is read, or trained on
 
 
@@ -50,6 +51,7 @@ class Loop:
 
         Raises:
             TrainingError: a loss is not finite, or a loss of labels was asked for and there are none.
+            DataError: there are fewer batches than their length says.
         """
         self.checkpoints.write_log(progress)
         if self.checkpoints.last is not None:
@@ -99,7 +101,12 @@ class Loop:
             alike = whole or number == 0
             _seed(*((engine.training.seed, 0, epoch) if alike else place), number, READING)
             batches = iter(engine.loader) if batches is None else batches
-            batch = next(batches)
+            batch = next(batches, _ENDED)
+            if batch is _ENDED:
+                raise DataError(
+                    f"batches ended after {number} in epoch {epoch + 1}, and are {len(engine.loader)} by "
+                    f"their length"
+                )
             _seed(*place, number, TRAINING)
             yield batch
         if batches is not None:
@@ -123,7 +130,8 @@ class Loop:
     def _values(self, losses: Losses) -> dict[str, float]:
         """Return the losses as numbers: their means over the processes, the same on each of them."""
         named = {TOTAL: losses.total, **losses.parts}
-        stacked = torch.stack([value.detach().double() for value in named.values()])
+        exact = torch.float32 if losses.total.device.type == "mps" else torch.float64  # (it has no double)
+        stacked = torch.stack([value.detach().to(exact) for value in named.values()])
         reduced: Tensor = self.engine.accelerator.reduce(stacked, "mean")
         return dict(zip(named, reduced.tolist(), strict=True))
 
@@ -172,7 +180,9 @@ def _seed(*place: int) -> None:
 def own_randomness() -> Iterator[None]:
     """Leave the process's random numbers as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

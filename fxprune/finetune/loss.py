@@ -144,8 +144,9 @@ class Distillation:
                 "the batches have labels, and the model's output is not [batch, classes]: say what it costs "
                 "with loss=, a function (output, labels) -> a scalar, or leave the labels out"
             )
-        scores, labels = classes.flatten(0, 1), call.labels
-        labels = labels.flatten(0, -2) if labels.is_floating_point() else labels.flatten()
+        scores = classes.flatten(0, 1)
+        labels = torch.as_tensor(call.labels, device=scores.device)
+        labels = labels.flatten(0, -2) if labels.is_floating_point() else labels.flatten().long()
         count = scores.shape[-1]
         if not labels.is_floating_point() and int(labels.max()) >= count:
             raise TrainingError(

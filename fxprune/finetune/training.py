@@ -58,10 +58,14 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulation"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)}: at least 1")
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise OptionError(f"{name}={getattr(self, name)}: a whole number of at least 1")
+        if not _is_whole(self.seed):
+            raise OptionError(f"seed={self.seed}: a whole number")
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(field.default, float) and not isinstance(value, (int, float)):
+                raise OptionError(f"{field.name}={value!r}: a finite number, not negative")
             if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
                 raise OptionError(f"{field.name}={value}: a finite number, not negative")
         if self.lr == 0:
@@ -71,3 +75,7 @@ class Training:
                 raise OptionError(f"{name}={getattr(self, name)}: less than 1")
         if self.precision not in PRECISIONS:
             raise OptionError(f"precision={self.precision!r}: one of {', '.join(PRECISIONS)}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,12 +13,14 @@ from helpers import images, randomise, small_conv, small_hf_vit, small_swin, sma
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.choose.importance import data as data_module
 from fxprune.choose.importance import predictions
 from fxprune.choose.importance.exact import kl_exact
 from fxprune.choose.importance.kl import kl
 from fxprune.choose.importance.predictions import DERIVATIVES, Prediction, draws_for
 from fxprune.choose.importance.score import WITH_DATA, score
 from fxprune.choose.importance.scores import shape_of
+from fxprune.choose.importance.soft_masks import SoftMasked
 from fxprune.errors import DataError
 from fxprune.result.plan import Kept, Plan
 
@@ -131,6 +133,21 @@ def test_a_stream_that_is_added_to_in_place_counts_alike_in_both_captures(criter
     assert len(found[0]) == 2
     for name, values in found[0].items():
         np.testing.assert_allclose(values, found[1][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "activation"])
+def test_a_large_batch_is_cut(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = fxprune.analyze(small_vit(depth=1).double(), example_inputs=images().double())
+    data = [(images(5).double(), torch.arange(5))]
+    whole = score(analysis, analysis.prunable, criterion, data, progress=False)
+    sizes: list[int] = []
+    forward = SoftMasked.forward
+    monkeypatch.setattr(data_module, "AT_ONCE", 2)
+    monkeypatch.setattr(SoftMasked, "forward", lambda s, m, n, *a: sizes.append(n) or forward(s, m, n, *a))
+    cut = score(analysis, analysis.prunable, criterion, data, progress=False)
+    assert max(sizes) == 2
+    for group, values in whole.items():
+        np.testing.assert_allclose(cut[group], values)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "activation", "taylor", "kl", "kl-exact"])

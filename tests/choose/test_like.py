@@ -180,6 +180,12 @@ def test_importance_decides_which_elements_stay() -> None:
     assert plan.groups["blocks.0.attn.heads"].indices.tolist() == [2, 3]
 
 
+def test_a_smaller_model_of_lower_precision_says_the_same() -> None:
+    large, small = stock(small_vit, depth=1).float(), stock(small_vit, seed=3, embed_dim=24, depth=1)
+    pruned = fxprune.prune(large, like=small.half(), example_inputs=inputs(small_vit).float())
+    assert next(pruned.parameters()).dtype is torch.float32
+
+
 def test_the_scale_is_folded_into_the_query_alone() -> None:
     large, small = stock(small_vit), stock(small_vit, seed=3, embed_dim=24, num_heads=4)
     pruned = fxprune.prune(large, like=small, example_inputs=inputs(small_vit))

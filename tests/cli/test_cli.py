@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 import fxprune
 from fxprune import __main__ as program
+from fxprune.certify.certificate import Certificate
 from fxprune.cli.app import run
 
 MODEL = "timm:test_convnext"
@@ -307,8 +309,22 @@ def test_an_error_that_nobody_thought_of(
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr(fxprune, "analyze", broken)
+    before = warnings.showwarning
     assert run(["inspect", MODEL, "-q"]) == 1
     assert capsys.readouterr().err == "fxprune: ZeroDivisionError: two lines (--debug shows the traceback)\n"
+    assert warnings.showwarning is before
+
+
+def test_what_was_not_seen_has_no_number_in_json(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["fxprune.cli.verify"],
+        "check_rewrite",
+        lambda *_, **__: Certificate(0.0, unseen="nothing"),
+    )
+    assert run(["verify", str(saved), "--json", "-q"]) == 1
+    assert parsed(capsys)["error"] is None
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.cli.app import run
-from fxprune.cli.images import class_numbers, labelled_images
+from fxprune.cli.images import class_numbers, classes_in, labelled_images
 from fxprune.cli.preprocessing import preprocessing_of
 from fxprune.errors import DataError
 
@@ -157,6 +157,12 @@ def test_grey_images(tmp_path: Path) -> None:
 def test_classes(names: list[str], classes: int, numbers: list[int]) -> None:
     found, _ = class_numbers(names, classes, nn.Identity())
     assert [found[name] for name in names] == numbers
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    for name in ("a", "b", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    assert classes_in(str(tmp_path)) == 2
 
 
 def test_classes_of_a_configuration() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -201,6 +202,27 @@ def test_the_random_numbers_of_the_caller_stay() -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
+def test_the_random_numbers_of_the_caller_stay_where_a_run_fails() -> None:
+    before = random.getstate()
+    with pytest.raises(ZeroDivisionError), own_randomness():
+        random.seed(1)
+        raise ZeroDivisionError
+    assert random.getstate() == before
+
+
+class Short(list[torch.Tensor]):
+    """Batches that end before their length says."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_fewer_batches_than_their_length_says() -> None:
+    teacher = small_vit(depth=1)
+    with pytest.raises(DataError, match="batches ended after 1 in epoch 1, and are 3"):
+        fxprune.distill(student_of(teacher), teacher, Short([images(2, 32)]), progress=False)
+
+
 def test_a_new_head_learns_from_labels_alone() -> None:
     student = student_of(small_vit())
     student.head = nn.Linear(student.head.in_features, 3)
@@ -215,7 +237,7 @@ def test_a_new_head_learns_from_labels_alone() -> None:
     "options",
     [
         *({"epochs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"accumulation": 0}),
-        *({"precision": "int3"}, {"kl": -0.1}),
+        *({"precision": "int3"}, {"kl": -0.1}, {"epochs": 2.5}, {"seed": 0.5}, {"lr": "1e-3"}),
     ],
 )
 def test_numbers_out_of_range(options: dict[str, Any]) -> None:

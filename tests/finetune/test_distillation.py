@@ -87,6 +87,14 @@ def test_features_are_compared_by_their_squared_error() -> None:
     assert losses.task is None and float(losses.kl) > 0
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 3, 0], torch.tensor([1, 2, 3, 0], dtype=torch.int32)])
+def test_labels_of_any_whole_numbers(labels: Any) -> None:
+    student = small_vit(depth=1)
+    distillation = fxprune.Distillation(student, None, kl=0)
+    wanted = distillation((images(4, 32), torch.tensor([1, 2, 3, 0]))).total
+    assert torch.equal(distillation((images(4, 32), labels)).total, wanted)
+
+
 def test_a_loss_of_one_s_own() -> None:
     teacher = small_vit()
     student = pruned(teacher)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
+from fxprune.finetune.distill import _identity
+from fxprune.result.forms import with_record
 
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -118,6 +122,27 @@ def test_another_run_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the student is another; the plan is another"):
         fxprune.distill(smaller, teacher, small.loader(), short, resume=True, **options)
     assert contents(tmp_path) == kept
+
+
+def test_a_run_with_another_loss_is_another(tmp_path: Path) -> None:
+    student, teacher = small.models()
+    batches = [(torch.randn(4, 3, 16, 16), torch.arange(4))]
+    options = {"folder": tmp_path, "progress": False, "resume": True}
+    for shift in (1, 1, 2):
+        loss = functools.partial(_shifted, by=shift)
+        with pytest.raises(TrainingError, match="the loss is another") if shift == 2 else nullcontext():
+            fxprune.distill(student, teacher, batches, fxprune.Training(epochs=1), loss=loss, **options)
+
+
+def _shifted(output: Tensor, labels: Tensor, by: int) -> Tensor:
+    return nn.functional.cross_entropy(output, labels) + by
+
+
+def test_what_was_measured_is_no_part_of_a_run() -> None:
+    student, teacher = small.models()
+    before = _identity(student, teacher, small.TRAINING, 3, {})
+    with_record(student, lambda record: replace(record, plan=replace(record.plan, divergence=(0.1, 0.2))))
+    assert _identity(student, teacher, small.TRAINING, 3, {}) == before
 
 
 def test_a_nan_loss_keeps_the_last_checkpoint(tmp_path: Path) -> None:

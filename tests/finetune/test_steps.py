@@ -11,7 +11,7 @@ from helpers import images, small_vit
 from torch import Tensor
 
 import fxprune
-from fxprune.errors import TrainingError
+from fxprune.errors import DataError, TrainingError
 from fxprune.finetune.estimate import estimate
 from fxprune.finetune.loop import Loop
 
@@ -85,6 +85,18 @@ def test_another_teacher_teaches_each_step() -> None:
     usual, taught = (pruned(teacher=teacher) for teacher in (None, other))
     first, second = (torch.cat([p.flatten() for p in m.parameters()]) for m in (usual, taught))
     assert first.shape == second.shape and not torch.equal(first, second)
+
+
+def test_an_estimate_of_what_is_read_once_ends() -> None:
+    class Once(list[Any]):
+        def __iter__(self) -> Any:
+            while self:
+                yield self.pop()
+
+    teacher = small_vit(depth=1)
+    student = fxprune.prune(teacher, 0.5, example_inputs=images())
+    with pytest.raises(DataError, match="batches ended after 1 "):
+        estimate(student, teacher, Once([images()]), fxprune.Training(epochs=1))
 
 
 def test_an_estimate_leaves_the_student_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,13 @@ def test_markdown(report: fxprune.Report) -> None:
     assert any(line.startswith("| blocks.0-1.mlp.hidden (x2) | 192 -> 96 | 37.2k -> 94") for line in lines)
     assert "| parameters | 67.3k | 19.8k | 0.29 |" in lines
     assert {line.count("|") for line in lines if line.startswith("|")} == {5}
+
+
+def test_what_code_says_is_no_markup(report: fxprune.Report) -> None:
+    found = replace(report, spelled=("a[/x] | [dim]b",))
+    line = next(line for line in found.to_markdown().splitlines() if "[dim]b" in line)
+    assert line.replace("\\|", "").count("|") == 5
+    assert "[dim]b" in str(found) and "a[/x]" in str(found)
 
 
 def test_html(report: fxprune.Report) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.choose.importance.bars import hidden
-from fxprune.choose.importance.data import Batch, batches_of
+from fxprune.choose.importance.data import Batch, batches_of, few_at_once
 from fxprune.choose.importance.kl import ones, passes_of
 from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
@@ -35,7 +35,8 @@ def activation(
 ) -> Scores:
     """Return the root mean square of each channel where it is used, averaged over its uses."""
     model = _Watching(analysis, groups)
-    for batch in tqdm(batches_of(data, analysis, "activation"), disable=hidden(progress)):
+    batches = few_at_once(batches_of(data, analysis, "activation"), analysis)
+    for batch in tqdm(batches, disable=hidden(progress)):
         with torch.no_grad():
             model.forward(ones(model, groups, batch.size), batch.size, *batch.arguments())
     return {group: np.sqrt(model.energy[group] / max(1, model.seen[group])) for group in groups}
@@ -79,7 +80,7 @@ def taylor(
     model = SoftMasked(analysis, groups)
     cost = _given_loss(loss) if loss else partial(_cross_entropy, reading_of(analysis))
     totals = {group: np.zeros(shape_of(group)) for group in groups}
-    batches = batches_of(data, analysis, "taylor")
+    batches = few_at_once(batches_of(data, analysis, "taylor"), analysis)
     if (bare := next((i for i, batch in enumerate(batches) if batch.labels is None), None)) is not None:
         raise DataError(
             f"importance='taylor' needs labels: batch {bare} of data= holds inputs only; give (inputs, "

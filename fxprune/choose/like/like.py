@@ -24,7 +24,7 @@ from fxprune.choose.like.sizes import target_sizes
 from fxprune.choose.merge_heads import mergeable, merged
 from fxprune.errors import ExampleInputError, SiblingError
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.tensors import is_inside, like_weights, on_meta
+from fxprune.graph.tensors import in_float64, is_inside, like_weights, on_meta
 from fxprune.passes.shrinking.fold_scales import constant_of
 from fxprune.result.pruned_module import record_of
 from fxprune.result.selection import Selection
@@ -163,7 +163,7 @@ def check_loads(pruned: fx.GraphModule, small: nn.Module) -> None:
     Raises:
         SiblingError: it does not: the models differ in something that shapes and constants don't show.
     """
-    stock = copy.deepcopy(small)
+    stock = in_float64(copy.deepcopy(small))  # (its own precision may be lower, and is not what is asked)
     try:
         stock.load_state_dict(pruned.state_dict(), strict=True)
     except RuntimeError as error:

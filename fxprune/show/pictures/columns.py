@@ -115,6 +115,7 @@ class Columns:
     def groups(self) -> Table:
         return {
             "name": [group.name for group in self.listed],
+            "label": [escape(group.name) for group in self.listed],
             "color": [self.scene.colour(group) for group in self.listed],
             "ink": [GREY if group.frozen else INK for group in self.listed],
             "size": [self._size(group) for group in self.listed],

@@ -22,7 +22,7 @@ def static_graph(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
     """Draw the modules that patterns choose, in full; without any the whole model, blocks closed.
 
     Raises:
-        DrawError: the package graphviz, or its program `dot`, is missing.
+        DrawError: the package graphviz, or its program `dot`, is missing or fails.
     """
     graphviz = drawing_library("graphviz")
     source = _Drawing(scene, patterns).source(suffix)
@@ -33,6 +33,8 @@ def static_graph(scene: Scene, suffix: str, patterns: list[str]) -> bytes:
             "graphviz's program 'dot' is not on the PATH: install graphviz (apt-get install graphviz, "
             "brew install graphviz, or graphviz.org)"
         ) from error
+    except graphviz.CalledProcessError as error:
+        raise DrawError(f"graphviz's program 'dot' failed: {error}") from error
 
 
 class _Drawing:

@@ -84,7 +84,7 @@ TABLE_CSS = f"""
 NAME_CELL = """
 <span title="<%= reason %>" style="color:<%= ink %>; display:flex; align-items:center"><span style="flex:none;
 width:10px; height:10px; border-radius:3px; margin-right:8px; background:<%= color %>"></span><span
-style="direction:rtl; overflow:hidden; text-overflow:ellipsis"><bdi><%= value %></bdi></span></span>
+style="direction:rtl; overflow:hidden; text-overflow:ellipsis"><bdi><%= label %></bdi></span></span>
 """
 NUMBER_CELL = '<div title="<%= reason %>" style="text-align:right; color:<%= ink %>"><%= value %></div>'
 

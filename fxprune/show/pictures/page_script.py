@@ -109,7 +109,7 @@ wires.data = {
   alpha: kept.map((k) => (none ? 0.55 : carries(k) ? 0.95 : 0.2)),
   color: kept.map((k) => (carries(k) ? color : w.color[k])),
 }
-const told = () => `<b style="color:${color}">${groups.data.name[picked]}</b> ${groups.data.told[picked]}`
+const told = () => `<b style="color:${color}">${groups.data.label[picked]}</b> ${groups.data.told[picked]}`
 status.text = none ? `${seen.length} rows` : told()
 
 const low = -Math.max(seen.length, height.value) - 1

@@ -96,14 +96,15 @@ class Report:
         """Make what `rich.print` shows."""
         from rich.console import Group as Stack
         from rich.table import Table
+        from rich.text import Text
 
         stack = []
         for title, head, rows in self._tables():
-            table = Table(title=title, title_justify="left", header_style="bold")
+            table = Table(title=Text(title), title_justify="left", header_style="bold")
             for i, column in enumerate(head):
                 table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
             for cells in rows:
-                table.add_row(*cells)
+                table.add_row(*map(Text, cells))  # code may hold what is markup in a string
             stack.append(table)
         return Stack(*stack)
 

@@ -37,7 +37,12 @@ def row(figures: tuple[float, float], text: Callable[[float], str]) -> list[str]
 def as_markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(map(_in_cell, line))} |" for line in lines)
+
+
+def _in_cell(text: str) -> str:
+    """Write a text so that it ends no cell and no row of a table in Markdown."""
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def as_html(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
