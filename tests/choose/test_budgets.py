@@ -11,6 +11,7 @@ import torch
 from helpers import (
     counted_macs,
     images,
+    mlp,
     parameter_count,
     randomise,
     small_conv,
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.analysis.analysis import Analysis, Group
-from fxprune.choose import decide
+from fxprune.analysis.analyze import analyzed
+from fxprune.choose import decide, steps
 from fxprune.choose.budget import Budget
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
@@ -205,6 +207,30 @@ def test_what_shrinks_is_chosen_by_the_whole_ratio_not_by_a_step_s() -> None:
     assert widths(in_steps) == widths(at_once)
     in_steps = fxprune.prune(dense, ratios={"*": 0.4}, steps=2, example_inputs=images())
     assert widths(in_steps) == widths(fxprune.prune(dense, ratios={"*": 0.4}, example_inputs=images()))
+
+
+class Picked(nn.Module):
+    """Whole numbers say which tokens are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor, at: Tensor) -> Tensor:
+        return self.body(x).index_select(1, at)
+
+
+def test_steps_look_at_the_whole_numbers_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(module: Any, example: Any, options: Any) -> Analysis:
+        seen.extend(example.args)
+        return analyzed(module, example, options)
+
+    monkeypatch.setattr(steps, "analyzed", watched)
+    at = torch.tensor([2, 0])
+    fxprune.prune(Picked(), 0.5, steps=2, example_inputs=(torch.randn(2, 3, 6), at))
+    assert torch.equal(seen[1], at) and not seen[0].any()
 
 
 def test_steps_score_the_trained_model_and_carry_its_weights_over() -> None:
