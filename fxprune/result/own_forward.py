@@ -65,7 +65,7 @@ def _raising(name: str, why: str) -> Callable[..., None]:
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
     """Return what makes the instance again: the user's class, the graph as data, and its state."""
-    cls, data, barred = vars(type(self))[MADE]
+    cls, data, barred = getattr(type(self), MADE)  # which may inherit from the one made here
     return _made_anew, (cls, data, barred), *cls.__reduce_ex__(self, protocol)[2:]
 
 

@@ -19,7 +19,7 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot, Table
 
-__all__ = ["TABLES", "tables_kept", "untabled"]
+__all__ = ["TABLES", "beneath_tables", "tables_kept", "untabled"]
 
 MADE = "_fxprune_of"  # in a class made here: the user's class
 TABLES = "_fxprune_tables"  # of a module: what is kept of its tables, prune after prune
@@ -33,6 +33,19 @@ def tables_kept(model: nn.Module, tables: Iterable[Table]) -> None:
         if not hasattr(type(module), MADE):
             users: Value = type(module)
             module.__class__ = _class(users)
+
+
+@contextlib.contextmanager
+def beneath_tables(module: nn.Module) -> Iterator[None]:
+    """Take the class made here off a module meanwhile, so that another is made of the user's alone."""
+    tabled, users = type(module), untabled(type(module))
+    module.__class__ = users
+    try:
+        yield
+    finally:
+        if users is not tabled:
+            now: Value = type(module)
+            module.__class__ = _class(now)
 
 
 def untabled(cls: type[nn.Module]) -> type[nn.Module]:
@@ -67,8 +80,12 @@ def _class(users: Value) -> type[nn.Module]:
 
 @contextlib.contextmanager
 def _original_numbers(module: nn.Module) -> Iterator[None]:
-    """Let a module say the original's width for a while, if its `forward` needs another."""
-    slots = {Slot("", keys): old for table in vars(module)[TABLES] for keys, old in table.numbers}
+    """Let a module say the original's width for a while, if its `forward` needs another.
+
+    Of numbers that several prunes made smaller, what they were before the first.
+    """
+    tables = reversed(vars(module)[TABLES])
+    slots = {Slot("", keys): old for table in tables for keys, old in table.numbers}
     now = {slot: slot.read(module) for slot in slots}
     for slot, old in slots.items():
         slot.write(module, old)
@@ -115,7 +132,7 @@ def _runs_forward(module: nn.Module) -> bool:
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:
     """Return what makes the instance again: what makes one of the user's class, and its state."""
-    users = vars(type(self))[MADE]
+    users = getattr(type(self), MADE)  # which may inherit from the one made here
     make, args, *state = users.__reduce_ex__(self, protocol)
     plain = users.__reduce_ex__ is object.__reduce_ex__
     return _made_anew, (None, (users,)) if plain else (make, args), *state

@@ -1,5 +1,6 @@
 """Tables that a user's code computes anew keep the channels that the plan keeps."""
 
+import ast
 import copy
 import pickle
 
@@ -10,6 +11,8 @@ from torch import nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.errors import UnsupportedModuleError
+from fxprune.result.own_spelling import source_of, spelled_anew
+from fxprune.result.own_tables import beneath_tables
 from fxprune.result.pruned_module import record_of
 
 HEADS, WIDTH = 2, 48
@@ -94,6 +97,27 @@ def test_casts_a_table_whose_width_forward_asks_for() -> None:
     before = pruned.rotary.table.clone()
     assert torch.allclose(pruned.double().rotary.table, before.double(), atol=1e-6)
     assert pruned.rotary.size == SIZE // 2
+
+
+def test_a_table_is_cast_after_two_prunes() -> None:
+    pruned = prunes(asks=True)[1]
+    again = fxprune.prune(pruned, 0.5, attention="head_dim", form="module")
+    before = again.rotary.table.clone()
+    assert before.shape[1] == SIZE // 2
+    assert torch.allclose(again.double().rotary.table, before.double(), atol=1e-6)
+
+
+def test_code_is_edited_beneath_what_keeps_tables() -> None:
+    rotary = prunes(asks=True)[1].rotary
+    source = source_of(Rotary.forward)
+    assert source is not None
+    number = next(n for n in ast.walk(source.node) if isinstance(n, ast.Constant) and n.value == 2)
+    with beneath_tables(rotary):
+        spelled_anew(rotary, [source.place(number)])
+    vars(rotary)[source.place(number).attribute] = 2
+    for other in (copy.deepcopy(rotary), pickle.loads(pickle.dumps(rotary))):
+        assert type(other) is type(rotary) and type(rotary).__name__ == "Rotary"
+        assert torch.equal(other.double().table, rotary.double().table)
 
 
 def test_refuses_a_table_of_the_pruned_width() -> None:

@@ -20,7 +20,7 @@ from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode
 from fxprune.result.own_spelling import spelled_anew
-from fxprune.result.own_tables import tables_kept
+from fxprune.result.own_tables import beneath_tables, tables_kept
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
 from fxprune.rules.registry import Axes
@@ -37,7 +37,8 @@ def instance_of(model: nn.Module, own: OwnCode, pruned: PrunedModule, slices: Re
     for edit in own.edits:
         edit.slot.write(made, edit.new)
     for path in dict.fromkeys(spelling.path for spelling in own.spellings):
-        spelled_anew(made.get_submodule(path), [s.place for s in own.spellings if s.path == path])
+        with beneath_tables(module := made.get_submodule(path)):
+            spelled_anew(module, [s.place for s in own.spellings if s.path == path])
     for spelling in own.spellings:
         spelling.write(made)
     for part in own.parts:

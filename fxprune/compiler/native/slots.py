@@ -13,7 +13,7 @@ from fxprune.result.own_tables import TABLES
 from fxprune.result.pruned_module import FORM
 from fxprune.rules.modules import native
 
-__all__ = ["holders_of", "own_slots_of", "slots_of"]
+__all__ = ["holders_of", "own_slots_of", "slots_of", "tensors_held"]
 
 _DEPTH = 4  # lists in dicts in objects: deeper nests hold data, not sizes
 _LENGTH = 256  # longer lists hold data
@@ -24,7 +24,7 @@ _NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM, TABLES}
 def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
     """Find every whole number above one in each module's own state, in its lists, dicts and objects too.
 
-    What several modules hold (a configuration) goes by the first of them.  Layers of torch.nn have none
+    What several modules hold (a configuration, but no tuple) goes by the first of them.  Layers of torch.nn have none
     (their numbers are those of their weights), unless they have no weights.
     """
     seen: set[int] = set()
@@ -56,6 +56,22 @@ def holders_of(root: nn.Module) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
             for name, value in _state(module):
                 for keys, holder in _objects(value, (name,), seen):
                     yield path, keys, holder
+
+
+def tensors_held(root: nn.Module) -> Iterator[tuple[Slot, Tensor]]:
+    """Find the tensors that modules hold as plain attributes, and in their lists, dicts and objects."""
+    seen: set[int] = set()
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if name not in _NOT_THE_USERS:
+                yield from ((Slot(path, keys), t) for keys, t in _tensors(value, (name,), seen))
+
+
+def _tensors(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    if isinstance(value, Tensor):
+        yield keys, value
+    for key, inner, _ in _items(value, keys, seen):
+        yield from _tensors(inner, (*keys, key), seen)
 
 
 def _has_numbers(module: nn.Module) -> bool:
@@ -100,7 +116,8 @@ def _items(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterable[tuple[
         items = [*vars(value).items()]
     else:
         return
-    if id(value) in seen or len(items) > _LENGTH:
+    # A tuple is made anew where a number in it is another one: each module that holds it has its own.
+    if (id(value) in seen and not isinstance(value, tuple)) or len(items) > _LENGTH:
         return
     seen.add(id(value))
     yield from ((key, inner, is_object) for key, inner in items if isinstance(key, (str, int)))

@@ -26,21 +26,23 @@ def doubled_copy(model: nn.Module) -> nn.Module:
 
 
 def in_double_as(t: Tensor) -> Tensor:
-    """Copy a tensor in float64 as what it is, a parameter or none."""
+    """Copy a tensor in float64 as what it is, a parameter or none; code that runs on it may write to it."""
     made = in_float64(t.detach())
+    made = made.clone() if made.dtype == t.dtype else made
     return nn.Parameter(made, requires_grad=False) if isinstance(t, nn.Parameter) else made
 
 
 def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> nn.Module:
     """Copy a model's class and state on the tensors that `resized(names, tensor)` gives.
 
+    Tensors without a name (in lists, in dicts) are copied.
     Layers of torch.nn have their own numbers (`in_features`, `groups`, `normalized_shape`) as the pruned
     graph's layer at the same path has them, or as their weights say.
     """
     names: dict[int, list[str]] = {}
     for name, t in _tensor_places(model):
         names.setdefault(id(t), []).append(name)
-    new = structural_copy(model, lambda t: resized(names[id(t)], t) if id(t) in names else t)
+    new = structural_copy(model, lambda t: resized(names[id(t)], t) if id(t) in names else _copied(t))
     for module in new.modules():
         _describe(module)
     for path in called_modules(pruned):
@@ -53,6 +55,13 @@ def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> 
             _copy_settings(source, target)
     hold_widths(new)
     return new
+
+
+def _copied(t: Tensor) -> Tensor:
+    made = t.detach().clone()
+    if isinstance(t, nn.Parameter):
+        return nn.Parameter(made, requires_grad=t.requires_grad)
+    return made.requires_grad_(t.requires_grad)
 
 
 def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from fxprune.compiler.native.instance import instance_of, with_form
+from fxprune.compiler.native.slots import tensors_held
 from fxprune.errors import FileError
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
@@ -30,7 +31,7 @@ from fxprune.result.own_code import (
 from fxprune.result.own_spelling import Place
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["OWN", "own_data", "own_from", "own_instance"]
+__all__ = ["OWN", "held_tensors", "own_data", "own_from", "own_instance"]
 
 OWN = "own:"  # before the names of tensors that the instance has and its graph does not use
 
@@ -196,16 +197,36 @@ def own_instance(
             if name in known:
                 return known[name]
             if name in tensors:
-                stored = tensors[name]
-                return nn.Parameter(stored, t.requires_grad) if isinstance(t, nn.Parameter) else stored
+                return _like(t, tensors[name])
         return t
 
     try:
         made = instance_of(model, own, pruned, slices)
+        for slot, t in [*tensors_held(made)]:
+            if str(slot) in tensors and not slot.is_shared(model, made):
+                slot.write(made, _like(t, tensors[str(slot)]))
         with_form(made, own, pruned)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise FileError(f"the record of the model's own class does not fit the model: {error}") from error
     return made
+
+
+def held_tensors(instance: nn.Module, graph: nn.Module) -> dict[str, Tensor]:
+    """Copy the tensors that an instance holds in its plain state, by where, less those that its graph has.
+
+    Raises:
+        FileError: one has no values.
+    """
+    known = {name for name, _ in named_tensors(graph)}
+    found = {str(slot): t for slot, t in tensors_held(instance) if str(slot) not in known}
+    for name, t in found.items():
+        if t.is_meta:
+            raise FileError(f"{name} has no values to save: it is on the meta device")
+    return {name: t.detach().contiguous().clone() for name, t in found.items()}
+
+
+def _like(t: Tensor, stored: Tensor) -> Tensor:
+    return nn.Parameter(stored, t.requires_grad) if isinstance(t, nn.Parameter) else stored
 
 
 def _spelled(value: object) -> dict[str, object]:

@@ -25,7 +25,7 @@ from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.examples import example_record
 from fxprune.result.saved.folder import write_folder
 from fxprune.result.saved.layer_data import install, replaced_data
-from fxprune.result.saved.own_data import OWN, own_data
+from fxprune.result.saved.own_data import OWN, held_tensors, own_data
 from fxprune.result.saved.replay import (
     OTHER_FUNCTION,
     OTHER_LAYOUT,
@@ -79,6 +79,7 @@ def save(
         own = {name for name, t in all_tensors(pruned) if id(t) not in used}
         more = {name: t for name, t in named_tensors(pruned).items() if name.removeprefix(CONSTANT) in own}
         tensors |= {OWN + name: t for name, t in more.items()}
+        tensors |= {OWN + name: t for name, t in held_tensors(pruned, graph).items()}
     record = cast(
         FolderRecord,
         {

@@ -1,0 +1,96 @@
+"""form="module": what modules hold in their plain state is the instance's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.result.pruned_module import record_of
+
+
+class Mlp(nn.Module):
+    """Has its widths from a tuple that others hold as well."""
+
+    def __init__(self, dims: tuple[int, int]) -> None:
+        super().__init__()
+        self.dims = dims
+        self.fc1, self.fc2 = nn.Linear(dims[0], dims[1]), nn.Linear(dims[1], dims[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x).reshape(-1, 2, self.dims[1] // 2).relu()
+        return x + self.fc2(h.reshape(len(x), self.dims[1]))
+
+
+class Holds(nn.Module):
+    """Holds tensors in a list, a dict, a tuple and an object."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        dims = (48, 96)
+        self.a, self.c, self.plain = nn.Linear(12, 48), nn.Linear(48, 4), torch.randn(4)
+        self.blocks = nn.ModuleList([Mlp(dims), Mlp(dims)])
+        self.listed, self.named = [torch.randn(4)], {"one": (torch.randn(4), 1)}
+        self.object = SimpleNamespace(one=torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        for block in self.blocks:
+            x = block(x)
+        held = self.listed[0] * self.named["one"][0] + self.object.one * self.plain
+        return self.c(x) + held
+
+
+class Counts(nn.Module):
+    """Counts its calls, and takes the width of its heads from its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.a, self.qkv, self.c = nn.Linear(12, 48), nn.Linear(48, 144), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.a(x)
+        n, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, 3, 4, c // 4).permute(1, 2, 0, 3)
+        y = (q @ k.mT * 12**-0.5).softmax(-1) @ v
+        return self.c(x + y.transpose(0, 1).reshape(n, c))
+
+
+@pytest.fixture(scope="module")
+def holds() -> tuple[Holds, Holds]:
+    model = randomise(Holds().eval())
+    return model, fxprune.prune(model, 0.5, example_inputs=torch.randn(3, 12), form="module")
+
+
+def test_each_module_has_the_sizes_of_a_tuple_that_several_hold(holds: tuple[Holds, Holds]) -> None:
+    model, pruned = holds
+    assert record_of(pruned).own.is_whole and fxprune.verify(model, pruned) < 1e-8
+    assert [block.dims for block in pruned.blocks] == [(24, 48)] * 2
+    assert [block.dims for block in model.blocks] == [(48, 96)] * 2
+
+
+def test_tensors_in_plain_state_are_the_results_own(holds: tuple[Holds, Holds], tmp_path: Path) -> None:
+    model, pruned = holds
+    assert pruned.listed[0].data_ptr() != model.listed[0].data_ptr()
+    assert pruned.named["one"][0].data_ptr() != model.named["one"][0].data_ptr()
+    fxprune.save(pruned, tmp_path, build="mine:make")
+    other = Holds(seed=1).eval()
+    loaded, x = fxprune.load(tmp_path, model=other), torch.randn(5, 12)
+    assert torch.equal(loaded(x), pruned(x)) and fxprune.verify(model, loaded) < 1e-8
+    assert not torch.equal(other.listed[0], pruned.listed[0])
+
+
+def test_a_buffer_that_code_counts_in_stays_as_it_was() -> None:
+    model = randomise(Counts().eval())
+    pruned = fxprune.prune(
+        model, 0.5, example_inputs=torch.randn(3, 12), form="module", capture="export", split_qkv=True
+    )
+    assert record_of(pruned).own is not None and int(model.calls) == 0 == int(pruned.calls)
