@@ -43,8 +43,8 @@ class Holds(nn.Module):
         x = self.a(x)
         for block in self.blocks:
             x = block(x)
-        held = self.listed[0] * self.named["one"][0] + self.object.one * self.plain
-        return self.c(x) + held
+        x = (self.c(x) + self.listed[0]) * self.named["one"][0]
+        return (x + self.object.one) * self.plain
 
 
 class Counts(nn.Module):

@@ -33,6 +33,9 @@ class Plain(nn.Module):
     def more(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         raise NotImplementedError
 
+    def looks(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.more(self.fc1(x)) if self.training else x
+
 
 class Scaled(Plain):
     """Has a scale that follows the original's width, in train mode alone."""
@@ -163,6 +166,24 @@ def test_what_draws_numbers_trains_as_its_graph_does() -> None:
     torch.testing.assert_close(in_training(pruned, 0), in_training(graph, 0))
 
 
+class Inside(nn.Module):
+    """Has a module inside that trains otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = OwnShape()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_module_inside_refuses_train_mode_when_it_is_called_alone() -> None:
+    pruned = fxprune.prune(randomise(Inside().eval()), 0.5, example_inputs=given(), form="module")
+    assert pruned.inner(given()).shape == (3, 4)
+    with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
+        pruned.train().inner(given())
+
+
 def masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
     """The dense model with the channels that are gone set to zero."""
     dense = copy.deepcopy(model)
@@ -212,6 +233,9 @@ def test_what_cannot_be_right_is_refused_in_train_mode(
     loaded = fxprune.load(tmp_path / "saved", model=model)
     for same in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), loaded):
         assert same.eval()(given()).shape == (3, 4)
+        assert torch.equal(same.looks(given()), given())
         with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
             same.train()(given())
+        with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
+            same.looks(given())
     assert fxprune.verify(model, pruned) < 1e-8

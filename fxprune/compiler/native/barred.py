@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.graph.code_names import codes_in
 
-__all__ = ["barred_methods", "names_of_forward"]
+__all__ = ["barred_methods", "methods_of_mode", "names_of_forward"]
 
 
 def barred_methods(module: nn.Module) -> Iterator[str]:
@@ -46,6 +46,16 @@ def names_of_forward(module: nn.Module) -> set[str]:
     methods = dict(_methods(type(module)))
     forward = methods.get("forward")
     return {name for code in _codes(forward, methods) for name in code.co_names} if forward else set()
+
+
+def methods_of_mode(module: nn.Module) -> Iterator[str]:
+    """Name a module's own methods, beside `forward`, whose code looks at `training`."""
+    methods = dict(_methods(type(module)))
+    for name, method in methods.items():
+        plain = isinstance(inspect.getattr_static(type(module), name), types.FunctionType)
+        looks = plain and any("training" in code.co_names for code in _codes(method, methods))
+        if looks and not hasattr(nn.Module, name):
+            yield name
 
 
 def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:

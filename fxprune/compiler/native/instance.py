@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.capture.modes.follow import branches_on_mode
+from fxprune.compiler.native.barred import methods_of_mode
 from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
+from fxprune.compiler.native.training import is_torchs
 from fxprune.errors import FileError, UnsupportedModuleError
 from fxprune.graph.chunks import taken
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
 from fxprune.result.own_code import OwnCode
@@ -59,7 +63,11 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     if own.unsaid:
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
     if own.untrained:
-        instance.register_forward_pre_hook(partial(_refuse_to_train, own.untrained))
+        for module in instance.modules():
+            if module is instance or (branches_on_mode(module) and not is_torchs(module)):
+                module.register_forward_pre_hook(partial(_refuse_to_train, own.untrained))
+                for name in methods_of_mode(module):
+                    vars(module)[name] = partial(_called_in_eval, own.untrained, name, module)
 
 
 def _refuse_to_save(why: str, *args: Any, **kwargs: Any) -> None:
@@ -74,6 +82,12 @@ def _refuse_to_train(why: str, instance: nn.Module, args: object) -> None:
             f"{type(instance).__name__} runs other operations in train mode, and {why}: train it in eval "
             "mode (model.eval()), by what it computes there"
         )
+
+
+def _called_in_eval(why: str, name: str, module: nn.Module, *args: Value, **kwargs: Value) -> Value:
+    """Call a method that looks at the mode, unless that is train mode."""
+    _refuse_to_train(why, module, args)
+    return getattr(type(module), name)(module, *args, **kwargs)
 
 
 class Slices:

@@ -24,8 +24,8 @@ _NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM, TABLES}
 def slots_of(root: nn.Module) -> dict[str, list[tuple[Slot, int]]]:
     """Find every whole number above one in each module's own state, in its lists, dicts and objects too.
 
-    What several modules hold (a configuration, but no tuple) goes by the first of them.  Layers of torch.nn have none
-    (their numbers are those of their weights), unless they have no weights.
+    What several modules hold (a configuration, but no tuple) goes by the first of them.  Layers of torch.nn
+    have none (their numbers are those of their weights), unless they have no weights.
     """
     seen: set[int] = set()
     found: dict[str, list[tuple[Slot, int]]] = {}
