@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.graph.nests import Value
 from fxprune.result.own_calls import Made
@@ -69,7 +69,7 @@ class Slot:
                 return True
         return False
 
-    def write(self, root: nn.Module, new: float | Tensor) -> None:
+    def write(self, root: nn.Module, new: Value) -> None:
         """Put another number, or tensor, here; tuples on the way are made anew."""
         _written(vars(root.get_submodule(self.path)), self.keys, new)
 
@@ -79,7 +79,7 @@ def _item(holder: Value, key: str | int) -> Value:
     return inside[key]
 
 
-def _written(holder: Value, keys: Keys, new: float | Tensor) -> Value:
+def _written(holder: Value, keys: Keys, new: Value) -> Value:
     """Put the number into its holder and return it: itself, unless it is a tuple."""
     key, *inner = keys
     value = _written(_item(holder, key), tuple(inner), new) if inner else new

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from fxprune.compiler.native.instance import instance_of, with_form
+from fxprune.compiler.native.parts import PartError
 from fxprune.compiler.native.slots import tensors_held
 from fxprune.errors import FileError
 from fxprune.graph.nests import Value
@@ -206,7 +207,7 @@ def own_instance(
             if str(slot) in tensors and not slot.is_shared(model, made):
                 slot.write(made, _like(t, tensors[str(slot)]))
         with_form(made, own, pruned)
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, PartError) as error:
         raise FileError(f"the record of the model's own class does not fit the model: {error}") from error
     return made
 
