@@ -49,7 +49,7 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
             options = {} if dim is None else {"dim": dim, "keepdim": keepdim}
             mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
-        number = node.args[1]
+        number = _operands(node)[1]
         of = _reads(number)[0][0] if isinstance(number, fx.Node) else None
         if of is not x:
             mean.meta["sum_over"] = node.op, node.target, of.name if of else number, node.target in _DIVISIONS
@@ -63,7 +63,7 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     """Return the sum that this node divides by the number of its elements, if it does."""
     if node.target not in _DIVISIONS | _PRODUCTS or len(node.args) != 2 or node.kwargs:
         return None
-    total, number = node.args
+    total, number = _operands(node)
     if not isinstance(total, fx.Node) or total.target not in _SUMS or total.kwargs.keys() - _OPTIONS:
         return None
     divisor = number.meta.get("val") if isinstance(number, fx.Node) else number
@@ -79,6 +79,13 @@ def _divided_sum(node: fx.Node) -> fx.Node | None:
     count = math.prod(value.shape[d] for d in dims)
     divides = divisor == count if node.target in _DIVISIONS else math.isclose(divisor * count, 1)
     return total if divides else None
+
+
+def _operands(node: fx.Node) -> tuple[Any, Any]:
+    """Return what is divided, or multiplied, and the number that it is so by: `(1 / 49) * x.sum(1)`."""
+    first, second = node.args
+    turned = node.target in _PRODUCTS and not isinstance(first, fx.Node)
+    return (second, first) if turned else (first, second)
 
 
 def _is_count(reads: list[tuple[fx.Node, int]], x: fx.Node, dims: Sequence[int]) -> bool:

@@ -444,6 +444,7 @@ def test_an_explicit_scale_stays() -> None:
         lambda x: x.sum(dim=(1, 2), keepdim=True) / 30,
         lambda x: torch.div(torch.sum(x, 1), 6),
         lambda x: x.sum(-1) * (1 / 5),
+        lambda x: (1 / 5) * x.sum(-1),
         lambda x: x.sum(1) / x.shape[1],
         lambda x: x.sum(1).div(x.size(1)),
         lambda x: x.sum() / 120,
@@ -458,7 +459,7 @@ def test_a_sum_over_its_count_is_a_mean(function: Callable[[Tensor], Tensor]) ->
 
 SUMS: dict[str, Callable[[Tensor], Tensor]] = {
     "literal": lambda h: h.sum((2, 3)) / 49,
-    "product": lambda h: h.sum((2, 3)) * (1 / 49),
+    "product": lambda h: (1 / 49) * h.sum((2, 3)),
     "read": lambda h: h.sum((2, 3)) / (h.shape[2] * h.shape[3]),
     "read of the other dimension": lambda h: h.sum(2).mean(-1) / h.shape[3],
     "channels": lambda h: h.sum((2, 3)) * (h.sum(1, keepdim=True) / 8).mean((2, 3)),
