@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.call_state import DependsOnCall, other_second_call
 from fxprune.capture.held_state import HeldState
+from fxprune.capture.sketches import Sketched
 from fxprune.errors import CaptureError
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
@@ -43,17 +44,19 @@ def refuse_history(model: nn.Module, graph: fx.GraphModule, example: Example, ch
 def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Example) -> None:
     """Raise CaptureError if a graph does not compute what its model does for the example's shapes.
 
-    Whatever the tracing was told wrong shows here.  A model that can't be called here, or that draws, is not
-    compared.
+    Whatever the tracing was told wrong shows here.  Products are computed where their sketches differ, since
+    the graph may spell them otherwise.  A model that can't be called here, or that draws, is not compared.
     """
     if on_meta(model):
         return
     for shape in (example.with_batch(1), example) if example.batch else (example,):
         noise = seeded_noise(shape, model)
         try:
-            wanted, got = (_later(m, shape, noise, 1) for m in (model, graph))
-            if _alike(wanted, got, rounding=1e4):
-                return
+            for way in (Sketched, contextlib.nullcontext):
+                with way():
+                    wanted, got = (_later(m, shape, noise, 1) for m in (model, graph))
+                if _alike(wanted, got, rounding=1e4):
+                    return
             break
         except Exception:  # whatever the model's code raises for noise, or for one sample
             continue
