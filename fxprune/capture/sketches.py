@@ -1,4 +1,4 @@
-"""Run a model with sketches in the place of its large products: quick, and as telling of what it calls.
+"""Compute a model with sketches in the place of its large products: quick, and as telling of what it calls.
 
 `a @ b` is replaced by a product of rank one, made of all of a's rows and of all of b's columns: another order
 of channels, other weights or another operation anywhere show in it as they do in the product.
