@@ -30,7 +30,7 @@ class Sketched(TorchDispatchMode):
 
 
 def _ramp(like: Tensor, n: int) -> Tensor:
-    """Weigh n elements, each otherwise."""
+    """Return weights for n elements, each another."""
     return torch.linspace(0.5, 1.5, n, dtype=like.dtype, device=like.device) / math.sqrt(n)
 
 
