@@ -21,6 +21,8 @@ __all__ = ["Readers"]
 
 RIDGE = 1.0  # of the mean variance: about what the re-fit of a stream's readers takes for some hundred images
 
+ROUNDING = 1e-5  # of a second moment that is summed in float32, and more
+
 
 @dataclass(frozen=True)
 class Readers:
@@ -62,7 +64,9 @@ class DiscardedCost:
         means = readers.means[solved]
         spreads = readers.vectors[solved] - means[:, :, None] * means[:, None, :]
         ridges = RIDGE * spreads.diagonal(dim1=-2, dim2=-1).mean(-1)
-        ridges = torch.where(ridges > 0, ridges, torch.ones_like(ridges))  # it reads the same everywhere
+        # What one reads that reads the same everywhere differs by rounding, which may be less than nothing.
+        ridges = ridges.maximum(ROUNDING * readers.vectors[solved].diagonal(dim1=-2, dim2=-1).mean(-1))
+        ridges = torch.where(ridges > 0, ridges, torch.ones_like(ridges))  # it reads nothing
         eye = torch.eye(spreads.shape[-1], dtype=spreads.dtype)
         inverses = _inverse(spreads + ridges[:, None, None] * eye)
         self._inverses, self._ridges = inverses.to(dtype), ridges.to(dtype)

@@ -114,3 +114,17 @@ def test_the_slope_is_that_of_the_cost(solved: tuple[bool, ...]) -> None:
     measured = (cost(there)[0] - cost(back)[0]) / (2 * step)
     along = way - frame @ (frame.mT @ way + way.mT @ frame) / 2
     assert measured == pytest.approx(float((slope * along).sum()), rel=1e-4)
+
+
+def test_a_reader_of_what_is_the_same_everywhere_loses_nothing() -> None:
+    """Its moments, summed in float32, differ by rounding from its means' (a class token before any block)."""
+    asked = readers(True, False, False)
+    same = torch.randn(N, dtype=torch.float64)
+    for seed in range(8):
+        noise = torch.randn(N, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        asked.vectors[0] = torch.outer(same, same) + 3e-7 * (noise + noise.mT)
+        asked.means[0] = same
+        frame = torch.linalg.qr(torch.randn(N, 4, dtype=torch.float64))[0]
+        lost = asked.cost()(frame)[0]
+        asked.covectors[0] *= 2
+        assert asked.cost()(frame)[0] == pytest.approx(lost, rel=1e-4)
