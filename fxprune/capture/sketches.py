@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Sketched"]
@@ -21,12 +21,22 @@ _aten = torch.ops.aten
 
 
 class Sketched(TorchDispatchMode):
-    """A mode in which products are sketches."""
+    """A mode in which products with a model's weights are sketches: tables that its code keeps are not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _SKETCHES.get(func, func)(*args, **(kwargs or {}))
+        sketch = _SKETCHES.get(func)
+        if sketch is None or not any(map(self._is_weight, args)):
+            return func(*args, **(kwargs or {}))
+        return sketch(*args, **(kwargs or {}))
+
+    def _is_weight(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._weights
 
 
 def _ramp(like: Tensor, n: int) -> Tensor:

@@ -17,7 +17,7 @@ from fxprune.analysis.outputs import frozen_outputs, named_outputs
 from fxprune.certify.draws import drawn, leaves_of, table_sizes
 from fxprune.certify.float64 import default_float64, doubled, put_tensors
 from fxprune.certify.masked_original import MaskedOriginal
-from fxprune.certify.noise import Drawn, Replaying, seed_anew
+from fxprune.certify.noise import Drawn, Replaying
 from fxprune.certify.relative_error import compact, compare, differ
 from fxprune.certify.weights import PlannedWeights
 from fxprune.errors import CertificateError
@@ -25,7 +25,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.process_lock import PROCESS_LOCK
-from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64, is_float, tensor_at
+from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64, is_float, seed_anew, tensor_at
 from fxprune.result.record import Record
 from fxprune.result.selection import Selection
 

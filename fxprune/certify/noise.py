@@ -15,9 +15,10 @@ from fxprune.certify.choices import agreed, chooses
 from fxprune.certify.float64 import Float64Interpreter
 from fxprune.certify.relative_error import compare
 from fxprune.graph.op_names import op_name
+from fxprune.graph.tensors import seed_anew
 
 __all__ = [
-    *("Drawn", "Replaying", "drawn_alike", "drawn_in_order", "draws_noise", "given_to", "seed_anew"),
+    *("Drawn", "Replaying", "drawn_alike", "drawn_in_order", "draws_noise", "given_to"),
     "tensors_in",
 ]
 
@@ -80,13 +81,6 @@ class drawn_in_order(TorchDispatchMode):
         if name.endswith("_like"):
             kwargs["memory_format"] = torch.contiguous_format
         return func(args[0].contiguous(), *args[1:], **kwargs)
-
-
-def seed_anew(devices: Iterable[torch.device]) -> None:
-    """Fix the seed of what is drawn on the CPU, and on some CUDA devices."""
-    torch.default_generator.manual_seed(0)  # (torch.manual_seed takes milliseconds)
-    for device in devices:
-        torch.cuda.default_generators[device.index or 0].manual_seed(0)
 
 
 class drawn_alike(drawn_in_order):

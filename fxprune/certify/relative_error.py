@@ -20,6 +20,7 @@ __all__ = ["Compared", "compact", "compare", "differ"]
 # Numbers from HUGE on are of an order of their own, where none of several is within a factor APART below: of
 # normal ones the few smallest may be, by chance, and rounding is no less for them.
 HUGE, APART, SEVERAL = 1e4, 1e3, 3
+FILLING = 1e15  # nothing is computed of numbers beyond
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def _error(wanted: Tensor, got: Tensor) -> float:
         return 0.0
     off, sizes = (wanted - got).abs(), wanted.abs()
     tiny = torch.finfo(torch.float64).tiny
-    return max(float(off[part].max() / sizes[part].max().clamp_min(tiny)) for part in _orders(sizes))
+    largest = float(sizes.max())
+    # What is zero but for rounding is so at the scale of numbers it may be computed from.
+    least = max(tiny, 1e-7 * largest if largest < FILLING else 0.0)
+    return max(float(off[part].max() / sizes[part].max().clamp_min(least)) for part in _orders(sizes))
 
 
 def _orders(sizes: Tensor) -> list[Tensor]:

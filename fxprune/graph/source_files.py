@@ -14,7 +14,7 @@ __all__ = ["is_users", "line_of_error", "users_level"]
 _OURS = f"{Path(__file__).parents[1]}/"
 _TORCHS = f"{torch.__path__[0]}/"
 _PYTHONS = f"{sysconfig.get_path('stdlib')}/"
-_MADE = ("<eval_with_key", "<frozen", "<string>")  # what is typed in is in `<stdin>` or `<ipython-input-1>`
+_MADE = ("<eval_with_key", "<frozen")  # what is typed in is in `<stdin>` or `<ipython-input-1>`
 
 
 def is_users(file: str) -> bool:

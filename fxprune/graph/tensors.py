@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ __all__ = [
     "modules_around",
     "named_tensors",
     "on_meta",
+    "seed_anew",
     "tensor_at",
 ]
 
@@ -90,6 +91,13 @@ def like_weights(model: nn.Module) -> Tensor:
 def cuda_devices_of(module: nn.Module) -> list[torch.device]:
     """Return the CUDA devices that the weights lie on, each once: a run may draw random numbers of each."""
     return list(dict.fromkeys(p.device for p in module.parameters() if p.device.type == "cuda"))
+
+
+def seed_anew(devices: Iterable[torch.device], seed: int = 0) -> None:
+    """Fix the seed of what is drawn on the CPU, and on some CUDA devices, and on no others."""
+    torch.default_generator.manual_seed(seed)  # (torch.manual_seed takes milliseconds)
+    for device in devices:
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def is_float(t: Tensor) -> bool:

@@ -39,7 +39,7 @@ class Native:
     """A module class in terms of an op: its inputs, then some of its attributes.
 
     inputs: as many come before the attributes; one that is not given is None.
-    runs: the methods that its `forward` runs, itself the first: `_conv_forward`.
+    runs: the methods that its `forward` runs, itself the first: `_conv_forward`; none that checks its input.
     """
 
     op: str
@@ -55,7 +55,8 @@ NATIVE: dict[type[nn.Module], Native] = {}
 def _native(classes: str, op: str, arguments: str = "", *, inputs: int = 1, **widths: Width) -> None:
     for name in classes.split():
         cls = getattr(nn, name)
-        called = (n for n in inspect.unwrap(cls.forward).__code__.co_names if callable(getattr(cls, n, None)))
+        names = inspect.unwrap(cls.forward).__code__.co_names
+        called = (n for n in names if callable(getattr(cls, n, None)) and not n.startswith("_check"))
         NATIVE[cls] = Native(op, tuple(arguments.split()), widths, inputs, ("forward", *called))
 
 

@@ -360,8 +360,8 @@ class Mode(Enum):
 
 
 class Options:
-    def __init__(self, causal: bool, mask: Tensor | None = None) -> None:
-        self.causal, self.mask = causal, mask
+    def __init__(self, causal: bool, mask: Tensor | None = None, kind: Mode = Mode.PLAIN) -> None:
+        self.causal, self.mask, self.kind = causal, mask, kind
 
 
 class Optional(nn.Module):
@@ -373,6 +373,7 @@ class Optional(nn.Module):
         y = self.last(self.first(x).relu())
         y = y * 2 if mode is Mode.DOUBLED else y
         y = y.cumsum(1) if options.causal else y
+        y = y + 1 if options.kind is Mode.PLAIN else y
         return y if options.mask is None else y * options.mask
 
 
@@ -382,7 +383,12 @@ def test_members_of_enumerations_and_flags_of_objects_are_guarded() -> None:
         for options in (Options(True), Options(False, mask)):
             pruned = fxprune.prune(model, 0.0, example_inputs=(x, options, mode))
             torch.testing.assert_close(pruned(x, options, mode), model(x, options, mode))
-            for refused in ((options, other), (Options(not options.causal, options.mask), mode)):
+            third = Options(options.causal, options.mask, Mode.DOUBLED)
+            for refused in (
+                (options, other),
+                (Options(not options.causal, options.mask), mode),
+                (third, mode),
+            ):
                 with pytest.raises(InputArgumentError, match="the model was captured with"):
                     pruned(x, *refused)
     options.mask = 2 * mask

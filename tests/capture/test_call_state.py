@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import random
 import threading
 import time
@@ -262,3 +263,29 @@ def test_whatever_else_code_asks_of_a_stand_in_shows_in_a_call() -> None:
         fxprune.trace(model, example_inputs=x, capture="symbolic")
     assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=x)).exact
     assert fxprune.trace(Asking(lambda x: hasattr(x, "norm")), example_inputs=x, capture="symbolic")
+
+
+def kept_table(size: int, table: dict[int, Tensor]) -> Tensor:
+    if size not in table:
+        table[size] = torch.arange(float(size))[:, None] @ torch.ones(1, 8)
+    return table[size]
+
+
+def test_looking_at_a_call_leaves_no_table_behind_that_is_none_of_the_models() -> None:
+    """Products with weights are sketched while a graph is held beside its model, and what code keeps is not."""
+    tables: dict[int, Tensor] = {}
+    cached = functools.lru_cache(lambda size: torch.arange(float(size))[:, None] @ torch.ones(1, 8))
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) + kept_table(5, tables) + cached(5))
+
+    model, x = randomise(Kept().eval()), torch.randn(2, 5, 6)
+    wanted = torch.arange(5.0)[:, None] @ torch.ones(1, 8)
+    pruned = fxprune.prune(model, 0.0, example_inputs=x, capture="symbolic")
+    assert torch.equal(cached(5), wanted) and torch.equal(kept_table(5, tables), wanted)
+    assert_same(pruned(x), model(x))

@@ -294,7 +294,7 @@ def test_nothing_is_worked_out_that_the_model_does_not_ask(monkeypatch: pytest.M
         (torch.nn.functional.__file__, False),
         (fxprune.__file__, False),
         (dataclasses.__file__, False),
-        ("<string>", False),
+        ("<string>", True),
         ("<eval_with_key>.3", False),
         ("<stdin>", True),
         ("<ipython-input-1-0>", True),

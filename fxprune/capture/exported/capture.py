@@ -35,6 +35,7 @@ from fxprune.capture.call_state import (
     refuse_difference,
 )
 from fxprune.capture.clocks import another_time
+from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
@@ -73,6 +74,11 @@ def _(x: Tensor, path: str) -> Tensor:
 
 def capture_exported(model: nn.Module, example: Example) -> Captured:
     """Export a structural copy of a model in both modes.  Raises whatever the export raises."""
+    with lifted_anew():
+        return _captured(model, example)
+
+
+def _captured(model: nn.Module, example: Example) -> Captured:
     if has_caches(model):  # fill them by a call that computes, before export would with fake tensors
         copy = structural_copy(model, own_buffers)
         with HeldState(copy).restored(), torch.no_grad():

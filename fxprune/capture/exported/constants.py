@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["constants_hidden", "name_of_constant"]
+__all__ = ["constants_hidden", "lifted_anew", "name_of_constant"]
 
 _LIFTED = "lifted_tensor_"
+_OF_CAPTURE: ContextVar[set[str] | None] = ContextVar("_OF_CAPTURE", default=None)
+
+
+@contextlib.contextmanager
+def lifted_anew() -> Iterator[None]:
+    """Begin a capture: what the model has by such names is its own."""
+    token = _OF_CAPTURE.set(set())
+    try:
+        yield
+    finally:
+        _OF_CAPTURE.reset(token)
 
 
 def name_of_constant(model: nn.Module, source: nn.Module, name: str) -> str | None:
@@ -34,18 +46,17 @@ def name_of_constant(model: nn.Module, source: nn.Module, name: str) -> str | No
         leaf += "_"
     if not hasattr(owner, leaf):
         owner.register_buffer(leaf, value.detach(), persistent=False)
+        if (lifted := _OF_CAPTURE.get()) is not None:
+            lifted.add(f"{path}.{leaf}".lstrip("."))
     return f"{path}.{leaf}".lstrip(".")
 
 
 @contextlib.contextmanager
 def constants_hidden(model: nn.Module) -> Iterator[None]:
     """Keep what an export lifted out of the next one, which would number its own behind it."""
-    lifted = [
-        (m, name, buffer)
-        for m in model.modules()
-        for name, buffer in m._buffers.items()
-        if name.startswith(_LIFTED) and name in m._non_persistent_buffers_set
-    ]
+    named = [name.rpartition(".") for name in _OF_CAPTURE.get() or ()]
+    places = [(model.get_submodule(path), name) for path, _, name in named]
+    lifted = [(m, name, m._buffers[name]) for m, name in places if name in m._buffers]
     for module, name, _ in lifted:
         del module._buffers[name]
     try:
@@ -57,4 +68,4 @@ def constants_hidden(model: nn.Module) -> Iterator[None]:
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
     alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-    return alike and (a.is_meta or torch.equal(a, b))
+    return alike and (a.is_meta or torch.allclose(a, b, rtol=0, atol=0, equal_nan=a.is_floating_point()))

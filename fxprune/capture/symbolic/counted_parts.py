@@ -83,9 +83,11 @@ def _is_fixed(tracer: Tracer, x: Any, dim: int) -> bool:
         if x.op == "call_module":
             entry = native(tracer.root.get_submodule(str(x.target)))
             name = entry.op if entry is not None else ""
+        if not x.args or (x.kwargs and name in ("reshape", "view", "unflatten", "permute")):
+            return False  # by name: rare, and a guard does no harm
         if name == "linear":
             return _counted(tracer, x, dim) == -1
-        if name.startswith("conv"):
+        if name in ("conv1d", "conv2d", "conv3d"):
             return _counted(tracer, x, dim) == -int(name[-2]) - 1
         if name in ("reshape", "view"):
             sizes = x.args[1] if isinstance(x.args[1], (list, tuple)) else x.args[1:]
@@ -101,7 +103,7 @@ def _is_fixed(tracer: Tracer, x: Any, dim: int) -> bool:
             dim = sizes[dim]
         elif name not in _SAME_SHAPE:
             return False
-        x = x.args[0] if x.args else None
+        x = x.args[0]
         if not isinstance(dim, int):
             return False
     return False

@@ -97,7 +97,7 @@ def _instance_check(is_instance: Callable[[Any, Any], bool], tracer: Any) -> Cal
         if type(x) not in traced:  # there are no other stand-ins; asked a hundred thousand times
             return False
         file = sys._getframe(1).f_code.co_filename
-        theirs = is_users(file) or file in (torch.__file__, "<string>")  # torch.is_tensor, `python -c`
+        theirs = is_users(file) or file == torch.__file__  # torch.is_tensor
         return theirs and stands_for(x, classes)
 
     return check

@@ -11,6 +11,7 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
 from fxprune.capture.texts import is_message
+from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import guard_argument, written
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import holds_attributes
@@ -275,6 +277,13 @@ def _part_of_object(x: TracedValue, name: str) -> Any:
     if isinstance(value, (bool, str, type(None))):
         x.tracer.create_proxy("call_function", guard_argument, (part, value), {"name": f"{x.node}.{name}"})
         return value
+    if isinstance(value, Enum):
+        word, options = x.tracer.create_proxy("call_function", str, (part,), {}), {"name": f"{x.node}.{name}"}
+        x.tracer.create_proxy("call_function", guard_argument, (word, str(value)), options)
+        return value
+    flags = leaves(value, (bool, str, Enum, type(None))) if isinstance(value, (list, tuple, dict)) else ()
+    if any(True for _ in flags):
+        raise NotImplementedError(f"{x.node}.{name} of an argument holds flags beside others")
     if holds_attributes(value) and not isinstance(value, Tensor):
         part.__dict__["_held"] = value
     return part

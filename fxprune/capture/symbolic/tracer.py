@@ -229,7 +229,8 @@ class Tracer(fx.Tracer):
             fields = {f.name: self.create_arg(value) for f, value in held if f.name not in left_out}
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
-            self._constants.append((a, a._version))
+            if not a.is_inference():  # those keep no version
+                self._constants.append((a, a._version))
             weight = self._weights_read.name_of(a)
             if weight is not None:  # as state_dict() gives it
                 return self.create_node(

@@ -24,7 +24,7 @@ COMPUTES = "it computes with weights that it finds by going through all of them"
 _DRAWS = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "binomial"),
     *("rand_like", "randn_like", "randint_like", "uniform_", "normal_", "bernoulli_", "exponential_"),
-    *("random_", "cauchy_", "geometric_", "log_normal_", "dropout", "dropout_", "alpha_dropout"),
+    *("random_", "cauchy_", "geometric_", "log_normal_"),
 }
 _VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 
