@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 from fxprune.errors import OptionError
 
@@ -64,9 +65,9 @@ class Training:
             raise OptionError(f"seed={self.seed}: a whole number")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, float) and not isinstance(value, (int, float)):
+            if isinstance(field.default, float) and not isinstance(value, Real):
                 raise OptionError(f"{field.name}={value!r}: a finite number, not negative")
-            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            if isinstance(value, Real) and not (math.isfinite(value) and float(value) >= 0):
                 raise OptionError(f"{field.name}={value}: a finite number, not negative")
         if self.lr == 0:
             raise OptionError("lr=0 trains nothing")
@@ -78,4 +79,4 @@ class Training:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)

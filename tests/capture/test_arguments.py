@@ -384,11 +384,8 @@ def test_members_of_enumerations_and_flags_of_objects_are_guarded() -> None:
             pruned = fxprune.prune(model, 0.0, example_inputs=(x, options, mode))
             torch.testing.assert_close(pruned(x, options, mode), model(x, options, mode))
             third = Options(options.causal, options.mask, Mode.DOUBLED)
-            for refused in (
-                (options, other),
-                (Options(not options.causal, options.mask), mode),
-                (third, mode),
-            ):
+            second = Options(not options.causal, options.mask)
+            for refused in ((options, other), (second, mode), (third, mode)):
                 with pytest.raises(InputArgumentError, match="the model was captured with"):
                     pruned(x, *refused)
     options.mask = 2 * mask

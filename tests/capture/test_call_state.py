@@ -272,7 +272,7 @@ def kept_table(size: int, table: dict[int, Tensor]) -> Tensor:
 
 
 def test_looking_at_a_call_leaves_no_table_behind_that_is_none_of_the_models() -> None:
-    """Products with weights are sketched while a graph is held beside its model, and what code keeps is not."""
+    """Products with weights are sketched while a graph is held beside its model; what code keeps is not."""
     tables: dict[int, Tensor] = {}
     cached = functools.lru_cache(lambda size: torch.arange(float(size))[:, None] @ torch.ones(1, 8))
 

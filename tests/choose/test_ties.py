@@ -270,6 +270,14 @@ def test_heads_are_as_wide_as_the_stream_where_code_reads_that(way: dict[str, st
     assert apart.enter.weight.shape[0] != apart.leave.weight.shape[1]
 
 
+def test_a_budget_that_no_tied_widths_meet_is_met_by_others() -> None:
+    """Of 16 elements of a head each is a sixteenth of all: the code is edited then."""
+    model, x = randomise(OneWidth().eval()), torch.randn(2, 5, 6)
+    for ratio in (0.1, 0.22, 0.4):
+        small = fxprune.prune(model, ratio, example_inputs=x, form="module", scope="global", target="params")
+        assert fxprune.verify(model, small) < 1e-8
+
+
 class Straight(nn.Module):
     """Values as wide as what goes out, which stays; queries are cut off beside them."""
 

@@ -37,7 +37,7 @@ class Holds(nn.Module):
         self.a, self.c, self.plain = nn.Linear(12, 48), nn.Linear(48, 4), torch.randn(4)
         self.blocks = nn.ModuleList([Mlp(dims), Mlp(dims)])
         self.listed, self.named = [torch.randn(4)], {"one": (torch.randn(4), 1)}
-        self.object = SimpleNamespace(one=torch.randn(4))
+        self.object, self.alias = SimpleNamespace(one=torch.randn(4)), [self.c.bias]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
@@ -86,6 +86,7 @@ def test_tensors_in_plain_state_are_the_results_own(holds: tuple[Holds, Holds], 
     loaded, x = fxprune.load(tmp_path, model=other), torch.randn(5, 12)
     assert torch.equal(loaded(x), pruned(x)) and fxprune.verify(model, loaded) < 1e-8
     assert not torch.equal(other.listed[0], pruned.listed[0])
+    assert loaded.alias[0] is loaded.c.bias and pruned.alias[0] is pruned.c.bias
 
 
 def test_a_buffer_that_code_counts_in_stays_as_it_was() -> None:

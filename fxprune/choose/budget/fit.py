@@ -44,15 +44,32 @@ def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Bud
         BudgetError: no choice is near enough to the request; says which ratio is the nearest, and whether
             floors are the limit.
     """
+    if budget.scope == "uniform" or not budget.own_code:
+        return _fit(analysis, groups, scores, budget, left, ranked_ties=False)
+    try:
+        return _fit(analysis, groups, scores, budget, left, ranked_ties=True)
+    except BudgetError:  # steps of all that is tied are too long: the code is edited where it must be
+        return _fit(analysis, groups, scores, budget, left, ranked_ties=False)
+
+
+def _fit(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scores: Scores,
+    budget: Budget,
+    left: Left,
+    *,
+    ranked_ties: bool,
+) -> Fitted:
     own = budget.overrides(analysis)
     free = [group for group in groups if group not in own]
-    is_ranking = budget.scope != "uniform"
-    own_code = is_ranking and budget.own_code
-    held = held_by_ties(analysis, free) if own_code else set()
+    held = held_by_ties(analysis, free) if ranked_ties else set()
+    if held and len(held) == len(free):
+        raise BudgetError("all that may shrink is tied to what can't")
     free = [group for group in free if group not in held]
     ties: Ties = {group: {group: 1} for group in free}
-    if is_ranking or budget.own_code:  # uniform shares are alike, but for what is rounded
-        ties = ties_of(analysis, free, own_code=own_code)
+    if budget.scope != "uniform" or budget.own_code:  # uniform shares are alike, but for what is rounded
+        ties = ties_of(analysis, free, own_code=ranked_ties)
     schedule = _schedule(analysis, ties, scores, budget)
     given = _given(analysis, {group: own[group] for group in groups if group in own}, budget)
     given.counts.update({group: group.size for group in held})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value is None and name not in LEAST.keys() - BY_DEFAULT:
             continue
-        if name in LEAST and (isinstance(value, bool) or not isinstance(value, int) or value < LEAST[name]):
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if name in LEAST and not (is_whole and value >= LEAST[name]):
             said = f"a whole number of at least {LEAST[name]}"
         elif name in FUNCTIONS and not callable(value):
             said = "a function"

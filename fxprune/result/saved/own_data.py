@@ -203,8 +203,10 @@ def own_instance(
 
     try:
         made = instance_of(model, own, pruned, slices)
+        named = {id(t) for t in (*made.parameters(), *made.buffers())}
         for slot, t in [*tensors_held(made)]:
-            if str(slot) in tensors and not slot.is_shared(model, made):
+            own_tensor = id(t) not in named and not slot.is_shared(model, made)
+            if str(slot) in tensors and own_tensor:
                 slot.write(made, _like(t, tensors[str(slot)]))
         with_form(made, own, pruned)
     except (AttributeError, KeyError, IndexError, TypeError, PartError) as error:
@@ -219,7 +221,9 @@ def held_tensors(instance: nn.Module, graph: nn.Module) -> dict[str, Tensor]:
         FileError: one has no values.
     """
     known = {name for name, _ in named_tensors(graph)}
-    found = {str(slot): t for slot, t in tensors_held(instance) if str(slot) not in known}
+    named = {id(t) for t in (*instance.parameters(), *instance.buffers())}  # `self.listed = [self.a.weight]`
+    held = [(str(slot), t) for slot, t in tensors_held(instance) if id(t) not in named]
+    found = {name: t for name, t in held if name not in known}
     for name, t in found.items():
         if t.is_meta:
             raise FileError(f"{name} has no values to save: it is on the meta device")
