@@ -17,6 +17,8 @@ from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import cuda_devices_of, floats_of, on_meta, seed_anew
 from fxprune.graph.values import called_with
 
+ADDED = ("_traced_", "_function_")  # how modules are named that captures add to a root
+
 __all__ = ["gives_the_same", "refuse_compiled", "refuse_history", "refuse_other_values"]
 
 
@@ -148,6 +150,9 @@ def _later(
 ) -> list[Tensor]:
     """Return what a copy gives for the last input: at once (calls=1), or after a call with the first (2)."""
     called = structural_copy(module, tensor).train(training)
+    if not isinstance(module, fx.GraphModule):
+        for name in [name for name in called._modules if name.startswith(ADDED)]:
+            del called._modules[name]  # the capture's own: code may go through the root's children one by one
     devices = cuda_devices_of(module)
     drawn = torch.random.fork_rng(devices=devices)
     last = first.map(lambda t: t.flip(*range(t.ndim)) if t.is_floating_point() else t)

@@ -30,6 +30,8 @@ class Sketched(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _EMPTY:  # whose numbers are anyone's
+            return func(*args, **(kwargs or {})).zero_()
         sketch = _SKETCHES.get(func)
         if sketch is None or not any(map(self._is_weight, args)):
             return func(*args, **(kwargs or {}))
@@ -80,6 +82,10 @@ def _convolution(
     return out if batched else out.squeeze(0)
 
 
+_EMPTY = {
+    *(_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default),
+    *(_aten.empty_strided.default, _aten.new_empty_strided.default),
+}
 _SKETCHES: Mapping[Any, Callable[..., Any]] = {
     _aten.mm.default: _product,
     _aten.bmm.default: _product,

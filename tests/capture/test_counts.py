@@ -212,3 +212,15 @@ def test_a_constant_of_an_export_keeps_its_name_in_the_next() -> None:
     model, x = randomise(Coded(scaled).eval()), torch.randn(FLAT)
     whole = fxprune.prune(model, 0.0, example_inputs=x, capture="export").double()
     torch.testing.assert_close(whole(x.double()), model.double()(x.double()))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_weighted_loss_keeps_its_weight(reduction: str, capture: str) -> None:
+    """torch.nn.functional hands it to nobody who takes the function over."""
+
+    def loss(m: Any, x: Tensor) -> Tensor:
+        y = m.first(x)
+        return nn.functional.l1_loss(m.last(y), y[..., :4], weight=y[..., 4:8].square(), reduction=reduction)
+
+    model, x = randomise(Coded(loss).eval()), torch.randn(FLAT)
+    torch.testing.assert_close(fxprune.trace(model, example_inputs=x, capture=capture)(x), model(x))

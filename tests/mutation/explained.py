@@ -31,8 +31,8 @@ EXPLAINED = {
     **dict.fromkeys(
         [
             "cuda: rule",
-            "certify/comparison.py: same_draws: "
-            "without torch.cuda.default_generators[device.index or 0].manual_seed(0)",
+            "graph/tensors.py: seed_anew: "
+            "without torch.cuda.default_generators[device.index or 0].manual_seed(seed)",
         ],
         "needs a GPU to be called",
     ),

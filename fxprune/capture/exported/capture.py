@@ -168,10 +168,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
     notes = [FIXED_BATCH] if exported.fixed_batch else []
     notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]
     refuse_history(model, module, taken, changed)
-    refuse_other_values(model, module, taken)
     asking = asks_for_compilation(may_run)
     if asking is not None:
         refuse_compiled(model, module, taken, asking, trains=not trained.lost)
+    refuse_other_values(model, module, taken)
     return Captured(
         *(module, taken, "export", exported.fixed_batch),
         notes=tuple(notes),

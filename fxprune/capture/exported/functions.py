@@ -24,7 +24,7 @@ from fxprune.graph.tensors import is_float
 
 __all__ = ["Functions"]
 
-_ADDED = "_function_"
+_ADDED = "_function_"  # one of `ADDED`
 
 
 @torch.library.custom_op("fxprune::function_marker", mutates_args=())

@@ -159,10 +159,10 @@ def capture_symbolic(
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))
     refuse_history(model, module, example, changed)
-    refuse_other_values(model, module, example)
     asking = next(iter(asked.tracing), None) or asks_for_compilation(may_run, compiling=False)
     if asking is not None:
         refuse_compiled(model, module, example, asking, trains=not trained.lost)
+    refuse_other_values(model, module, example)
     return Captured(
         module, example, "symbolic", notes=notes, follows_mode=trained.followed, untrained=trained.lost
     )

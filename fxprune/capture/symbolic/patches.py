@@ -63,6 +63,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
         patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
         for name in FACTORIES:
             patch(torch, name, _given_sizes(getattr(torch, name), tracer))
+        patch(torch.nn.functional, "l1_loss", _weighted(torch.nn.functional.l1_loss))
         for (owner, name), value in numbers_as_nodes(tracer).items():
             patch(owner, name, value)
         for name in RANDOM:
@@ -127,6 +128,25 @@ def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..
         return tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+def _weighted(l1_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Spell a weighted loss out: torch hands the weight to nobody who takes its functions over."""
+
+    @functools.wraps(l1_loss)
+    def loss(input: Any, target: Any, *given: Any, weight: Any = None, **named: Any) -> Any:
+        options = {**dict(zip(("size_average", "reduce", "reduction"), given, strict=False)), **named}
+        if weight is None or not _any_proxy((input, target, weight)):
+            return l1_loss(input, target, weight=weight, **options)
+        errors = (input - target).abs() * weight
+        if options.get("size_average") is not None or options.get("reduce") is not None:
+            raise NotImplementedError("size_average and reduce are not followed: give reduction")
+        reduction = options.get("reduction", "mean")
+        if reduction == "none":
+            return errors
+        return errors.sum() if reduction == "sum" else errors.sum() / weight.sum()
+
+    return loss
 
 
 @contextlib.contextmanager
