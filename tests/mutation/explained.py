@@ -28,12 +28,5 @@ EXPLAINED = {
         "dead code goes at the end",
     ),
     "rules/modules.py: Embedding.num_embeddings stays": "the words are frozen, so that it never changes",
-    **dict.fromkeys(
-        [
-            "cuda: rule",
-            "graph/tensors.py: seed_anew: "
-            "without torch.cuda.default_generators[device.index or 0].manual_seed(seed)",
-        ],
-        "needs a GPU to be called",
-    ),
+    "cuda: rule": "needs a GPU to be called",
 }
