@@ -18,7 +18,7 @@ _OF_CAPTURE: ContextVar[set[str] | None] = ContextVar("_OF_CAPTURE", default=Non
 
 @contextlib.contextmanager
 def lifted_anew() -> Iterator[None]:
-    """Begin a capture: what the model has by such names is its own."""
+    """Start a capture: what the model has by such names is its own."""
     token = _OF_CAPTURE.set(set())
     try:
         yield
