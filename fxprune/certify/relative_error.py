@@ -20,7 +20,7 @@ __all__ = ["Compared", "compact", "compare", "differ"]
 # Numbers from HUGE on are of an order of their own, where none of several is within a factor APART below: of
 # normal ones the few smallest may be, by chance, and rounding is no less for them.
 HUGE, APART, SEVERAL = 1e4, 1e3, 3
-FILLING = 1e15  # nothing is computed of numbers beyond
+FILLING = 1e8  # larger numbers fill places, and nothing is computed of them
 
 
 @dataclass(frozen=True)
