@@ -49,7 +49,7 @@ def _ramp(like: Tensor, n: int) -> Tensor:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """... n k, ... k m -> ... n m, of rank one"""
     ramp = _ramp(a, a.shape[-1])
-    return (a * ramp).sum(-1, keepdim=True) * (b * ramp.unsqueeze(-1)).sum(-2, keepdim=True)
+    return (a @ ramp).unsqueeze(-1) * (ramp @ b).unsqueeze(-2)
 
 
 def _sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -76,7 +76,7 @@ def _convolution(
     resized = getattr(F, f"adaptive_avg_pool{n}d")(picture, shape[-n:])
     kernels = weight.transpose(0, 1).repeat(groups, *[1] * (n + 1)) if transposed else weight
     kernels = kernels.flatten(1)
-    bright = (kernels * _ramp(kernels, kernels.shape[1])).sum(1)
+    bright = kernels @ _ramp(kernels, kernels.shape[1])
     out: Tensor = resized * bright.view(-1, *[1] * n)
     out = out if bias is None else out + bias.view(-1, *[1] * n)
     return out if batched else out.squeeze(0)
