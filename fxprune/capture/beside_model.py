@@ -64,10 +64,7 @@ def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Exampl
             continue
     else:
         return
-    doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
-    tries = ((doubled, _doubled), (noise, own_buffers))  # in float64 nothing hides behind rounding
-    found = (_is_another(model, graph, shape, given, tensor, False) for given, tensor in tries)
-    if next((another for another in found if another is not None), False):
+    if _computes_another(model, graph, shape, noise, training=False):
         raise CaptureError("the graph computes something else than the model's code does when it is called")
 
 
@@ -91,17 +88,22 @@ def refuse_compiled(
     if on_meta(model):
         return
     noise = seeded_noise(example, model)
-    doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
     for training in (False, True) if trains else (False,):
-        tries = (
-            _is_another(model, graph, example, given, tensor, training)
-            for given, tensor in ((doubled, _doubled), (noise, own_buffers))
-        )
-        if next((found for found in tries if found is not None), False):
+        if _computes_another(model, graph, example, noise, training):
             raise DependsOnCall(
                 f"the code at {where} asks whether it is compiled or traced, and computes something else "
                 f"where a capture tells it so: prune it by another capture=, or a submodule without that code"
             )
+
+
+def _computes_another(
+    model: nn.Module, graph: nn.Module, example: Example, noise: Example, training: bool
+) -> bool:
+    """Does a graph compute something else than its model: in float64, or else in their own precision?"""
+    doubled = noise.map(lambda t: t.double() if t.is_floating_point() else t)
+    tries = ((doubled, _doubled), (noise, own_buffers))  # in float64 nothing hides behind rounding
+    found = (_is_another(model, graph, example, given, tensor, training) for given, tensor in tries)
+    return next((another for another in found if another is not None), False)
 
 
 def _is_another(
