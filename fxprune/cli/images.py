@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fxprune.capture.example_of import example_of
+from fxprune.cli.folders import image_files, subfolders
 from fxprune.cli.preprocessing import Preprocessing
 from fxprune.errors import DataError, listed
 from fxprune.graph.modes import in_eval_mode
@@ -75,7 +75,7 @@ def labelled_images(
     image = _image_of(model, options)
     with in_eval_mode(model), torch.no_grad():
         scores = class_scores(model(image), len(image))
-    numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
+    numbers, how = class_numbers(subfolders(folder), scores.shape[1], model)
     dataset, transform = _dataset(folder, pixels, image, numbers)
     count = min(most or len(dataset), len(dataset))
     return Labelled(dataset, count, f"classes {how}; {transform}")
@@ -107,7 +107,7 @@ def training_images(
     if labelled:
         with torch.no_grad(), in_eval_mode(model):
             scores = class_scores(model(image), len(image))
-        numbers, how = class_numbers(_subfolders(folder), scores.shape[1], model)
+        numbers, how = class_numbers(subfolders(folder), scores.shape[1], model)
     dataset, words = _dataset(folder, pixels, image, numbers, augment)
     if len(dataset) < batch:
         raise DataError(f"--data: {len(dataset)} images are fewer than a batch of {batch}: see --batch")
@@ -122,12 +122,7 @@ def _images_alone(samples: Sequence[tuple[Tensor, Any]]) -> Tensor:
 
 def classes_in(folder: str) -> int:
     """Return how many subfolders there are."""
-    return len(_subfolders(folder))
-
-
-def _subfolders(folder: str) -> list[str]:
-    """Name the subfolders, without hidden ones, which other programs leave."""
-    return sorted(p.name for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+    return len(subfolders(folder))
 
 
 def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple[dict[str, int], str]:
@@ -197,7 +192,7 @@ def _dataset(
     Images are augmented, as timm does and as `augment` says, where that is given.
     """
     try:
-        from timm.data import create_dataset, create_transform
+        from timm.data import ImageDataset, create_transform
     except ImportError as error:
         raise DataError("--data needs timm for its transforms: pip install timm") from error
     channels, *size = image.shape[1:]
@@ -210,16 +205,12 @@ def _dataset(
                 f"--{name} {said}: the model's images have {channels} channels; a number each, or one"
             )
         config[name] = values if len(values) == channels else (sum(values) / len(values),) * channels
-    try:
-        dataset = create_dataset(
-            "",
-            root=folder,
-            class_map=classes or {},
-            input_img_mode="L" if channels == 1 else "RGB",
-            transform=create_transform(**config, is_training=augment is not None, **augment or {}),
-        )
-    except (RuntimeError, FileNotFoundError) as error:
-        raise DataError(f"--data {folder}: {error}") from error
+    dataset = ImageDataset(
+        folder,
+        reader=image_files(folder, classes),
+        input_img_mode="L" if channels == 1 else "RGB",
+        transform=create_transform(**config, is_training=augment is not None, **augment or {}),
+    )
     mean, std = ("/".join(f"{v:.3g}" for v in config[name]) for name in ("mean", "std"))
     words = f"{size[0]} x {size[1]} pixels, {config['interpolation']}, crop {config['crop_pct']:.3g}"
     return dataset, f"{words}, mean {mean}, std {std} ({pixels.origin})"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.cli.app import run
-from fxprune.cli.images import class_numbers, classes_in, labelled_images
+from fxprune.cli.images import batches_from, class_numbers, classes_in, labelled_images
 from fxprune.cli.preprocessing import preprocessing_of
 from fxprune.errors import DataError
 
@@ -163,6 +163,44 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     for name in ("a", "b", ".ipynb_checkpoints"):
         (tmp_path / name).mkdir()
     assert classes_in(str(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        (["ok", "valid"], [0, 0, 0, 1, 1, 1]),  # no split, whatever timm takes it for
+        (["cat/day", "cat/night", "dog"], [0] * 6 + [1] * 3),
+        (["0/1", "1/0"], [0, 0, 0, 1, 1, 1]),
+    ],
+)
+def test_images_are_of_the_subfolder_that_they_are_below(
+    classes: list[str], labels: list[int], tmp_path: Path
+) -> None:
+    model = small_vit(num_classes=2)
+    about = {"example_inputs": images()}, preprocessing_of("helpers:small_vit", model)
+    photos(tmp_path, [*classes, ".cache/0"])
+    found = labelled_images(str(tmp_path), model, *about, None)
+    ((_, told),) = found.batches(16, torch.device("cpu"))
+    assert told.tolist() == labels
+    (x,), _ = batches_from(str(tmp_path), model, *about, 16, 16)
+    assert len(x) == len(labels)
+
+
+@pytest.mark.parametrize("more", [[], ["tools/a"]])
+def test_splits_are_no_classes(more: list[str], tmp_path: Path) -> None:
+    """Neither to learn from both, nor as two classes."""
+    model = small_vit(num_classes=2)
+    about = {"example_inputs": images()}, preprocessing_of("helpers:small_vit", model)
+    photos(tmp_path, ["train/a", "train/b", "val/a", "val/b", *more])
+    for read in (
+        lambda: labelled_images(str(tmp_path), model, *about, None),
+        lambda: batches_from(str(tmp_path), model, *about, 16, 16),
+        lambda: classes_in(str(tmp_path)),
+    ):
+        with pytest.raises(DataError, match=f"splits of a data set \\(train, val\\).*{tmp_path}/train"):
+            read()
+    (x,), _ = batches_from(str(tmp_path / "train"), model, *about, 16, 16)
+    assert len(x) == 6
 
 
 def test_classes_of_a_configuration() -> None:

@@ -1,0 +1,91 @@
+"""Which images lie below a folder, and which subfolder each of them is of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fxprune.errors import DataError, listed
+
+__all__ = ["ImageFiles", "image_files", "subfolders"]
+
+# How data sets name the parts of themselves that are for training, for judging, and for the end.
+SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "testing"}
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files with the numbers of their classes, as timm's `ImageDataset` reads them."""
+
+    samples: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, number = self.samples[index]
+        return open(path, "rb"), number
+
+
+def subfolders(folder: str) -> list[str]:
+    """Name the subfolders, each of which is a class; without hidden ones, which other programs leave.
+
+    Raises:
+        DataError: they are the splits of a data set.
+    """
+    names = sorted(p.name for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+    _refuse_splits(folder, names)
+    return names
+
+
+def image_files(folder: str, classes: Mapping[str, int] | None) -> Any:
+    """Find all images below a folder, by name; each is of the class of the subfolder that it is below.
+
+    Args:
+        classes: the number of each subfolder; None for images alone, wherever they are.
+
+    Raises:
+        DataError: there are none, or the folder has one subfolder for each split of a data set.
+    """
+    from timm.data.readers.img_extensions import get_img_extensions
+    from timm.utils.misc import natural_key
+
+    names = subfolders(folder)
+    kinds = set(get_img_extensions())
+    found = [
+        (path, 0 if classes is None else classes[name])
+        for name in (["", *names] if classes is None else classes)
+        for path in _files_below(os.path.join(folder, name), nested=bool(name))
+        if os.path.splitext(path)[1].lower() in kinds
+    ]
+    if not found:
+        raise DataError(f"{folder}: there is no image below it ({', '.join(sorted(kinds))})")
+    return ImageFiles(sorted(found, key=lambda sample: natural_key(sample[0])))
+
+
+def _files_below(folder: str, *, nested: bool) -> Iterator[str]:
+    """Yield the paths of files that are not hidden; only those directly in the folder if not `nested`."""
+    for place, inner, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+        inner[:] = [name for name in inner if nested and not name.startswith(".")]
+
+
+def _refuse_splits(folder: str, names: list[str]) -> None:
+    """Refuse train/ and val/ side by side: neither is a class, and together they are no data to learn from.
+
+    Raises:
+        DataError: all subfolders are named as splits, or two that are so named hold subfolders of one name.
+    """
+    splits = [name for name in names if name.lower() in SPLITS]
+    if len(splits) < 2:
+        return
+    held = [{p.name for p in (Path(folder) / name).iterdir() if p.is_dir()} for name in splits]
+    shared = any(a & b for i, a in enumerate(held) for b in held[:i])
+    if splits == names or shared:
+        raise DataError(
+            f"{folder} holds the splits of a data set ({listed(splits)}), and no classes: give one of them, "
+            f"such as {Path(folder) / splits[0]}"
+        )
