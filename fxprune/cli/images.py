@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fxprune.capture.example_of import example_of
 from fxprune.cli.folders import image_files, subfolders
 from fxprune.cli.preprocessing import Preprocessing
+from fxprune.cli.transforms import transform_of
 from fxprune.errors import DataError, listed
 from fxprune.graph.modes import in_eval_mode
 from fxprune.graph.tensors import device_of
@@ -187,33 +188,23 @@ def _dataset(
     classes: dict[str, int] | None,
     augment: dict[str, Any] | None = None,
 ) -> tuple[Any, str]:
-    """Make timm's data set of the folder, with its transform of images, and that in words.
+    """Make timm's data set of the folder, with what is done to images, and that in words.
 
     Images are augmented, as timm does and as `augment` says, where that is given.
     """
     try:
-        from timm.data import ImageDataset, create_transform
+        from timm.data import ImageDataset
     except ImportError as error:
         raise DataError("--data needs timm for its transforms: pip install timm") from error
-    channels, *size = image.shape[1:]
-    config = {**pixels.config, "input_size": (channels, *size)}
-    for name in ("mean", "std"):  # recorded for colours, where the model takes another number of channels
-        values = config[name]
-        if name in pixels.given and len(values) not in (1, channels):
-            said = ",".join(map(str, values))
-            raise DataError(
-                f"--{name} {said}: the model's images have {channels} channels; a number each, or one"
-            )
-        config[name] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    channels = image.shape[1]
+    transform, words = transform_of(pixels, tuple(image.shape[1:]), augment)
     dataset = ImageDataset(
         folder,
         reader=image_files(folder, classes),
         input_img_mode="L" if channels == 1 else "RGB",
-        transform=create_transform(**config, is_training=augment is not None, **augment or {}),
+        transform=transform,
     )
-    mean, std = ("/".join(f"{v:.3g}" for v in config[name]) for name in ("mean", "std"))
-    words = f"{size[0]} x {size[1]} pixels, {config['interpolation']}, crop {config['crop_pct']:.3g}"
-    return dataset, f"{words}, mean {mean}, std {std} ({pixels.origin})"
+    return dataset, words
 
 
 def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:

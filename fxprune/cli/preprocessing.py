@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +13,24 @@ import click
 from torch import nn
 
 from fxprune.cli.options import Decorator, options
-from fxprune.errors import DataError
+from fxprune.cli.processors import Channels, Processor
+from fxprune.errors import DataError, listed
 from fxprune.result.files import write_whole
 from fxprune.result.saved.folder import PREPROCESSOR
 from fxprune.result.saved.hub import local_folder
 
 __all__ = ["Preprocessing", "normalisation_options", "preprocessing_of"]
 
+# What a file says that timm's transforms say as well; how images are read is one way here.
+SAID_BY_TIMM = {"size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "data_format"}
+SAID_BY_TIMM |= {
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_center_crop",
+    "do_convert_rgb",
+    "default_to_square",
+}
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, in timm's words
 
 
@@ -49,23 +60,32 @@ class Preprocessing:
 
     config: of timm's `create_transform`: mean, std, interpolation, crop_pct, crop_mode, ...
     origin: who says so, in words.
-    record: a Hugging Face `preprocessor_config.json` that says the same; None where the model itself does.
+    file: a Hugging Face `preprocessor_config.json` that says the same, to be kept; None where the model does.
     given: which of mean and std the user said, who counts channels as the model does.
+    processor: what follows such a file, in place of timm's transform; None where no class is known for it.
     """
 
     config: Mapping[str, Any]
     origin: str
-    record: Mapping[str, Any] | None
+    file: Mapping[str, Any] | None
     given: tuple[str, ...] = ()
+    processor: Processor | None = None
+
+    @property
+    def channels(self) -> Channels:
+        """What becomes of a pixel of an image in colours."""
+        if self.processor is not None:
+            return self.processor.channels()
+        return Channels.of(self.config["mean"], self.config["std"])
 
     def keep(self, folder: str) -> None:
-        """Write the record beside a saved model, for the next command; where there is none, leave none."""
+        """Write the file beside a saved model, for the next command; where there is none, leave none."""
         place = Path(folder) / PREPROCESSOR
-        if self.record is None:
+        if self.file is None:
             place.unlink(missing_ok=True)
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, json.dumps(self.record, indent=1) + "\n")
+            write_whole(place, json.dumps(self.file, indent=1) + "\n")
 
 
 def preprocessing_of(
@@ -89,16 +109,30 @@ def preprocessing_of(
     origin = "recorded with the model" if recorded else "timm's usual ones, none are recorded"
     path = _processor_of(what)
     record = None if path is None else _read(path)
-    if record is not None:
-        config |= _in_words_of_timm(record)
+    processor = None
+    if path is not None and record is not None:
+        processor = _processor_in(path, record)
         origin = f"of {PREPROCESSOR}"
+        if record.get("resample") in RESAMPLE:
+            config["interpolation"] = RESAMPLE[record["resample"]]
+        if processor is None:
+            config |= _in_words_of_timm(record)
     if mean is not None or std is not None:
+        if processor is not None and (mean is None or std is None):
+            config |= _as_in_file(processor.channels())
         config |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
-        record = {**(record or {}), "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-        record |= {"image_mean": list(config["mean"]), "image_std": list(config["std"])}
+        said: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        said |= {"image_mean": list(config["mean"]), "image_std": list(config["std"])}
+        record = {**(record or {}), **said}
+        processor = None if processor is None else replace(processor, said=said)
         origin = "as given"
     given = tuple(name for name, values in (("mean", mean), ("std", std)) if values is not None)
-    return Preprocessing(config, origin, record, given)
+    return Preprocessing(config, origin, record, given, processor)
+
+
+def _as_in_file(channels: Channels) -> dict[str, Any]:
+    """Return mean and standard deviation of each channel of a photo."""
+    return {"mean": channels.sorted().mean, "std": channels.sorted().std}
 
 
 def _processor_of(what: str) -> Path | None:
@@ -117,6 +151,20 @@ def _processor_of(what: str) -> Path | None:
         return None
 
 
+def _processor_in(path: Path, record: dict[str, Any]) -> Processor | None:
+    """Return what follows a file, and add its class to the record; None where neither names one."""
+    if any(name in record for name in ("image_processor_type", "feature_extractor_type")):
+        return Processor(str(path.parent))
+    if not (path.parent / "config.json").is_file():
+        return None
+    try:
+        processor = Processor(str(path.parent))
+        record["image_processor_type"] = processor.name  # by the model's configuration, which is not kept
+    except DataError:
+        return None
+    return processor
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", json.loads(path.read_text()))
@@ -125,7 +173,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _in_words_of_timm(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an image processor's file says of pixels from 0 to 1, as timm says it."""
+    """Return what a file without a class says of pixels from 0 to 1, as timm says it.
+
+    Raises:
+        DataError: it says more.
+    """
+    size, crop = record.get("size"), record.get("crop_size")
+    more = [name for name, value in record.items() if value not in (None, False) and name not in SAID_BY_TIMM]
+    if more or record.get("do_resize") is False:
+        raise DataError(
+            f"{PREPROCESSOR} says {listed(more or ['do_resize'])}, and not which class follows it "
+            f"(image_processor_type): add that, or give --mean and --std beside a file without it"
+        )
     scale = 255 * record.get("rescale_factor", 1 / 255) if record.get("do_rescale", True) else 255.0
     normal = record.get("do_normalize", True)
     mean = record.get("image_mean") if normal else [0.0]
@@ -133,20 +192,17 @@ def _in_words_of_timm(record: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if mean is not None and std is not None:
         found = {"mean": tuple(m / scale for m in mean), "std": tuple(s / scale for s in std)}
-    if record.get("resample") in RESAMPLE:
-        found["interpolation"] = RESAMPLE[record["resample"]]
-    return found | _crop(record)
+    return found | _crop(size, crop, bool(record.get("do_center_crop")))
 
 
-def _crop(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which part of a photo is shown: a share that was written down, that of two sizes, or all."""
-    size, crop = record.get("size"), record.get("crop_size")
+def _crop(size: Any, crop: Any, cropped: bool) -> dict[str, Any]:
+    """Return which part of a photo is shown: that of two sizes, or all."""
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    if record.get("crop_pct"):
-        return {"crop_pct": float(record["crop_pct"]), "crop_mode": "center"}
-    if record.get("do_center_crop") and edge and crop:
+    if cropped and edge and crop:
         side = crop.get("height") if isinstance(crop, Mapping) else crop
         return {"crop_pct": side / edge, "crop_mode": "center"} if side else {}
-    if isinstance(size, Mapping) and {"height", "width"} <= set(size) and not record.get("do_center_crop"):
+    if not cropped and (
+        isinstance(size, int) or (isinstance(size, Mapping) and {"height", "width"} <= set(size))
+    ):
         return {"crop_pct": 1.0, "crop_mode": "squash"}
     return {}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxprune
 from fxprune.cli.models import is_saved, made, original_with_weights, subject
 from fxprune.cli.options import given, options, refuse
 from fxprune.cli.preprocessing import Preprocessing, preprocessing_of
 from fxprune.finetune.heads import with_classes
+from fxprune.finetune.renormalised import Renormalised
 from fxprune.finetune.training import Training
 from fxprune.result.saved import model_specs
 
@@ -138,34 +139,11 @@ def _original(folder: str, alone: bool, classes: int | None, named: Mapping[str,
 
 def _fed(teacher: nn.Module, pixels: Preprocessing, own: Preprocessing) -> nn.Module:
     """Return the teacher for images that are normalised as the student's are, and not as its own."""
-    ours, theirs = ([one.config["mean"], one.config["std"]] for one in (pixels, own))
-    return teacher if ours == theirs else Renormalised(teacher, *ours, *theirs)
-
-
-class Renormalised(nn.Module):
-    """A model for images of one normalisation, called with images of another.
-
-    scale, shift: [1, channels, 1, 1].
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        own_mean: Sequence[float],
-        own_std: Sequence[float],
-    ) -> None:
-        super().__init__()
-        given_mean, given_std, wanted_mean, wanted_std = (
-            torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std, own_mean, own_std)
-        )
-        self.model = model
-        self.register_buffer("scale", given_std / wanted_std)
-        self.register_buffer("shift", (given_mean - wanted_mean) / wanted_std)
-
-    def forward(self, images: Tensor) -> Any:
-        return self.model(images * self.scale + self.shift)
+    ours, theirs = pixels.channels, own.channels
+    count = max(len(ours.order), len(theirs.order))
+    ours, theirs = ours.of_all(count), theirs.of_all(count)
+    if ours == theirs:
+        return teacher
+    order = [ours.order.index(c) for c in theirs.order]
+    mean, std = ([some[i] for i in order] for some in (ours.mean, ours.std))
+    return Renormalised(teacher, mean, std, theirs.mean, theirs.std, order)

@@ -7,6 +7,7 @@ in it: so it is the same place in a graph, in a class of one's own, and in the d
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune.choose.planned import analysis_behind
 from fxprune.compiler.rebase import rebased
 from fxprune.errors import TrainingError
+from fxprune.finetune.renormalised import Renormalised
 from fxprune.graph.tensors import at_least_float32, named_tensors
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.forms import graph_form
@@ -95,18 +97,19 @@ class HiddenStates:
             PlanError: the student was not made by fxprune.
             TrainingError: it was pruned from another model than the teacher.
         """
-        plans = _plans_since(layout_digest(teacher.state_dict()), record_of(student))
+        dense, prefix = (teacher.model, "model.") if isinstance(teacher, Renormalised) else (teacher, "")
+        plans = _plans_since(layout_digest(dense.state_dict()), record_of(student))
         if plans is None:
             raise TrainingError(
                 "the teacher is none of the models that the student was pruned from, so that no hidden state "
                 "of one is known to be that of the other: give such a teacher, or hidden=0"
             )
-        self.teacher = _in_coordinates_of(plans, student, teacher)
-        own, dense = dict(named_tensors(student)), dict(named_tensors(self.teacher))
-        pairs = list(_pairs(plans, own, dense))
+        dense = _in_coordinates_of(plans, student, dense)
+        self.teacher = _around(dense, teacher)
+        pairs = list(_pairs(plans, dict(named_tensors(student)), dict(named_tensors(dense))))
         self.kept: dict[str, Dims] = {name: dims for name, _, dims in pairs}
         self.ours = {new: name for name, new, _ in pairs}
-        self.theirs = {name: name for name, _, _ in pairs}
+        self.theirs = {prefix + name: name for name, _, _ in pairs}
 
     def error(self, ours: Reads, theirs: Reads) -> Tensor:
         """Return the mean squared error of the kept channels, relative to their mean square: a scalar.
@@ -163,6 +166,15 @@ def _in_coordinates_of(plans: Sequence[Plan], student: nn.Module, teacher: nn.Mo
         )
     analysis = analysis_behind(teacher, graph_form(student))
     return rebased(teacher, analysis, plans[0].bases)[0]
+
+
+def _around(dense: nn.Module, teacher: nn.Module) -> nn.Module:
+    """Return the model in place of the one that was given, fed as that was."""
+    if not isinstance(teacher, Renormalised):
+        return dense
+    fed = copy.copy(teacher)  # which is not changed
+    fed._modules = {**teacher._modules, "model": dense}
+    return fed
 
 
 def _pairs(

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import fxprune
 from fxprune.cli.app import run
-from fxprune.cli.teaching import Renormalised
 from fxprune.finetune.heads import with_classes
 from fxprune.finetune.loop import Loop
+from fxprune.finetune.renormalised import Renormalised
 
 pytest.importorskip("accelerate")
 

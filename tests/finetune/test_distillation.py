@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.randomise import randomise
 from fxprune.errors import DataError, OptionError, PlanError, TrainingError
+from fxprune.finetune.renormalised import Renormalised
 from fxprune.passes.rebasing.random import random_bases
 
 FORMS = ("graph", "module")
@@ -122,6 +123,22 @@ def test_the_teacher_runs_in_eval_mode_and_keeps_its_own() -> None:
 
 
 # ---------------------------------------------------------------- hidden states
+
+
+@pytest.mark.parametrize("in_bases", [False, True])
+def test_a_teacher_of_other_normalisation_is_known_by_what_it_holds(in_bases: bool) -> None:
+    """The student is none the smaller: on images that both are used to, hidden states are the same."""
+    dense, x = small_vit(), images(3, 32)
+    student = pruned(dense, 0.0)
+    if in_bases:
+        bases = random_bases(fxprune.analyze(dense, example_inputs=images(2, 32)), seed=3)
+        plan = replace(fxprune.plan_of(student), bases=bases)
+        student = fxprune.apply(dense, plan, example_inputs=images(2, 32))
+    assert bool(fxprune.plan_of(student).bases) is in_bases
+    same = fxprune.Distillation(student, Renormalised(dense, (0.5,), (0.5,), (0.5,), (0.5,)), hidden=1.0)(x)
+    assert same.hidden is not None and same.hidden.item() < 1e-7
+    other = fxprune.Distillation(student, Renormalised(dense, (0.5,), (0.5,), (0.1,), (0.2,)), hidden=1.0)(x)
+    assert other.hidden is not None and other.hidden.item() > 1e-3
 
 
 @pytest.mark.parametrize("form", FORMS)
