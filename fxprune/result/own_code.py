@@ -221,6 +221,7 @@ class OwnCode:
     forward: what stands for the code of the root, where that can't hold the sizes.
     spellings: sizes that the code of modules has from attributes, where it computes others.
     tables: what modules keep of tensors that their code computes anew at the original's width.
+    flags: (path, attribute, value) of switches whose other way is wrong on the new sizes, and refused.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """
@@ -232,6 +233,7 @@ class OwnCode:
     untrained: str = ""
     spellings: tuple[Spelling, ...] = ()
     tables: tuple[Table, ...] = ()
+    flags: tuple[tuple[str, str, bool], ...] = ()
 
     @property
     def is_graph(self) -> bool:

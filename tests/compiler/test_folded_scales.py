@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import images, small_vit
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.zoo import randomise
+from fxprune.errors import UnsupportedModuleError
 from fxprune.passes.shrinking.fold_scales import can_fold
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import record_of
@@ -171,3 +174,57 @@ def test_a_product_that_is_read_without_its_scale_keeps_it() -> None:
     assert fxprune.verify(model, pruned, example_inputs=tokens()) < 1e-8
     for got, wanted in zip(pruned(tokens(3)), graph_form(pruned)(tokens(3)), strict=True):
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+class TwoWays(nn.Module):
+    """Leaves its attention to torch, or spells it out, by a flag; `rate` is a number as large as the scale."""
+
+    def __init__(self, fused: bool, rate: float = 0.0) -> None:
+        super().__init__()
+        self.fused, self.rate, self.scale = fused, rate, (DIM // HEADS) ** -0.5
+        self.qkv, self.proj = nn.Linear(8, 3 * DIM), nn.Linear(DIM, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            rate = self.rate if self.training else 0.0
+            y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        else:
+            y = (q * self.scale @ k.mT).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_both_ways_of_an_attention_have_the_new_scale(fused: bool, tmp_path: Path) -> None:
+    model = randomise(TwoWays(fused).eval().double())
+    x = tokens().double()
+    options = {"example_inputs": x, "form": "module"}
+    pruned = fxprune.prune(model, 0.5, attention="head_dim", **options)
+    again = fxprune.apply(model, fxprune.plan_of(pruned), **options)
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved", model=model)
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    for same in (pruned, again, loaded):
+        taken = same(x)
+        assert same.scale == pytest.approx(6**-0.5) and fxprune.plan_of(same).scales
+        same.fused = not fused
+        torch.testing.assert_close(same(x), taken)
+
+
+def test_another_way_that_no_number_makes_right_is_refused(tmp_path: Path) -> None:
+    model = randomise(TwoWays(True, rate=(DIM // HEADS) ** -0.5).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    fxprune.save(pruned, tmp_path / "saved")
+    for same in (pruned, fxprune.load(tmp_path / "saved", model=model)):
+        taken, same.fused = same(tokens()), False
+        with pytest.raises(UnsupportedModuleError, match="pruned with fused=True"):
+            same(tokens())
+        same.fused = True
+        assert torch.equal(same(tokens()), taken)
+
+
+def test_a_rate_as_large_as_the_scale_stays_a_rate() -> None:
+    model = randomise(TwoWays(True, rate=(DIM // HEADS) ** -0.5).eval())
+    del model.scale
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    assert fxprune.plan_of(pruned).scales and pruned.rate == model.rate

@@ -97,8 +97,9 @@ def seen_by_gradients(model: nn.Module, x: Tensor) -> Any:
 
 
 def attention_maps(model: nn.Module, x: Tensor) -> Any:
-    """What goes into the dropout of attentions, where they do not leave it to torch."""
+    """What goes into the dropout of attentions, where they do not leave it to torch; and what it comes to."""
     seen: list[Any] = []
+    before = logits(model(x))
     for name, module in model.named_modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -106,8 +107,8 @@ def attention_maps(model: nn.Module, x: Tensor) -> Any:
             module.register_forward_hook(
                 lambda m, args, out: seen.append((out.sum(-1) - 1).abs().max() < 1e-4)
             )
-    model(x)
-    return seen[0] and seen  # an IndexError where there is none: not a use of this model
+    close = torch.allclose(logits(model(x)), before, rtol=1e-4, atol=1e-5)
+    return close, seen[0] and seen  # an IndexError where there is none: not a use of this model
 
 
 def by_blocks(model: nn.Module) -> list[nn.Module]:

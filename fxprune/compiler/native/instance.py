@@ -62,6 +62,8 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     attach(instance, pruned, shared=shared or not own.is_whole)
     if own.unsaid:
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
+    for path, flag, value in own.flags:
+        instance.get_submodule(path).register_forward_pre_hook(partial(_refuse_other_way, flag, value))
     if own.untrained:
         for module in instance.modules():
             if module is instance or (branches_on_mode(module) and not is_torchs(module)):
@@ -81,6 +83,15 @@ def _refuse_to_train(why: str, instance: nn.Module, args: object) -> None:
         raise UnsupportedModuleError(
             f"{type(instance).__name__} runs other operations in train mode, and {why}: train it in eval "
             "mode (model.eval()), by what it computes there"
+        )
+
+
+def _refuse_other_way(flag: str, value: bool, module: nn.Module, args: object) -> None:
+    """Raise UnsupportedModuleError where a flag leads another way, which is wrong on the new sizes."""
+    if bool(getattr(module, flag)) is not value:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} was pruned with {flag}={value}: on the pruned sizes its code computes "
+            f"something else with {flag}={not value}; set it so before pruning"
         )
 
 

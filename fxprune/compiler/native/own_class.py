@@ -13,7 +13,7 @@ from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
 from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
-from fxprune.compiler.native.rescaled import held_scales, rescaled
+from fxprune.compiler.native.rescaled import held_scales, rescaled, with_branches
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
@@ -177,6 +177,7 @@ def _finished(
     traced: bool = False,
 ) -> nn.Module:
     """Let train mode and the configuration follow, or say that they can't; record how it was made."""
+    found = with_branches(model, analysis, found, slices, check=check)
     finished = _followed(model, analysis, found, sizes, traced=traced)
     if finished[1].unsaid.endswith(OTHER_FUNCTION):
         other = rescaled(model, analysis, found[1], found[2], slices, check=check)

@@ -6,16 +6,20 @@ that this says, so that a library's own saving comes back to the same function o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.flags import split_flags
 from fxprune.compiler.native.instance import Slices, instance_of
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.scales import computed_scales
+from fxprune.compiler.native.training import trains_otherwise
 from fxprune.compiler.rewrite import rewrite
+from fxprune.graph.example import seeded_noise
 from fxprune.graph.tensors import module_of
 from fxprune.passes.check import Check
 from fxprune.passes.shrinking.fold_scales import constant_of
@@ -24,7 +28,10 @@ from fxprune.result.pruned_module import PrunedModule, plan_of
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["held_scales", "rescaled"]
+__all__ = ["held_scales", "rescaled", "with_branches"]
+
+_Made = tuple[nn.Module, OwnCode, PrunedModule]
+DEFAULT_SCALE = "scaled_dot_product_attention"  # it computes its scale from the head dim that it sees
 
 
 def held_scales(model: nn.Module, analysis: Analysis, scales: Mapping[str, float]) -> frozenset[str]:
@@ -32,19 +39,86 @@ def held_scales(model: nn.Module, analysis: Analysis, scales: Mapping[str, float
     return frozenset(node for node, _ in _edits(model, analysis.module, scales))
 
 
+def with_branches(
+    model: nn.Module, analysis: Analysis, found: _Made, slices: Slices, *, check: Check
+) -> _Made:
+    """Let branches that no call took have the scales of the ones taken, where a head dim shrank.
+
+    A module may hold its scale for one branch, while torch computes it in the other.  Flags that make no
+    difference in the original, and still do in the instance, are recorded: it refuses the other way.
+    """
+    made, own, pruned = found
+    folded = plan_of(pruned).scales
+    own = _with_held(model, analysis, made, own, pruned)
+    followed = computed_scales(analysis, slices.selection, pruned, ["", *(n for n, _ in model.named_children())])
+    paths = {module_of(node) for node in pruned.graph.nodes if node.name in {*folded, *followed}}
+    if not paths:
+        return found
+    example = seeded_noise(pruned.record.example, model)
+    split = split_flags(model, made, example, paths)
+    asked = {path for path, _ in split} | {p for p in paths if DEFAULT_SCALE in _names(model, p)}
+    wanted = {n.name for n in pruned.graph.nodes if n.name in followed and module_of(n) in asked}
+    other = rescaled(model, analysis, own, pruned, slices, check=check, only=wanted) if wanted else None
+    if other is not None:
+        made, own, pruned = other
+        split = split_flags(model, made, example, paths)
+    held = [(path, flag, vars(made.get_submodule(path))[flag]) for path, flag in split]
+    return made, replace(own, flags=tuple(held)), pruned
+
+
+def _with_held(
+    model: nn.Module, analysis: Analysis, instance: nn.Module, own: OwnCode, pruned: PrunedModule
+) -> OwnCode:
+    """Edit, in place, the scales that modules hold beside those that are folded, where no call reads them."""
+    done = {edit.slot for edit in own.edits}
+    found = dict.fromkeys(edit for _, edit in _edits(model, analysis.module, plan_of(pruned).scales))
+    edits = [edit for edit in found if edit.slot not in done and _may_edit(model, instance, edit)]
+    for edit in edits:
+        edit.slot.write(instance, edit.new)
+    follows = analysis.captured.follows_mode  # else train mode is held to its own graph afterwards
+    if edits and (wrong_in(instance, pruned) or (follows and trains_otherwise(model, instance, pruned))):
+        for edit in edits:
+            edit.slot.write(instance, edit.old)
+        return own
+    return replace(own, edits=(*own.edits, *edits))
+
+
+def _may_edit(model: nn.Module, instance: nn.Module, edit: Edit) -> bool:
+    """Does the code of a module, which is the user's own, name the number that it holds?"""
+    path = edit.slot.path
+    is_own = not isinstance(instance.get_submodule(path), fx.GraphModule)
+    return is_own and edit.slot.keys[0] in _names(model, path)
+
+
+def _names(model: nn.Module, path: str) -> set[str]:
+    return names_of_forward(model.get_submodule(path))
+
+
 def rescaled(
-    model: nn.Module, analysis: Analysis, own: OwnCode, pruned: PrunedModule, slices: Slices, *, check: Check
-) -> tuple[nn.Module, OwnCode, PrunedModule] | None:
-    """Make an instance whose held scales are those of its own head dims; None where none is another."""
+    model: nn.Module,
+    analysis: Analysis,
+    own: OwnCode,
+    pruned: PrunedModule,
+    slices: Slices,
+    *,
+    check: Check,
+    only: Collection[str] | None = None,
+) -> _Made | None:
+    """Make an instance whose held scales are those of its own head dims; None where none is another.
+
+    only: of these products; by default of all.
+    """
     modules = ["", *(name for name, _ in model.named_children())]
     scales = computed_scales(analysis, slices.selection, pruned, modules)
     edits = dict(_edits(model, pruned, scales))
     if not edits or not own.is_whole:
         return None
     plan = plan_of(pruned)
-    scales = {node: scale for node, scale in scales.items() if node in edits}
+    scales = {n: scale for n, scale in scales.items() if n in edits and (only is None or n in only)}
+    if not scales:
+        return None
     folded = rewrite(model, analysis, replace(plan, scales={**scales, **plan.scales}), check=check)
-    own = replace(own, edits=(*own.edits, *dict.fromkeys(edits.values())))
+    own = replace(own, edits=(*own.edits, *dict.fromkeys(edits[node] for node in scales)))
     made = instance_of(model, own, folded, Slices(analysis, slices.selection, slices.unused, folded))
     return None if wrong_in(made, folded) else (made, own, folded)
 

@@ -71,6 +71,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
             [t.path, t.name, t.dim, t.old, list(t.kept), [[list(keys), old] for keys, old in t.numbers]]
             for t in own.tables
         ],
+        "flags": [list(flag) for flag in own.flags],
     }
 
 
@@ -101,10 +102,16 @@ def own_from(data: object) -> OwnCode:
         forward = None if found is None else _forward(json_object(found))
         spellings = tuple(map(_spelling, json_list(record.get("spellings", []))))
         tables = tuple(map(_table, json_list(record.get("tables", []))))
+        flags = tuple(map(_flag, json_list(record.get("flags", []))))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
     unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
-    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables)
+    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables, flags)
+
+
+def _flag(data: object) -> tuple[str, str, bool]:
+    path, name, value = json_list(data)
+    return json_value(path, str), json_value(name, str), json_value(value, bool)
 
 
 def _edit(data: object) -> Edit:

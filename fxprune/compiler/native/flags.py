@@ -1,0 +1,91 @@
+"""Compare the ways that a module's flags lead: those that give one function in the original, and several now.
+
+A call takes one of them (torch's own attention, or the products spelled out); users switch to the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.certify.comparison import same_draws
+from fxprune.certify.float64 import in_double, in_eval_mode
+from fxprune.certify.relative_error import compare
+from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.fingerprint import TOLERANCE
+from fxprune.compiler.native.structure import in_double_as
+from fxprune.compiler.native.traits import repeatable
+from fxprune.graph.copies import own_buffers, structural_copy
+from fxprune.graph.example import Example
+from fxprune.graph.tensors import floats_of, in_float64, on_meta
+
+__all__ = ["Flag", "split_flags"]
+
+Flag = tuple[str, str]  # a module's path, and the attribute
+
+
+def split_flags(model: nn.Module, instance: nn.Module, example: Example, paths: Collection[str]) -> list[Flag]:
+    """List the flags of some modules that change nothing in the original, and do change an instance."""
+    if on_meta(model):
+        return []
+    asked = {path: found for path in paths if (found := [*_flags(model.get_submodule(path))])}
+    asked = {p: f for p, f in asked.items() if not isinstance(instance.get_submodule(p), fx.GraphModule)}
+    if not asked:
+        return []
+    given, now = (_given(root, example, asked) for root in (model, instance))
+    return [
+        (path, flag)
+        for path, flags in asked.items()
+        if path in given and path in now
+        for flag in flags
+        if _is_alike(model.get_submodule(path), given[path], flag)
+        and not _is_alike(instance.get_submodule(path), now[path], flag)
+    ]
+
+
+def _flags(module: nn.Module) -> Iterator[str]:
+    """Name the switches in a module's own state that its code asks for."""
+    named = names_of_forward(module)
+    for name, value in vars(module).items():
+        if isinstance(value, bool) and name in named and name != "training":
+            yield name
+
+
+def _given(root: nn.Module, example: Example, paths: Collection[str]) -> dict[str, Example]:
+    """Run a model; return what modules are called with first."""
+    copied, found = structural_copy(root, own_buffers), dict[str, Example]()
+    in_eval_mode(copied)
+    for path in paths:
+
+        def note(m: nn.Module, args: object, kwargs: object, path: str = path) -> None:
+            if path not in found:
+                found[path] = Example(*repeatable((args, kwargs))).map(Tensor.clone)
+
+        copied.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+    given = example.map(Tensor.clone)
+    with torch.no_grad(), same_draws(copied), contextlib.suppress(Exception):  # whatever it says of noise
+        copied(*given.args, **given.kwargs)
+    return found
+
+
+def _is_alike(module: nn.Module, given: Example, flag: str) -> bool:
+    """Does a module compute the same whichever way a flag points?"""
+    results = []
+    for turned in (False, True):
+        double = structural_copy(module, in_double_as)
+        in_eval_mode(double)
+        if turned:
+            vars(double)[flag] = not vars(double)[flag]
+        x = given.map(in_float64).map(Tensor.clone)
+        try:
+            with torch.no_grad(), same_draws(double), in_double():
+                results.append(floats_of(double(*x.args, **copy.copy(x.kwargs))))
+        except Exception:  # whatever its code says of the other way
+            return False
+    one, other = results
+    alike = [t.shape for t in one] == [t.shape for t in other]
+    return alike and compare(one, other).error <= TOLERANCE
