@@ -78,7 +78,7 @@ def refuse_unsupported(model: nn.Module) -> None:
 
 # What a result has beside: see `PrunedModule`, which stands above.
 OF_RESULTS = frozenset(
-    {"_parts", "_state", "folded", "modes", "no_weight_decay", "record", "restore", "ties"}
+    {"_parts", "_state", "constants", "folded", "modes", "no_weight_decay", "record", "restore", "ties"}
 )
 
 

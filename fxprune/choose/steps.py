@@ -6,8 +6,9 @@ what was trained is carried over into the next, smaller model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from fxprune.choose.importance.score import Scores
 from fxprune.choose.planned import options_behind
 from fxprune.graph.tensors import device_of, is_float
 from fxprune.result.forms import PrunedModel, with_record
-from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import PrunedModule, plan_of, record_of
 from fxprune.result.refitted import Refit
 from fxprune.rules.axes import atoms_of
@@ -27,6 +27,8 @@ from fxprune.rules.axes import atoms_of
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
 
 Between = Callable[[PrunedModel, int], None]
+IdleKept = Mapping[str, tuple[Tensor | None, ...]]  # weight -> what is kept of each dimension
+_NONE: IdleKept = MappingProxyType({})
 Judge = Callable[[Analysis, Sequence[Group]], Scores]
 
 
@@ -72,18 +74,25 @@ def _counterpart(analysis: Analysis, group: Group, smaller: Analysis) -> Group |
     return None
 
 
-def carry_over(trained: nn.Module, smaller: nn.Module) -> None:
+def carry_over(
+    trained: nn.Module, smaller: nn.Module, before: IdleKept = _NONE, after: IdleKept = _NONE
+) -> None:
     """Copy into the smaller model those of the trained weights that it keeps.
 
     What was solved again and not trained since stays known as that.
+
+    before, after: what either keeps of weights that no graph, and so no plan, knows of.
     """
     old, new = record_of(trained), record_of(smaller)
     values, refit = trained.state_dict(), {}
     with torch.no_grad():
         for name, tensor in smaller.state_dict().items():
             value = _times(values[name], old.folded.get(name), inverse=True)
-            value = _times(_kept_of(value, name, old.plan, new.plan), new.folded.get(name))
-            if value.shape != tensor.shape:  # of an instance, what no graph uses: nothing trained it
+            whole = (None,) * tensor.ndim
+            was = old.plan.kept.get(name) or before.get(name, whole)
+            value = _kept_of(value, was, new.plan.kept.get(name) or after.get(name, whole))
+            value = _times(value, new.folded.get(name))
+            if value.shape != tensor.shape:  # what its own axes say nothing of
                 continue
             tensor.copy_(value)
             done = old.plan.refit.get(name)
@@ -104,9 +113,8 @@ def _times(tensor: Tensor, fold: tuple[Tensor, float] | None, *, inverse: bool =
     return scaled
 
 
-def _kept_of(tensor: Tensor, name: str, old: Plan, new: Plan) -> Tensor:
-    for dim in range(tensor.ndim):
-        before, after = (plan.kept.get(name, (None,) * tensor.ndim)[dim] for plan in (old, new))
+def _kept_of(tensor: Tensor, old: Sequence[Tensor | None], new: Sequence[Tensor | None]) -> Tensor:
+    for dim, (before, after) in enumerate(zip(old, new, strict=True)):
         if after is None:
             continue
         places = after if before is None else torch.searchsorted(before, after)

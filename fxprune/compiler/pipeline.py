@@ -16,6 +16,7 @@ from fxprune.choose.like.like import check_loads
 from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
 from fxprune.compiler.native.own_class import check_form, in_form
+from fxprune.compiler.native.unused import idle_kept
 from fxprune.compiler.once import pruned_once, trial_of
 from fxprune.compiler.refit.refit import refit as refitted
 from fxprune.compiler.rewrite import Rewriter
@@ -225,10 +226,12 @@ def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -
         part = request.part(step)
         graph = graph_form(pruned)
         retrial = partial(trial_of, graph, request=part)
+        before = idle_kept(model, decision.analysis, decision.plan) if form == "module" else {}
         decision = decide_again(decision, graph, part, rewriter=rewriter, trial_of=retrial)
         smaller = in_form(form, model, decision.analysis, decision.plan)
         if request.between is not None:  # else nobody trained: carrying folded scales over would round twice
-            carry_over(pruned, smaller)
+            after = idle_kept(model, decision.analysis, decision.plan) if before else {}
+            carry_over(pruned, smaller, before, after)
         pruned = smaller
     if request.refits and request.steps > 1 and request.between is None:
         refitted(decision.analysis, pruned, request.data, **request.refit_options)

@@ -33,6 +33,7 @@ __all__ = [
         "guard_argument",
         "guard_branch",
         "guard_device",
+        "guard_given",
         "guard_kind",
         "guard_layout",
         "guard_size",
@@ -134,6 +135,16 @@ def _is_argument(value: Any, expected: Any) -> bool:
         return value is expected
     same = value == expected or (value != value and expected != expected)
     return type(same) is bool and same
+
+
+@functools.partial(guard, same=_is_argument)
+def guard_given(value: Any, expected: Any, *, part: str, name: str) -> Exception:
+    """Refuse another plain argument than that with which the call was made that a part stands for."""
+    said = "a tensor" if isinstance(value, Tensor) else shown(value)
+    return InputArgumentError(
+        f"{name}={said}: {part} is a part of the pruned graph, in which it is called with {name}="
+        f"{shown(expected)}, and computes nothing else; prune again with an example whose call of it has this"
+    )
 
 
 def _is_tensor(value: Any, expected: Any) -> bool:

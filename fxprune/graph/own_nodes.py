@@ -20,6 +20,7 @@ from fxprune.graph.guards import guard as guard
 from fxprune.graph.guards import guard_argument as guard_argument
 from fxprune.graph.guards import guard_branch as guard_branch
 from fxprune.graph.guards import guard_device as guard_device
+from fxprune.graph.guards import guard_given as guard_given
 from fxprune.graph.guards import guard_kind as guard_kind
 from fxprune.graph.guards import guard_layout as guard_layout
 from fxprune.graph.guards import guard_size as guard_size

@@ -136,6 +136,9 @@ def in_float64(value: Raised) -> Raised:
     """Return a tensor in double precision, or a module (changed in place) all of whose tensors are."""
     if isinstance(value, nn.Module):
         value._apply(in_float64)  # type: ignore[no-untyped-call]
+        for module in value.modules():  # a graph's constants, which its casts leave alone
+            for name, t in module._buffers.items():
+                module._buffers[name] = None if t is None else in_float64(t)
         return value
     if value.is_complex():
         return value.to(torch.complex128)

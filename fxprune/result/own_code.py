@@ -155,6 +155,9 @@ class Part:
     inputs: (parameter of its `forward`, keys inside the argument, node of the graph that stands there).
     reads: what it knows of the model's input.
     result: what it returns, in lists, tuples and dicts: a `Ref` for each tensor.
+    given: (parameter, keys inside the argument, what stands there) of flags, words and numbers that the graph
+        does not follow: others are refused.
+    layouts: (parameter, how its argument is nested).
     """
 
     path: str
@@ -162,6 +165,8 @@ class Part:
     inputs: tuple[tuple[str, Keys, str], ...]
     reads: tuple[Read, ...]
     result: object
+    given: tuple[tuple[str, Keys, Value], ...] = ()
+    layouts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

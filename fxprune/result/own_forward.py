@@ -12,9 +12,10 @@ from torch import fx, nn
 from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.as_data import NodeData, graph_as_data
 from fxprune.graph.classes import subclass_of
+from fxprune.graph.nests import Value
 from fxprune.result.own_spelling import unspelled
 from fxprune.result.own_tables import untabled
-from fxprune.result.pruned_module import forward_of_data
+from fxprune.result.pruned_module import FORM, constants_kept, forward_of_data
 
 __all__ = ["users_class", "with_forward", "without_forward"]
 
@@ -47,6 +48,7 @@ def _class(cls: type[nn.Module], data: list[NodeData] | None, barred: dict[str, 
     state: dict[str, object] = {name: _raising(name, why) for name, why in barred.items()}
     if data is not None:
         state["forward"] = forward_of_data(cls.__name__, data)
+        state["_apply"] = _applied
     state |= {"__reduce_ex__": _reduced, MADE: (cls, data, barred)}
     made: type[nn.Module] = subclass_of(cls, state)
     return made
@@ -61,6 +63,15 @@ def _raising(name: str, why: str) -> Callable[..., None]:
 
     barred.__name__ = name
     return barred
+
+
+def _applied(self: nn.Module, *args: Value, **kwargs: Value) -> nn.Module:
+    """Move or cast what the instance holds; what the original's code makes is moved alone."""
+    held, made = vars(self).get(FORM), dict(self.named_buffers())
+    with constants_kept(self, [name for name in (held.record.constants if held else ()) if name in made]):
+        here: Value = next(cls for cls in type(self).__mro__ if vars(cls).get("_apply") is _applied)
+        applied: nn.Module = super(here, self)._apply(*args, **kwargs)
+    return applied
 
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:

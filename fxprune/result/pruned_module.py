@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -23,7 +24,9 @@ from fxprune.result.plan import Plan
 from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
-__all__ = ["FORM", "PrunedModule", "forward_of_data", "noise_for", "plan_of", "record_of"]
+__all__ = [
+    *("FORM", "PrunedModule", "constants_kept", "forward_of_data", "noise_for", "plan_of", "record_of"),
+]
 
 FORM = "_fxprune"  # where an instance of the user's own class carries its record
 
@@ -34,11 +37,13 @@ class PrunedModule(fx.GraphModule):
     record: how it was made; the rewrite attaches it when all else stands.
     ties: second names of shared tensors -> the name that the graph uses.
     folded: weight -> its rows that a factor was folded into, and the factor.
+    constants: of a part, which has no record: the tensors that the original's code makes.
     """
 
     record: Record
     ties: Mapping[str, str]
     folded: Mapping[str, tuple[Tensor, float]] = MappingProxyType({})
+    constants: tuple[str, ...] = ()
 
     def recompile(self) -> fx.graph.PythonCode:
         """Make the class's code of the graph; a tracer of torch's gets the graph itself."""
@@ -84,14 +89,8 @@ class PrunedModule(fx.GraphModule):
                 f"follows the layout of weights: prune the model in that memory format"
             )
         record = self.__dict__.get("record")
-        names = record.constants if isinstance(record, Record) else ()
-        before = {name: tensor_at(self, name) for name in names}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, constant in before.items():
-            path, _, leaf = name.rpartition(".")
-            now = tensor_at(self, name)
-            if not now.is_meta and not constant.is_meta:  # a cast is none of it, `to_empty()` neither
-                self.get_submodule(path)._buffers[leaf] = constant.to(now.device)
+        with constants_kept(self, record.constants if isinstance(record, Record) else self.constants):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def no_weight_decay(self) -> set[str]:
@@ -119,6 +118,18 @@ class PrunedModule(fx.GraphModule):
     def _state(self) -> dict[str, object]:
         """Return modules, tensors, record, modes, and attributes that users set; not what the graph says."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_GRAPH}
+
+
+@contextlib.contextmanager
+def constants_kept(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Leave what code makes in the precision that it makes it in, while all that a module holds is cast."""
+    before = {name: tensor_at(module, name) for name in names}
+    yield
+    for name, constant in before.items():
+        path, _, leaf = name.rpartition(".")
+        now = tensor_at(module, name)
+        if not now.is_meta and not constant.is_meta:  # a cast is none of it, `to_empty()` neither
+            module.get_submodule(path)._buffers[leaf] = constant.to(now.device)
 
 
 def _keeps_layouts(fn: Callable[[Tensor], Tensor]) -> bool:

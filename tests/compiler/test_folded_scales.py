@@ -177,7 +177,7 @@ def test_a_product_that_is_read_without_its_scale_keeps_it() -> None:
 
 
 class TwoWays(nn.Module):
-    """Leaves its attention to torch, or spells it out, by a flag; `rate` is a number as large as the scale."""
+    """Leaves its attention to torch, or spells it out, by a flag; `rate` may be as large as the scale."""
 
     def __init__(self, fused: bool, rate: float = 0.0) -> None:
         super().__init__()

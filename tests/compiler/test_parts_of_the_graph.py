@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.certify.zoo import randomise
+from fxprune.errors import InputArgumentError, InputSizeError
 from fxprune.result.forms import graph_form
 from fxprune.result.pruned_module import record_of
 
@@ -84,6 +88,65 @@ def test_a_part_is_given_sizes_and_what_a_dropout_gives(pools: bool) -> None:
         torch.manual_seed(1)
         drawn.append(form(x))
     assert torch.allclose(*drawn, rtol=1e-4, atol=1e-5)
+
+
+class Optional(Rigid):
+    """Takes what its callers may leave out, and goes another way for a high grid."""
+
+    @wrapped
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        mask: Tensor | None = None,
+        scale: float = 1.0,
+        **more: Any,
+    ) -> Tensor:
+        y = Rigid.forward(self, x, height, width) * more.get("times", scale)
+        y = y * 2 if height > 4 else y
+        return y if mask is None else y * mask
+
+
+def test_a_part_refuses_what_its_graph_does_not_compute(tmp_path: Path) -> None:
+    model, x = randomise(Image().eval()), image()
+    model.attention = randomise(Optional().eval())
+    options = {"ratios": {"attention.heads*": 0.25}, "attention": "heads"}
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", **options)
+    assert [p.path for p in record_of(pruned).own.parts] == ["attention"]
+    fxprune.save(pruned, tmp_path / "saved")
+    for same in (pruned, fxprune.load(tmp_path / "saved", model=model)):
+        assert torch.allclose(same(image(32, 16)), graph_form(same)(image(32, 16)), rtol=1e-4, atol=1e-5)
+        for form in (same, graph_form(same)):
+            with pytest.raises(InputSizeError, match="another branch"):
+                form(image(64, 32))
+        tokens = torch.randn(2, 16, same.attention.q.in_features)
+        torch.testing.assert_close(
+            same.attention(tokens, 4, 4, None, scale=1.0), same.attention(tokens, 4, 4)
+        )
+        for other in ({"mask": torch.ones(2, 16, 1)}, {"scale": 0.0}, {"times": 2.0}):
+            with pytest.raises(InputArgumentError, match="attention is a part of the pruned graph"):
+                same.attention(tokens, 4, 4, **other)
+
+
+class Clamped(Rigid):
+    """Makes a number that half precision can't hold."""
+
+    @wrapped
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        y = Rigid.forward(self, x, height, width)
+        return y.float().clamp_min(torch.tensor(-1e9)).to(y.dtype)
+
+
+def test_what_the_code_of_a_part_makes_keeps_its_precision() -> None:
+    model = randomise(Image().eval())
+    model.attention = randomise(Clamped().eval())
+    options = {"ratios": {"attention.heads*": 0.25}, "attention": "heads"}
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), form="module", **options)
+    assert [p.path for p in record_of(pruned).own.parts] == ["attention"]
+    for same in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert [(t.dtype, float(t)) for t in same.half().buffers()] == [(torch.float32, -1e9)]
+        assert next(same.parameters()).dtype == torch.float16
 
 
 class AnyWords(Rigid):

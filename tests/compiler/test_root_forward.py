@@ -284,3 +284,21 @@ def test_a_scale_of_the_roots_own_code_is_folded_before_its_forward_is_replaced(
     assert fxprune.verify(model, pruned, example_inputs=image(batch=3)) < 1e-8
     assert record_of(pruned).own.is_whole, record_of(pruned).own.replaced
     assert type(pruned) is Scaled and fxprune.plan_of(pruned).scales
+
+
+class Clamped(Waves):
+    """Makes a number that half precision can't hold."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return super().tokens(x).float().clamp_min(torch.tensor(-1e9)).to(x.dtype)
+
+
+def test_what_its_code_makes_keeps_its_precision() -> None:
+    model, x = randomise(Clamped().eval()), torch.randn(2, 3, 32, 32)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert [name for name, _ in record_of(pruned).own.replaced] == ["forward"]
+    for same in (pruned, pickle.loads(pickle.dumps(pruned))):
+        same.to(torch.float16)
+        held = [t for t in same.buffers() if t.is_floating_point()]
+        assert [(t.dtype, float(t)) for t in held] == [(torch.float32, -1e9)]
+        assert next(same.parameters()).dtype == torch.float16

@@ -143,6 +143,18 @@ def test_a_head_of_train_mode_reads_the_channels_that_are_left() -> None:
     assert [t.shape for t in pruned.train()(x)] == [(2, 5), (2, 5)]
 
 
+def test_what_train_mode_alone_uses_is_carried_over_from_step_to_step() -> None:
+    model, x = randomise(Detector().eval()), torch.randn(2, 3, 32, 32)
+
+    def train(pruned: nn.Module, step: int) -> None:
+        with torch.no_grad():
+            pruned.more.weight.mul_(2.0)
+
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", steps=3, between=train)
+    (kept,) = fxprune.plan_of(pruned).kept["boxes.weight"][1:2]
+    assert torch.equal(pruned.more.weight, 4 * model.more.weight[:, kept])
+
+
 class Masked(nn.Module):
     """Puts a token in the place of patches that a mask covers; a call without one leaves it unused."""
 

@@ -28,7 +28,9 @@ __all__ = ["Flag", "split_flags"]
 Flag = tuple[str, str]  # a module's path, and the attribute
 
 
-def split_flags(model: nn.Module, instance: nn.Module, example: Example, paths: Collection[str]) -> list[Flag]:
+def split_flags(
+    model: nn.Module, instance: nn.Module, example: Example, paths: Collection[str]
+) -> list[Flag]:
     """List the flags of some modules that change nothing in the original, and do change an instance."""
     if on_meta(model):
         return []

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.compiler.native.boundaries import Boundary, Number, Unknown
+from fxprune.compiler.native.boundaries import Boundary, Unknown
+from fxprune.compiler.native.part_arguments import PartError, inputs_of, plain_arguments, read_off
 from fxprune.compiler.native.traits import Traits
-from fxprune.graph.nests import PLAIN, placed_leaves
-from fxprune.graph.tensors import get_or_create_submodule, named_tensors
-from fxprune.result.own_code import Part, Read, Ref
+from fxprune.graph.nests import PLAIN
+from fxprune.graph.own_nodes import (
+    autocast_back,
+    autocast_off,
+    guard_given,
+    is_guard,
+    layout_of_argument,
+)
+from fxprune.graph.tensors import get_or_create_submodule, is_inside, module_of, named_tensors
+from fxprune.result.own_code import Keys, Part, Read, Ref
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["PartError", "cut", "part_at"]
-
-_GIVEN = (Ref, Number, torch.dtype, torch.device)  # what a part may be given
-
-
-class PartError(Exception):
-    """A module's part of the graph can't stand alone: why."""
 
 
 def part_at(
@@ -50,12 +51,14 @@ def part_at(
     result = pytree.tree_map(lambda leaf: None if isinstance(leaf, Unknown) else leaf, call.result)
     if not _is_plain(result):
         raise PartError(f"it returns a {type(result).__name__}")
-    inputs = tuple(_inputs(model.get_submodule(call.path), call, traits))
-    part = Part(call.path, why, inputs, (), result)
+    module = model.get_submodule(call.path)
+    inputs = tuple(inputs_of(module, call, traits))
+    given, layouts = plain_arguments(module, call)
+    part = Part(call.path, why, inputs, (), result, given, layouts)
     found: list[Read] = []
 
     def read(node: str) -> Read | None:
-        known = _read_off(node, inputs, traits)
+        known = read_off(node, inputs, traits)
         found.extend([known] if known else [])
         return known
 
@@ -77,43 +80,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (Ref, *PLAIN))
 
 
-def _inputs(module: nn.Module, call: Boundary, traits: Traits) -> Iterator[tuple[str, tuple[Any, ...], str]]:
-    """Find where in the arguments of a call its nodes stand."""
-    try:
-        bound = inspect.signature(type(module).forward).bind(module, *call.args, **call.kwargs)
-    except TypeError as error:
-        raise PartError(f"its arguments don't fit its signature: {error}") from error
-    for name, value in [*bound.arguments.items()][1:]:
-        for keys, leaf in placed_leaves(value, _GIVEN):
-            if isinstance(leaf, Ref):
-                nodes = [leaf.node, *call.alike.get(leaf.node, ())]
-            elif isinstance(leaf, Number):
-                nodes = [node for node, values in traits.items() if values == leaf.values]
-            else:
-                nodes = [node for node, values in traits.items() if {*values} == {leaf}]
-            yield from ((name, keys, node) for node in dict.fromkeys(nodes))
-
-
-def _read_off(node: str, inputs: tuple[tuple[str, tuple[Any, ...], str], ...], traits: Traits) -> Read | None:
-    """Find a size, shape, dtype or device of the model's input that is that of one of the module's inputs."""
-    wanted = traits.get(node)
-    if wanted is None or type(wanted[0]) is tuple:  # a tensor
-        return None
-    for _, _, given in inputs:
-        tensors = traits.get(given, ())
-        if not tensors or type(tensors[0]) is not tuple:
-            continue
-        shapes, types, devices = zip(*tensors, strict=True)
-        if wanted == types:
-            return Read(node, given, "dtype")
-        if wanted == devices:
-            return Read(node, given, "device")
-        if wanted == shapes:
-            return Read(node, given, "shape")
-        sizes = [*zip(*shapes, strict=False)]
-        if wanted in sizes:
-            return Read(node, given, "size", sizes.index(wanted))
-    return None
+def _refuses(node: fx.Node) -> bool:
+    """Does a node refuse calls?  Those that switch autocast have to stand where they stood."""
+    return is_guard(node) and node.target not in (autocast_off, autocast_back)
 
 
 class _Cutter:
@@ -131,14 +100,21 @@ class _Cutter:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.env: dict[fx.Node, fx.Node] = {}
+        record = getattr(pruned, "record", None)
+        self.made_by_code = {*record.constants} if record else set()
+        self.constants: list[str] = []
 
     def cut(self) -> PrunedModule:
         self._placeholders()
+        for node in self.nodes.values():  # what the part refuses reads nothing that it is not given
+            if _refuses(node) and is_inside(module_of(node), [self.part.path]):
+                self._copied(node)
         self.graph.output(pytree.tree_map(self._computed, self.part.result))
         self.graph.lint()
         part = PrunedModule(self.root, self.graph, type(self.module).__name__)
         self._keep_names(part)
         self._keep_facts(part)
+        part.constants = tuple(self.constants)
         part.restore({}, dict.fromkeys(["", *(p for p, _ in part.named_modules())], self.module.training))
         return part
 
@@ -160,12 +136,22 @@ class _Cutter:
                 stars + parameter.name,
                 default_value=inspect.Parameter.empty if stars else parameter.default,
             )
+        words = {"part": self.part.path}
+        for name, layout in self.part.layouts:
+            spelled = self.graph.call_function(layout_of_argument, (made[name],))
+            self.graph.call_function(guard_given, (spelled, layout), {**words, "name": name})
+        for name, keys, value in self.part.given:
+            here = self._item(made[name], keys)
+            self.graph.call_function(guard_given, (here, value), {**words, "name": name})
         for name, keys, node in self.part.inputs:
-            here = made[name]
-            for key in keys:
-                here = self.graph.call_function(operator.getitem, (here, key))
+            here = self._item(made[name], keys)
             if node in self.nodes:  # else a size that became a number
                 self.env.setdefault(self.nodes[node], here)
+
+    def _item(self, here: fx.Node, keys: Keys) -> fx.Node:
+        for key in keys:
+            here = self.graph.call_function(operator.getitem, (here, key))
+        return here
 
     def _copied(self, wanted: fx.Node) -> fx.Node:
         """Copy a node and all that it needs, back to the module's inputs."""
@@ -224,6 +210,8 @@ class _Cutter:
         if node.op == "call_module":
             place._modules[leaf] = self.pruned.get_submodule(full)
             return inner
+        if full in self.made_by_code:
+            self.constants.append(inner)
         owner = self.pruned.get_submodule(full.rpartition(".")[0])
         name = full.rpartition(".")[2]
         if name in owner._parameters:

@@ -50,7 +50,9 @@ def with_branches(
     made, own, pruned = found
     folded = plan_of(pruned).scales
     own = _with_held(model, analysis, made, own, pruned)
-    followed = computed_scales(analysis, slices.selection, pruned, ["", *(n for n, _ in model.named_children())])
+    followed = computed_scales(
+        analysis, slices.selection, pruned, ["", *(n for n, _ in model.named_children())]
+    )
     paths = {module_of(node) for node in pruned.graph.nodes if node.name in {*folded, *followed}}
     if not paths:
         return found

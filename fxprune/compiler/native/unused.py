@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -18,6 +19,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, typed_by
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import in_double, in_eval_mode
+from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.graph_values import GraphValues
 from fxprune.compiler.native.structure import doubled_copy
@@ -27,11 +29,13 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import in_float64, is_inside, module_of
+from fxprune.result.plan import Plan
+from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Product, Sum
 from fxprune.rules.modules import native
 from fxprune.rules.registry import Axes
 
-__all__ = ["unused_axes"]
+__all__ = ["idle_kept", "unused_axes"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # these call, or list, whatever lies in them
 
@@ -57,6 +61,20 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
         if native(module) is None:
             found[name] = _beside(module._parameters[leaf], owner, analysis)  # type: ignore[arg-type]
     return {name: axes for name, axes in found.items() if name in idle}
+
+
+def idle_kept(model: nn.Module, analysis: Analysis, plan: Plan) -> dict[str, tuple[Tensor | None, ...]]:
+    """Map the weights that the captured graph left out to what a plan keeps of each of their dimensions."""
+    analysis = as_planned(analysis, plan)
+    selection = Selection.from_plan(analysis, plan)
+    return {
+        name: tuple(_as_tensor(selection.positions(axis)) for axis in axes)
+        for name, axes in unused_axes(model, analysis).items()
+    }
+
+
+def _as_tensor(positions: np.ndarray | None) -> Tensor | None:
+    return None if positions is None else torch.from_numpy(positions)
 
 
 def _by_inputs(model: nn.Module, analysis: Analysis, idle: set[str]) -> Mapping[str, Axes]:

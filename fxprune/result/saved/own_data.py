@@ -50,6 +50,8 @@ def own_data(own: OwnCode) -> dict[str, object]:
                 "inputs": [[name, list(keys), node] for name, keys, node in part.inputs],
                 "reads": [[r.node, r.of, r.what, r.dim] for r in part.reads],
                 "result": _spelled(part.result),
+                "given": [[name, list(keys), value] for name, keys, value in part.given],
+                "layouts": [list(layout) for layout in part.layouts],
             }
             for part in own.parts
         ],
@@ -168,8 +170,17 @@ def _part(data: JsonObject) -> Part:
         Read(json_value(node, str), json_value(of, str), cast(What, what), json_value(dim, int))
         for node, of, what, dim in map(json_list, json_list(data["reads"]))
     ]
+    given = [
+        (json_value(name, str), _keys(keys), value)
+        for name, keys, value in map(json_list, json_list(data.get("given", [])))
+    ]
+    layouts = [
+        (json_value(name, str), json_value(layout, str))
+        for name, layout in map(json_list, json_list(data.get("layouts", [])))
+    ]
     path, why = json_value(data["path"], str), json_value(data["why"], str)
-    return Part(path, why, tuple(inputs), tuple(reads), _read(json_object(data["result"])))
+    result = _read(json_object(data["result"]))
+    return Part(path, why, tuple(inputs), tuple(reads), result, tuple(given), tuple(layouts))
 
 
 def _forward(data: JsonObject) -> Forward:
