@@ -165,10 +165,20 @@ def convolution_axes(
 
 
 @rule("embedding_bag")
-def embedding_bag_axes(input: Typed, weight: Typed, *options: object, result: Typed, **more: object) -> Flow:
+def embedding_bag_axes(
+    input: Typed,
+    weight: Typed,
+    offsets: object = None,
+    max_norm: float | None = None,
+    *options: object,
+    result: Typed,
+    **more: object,
+) -> Flow:
     """b n, v c -> b c, v and n frozen"""
+    if max_norm not in (None, False):  # False: by ATen's order of arguments
+        raise NotCovered("it writes rows of a norm of all channels into its weight")
     vocabulary, c = weight.axes
     bags: Axis = input.axes[0] if input.ndim == 2 else result.axes[0]
     reasons = [(vocabulary, "looked up by index"), (input.axes[-1], "its places are added up")]
-    reasons += [(axis, "its places are added up") for t in leaves([options, more], Typed) for axis in t.axes]
+    reasons += [(axis, "its places are added up") for t in leaves([offsets, options, more], Typed) for axis in t.axes]
     return Flow((bags, c), frozen=reasons)

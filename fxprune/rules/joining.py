@@ -91,6 +91,8 @@ def tensor_split_axes(input: Typed, indices_or_sections: int | Sequence[int], di
         k = indices_or_sections
         sizes = [n // k + (i < n % k) for i in range(k)]
     else:
+        if any(not 0 <= i <= n for i in indices_or_sections):
+            raise NotCovered("places that count from the end, or lie beyond it, are not understood")
         ends = [0, *indices_or_sections, n]
         sizes = [b - a for a, b in itertools.pairwise(ends)]
     d = at(dim, input.ndim)
@@ -207,7 +209,8 @@ def _written_back(part: Flow, input: Typed, src: Typed) -> Flow:
 def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     """... [a | n | b] -> ... n"""
     d = at(dim, input.ndim)
-    piece, flow, spelled = sliced(input.axes[d], start, start + length, 1)
+    stop = None if start + length == 0 else start + length  # a[-2:], where it counts from the end
+    piece, flow, spelled = sliced(input.axes[d], start, stop, 1)
     sizes = {"start": spelled.start, "length": piece}
     return replace(flow, out=replaced(input.axes, d, piece), sizes=sizes)
 

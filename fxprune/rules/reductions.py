@@ -122,8 +122,10 @@ def topk_axes(input: Typed, k: int, dim: int = -1, largest: bool = True, sorted:
 
 
 @rule("softmax", "log_softmax", "softmin", "_softmax")
-def softmax_axes(input: Typed, dim: int = -1, *options: object, **more: object) -> Flow:
+def softmax_axes(input: Typed, dim: int | None = None, *options: object, **more: object) -> Flow:
     """... n -> ... n, n frozen: leaving an element out is not the same as setting it to zero"""
+    if dim is None:  # torch.nn.functional's own choice
+        dim = 0 if input.ndim in (0, 1, 3) else 1
     return Flow(input.axes, frozen=[(input.axes[at(dim, input.ndim)], "softmax over it")])
 
 

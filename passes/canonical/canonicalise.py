@@ -9,6 +9,8 @@ from torch import fx, nn
 from fxprune.graph.captured import Captured
 from fxprune.graph.uncompiled import outdate
 from fxprune.graph.values import propagate_values
+from fxprune.passes.canonical.counts_of_sums import counts_of_sums
+from fxprune.passes.canonical.divide_sums_first import divide_sums_first
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
 from fxprune.passes.canonical.follow_input import follow_input
@@ -58,6 +60,8 @@ def _passes(captured: Captured, source: nn.Module) -> list[Pass]:
         Pass("follow_input", follow_input),
         Pass("explicit_scale", explicit_scale),
         Pass("explicit_squeeze", partial(explicit_squeeze, batch=example.batch)),
+        Pass("divide_sums_first", divide_sums_first),
         Pass("sums_to_means", sums_to_means),
+        Pass("counts_of_sums", counts_of_sums),
         Pass("lift_modules", partial(lift_modules, source=source)),
     ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import CaptureError
 from fxprune.graph.modes import forward_reads_mode
 from fxprune.graph.op_names import op_name
 from fxprune.graph.tensors import module_of
@@ -28,6 +29,13 @@ _DEFAULTS = dict(
 _CONV = "input weight bias stride padding dilation groups"
 _CONV_TRANSPOSE = "input weight bias stride padding output_padding groups dilation"
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+# ranks of what they take -> layers
+_BATCH_NORMS = {
+    frozenset({2, 3}): nn.BatchNorm1d,
+    frozenset({4}): nn.BatchNorm2d,
+    frozenset({5}): nn.BatchNorm3d,
+}
 
 
 def lift_modules(module: fx.GraphModule, *, source: nn.Module) -> fx.GraphModule:
@@ -57,6 +65,12 @@ def _lift(
     (node, arguments), owner = sites[0], source.get_submodule(path)
     if op_name(node.target) == "batch_norm" and not _follows_mode(node, arguments, owner, source):
         return
+    ranks = {a["input"].meta["val"].ndim for _, a in sites}
+    if op_name(node.target) == "batch_norm" and not any(ranks <= of for of in _BATCH_NORMS):
+        raise CaptureError(
+            f"{path} normalises tensors of {' and '.join(map(str, sorted(ranks)))} dimensions by one forward of "
+            f"its own, which no batch norm of torch does: normalise one kind of tensor by it"
+        )
     layer = _layer(op_name(node.target), arguments, owner)
     if layer is None:
         return
@@ -186,7 +200,7 @@ def _layer(op: str, a: dict[str, Any], owner: nn.Module) -> nn.Module | None:
 
 def _batch_norm(a: dict[str, Any], owner: nn.Module) -> nn.Module:
     ndim, features = a["input"].meta["val"].ndim, a["input"].meta["val"].shape[1]
-    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
+    cls = next(cls for ranks, cls in _BATCH_NORMS.items() if ndim in ranks)
     momentum = getattr(owner, "momentum", a["momentum"])
     tracked = a["running_mean"] is not None
     return cls(features, a["eps"], momentum, affine=a["weight"] is not None, track_running_stats=tracked)

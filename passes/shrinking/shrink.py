@@ -11,6 +11,7 @@ from fxprune.passes.shrinking.steps.hide_forwards import hide_forwards
 from fxprune.passes.shrinking.steps.pin_sizes import pin_sizes
 from fxprune.passes.shrinking.steps.refuse_training import refuse_training
 from fxprune.passes.shrinking.steps.respell import respell
+from fxprune.passes.shrinking.steps.restore_counts import restore_counts
 from fxprune.passes.shrinking.steps.restore_scales import restore_scales
 from fxprune.passes.shrinking.steps.restore_sums import restore_sums
 from fxprune.passes.shrinking.steps.select_results import select_results
@@ -35,6 +36,7 @@ def shrink(analysis: Analysis, *, selection: Selection, original: nn.Module) -> 
     respell(draft)
     select_results(draft)
     restore_sums(draft)
+    restore_counts(draft)
     restore_scales(draft)
     describe_layers(draft)
     hide_forwards(draft)

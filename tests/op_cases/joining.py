@@ -43,6 +43,7 @@ def joining_cases(case: Cases) -> None:
     case("unsafe_chunk", lambda a: torch.unsafe_chunk(a, 2, 1), (4, 12))
     case("tensor_split", lambda a: torch.tensor_split(a, 5, 1), (4, 12))
     case("tensor_split", lambda a: a.tensor_split((3, 7), dim=1), (4, 12))
+    case("tensor_split", lambda a: a.tensor_split([-2], 1), (4, 12), frozen=True)
     case("unbind", lambda a: a.unbind(0), (3, 4, 6), captures=BOTH)
     case("unbind", lambda a: torch.unbind(a, dim=-1), (4, 6, 2))
     case("unbind", lambda a: a.unbind(2), (2, 4, 3, 6, 5))
@@ -63,6 +64,7 @@ def joining_cases(case: Cases) -> None:
     case("written", assigned((Ellipsis, slice(2, 5))), (4, 5, 3, 4, 6), (4, 5, 3, 4, 3))
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
+    case("narrow", lambda a: a.narrow(1, -2, 2), (4, 6))
     for index in (
         slice(2, 4),
         (slice(None), slice(1, 4)),

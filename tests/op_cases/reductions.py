@@ -57,6 +57,7 @@ def reduction_cases(case: Cases) -> None:
         case(name, lambda a, name=name: getattr(torch, name)(a, -1), (4, 6, 5), captures=BOTH)
         case(name, lambda a, name=name: getattr(F, name)(a, dim=1), (4, 6, 5))
     case("softmax", lambda a: a.softmax(-1), (2, 4, 5, 6))
+    case("softmax", lambda a: F.softmax(a, _stacklevel=5), (2, 4, 5, 6))
     case("softmin", lambda a: F.softmin(a, 1), (4, 6, 5))
     case("_softmax", lambda a: aten._softmax.default(a, 1, False), (4, 6, 5))
     for name in ["cumsum", "cumprod", "logcumsumexp"]:

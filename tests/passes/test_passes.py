@@ -25,6 +25,8 @@ from fxprune.errors import InputSizeError
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.values import NodeError, propagate_values
+from fxprune.passes.canonical.counts_of_sums import counts_of_sums
+from fxprune.passes.canonical.divide_sums_first import divide_sums_first
 from fxprune.passes.canonical.explicit_scale import explicit_scale
 from fxprune.passes.canonical.explicit_squeeze import explicit_squeeze
 from fxprune.passes.canonical.follow_input import follow_input
@@ -48,7 +50,9 @@ PASSES: dict[str, Pass] = {
     "follow_input": follow_input,
     "explicit_scale": explicit_scale,
     "explicit_squeeze": explicit_squeeze,
+    "divide_sums_first": divide_sums_first,
     "sums_to_means": sums_to_means,
+    "counts_of_sums": counts_of_sums,
 }
 
 
@@ -455,6 +459,20 @@ def test_a_sum_over_its_count_is_a_mean(function: Callable[[Tensor], Tensor]) ->
     names = targets(applied(sums_to_means, traced(function, x), x))
     assert "mean" in names
     assert "sum" not in names
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(1).unsqueeze(1) / 6,
+        lambda x: x.sum(-1)[..., None] / x.shape[-1],
+        lambda x: (1 / 30) * x.sum((1, 2)).view(-1, 1, 1),
+    ],
+)
+def test_a_view_of_a_sum_is_divided_before(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 5)
+    module = applied(divide_sums_first, traced(function, x), x)
+    assert "mean" in targets(applied(sums_to_means, module, x))
 
 
 SUMS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,7 +13,7 @@ from fxprune.result.selection import Selection
 __all__ = ["Draft", "copied"]
 
 
-KEPT = ("where", "module", "literal_dtype", "sum_over")  # of what is known of nodes
+KEPT = ("where", "module", "literal_dtype", "sum_over", "counted")  # of what is known of nodes
 
 
 @dataclass(frozen=True)

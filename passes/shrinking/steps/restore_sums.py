@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fxprune.errors import RewriteError
 from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.rules.registry import dims_of
 
-__all__ = ["restore_sums"]
+__all__ = ["product", "restore_sums", "sizes_read"]
 
 
 def restore_sums(draft: Draft) -> None:
@@ -44,7 +44,7 @@ def _restore(draft: Draft, mean: fx.Node, new: fx.Node, named: Mapping[str, fx.N
         return
     op, target, number, divides = mean.meta["sum_over"]
     if isinstance(number, str):
-        number = _read(draft, new, named.get(number), whole)
+        number = sizes_read(draft, new, named.get(number), whole)
     elif shrunk:
         count = math.prod(shape[d] for d in shrunk)  # which the mean over the kept ones divides by
         number = number / count if divides else number * count
@@ -64,18 +64,30 @@ def _restore(draft: Draft, mean: fx.Node, new: fx.Node, named: Mapping[str, fx.N
     draft.new_of[mean] = value
 
 
-def _read(draft: Draft, before: fx.Node, of: fx.Node | None, dims: list[int]) -> Any:
+def sizes_read(draft: Draft, before: fx.Node, of: fx.Node | None, dims: Sequence[int]) -> Any:
     """Return the product of a tensor's sizes, as nodes before another; of what shrinks, the model's own."""
     if of is None:
         raise RewriteError(
             f"{before.name} divides by a size of a tensor in a branch that is removed: keep it"
         )
-    number: Any = 1
+    numbers: list[Any] = []
     axes = draft.analysis.axes[of][0]
-    with before.graph.inserting_before(before):
-        for d in dims:
-            size: Any = of.meta["val"].shape[d]
-            if draft.selection.positions(axes[d]) is None:
+    for d in dims:
+        size: Any = of.meta["val"].shape[d]
+        if draft.selection.positions(axes[d]) is None:
+            with before.graph.inserting_before(before):
                 size = before.graph.call_method("size", (draft.new_of[of], d))
-            number = size if number == 1 else before.graph.call_function(operator.mul, (number, size))
-    return number
+        numbers.append(size)
+    return product(before, numbers)
+
+
+def product(before: fx.Node, numbers: Sequence[Any]) -> Any:
+    """Multiply numbers, as nodes before another."""
+    found = numbers[0] if numbers else 1
+    for number in numbers[1:]:
+        if isinstance(found, fx.Node) or isinstance(number, fx.Node):
+            with before.graph.inserting_before(before):
+                found = before.graph.call_function(operator.mul, (found, number))
+        else:
+            found *= number
+    return found
