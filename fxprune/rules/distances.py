@@ -180,5 +180,6 @@ def embedding_bag_axes(
     vocabulary, c = weight.axes
     bags: Axis = input.axes[0] if input.ndim == 2 else result.axes[0]
     reasons = [(vocabulary, "looked up by index"), (input.axes[-1], "its places are added up")]
-    reasons += [(axis, "its places are added up") for t in leaves([offsets, options, more], Typed) for axis in t.axes]
+    others = leaves([offsets, options, more], Typed)
+    reasons += [(axis, "its places are added up") for t in others for axis in t.axes]
     return Flow((bags, c), frozen=reasons)

@@ -68,8 +68,8 @@ def _lift(
     ranks = {a["input"].meta["val"].ndim for _, a in sites}
     if op_name(node.target) == "batch_norm" and not any(ranks <= of for of in _BATCH_NORMS):
         raise CaptureError(
-            f"{path} normalises tensors of {' and '.join(map(str, sorted(ranks)))} dimensions by one forward of "
-            f"its own, which no batch norm of torch does: normalise one kind of tensor by it"
+            f"{path} normalises tensors of {' and '.join(map(str, sorted(ranks)))} dimensions by one forward "
+            f"of its own, which no batch norm of torch does: normalise one kind of tensor by it"
         )
     layer = _layer(op_name(node.target), arguments, owner)
     if layer is None:
