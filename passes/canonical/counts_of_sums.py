@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxprune.graph.op_names import op_name
-from fxprune.passes.canonical.counts import (
+from fxprune.passes.counts import (
     DIVISIONS,
     REDUCTIONS,
     Count,

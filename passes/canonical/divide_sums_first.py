@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxprune.passes.canonical.counts import REDUCTIONS, operands, scaled
+from fxprune.passes.counts import REDUCTIONS, operands, scaled
 
 __all__ = ["divide_sums_first"]
 
@@ -23,20 +23,29 @@ def divide_sums_first(module: fx.GraphModule) -> fx.GraphModule:
     """
     for node in list(module.graph.nodes):
         total, _ = scaled(node, REDUCTIONS, views=_VIEWS) or (None, None)
-        seen = operands(node)[0] if total is not None else None
-        if total is None or seen is total:
+        views = _views_of(total, operands(node)[0]) if total is not None else []
+        if total is None or not views:
             continue
-        views = [seen]
-        while views[-1].args[0] is not total:
-            views.append(views[-1].args[0])
+        below: fx.Node = total
         with module.graph.inserting_before(node):
-            value = module.graph.node_copy(node, lambda n, of={seen: total}: of.get(n, n))
-            value.meta["val"] = total.meta["val"]
-            for view in reversed(views):
-                value = module.graph.node_copy(
-                    view, lambda n, above=view.args[0], value=value: value if n is above else n
-                )
-        node.replace_all_uses_with(value)
+            for of in [node, *reversed(views)]:
+                below = _on(of, views[0] if of is node else of.all_input_nodes[0], below)
+                below.meta["val"] = total.meta["val"] if of is node else of.meta["val"]
+        node.replace_all_uses_with(below)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     return module
+
+
+def _views_of(total: fx.Node, seen: fx.Node) -> list[fx.Node]:
+    """List the views of a sum, from the last to the first."""
+    views = []
+    while seen is not total:
+        views.append(seen)
+        seen = seen.all_input_nodes[0]
+    return views
+
+
+def _on(node: fx.Node, old: fx.Node, new: fx.Node) -> fx.Node:
+    """Copy a node, with another in the place of one of its arguments."""
+    return node.graph.node_copy(node, lambda n: new if n is old else n)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.passes.canonical.counts import DIVISIONS, SUMS, arguments, count_read, scaled
+from fxprune.passes.counts import DIVISIONS, SUMS, arguments, count_read, scaled
 
 __all__ = ["sums_to_means"]
 
@@ -29,10 +29,9 @@ def sums_to_means(module: fx.GraphModule) -> fx.GraphModule:
         if total is None:
             continue
         x, dims, keepdim = arguments(total)
+        whole = len(dims) == x.meta["val"].ndim and not keepdim
+        options: dict[str, Any] = {} if whole else {"dim": dims, "keepdim": keepdim}
         with module.graph.inserting_before(node):
-            options = (
-                {} if len(dims) == x.meta["val"].ndim and not keepdim else {"dim": dims, "keepdim": keepdim}
-            )
             mean = module.graph.call_function(torch.mean, (x,), options)
         mean.meta = dict(node.meta)
         read = count_read(number, x, dims)

@@ -34,8 +34,10 @@ def _number(draft: Draft, old: fx.Node, new: fx.Node, of: fx.Node | None, read: 
     axes = draft.analysis.axes[x][0]
     dims = dims_of(old.kwargs["dim"], len(axes))  # type: ignore[arg-type]
     shrunk = [d for d in dims if draft.selection.positions(axes[d]) is not None]
+    numbers: list[Any] = []
     written = math.prod(draft.selection.size(axes[d]) for d in dims if d not in read)
-    numbers = [written] if written != 1 else []
+    if written != 1:
+        numbers.append(written)
     with new.graph.inserting_before(new):
         numbers += [new.graph.call_method("size", (kept, d)) for d in shrunk if d in read]
     whole = [d for d in read if d not in shrunk]
@@ -49,7 +51,7 @@ def _put(draft: Draft, new: fx.Node, number: Any) -> None:
     while done:
         node, value = done.pop()
         for user in [*node.users]:
-            user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
+            user.args = tuple(value if arg is node else arg for arg in user.args)
             if not user.all_input_nodes:
                 done.append((user, user.target(*user.args)))  # type: ignore[operator]
         draft.graph.erase_node(node)
