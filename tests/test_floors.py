@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("graph",),
-    ("rules", "passes.check"),
+    ("rules", "passes.check", "passes.counts"),
     ("passes.canonical", "capture"),
     ("analysis",),
     ("result",),

@@ -18,7 +18,8 @@ __all__ = ["restore_counts"]
 def restore_counts(draft: Draft) -> None:
     """Replace sums of ones by sizes that are read, or by what is left of the model's own number.
 
-    Needs: copies of sums with `meta["counted"]`, as of `counts_of_sums`.
+    Needs: copies of sums with `meta["counted"]`, as of `counts_of_sums`.  Guarantees: numbers that count what
+    is kept.
     """
     named = {node.name: node for node in draft.new_of}
     for old, new in draft.new_of.items():
