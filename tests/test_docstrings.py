@@ -19,7 +19,7 @@ SOURCES = sorted(
 VERBS = """
 Add Allow Analyse Answer Apply Approach Ask Assign Bind Bring Broadcast Build Call Capture Catch Certify
 Change Check Choose Close Collect Compare Complete Compute Convert Copy Count Couple Cut Decide
-Decompose Decorate Derive Describe Detach Diagonalise Digest Draw Drop Edit End Erase Estimate
+Decompose Decorate Derive Describe Detach Diagonalise Digest Divide Draw Drop Edit End Erase Estimate
 Evaluate Explain Export Extend Factor Fetch Find Fix Fold Follow Forget Frame Free Freeze Get
 Give Guard Hide Hold Ignore Import Improve Index Infer Insert Install Invert Iterate Join Keep
 Label Lay Learn Leave Let Limit Link List Load Look Make Map Mark Match Measure Merge Mix Move
