@@ -66,6 +66,7 @@ def refuse_unsupported(model: nn.Module) -> None:
         ):
             if not (hooks := vars(module).get(kind)):
                 continue
+            hooks = {key: hook for key, hook in hooks.items() if not _is_of_a_result(hook)}
             for hook in hooks.values():
                 _refuse_rewritten_weight(hook, name)
             if not all("forward" in kind and _of_its_library(hook, module) for hook in hooks.values()):
@@ -120,6 +121,11 @@ def _of_its_library(hook: Any, module: nn.Module) -> bool:
     """Did the package of the module's class register this, on a module that is traced through?"""
     package = _package(type(module))
     return package not in ("torch", "__main__") and package == _package(hook) and native(module) is None
+
+
+def _is_of_a_result(hook: Any) -> bool:
+    """Did fxprune register this, on a result that is pruned again?  It refuses calls, no more."""
+    return isinstance(hook, functools.partial) and _package(hook.func) == __name__.partition(".")[0]
 
 
 def _package(thing: Any) -> str:

@@ -27,7 +27,7 @@ from fxprune.rules.axes import atoms_of
 __all__ = ["Between", "carry_over", "scores_of_the_rest"]
 
 Between = Callable[[PrunedModel, int], None]
-IdleKept = Mapping[str, tuple[Tensor | None, ...]]  # weight -> what is kept of each dimension
+IdleKept = Mapping[str, tuple[np.ndarray | None, ...]]  # weight -> what is kept of each dimension
 _NONE: IdleKept = MappingProxyType({})
 Judge = Callable[[Analysis, Sequence[Group]], Scores]
 
@@ -89,8 +89,8 @@ def carry_over(
         for name, tensor in smaller.state_dict().items():
             value = _times(values[name], old.folded.get(name), inverse=True)
             whole = (None,) * tensor.ndim
-            was = old.plan.kept.get(name) or before.get(name, whole)
-            value = _kept_of(value, was, new.plan.kept.get(name) or after.get(name, whole))
+            was = old.plan.kept.get(name) or _tensors(before.get(name, whole))
+            value = _kept_of(value, was, new.plan.kept.get(name) or _tensors(after.get(name, whole)))
             value = _times(value, new.folded.get(name))
             if value.shape != tensor.shape:  # what its own axes say nothing of
                 continue
@@ -111,6 +111,10 @@ def _times(tensor: Tensor, fold: tuple[Tensor, float] | None, *, inverse: bool =
     scaled = tensor.clone()
     scaled[rows.to(tensor.device)] *= 1 / factor if inverse else factor
     return scaled
+
+
+def _tensors(kept: tuple[np.ndarray | None, ...]) -> list[Tensor | None]:
+    return [None if places is None else torch.from_numpy(places) for places in kept]
 
 
 def _kept_of(tensor: Tensor, old: Sequence[Tensor | None], new: Sequence[Tensor | None]) -> Tensor:

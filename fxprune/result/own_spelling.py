@@ -13,6 +13,8 @@ import hashlib
 import inspect
 import linecache
 import types
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -54,6 +56,8 @@ class Place:
         return f"_{self.call or 'size'}_{self.method}_{numbers}" + (f"_{self.name}" if self.name else "")
 
 
+_shown: Counter[str] = Counter()  # files of code that was made here, by how many functions stand in each
+
 Layers = tuple[tuple[Place, ...], ...]
 
 
@@ -80,7 +84,7 @@ def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
     return made[0] if made else cls
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=64)
 def _class(users: Value, layers: Layers) -> type[nn.Module]:
     made = users
     for layer in layers:
@@ -119,7 +123,24 @@ def _spelled(function: types.FunctionType, places: Iterable[Place]) -> types.Fun
     source = source_of(function)
     if source is None:
         raise UnsupportedModuleError(f"the source of {function.__qualname__} can't be read")
-    return with_code(function, source.spelled(places))
+    code, file, text = source.spelled(places)
+    made = with_code(function, code)
+    _show(made, file, text)
+    return made
+
+
+def _show(function: types.FunctionType, file: str, text: str) -> None:
+    """Let what shows the source of a line, an error's or a debugger's, show a function's, while it lives."""
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    _shown[file] += 1
+    weakref.finalize(function, _forget, file)
+
+
+def _forget(file: str) -> None:
+    _shown[file] -= 1
+    if not _shown[file]:
+        del _shown[file]
+        linecache.cache.pop(file, None)
 
 
 @dataclass(frozen=True)
@@ -160,8 +181,8 @@ class Source:
         text = b"\n".join(self._lines(start, end)).decode()
         return Place(self.function.__name__, start, end, text, name, call)
 
-    def spelled(self, places: Iterable[Place]) -> types.CodeType:
-        """Return the code compiled anew, with attributes at some places.
+    def spelled(self, places: Iterable[Place]) -> tuple[types.CodeType, str, str]:
+        """Return the code compiled anew, with attributes at some places, of what file, and that as text.
 
         Raises:
             UnsupportedModuleError: it has something else there.
@@ -191,9 +212,7 @@ class Source:
         found = _code_in(compile(text, file, "exec", dont_inherit=True), self.code)
         if found is None or found.co_freevars != self.code.co_freevars:
             raise UnsupportedModuleError(f"{self.function.__qualname__} can't be compiled anew")
-        # What shows the source of a line, an error's or a debugger's, shows this one.
-        linecache.cache[file] = (len(text), None, text.decode().splitlines(keepends=True), file)
-        return found
+        return found, file, text.decode()
 
     def changed(self, transformer: ast.NodeTransformer) -> types.CodeType:
         """Return the code compiled anew, its syntax changed."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import gc
 import inspect
+import linecache
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.errors import UnsupportedModuleError
+from fxprune.result import own_spelling
 from fxprune.result.decorators import undecorated
 from fxprune.result.own_spelling import source_of, spelled_anew, unspelled
 from fxprune.result.pruned_module import record_of
@@ -246,3 +249,18 @@ def test_another_source_is_refused(pruned: nn.Module) -> None:
         spelled_anew(Attention(), [replace(places[0], text="B, N, D = x.shape")])
     with pytest.raises(UnsupportedModuleError, match="no plain method"):
         spelled_anew(nn.Identity(), [replace(places[0], method="gone")])
+
+
+def test_code_that_nothing_runs_leaves_no_source_behind(pruned: nn.Module) -> None:
+    source, block = source_of(Attention.forward), Attention()
+    assert source is not None
+    node = next(n for n in ast.walk(source.node) if isinstance(n, ast.Constant) and n.value == 3)
+    spelled_anew(block, [source.place(node)])
+    file = type(block).forward.__code__.co_filename
+    assert linecache.getline(file, 1)
+    del block
+    own_spelling._class.cache_clear()
+    gc.collect()
+    assert not linecache.getline(file, 1)
+    file = type(pruned.blocks[0]).forward.__code__.co_filename
+    assert linecache.getline(file, 1)

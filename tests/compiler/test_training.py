@@ -239,3 +239,37 @@ def test_what_cannot_be_right_is_refused_in_train_mode(
         with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
             same.looks(given())
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+class OfOne(nn.Module):
+    """Takes one sample at a time, of which a norm has no statistics in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.norm = WIDTH, nn.BatchNorm1d(WIDTH)
+        self.fc1, self.fc2 = nn.Linear(12, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.fc1(x)).relu().reshape(1, self.width)
+        return self.fc2(x * (self.width**-0.5 if self.training else 1.0))
+
+
+def test_a_batch_of_one_is_no_reason_to_trust_train_mode() -> None:
+    options = {"example_inputs": given()[:1], "capture": "export", "form": "module"}
+    pruned = fxprune.prune(randomise(OfOne().eval()), 0.5, **options)
+    assert type(pruned) is OfOne and not record_of(pruned).dynamic
+    pruned.train().norm.eval()
+    with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
+        pruned(given()[:1])
+
+
+def test_what_refuses_train_mode_can_be_pruned_again(tmp_path: Path) -> None:
+    model = randomise(OwnShape().eval())
+    pruned = fxprune.prune(model, 0.25, example_inputs=given(), form="module")
+    again = fxprune.prune(pruned, 0.25, example_inputs=given(), form="module")
+    fxprune.save(again, tmp_path / "saved")
+    assert fxprune.verify(pruned, again) < 1e-8
+    for same in (again, copy.deepcopy(again), fxprune.load(tmp_path / "saved", model=model)):
+        assert torch.equal(same.eval()(given()), again.eval()(given()))
+        with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
+            same.train()(given())

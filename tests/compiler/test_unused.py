@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,3 +192,14 @@ def test_a_token_beside_several_axes_of_its_size_stays_whole() -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
     assert fxprune.verify(model, pruned) < 1e-8
     assert {*fxprune.plan_of(pruned).groups} and pruned.token.shape == (1, 1, 48)
+
+
+def test_an_unused_token_is_as_wide_when_it_was_pruned_twice_and_saved(tmp_path: Path) -> None:
+    model, x = randomise(Masked().eval()), torch.randn(2, 3, 32, 32)
+    pruned = model
+    for _ in range(2):
+        pruned = fxprune.prune(pruned, 0.25, example_inputs=x, form="module")
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved", model=model)
+    mask = torch.arange(32).reshape(2, 16) % 3 == 0
+    assert torch.equal(loaded.token, pruned.token) and torch.equal(loaded(x, mask), pruned(x, mask))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.analyze import AnalysisOptions, analyzed
@@ -42,6 +43,8 @@ from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["always_training", "is_torchs", "trained_alike", "trains_otherwise"]
 
+_Graph = tuple[float | None, PrunedModule]  # of one side of every coin
+
 TRIES = 64  # combinations of numbers that train mode alone reads
 
 
@@ -62,14 +65,14 @@ def trained_alike(
     traced: the instance's own graph is the pruned one, in train mode as well if that follows it.
     """
     chance = any("random" in names_of_forward(m) for m in model.modules() if branches_on_mode(m))
-    if not chance and analysis.captured.follows_mode:
-        trial = None if traced else _trial_by_own_graph(model, instance, pruned)
-    else:
-        graphs = _training_graphs(model, analysis, pruned, chance)
-        if not graphs:
-            return replace(own, untrained=_unproved(model, instance, pruned, sizes))
-        trial = _Trial(model, instance, graphs, pruned)
-    if trial is None or not trial.differs():
+    follows = not chance and analysis.captured.follows_mode
+    if follows and traced:
+        return own
+    graphs = [(None, pruned)] if follows else _training_graphs(model, analysis, pruned, chance)
+    trial = _trial(model, instance, graphs, pruned) if graphs else None
+    if trial is None:
+        return replace(own, untrained=_unproved(model, instance, pruned, sizes))
+    if not trial.differs():
         return own
     options = trial.options(sizes, own)
     now = [slot.read(instance) for slot, _ in options]
@@ -82,16 +85,21 @@ def trained_alike(
 
 def trains_otherwise(model: nn.Module, instance: nn.Module, pruned: PrunedModule) -> bool:
     """Does an instance compute something else in train mode than a graph that follows it?"""
-    trial = _trial_by_own_graph(model, instance, pruned)
+    trial = _trial(model, instance, [(None, pruned)], pruned)
     return trial is not None and trial.differs()
 
 
-def _trial_by_own_graph(model: nn.Module, instance: nn.Module, pruned: PrunedModule) -> _Trial | None:
-    """Try an instance beside its own graph; None where that does not run in train mode."""
-    try:
-        return _Trial(model, instance, [(None, pruned)], pruned)
-    except Exception:  # train mode may ask for more than the example holds
-        return None
+def _trial(
+    model: nn.Module, instance: nn.Module, graphs: Sequence[_Graph], pruned: PrunedModule
+) -> _Trial | None:
+    """Try an instance beside graphs; None where those do not run in train mode.
+
+    Where a batch is too small for a norm's statistics, with those that it has seen.
+    """
+    for still in (False, True):
+        with contextlib.suppress(Exception):  # train mode may ask for more than the example holds
+            return _Trial(model, instance, graphs, pruned, still=still)
+    return None
 
 
 def is_torchs(module: nn.Module) -> bool:
@@ -125,17 +133,20 @@ class _Trial:
         self,
         model: nn.Module,
         instance: nn.Module,
-        graphs: Sequence[tuple[float | None, PrunedModule]],
+        graphs: Sequence[_Graph],
         pruned: PrunedModule,
+        *,
+        still: bool,
     ) -> None:
         self.model, self.instance, self.example = model, instance, _example(pruned, model)
         self.copy = in_float64(copy.deepcopy(instance))
-        self.wanted = [(coin, _run_graph(graph, self.example, coin)) for coin, graph in graphs]
+        self.still = still  # norms of batches take what they have seen
+        self.wanted = [(coin, _run_graph(graph, self.example, coin, still)) for coin, graph in graphs]
 
     def differs(self) -> bool:
         for coin, wanted in self.wanted:
             try:
-                got = _run(self.copy, self.example, coin)
+                got = _run(self.copy, self.example, coin, self.still)
             except Exception:  # whatever the code does with sizes that it did not expect
                 return True
             if len(got) != len(wanted) or compare(wanted, got).error > TOLERANCE:
@@ -188,9 +199,17 @@ def _example(pruned: PrunedModule, model: nn.Module) -> Example:
     return (example.with_batch(3) if pruned.record.dynamic else example).map(in_float64)
 
 
-def _run(double: nn.Module, example: Example, coin: float | None) -> list[Tensor]:
+def _run(double: nn.Module, example: Example, coin: float | None, still: bool) -> list[Tensor]:
     """Call a copy of a float64 model in train mode."""
-    return _called(copy.deepcopy(double).train(), example, coin)
+    return _called(_in_train_mode(copy.deepcopy(double), still), example, coin)
+
+
+def _in_train_mode(module: nn.Module, still: bool) -> nn.Module:
+    module.train()
+    for inner in module.modules() if still else ():
+        if isinstance(inner, _BatchNorm):
+            inner.eval()
+    return module
 
 
 def _called(double: nn.Module, example: Example, coin: float | None) -> list[Tensor]:
@@ -206,16 +225,16 @@ def _drawing(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _run_graph(graph: PrunedModule, example: Example, coin: float | None) -> list[Tensor]:
+def _run_graph(graph: PrunedModule, example: Example, coin: float | None, still: bool) -> list[Tensor]:
     double = doubled(graph)
-    double.train()
+    _in_train_mode(double, still)
     with refusing_nothing(double), torch.no_grad(), default_float64(), _drawing(graph), coin_on(coin):
         return floats_of(Float64Interpreter(double).run_on(example))
 
 
 def _training_graphs(
     model: nn.Module, analysis: Analysis, pruned: PrunedModule, chance: bool
-) -> list[tuple[float | None, PrunedModule]]:
+) -> list[_Graph]:
     """Prune the graph of a model's train mode by the same plan; where chance decides, that of either side.
 
     chance: Python's random numbers may decide, which a capture does not see.  Empty where there is none.

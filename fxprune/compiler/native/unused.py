@@ -63,18 +63,14 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
     return {name: axes for name, axes in found.items() if name in idle}
 
 
-def idle_kept(model: nn.Module, analysis: Analysis, plan: Plan) -> dict[str, tuple[Tensor | None, ...]]:
+def idle_kept(model: nn.Module, analysis: Analysis, plan: Plan) -> dict[str, tuple[np.ndarray | None, ...]]:
     """Map the weights that the captured graph left out to what a plan keeps of each of their dimensions."""
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     return {
-        name: tuple(_as_tensor(selection.positions(axis)) for axis in axes)
+        name: tuple(selection.positions(axis) for axis in axes)
         for name, axes in unused_axes(model, analysis).items()
     }
-
-
-def _as_tensor(positions: np.ndarray | None) -> Tensor | None:
-    return None if positions is None else torch.from_numpy(positions)
 
 
 def _by_inputs(model: nn.Module, analysis: Analysis, idle: set[str]) -> Mapping[str, Axes]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from importlib import metadata
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fxprune.analysis.analyze import analyze
 from fxprune.compiler import apply
+from fxprune.compiler.native.unused import idle_kept
 from fxprune.errors import FileError
+from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import device_of
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.json_types import Made
@@ -86,8 +89,24 @@ def parent_of(model: nn.Module, record: Made, rules: RuleSet) -> nn.Module:
         parent = parent_of(model, before, rules)
         pruned = replayed(parent, before, rules)
         own = own_from(before["own"]) if "own" in before else None
-        return pruned if own is None or own.is_graph else own_instance(parent, pruned, own, {})
+        if own is None or own.is_graph:
+            return pruned
+        return own_instance(parent, pruned, own, _idle(parent, before, rules))
     return model
+
+
+def _idle(model: nn.Module, record: Made, rules: RuleSet) -> dict[str, Tensor]:
+    """Slice the weights that no graph of a model uses as a record's plan does."""
+    example = example_from(record["example"], str(device_of(model)))
+    analysis = analyze(
+        model,
+        example_inputs=example.args,
+        example_kwargs=example.kwargs,
+        rules=rules,
+        **record["options"],
+    )
+    kept = idle_kept(model, analysis, plan_from(record["plan"]))
+    return {name: taken(model.get_parameter(name).detach(), places) for name, places in kept.items()}
 
 
 def versions(kind: str) -> dict[str, str]:
