@@ -20,7 +20,7 @@ from fxprune.cli.images import Labelled, classes_in, labelled_images, training_i
 from fxprune.cli.models import build_of, is_saved, refuse_overwriting
 from fxprune.cli.options import original_option, output_options, refuse, size_option, weights_options
 from fxprune.cli.preprocessing import normalisation_options
-from fxprune.cli.progress import progress
+from fxprune.cli.progress import progress, silenced
 from fxprune.cli.teaching import Lesson, lesson, teaching_options
 from fxprune.finetune.estimate import Estimate, estimate
 from fxprune.graph.tensors import device_of
@@ -163,18 +163,22 @@ def finetune(
         pixels = models.pixels
         images = training_images(data, student, about, pixels, batch, workers, policy, not no_labels)
         batches, words = images
+        learned = None if no_labels else data
         if dry_run:
             refuse("--dry-run writes nothing", "log_with", "resume", "every")
             step("trying a few batches")
-            judging = 0.0 if val is None else _judging_takes(val, models, batch)
+            judging = 0.0 if val is None else _judging_takes(val, models, batch, learned)
             found = _estimate(models, batches, training, judging, ratio, steps)
             click.echo(json.dumps(asdict(found)) if as_json else str(found))
             return
-        judge = None if val is None else _judge(labelled_images(val, student, about, pixels, None), batch)
+        judge = None
+        if val is not None:
+            judge = _judge(labelled_images(val, student, about, pixels, None, learned), batch)
         step(f"training on {len(batches)} batches of {data}: {words}")
     options: dict[str, Any] = {"evaluate": judge, "resume": resume, "every": every, "progress": not quiet}
     options["trackers"] = log_with
-    student, log = _trained(models, batches, training, Path(out), ratio, steps, options)
+    with silenced(quiet):
+        student, log = _trained(models, batches, training, Path(out), ratio, steps, options)
     if not _first():
         return
     with progress(quiet) as step:
@@ -242,14 +246,14 @@ def _estimate(
     return functools.reduce(Estimate.and_then, found)
 
 
-def _judging_takes(folder: str, models: Lesson, batch: int) -> float:
+def _judging_takes(folder: str, models: Lesson, batch: int, learned: str | None) -> float:
     """Measure how long it takes to judge a model by all images of a folder, on a few batches of them."""
-    read = functools.partial(labelled_images, folder, models.student, models.about, models.pixels)
-    total, few = read(None).count, read(4 * batch)
+    about = models.student, models.about, models.pixels
+    total, few = (labelled_images(folder, *about, most, learned) for most in (None, 4 * batch))
     judge = _judge(few, batch)
     began = time.perf_counter()
     judge(models.student)
-    return (time.perf_counter() - began) * total / few.count
+    return (time.perf_counter() - began) * total.count / few.count
 
 
 def _judge(labelled: Labelled, batch: int) -> Any:

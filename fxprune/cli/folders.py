@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fxprune.errors import DataError, listed
+from fxprune.result.fingerprint import json_digest
 
 __all__ = ["ImageFiles", "image_files", "subfolders"]
 
@@ -21,6 +22,12 @@ class ImageFiles:
     """Files with the numbers of their classes, as timm's `ImageDataset` reads them."""
 
     samples: list[tuple[str, int]]
+    folder: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Digest the names of the files, wherever the folder lies, and their numbers."""
+        return json_digest([[os.path.relpath(path, self.folder), number] for path, number in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -63,7 +70,7 @@ def image_files(folder: str, classes: Mapping[str, int] | None) -> Any:
     ]
     if not found:
         raise DataError(f"{folder}: there is no image below it ({', '.join(sorted(kinds))})")
-    return ImageFiles(sorted(found, key=lambda sample: natural_key(sample[0])))
+    return ImageFiles(sorted(found, key=lambda sample: natural_key(sample[0])), folder)
 
 
 def _files_below(folder: str, *, nested: bool) -> Iterator[str]:

@@ -28,6 +28,7 @@ __all__ = [
     "training_images",
 ]
 
+IN_ORDER = "in alphabetical order"
 SYNSET = re.compile(r"n\d{8}")  # how ImageNet names its classes
 
 
@@ -66,9 +67,16 @@ def batches_from(
 
 
 def labelled_images(
-    folder: str, model: nn.Module, options: dict[str, Any], pixels: Preprocessing, most: int | None
+    folder: str,
+    model: nn.Module,
+    options: dict[str, Any],
+    pixels: Preprocessing,
+    most: int | None,
+    learned: str | None = None,
 ) -> Labelled:
     """Read at most `most` images, evenly spread over the folder, each with its subfolder's class.
+
+    learned: the folder whose classes the model learns; None if it knows them from elsewhere.
 
     Raises:
         DataError: as `batches_from`; or it is not certain which class of the model a subfolder means.
@@ -76,7 +84,7 @@ def labelled_images(
     image = _image_of(model, options)
     with in_eval_mode(model), torch.no_grad():
         scores = class_scores(model(image), len(image))
-    numbers, how = class_numbers(subfolders(folder), scores.shape[1], model)
+    numbers, how = _numbers_as_learned(folder, learned, scores.shape[1], model)
     dataset, transform = _dataset(folder, pixels, image, numbers)
     count = min(most or len(dataset), len(dataset))
     return Labelled(dataset, count, f"classes {how}; {transform}")
@@ -112,6 +120,7 @@ def training_images(
     dataset, words = _dataset(folder, pixels, image, numbers, augment)
     if len(dataset) < batch:
         raise DataError(f"--data: {len(dataset)} images are fewer than a batch of {batch}: see --batch")
+    dataset.identity = f"{dataset.reader.digest} {sorted(augment.items())}"  # of which run these are
     collate = None if labelled else _images_alone
     loader = DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True, collate_fn=collate)
     return loader, f"classes {how}; {words}"
@@ -151,12 +160,33 @@ def class_numbers(names: Sequence[str], classes: int, model: nn.Module) -> tuple
         if set(names) <= set(synsets):
             return {name: synsets.index(name) for name in names}, "by ImageNet's names"
     if len(names) == classes and sorted(names) == sorted(names, key=_natural):
-        return {name: i for i, name in enumerate(sorted(names))}, "in alphabetical order"
+        return {name: i for i, name in enumerate(sorted(names))}, IN_ORDER
     raise DataError(
         f"--data: {len(names)} subfolders ({listed(names)}) for a model of {classes} classes: name them by "
         f"the number of the class (0 to {classes - 1}), or make one for each class, in alphabetical order; "
         f"for classes that the model does not know, fxprune finetune has --new-head"
     )
+
+
+def _numbers_as_learned(
+    folder: str, learned: str | None, classes: int, model: nn.Module
+) -> tuple[dict[str, int], str]:
+    """Match each subfolder as those of another folder were, by name where that has it.
+
+    Raises:
+        DataError: as `class_numbers`; or one is known by its place in the alphabet, which is another's there.
+    """
+    names = subfolders(folder)
+    if learned is None:
+        return class_numbers(names, classes, model)
+    known, how = class_numbers(subfolders(learned), classes, model)
+    more = [name for name in names if name not in known]
+    if names and not more:
+        return {name: known[name] for name in names}, how
+    found, how_found = class_numbers(names, classes, model)
+    if IN_ORDER in (how, how_found):
+        raise DataError(f"{folder} has classes that {learned} has not ({listed(more)}): give them one name")
+    return found, how_found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-__all__ = ["progress"]
+__all__ = ["progress", "silenced"]
+
+
+@contextlib.contextmanager
+def silenced(quiet: bool) -> Iterator[None]:
+    """Silence warnings, if `quiet`, of work that shows how far it has come by itself."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that says which step begins; `quiet` silences it, and warnings."""
     console = Console(stderr=True, quiet=quiet)
-    with warnings.catch_warnings(), console.status("") as status:
-        if quiet:
-            warnings.simplefilter("ignore")
+    with silenced(quiet), console.status("") as status:
 
         def step(text: str) -> None:
             status.update(text)

@@ -1,7 +1,8 @@
 """The folder of a run: what it is, what it has reached, and checkpoints to go on from.
 
-    run.json           what the run is: a checkpoint of any other is refused
-    checkpoint-E-B/    after E epochs and B batches of the next, by Accelerate; it appears whole or not at all
+    run.json           what the run is
+    checkpoint-E-B/    after E epochs and B batches of the next, by Accelerate; it appears whole or not at
+                       all, and says which run it is of: any other is refused
     log.jsonl          a line an epoch
 
 A kill leaves the last checkpoint whole; what it was writing or removing beside that, the next clears away.
@@ -54,6 +55,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None, accelerator: Accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
+        self.identity = ""
 
     def begin(self, identity: Mapping[str, Any], resume: bool) -> Progress:
         """Return where the run goes on, if there is a checkpoint of it; else write down what it is.
@@ -65,14 +67,14 @@ class Checkpoints:
             if resume:
                 raise TrainingError("resume=True needs folder=, where the run left its checkpoints")
             return Progress()
-        known = self._known()
-        if known is not None:
-            self._check(known, json.loads(json.dumps(identity)), resume)
-        self.accelerator.wait_for_everyone()  # all have read before one writes
-        if self.accelerator.is_main_process and known is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / RUN, json.dumps(identity, indent=1))
         last = self.last
+        if last is not None:  # else whatever was begun here has left nothing to lose
+            self._check(self._known(last), json.loads(json.dumps(identity)), resume)
+        self.identity = json.dumps(identity, indent=1)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if self.accelerator.is_main_process and last is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / RUN, self.identity)
         if last is None:
             return Progress()
         try:
@@ -111,6 +113,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if main and place != self.last:
             (beside / PROGRESS).write_text(json.dumps(asdict(progress)))
+            (beside / RUN).write_text(self.identity)
             _flush(path for path in beside.rglob("*") if path.is_file())
             os.replace(beside, place)
             _flush([self.folder])
@@ -124,15 +127,16 @@ class Checkpoints:
         if self.folder is not None and self.accelerator.is_main_process:
             write_whole(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in progress.log))
 
-    def _known(self) -> dict[str, Any] | None:
+    def _known(self, checkpoint: Path) -> dict[str, Any]:
+        """Return what run a checkpoint is of: the folder's own, where it is an older one that doesn't say."""
         assert self.folder is not None
+        inside = checkpoint / RUN
+        path = inside if inside.exists() else self.folder / RUN
         try:
-            known: dict[str, Any] = json.loads((self.folder / RUN).read_text())
+            known: dict[str, Any] = json.loads(path.read_text())
             return known
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{self.folder / RUN} can't be read: {error}") from error
+            raise TrainingError(f"{path} can't be read: {error}") from error
 
     def _check(self, known: Mapping[str, Any], identity: Mapping[str, Any], resume: bool) -> None:
         other = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]

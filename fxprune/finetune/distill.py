@@ -15,10 +15,11 @@ from torch import nn
 
 from fxprune.choose.importance.predictions import LogProbabilities, predictions_of
 from fxprune.errors import OptionError, TrainingError
+from fxprune.finetune.accelerated import Trackers, accelerated, tracked
 from fxprune.finetune.calls import call_of
 from fxprune.finetune.checkpoints import Checkpoints
-from fxprune.finetune.engine import Engine, Trackers, accelerated, tracked
-from fxprune.finetune.loader import loader_of
+from fxprune.finetune.engine import Engine
+from fxprune.finetune.loader import data_digest, loader_of
 from fxprune.finetune.loop import Evaluate, Loop, own_randomness
 from fxprune.finetune.loss import Distillation, TaskLoss
 from fxprune.finetune.schedule import refuse_idle_numbers
@@ -26,7 +27,7 @@ from fxprune.finetune.shards import refuse_other_shards, sharded, take_whole
 from fxprune.finetune.training import Training
 from fxprune.graph.modes import in_eval_mode
 from fxprune.graph.nests import PLAIN
-from fxprune.result.fingerprint import json_digest, layout_digest
+from fxprune.result.fingerprint import json_digest, layout_digest, weights_digest
 from fxprune.result.forms import is_result
 from fxprune.result.plan import plan_data
 from fxprune.result.pruned_module import plan_of
@@ -103,8 +104,9 @@ def distill(
         What the epochs came to; the student has the trained weights (or their average), in its old mode.
 
     Raises:
-        TrainingError: the folder holds another run; the teacher has other classes; a loss is not finite; the
-            accelerator shards weights by something else than FSDP2; the extra `[finetune]` is missing.
+        TrainingError: the folder holds another run; the teacher has other classes; a loss or a gradient is
+            not finite; the accelerator shards weights by something else than FSDP2; the extra `[finetune]`
+            is missing.
             Checkpoints stay as they were.
         DataError: batches are none, or of unknown length.
         OptionError: an option is out of range, or would have no effect.
@@ -131,6 +133,7 @@ def distill(
         loader = loader_of(batches, device)
         functions = {"loss": loss, "log_probabilities": log_probabilities}
         identity = _identity(student, teacher, training, len(loader), functions)
+        identity = {**identity, "data": data_digest(batches)}
         mixes = training.mixup > 0 or training.cutmix > 0
         distillation = Distillation(
             student,
@@ -142,9 +145,9 @@ def distill(
             log_probabilities=log_probabilities,
         )
         classes = _classes(student.to(device.device), loader, log_probabilities) if mixes else 0
+        engine = Engine.of(student, loader, training, device, classes)
         checkpoints = Checkpoints(place, device)
         reached = checkpoints.begin(identity, resume)
-        engine = Engine.of(student, loader, training, device, classes)
         distillation.student = engine.bare
         with tracked(device, training, trackers):
             reached = Loop(engine, distillation, checkpoints, evaluate, every, progress).run(reached)
@@ -173,7 +176,7 @@ def _identity(
     return {name: _name_of(function) for name, function in functions.items() if function is not None} | {
         "student": layout_digest(student.state_dict()),
         "plan": plan,
-        "teacher": None if teacher is None else layout_digest(teacher.state_dict()),
+        "teacher": None if teacher is None else weights_digest(teacher.state_dict()),
         "number of batches": batches,
         "training": asdict(training),
     }

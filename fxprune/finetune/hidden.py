@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.choose.planned import analysis_behind
 from fxprune.compiler.rebase import rebased
-from fxprune.errors import TrainingError
+from fxprune.errors import TrainingError, listed
 from fxprune.finetune.renormalised import Renormalised
 from fxprune.graph.tensors import at_least_float32, named_tensors
 from fxprune.result.fingerprint import layout_digest
@@ -43,6 +43,7 @@ class Reads(TorchFunctionMode):
         only while they are used.
     names: a weight's name in the model -> the name to record it by.
     found: (is it a norm?, name of the weight) -> what was read and the dimension of its channels, in order.
+    without_gradient: the keys of what was read where no gradients are taken.
     """
 
     def __init__(self, model: nn.Module | None, names: Mapping[str, str]) -> None:
@@ -50,6 +51,7 @@ class Reads(TorchFunctionMode):
         self.model, self.names = model, names
         self.met: dict[int, tuple[Tensor, str | None]] = {}
         self._look()
+        self.without_gradient: list[tuple[bool, str]] = []
         self.found: dict[tuple[bool, str], list[tuple[Tensor, int]]] = defaultdict(list)
 
     def __torch_function__(
@@ -65,6 +67,8 @@ class Reads(TorchFunctionMode):
     def _take(self, norm: bool, dim: int, given: list[Any]) -> None:
         name = next((name for value in given if (name := self._name(value)) is not None), None)
         if name is not None and isinstance(given[0], Tensor):
+            if not torch.is_grad_enabled():
+                self.without_gradient.append((norm, name))
             self.found[norm, name].append((given[0], dim))
 
     def _name(self, value: object) -> str | None:
@@ -115,11 +119,13 @@ class HiddenStates:
         """Return the mean squared error of the kept channels, relative to their mean square: a scalar.
 
         Raises:
-            TrainingError: the two have no hidden state in common.
+            TrainingError: the two have no hidden state in common, or the student's have no gradient.
         """
         for norm in (True, False):
             errors = list(self._errors(norm, ours, theirs))
             if errors:
+                if torch.is_grad_enabled():
+                    _refuse_fixed([name for kind, name in ours.without_gradient if kind is norm])
                 return torch.stack(errors).mean()
         raise TrainingError(
             "no norm, linear layer or convolution reads the same in student and teacher: use hidden=0"
@@ -136,6 +142,20 @@ class HiddenStates:
                 # Shapes differ where a norm over head_dim reads heads, and some of them went: left out.
                 if x.shape == y.shape and x.ndim > 1:
                     yield _relative_error(at_least_float32(x), at_least_float32(y))
+
+
+def _refuse_fixed(names: Sequence[str]) -> None:
+    """Refuse to train by hidden states that are read without gradients.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    if names:
+        raise TrainingError(
+            f"what is read beside {listed(names)} has no gradient (checkpointing by use_reentrant=True, or "
+            f"code of its own), so that hidden states would not be learned: use use_reentrant=False, or "
+            f"hidden=0"
+        )
 
 
 def _relative_error(x: Tensor, y: Tensor) -> Tensor:

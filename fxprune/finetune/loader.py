@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,16 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
 from fxprune.errors import DataError, shown
+from fxprune.result.fingerprint import json_digest, weights_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["length_of", "loader_of"]
+__all__ = ["data_digest", "length_of", "loader_of"]
+
+TRANSFORMS = ("transform", "target_transform", "transforms")  # what torchvision and timm call them
+ENDS = 64  # tensors, and rows of each
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def length_of(batches: Iterable[Any]) -> int:
@@ -57,6 +63,54 @@ def loader_of(batches: Iterable[Any], accelerator: Accelerator) -> Any:
 
     parts = _Parts(batches, accelerator.process_index, accelerator.num_processes)
     return DataLoaderShard(parts, accelerator.device, batch_size=None, collate_fn=_as_it_is)
+
+
+def data_digest(batches: Iterable[Any]) -> str:
+    """Digest what training data say of themselves, without reading them: what is in memory, and in words.
+
+    Of a list, its first and its last batch; of a `DataLoader`, how it makes batches, and of its data set the
+    class, the length, tensors that it holds, its transforms in words, and what it calls its `identity`.
+    """
+    if not isinstance(batches, DataLoader):
+        ends = [batches[0], batches[-1]] if isinstance(batches, (list, tuple)) else []
+        return json_digest([type(batches).__qualname__, [_digest_of(end) for end in ends]])
+    held = getattr(batches.dataset, "__dict__", {})
+    samplers = type(batches.sampler).__qualname__, type(batches.batch_sampler).__qualname__
+    return json_digest(
+        [
+            [batches.batch_size, batches.drop_last, *samplers],
+            [type(batches.dataset).__qualname__, _length(batches.dataset)],
+            {name: _digest_of(value) for name, value in held.items() if _is_tensors(value)},
+            {name: _words(held[name]) for name in TRANSFORMS if held.get(name) is not None},
+            str(held.get("identity", "")),
+        ]
+    )
+
+
+def _is_tensors(value: Any) -> bool:
+    some = value if isinstance(value, (list, tuple)) else [value]
+    return bool(some) and all(isinstance(one, Tensor) for one in some)
+
+
+def _digest_of(value: Any) -> str:
+    """Digest the first and the last tensors in a value, and of long ones the first and the last rows."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    some = leaves if len(leaves) <= 2 * ENDS else leaves[:ENDS] + leaves[-ENDS:]
+    ends: dict[str, Tensor] = {}
+    for i, leaf in enumerate(some):
+        long = leaf.ndim > 0 and len(leaf) > 2 * ENDS
+        ends |= {f"{i} first": leaf[:ENDS], f"{i} last": leaf[-ENDS:]} if long else {str(i): leaf}
+    return json_digest([len(leaves), [list(leaf.shape) for leaf in some], weights_digest(ends)])
+
+
+def _length(data: Any) -> int | None:
+    return len(data) if isinstance(data, Sized) else None
+
+
+def _words(transform: Any) -> str:
+    """Return how a transform describes itself; its class, where it doesn't."""
+    own = type(transform).__repr__ is not object.__repr__
+    return ADDRESS.sub("", repr(transform)) if own else type(transform).__qualname__
 
 
 def _as_it_is(batch: Any) -> Any:

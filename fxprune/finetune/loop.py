@@ -50,7 +50,8 @@ class Loop:
         """Train from `progress` to the last epoch.
 
         Raises:
-            TrainingError: a loss is not finite, or a loss of labels was asked for and there are none.
+            TrainingError: a loss or a gradient is not finite, or a loss of labels was asked for and there
+                are none.
             DataError: there are fewer batches than their length says.
         """
         self.checkpoints.write_log(progress)
@@ -120,8 +121,11 @@ class Loop:
                 losses = self.distillation(engine.mixed(batch), engine.model)
             values = self._values(losses)
             if not all(map(math.isfinite, values.values())):
-                raise TrainingError(self._not_finite(progress, values))
-            changed = engine.update(losses.total, progress.updates)
+                raise TrainingError(self._not_finite(progress, "a loss", values))
+            norm = engine.backward(losses.total * engine.share_of(progress.batch))
+            if not math.isfinite(norm):
+                raise TrainingError(self._not_finite(progress, "a gradient", {"norm": norm}))
+            changed = engine.update(progress.updates)
         sums = progress.sums | {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
         counts = {name: progress.counts.get(name, 0) + (name in values) for name in sums}
         updates = progress.updates + changed
@@ -135,12 +139,12 @@ class Loop:
         reduced: Tensor = self.engine.accelerator.reduce(stacked, "mean")
         return dict(zip(named, reduced.tolist(), strict=True))
 
-    def _not_finite(self, progress: Progress, values: Mapping[str, float]) -> str:
+    def _not_finite(self, progress: Progress, what: str, values: Mapping[str, float]) -> str:
         said = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
         last = self.checkpoints.last
         kept = f"the checkpoint {last} is untouched" if last else "there is no checkpoint yet"
         return (
-            f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, a loss is not finite: {said}; "
+            f"in epoch {progress.epoch + 1}, batch {progress.batch + 1}, {what} is not finite: {said}; "
             f"{kept}. A lower lr, a warmup, or another precision may help"
         )
 

@@ -102,7 +102,8 @@ class Distillation:
 
         Raises:
             DataError: the batch is nothing that a model is called with.
-            TrainingError: the outputs are not of the same classes, or none of the losses applies.
+            TrainingError: the outputs are not of the same classes, none of the losses applies, or hidden
+                states have no gradients.
         """
         call = call_of(batch, self.student)
         theirs = Reads(self.teacher, self.states.theirs if self.states else {})

@@ -12,8 +12,8 @@ from torch import nn
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.score import criterion_for, options_of
 from fxprune.compiler.pipeline import prune
+from fxprune.finetune.accelerated import Trackers
 from fxprune.finetune.distill import distill
-from fxprune.finetune.engine import Trackers
 from fxprune.finetune.loop import Evaluate
 from fxprune.finetune.loss import TaskLoss
 from fxprune.finetune.training import Training

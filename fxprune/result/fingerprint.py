@@ -18,7 +18,15 @@ from fxprune.graph.own_nodes import is_guard
 from fxprune.graph.refuse_train_mode import refusing_paths
 from fxprune.graph.tensors import called_modules
 
-__all__ = ["FORMAT_1", "graph_digest", "json_digest", "layout_digest", "settings_digest", "unguarded_digest"]
+__all__ = [
+    "FORMAT_1",
+    "graph_digest",
+    "json_digest",
+    "layout_digest",
+    "settings_digest",
+    "unguarded_digest",
+    "weights_digest",
+]
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -26,6 +34,20 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def layout_digest(state: Mapping[str, Tensor]) -> str:
     """Digest the names and shapes of a `state_dict`: the same architecture, at the same sizes?"""
     return json_digest({name: list(t.shape) for name, t in state.items()})
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Digest the names, shapes, precisions and values of a `state_dict`."""
+    found = hashlib.sha256(layout_digest(state).encode())
+    for name in sorted(state):
+        found.update(f"{name} {state[name].dtype}".encode())
+        found.update(_bytes_of(state[name]))
+    return found.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 # How folders of format 1 spell our own functions and classes: by the files that they stood in then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,56 @@ def test_what_is_refused(place: Path, tmp_path: Path, capsys: Any) -> None:
     assert run([*line, "-q", "--kl", "0", "--batch", "4", "--lr", "nan"]) == 1
     assert "lr=nan" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_of_val_are_those_that_are_learned(place: Path, tmp_path: Path, capsys: Any) -> None:
+    """By their names, not by their places in another alphabet."""
+    small = ("--new-head", "--kl", "0", "--batch", "3", "--epochs", "1", "-q")
+    for split, names in (
+        ("train", ("ant", "bee", "cat")),
+        ("other", ("ant", "bee", "dog")),
+        ("some", ("cat",)),
+    ):
+        for name in names:
+            shutil.copytree(place / "val" / "0", tmp_path / split / name)
+    line = ["finetune", str(place / "half"), "--data", str(tmp_path / "train"), *small]
+    for more in ((), ("--dry-run",)):
+        bad = ("--val", str(tmp_path / "other"), "--out", str(tmp_path / "bad"), *more)
+        assert run([*line, *bad]) == 1
+        assert "has classes that" in (said := capsys.readouterr().err) and "(dog)" in said
+    assert run([*line, "--val", str(tmp_path / "some"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_quiet_training_warns_of_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    batch = Loop._batch
+
+    def warns(self: Any, progress: Any, given: Any) -> Any:
+        warnings.warn("of a library's", UserWarning, stacklevel=1)
+        return batch(self, progress, given)
+
+    monkeypatch.setattr(Loop, "_batch", warns)
+    for quiet in (True, False):
+        more = ("-q",) if quiet else ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert called(place, str(place / "half"), tmp_path / f"{quiet}", "--epochs", "1", *more) == 0
+        assert ("of a library's" in capsys.readouterr().err) is not quiet
+
+
+def test_other_images_or_another_policy_are_another_run(place: Path, tmp_path: Path, capsys: Any) -> None:
+    train = shutil.copytree(place / "train", tmp_path / "train")
+    line = ["finetune", str(place / "half"), "--kl", "0", "--batch", "4", "--epochs", "1", "-q"]
+    line += ["--out", str(tmp_path / "out"), "--resume", "--data"]
+    assert run([*line, str(train)]) == 0
+    assert run([*line, str(train.rename(tmp_path / "moved"))]) == 0
+    for more in (["--erase", "0.5"], ["--mean", "0.25"], ["--augment", "rand-m9"]):
+        assert run([*line, str(tmp_path / "moved"), *more]) == 1
+        assert "the data is another" in capsys.readouterr().err
+    image = next((tmp_path / "moved").rglob("*.png"))
+    image.rename(image.with_stem("other"))
+    assert run([*line, str(tmp_path / "moved")]) == 1
 
 
 def test_labels_alone(place: Path, tmp_path: Path) -> None:

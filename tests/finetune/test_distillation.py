@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from helpers import ConvNet, images, small_hf_vit, small_swin, small_vit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxprune
 from fxprune.certify.randomise import randomise
@@ -212,6 +214,23 @@ def test_hidden_states_in_other_coordinates(form: str) -> None:
 
 
 # ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_hidden_states_under_gradient_checkpointing(reentrant: bool) -> None:
+    """What is read without gradients is learned by nobody."""
+    teacher, x = small_vit(), images(2, 32).requires_grad_()
+    student = pruned(teacher, form="module")
+    block, distillation = student.blocks[0], fxprune.Distillation(student, teacher, kl=0.0, hidden=1.0)
+    block.forward = functools.partial(checkpoint, type(block).forward, block, use_reentrant=reentrant)
+    if reentrant:
+        with pytest.raises(TrainingError, match=r"blocks\.0\.norm1\.weight, .* has no gradient"):
+            distillation(x)
+        with torch.no_grad():
+            assert distillation(x).hidden is not None
+    else:
+        distillation(x).total.backward()
+        assert student.blocks[0].attn.qkv.weight.grad is not None
 
 
 def test_a_teacher_of_other_classes() -> None:

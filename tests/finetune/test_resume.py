@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -9,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.errors import TrainingError
+from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.distill import _identity
 from fxprune.result.forms import with_record
@@ -134,6 +136,51 @@ def test_a_run_with_another_loss_is_another(tmp_path: Path) -> None:
             fxprune.distill(student, teacher, batches, fxprune.Training(epochs=1), loss=loss, **options)
 
 
+def test_another_teacher_or_other_data_is_another_run(tmp_path: Path) -> None:
+    """As many batches, and weights of the same shapes."""
+    student, teacher = small.models()
+    short, options = fxprune.Training(epochs=1), {"folder": tmp_path, "progress": False, "resume": True}
+    fxprune.distill(student, teacher, small.loader(), short, **options)
+    fxprune.distill(student, teacher, small.loader(), short, **options)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    with pytest.raises(TrainingError, match="the teacher is another"):
+        fxprune.distill(student, other, small.loader(), short, **options)
+    data = small.samples()
+    images = TensorDataset(data.tensors[0].flip(0), data.tensors[1])
+    data.transform = nn.Identity()  # type: ignore[attr-defined]
+    for others in (data, images):
+        with pytest.raises(TrainingError, match="the data is another"):
+            fxprune.distill(student, teacher, DataLoader(others, 4, shuffle=True), short, **options)
+
+
+@pytest.mark.parametrize("wrong", [{"opt": "sdg"}, {"lr": 1e30}])
+def test_a_run_without_a_checkpoint_may_begin_as_another(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """A mistyped name, or a loss that is not finite in the first epoch: there is nothing to lose."""
+    training = fxprune.Training(epochs=1, warmup=0.0)
+    student, teacher = small.models()
+    with pytest.raises((TrainingError, OptionError)):
+        fxprune.distill(
+            student, teacher, small.loader(), replace(training, **wrong), folder=tmp_path, progress=False
+        )
+    student, teacher = small.models()
+    fxprune.distill(student, teacher, small.loader(), training, folder=tmp_path, progress=False)
+    assert json.loads((tmp_path / "run.json").read_text())["training"] == asdict(training)
+
+
+def test_a_checkpoint_says_which_run_it_is_of(tmp_path: Path) -> None:
+    """Whatever another run, begun beside it, wrote in the folder."""
+    student, teacher = small.models()
+    short, options = fxprune.Training(epochs=1), {"folder": tmp_path, "progress": False, "resume": True}
+    fxprune.distill(student, teacher, small.loader(), short, **options)
+    known = json.loads((tmp_path / "run.json").read_text())
+    known["training"]["lr"] = 0.1
+    (tmp_path / "run.json").write_text(json.dumps(known))
+    with pytest.raises(TrainingError, match=r"lr was 0\.0005 and is 0\.1"):
+        fxprune.distill(student, teacher, small.loader(), replace(short, lr=0.1), **options)
+
+
 def _shifted(output: Tensor, labels: Tensor, by: int) -> Tensor:
     return nn.functional.cross_entropy(output, labels) + by
 
@@ -162,6 +209,38 @@ def test_a_nan_loss_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     batches[2] = torch.randn(4, 3, 16, 16)
     fxprune.distill(student, teacher, batches, training, folder=tmp_path, resume=True, progress=False)
     assert all(t.isfinite().all() for t in student.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    """Of a loss that is: on the last batch, after which weights are returned and kept."""
+    seen: list[int] = []
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(labels))
+        spoilt = (output * 0).abs().sqrt().sum() if len(seen) == 2 else 0.0  # 0, and 0 times infinity
+        return nn.functional.cross_entropy(output, labels) + spoilt
+
+    student, _ = small.models()
+    batches = [(torch.randn(4, 3, 16, 16), torch.arange(4)) for _ in range(2)]
+    training = fxprune.Training(epochs=1, kl=0.0, clip=0.0)
+    with pytest.raises(TrainingError, match="in epoch 1, batch 2, a gradient is not finite: norm nan"):
+        fxprune.distill(student, None, batches, training, loss=loss, folder=tmp_path, progress=False)
+    assert all(t.isfinite().all() for t in student.state_dict().values())
+    assert not [*tmp_path.glob("checkpoint-*")]
+
+
+def test_an_update_of_fewer_batches_is_their_mean() -> None:
+    """The last one of an epoch; beside one that says how many there are."""
+    batches = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    found = []
+    for accumulation in (2, 8):
+        student, teacher = small.models(dropout=0.0)
+        training = fxprune.Training(
+            epochs=2, lr=0.1, opt="sgd", clip=0.0, kl=1.0, warmup=0.0, accumulation=accumulation
+        )
+        fxprune.distill(student, teacher, batches, training, progress=False)
+        found.append(small.weights(student))
+    assert same_bits(*found)
 
 
 def test_a_damaged_checkpoint_says_so(tmp_path: Path) -> None:
