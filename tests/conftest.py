@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave half a million objects of libraries and tests out of searches for garbage, and search less often."""
+    """Leave half a million objects out of searches for garbage, and search less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # a tenth of all time otherwise
