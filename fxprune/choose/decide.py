@@ -13,7 +13,7 @@ from fxprune.analysis.branches import Branch
 from fxprune.choose.basis.chosen import Chosen, chosen_bases
 from fxprune.choose.best import select
 from fxprune.choose.budget.fit import Fitted, fit
-from fxprune.choose.budget.measured import Rewriter, share_left
+from fxprune.choose.budget.measured import Rewriter, idle_parameters, share_left
 from fxprune.choose.candidates import candidates, refuse_unused_ratios
 from fxprune.choose.depth import branch_scores, drop_branches
 from fxprune.choose.importance.answers import Derivatives
@@ -210,9 +210,12 @@ def _fitted(
         return replace(plan, floored=floored, discarded=_discarded(scores, fitted) if by_kl else {})
 
     def left(fitted: Fitted) -> float:
-        return measure(rewriter(analysis, plan_of_counts(fitted)))
+        return measure(rewriter(analysis, plan_of_counts(fitted), request.budget.measure))
 
-    found = fit(analysis, groups, scores, request.budget, left)
+    beside = (
+        sum(p.numel() for p in idle_parameters(rewriter.model, analysis)) if request.budget.own_code else 0
+    )
+    found = fit(analysis, groups, scores, request.budget, left, beside)
     return Decision(plan_of_counts(found), analysis, tuple(groups), scores)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.choose.budget.measured import idle_parameters
 from fxprune.choose.decide import Decision, Trial
 from fxprune.choose.importance.data import batches_of
 from fxprune.choose.importance.reading import reading_of
@@ -18,10 +20,12 @@ from fxprune.compiler.refit.refit import refit
 from fxprune.compiler.refit.walk import Sides
 from fxprune.graph.nests import Value
 from fxprune.result.forms import graph_form
+from fxprune.result.measure import parameters_of
+from fxprune.result.plan import Plan
 from fxprune.result.pruned_module import plan_of
 from fxprune.result.selection import Selection
 
-__all__ = ["pruned_once", "trial_of"]
+__all__ = ["Rewriter", "pruned_once", "trial_of"]
 
 
 def pruned_once(
@@ -50,6 +54,26 @@ def pruned_once(
         known = decision.derivatives.lengths
         refit(decision.analysis, pruned, refit_data, lengths=known, **refit_options)
     return decision, pruned
+
+
+FEW = 5e-4  # of the parameters: far below what a budget is met by
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """What plans give of one model, in the form that is asked for, to be measured before one is chosen.
+
+    An instance is built where it differs from its graph in that: it takes another time, and keeps, or even
+    calls, what the graph does not use.
+    """
+
+    model: nn.Module
+    form: str
+
+    def __call__(self, analysis: Analysis, plan: Plan, measure: str) -> nn.Module:
+        idle = sum(p.numel() for p in idle_parameters(self.model, analysis))
+        alike = measure != "latency" and idle <= FEW * parameters_of(self.model)
+        return in_form("graph" if alike else self.form, self.model, analysis, plan)
 
 
 def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:

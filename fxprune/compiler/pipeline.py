@@ -17,9 +17,8 @@ from fxprune.choose.request import Request
 from fxprune.choose.steps import Between, carry_over
 from fxprune.compiler.native.own_class import check_form, in_form
 from fxprune.compiler.native.unused import idle_kept
-from fxprune.compiler.once import pruned_once, trial_of
+from fxprune.compiler.once import Rewriter, pruned_once, trial_of
 from fxprune.compiler.refit.refit import refit as refitted
-from fxprune.compiler.rewrite import Rewriter
 from fxprune.graph.nests import Value
 from fxprune.result.forms import PrunedModel, graph_form
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -206,7 +205,7 @@ def prune_analyzed(
 
 def _pruned(model: nn.Module, analysis: Analysis, request: Request, form: str) -> nn.Module:
     """Decide and rewrite; in steps, decide again by what was trained between them, and rewrite anew."""
-    rewriter = Rewriter(model)
+    rewriter = Rewriter(model, form)
     trial = trial_of(model, analysis, request)
     decision = decide(analysis, request, rewriter=rewriter, trial=trial)
     # Trained weights are never solved again: with `between`, the first step alone is; else the last one.

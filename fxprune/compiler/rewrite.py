@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -27,7 +27,7 @@ from fxprune.result.record import Record
 from fxprune.result.remade import remade_values
 from fxprune.result.selection import Selection
 
-__all__ = ["Rewriter", "rewrite"]
+__all__ = ["rewrite"]
 
 
 def rewrite(
@@ -133,13 +133,3 @@ def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[in
         shape = now.get(name, tensor).shape
         sizes |= {full for full, kept in zip(tensor.shape, shape, strict=False) if full != kept}
     return sizes
-
-
-@dataclass(frozen=True)
-class Rewriter:
-    """The rewrite of one model by any plan, for a decision that is measured on results."""
-
-    model: nn.Module
-
-    def __call__(self, analysis: Analysis, plan: Plan) -> PrunedModule:
-        return rewrite(self.model, analysis, plan)

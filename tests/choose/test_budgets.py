@@ -25,7 +25,7 @@ import fxprune
 from fxprune.analysis.analysis import Analysis, Group
 from fxprune.analysis.analyze import analyzed
 from fxprune.choose import decide, steps
-from fxprune.choose.budget import Budget
+from fxprune.choose.budget import Budget, measured
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
 from fxprune.choose.budget.ties import ties_of
@@ -352,3 +352,42 @@ def test_a_schedule_never_gives_more_at_a_higher_level(vit_analysis: fxprune.Ana
         counts = schedule.counts(float(level))
         assert all(counts[group] <= last[group] for group in counts)
         last = counts
+
+
+# ---------------------------------------------------------------- judged by what the user gets
+
+
+class WithAuxiliaryHead(nn.Module):
+    """A second head that train mode alone calls: a third of the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(16, 96), nn.GELU(), nn.Linear(96, 48))
+        self.head, self.second = nn.Linear(48, 5), nn.Linear(48, 70)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.features(x).relu()
+        return (self.head(x), self.second(x)) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_an_instance_keeps_what_its_graph_does_not_use(ratio: float) -> None:
+    model = randomise(WithAuxiliaryHead().eval())
+    pruned = fxprune.prune(model, ratio, target="params", form="module", example_inputs=torch.zeros(2, 16))
+    assert isinstance(pruned, WithAuxiliaryHead)
+    assert parameter_count(pruned) / parameter_count(model) == pytest.approx(1 - ratio, abs=0.011)
+    with pytest.raises(fxprune.errors.BudgetError, match="the nearest choice removes"):
+        fxprune.prune(model, 0.97, target="params", form="module", example_inputs=torch.zeros(2, 16))
+
+
+def test_the_time_of_an_instance_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[type] = []
+
+    def ratio_of(dense: nn.Module, pruned: nn.Module, *_: Any, **__: Any) -> float:
+        timed.append(type(pruned))
+        return parameter_count(pruned) / parameter_count(dense)
+
+    monkeypatch.setattr(measured, "latency_ratio", ratio_of)
+    model = randomise(WithAuxiliaryHead().eval())
+    pruned = fxprune.prune(model, 0.5, target="latency", form="module", example_inputs=torch.zeros(2, 16))
+    assert timed and set(timed) == {type(pruned)}

@@ -20,14 +20,18 @@ Counts = Mapping[Group, int]
 Cost = Callable[[Counts], float]
 
 
-def cost_of(analysis: Analysis, measure: str) -> Cost:
-    """Return the cost in parameters, or in multiply-accumulates of one image (for time as well)."""
+def cost_of(analysis: Analysis, measure: str, beside: int = 0) -> Cost:
+    """Return the cost in parameters, or in multiply-accumulates of one image (for time as well).
+
+    beside: parameters that no choice changes.
+    """
     terms = list(_parameters(analysis) if measure == "params" else _contractions(analysis))
     one_image = {a: a.per_sample for term in terms for axis in term for a in atoms_of(axis) if a.per_sample}
 
     def cost(counts: Counts) -> float:
         sizes = one_image | {group.atom: count for group, count in counts.items()}
-        return float(sum(math.prod(size_of(axis, sizes) for axis in term) for term in terms))
+        total = float(sum(math.prod(size_of(axis, sizes) for axis in term) for term in terms))
+        return total + (beside if measure == "params" else 0)
 
     return cost
 

@@ -33,23 +33,31 @@ class Fitted:
 Left = Callable[[Fitted], float]
 
 
-def fit(analysis: Analysis, groups: Sequence[Group], scores: Scores, budget: Budget, left: Left) -> Fitted:
+def fit(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scores: Scores,
+    budget: Budget,
+    left: Left,
+    beside: int = 0,
+) -> Fitted:
     """Choose how many elements each group keeps.
 
     Args:
         left: measures on a result the share of the whole model's cost that a choice leaves; asked where
             the budget is one of parameters, MACs or time.
+        beside: parameters of the result that its graph has not.
 
     Raises:
         BudgetError: no choice is near enough to the request; says which ratio is the nearest, and whether
             floors are the limit.
     """
     if budget.scope == "uniform" or not budget.own_code:
-        return _fit(analysis, groups, scores, budget, left, ranked_ties=False)
+        return _fit(analysis, groups, scores, budget, left, beside, ranked_ties=False)
     try:
-        return _fit(analysis, groups, scores, budget, left, ranked_ties=True)
+        return _fit(analysis, groups, scores, budget, left, beside, ranked_ties=True)
     except BudgetError:  # steps of all that is tied are too long: the code is edited where it must be
-        return _fit(analysis, groups, scores, budget, left, ranked_ties=False)
+        return _fit(analysis, groups, scores, budget, left, beside, ranked_ties=False)
 
 
 def _fit(
@@ -58,6 +66,7 @@ def _fit(
     scores: Scores,
     budget: Budget,
     left: Left,
+    beside: int,
     *,
     ranked_ties: bool,
 ) -> Fitted:
@@ -82,9 +91,9 @@ def _fit(
 
     if budget.measure == "channels":
         return with_given(schedule.counts(budget.ratio), budget.ratio)
-    cost = cost_of(analysis, budget.measure)
+    cost = cost_of(analysis, budget.measure, beside)
     return _estimate_and_correct(
-        schedule, _with(given.counts, ties, cost), cost({}), budget, with_given, left
+        schedule, _with(given.counts, ties, cost), cost({}), budget, with_given, left, beside
     )
 
 
@@ -127,10 +136,12 @@ def _estimate_and_correct(
     budget: Budget,
     with_given: Callable[[dict[Group, int], float], Fitted],
     share_left: Left,
+    beside: int,
 ) -> Fitted:
     """Estimate from axis sizes, build, measure, correct the estimate."""
     wanted, tolerance = 1 - budget.ratio, TOLERANCE[budget.measure]
     ask, best, tried = wanted, None, set()
+    seen: list[tuple[float, float]] = []  # what was asked, and what was left
     for _ in range(ATTEMPTS):
         found = nearest(schedule, cost, ask * whole)
         key = tuple(found.counts.values())
@@ -143,12 +154,24 @@ def _estimate_and_correct(
             best = (left, fitted)
         if abs(left - wanted) <= tolerance / 4:  # not worth another result
             break
-        ask = min(1.0, ask * wanted / left)
+        seen.append((ask, left))
+        ask = _corrected(seen, wanted, proportional=not beside)
     assert best is not None
     left, fitted = best
     if abs(left - wanted) > tolerance and not budget.on_the_way:
         raise _out_of_reach(budget, left, fitted, schedule)
     return fitted
+
+
+def _corrected(seen: Sequence[tuple[float, float]], wanted: float, *, proportional: bool) -> float:
+    """Return what to ask next: in proportion to the last answer; else between two that enclose the goal."""
+    ask, left = seen[-1]
+    below = max((pair for pair in seen if pair[1] < wanted), default=None)
+    above = min((pair for pair in seen if pair[1] >= wanted), default=None)
+    if proportional or below is None or above is None or below[0] >= above[0]:
+        return min(1.0, ask * wanted / left)
+    share = (wanted - below[1]) / (above[1] - below[1])
+    return below[0] + share * (above[0] - below[0])
 
 
 def _out_of_reach(budget: Budget, left: float, fitted: Fitted, schedule: Schedule) -> BudgetError:

@@ -13,21 +13,26 @@ from fxprune.errors import BudgetError
 from fxprune.graph.tensors import on_meta
 from fxprune.result.measure import eval_copy, latency_ratio, macs_of, parameters_of
 from fxprune.result.plan import Plan
-from fxprune.result.pruned_module import PrunedModule, noise_for
+from fxprune.result.pruned_module import noise_for
 
-__all__ = ["Rewriter", "share_left"]
+__all__ = ["Rewriter", "idle_parameters", "share_left"]
 
 
 class Rewriter(Protocol):
-    """Builds what a plan gives of `model`."""
+    """Builds what a plan gives of `model`, as far as a measure depends on it."""
 
     @property
     def model(self) -> nn.Module: ...
 
-    def __call__(self, analysis: Analysis, plan: Plan) -> PrunedModule: ...
+    def __call__(self, analysis: Analysis, plan: Plan, measure: str) -> nn.Module: ...
 
 
-def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], float]:
+def idle_parameters(model: nn.Module, analysis: Analysis) -> list[nn.Parameter]:
+    """Return the parameters that no graph has, and an instance keeps: those of train mode alone, say."""
+    return [p for name, p in model.named_parameters() if name not in analysis.names]
+
+
+def share_left(model: nn.Module, budget: Budget) -> Callable[[nn.Module], float]:
     """Return the share of the model's cost that a pruned model is left with, counted or timed on both.
 
     Raises:
@@ -39,7 +44,7 @@ def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], flo
     if budget.measure == "macs":
         whole: list[float] = []  # counted once, when the example is known
 
-        def counted(pruned: PrunedModule) -> float:
+        def counted(pruned: nn.Module) -> float:
             example = noise_for(pruned, model, 1)
             if not whole:
                 whole.append(macs_of(dense, example))
@@ -50,7 +55,7 @@ def share_left(model: nn.Module, budget: Budget) -> Callable[[PrunedModule], flo
     if on_meta(model):
         raise BudgetError("target='latency': a model on the meta device takes no time; use target='macs'")
 
-    def timed(pruned: PrunedModule) -> float:
+    def timed(pruned: nn.Module) -> float:
         example = noise_for(pruned, model, how.batch)
         return latency_ratio(dense, eval_copy(pruned), example, threads=how.threads, rounds=how.rounds)
 
