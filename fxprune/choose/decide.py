@@ -135,7 +135,7 @@ def _judge(analysis: Analysis, groups: Sequence[Group], request: Request, known:
     """Score the groups that have no score; where layers can make up for what goes, by what is lost then."""
     options, data = request.score_options, request.data
     groups = [g for g in groups if g not in known.scores]
-    if data is None or not (request.refits and request.criterion == "kl"):
+    if data is None or not (request.solves and request.criterion == "kl"):
         _refuse_unmeasured(groups, request)
         relative = request.budget.scope == "global"
         scores = score(analysis, groups, request.importance, data, relative=relative, **options)

@@ -46,6 +46,7 @@ class Request:
     between: Between | None = None
     refit: bool | None = None
     basis: str | None = None
+    trained: bool = False  # in a step after training: what is there is not solved again
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
@@ -82,7 +83,7 @@ class Request:
     @property
     def compares_groups(self) -> bool:
         """Do elements of several groups compete, by estimates that bases or the re-fit change?"""
-        changed = self.changes_bases or self.refits
+        changed = self.changes_bases or self.solves
         return self.budget.scope != "uniform" and self.criterion == "kl" and changed
 
     @property
@@ -99,6 +100,11 @@ class Request:
     def refits(self) -> bool:
         """Are layers solved again after selection?"""
         return self.data is not None if self.refit is None else self.refit
+
+    @property
+    def solves(self) -> bool:
+        """Are layers solved again after this step's selection?  Weights that were trained are not."""
+        return self.refits and not self.trained
 
     @property
     def refit_options(self) -> dict[str, Value]:
@@ -141,7 +147,8 @@ class Request:
         own = {pattern: ratio * share for pattern, ratio in self.budget.ratios.items()}
         ratio, on_the_way = self.budget.ratio * share, step < self.steps
         budget = replace(self.budget, ratio=ratio, ratios=own, on_the_way=on_the_way)
-        return replace(self, budget=budget, importance_options=options)
+        trained = step > 1 and self.between is not None
+        return replace(self, budget=budget, importance_options=options, trained=trained)
 
     # ------------------------------------------------------------ what doesn't go together
 

@@ -85,7 +85,7 @@ def trial_of(model: nn.Module, analysis: Analysis, request: Request) -> Trial:
     log_probabilities = options.get("log_probabilities")
 
     def divergence(decision: Decision, data: Sequence[Value]) -> float:
-        refit_data = data if request.refits else None
+        refit_data = data if request.solves else None
         decision, pruned = pruned_once(model, analysis, decision, refit_data=refit_data, **options)
         plan = plan_of(pruned)
         planned = as_planned(decision.analysis, plan)

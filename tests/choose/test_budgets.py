@@ -29,6 +29,7 @@ from fxprune.choose.budget import Budget, measured
 from fxprune.choose.budget.costs import cost_of
 from fxprune.choose.budget.schedules import Uniform
 from fxprune.choose.budget.ties import ties_of
+from fxprune.choose.importance.compensated import compensated
 from fxprune.choose.importance.score import Scores
 from fxprune.choose.to_scale import measured_scale
 from fxprune.result.measure import eval_copy, macs_of
@@ -283,6 +284,25 @@ def test_steps_without_training_leave_re_fitted_weights_known() -> None:
     with torch.no_grad():
         pruned.get_parameter(name).mul_(1.5)
     assert [*fxprune.verify(dense, pruned).changed] == [name]
+
+
+@pytest.mark.parametrize(("trained", "times"), [(True, 1), (False, 3)])
+def test_what_is_solved_no_more_is_not_judged_as_if(
+    trained: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers are solved again before the first training, or after the last step where there is none."""
+    judged: list[int] = []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        judged.append(1)
+        return compensated(*given, **options)
+
+    monkeypatch.setattr(decide, "compensated", counted)
+    options = {"data": [images(32)], "importance_options": {"progress": False}, "basis": "given"}
+    between = (lambda model, step: None) if trained else None
+    dense = small_vit()
+    pruned = fxprune.prune(dense, 0.4, steps=3, between=between, **options)
+    assert len(judged) == times and fxprune.verify(dense, pruned).exact
 
 
 def test_kinds_that_compete_are_measured_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

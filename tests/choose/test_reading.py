@@ -89,6 +89,55 @@ def test_the_same_function_scores_the_same(name: str, importance: str) -> None:
         np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-15)
 
 
+class ReadBeforeWritten(Tiny):
+    """What a product reads is written over afterwards, before a group's last use runs again."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=inplace)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        y = x * self.fc2(torch.tanh(self.fc1(self.norm(x))))
+        return self.head((self.act(x) + y).mean(1))
+
+
+@pytest.mark.parametrize("importance", ["kl", "kl-exact"])
+def test_writes_in_place_leave_what_is_read_again(importance: str) -> None:
+    wanted, found = (scores(made(ReadBeforeWritten, inplace), importance) for inplace in (False, True))
+    for ours, theirs in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-15)
+
+
+class Nested(Tiny):
+    def forward(self, both: list[Tensor]) -> Any:  # type: ignore[override]
+        return super().forward(both[0] + both[1])
+
+
+def test_samples_of_nested_arguments() -> None:
+    """Cut to few at once, and one by one, as plain ones are."""
+    inputs = torch.randn(40, 6, 8, generator=torch.Generator().manual_seed(3)).double()
+    plain, nested = made(), made(Nested)
+    wanted, found = (
+        [*score(analysis, analysis.prunable, "kl-exact", [item], progress=False).values()]
+        for analysis, item in (
+            (fxprune.analyze(plain, example_inputs=inputs[:2]), inputs),
+            (
+                fxprune.analyze(nested, example_inputs=([inputs[:2], inputs[:2]],)),
+                ([inputs * 0.25, inputs * 0.75], torch.arange(40)),
+            ),
+        )
+    )
+    for ours, theirs in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:.*fixes the batch size")
+def test_samples_of_a_fixed_batch_are_not_measured_alone() -> None:
+    with pytest.raises(OptionError, match=r"'measured'\] measures samples one by one.*batch at 2"):
+        scores(fxprune.analyze(made(FixedBatch), example_inputs=INPUTS[:2]), "kl", INPUTS[:2], measured=1)
+
+
 @pytest.mark.filterwarnings("ignore:.*fixes the batch size")
 def test_a_batch_that_is_fixed_scores_as_any_other() -> None:
     inputs = INPUTS[:2]

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import fx
 from tqdm import tqdm
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.analysis.branches import Branch
 from fxprune.choose.importance.bars import hidden
+from fxprune.choose.importance.copied import copied_operands
 from fxprune.choose.importance.data import batches_of, few_at_once
 from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import reading_of
@@ -106,9 +106,5 @@ class _WithoutBranches(fx.Interpreter):
         """Run a node; one that writes in place gets copies, since the values before it are needed again."""
         if not writes_in_place(n, self.module):
             return super().run_node(n)
-        originals = {node: self.env[node] for node in n.all_input_nodes}
-        self.env.update({node: pytree.tree_map_only(Tensor, torch.clone, v) for node, v in originals.items()})
-        try:
+        with copied_operands(self.env, n):
             return super().run_node(n)
-        finally:
-            self.env.update(originals)

@@ -227,9 +227,12 @@ def _check_against_capture(given: Tensor, i: int, analysis: Analysis) -> None:
 
 
 def _part(value: Any, size: int, at: slice | Tensor) -> Any:
-    # An argument with as many rows as the batch has samples is taken for one row per sample.
-    batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
-    return value[at] if batched else value
+    """Take rows of each tensor in a value: one with as many as there are samples has one for each."""
+
+    def part(t: Tensor) -> Tensor:
+        return t[at] if t.ndim and t.shape[0] == size else t
+
+    return pytree.tree_map_only(Tensor, part, value)
 
 
 def _labels_of(labels: Any, size: int, rows: Sequence[int]) -> Any:
@@ -239,9 +242,11 @@ def _labels_of(labels: Any, size: int, rows: Sequence[int]) -> Any:
     of_each = isinstance(labels, (list, tuple)) and len(labels) == size
     if of_each and not all(isinstance(v, Tensor) and v.ndim and v.shape[0] == size for v in labels):
         return [labels[i] for i in rows]
-    return pytree.tree_map(lambda v: _part(v, size, torch.tensor(rows)), labels)
+    return _part(labels, size, torch.tensor(rows))
 
 
 def _repeated(value: Any, size: int, times: int) -> Any:
-    batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
-    return value.repeat(times, *[1] * (value.ndim - 1)) if batched else value
+    def repeated(t: Tensor) -> Tensor:
+        return t.repeat(times, *[1] * (t.ndim - 1)) if t.ndim and t.shape[0] == size else t
+
+    return pytree.tree_map_only(Tensor, repeated, value)

@@ -26,6 +26,7 @@ from fxprune.choose.importance.predictions import LogProbabilities
 from fxprune.choose.importance.reading import Reading, reading_of
 from fxprune.choose.importance.scores import Scores, shape_of
 from fxprune.choose.importance.soft_masks import Masks, SoftMasked
+from fxprune.errors import OptionError
 from fxprune.graph.tensors import like_weights
 
 __all__ = ["MEASURED", "kl", "ones", "passes_of"]
@@ -62,6 +63,11 @@ def kl(
     generator = torch.Generator().manual_seed(seed)
     passes = passes_of(model, groups, batches)
     shared = model.without_batch()
+    if measured and analysis.captured.fixed_batch and batches[0].size > 1:
+        raise OptionError(
+            f"importance_options['measured'] measures samples one by one, and the model's code fixes the "
+            f"batch at {batches[0].size}: leave it out"
+        )
     count = _measured(analysis, samples) if measured is None else min(measured, samples)
     residual = [g for g in groups if g not in shared and g.role in MEASURED and count]
     totals = {group: torch.zeros(shape_of(group), dtype=torch.float64) for group in groups}

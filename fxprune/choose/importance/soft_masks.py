@@ -8,6 +8,7 @@ it is smooth, and its gradient says what a channel does.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.analysis import Analysis, Group
+from fxprune.choose.importance.copied import copied_operands
 from fxprune.graph.op_names import op_name
+from fxprune.graph.writes import writes_in_place
 from fxprune.rules.axes import Atom, Axis, atoms_of, coordinates, with_batch
 from fxprune.rules.calls import filled
 from fxprune.rules.registry import Axes
@@ -62,6 +65,7 @@ class SoftMasked(Differentiable):
             elif uses:
                 self.uses[node] = uses
         self._indices: dict[Any, _Index] = {}
+        self._writing = {n for n in self.graph.nodes if writes_in_place(n, analysis.module)}
 
     def forward(self, masks: Masks, size: int, *args: Any) -> Any:
         """Return the outputs for `size` samples; groups without a mask are whole."""
@@ -80,6 +84,11 @@ class SoftMasked(Differentiable):
     # ------------------------------------------------------------ running
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node; one that writes in place leaves the values before it, which are read again."""
+        with copied_operands(self.env, n) if n in self._writing else contextlib.nullcontext():
+            return self._run_masked(n)
+
+    def _run_masked(self, n: fx.Node) -> Any:
         if any(use.group in self.masks for use in self.statistics.get(n, ())):
             return self._statistic(n)
         whole: dict[fx.Node, Any] = {}
