@@ -25,6 +25,7 @@ from fxprune.cli.teaching import Lesson, lesson, teaching_options
 from fxprune.finetune.estimate import Estimate, estimate
 from fxprune.graph.tensors import device_of
 from fxprune.result.files import write_whole
+from fxprune.result.saved.save import save_with_images
 from fxprune.show.reports.accuracy import accuracies
 
 __all__ = ["finetune"]
@@ -183,8 +184,7 @@ def finetune(
         return
     with progress(quiet) as step:
         step(f"writing {out}")
-        fxprune.save(student.cpu(), out, build=build_of(what))
-        pixels.keep(out)
+        save_with_images(student.cpu(), out, build_of(what), pixels.text)
     if as_json:
         click.echo(json.dumps({"out": out, "training": asdict(training), "log": log}, indent=1))
     elif not quiet:

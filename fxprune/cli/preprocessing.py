@@ -15,8 +15,7 @@ from torch import nn
 from fxprune.cli.options import Decorator, options
 from fxprune.cli.processors import Channels, Processor
 from fxprune.errors import DataError, listed
-from fxprune.result.files import write_whole
-from fxprune.result.saved.folder import PREPROCESSOR
+from fxprune.result.saved.folder import PREPROCESSOR, RECORD, read_record, settle_images
 from fxprune.result.saved.hub import local_folder
 
 __all__ = ["Preprocessing", "normalisation_options", "preprocessing_of"]
@@ -78,14 +77,10 @@ class Preprocessing:
             return self.processor.channels()
         return Channels.of(self.config["mean"], self.config["std"])
 
-    def keep(self, folder: str) -> None:
-        """Write the file beside a saved model, for the next command; where there is none, leave none."""
-        place = Path(folder) / PREPROCESSOR
-        if self.file is None:
-            place.unlink(missing_ok=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, json.dumps(self.file, indent=1) + "\n")
+    @property
+    def text(self) -> str | None:
+        """The file's text, to be saved beside a model, for the next command; None for no file."""
+        return None if self.file is None else json.dumps(self.file, indent=1) + "\n"
 
 
 def preprocessing_of(
@@ -140,6 +135,8 @@ def _processor_of(what: str) -> Path | None:
     library, _, name = what.partition(":")
     if library != "hf":
         folder = local_folder(what) if what.startswith("hf-hub:") else Path(what)
+        if (folder / RECORD).is_file():
+            settle_images(folder, read_record(folder))
         return folder / PREPROCESSOR if (folder / PREPROCESSOR).is_file() else None
     if "/" not in name:  # a kind of model, and no checkpoint
         return None

@@ -15,6 +15,7 @@ from fxprune.cli.options import given, model_options, original_option, output_op
 from fxprune.cli.preprocessing import normalisation_options, preprocessing_of
 from fxprune.cli.progress import progress
 from fxprune.result.saved import model_specs
+from fxprune.result.saved.save import save_with_images
 
 __all__ = ["prune"]
 
@@ -125,8 +126,7 @@ def prune(
         step("pruning")
         pruned = fxprune.prune(dense.model, ratio, **dense.options, **options)
         step(f"writing {out}")
-        fxprune.save(pruned, out, build=build_of(what))
-        pixels.keep(out)
+        save_with_images(pruned, out, build_of(what), pixels.text)
         step("measuring")
         found = fxprune.report(dense.model, pruned, certificate=certify)
     if as_json:

@@ -127,13 +127,21 @@ class _Saved(Made):
     frozen: list[str]
 
 
+class StoredImages(TypedDict):
+    """The digests of the file about images, and of that in whose place it comes; None where there is none."""
+
+    sha256: str | None
+    instead_of: str | None
+
+
 class FolderRecord(_Saved, total=False):
     """`fxprune.json`.
 
     replaced: layers that took the place of the plan's, by path.
-    format, weights: written with the folder.
+    format, weights, images: written with the folder.
     """
 
     replaced: JsonObject
     format: str
     weights: StoredWeights
+    images: StoredImages

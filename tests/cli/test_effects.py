@@ -154,6 +154,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         "prune": pruned,
         "load": pruned,
         "save": None,
+        "save_with_images": None,
         "draw": None,
         "analyze": analysis,
         "explain": fxprune.explain(analysis, "stem"),
@@ -181,6 +182,7 @@ class Commands:
             monkeypatch.setattr(fxprune, name, self.recorder(name, made[name]))
         own = [("prune", "batches_from"), ("export", "write_onnx")]
         own += [("verify", "check_rewrite"), ("verify", "check_weights")]
+        own += [("prune", "save_with_images"), ("finetune", "save_with_images")]
         own += [("finetune", name) for name in ("training_images", "estimate", "_logged")]
         for module, name in own:
             file = importlib.import_module(f"fxprune.cli.{module}")

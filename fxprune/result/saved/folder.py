@@ -8,6 +8,8 @@ Two files can't be replaced in one step.  The record names its weights by digest
 
 A kill before 2 leaves the old pair; a kill between 2 and 3 a record whose weights are still PENDING, which
 is where `read_tensors` looks first.  One process at a time may write a folder; any number may read it.
+Where `preprocessor_config.json` is written with them, the record names its digest and that of the one before,
+and it takes the same three steps; `settle_images` takes the last one after a kill.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -29,9 +32,12 @@ from torch import Tensor
 from fxprune.errors import FileError
 from fxprune.result.files import TEMPORARY, write_whole
 from fxprune.result.fingerprint import json_digest
-from fxprune.result.json_types import FolderRecord, StoredWeights
+from fxprune.result.json_types import FolderRecord, StoredImages, StoredWeights
 
-__all__ = ["FORMAT", "PREPROCESSOR", "RECORD", "WEIGHTS", "read_record", "read_tensors", "write_folder"]
+__all__ = [
+    *("FORMAT", "PREPROCESSOR", "RECORD", "WEIGHTS", "Images"),
+    *("read_record", "read_tensors", "settle_images", "write_folder"),
+]
 
 FORMAT = "fxprune-2"
 OLD_FORMATS = ("fxprune-1",)  # read, and written no more
@@ -39,25 +45,64 @@ RECORD = "fxprune.json"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"  # of Hugging Face: what is done to images; may stand beside them
 PENDING = ".fxprune-{}.safetensors"
+PENDING_IMAGES = ".fxprune-{}.json"
 
 
-def write_folder(folder: Path, record: FolderRecord, tensors: Mapping[str, Tensor]) -> None:
+@dataclass(frozen=True)
+class Images:
+    """What `preprocessor_config.json` is to say; None where there is to be no such file."""
+
+    text: str | None
+
+
+def write_folder(
+    folder: Path, record: FolderRecord, tensors: Mapping[str, Tensor], images: Images | None = None
+) -> None:
     """Make the folder hold this record and these tensors, or leave it as it was.
+
+    images: the file that goes with them; by default one that is there stays.
 
     Raises:
         FileError: the folder can't be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if images is not None:
+            record = {**record, "images": _write_pending_images(folder, images)}
         pending, weights = _write_pending(folder, tensors)
         whole: dict[str, object] = {"format": FORMAT, **record, "weights": weights}
         text = json.dumps({**whole, "digest": json_digest(whole)}, indent=1)
         write_whole(folder / RECORD, text)
         os.replace(pending, folder / WEIGHTS)
+        settle_images(folder, record)
         _flush(folder)
         _tidy(folder)
     except OSError as error:
         raise FileError(f"{folder} can't be written: {error}") from error
+
+
+def settle_images(folder: Path, record: FolderRecord) -> None:
+    """Put the file about images in its place, or remove an older one, where a kill left that to be done.
+
+    Raises:
+        OSError: it can't be done.
+    """
+    images, place = record.get("images"), folder / PREPROCESSOR
+    if images is None or images["sha256"] == images["instead_of"]:
+        return
+    pending = folder / PENDING_IMAGES.format(str(images["sha256"])[:16])
+    if images["sha256"] is not None and pending.exists():
+        os.replace(pending, place)
+    elif images["sha256"] is None and place.is_file() and _sha256(place) == images["instead_of"]:
+        place.unlink()
+
+
+def _write_pending_images(folder: Path, images: Images) -> StoredImages:
+    place, digest = folder / PREPROCESSOR, None
+    if images.text is not None:
+        digest = hashlib.sha256(images.text.encode()).hexdigest()
+        write_whole(folder / PENDING_IMAGES.format(digest[:16]), images.text)
+    return {"sha256": digest, "instead_of": _sha256(place) if place.is_file() else None}
 
 
 def read_record(folder: Path) -> FolderRecord:

@@ -23,7 +23,7 @@ from fxprune.result.record import Record
 from fxprune.result.remade import remade_data
 from fxprune.result.saved import recipe as recipes
 from fxprune.result.saved.examples import example_record
-from fxprune.result.saved.folder import write_folder
+from fxprune.result.saved.folder import Images, write_folder
 from fxprune.result.saved.layer_data import install, replaced_data
 from fxprune.result.saved.own_data import OWN, held_tensors, own_data
 from fxprune.result.saved.replay import (
@@ -37,7 +37,7 @@ from fxprune.result.saved.replay import (
 from fxprune.result.saved.tensors import CONSTANT, named_tensors
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
-__all__ = ["save"]
+__all__ = ["save", "save_with_images"]
 
 
 def save(
@@ -71,6 +71,30 @@ def save(
         >>> fxprune.save(fxprune.prune(model, 0.5), "deit-half")
         >>> pruned = fxprune.load("deit-half")
     """
+    _save(pruned, folder, build, build_options, rules, None)
+
+
+def save_with_images(
+    pruned: nn.Module, folder: str | os.PathLike[str], build: str | None, images: str | None
+) -> None:
+    """Write a pruned model as `save` does, and with it what is done to images before it sees them.
+
+    images: what `preprocessor_config.json` is to say, or None for no such file.
+
+    Raises:
+        FileError, PlanError: as `save`.
+    """
+    _save(pruned, folder, build, None, DEFAULT_RULES, Images(images))
+
+
+def _save(
+    pruned: nn.Module,
+    folder: str | os.PathLike[str],
+    build: str | None,
+    build_options: Mapping[str, object] | None,
+    rules: RuleSet,
+    images: Images | None,
+) -> None:
     facts = record_of(pruned)
     graph = graph_form(pruned)
     tensors = named_tensors(graph)
@@ -101,7 +125,7 @@ def save(
     else:
         record["build"] = _recipe_inferred(record, rules)
     _drop_configs(record)
-    write_folder(Path(folder), record, tensors)
+    write_folder(Path(folder), record, tensors, images)
 
 
 def _how_made(facts: Record) -> Made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -528,6 +529,32 @@ def test_a_failure_at_each_step(step: str, tmp_path: Path, monkeypatch: pytest.M
 
     folders.write_folder(tmp_path, {"value": 2}, new)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fxprune.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("old", "new"), ("old", None), (None, "new"), ("same", "same")]
+)
+@pytest.mark.parametrize("step", ["save_file", "write_whole", "replace", "settle_images", "unlink", "_tidy"])
+def test_a_kill_leaves_images_that_fit_the_record(
+    before: str | None, after: str | None, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"value": torch.zeros(5)}
+    folders.write_folder(tmp_path, {"value": 0}, tensors, folders.Images(before))
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = {"save_file": safetensors.torch, "replace": os, "unlink": Path}.get(step, folders)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(place, step, killed)
+        folders.write_folder(tmp_path, {"value": 1}, tensors, folders.Images(after))
+    record = folders.read_record(tmp_path)
+    folders.settle_images(tmp_path, record)
+    found = tmp_path / folders.PREPROCESSOR
+    assert (found.read_text() if found.exists() else None) == (after if record["value"] else before)
+    found.write_text("edited")
+    folders.settle_images(tmp_path, record)
+    assert found.read_text() == "edited"
 
 
 def test_a_kill_between_the_record_and_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
