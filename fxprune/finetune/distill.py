@@ -132,8 +132,10 @@ def distill(
         refuse_idle_numbers(training)
         loader = loader_of(batches, device)
         functions = {"loss": loss, "log_probabilities": log_probabilities}
-        identity = _identity(student, teacher, training, len(loader), functions)
-        identity = {**identity, "data": data_digest(batches)}
+        identity: Mapping[str, Any] = {}
+        if place is not None:  # it is kept with checkpoints
+            identity = _identity(student, teacher, training, len(loader), functions)
+            identity = {**identity, "data": data_digest(batches)}
         mixes = training.mixup > 0 or training.cutmix > 0
         distillation = Distillation(
             student,

@@ -261,7 +261,7 @@ def test_zoo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (["prune", MODEL, "--out", "x", "--ratio", "1.5"], 1, "ratio=1.5"),
         (["prune", MODEL, "--out", "x", "--checkpoint", "no.safetensors"], 2, "does not exist"),
         (["prune", MODEL, "--out", "x", "--data", "no-such-folder"], 2, "does not exist"),
-        (["prune", MODEL, "--out", "x", "--data", "tests"], 1, "--data tests"),
+        (["prune", MODEL, "--out", "x", "--data", "tests"], 1, "tests: there is no image below it"),
         (["prune", MODEL, "--out", "x", "--scope", "wide"], 1, "scope='wide'"),
         (["inspect", "timm:test_convnxt"], 1, "close are timm:test_convnext"),
         (["inspect", "no.such.module:thing"], 1, "no.such.module"),
