@@ -96,11 +96,13 @@ def preprocessing_of(
         DataError: the image processor's file can't be read.
     """
     config: dict[str, Any] = {}
+    recorded = next(
+        (found for at in (model, getattr(model, "config", None)) if (found := _recorded_in(at))), None
+    )
     with contextlib.suppress(ImportError):  # reading images says what is missing
         from timm.data import resolve_model_data_config
 
-        config = resolve_model_data_config(model)
-    recorded = bool(getattr(model, "pretrained_cfg", None))
+        config = resolve_model_data_config(model, pretrained_cfg=recorded)
     origin = "recorded with the model" if recorded else "timm's usual ones, none are recorded"
     path = _processor_of(what)
     record = None if path is None else _read(path)
@@ -123,6 +125,14 @@ def preprocessing_of(
         origin = "as given"
     given = tuple(name for name, values in (("mean", mean), ("std", std)) if values is not None)
     return Preprocessing(config, origin, record, given, processor)
+
+
+def _recorded_in(holder: object) -> dict[str, Any] | None:
+    """Return timm's record, which a model holds, or its configuration where another library wraps it."""
+    found: Any = getattr(holder, "pretrained_cfg", None)
+    if hasattr(found, "to_dict"):
+        return cast("dict[str, Any]", found.to_dict())
+    return dict(found) if isinstance(found, Mapping) else None
 
 
 def _as_in_file(channels: Channels) -> dict[str, Any]:

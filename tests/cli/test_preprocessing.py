@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,14 @@ def test_another_model_in_the_folder_leaves_no_processor(place: Path, tmp_path: 
     assert (tmp_path / "out" / "preprocessor_config.json").exists()
     assert run(["prune", "timm:test_vit", "--out", str(tmp_path / "out"), "-q"]) == 0
     assert "recorded with the model" in evaluated(tmp_path / "out", place, capsys, "--batch", "2")
+
+
+def test_a_record_in_the_configuration_of_a_wrapped_model() -> None:
+    model = torch.nn.Identity()
+    model.config = SimpleNamespace(pretrained_cfg={"mean": (0.1,) * 3, "std": (0.2,) * 3})  # type: ignore[assignment]
+    found = preprocessing_of("hf:some", model)
+    assert (found.config["mean"], found.config["std"]) == ((0.1,) * 3, (0.2,) * 3)
+    assert found.origin == "recorded with the model"
 
 
 @pytest.mark.parametrize(
