@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fxprune.errors import DataError, listed
+from fxprune.errors import DataError, first_line, listed
 from fxprune.result.fingerprint import json_digest
 
-__all__ = ["ImageFiles", "image_files", "subfolders"]
+__all__ = ["ImageFiles", "Photos", "image_files", "subfolders"]
 
 # How data sets name the parts of themselves that are for training, for judging, and for the end.
 SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "testing"}
@@ -35,6 +35,34 @@ class ImageFiles:
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         path, number = self.samples[index]
         return open(path, "rb"), number
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Images as a model sees them, each with its number; no other takes the place of a broken one.
+
+    colours: "RGB", or "L" for images of one channel.
+    """
+
+    files: ImageFiles
+    colours: str
+    transform: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Read one.  Raises DataError where it is no whole image."""
+        from PIL import Image
+
+        file, number = self.files[index]
+        try:
+            with file:
+                image = Image.open(file).convert(self.colours)
+        except OSError as error:
+            path = self.files.samples[index][0]
+            raise DataError(f"{path} can't be read as an image: {first_line(error)}; take it away") from error
+        return self.transform(image), number
 
 
 def subfolders(folder: str) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fxprune.capture.example_of import example_of
-from fxprune.cli.folders import image_files, subfolders
+from fxprune.cli.folders import Photos, image_files, subfolders
 from fxprune.cli.preprocessing import Preprocessing
 from fxprune.cli.transforms import transform_of
 from fxprune.errors import DataError, listed
@@ -218,23 +218,20 @@ def _dataset(
     classes: dict[str, int] | None,
     augment: dict[str, Any] | None = None,
 ) -> tuple[Any, str]:
-    """Make timm's data set of the folder, with what is done to images, and that in words.
+    """Make a data set of the folder, with what is done to images, and that in words.
 
-    Images are augmented, as timm does and as `augment` says, where that is given.
+    Images are augmented, as timm does and as `augment` says, where that is given: by timm's data set, which
+    takes the next image in place of a broken one.
     """
     try:
         from timm.data import ImageDataset
     except ImportError as error:
         raise DataError("--data needs timm for its transforms: pip install timm") from error
-    channels = image.shape[1]
     transform, words = transform_of(pixels, tuple(image.shape[1:]), augment)
-    dataset = ImageDataset(
-        folder,
-        reader=image_files(folder, classes),
-        input_img_mode="L" if channels == 1 else "RGB",
-        transform=transform,
-    )
-    return dataset, words
+    files, colours = image_files(folder, classes), "L" if image.shape[1] == 1 else "RGB"
+    if augment is None:
+        return Photos(files, colours, transform), words
+    return ImageDataset(folder, reader=files, input_img_mode=colours, transform=transform), words
 
 
 def _batches(dataset: Any, count: int, batch: int) -> Iterator[list[Any]]:

@@ -186,6 +186,17 @@ def test_images_are_of_the_subfolder_that_they_are_below(
     assert len(x) == len(labels)
 
 
+def test_a_broken_image_is_not_judged_by_another(tmp_path: Path) -> None:
+    model = small_vit(num_classes=2)
+    about = {"example_inputs": images()}, preprocessing_of("helpers:small_vit", model)
+    path = photos(tmp_path, ["a", "b"]) / "a" / "1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=f"{path} can't be read as an image"):
+        batches_from(str(tmp_path), model, *about, 16, 16)
+    with pytest.raises(DataError, match=f"{path} can't be read as an image"):
+        [*labelled_images(str(tmp_path), model, *about, None).batches(16, torch.device("cpu"))]
+
+
 @pytest.mark.parametrize("more", [[], ["tools/a"]])
 def test_splits_are_no_classes(more: list[str], tmp_path: Path) -> None:
     """Neither to learn from both, nor as two classes."""
