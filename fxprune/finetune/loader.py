@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fxprune.errors import DataError, shown
 from fxprune.result.fingerprint import json_digest, weights_digest
@@ -69,22 +69,33 @@ def data_digest(batches: Iterable[Any]) -> str:
     """Digest what training data say of themselves, without reading them: what is in memory, and in words.
 
     Of a list, its first and its last batch; of a `DataLoader`, how it makes batches, and of its data set the
-    class, the length, tensors that it holds, its transforms in words, and what it calls its `identity`.
+    class, the length, tensors that it holds, its transforms in words, what it calls its `identity`, and the
+    same of data sets that it holds.
     """
     if not isinstance(batches, DataLoader):
         ends = [batches[0], batches[-1]] if isinstance(batches, (list, tuple)) else []
         return json_digest([type(batches).__qualname__, [_digest_of(end) for end in ends]])
-    held = getattr(batches.dataset, "__dict__", {})
     samplers = type(batches.sampler).__qualname__, type(batches.batch_sampler).__qualname__
-    return json_digest(
-        [
-            [batches.batch_size, batches.drop_last, *samplers],
-            [type(batches.dataset).__qualname__, _length(batches.dataset)],
-            {name: _digest_of(value) for name, value in held.items() if _is_tensors(value)},
-            {name: _words(held[name]) for name in TRANSFORMS if held.get(name) is not None},
-            str(held.get("identity", "")),
-        ]
-    )
+    how = [batches.batch_size, batches.drop_last, *samplers]
+    return json_digest([how, _described(batches.dataset)])
+
+
+def _described(data: Any) -> list[Any]:
+    """Describe a data set, and those that it is made of."""
+    held = getattr(data, "__dict__", {})
+    inner = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in held.items()}
+    taken = held.get("indices")  # of a part of another data set
+    return [
+        [type(data).__qualname__, _length(data), str(held.get("identity", ""))],
+        {name: _digest_of(value) for name, value in held.items() if _is_tensors(value)},
+        {name: _words(held[name]) for name in TRANSFORMS if held.get(name) is not None},
+        {name: [*map(_described, some)] for name, some in inner.items() if some and _are_data(some)},
+        json_digest([*map(str, taken)]) if isinstance(taken, (list, tuple, range)) else "",
+    ]
+
+
+def _are_data(some: Sequence[Any]) -> bool:
+    return all(isinstance(one, Dataset) for one in some)
 
 
 def _is_tensors(value: Any) -> bool:
@@ -104,7 +115,10 @@ def _digest_of(value: Any) -> str:
 
 
 def _length(data: Any) -> int | None:
-    return len(data) if isinstance(data, Sized) else None
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _words(transform: Any) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 import fxprune
 from fxprune.errors import OptionError, TrainingError
 from fxprune.finetune.checkpoints import Checkpoints, Progress
 from fxprune.finetune.distill import _identity
+from fxprune.finetune.loader import data_digest
 from fxprune.result.forms import with_record
 
 pytest.importorskip("accelerate")
@@ -153,6 +154,20 @@ def test_another_teacher_or_other_data_is_another_run(tmp_path: Path) -> None:
     for others in (data, images):
         with pytest.raises(TrainingError, match="the data is another"):
             fxprune.distill(student, teacher, DataLoader(others, 4, shuffle=True), short, **options)
+
+
+def test_data_sets_say_what_they_are_made_of() -> None:
+    images = torch.randn(300, 3, 4, 4)
+    other = images.clone()
+    other[299] += 1
+    made: list[Any] = [[images[:4]], [other[296:]], [images[296:]]]
+    made += [DataLoader(TensorDataset(x), 4) for x in (images, other)]
+    made += [
+        DataLoader(Subset(TensorDataset(x), some), 4) for x in (images, other) for some in ([0, 1], [0, 2])
+    ]
+    made += [DataLoader(ConcatDataset([TensorDataset(images), TensorDataset(x)]), 4) for x in (images, other)]
+    digests = [data_digest(batches) for batches in made]
+    assert len({*digests}) == len(made) and digests == [data_digest(batches) for batches in made]
 
 
 @pytest.mark.parametrize("wrong", [{"opt": "sdg"}, {"lr": 1e30}])
