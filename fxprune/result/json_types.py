@@ -6,8 +6,11 @@ class) is `object` until the function that reads it has checked it.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, TypeVar
+
+import torch
 
 __all__ = ["Call", "Dtypes", "FolderRecord", "Made", "Modes", "Options", "Origin", "Recipe", "StoredWeights"]
 
@@ -35,6 +38,27 @@ def json_value(data: object, kind: type[T]) -> T:
 def json_number(data: object) -> float:
     """Take data for a number.  Raises TypeError for anything else."""
     return float(json_value(data, int) if isinstance(data, int) else json_value(data, float))
+
+
+def json_name(data: object) -> str:
+    """Take data for a name that may stand in code.  Raises TypeError or ValueError for anything else."""
+    name = json_value(data, str)
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} where a name is needed")
+    return name
+
+
+def json_count(data: object) -> int:
+    """Take data for a whole number of at least 0.  Raises TypeError or ValueError for anything else."""
+    number = json_value(data, int)
+    if isinstance(data, bool) or number < 0:
+        raise ValueError(f"{data} where a whole number of at least 0 is needed")
+    return number
+
+
+def dtype_named(data: object) -> torch.dtype:
+    """Take data for the name of a type of numbers.  Raises TypeError for anything else."""
+    return json_value(getattr(torch, json_value(data, str), None), torch.dtype)
 
 
 class Dtypes(TypedDict):

@@ -9,13 +9,12 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.nests import PLAIN
 from fxprune.result.fingerprint import layout_digest
-from fxprune.result.json_types import Dtypes, Origin
+from fxprune.result.json_types import Dtypes, Origin, dtype_named
 
 __all__ = ["in_dtypes", "leads_elsewhere", "origin_of", "scrubbed", "scrubbed_options"]
 
@@ -55,10 +54,10 @@ def in_dtypes(model: nn.Module, dtypes: Dtypes) -> nn.Module:
     """Return the model itself, or a copy in the precision recorded, since a graph may name its dtypes."""
     if _dtypes(model.state_dict()) == dtypes:
         return model
-    model = copy.deepcopy(model).to(getattr(torch, dtypes["usual"]))
+    model = copy.deepcopy(model).to(dtype_named(dtypes["usual"]))
     state = model.state_dict(keep_vars=True)
     for name, dtype in dtypes["others"].items():
-        state[name].data = state[name].data.to(getattr(torch, dtype))
+        state[name].data = state[name].data.to(dtype_named(dtype))
     return model
 
 

@@ -25,6 +25,7 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.code_names import codes_in
 from fxprune.graph.nests import Value
 from fxprune.result.decorators import undecorated, with_code
+from fxprune.result.own_places import places_in
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
 
@@ -114,7 +115,8 @@ def _made_anew(users: Value, layers: Layers) -> nn.Module:
 
 def _function(cls: type, name: str) -> types.FunctionType:
     function = inspect.getattr_static(cls, name, None)
-    if not isinstance(function, types.FunctionType):
+    is_every_modules = hasattr(nn.Module, name) and name != "forward"
+    if not isinstance(function, types.FunctionType) or is_every_modules:
         raise UnsupportedModuleError(f"{cls.__name__}.{name} is no plain method any more: prune again")
     return function
 
@@ -194,6 +196,11 @@ class Source:
                     f"{self.function.__qualname__} is not what it was when the model was pruned: "
                     f"{place.text!r} does not stand in line {self.first + place.start[0]} of {self.file}"
                 )
+            if (place.start, place.end, place.name, bool(place.call)) not in self._places:
+                raise UnsupportedModuleError(
+                    f"{place.text!r} in {self.function.__qualname__} is nothing that an attribute "
+                    f"{place.attribute} can stand for"
+                )
             (top, left), (bottom, right) = place.start, place.end
             top, bottom = top + self.first - 1, bottom + self.first - 1
             said = f"{self.self_name}.{place.attribute}".encode()
@@ -213,6 +220,15 @@ class Source:
         if found is None or found.co_freevars != self.code.co_freevars:
             raise UnsupportedModuleError(f"{self.function.__qualname__} can't be compiled anew")
         return found, file, text.decode()
+
+    @functools.cached_property
+    def _places(self) -> set[tuple[tuple[int, int], tuple[int, int], str, bool]]:
+        """Where an attribute can stand: (start, end, variable assigned, is it called?)."""
+        found = set()
+        for node, name, called in places_in(self.node):
+            place = self.place(node, name)
+            found.add((place.start, place.end, name, called))
+        return found
 
     def changed(self, transformer: ast.NodeTransformer) -> types.CodeType:
         """Return the code compiled anew, its syntax changed."""

@@ -218,7 +218,14 @@ def _named(record: JsonObject, field: str, kind: type) -> JsonObject:
     values = record.get(field, {})
     if not isinstance(values, dict) or not all(type(v) is kind for v in values.values()):
         raise PlanError(f"{field} must be of {kind.__name__} by name")
+    if field == "renamed" and not all(map(_is_path, values.values())):
+        raise PlanError("renamed must be to names of tensors")
     return values
+
+
+def _is_path(name: object) -> bool:
+    """May a graph's code name a tensor so?"""
+    return isinstance(name, str) and name.isprintable() and not set(name) & set("\"'\\")
 
 
 def _written_group(kept: Kept) -> dict[str, object]:

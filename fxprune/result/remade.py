@@ -20,7 +20,7 @@ from fxprune.graph.example import Example
 from fxprune.graph.nests import PLAIN, Value
 from fxprune.graph.source_files import is_users
 from fxprune.graph.tensors import device_of
-from fxprune.result.json_types import json_object
+from fxprune.result.json_types import dtype_named, json_object
 
 __all__ = ["as_it_was", "remade_data", "remade_from", "remade_values", "with_remade", "with_values"]
 
@@ -86,7 +86,7 @@ def remade_from(data: Mapping[str, object], device: torch.device) -> dict[str, V
     for name, entry in data.items():
         about: dict[str, Value] = json_object(entry)
         if "shape" in about and torch.Size(about["shape"]).numel() <= _LARGEST:
-            dtype = getattr(torch, about["dtype"])
+            dtype = dtype_named(about["dtype"])
             held = torch.zeros(about["shape"], dtype=dtype)
             if "values" in about:
                 held = torch.tensor(about["values"], dtype=dtype).reshape(about["shape"])

@@ -19,6 +19,7 @@ from fxprune.compiler.native.structure import doubled_copy
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.example import Example
 from fxprune.result.decorators import undecorated, with_code
+from fxprune.result.own_places import assigned_names
 from fxprune.result.own_spelling import Place, Source
 
 __all__ = ["Calls", "calls_noted", "functions_of", "numbers_noted"]
@@ -187,7 +188,7 @@ class _Noter(ast.NodeTransformer):
     def _statements(self, node: ast.stmt) -> list[ast.stmt]:
         if isinstance(node, _APART):
             return [node]
-        names = [*_assigned(node)]
+        names = [*assigned_names(node)]
         made = [
             ast.Expr(self._note(self.source.place(node, name), ast.Name(name, ast.Load()))) for name in names
         ]
@@ -205,11 +206,3 @@ class _Noter(ast.NodeTransformer):
 
     def _note(self, place: Place, node: Any) -> ast.expr:
         return _told(self.source, self.places, place, node)
-
-
-def _assigned(node: ast.stmt) -> Iterator[str]:
-    """List the local variables that a statement assigns."""
-    for target in node.targets if isinstance(node, ast.Assign) else ():
-        for item in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
-            if isinstance(item, ast.Name):
-                yield item.id

@@ -8,7 +8,7 @@ from torch import Tensor
 from fxprune.errors import FileError
 from fxprune.graph.example import Example
 from fxprune.graph.nests import PLAIN
-from fxprune.result.json_types import Call, json_list, json_object
+from fxprune.result.json_types import Call, dtype_named, json_count, json_list, json_name, json_object
 
 __all__ = ["example_from", "example_record"]
 
@@ -25,9 +25,17 @@ def example_record(example: Example) -> Call:
 
 
 def example_from(record: Call, device: str) -> Example:
-    """Return the same call: with its whole numbers, which mean something, and zeros for others."""
-    args = tuple(_read(a, device) for a in record["args"])
-    return Example(args, {k: _read(v, device) for k, v in record["kwargs"].items()})
+    """Return the same call: with its whole numbers, which mean something, and zeros for others.
+
+    Raises:
+        FileError: it is none that `example_record` wrote.
+    """
+    try:
+        args = tuple(_read(a, device) for a in json_list(record["args"]))
+        kwargs = {json_name(k): _read(v, device) for k, v in json_object(record["kwargs"]).items()}
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileError(f"the example call can't be read: {type(error).__name__}: {error}") from error
+    return Example(args, kwargs)
 
 
 def _written(value: object) -> object:
@@ -48,12 +56,14 @@ def _read(value: object, device: str) -> object:
     if not isinstance(value, dict):
         return value
     if "shape" in value:
-        dtype = getattr(torch, value["dtype"])
+        shape, dtype = [json_count(n) for n in json_list(value["shape"])], dtype_named(value["dtype"])
         if "values" in value:
-            return torch.tensor(value["values"], dtype=dtype, device=device).reshape(value["shape"])
-        return torch.zeros(value["shape"], dtype=dtype, device=device)
+            return torch.tensor(value["values"], dtype=dtype, device=device).reshape(shape)
+        return torch.zeros(shape, dtype=dtype, device=device)
     ((kind, items),) = value.items()
     if kind == "dict":
         return {k: _read(v, device) for k, v in json_object(items).items()}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"{kind!r} is no kind of argument")
     found = [_read(v, device) for v in json_list(items)]
     return tuple(found) if kind == "tuple" else found

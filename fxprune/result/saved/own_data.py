@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import cast, get_args
 
 from torch import Tensor, nn
 
 from fxprune.compiler.native.instance import instance_of, with_form
-from fxprune.compiler.native.parts import PartError
 from fxprune.compiler.native.slots import tensors_held
-from fxprune.errors import FileError
+from fxprune.errors import FileError, FxpruneError
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
-from fxprune.result.json_types import JsonObject, json_list, json_object, json_value
+from fxprune.result.json_types import JsonObject, json_count, json_list, json_name, json_object, json_value
 from fxprune.result.own_calls import WORDS, FullWidth, Made, UnevenParts
 from fxprune.result.own_code import (
     Call,
@@ -129,8 +128,9 @@ def _number(data: object) -> float:
 
 def _spelling(data: object) -> Spelling:
     path, method, start, end, text, name, old, new = json_list(data)
-    (line, column), (last, right) = ([json_value(n, int) for n in json_list(at)] for at in (start, end))
-    method, text, name = (json_value(word, str) for word in (method, text, name))
+    (line, column), (last, right) = ([json_count(n) for n in json_list(at)] for at in (start, end))
+    method, text = json_name(method), json_value(text, str)
+    name = json_name(name) if name else ""
     made = _made(new) if isinstance(new, dict) else json_value(new, int)
     call = "" if isinstance(made, int) else WORDS[type(made)]
     place = Place(method, (line, column), (last, right), text, name, call)
@@ -167,7 +167,7 @@ def _part(data: JsonObject) -> Part:
         for name, keys, node in map(json_list, json_list(data["inputs"]))
     ]
     reads = [
-        Read(json_value(node, str), json_value(of, str), cast(What, what), json_value(dim, int))
+        Read(json_value(node, str), json_value(of, str), _what(what), json_value(dim, int))
         for node, of, what, dim in map(json_list, json_list(data["reads"]))
     ]
     given = [
@@ -183,6 +183,12 @@ def _part(data: JsonObject) -> Part:
     return Part(path, why, tuple(inputs), tuple(reads), result, tuple(given), tuple(layouts))
 
 
+def _what(data: object) -> What:
+    if data not in get_args(What):
+        raise ValueError(f"{data!r} is nothing that is read of a tensor")
+    return cast(What, data)
+
+
 def _forward(data: JsonObject) -> Forward:
     opened, barred = (tuple(json_value(v, str) for v in json_list(data[key])) for key in ("opened", "barred"))
     calls = [_call(json_object(call)) for call in json_list(data["calls"])]
@@ -191,6 +197,8 @@ def _forward(data: JsonObject) -> Forward:
 
 def _call(data: JsonObject) -> Call:
     args, kwargs = (_read(json_object(data[key])) for key in ("args", "kwargs"))
+    for name in json_value(kwargs, dict):
+        json_name(name)
     results = [
         (json_value(node, str), _keys(keys)) for node, keys in map(json_list, json_list(data["results"]))
     ]
@@ -220,6 +228,8 @@ def own_instance(
         return t
 
     try:
+        for call in own.forward.calls if own.forward else ():
+            model.get_submodule(call.path)  # no other may stand in a graph's code
         made = instance_of(model, own, pruned, slices)
         named = {id(t) for t in (*made.parameters(), *made.buffers())}
         for slot, t in [*tensors_held(made)]:
@@ -227,7 +237,7 @@ def own_instance(
             if str(slot) in tensors and own_tensor:
                 slot.write(made, _like(t, tensors[str(slot)]))
         with_form(made, own, pruned)
-    except (AttributeError, KeyError, IndexError, TypeError, PartError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, FxpruneError) as error:
         raise FileError(f"the record of the model's own class does not fit the model: {error}") from error
     return made
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxprune.analysis.analyze import analyze
 from fxprune.compiler import apply
 from fxprune.compiler.native.unused import idle_kept
-from fxprune.errors import FileError
+from fxprune.errors import FileError, listed
 from fxprune.graph.chunks import taken
 from fxprune.graph.tensors import device_of
 from fxprune.result.fingerprint import layout_digest
@@ -57,6 +57,9 @@ def replayed(model: nn.Module, record: Made, rules: RuleSet) -> PrunedModule:
     model = parent_of(model, record, rules)
     if layout_digest(model.state_dict()) != origin["layout"]:
         raise FileError(f"it is not the architecture that was pruned, a {origin['class']}: it {OTHER_LAYOUT}")
+    unknown = sorted(origin["dtypes"]["others"].keys() - model.state_dict().keys())
+    if unknown:
+        raise FileError(f"the record gives {listed(unknown)} a type, and the model has no such weights")
     model = in_dtypes(model, origin["dtypes"])
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     example = example_from(record["example"], str(device))
