@@ -25,36 +25,11 @@ from fxprune.graph.classes import subclass_of
 from fxprune.graph.code_names import codes_in
 from fxprune.graph.nests import Value
 from fxprune.result.decorators import undecorated, with_code
-from fxprune.result.own_places import places_in
+from fxprune.result.own_places import Place, places_in
 
 __all__ = ["Place", "Source", "source_of", "spelled_anew", "spelled_class", "unspelled"]
 
 MADE = "_fxprune_spelling"  # in a class made here: (the user's class, places in its code, layer by layer)
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """An expression in a method's source that an attribute of the module stands for.
-
-    start, end: (line, column in bytes), lines from the method's first.
-    text: what is written there.
-    name: the local variable that a statement there assigns; the statement stays, and the attribute is
-        assigned to it after that.
-    call: it is what a call calls, and the attribute makes another function of it: the word that says how.
-    """
-
-    method: str
-    start: tuple[int, int]
-    end: tuple[int, int]
-    text: str
-    name: str = ""
-    call: str = ""
-
-    @property
-    def attribute(self) -> str:
-        """The attribute that has the number."""
-        numbers = "_".join(map(str, (*self.start, *self.end)))  # `C` and `C // heads` begin at one place
-        return f"_{self.call or 'size'}_{self.method}_{numbers}" + (f"_{self.name}" if self.name else "")
 
 
 _shown: Counter[str] = Counter()  # files of code that was made here, by how many functions stand in each
@@ -85,8 +60,13 @@ def unspelled(cls: type[nn.Module]) -> type[nn.Module]:
     return made[0] if made else cls
 
 
+_alive = weakref.WeakValueDictionary[tuple[Value, Layers], type[nn.Module]]()  # one for all, while it is used
+
+
 @functools.lru_cache(maxsize=64)
 def _class(users: Value, layers: Layers) -> type[nn.Module]:
+    if (known := _alive.get((users, layers))) is not None:
+        return known
     made = users
     for layer in layers:
         functions = {place.method: _function(made, place.method) for place in layer}
@@ -97,8 +77,8 @@ def _class(users: Value, layers: Layers) -> type[nn.Module]:
         made = subclass_of(made, methods)
     made.__reduce_ex__ = _reduced
     setattr(made, MADE, (users, layers))
-    found: type[nn.Module] = made
-    return found
+    _alive[users, layers] = made
+    return _alive[users, layers]
 
 
 def _reduced(self: nn.Module, protocol: int) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 from fxprune.errors import FileError
@@ -17,13 +17,14 @@ from fxprune.result.json_types import (
     json_value,
 )
 
-__all__ = ["check_record"]
+__all__ = ["check_files", "check_record"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NONE = "the record is none that fxprune.save writes: {}"
 _Device = Literal["meta", "cpu"]
 
 
-def check_record(record: JsonObject) -> None:
+def check_record(record: Mapping[str, object]) -> None:
     """Check the fields that are used as they stand; what reads plans, layers and own code checks those.
 
     Raises:
@@ -35,17 +36,29 @@ def check_record(record: JsonObject) -> None:
         _words(json_object(record["made_by"]).values())
         _words(json_list(record["frozen"]))
         _digest(record["graph"])
-        modes, weights = json_object(record["modes"]), json_object(record["weights"])
+        modes = json_object(record["modes"])
         json_value(modes["training"], bool)
         _words(json_list(modes["others"]))
-        json_count(weights["bytes"])
-        _digest(weights["sha256"])
-        for digest in json_object(record["images"]).values() if "images" in record else ():
-            if digest is not None:
-                _digest(digest)
         json_object(record.get("replaced", {}))
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"the record is none that fxprune.save writes: {_said(error)}") from error
+        raise FileError(_NONE.format(_said(error))) from error
+
+
+def check_files(record: JsonObject) -> None:
+    """Check what a record says of the files beside it.
+
+    Raises:
+        FileError: it is missing, or of another kind.
+    """
+    try:
+        weights, images = json_object(record["weights"]), json_object(record.get("images", {}))
+        json_count(weights["bytes"])
+        _digest(weights["sha256"])
+        for digest in (images["sha256"], images["instead_of"]) if images else ():
+            if digest is not None:
+                _digest(digest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(_NONE.format(_said(error))) from error
 
 
 def _check_made(made: JsonObject) -> None:

@@ -33,7 +33,7 @@ from fxprune.errors import FileError
 from fxprune.result.files import TEMPORARY, write_whole
 from fxprune.result.fingerprint import json_digest
 from fxprune.result.json_types import FolderRecord, StoredImages, StoredWeights
-from fxprune.result.saved.checked_record import check_record
+from fxprune.result.saved.checked_record import check_files
 
 __all__ = [
     *("FORMAT", "PREPROCESSOR", "RECORD", "WEIGHTS", "Images"),
@@ -121,7 +121,7 @@ def read_record(folder: Path) -> FolderRecord:
         raise FileError(f"{path} is of format {record['format']!r}; this version of fxprune reads {FORMAT}")
     if record.pop("digest", None) != json_digest(record):
         raise FileError(f"{path} was edited since it was saved: its digest does not fit")
-    check_record(record)
+    check_files(record)
     return cast(FolderRecord, record)
 
 

@@ -22,6 +22,7 @@ from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.remade import with_values
 from fxprune.result.saved import model_specs
 from fxprune.result.saved import recipe as recipes
+from fxprune.result.saved.checked_record import check_record
 from fxprune.result.saved.folder import OLD_FORMATS, read_record, read_tensors
 from fxprune.result.saved.hub import local_folder
 from fxprune.result.saved.layer_data import install
@@ -111,8 +112,9 @@ def original_of(
     """Build the original of a record, or take the model given; with any weights, or none where none will do.
 
     Raises:
-        FileError: the record does not say how to build it, or names code.
+        FileError: the record is of another form, does not say how to build it, or names code.
     """
+    check_record(record)
     recipe = record["build"]
     kind = root_of(record)["origin"]["class"]
     if isinstance(model, str):
