@@ -31,7 +31,7 @@ def check_record(record: Mapping[str, object]) -> None:
         FileError: one is missing, or of another kind.
     """
     try:
-        _check_made(record)
+        _check_made({**record})
         _check_build(record["build"])
         _words(json_object(record["made_by"]).values())
         _words(json_list(record["frozen"]))
