@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.tensors import device_of, is_float
 
-__all__ = ["PRIME_BATCH", "Example", "outline_of", "seeded_noise"]
+__all__ = ["PRIME_BATCH", "Example", "outline_of", "resized", "seeded_noise"]
 
 
 # A batch size that divides nothing: no reshape lines up with it by accident.
@@ -30,7 +30,7 @@ class Example:
         batch = self.batch
         if n is None or batch is None:
             return self
-        return self.map(lambda t: _resized(t, n) if t.ndim and t.shape[0] == batch else t)
+        return self.map(lambda t: resized(t, n) if t.ndim and t.shape[0] == batch else t)
 
     @property
     def batch(self) -> int | None:
@@ -47,8 +47,13 @@ class Example:
         return Example(args, kwargs)
 
 
-def _resized(t: Tensor, n: int) -> Tensor:
-    return t.repeat(-(-n // t.shape[0]), *[1] * (t.ndim - 1))[:n]
+def resized(t: Tensor, n: int, dim: int = 0) -> Tensor:
+    """Return a tensor with n elements along a dimension; values repeat."""
+    if n == t.shape[dim]:
+        return t
+    times = [1] * t.ndim
+    times[dim] = -(-n // t.shape[dim])
+    return t.repeat(times).narrow(dim, 0, n)
 
 
 def outline_of(example: Example) -> Example:

@@ -23,7 +23,7 @@ from fxprune.capture.asked_types import (
     refuse_typed_checks,
 )
 from fxprune.capture.autograd_functions import keep_derivatives
-from fxprune.capture.beside_model import refuse_compiled, refuse_history, refuse_other_values
+from fxprune.capture.beside_model import refuse_compiled, refuse_history
 from fxprune.capture.call_state import (
     GRADIENTS,
     OTHER_DRAWS,
@@ -42,6 +42,7 @@ from fxprune.capture.exported.program import Exported, export_again, export_prog
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
 from fxprune.capture.reached import called

@@ -14,7 +14,7 @@ from torch.fx import _symbolic_trace
 from fxprune.capture.arguments import guard_arguments
 from fxprune.capture.asked_types import followed_types, refuse_matches, refuse_typed_checks
 from fxprune.capture.autograd_functions import keep_derivatives
-from fxprune.capture.beside_model import refuse_compiled, refuse_history, refuse_other_values
+from fxprune.capture.beside_model import refuse_compiled, refuse_history
 from fxprune.capture.call_state import (
     GRADIENTS,
     OTHER_DRAWS,
@@ -30,6 +30,7 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
+from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, noticed
 from fxprune.capture.reached import called
