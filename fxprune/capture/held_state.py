@@ -126,6 +126,7 @@ class HeldState:
             if isinstance(value, types.ModuleType):  # `rope.table(n)`
                 for inner in names.keys() & vars(value).keys():
                     self._kept_behind(vars(value)[inner], inner)
+                    self._inside(vars(value)[inner], f"{name}.{inner}", 2)
             self._inside(value, f"{file}.{name}", 2)  # less deep: all that a file names
 
     def _kept_behind(self, member: Any, name: str) -> None:

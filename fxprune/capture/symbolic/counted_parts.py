@@ -19,7 +19,7 @@ from fxprune.rules.modules import native
 if TYPE_CHECKING:
     from fxprune.capture.symbolic.tracer import Tracer
 
-__all__ = ["guard_count"]
+__all__ = ["guard_count", "is_given"]
 
 _LEN = len  # Python's own: while code is traced another stands in its place, which no file holds
 _OF_LISTS = {operator.mul, operator.add}
@@ -37,6 +37,8 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
         return _guard_whole(tracer, node.args[0])
     if node.target in _OF_LISTS and _is_list(tracer, node):  # `[0] * x.shape[1]`
         return _guard(tracer, parts, count)
+    if node.target is getattr and is_given(node):  # `for level in features.levels` of an argument
+        return _guard(tracer, parts, count)
     at = _CUTS.get(op_name(node.target)) if node.op in ("call_function", "call_method") else None
     if at is None or len(node.args) == 0:
         return
@@ -46,6 +48,13 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
     if cut_by_list or (isinstance(dim, int) and _is_fixed(tracer, node.args[0], dim)):
         return
     _guard(tracer, parts, count)
+
+
+def is_given(node: fx.Node) -> bool:
+    """Is a node an input, or a part of one: `batch["mask"]`, `options.levels[0]`?"""
+    while node.target in (getattr, operator.getitem) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def _guard_whole(tracer: Tracer, whole: Any) -> None:

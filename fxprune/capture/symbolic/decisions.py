@@ -27,6 +27,10 @@ from fxprune.graph.writes import VIEWS, is_view_of_input
 
 __all__ = ["Decisions"]
 
+_OF_TENSORS = {
+    *("device", "get_device", "is_cuda", "is_cpu", "is_xpu", "is_mps", "is_meta", "is_floating_point"),
+    *("is_complex", "is_signed", "dtype", "requires_grad", "is_leaf", "grad_fn", "grad", "layout"),
+}
 OTHER_BATCHES = (1, PRIME_BATCH + 1)  # odd and even, one and many
 
 
@@ -64,7 +68,7 @@ class Decisions:
         of_dtypes = self._is_of_dtypes(proxy.node)
         if not sizes:
             self._note_kinds(proxy.node)
-        if sizes or of_dtypes or self._is_of_layout(proxy.node):  # and not of a device
+        if sizes or of_dtypes or self._is_of_layout(proxy.node) or not self._is_of_tensors(proxy.node):
             check = guard_dtype if of_dtypes else guard_branch
             where = proxy.node.meta.get("where") or proxy.node.name
             proxy.tracer.create_proxy("call_function", check, (proxy, value), {"where": where})
@@ -115,6 +119,19 @@ class Decisions:
                 new = [n for n in at.all_input_nodes if n not in seen]
                 seen.update(new)
                 front += new
+        return False
+
+    def _is_of_tensors(self, node: fx.Node) -> bool:
+        """Is a truth about devices, kinds of numbers or gradients, which are guarded by themselves?"""
+        seen, front = {node}, [node]
+        while front:
+            at = front.pop()
+            asked = at.args[1] if at.target is getattr else op_name(at.target)
+            if asked in _OF_TENSORS or isinstance(self._run.env.get(at), torch.device):
+                return True
+            new = [n for n in at.all_input_nodes if n not in seen]
+            seen.update(new)
+            front += new if not isinstance(self._run.env.get(at), Tensor) else []
         return False
 
     def _is_of_layout(self, node: fx.Node) -> bool:

@@ -174,7 +174,7 @@ class TracedValue(fx.Proxy):
             caller = users_frame(caller)
         if (is_users(file) or file in LIBRARY) and (looks_up(caller) or counts(caller)):
             value = _for_example(self)
-            if type(value) is int or isinstance(value, tuple):  # `{(7, 7): ..}[x.shape[2:]]`
+            if type(value) in (int, float, bool) or isinstance(value, tuple):  # `{(7, 7): ..}[x.shape[2:]]`
                 return hash(self.tracer.decisions.value(self))
         return id(self)
 

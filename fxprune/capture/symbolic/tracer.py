@@ -23,7 +23,7 @@ from torch.fx.proxy import Attribute
 from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.reached import called
-from fxprune.capture.symbolic.counted_parts import guard_count
+from fxprune.capture.symbolic.counted_parts import guard_count, is_given
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.devices import DeviceQuestions
 from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtypes, compares_nearby
@@ -225,6 +225,10 @@ class Tracer(fx.Tracer):
             return self.create_node("call_function", type(a), (self.create_arg(held),), {})
         if dataclasses.is_dataclass(a) and not isinstance(a, type):
             held = [(f, getattr(a, f.name)) for f in dataclasses.fields(a)]
+            if not all(f.init for f, _ in held):
+                raise NotImplementedError(
+                    f"{type(a).__name__} has fields that its constructor does not take (init=False)"
+                )
             left_out = [f.name for f, value in held if value is None and f.default is None]
             fields = {f.name: self.create_arg(value) for f, value in held if f.name not in left_out}
             return self.create_node("call_function", type(a), (), fields)
@@ -417,17 +421,17 @@ class Tracer(fx.Tracer):
         self._ranks_asked.setdefault(proxy.node, _users_line())
 
     def _guard_ranks(self, graph: fx.Graph) -> None:
-        """Check the rank of each input that an asked rank follows from."""
+        """Check the rank of each input that an asked rank follows from, and of what is squeezed since."""
         lines = dict(self._ranks_asked)
         for node in reversed(graph.nodes):
             if node in lines:
                 for given in node.all_input_nodes:
                     lines[given] = lines[node]
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        for node in inputs:
-            value = self.decisions.structure_of(node) if node in lines else None
+        for node in [n for n in lines if is_given(n) or op_name(n.target) == "squeeze"]:
+            value = self.decisions.structure_of(node)
             if isinstance(value, torch.Tensor):
-                with graph.inserting_after(inputs[-1]):
+                with graph.inserting_after(inputs[-1] if node in inputs else node):
                     rank = self.create_node("call_method", "dim", (node,), {})
                     with graph.inserting_after(rank):
                         kwargs = {"where": lines[node] or node.name}
@@ -524,12 +528,17 @@ class Tracer(fx.Tracer):
         return self.write(proxy, value)
 
     def _in_dtype_of(self, written: fx.Proxy, other: Any, value: Any) -> Any:
-        """Return what is written into a tensor in that tensor's dtype, where the operation gave another."""
-        if not isinstance(value, fx.Proxy) or not isinstance(other, fx.Proxy) or is_picked(value.node):
+        """Return what is written into a tensor in that tensor's dtype, where the operation may change it."""
+        made = isinstance(other, torch.Tensor)  # by the code, whatever the weights' dtype: `torch.arange(8.)`
+        if (
+            not isinstance(value, fx.Proxy)
+            or not (made or isinstance(other, fx.Proxy))
+            or is_picked(value.node)
+        ):
             return value
         before, now = self.value_or_self(written), self.value_or_self(value)
         both = isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor)
-        return value if not both or before.dtype == now.dtype else value.type_as(written)
+        return value.type_as(written) if both and (made or before.dtype != now.dtype) else value
 
     def _is_tensor(self, proxy: fx.Proxy) -> bool:
         if not isinstance(proxy, Attribute) and proxy.node.op in ("call_module", "get_attr"):
