@@ -197,6 +197,23 @@ def test_numbers_drawn_in_train_mode_alone_are_refused_there(capture: str) -> No
         pruned.train()(X)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: random.random(), lambda: np.random.rand(), lambda: random.uniform(0, 1)],
+    ids=["python", "numpy", "uniform"],
+)
+def test_what_is_drawn_rarely_is_refused_as_well(draw: Callable[[], float], capture: str) -> None:
+    class Skips(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            skipped = self.training and draw() < 1e-9
+            return self.head(x if skipped else x.relu())
+
+    pruned = fxprune.prune(randomise(Skips().eval()), 0.5, example_inputs=X, capture=capture)
+    with pytest.raises(TrainingError, match="runs in eval mode alone"):
+        pruned.train()(X)
+
+
 def test_a_method_that_no_call_runs_draws_nothing() -> None:
     """A model's class may have methods that look at clocks: it is captured once all the same."""
     model, held = Draws(lambda: 2.0), Clock()

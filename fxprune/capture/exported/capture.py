@@ -34,7 +34,7 @@ from fxprune.capture.call_state import (
     other_without_gradients,
     refuse_difference,
 )
-from fxprune.capture.clocks import another_time
+from fxprune.capture.draws import other_chances
 from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
@@ -116,9 +116,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
                 return export_again(model, exported, gradients_of_inputs)
 
         if drew():
-            with another_time(may_run):
-                other = again()
-            refuse_difference(graph, _plain(model, other.program, functions), OTHER_DRAWS)
+            for other_chance in other_chances(may_run):
+                with other_chance:
+                    other = again()
+                refuse_difference(graph, _plain(model, other.program, functions), OTHER_DRAWS)
         with after_a_call(model, exported.example) as (changed, numbers):
             if numbers:
                 second = _plain(model, again().program, functions)
@@ -145,9 +146,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
                 program = again()
             plain = _plain(model, program.program, functions)
             if drew():
-                with another_time(may_run):
-                    later = again()
-                refuse_difference(plain, _plain(model, later.program, functions), OTHER_DRAWS)
+                for other_chance in other_chances(may_run):
+                    with other_chance:
+                        later = again()
+                    refuse_difference(plain, _plain(model, later.program, functions), OTHER_DRAWS)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
             guard_sizes(plain, program.relied.beyond(own))
             return plain

@@ -25,7 +25,7 @@ from fxprune.capture.call_state import (
     other_without_gradients,
     refuse_difference,
 )
-from fxprune.capture.clocks import another_time
+from fxprune.capture.draws import other_chances
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
@@ -118,9 +118,10 @@ def capture_symbolic(
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
     if drew():
-        with another_time(may_run):
-            again = _trace(model, leaves, example, copies, taught, training=False)
-        refuse_difference(graph, again, OTHER_DRAWS)
+        for other_chance in other_chances(may_run):
+            with other_chance:
+                again = _trace(model, leaves, example, copies, taught, training=False)
+            refuse_difference(graph, again, OTHER_DRAWS)
     for gradients in GRADIENTS[1:] if asked.gradients else ():
         other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
         refuse_difference(graph, other, other_without_gradients(asked.gradients))
@@ -145,9 +146,10 @@ def capture_symbolic(
         with noticed_draws(model, lambda: may_run) as drew:
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
         if drew():
-            with another_time(may_run):
-                again = _trace(model, leaves, example, copies, taught, training=True)
-            refuse_difference(trained, again, OTHER_DRAWS)
+            for other_chance in other_chances(may_run):
+                with other_chance:
+                    again = _trace(model, leaves, example, copies, taught, training=True)
+                refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 
     trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed, held.functions)
