@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
 from fxprune.graph.nests import Value
+from fxprune.graph.own_nodes import layout_of_argument
 from fxprune.result.own_calls import Made
 from fxprune.result.own_spelling import Place
 
@@ -16,6 +18,8 @@ __all__ = [
     "Edit",
     "Forward",
     "Keys",
+    "Layouts",
+    "OneWay",
     "OwnCode",
     "Part",
     "Read",
@@ -24,9 +28,11 @@ __all__ = [
     "Spelling",
     "Table",
     "What",
+    "layouts_of",
 ]
 
 What = Literal["size", "shape", "dtype", "device"]
+Layouts = tuple[tuple[str, str], ...]  # (parameter, how its argument is nested)
 Keys = tuple[str | int, ...]  # names of attributes, keys of dicts, places in lists
 
 
@@ -218,6 +224,31 @@ class Table:
 
 
 @dataclass(frozen=True)
+class OneWay:
+    """A module whose code may read numbers, in other calls than the captured one, that no graph proves.
+
+    path: the module's.
+    numbers: which, in words.
+    calls: how its arguments were nested in the calls that it had, as of `layouts_of`.
+    """
+
+    path: str
+    numbers: str
+    calls: tuple[Layouts, ...]
+
+
+def layouts_of(module: nn.Module, args: Value, kwargs: Value) -> Layouts:
+    """Spell how the arguments of a call are nested, by the names that the module's code has for them.
+
+    Raises:
+        TypeError: they do not fit its signature.
+    """
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    return tuple((name, layout_of_argument(value)) for name, value in [*bound.arguments.items()][1:])
+
+
+@dataclass(frozen=True)
 class OwnCode:
     """How an instance of the user's own class came about.
 
@@ -227,6 +258,7 @@ class OwnCode:
     spellings: sizes that the code of modules has from attributes, where it computes others.
     tables: what modules keep of tensors that their code computes anew at the original's width.
     flags: (path, attribute, value) of switches whose other way is wrong on the new sizes, and refused.
+    ways: modules that refuse to be called otherwise than they were.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """
@@ -239,6 +271,7 @@ class OwnCode:
     spellings: tuple[Spelling, ...] = ()
     tables: tuple[Table, ...] = ()
     flags: tuple[tuple[str, str, bool], ...] = ()
+    ways: tuple[OneWay, ...] = ()
 
     @property
     def is_graph(self) -> bool:

@@ -17,12 +17,12 @@ from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
 from fxprune.compiler.native.training import is_torchs
-from fxprune.errors import FileError, UnsupportedModuleError
+from fxprune.errors import FileError, UnsupportedModuleError, listed
 from fxprune.graph.chunks import taken
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach
-from fxprune.result.own_code import OwnCode
+from fxprune.result.own_code import Layouts, OwnCode, layouts_of
 from fxprune.result.own_spelling import spelled_anew
 from fxprune.result.own_tables import beneath_tables, tables_kept
 from fxprune.result.pruned_module import PrunedModule
@@ -64,6 +64,9 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
         vars(instance)["save_pretrained"] = partial(_refuse_to_save, own.unsaid)
     for path, flag, value in own.flags:
         instance.get_submodule(path).register_forward_pre_hook(partial(_refuse_other_way, flag, value))
+    for way in own.ways:
+        refuse = partial(_refuse_other_call, way.numbers, way.calls)
+        instance.get_submodule(way.path).register_forward_pre_hook(refuse, with_kwargs=True)
     if own.untrained:
         for module in instance.modules():
             if module is instance or (branches_on_mode(module) and not is_torchs(module)):
@@ -92,6 +95,23 @@ def _refuse_other_way(flag: str, value: bool, module: nn.Module, args: object) -
         raise UnsupportedModuleError(
             f"{type(module).__name__} was pruned with {flag}={value}: on the pruned sizes its code computes "
             f"something else with {flag}={not value}; set it so before pruning"
+        )
+
+
+def _refuse_other_call(
+    numbers: str, calls: tuple[Layouts, ...], module: nn.Module, args: Value, kwargs: Value
+) -> None:
+    """Raise UnsupportedModuleError for a call with other arguments: code may read what no graph proved."""
+    try:
+        layouts = layouts_of(module, args, kwargs)
+    except TypeError:  # the call itself says so
+        return
+    if layouts not in calls:
+        news = [name for name, said in layouts if not any((name, said) in call for call in calls)]
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} is called with another {listed(news or dict(layouts))} than when it "
+            f"was pruned: its code may read {numbers} then, and only the captured call is proved; prune "
+            f"again with an example that is called so"
         )
 
 

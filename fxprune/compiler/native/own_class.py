@@ -13,6 +13,7 @@ from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
 from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
+from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.rescaled import held_scales, rescaled, with_branches
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
@@ -20,6 +21,7 @@ from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.native.tables import with_tables
 from fxprune.compiler.native.traced import own_code_by_trace
 from fxprune.compiler.native.training import trained_alike
+from fxprune.compiler.native.unproved import with_one_way
 from fxprune.compiler.native.unused import unused_axes
 from fxprune.compiler.rewrite import rewrite
 from fxprune.errors import OptionError, UnsupportedModuleError, shown
@@ -93,7 +95,8 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     with collector_paused():
         traced = own_code_by_trace(model, analysis, sizes, slices, pruned)
         if traced is not None:
-            return _finished(model, analysis, (*traced, pruned), sizes, slices, check=check, traced=True)
+            made, own, reads = traced
+            return _finished(model, analysis, (made, own, pruned), sizes, slices, check=check, reads=reads)
     if on_meta(model):
         raise OptionError(NO_NUMBERS)
     refuse_broken(pruned, analysis.captured.example)  # `rewrite` did not try it, and no trace agreed with it
@@ -174,14 +177,17 @@ def _finished(
     slices: Slices,
     *,
     check: Check,
-    traced: bool = False,
+    reads: Reads | None = None,
 ) -> nn.Module:
-    """Let train mode and the configuration follow, or say that they can't; record how it was made."""
+    """Let train mode and the configuration follow, or say that they can't; record how it was made.
+
+    reads: what was read while its own graph became the pruned one, if it did.
+    """
     found = with_branches(model, analysis, found, slices, check=check)
-    finished = _followed(model, analysis, found, sizes, traced=traced)
+    finished = _followed(model, analysis, found, sizes, reads)
     if finished[1].unsaid.endswith(OTHER_FUNCTION):
         other = rescaled(model, analysis, found[1], found[2], slices, check=check)
-        other = None if other is None else _followed(model, analysis, other, sizes, traced=False)
+        other = None if other is None else _followed(model, analysis, other, sizes)
         if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
             finished = other
     made, own, pruned = finished
@@ -190,14 +196,16 @@ def _finished(
 
 
 def _followed(
-    model: nn.Module, analysis: Analysis, found: _Made, sizes: Mapping[str, Sizes], *, traced: bool
+    model: nn.Module,
+    analysis: Analysis,
+    found: _Made,
+    sizes: Mapping[str, Sizes],
+    reads: Reads | None = None,
 ) -> _Made:
-    """Let train mode and the configuration of an instance follow, or note that they can't.
-
-    traced: its own graph is the pruned one.
-    """
+    """Let train mode and the configuration of an instance follow, or note that they can't."""
     made, own, pruned = found
-    own = trained_alike(model, analysis, made, own, pruned, sizes, traced=traced)
+    own = trained_alike(model, analysis, made, own, pruned, sizes, traced=reads is not None)
+    own = with_one_way(model, made, own, pruned, sizes, reads)
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     return made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned
 

@@ -16,10 +16,11 @@ from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.flags import split_flags
 from fxprune.compiler.native.instance import Slices, instance_of
 from fxprune.compiler.native.proof import wrong_in
-from fxprune.compiler.native.scales import computed_scales
+from fxprune.compiler.native.scales import POWERS, computed_scales
 from fxprune.compiler.native.training import trains_otherwise
 from fxprune.compiler.rewrite import rewrite
 from fxprune.graph.example import seeded_noise
+from fxprune.graph.nests import Value
 from fxprune.graph.tensors import module_of
 from fxprune.passes.check import Check
 from fxprune.passes.shrinking.fold_scales import constant_of
@@ -44,7 +45,8 @@ def with_branches(
 ) -> _Made:
     """Let branches that no call took have the scales of the ones taken, where a head dim shrank.
 
-    A module may hold its scale for one branch, while torch computes it in the other.  Flags that make no
+    A module may hold its scale for one branch, while torch computes it in the other; or a head dim, of which
+    one computes its scale while the other views by it.  Flags that make no
     difference in the original, and still do in the instance, are recorded: it refuses the other way.
     """
     made, own, pruned = found
@@ -60,6 +62,7 @@ def with_branches(
     split = split_flags(model, made, example, paths)
     asked = {path for path, _ in split} | {p for p in paths if DEFAULT_SCALE in _names(model, p)}
     wanted = {n.name for n in pruned.graph.nodes if n.name in followed and module_of(n) in asked}
+    wanted |= {name for name, edit in _edits(model, pruned, followed, bases=True) if type(edit.new) is int}
     other = rescaled(model, analysis, own, pruned, slices, check=check, only=wanted) if wanted else None
     if other is not None:
         made, own, pruned = other
@@ -112,7 +115,7 @@ def rescaled(
     """
     modules = ["", *(name for name, _ in model.named_children())]
     scales = computed_scales(analysis, slices.selection, pruned, modules)
-    edits = dict(_edits(model, pruned, scales))
+    edits = dict(_edits(model, pruned, scales, bases=only is not None))
     if not edits or not own.is_whole:
         return None
     plan = plan_of(pruned)
@@ -126,9 +129,12 @@ def rescaled(
 
 
 def _edits(
-    model: nn.Module, graph: fx.GraphModule, scales: Mapping[str, float]
+    model: nn.Module, graph: fx.GraphModule, scales: Mapping[str, float], *, bases: bool = False
 ) -> Iterator[tuple[str, Edit]]:
-    """List, for each product, the number that its module, or the nearest around it, holds for its scale."""
+    """List, for each product, the number that its module, or the nearest around it, holds for its scale.
+
+    bases: or the whole number that its code computes its scale from.
+    """
     for node in graph.graph.nodes:
         if node.name not in scales:
             continue
@@ -139,6 +145,20 @@ def _edits(
             if len(names) == 1:  # of several, one may be something else, a rate of dropout
                 new = scales[node.name]
                 yield node.name, Edit(Slot(path, (names[0],)), state[names[0]], new)
-            if names or not path:
+            found = [*_bases(state, old, scales[node.name])] if bases and not names else []
+            if len(found) == 1:
+                name, base = found[0]
+                yield node.name, Edit(Slot(path, (name,)), state[name], base)
+            if names or found or not path:
                 break
             path = path.rpartition(".")[0]
+
+
+def _bases(state: Mapping[str, Value], old: float, new: float) -> Iterator[tuple[str, int]]:
+    """Find whole numbers of which a scale is a power, each with that of which another scale is it."""
+    for power in POWERS:
+        for name, value in state.items():
+            if type(value) is int and value > 1 and abs(value**power - old) <= 1e-6 * abs(old):
+                base = round(new ** (1 / power))
+                if base and abs(base**power - new) <= 1e-6 * abs(new):
+                    yield name, base

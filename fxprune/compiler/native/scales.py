@@ -15,7 +15,7 @@ from fxprune.rules.axes import Atom, Axis, Product
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["computed_scales", "default_scales"]
+__all__ = ["POWERS", "computed_scales", "default_scales"]
 
 POWERS = (-0.5, 0.5, -0.25, 0.25, -1.0)  # p, of the scales size**p that code takes
 

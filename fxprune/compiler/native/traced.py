@@ -23,6 +23,7 @@ from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.native.tables import with_tables
 from fxprune.compiler.native.training import trains_otherwise
+from fxprune.compiler.native.unproved import named_numbers
 from fxprune.result.own_code import Edit, OwnCode, Slot
 from fxprune.result.pruned_module import PrunedModule
 
@@ -38,10 +39,11 @@ def own_code_by_trace(
     sizes: Mapping[str, Sizes],
     slices: Slices,
     pruned: PrunedModule,
-) -> tuple[nn.Module, OwnCode] | None:
+) -> tuple[nn.Module, OwnCode, Reads] | None:
     """Find edits with which the model's own code traces to exactly the pruned graph.
 
-    Returns the instance and what was edited; None where no numbers make its graph that one.
+    Returns the instance, what was edited, and what was read of what `named_numbers` gives; None where no
+    numbers make its graph that one.
     """
     if analysis.captured.way != "symbolic" or any(map(_copies_itself, model.modules())):
         return None
@@ -51,6 +53,7 @@ def own_code_by_trace(
     before: dict[Slot, int] = {}  # what a layer that the copy described anew says by itself
     more = {**dict(proposals.second()), **dict(proposals.first())}
     most = sys.maxsize
+    named = {slot.path for slot, _ in named_numbers(model, root, sizes)}
     for _ in range(TRACES):
         for slot, new in more.items():
             before.setdefault(slot, slot.read(root))
@@ -58,7 +61,7 @@ def own_code_by_trace(
         edits |= more
         reads = Reads()
         unsure = {slot.path for slot in edits if not proposals.is_evident(slot, slot.read(model))}
-        watched = partial(reads_noted, reads=reads, only=unsure)
+        watched = partial(reads_noted, reads=reads, only=unsure | named)
         try:
             own = capture_alike(root, analysis.captured, taught=analysis.rules.taught, watched=watched)
         except Exception:  # whatever the code does with sizes that it did not expect
@@ -72,7 +75,7 @@ def own_code_by_trace(
             went_back = len(own_code.edits) < sum(slot.read(model) != new for slot, new in edits.items())
             run = went_back or is_spelled_out(root, own.module.graph)
             wrong = run and (wrong_in(root, pruned) or trains_otherwise(model, root, pruned))
-            return None if wrong else (root, own_code)
+            return None if wrong else (root, own_code, reads)
         more = _corrected(root, proposals, [d for d in found if d.is_number])
         if not more or len(found) >= most:
             return None

@@ -19,6 +19,7 @@ from fxprune.result.own_code import (
     Edit,
     Forward,
     Keys,
+    OneWay,
     OwnCode,
     Part,
     Read,
@@ -73,6 +74,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
             for t in own.tables
         ],
         "flags": [list(flag) for flag in own.flags],
+        "ways": [[way.path, way.numbers, way.calls] for way in own.ways],
     }
 
 
@@ -104,10 +106,22 @@ def own_from(data: object) -> OwnCode:
         spellings = tuple(map(_spelling, json_list(record.get("spellings", []))))
         tables = tuple(map(_table, json_list(record.get("tables", []))))
         flags = tuple(map(_flag, json_list(record.get("flags", []))))
+        ways = tuple(map(_way, json_list(record.get("ways", []))))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
     unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
-    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables, flags)
+    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables, flags, ways)
+
+
+def _way(data: object) -> OneWay:
+    path, numbers, calls = json_list(data)
+    found = tuple(tuple(map(_words, json_list(call))) for call in json_list(calls))
+    return OneWay(json_value(path, str), json_value(numbers, str), found)
+
+
+def _words(data: object) -> tuple[str, str]:
+    name, said = json_list(data)
+    return json_value(name, str), json_value(said, str)
 
 
 def _flag(data: object) -> tuple[str, str, bool]:

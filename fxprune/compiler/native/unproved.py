@@ -1,0 +1,159 @@
+"""Find the numbers that a module's code may read in other calls than the captured one: nothing proves those.
+
+What the call reads has a graph that says what it should be.  A number that only an optional argument, or a
+flag, leads to may be a size that shrank, or none: such a module refuses to be called otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.certify.comparison import same_draws
+from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.flags import other_ways
+from fxprune.compiler.native.proof import wrong_in
+from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.slots import own_slots_of
+from fxprune.errors import listed
+from fxprune.graph.copies import own_buffers, structural_copy
+from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import on_meta
+from fxprune.result.own_code import Edit, OneWay, OwnCode, Slot, layouts_of
+from fxprune.result.pruned_module import PrunedModule
+
+__all__ = ["named_numbers", "with_one_way"]
+
+
+def with_one_way(
+    model: nn.Module,
+    instance: nn.Module,
+    own: OwnCode,
+    pruned: PrunedModule,
+    sizes: Mapping[str, Sizes],
+    seen: Reads | None = None,
+) -> OwnCode:
+    """Edit, in place, what no call reads to what stands beside it; record where other calls are refused.
+
+    seen: what a call has read of the modules that `named_numbers` gives, if one was watched.
+    """
+    opened = own.forward.opened if own.forward else ()
+    found = [(s, old) for s, old in named_numbers(model, instance, sizes) if s.path not in opened]
+    found = [(slot, old) for slot, old in found if seen is None or not seen.has(slot)]
+    if not found:
+        return own
+    example = seeded_noise(pruned.record.example, model)
+    example = example.with_batch(2) if pruned.record.dynamic else example
+    reads, calls = Reads(), defaultdict[str, set[Any]](set)
+    paths = {slot.path for slot, _ in found}
+    if not _note(instance, example, paths, False, reads, calls):
+        return own
+    _note(instance, example, paths, True, reads, calls)
+    found = [(slot, old) for slot, old in found if not reads.has(slot) and slot.path in calls]
+    if not found:
+        return own
+    unread = defaultdict[str, list[Slot]](list)
+    for slot, _ in found:
+        unread[slot.path].append(slot)
+    own = _with_nearby(instance, own, pruned, found, sizes)
+    ways = [
+        OneWay(path, listed([*map(str, slots)]), tuple(sorted(calls[path])))
+        for path, slots in unread.items()
+        if _has_others(type(model.get_submodule(path)))
+    ]
+    flags = {(path, flag): value for path, flag, value in own.flags}
+    for path, flag in [] if on_meta(model) else other_ways(model, instance, example, unread):
+        flags.setdefault((path, flag), vars(instance.get_submodule(path))[flag])
+    said = tuple((path, flag, value) for (path, flag), value in flags.items())
+    return replace(own, ways=tuple(ways), flags=said)
+
+
+def _with_nearby(
+    instance: nn.Module,
+    own: OwnCode,
+    pruned: PrunedModule,
+    found: Sequence[tuple[Slot, int]],
+    sizes: Mapping[str, Sizes],
+) -> OwnCode:
+    """Edit, in place, numbers that are not edited yet to the size of what lies right there, if it is one."""
+    done = {edit.slot for edit in own.edits}
+    news = [(slot, old, sizes[slot.path].nearby(old)) for slot, old in found if slot not in done]
+    edits = [Edit(slot, old, new) for slot, old, new in news if new is not None]
+    for edit in edits:
+        edit.slot.write(instance, edit.new)
+    if edits and not on_meta(instance) and wrong_in(instance, pruned):  # something looks at them after all
+        for edit in edits:
+            edit.slot.write(instance, edit.old)
+        return own
+    return replace(own, edits=(*own.edits, *edits))
+
+
+def named_numbers(
+    model: nn.Module, instance: nn.Module, sizes: Mapping[str, Sizes]
+) -> Iterator[tuple[Slot, int]]:
+    """List the numbers that the code of their module's `forward` names and that may be sizes that shrank."""
+    slots = own_slots_of(model, instance)
+    names: dict[type, set[str]] = {}
+    for path, module in model.named_modules():
+        may_be = [(slot, old) for slot, old in slots.get(path, ()) if sizes[path].may_be(old)]
+        if may_be and type(module) not in names:
+            names[type(module)] = names_of_forward(module)
+        for slot, old in may_be:
+            words = [key for key in slot.keys[: slot.held] if isinstance(key, str)]
+            if {*words} <= names[type(module)]:
+                yield slot, old
+
+
+def _note(
+    instance: nn.Module,
+    example: Example,
+    paths: set[str],
+    training: bool,
+    reads: Reads,
+    calls: Mapping[str, set[Any]],
+) -> bool:
+    """Note what code reads, and how modules are called; on the meta device, if it needs no numbers.
+
+    Returns whether it ran.
+    """
+    for copied, given in (
+        (structural_copy(instance, _on_meta), example.map(_on_meta)),
+        (structural_copy(instance, own_buffers), example.map(Tensor.clone)),
+    ):
+        for module in copied.modules():
+            module.training = training
+        for path in paths:
+
+            def note(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                with contextlib.suppress(TypeError):
+                    calls[path].add(layouts_of(module, args, kwargs))
+
+            copied.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+        with (
+            contextlib.suppress(Exception),
+            torch.no_grad(),
+            same_draws(instance),
+            reads_noted(copied, reads, only=paths),
+        ):
+            copied(*given.args, **given.kwargs)
+            return True
+    return False
+
+
+def _on_meta(t: Tensor) -> Tensor:
+    made = t.detach().to("meta")
+    return nn.Parameter(made, requires_grad=False) if isinstance(t, nn.Parameter) else made
+
+
+def _has_others(cls: type[nn.Module]) -> bool:
+    """May it be called in other ways?"""
+    parameters = [*inspect.signature(cls.forward).parameters.values()][1:]
+    return any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
