@@ -109,6 +109,32 @@ class OfValues(Plain):
         return self.fc2(x * self.width**-0.5) if x.sum() > 0 else self.fc2(x)
 
 
+class OfValuesAndShape(Plain):
+    """Branches on values, and takes its scale from the tensor."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * x.shape[-1] ** -0.5) if x.sum() > 0 else self.fc2(x)
+
+
+class ReadsTwice(Plain):
+    """Branches on values, and takes its scale from a number that eval mode views by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x).relu().reshape(-1, self.width)
+        return self.fc2(x * self.width**-0.5 if self.training and x.sum() > 0 else x)
+
+
+def coin() -> bool:
+    return random.random() < 0.5
+
+
+class FarCoin(PythonCoin):
+    """Asks a function that is no method."""
+
+    def more(self, x: Tensor) -> Tensor:
+        return self.fc2(x * self.width**-0.5) if coin() else self.fc2(x)
+
+
 class NoSize(Plain):
     """Branches on values too, but nothing there is a size."""
 
@@ -206,7 +232,7 @@ def in_training(model: nn.Module, seed: int) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else found
 
 
-@pytest.mark.parametrize("build", [Scaled, Shaped, Features, TorchCoin, PythonCoin, NoSize])
+@pytest.mark.parametrize("build", [Scaled, Shaped, Features, TorchCoin, PythonCoin, FarCoin, NoSize])
 def test_it_trains_as_the_masked_original_does(build: type[Plain], capture: str, tmp_path: Path) -> None:
     model = randomise(build().eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=given(), capture=capture, form="module")
@@ -223,7 +249,7 @@ def test_it_trains_as_the_masked_original_does(build: type[Plain], capture: str,
                 torch.testing.assert_close(b, a[:, kept] if a.shape[-1:] != b.shape[-1:] else a)
 
 
-@pytest.mark.parametrize("build", [OwnShape, OfValues])
+@pytest.mark.parametrize("build", [OwnShape, OfValues, OfValuesAndShape, ReadsTwice])
 def test_what_cannot_be_right_is_refused_in_train_mode(
     build: type[Plain], capture: str, tmp_path: Path
 ) -> None:

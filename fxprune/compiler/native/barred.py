@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from fxprune.graph.code_names import codes_in
+from fxprune.capture.reached import reached
+from fxprune.graph.code_names import codes_in, names_in
 
-__all__ = ["barred_methods", "methods_of_mode", "names_of_forward"]
+__all__ = ["barred_methods", "methods_of_mode", "names_of_forward", "names_reached", "raises_to_powers"]
 
 
 def barred_methods(module: nn.Module) -> Iterator[str]:
@@ -46,6 +47,23 @@ def names_of_forward(module: nn.Module) -> set[str]:
     methods = dict(_methods(type(module)))
     forward = methods.get("forward")
     return {name for code in _codes(forward, methods) for name in code.co_names} if forward else set()
+
+
+def names_reached(module: nn.Module) -> set[str]:
+    """Return the names in that code, and in the users' functions that it calls in turn."""
+    methods = dict(_methods(type(module)))
+    named = [methods[name] for name in {"forward", *names_of_forward(module)} if name in methods]
+    return {name for function in reached(named) for name in names_in(function.__code__)}
+
+
+def raises_to_powers(module: nn.Module) -> bool:
+    """Does the code of a module's `forward` raise something to a power, or take a root?"""
+    if names_of_forward(module) & {"pow", "rsqrt", "sqrt"}:
+        return True
+    methods = dict(_methods(type(module)))
+    codes = _codes(methods["forward"], methods) if "forward" in methods else ()
+    steps = (step for code in codes for step in dis.get_instructions(code))
+    return any(step.opname == "BINARY_POWER" or step.argrepr in ("**", "**=") for step in steps)
 
 
 def methods_of_mode(module: nn.Module) -> Iterator[str]:

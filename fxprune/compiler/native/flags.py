@@ -23,23 +23,9 @@ from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import floats_of, in_float64, on_meta
 
-__all__ = ["Flag", "other_ways", "split_flags"]
+__all__ = ["Flag", "split_flags"]
 
 Flag = tuple[str, str]  # a module's path, and the attribute
-
-
-def other_ways(model: nn.Module, instance: nn.Module, example: Example, paths: Collection[str]) -> list[Flag]:
-    """List the flags of some modules that change something, in the original or in an instance."""
-    given, now = (_given(root, example, paths) for root in (model, instance))
-    roots = ((model, given), (instance, now))
-    return [
-        (path, flag)
-        for path in paths
-        for flag in _flags(instance.get_submodule(path))
-        if not all(
-            path in known and _is_alike(root.get_submodule(path), known[path], flag) for root, known in roots
-        )
-    ]
 
 
 def split_flags(

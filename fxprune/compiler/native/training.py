@@ -23,7 +23,7 @@ from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
 from fxprune.certify.noise import drawn_alike
 from fxprune.certify.relative_error import compare
-from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.barred import names_of_forward, names_reached, raises_to_powers
 from fxprune.compiler.native.coins import COINS, coin_on, tossing
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
@@ -64,14 +64,14 @@ def trained_alike(
 
     traced: the instance's own graph is the pruned one, in train mode as well if that follows it.
     """
-    chance = any("random" in names_of_forward(m) for m in model.modules() if branches_on_mode(m))
+    chance = any("random" in names_reached(m) for m in model.modules() if branches_on_mode(m))
     follows = not chance and analysis.captured.follows_mode
     if follows and traced:
         return own
     graphs = [(None, pruned)] if follows else _training_graphs(model, analysis, pruned, chance)
     trial = _trial(model, instance, graphs, pruned) if graphs else None
     if trial is None:
-        return replace(own, untrained=_unproved(model, instance, pruned, sizes))
+        return replace(own, untrained=_unproved(model, instance, own, pruned, sizes))
     if not trial.differs():
         return own
     options = trial.options(sizes, own)
@@ -180,8 +180,13 @@ def _reads(
     return reads
 
 
-def _unproved(model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes: Mapping[str, Sizes]) -> str:
-    """Name sizes that the code of train mode may read and that of eval mode does not; or nothing."""
+def _unproved(
+    model: nn.Module, instance: nn.Module, own: OwnCode, pruned: PrunedModule, sizes: Mapping[str, Sizes]
+) -> str:
+    """Name sizes that the code of train mode may read and that of eval mode does not; or nothing.
+
+    Or say that it may compute a scale from sizes that shrank, which eval mode views by.
+    """
     double = in_float64(copy.deepcopy(instance))
     proposals, seen = Proposals(model, double, sizes), _reads(double, _example(pruned, model), False)
     found = []
@@ -191,7 +196,20 @@ def _unproved(model: nn.Module, instance: nn.Module, pruned: PrunedModule, sizes
             words = [key for key in slot.keys[: slot.held] if isinstance(key, str)]
             if not seen.has(slot) and {*words} <= {*named} and sizes[path].may_be(old):
                 found.append(str(slot))
-    return f"it may read {listed(found)}, of which no graph says what it should be there" if found else ""
+    if found:
+        return f"it may read {listed(found)}, of which no graph says what it should be there"
+    edited = {(edit.slot.path, edit.slot.keys[0]) for edit in own.edits}
+    for path, module in model.named_modules():
+        if branches_on_mode(module) and not is_torchs(module):
+            named = names_of_forward(module)
+            by_number = any(there == path and name in named for there, name in edited)
+            shrinks = any(old not in news for old, news in sizes[path].whole.items())
+            if raises_to_powers(module) and (by_number or (shrinks and named & {"shape", "size"})):
+                where = path or type(module).__name__
+                return (
+                    f"{where} may compute a scale from sizes there, of which no graph says what it should be"
+                )
+    return ""
 
 
 def _example(pruned: PrunedModule, model: nn.Module) -> Example:

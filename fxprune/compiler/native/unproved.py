@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.certify.comparison import same_draws
 from fxprune.compiler.native.barred import names_of_forward
-from fxprune.compiler.native.flags import other_ways
+from fxprune.compiler.native.coins import COINS, coin_on
+from fxprune.compiler.native.flags import split_flags
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
@@ -56,21 +58,25 @@ def with_one_way(
     paths = {slot.path for slot, _ in found}
     if not _note(instance, example, paths, False, reads, calls):
         return own
-    _note(instance, example, paths, True, reads, calls)
+    for coin in COINS if any(branches_on_mode(model.get_submodule(path)) for path in paths) else ():
+        with coin_on(coin):
+            _note(instance, example, paths, True, reads, calls)
     found = [(slot, old) for slot, old in found if not reads.has(slot) and slot.path in calls]
     if not found:
         return own
     unread = defaultdict[str, list[Slot]](list)
     for slot, _ in found:
         unread[slot.path].append(slot)
-    own = _with_nearby(instance, own, pruned, found, sizes)
+    # What train mode may read by chance, or by values, is as it was found to be right there.
+    sure = [(slot, old) for slot, old in found if not branches_on_mode(model.get_submodule(slot.path))]
+    own = _with_nearby(instance, own, pruned, sure, sizes)
     ways = [
         OneWay(path, listed([*map(str, slots)]), tuple(sorted(calls[path])))
         for path, slots in unread.items()
         if _has_others(type(model.get_submodule(path)))
     ]
     flags = {(path, flag): value for path, flag, value in own.flags}
-    for path, flag in [] if on_meta(model) else other_ways(model, instance, example, unread):
+    for path, flag in split_flags(model, instance, example, unread):
         flags.setdefault((path, flag), vars(instance.get_submodule(path))[flag])
     said = tuple((path, flag, value) for (path, flag), value in flags.items())
     return replace(own, ways=tuple(ways), flags=said)

@@ -60,6 +60,12 @@ def unused_axes(model: nn.Module, analysis: Analysis) -> Mapping[str, Axes]:
         module = model.get_submodule(owner)
         if native(module) is None:
             found[name] = _beside(module._parameters[leaf], owner, analysis)  # type: ignore[arg-type]
+    beside = {name.rpartition(".")[0] for name in idle}  # running statistics, of layers that are not used
+    idle |= {
+        name
+        for name, _ in model.named_buffers()
+        if name not in analysis.names and name.rpartition(".")[0] in beside
+    }
     return {name: axes for name, axes in found.items() if name in idle}
 
 
