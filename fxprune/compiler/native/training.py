@@ -23,15 +23,15 @@ from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double
 from fxprune.certify.noise import drawn_alike
 from fxprune.certify.relative_error import compare
-from fxprune.compiler.native.barred import names_of_forward, names_reached, raises_to_powers
+from fxprune.compiler.native.barred import names_reached
 from fxprune.compiler.native.coins import COINS, coin_on, tossing
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.search import choices
 from fxprune.compiler.native.sizes import Sizes
+from fxprune.compiler.native.uncaptured import uncaptured
 from fxprune.compiler.rewrite import rewrite
-from fxprune.errors import listed
 from fxprune.graph.classes import subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
@@ -71,7 +71,9 @@ def trained_alike(
     graphs = [(None, pruned)] if follows else _training_graphs(model, analysis, pruned, chance)
     trial = _trial(model, instance, graphs, pruned) if graphs else None
     if trial is None:
-        return replace(own, untrained=_unproved(model, instance, own, pruned, sizes))
+        double = in_float64(copy.deepcopy(instance))
+        seen = _reads(double, _example(pruned, model), False)
+        return replace(own, untrained=uncaptured(model, double, own, seen, sizes))
     if not trial.differs():
         return own
     options = trial.options(sizes, own)
@@ -178,38 +180,6 @@ def _reads(
         with reads_noted(read, reads), contextlib.suppress(Exception):
             _called(read, example, coin)
     return reads
-
-
-def _unproved(
-    model: nn.Module, instance: nn.Module, own: OwnCode, pruned: PrunedModule, sizes: Mapping[str, Sizes]
-) -> str:
-    """Name sizes that the code of train mode may read and that of eval mode does not; or nothing.
-
-    Or say that it may compute a scale from sizes that shrank, which eval mode views by.
-    """
-    double = in_float64(copy.deepcopy(instance))
-    proposals, seen = Proposals(model, double, sizes), _reads(double, _example(pruned, model), False)
-    found = []
-    for path, module in model.named_modules():
-        named = names_of_forward(module) if branches_on_mode(module) else ()
-        for slot, old in proposals.slots.get(path, ()) if named else ():
-            words = [key for key in slot.keys[: slot.held] if isinstance(key, str)]
-            if not seen.has(slot) and {*words} <= {*named} and sizes[path].may_be(old):
-                found.append(str(slot))
-    if found:
-        return f"it may read {listed(found)}, of which no graph says what it should be there"
-    edited = {(edit.slot.path, edit.slot.keys[0]) for edit in own.edits}
-    for path, module in model.named_modules():
-        if branches_on_mode(module) and not is_torchs(module):
-            named = names_of_forward(module)
-            by_number = any(there == path and name in named for there, name in edited)
-            shrinks = any(old not in news for old, news in sizes[path].whole.items())
-            if raises_to_powers(module) and (by_number or (shrinks and named & {"shape", "size"})):
-                where = path or type(module).__name__
-                return (
-                    f"{where} may compute a scale from sizes there, of which no graph says what it should be"
-                )
-    return ""
 
 
 def _example(pruned: PrunedModule, model: nn.Module) -> Example:
