@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.devices import TOLD_BY_TENSORS
 from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
-__all__ = ["OF_GRADIENTS", "OF_LAYOUT", "OF_PRECISION", "Questions", "noticed", "unanswered"]
+__all__ = ["OF_DEVICE", "OF_GRADIENTS", "OF_LAYOUT", "OF_PRECISION", "Questions", "noticed", "unanswered"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ OF_PRECISION = Questions(
     of_parameters=True,
 )
 
-
+OF_DEVICE = Questions(attributes=TOLD_BY_TENSORS, methods=(), functions=(), of_parameters=True)
 OF_LAYOUT = Questions(
     attributes=(),
     methods=("is_contiguous", "stride", "storage_offset", "data_ptr", "dim_order", "_is_view"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.analysis import Analysis, Site
 from fxprune.choose.planned import as_planned
@@ -130,6 +130,8 @@ def _shrunk(model: nn.Module, pruned: nn.Module, selection: Selection) -> set[in
     now = pruned.state_dict()
     sizes = {len(mask) for mask in selection.masks.values()}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            continue
         shape = now.get(name, tensor).shape
         sizes |= {full for full, kept in zip(tensor.shape, shape, strict=False) if full != kept}
     return sizes

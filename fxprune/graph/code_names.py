@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
+    "assigned_in",
     "attribute_of",
     "codes_in",
     "ends_statement",
@@ -77,6 +78,12 @@ _ENDS = ("RAISE", "POP_TOP", "STORE_", "RETURN", "YIELD", "POP_JUMP", "JUMP")
 def ends_statement(step: dis.Instruction) -> bool:
     """Does an instruction end a statement, or go on elsewhere?"""
     return step.opname.startswith(_ENDS) and "LOAD" not in step.opname
+
+
+def assigned_in(function: types.FunctionType) -> frozenset[str]:
+    """Return the names of attributes that a function assigns."""
+    steps = (step for code in codes_in(function.__code__) for _, step in steps_of(code))
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
 
 
 def steps_of(code: types.CodeType) -> Iterator[tuple[int, dis.Instruction]]:

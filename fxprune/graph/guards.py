@@ -118,7 +118,7 @@ def guard_size(value: Any, expected: Any, *, what: str, where: str = "") -> Exce
 
 
 def _is_argument(value: Any, expected: Any) -> bool:
-    """Compare plain values, however nested: a tensor is none, a flag no number, a list no tuple."""
+    """Compare plain values, however nested: a tensor is none, a flag no number, 2.0 no 2, a list no tuple."""
     if isinstance(value, Tensor):
         recorded = torch._C._get_tracing_state() is not None and value.dim() == 0
         if not recorded or expected is None or isinstance(expected, str):
@@ -133,6 +133,8 @@ def _is_argument(value: Any, expected: Any) -> bool:
         return alike and len(value) == len(expected) and all(map(_is_argument, value, expected))
     if value is None or expected is None or isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
+    if isinstance(value, float) is not isinstance(expected, float):
+        return False  # `x * 2.0` has another type than `x * 2`
     same = value == expected or (value != value and expected != expected)
     return type(same) is bool and same
 

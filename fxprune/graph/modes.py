@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fxprune.graph.code_names import names_in, plain_functions
+from fxprune.graph.code_names import assigned_in, names_in, plain_functions
 
 __all__ = ["follows_mode", "forward_reads_mode", "in_eval_mode", "reads_mode"]
 
@@ -29,9 +29,17 @@ def in_eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 def reads_mode(module: nn.Module) -> bool:
-    """Does any code of the module's class look at `training`, whether it is called or not?"""
+    """Does any code of the module's class look at `training`, called or not, or set more by its mode?"""
     classes = (cls for cls in type(module).__mro__ if cls not in (nn.Module, object))
-    return any(_reads_training(function) for cls in classes for function in _methods(cls))
+    return any(_switches_more(cls) or any(map(_reads_training, _methods(cls))) for cls in classes)
+
+
+def _switches_more(cls: type) -> bool:
+    """Does a class's own `train` or `eval` set what other code may read?"""
+    own = [vars(cls)[name] for name in ("train", "eval") if name in vars(cls)]
+    functions = [function for member in own for function in plain_functions(member)]
+    users = not cls.__module__.startswith("torch.")
+    return users and any(assigned_in(function) - {"training"} for function in functions)
 
 
 def forward_reads_mode(module: nn.Module) -> bool:

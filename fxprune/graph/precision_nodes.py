@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from fxprune.graph.guards import guard, one_node, with_effect
 
 __all__ = [
     *("autocast_back", "autocast_off", "dtype_limit", "guard_dtype", "guard_precision", "precision_of"),
+    "autocast_as_before",
     "precisions_unguarded",
 ]
 
@@ -103,6 +105,7 @@ def autocast_off(device: torch.device) -> Any:
     if torch.compiler.is_compiling():
         return torch.amp.autocast_mode._enter_autocast(device.type, None, False, None)  # type: ignore[no-untyped-call]
     torch.set_autocast_enabled(device.type, False)
+    _TURNED.off.append(device.type)
     return True
 
 
@@ -115,3 +118,27 @@ def autocast_back(before: Any, device: torch.device) -> None:
         torch.amp.autocast_mode._exit_autocast(before)  # type: ignore[no-untyped-call]
     else:
         torch.set_autocast_enabled(device.type, True)
+        if _TURNED.off:
+            _TURNED.off.pop()
+
+
+class _Turned(threading.local):
+    """The kinds of devices on which graphs that run have turned autocast off, in each thread."""
+
+    def __init__(self) -> None:
+        self.off: list[str] = []
+
+
+_TURNED = _Turned()
+
+
+@contextlib.contextmanager
+def autocast_as_before() -> Iterator[None]:
+    """Turn autocast on again, where an error leaves a graph in a part without it."""
+    depth = len(_TURNED.off)
+    try:
+        yield
+    except BaseException:
+        while len(_TURNED.off) > depth:
+            torch.set_autocast_enabled(_TURNED.off.pop(), True)
+        raise

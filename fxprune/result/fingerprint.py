@@ -31,9 +31,13 @@ __all__ = [
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-def layout_digest(state: Mapping[str, Tensor]) -> str:
+def layout_digest(state: Mapping[str, object]) -> str:
     """Digest the names and shapes of a `state_dict`: the same architecture, at the same sizes?"""
-    return json_digest({name: list(t.shape) for name, t in state.items()})
+    return json_digest({name: _shape(value) for name, value in state.items()})
+
+
+def _shape(value: object) -> object:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__  # a module's extra state
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -142,7 +146,11 @@ def _settings(module: nn.Module, number: _Numbers) -> list[object]:
         for k, v in sorted(vars(module).items())
         if not k.startswith("_") and k != "training" and _is_simple(v)
     }
-    inner = [[name, _settings(child, number)] for name, child in module.named_children()]
+    inner: list[object] = [[name, _settings(child, number)] for name, child in module.named_children()]
+    first: dict[int, str] = {}
+    for name, child in module._modules.items():  # `Sequential(linear, act, linear, act)` calls one twice
+        if child is not None and first.setdefault(id(child), name) != name:
+            inner.append([name, {"same": first[id(child)]}])
     return [number.name(type(module)), module.extra_repr(), own, inner]
 
 

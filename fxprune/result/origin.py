@@ -45,7 +45,8 @@ def _held(model: nn.Module) -> set[str]:
 
 def _dtypes(state: Mapping[str, Tensor]) -> Dtypes:
     """Return the usual floating-point type, and the weights that have another."""
-    found = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items() if t.is_floating_point()}
+    floats = {name: t for name, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    found = {name: str(t.dtype).removeprefix("torch.") for name, t in floats.items()}
     usual = Counter(found.values()).most_common(1)[0][0] if found else "float32"
     return {"usual": usual, "others": {name: dtype for name, dtype in found.items() if dtype != usual}}
 

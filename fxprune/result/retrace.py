@@ -10,11 +10,13 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from fxprune.errors import InputArgumentError
 from fxprune.graph.nests import Value
+from fxprune.graph.precision_nodes import autocast_as_before, autocast_off
 
 __all__ = ["READS_CODE", "traced_as_graph"]
 
@@ -31,6 +33,7 @@ def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None
     code = forward.__code__
     known = frozenset(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
     takes_any = bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    has_regions = any(name.endswith(autocast_off.__name__) for name in code.co_names)
 
     @functools.wraps(forward)
     def call(self: nn.Module, *args: Value, **kwargs: Value) -> Value:
@@ -40,6 +43,9 @@ def traced_as_graph(forward: Callable[..., Value], graph: fx.Graph | None = None
             if isinstance(value, fx.Proxy) and not hasattr(value.tracer, READS_CODE):
                 own: fx.Graph = self.graph if graph is None else graph  # type: ignore[assignment]
                 return _handed_over(self, own, value.tracer, args, kwargs)
+        if has_regions and not torch.compiler.is_compiling():
+            with autocast_as_before():
+                return forward(self, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
     return call

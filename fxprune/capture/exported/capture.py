@@ -34,6 +34,7 @@ from fxprune.capture.call_state import (
     other_without_gradients,
     refuse_difference,
 )
+from fxprune.capture.devices import differs_elsewhere, guard_device_of, told_of_another
 from fxprune.capture.draws import other_chances
 from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
@@ -44,8 +45,9 @@ from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.capture.precisions import precisions_of, tells_precision
-from fxprune.capture.questions import OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
+from fxprune.capture.questions import OF_DEVICE, OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
 from fxprune.capture.reached import called
+from fxprune.capture.regions import noticed_regions
 from fxprune.capture.same_tensors import noticed_comparisons, refuse_comparisons, refused_ids
 from fxprune.graph.caches import has_caches
 from fxprune.graph.captured import Captured
@@ -53,6 +55,7 @@ from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
 from fxprune.graph.modes import follows_mode
 from fxprune.graph.own_nodes import ForwardOnly
+from fxprune.graph.tensors import device_of
 from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes, writes_by_layout, writes_through
 from fxprune.rules.modules import native
@@ -85,9 +88,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
         with HeldState(copy).restored(), torch.no_grad():
             copy.eval()
             copy(*example.args, **example.kwargs)
+    opened: list[str] = []
     for path, module in model.named_modules():
         if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
-            module.forward = _marked_forward(path)
+            module.forward = _marked_forward(path, module.forward, opened)
     functions, held = Functions(), HeldState(model)
     importlib.import_module("torch._dynamo")  # before builtins are patched, which it would keep
     may_run = [*called(model, held.functions())]
@@ -97,10 +101,13 @@ def _captured(model: nn.Module, example: Example) -> Captured:
         refuse_typed_checks(may_run)
         set_mode(model, False)
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
+        devices, regions, kind = dict[str, None](), dict[str, None](), device_of(model).type
         with (
             noticed(OF_GRADIENTS, asked),
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
+            noticed(OF_DEVICE, devices),
+            noticed_regions(kind, regions),
             noticed_draws(model, lambda: may_run) as drew,
             noticed_comparisons(model, may_run, _may_be_one) as compared,
             refused_ids(lambda x: isinstance(x, kinds) and not isinstance(x, nn.Parameter), may_run),
@@ -128,6 +135,13 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             with torch.set_grad_enabled(gradients != "off"):
                 other = again(gradients_of_inputs=gradients == "of inputs")
             refuse_difference(graph, _plain(model, other.program, functions), other_without_gradients(asked))
+        if devices:
+            with told_of_another(kind):
+                differs = differs_elsewhere(
+                    graph, lambda: _plain(model, again().program, functions), device_of(model)
+                )
+                if differs:
+                    regions |= devices
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
         def in_precision(copy: nn.Module, given: Example) -> fx.Graph:
@@ -142,7 +156,12 @@ def _captured(model: nn.Module, example: Example) -> Captured:
 
         def trace_training() -> fx.Graph:
             set_mode(model, True)
-            with noticed_draws(model, lambda: may_run) as drew, noticed(OF_LAYOUT, layouts):
+            with (
+                noticed_draws(model, lambda: may_run) as drew,
+                noticed(OF_LAYOUT, layouts),
+                noticed(OF_DEVICE, dict[str, None]() if devices else regions),
+                noticed_regions(kind, regions),
+            ):
                 program = again()
             plain = _plain(model, program.program, functions)
             if drew():
@@ -154,7 +173,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             guard_sizes(plain, program.relied.beyond(own))
             return plain
 
-        trained = follow_modes(graph, trace_training, model, functions=held.functions)
+        trained = follow_modes(graph, trace_training, model, functions=held.functions, branches=bool(opened))
     set_mode(model, False)
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "layer_marker", False):
@@ -163,6 +182,8 @@ def _captured(model: nn.Module, example: Example) -> Captured:
     if precisions is not None:
         precisions.guard(graph, model, taken, autocast=True)
     guard_sizes(graph, exported.relied)
+    if regions:
+        guard_device_of(graph, taken, regions)
     if layouts:
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
         guard_layouts(graph, dict.fromkeys(inputs, next(iter(layouts))))
@@ -210,9 +231,12 @@ def _is_norm_with_modes(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase) and native(module) is not None
 
 
-def _marked_forward(path: str) -> Callable[[Tensor], Tensor]:
-    def forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.ops.fxprune.layer_marker(input, path)
+def _marked_forward(path: str, own: Callable[..., Any], opened: list[str]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 1:  # `drop(x, 0.3)`: the call of a marker would lose that
+            opened.append(path)
+            return own(*args, **kwargs)
+        return torch.ops.fxprune.layer_marker(args[0], path)
 
     forward.layer_marker = True  # type: ignore[attr-defined]
     return forward

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["Path", "Reader", "conditions", "size_of", "spelled", "spelled_condition"]
+__all__ = ["Field", "Path", "Reader", "conditions", "size_of", "spelled", "spelled_condition", "step"]
 
 Path = tuple[Any, ...]  # a parameter of forward, and keys inward
+
+
+class Field(str):
+    """A field of a named tuple, as a key of a path."""
+
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow},
@@ -58,17 +63,27 @@ def size_of(tree: ast.expr) -> tuple[Path, int] | None:
 
 
 def _path(tree: ast.expr) -> Path | None:
-    """Parse `L['x'][0]` to `("x", 0)`."""
+    """Parse `L['x'][0]` to `("x", 0)`, and `L['x'].ids` to `("x", Field("ids"))`."""
     keys: list[Any] = []
-    while isinstance(tree, ast.Subscript) and isinstance(tree.slice, ast.Constant):
-        keys.append(tree.slice.value)
+    while isinstance(tree, (ast.Subscript, ast.Attribute)):
+        if isinstance(tree, ast.Attribute):
+            keys.append(Field(tree.attr))
+        elif isinstance(tree.slice, ast.Constant):
+            keys.append(tree.slice.value)
+        else:
+            return None
         tree = tree.value
     return tuple(reversed(keys)) if isinstance(tree, ast.Name) and tree.id == "L" and keys else None
 
 
 def spelled(path: Path) -> str:
     """Spell a path for a reader: `x[0]`."""
-    return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:])
+    return str(path[0]) + "".join(map(step, path[1:]))
+
+
+def step(key: Any) -> str:
+    """Spell one key of a path: `[0]`, `['a']`, `.ids`."""
+    return f".{key}" if isinstance(key, Field) else f"[{key!r}]"
 
 
 class _Spelled(ast.NodeTransformer):
@@ -108,7 +123,11 @@ class Reader:
         if path not in self._of:
             if len(path) < 2:
                 raise NotImplementedError(f"torch.export names an input {path} that forward has not")
-            self._of[path] = self.call(operator.getitem, self._value(path[:-1]), path[-1])
+            of, key = self._value(path[:-1]), path[-1]
+            is_field = isinstance(key, Field)
+            self._of[path] = self.call(
+                getattr if is_field else operator.getitem, of, str(key) if is_field else key
+            )
         return self._of[path]
 
     def value(self, tree: ast.expr) -> Any:

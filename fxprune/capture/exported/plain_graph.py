@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import inspect
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.casts import forget_aliases
 from fxprune.capture.exported.constants import name_of_constant
+from fxprune.capture.exported.nested_inputs import nested_inputs
 from fxprune.capture.precisions import AUTOCAST_ON
 from fxprune.graph.own_nodes import autocast_back, autocast_off, default_dict
 from fxprune.graph.source_files import is_users
@@ -30,7 +30,7 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
     """Return the exported graph with the original's names, inputs and nested outputs."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
-    copied = _nested_inputs(graph, source.graph, program.call_spec.in_spec, model)
+    copied = nested_inputs(graph, source.graph, program.call_spec.in_spec, model)
     for node in source.graph.nodes:
         if node in copied or (node.op == "call_module" and node.target == "_guards_fn"):
             continue
@@ -49,35 +49,6 @@ def _plain_graph(program: torch.export.ExportedProgram, model: nn.Module) -> fx.
     _forget_layout(graph)
     _keep_sizes_open(graph)
     return graph
-
-
-def _nested_inputs(
-    graph: fx.Graph, source: fx.Graph, spec: pytree.TreeSpec, model: nn.Module
-) -> dict[fx.Node, fx.Node]:
-    """Make one input of each argument that is a list or a dict of tensors, and take it apart.
-
-    Maps the placeholders that export makes of each tensor to what stands for it.
-    """
-    args, kwargs = spec.children()
-    names = [*list(inspect.signature(model.forward).parameters)[: args.num_children], *kwargs.context]
-    arguments = [*args.children(), *kwargs.children()]
-    if all(argument.is_leaf() for argument in arguments):
-        return {}
-    leaves = iter([n for n in source.nodes if n.op == "placeholder"])
-    inputs = [graph.placeholder(name) for name in names]
-    copied: dict[fx.Node, fx.Node] = {}
-
-    def take_apart(value: fx.Node, inside: pytree.TreeSpec) -> None:
-        if inside.is_leaf():
-            copied[next(leaves)] = value
-            return
-        keys = inside.context if inside.type is dict else range(inside.num_children)
-        for key, child in zip(keys, inside.children(), strict=True):
-            take_apart(graph.call_function(operator.getitem, (value, key)), child)
-
-    for value, argument in zip(inputs, arguments, strict=True):
-        take_apart(value, argument)
-    return copied
 
 
 # What `run_decompositions` makes of a batch norm in eval mode, and of one without statistics of its own.
@@ -181,22 +152,35 @@ def _inlined(
     model: nn.Module,
 ) -> Any:
     """Return the body of a no-grad or autocast region in place of the call."""
-    body_at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-    getter = node.args[body_at]
-    assert isinstance(getter, fx.Node)
-    body = source.get_submodule(str(getter.target))
+    bodies = {i: body for i, a in enumerate(node.args) if (body := _body_at(a, source)) is not None}
+    body_at, body = next(iter(bodies.items()), (0, None))
+    taken = [] if body is None else body.graph.find_nodes(op="placeholder")
+    if body is None or len(bodies) > 1 or len(taken) != len(node.args) - body_at - 1:
+        where = users_line(node.meta.get("stack_trace")) or node.name
+        raise NotImplementedError(f"it calls {node.target} at {where}, which no graph holds")
     if "autocast" in str(node.target):
         tensors = ((new, old.meta.get("val")) for old, new in copied.items() if isinstance(new, fx.Node))
         held = next(((new, t.device.type) for new, t in tensors if isinstance(t, Tensor)), None)
-        if held is not None and held[1] == node.args[0]:
-            if node.args[2]:
-                raise NotImplementedError(AUTOCAST_ON)
-            device = graph.call_function(getattr, (held[0], "device"))
+        own = held is not None and held[1] == node.args[0]
+        if own and node.args[2]:
+            raise NotImplementedError(AUTOCAST_ON)
+        if not node.args[2]:
+            device: Any = torch.device(str(node.args[0]))  # the result may be moved there
+            if held is not None and own:
+                device = graph.call_function(getattr, (held[0], "device"))
             before = graph.call_function(autocast_off, (device,))
             result = _body(graph, node, body, body_at, copied, model)
             graph.call_function(autocast_back, (before, device))
             return result
     return _body(graph, node, body, body_at, copied, model)
+
+
+def _body_at(argument: Any, source: fx.GraphModule) -> fx.GraphModule | None:
+    """Return the graph that an argument of a region names, if it is one."""
+    if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+        return None
+    found = dict(source.named_modules()).get(str(argument.target))
+    return found if isinstance(found, fx.GraphModule) else None
 
 
 def _body(

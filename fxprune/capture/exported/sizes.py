@@ -13,12 +13,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.expressions import (
+    Field,
     Path,
     Reader,
     conditions,
     size_of,
     spelled,
     spelled_condition,
+    step,
 )
 from fxprune.capture.exported.torch_internals import guards_of
 from fxprune.graph.example import Example
@@ -83,7 +85,9 @@ class Relied:
         if not fixed.items() <= self.fixed.items() or any(not set(_sizes_in(c)) <= set(batched) for c in own):
             return None
         own += [_parsed(f"{_read(at)} == {other.fixed[at]}") for at in batched if at in other.fixed]
-        either = _parsed(" or ".join(" and ".join(map(ast.unparse, all_of)) for all_of in (excluding, own)))
+        if not own:
+            return replace(self, conditions=tuple(kept))
+        either = _parsed(" or ".join(map(_all_of, (excluding, own))))
         if not _is_always((*excluding, *own), either, self.names, example):
             kept.append(either)
         where = next(filter(None, (self.lines.get(ast.dump(c), "") for c in excluding)), "")
@@ -151,6 +155,10 @@ def _is_always(parts: Sequence[ast.expr], whole: ast.expr, names: Sequence[str],
     return all(_holds(whole, names, _blank(example).with_batch(n)) for n in changes if n > 0)
 
 
+def _all_of(conditions: Sequence[ast.expr]) -> str:
+    return " and ".join(f"({ast.unparse(condition)})" for condition in conditions)
+
+
 def _parsed(code: str) -> ast.expr:
     return ast.parse(code, mode="eval").body
 
@@ -201,7 +209,7 @@ def _leaves(name: str, value: Any) -> list[tuple[Path, Any]]:
     found, _ = pytree.tree_flatten_with_path(value)
 
     def word(key: Any) -> Any:
-        return getattr(key, "key", getattr(key, "idx", None))
+        return Field(key.name) if hasattr(key, "name") else getattr(key, "key", getattr(key, "idx", None))
 
     return [((name, *map(word, keys)), leaf) for keys, leaf in found]
 
@@ -236,12 +244,14 @@ def _conditions(
 
 def _read(at: At) -> str:
     (name, *keys), dim = at
-    return f"L[{name!r}]" + "".join(f"[{key!r}]" for key in keys) + f".size()[{dim}]"
+    return f"L[{name!r}]" + "".join(map(step, keys)) + f".size()[{dim}]"
 
 
 def _is_known(condition: ast.expr, fixed: set[At]) -> bool:
     """Return whether it is about sizes alone that are guarded as numbers."""
-    return set(_sizes_in(condition)) <= fixed
+    found = [*_sizes_in(condition)]
+    asked = [t for t in ast.walk(condition) if isinstance(t, ast.Attribute) and t.attr in ("size", "shape")]
+    return len(asked) <= len(found) and fixed.issuperset(found)  # none that is spelled in another way
 
 
 def _sizes_in(condition: ast.expr) -> Iterator[At]:

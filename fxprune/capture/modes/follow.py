@@ -52,14 +52,16 @@ def follow_modes(
     root: nn.Module,
     kept: Callable[[], Iterable[str]] = tuple,
     functions: Callable[[], Iterable[FunctionType]] = tuple,
+    *,
+    branches: bool = False,
 ) -> TrainMode:
     """Make a graph that was captured in eval mode follow the mode, where train mode runs the same operations.
 
     `trace_training` captures the model in train mode; `kept` names the attributes that it alone sets.
-    `functions` may run in a call, beside the modules' methods.
+    `functions` may run in a call, beside the modules' methods.  `branches`: what was captured is known to.
     """
     refused = refusals_in(root)  # by results that were pruned before, inside of this model
-    branches = any(map(branches_on_mode, root.modules()))
+    branches = branches or any(map(branches_on_mode, root.modules()))
     if not branches and not reads_mode_outside_of_modules(root, functions()):
         return TrainMode(lost=refused)
     left_out: set[str] = set()

@@ -102,9 +102,10 @@ def _follow(a: Any, b: Any, node: fx.Node, root: nn.Module, switches: dict[Any, 
     if isinstance(a, fx.Node) or (type(a) is type(b) and a == b) or not isinstance(a, (bool, int, float)):
         return a
     path = module_of(node)
-    if (path, a, b) not in switches:
-        switches[path, a, b] = f"{path}._mode_{len(switches)}".lstrip(".")
+    key = path, repr(a), repr(b)  # 1, 1.0 and True are equal
+    if key not in switches:
+        switches[key] = f"{path}._mode_{len(switches)}".lstrip(".")
         owner = root.get_submodule(path)
-        owner.add_module(switches[path, a, b].rpartition(".")[2], ModeValue(train=b, eval=a))
+        owner.add_module(switches[key].rpartition(".")[2], ModeValue(train=b, eval=a))
     with node.graph.inserting_before(node):
-        return node.graph.call_module(switches[path, a, b])
+        return node.graph.call_module(switches[key])

@@ -25,6 +25,7 @@ from fxprune.capture.call_state import (
     other_without_gradients,
     refuse_difference,
 )
+from fxprune.capture.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.draws import other_chances
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
@@ -34,8 +35,8 @@ from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_GRADIENTS, noticed
 from fxprune.capture.reached import called
+from fxprune.capture.regions import noticed_regions
 from fxprune.capture.same_tensors import noticed_comparisons, refuse_comparisons, refused_ids
-from fxprune.capture.symbolic.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.symbolic.dropped_calls import refuse_dropped_errors
 from fxprune.capture.symbolic.numbers import traced_sizes
 from fxprune.capture.symbolic.own_graph import captured_as_is
@@ -99,7 +100,7 @@ def capture_symbolic(
     if as_is is not None:
         return as_is
     copies = copies or {}
-    asked = _Asked()
+    asked, regions, kind = _Asked(), dict[str, None](), device_of(model).type
     held, changed = HeldState(model), dict[str, None]()
     may_run = [*called(model, held.functions())]
     refuse_matches(model, may_run)
@@ -108,6 +109,7 @@ def capture_symbolic(
         noticed(OF_GRADIENTS, asked.gradients),
         noticed_draws(model, lambda: may_run) as drew,
         noticed_comparisons(model, may_run, may_be_one) as compared,
+        noticed_regions(kind, regions),
     ):
         graph = _trace(
             *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
@@ -143,7 +145,7 @@ def capture_symbolic(
     kept = dict[str, None]()
 
     def trace_training() -> fx.Graph:
-        with noticed_draws(model, lambda: may_run) as drew:
+        with noticed_draws(model, lambda: may_run) as drew, noticed_regions(kind, regions):
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
         if drew():
             for other_chance in other_chances(may_run):
@@ -156,8 +158,8 @@ def capture_symbolic(
     set_mode(model, False)
     if precisions is not None:
         precisions.guard(graph, model, example, autocast=False)
-    if of_one_device:
-        guard_device_of(graph, example, asked.devices)
+    if of_one_device or regions:
+        guard_device_of(graph, example, asked.devices if of_one_device else regions)
     guard_arguments(graph, model, example, numbers=True)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))

@@ -15,10 +15,11 @@ from torch import fx
 from torch.fx.proxy import TraceError
 
 from fxprune.capture.autograd_functions import traced_apply
-from fxprune.capture.precisions import AUTOCAST, AUTOCAST_ON, LIMITS
+from fxprune.capture.precisions import AUTOCAST, LIMITS
+from fxprune.capture.regions import traced_regions
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
 from fxprune.capture.symbolic.proxies import TracedAttribute, TracedValue, stands_for
-from fxprune.graph.own_nodes import autocast_back, autocast_off, dtype_limit
+from fxprune.graph.own_nodes import dtype_limit
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -78,7 +79,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
             patch(torch, name, _guarded(getattr(torch, name)))
         patch(torch, "_assert", _guarded_assert(torch._assert))
         autocast = torch.amp.autocast_mode.autocast
-        enter, leave = _regions(autocast, tracer, tracing_here)
+        enter, leave = traced_regions(autocast, tracer, tracing_here)
         patch(autocast, "__enter__", enter)
         patch(autocast, "__exit__", leave)
         function = torch.autograd.Function
@@ -255,33 +256,6 @@ class _Limits:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(name)
         return self.dtype.tracer.create_proxy("call_function", dtype_limit, (self.dtype, name), {})
-
-
-def _regions(
-    autocast: Any, tracer: Any, tracing_here: Callable[[], bool]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Patch `with torch.autocast(..)`: nodes turn it off and on again."""
-    enter, leave = autocast.__enter__, autocast.__exit__
-    entered: dict[Any, list[Any]] = {}
-
-    def off(region: Any) -> Any:
-        device = tracer.device_node()
-        kind = device and tracer.devices.kind(tracer.decisions.structure(device))
-        if not tracing_here() or region.device != kind:
-            return enter(region)
-        if region._enabled:
-            raise NotImplementedError(AUTOCAST_ON)
-        before = tracer.create_proxy("call_function", autocast_off, (device,), {})
-        entered.setdefault(region, []).append((before, device))
-        return region
-
-    def back(region: Any, *raised: Any) -> Any:
-        if not entered.get(region):
-            return leave(region, *raised)
-        tracer.create_proxy("call_function", autocast_back, entered[region].pop(), {})
-        return False
-
-    return off, back
 
 
 def _asked_by_users(

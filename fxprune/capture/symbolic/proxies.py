@@ -19,10 +19,10 @@ from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
 from fxprune.capture.asked_types import MATCH
+from fxprune.capture.devices import OF_DEVICES
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.counted_parts import guard_count
-from fxprune.capture.symbolic.devices import OF_DEVICES
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame

@@ -22,10 +22,10 @@ from torch.fx.proxy import Attribute
 
 from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
+from fxprune.capture.devices import DeviceQuestions
 from fxprune.capture.reached import called
 from fxprune.capture.symbolic.counted_parts import guard_count, is_given
 from fxprune.capture.symbolic.decisions import Decisions
-from fxprune.capture.symbolic.devices import DeviceQuestions
 from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtypes, compares_nearby
 from fxprune.capture.symbolic.objects import holds_traced, is_made_of_items, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked

@@ -58,7 +58,12 @@ def layer_data(layer: nn.Module, path: str) -> dict[str, object]:
     """Return a layer's class and constructor arguments; of a Sequential, its layers by name."""
     kind = type(layer).__name__
     if type(layer) is nn.Sequential:
-        inner = {name: layer_data(child, f"{path}.{name}") for name, child in layer.named_children()}
+        inner: dict[str, object] = {}
+        first: dict[int, str] = {}
+        for name, child in layer._modules.items():
+            assert child is not None
+            same = first.setdefault(id(child), name)
+            inner[name] = layer_data(child, f"{path}.{name}") if same == name else {"same": same}
         return {"class": kind, "layers": inner}
     if kind in CLASSES and type(layer) is getattr(nn, kind):
         data: dict[str, object] = {"class": kind, "options": _options(layer)}
@@ -90,7 +95,8 @@ def layer_from(data: object) -> nn.Module:
         if kind == "Sequential":
             sequence = nn.Sequential()
             for name, inner in json_object(record["layers"]).items():
-                sequence.add_module(name, layer_from(inner))
+                same = json_object(inner).get("same")
+                sequence.add_module(name, layer_from(inner) if same is None else sequence._modules[str(same)])
             return sequence
         options = record["options"]
         if (

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from fxprune.errors import FileError, listed
 
@@ -33,9 +34,11 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         FileError: a tensor has no values (meta), or the state holds more than tensors.
     """
-    extra = [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]
-    if extra:
-        raise FileError(f"{extra[0]} is no tensor: such state can't be saved")
+    for name, value in module.state_dict().items():
+        if name.endswith(_EXTRA_STATE_KEY_SUFFIX):
+            raise FileError(f"{name} is what a module's get_extra_state gives: such state can't be saved")
+        if not isinstance(value, Tensor):
+            raise FileError(f"{name} is no tensor: such state can't be saved")
     tensors, memory = {}, set()
     for slot in _slots(module):
         if slot.tensor.device.type == "meta":

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_device
+from fxprune.graph.process_lock import this_thread_only
+from fxprune.graph.source_files import is_users
 
-__all__ = ["OF_DEVICES", "DeviceQuestions", "differs_elsewhere", "guard_device_of"]
+__all__ = [
+    "OF_DEVICES",
+    "TOLD_BY_TENSORS",
+    "DeviceQuestions",
+    "differs_elsewhere",
+    "guard_device_of",
+    "told_of_another",
+]
 
 OF_DEVICES = ("is_cuda", "is_cpu", "is_xpu", "is_mps", "is_mtia", "is_hpu", "is_maia")
+TOLD_BY_TENSORS = tuple(name for name in OF_DEVICES if hasattr(Tensor, name))
 
 
 class DeviceQuestions:
@@ -34,6 +47,26 @@ class DeviceQuestions:
 
 def _other(kind: str) -> str:
     return "cuda" if kind == "cpu" else "cpu"
+
+
+@contextlib.contextmanager
+def told_of_another(kind: str) -> Iterator[None]:
+    """Answer a model's code that asks tensors for a kind of device as on another one, in this thread."""
+    here, other = this_thread_only(), f"is_{_other(kind)}"
+
+    def told(name: str, of: Any) -> property:
+        def get(tensor: Tensor) -> bool:
+            users = here() and is_users(sys._getframe(1).f_code.co_filename)
+            return name == other if users else bool(of.__get__(tensor))
+
+        return property(get)
+
+    with contextlib.ExitStack() as patches:
+        for name in TOLD_BY_TENSORS:
+            before = vars(Tensor).get(name)  # None: its base class has it
+            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
+            setattr(Tensor, name, told(name, getattr(Tensor, name)))
+        yield
 
 
 def differs_elsewhere(graph: fx.Graph, elsewhere: Callable[[], fx.Graph], device: torch.device) -> bool:
