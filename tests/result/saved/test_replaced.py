@@ -129,7 +129,9 @@ def test_a_file_names_standard_layers_only(layer: Any, tmp_path: Path) -> None:
         fxprune.load(tmp_path)
 
 
+ACT, SHARED = nn.ReLU(), nn.Linear(4, 4)
 LAYERS = (
+    nn.Sequential(nn.Linear(4, 4), ACT, SHARED, ACT, SHARED),
     nn.Conv2d(4, 6, (3, 5), stride=2, padding=1, dilation=2, groups=2, bias=False, padding_mode="circular"),
     nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1),
     nn.Conv1d(4, 6, 3, padding="same"),
@@ -155,6 +157,7 @@ def test_layers_are_plain_data(layer: nn.Module) -> None:
     data = json.loads(json.dumps(layer_data(layer, "head")))
     again = layer_from(data)
     assert repr(again) == repr(layer)
+    assert len([*again.parameters()]) == len([*layer.parameters()])
     shapes = {name: t.shape for name, t in layer.state_dict().items()}
     assert {name: t.shape for name, t in again.state_dict().items()} == shapes
 
@@ -177,3 +180,21 @@ def test_pruned_again(name: str, tmp_path: Path) -> None:
     third = with_head(fxprune.prune(second, 0.2), MODELS[name][1], "linear")
     quietly(fxprune.save, third, tmp_path / "third")
     assert_same(quietly(fxprune.load, tmp_path / "third"), third)
+
+
+class Counts(nn.Linear):
+    """Keeps more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_extra_state_is_pruned_beside_and_saved_by_no_folder(tmp_path: Path) -> None:
+    model = nn.Sequential(Counts(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(3, 4))
+    assert fxprune.verify(model, pruned) < 1e-8
+    with pytest.raises(FileError, match="get_extra_state"):
+        fxprune.save(pruned, tmp_path)
