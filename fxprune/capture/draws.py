@@ -19,7 +19,8 @@ from fxprune.graph.process_lock import this_thread_only
 
 __all__ = ["other_chances"]
 
-_ENDS = (0.0, 1 - 2**-53)  # of the half-open range
+_ENDS = (0.0, 1 - 1e-9)  # of the half-open range
+_MOST = 64  # draws at an end: code may draw until a number suits it
 
 
 def other_chances(functions: Iterable[types.FunctionType]) -> list[AbstractContextManager[None]]:
@@ -28,18 +29,33 @@ def other_chances(functions: Iterable[types.FunctionType]) -> list[AbstractConte
     return [another_time(functions), *(_drawn_at(functions, end) for end in _ENDS)]
 
 
+class _AtAnEnd(random.Random):
+    """Draws numbers at one end of their range; after many, Python's own."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__(0)
+        self._end, self._left = end, _MOST
+
+    def random(self) -> float:
+        """Return the end."""
+        self._left -= 1
+        return self._end if self._left > 0 else super().random()
+
+
 @contextlib.contextmanager
 def _drawn_at(functions: Iterable[types.FunctionType], end: float) -> Iterator[None]:
     """Let single numbers that the global generators give lie at one end."""
-    numpy = sys.modules.get("numpy")
-    spaces = [vars(random), *([vars(numpy.random)] if numpy else [])]
     fixed: dict[int, Any] = {}
-    for space in spaces:
-        for name in ("random", "random_sample", "rand"):
-            if name in space and callable(space[name]):
-                fixed[id(space[name])] = _at(space[name], end)
-        if "uniform" in space:
-            fixed[id(space["uniform"])] = _between(space["uniform"], end)
+    at_end = _AtAnEnd(end)
+    for name, draw in vars(random).items():
+        if attribute_of(draw, "__self__") is random._inst and name not in _STATE:
+            fixed[id(draw)] = _in_this_thread(draw, getattr(at_end, name))
+    spaces = [vars(random)]
+    if (numpy := sys.modules.get("numpy")) is not None:
+        spaces.append(vars(numpy.random))
+        for name in _OF_NUMPY:
+            draw = vars(numpy.random)[name]
+            fixed[id(draw)] = _in_this_thread(draw, _single(draw, at_end.random))
     spaces += [f.__globals__ for f in functions if _names_a_draw(f, fixed)]
     with contextlib.ExitStack() as undo:
         for space in spaces:
@@ -50,27 +66,31 @@ def _drawn_at(functions: Iterable[types.FunctionType], end: float) -> Iterator[N
         yield
 
 
+_STATE = {"seed", "getstate", "setstate"}
+_OF_NUMPY = ("random", "random_sample", "rand", "uniform")
+
+
 def _names_a_draw(function: types.FunctionType, fixed: dict[int, Any]) -> bool:
     space = function.__globals__
     return any(id(space.get(name)) in fixed for name in names_of(function.__code__))
 
 
-def _at(draw: Callable[..., Any], end: float) -> Callable[..., Any]:
+def _in_this_thread(draw: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
     here = this_thread_only()
-
-    def drawn(*size: Any, **options: Any) -> Any:
-        number = draw(*size, **options)
-        return end if here() and attribute_of(number, "shape") is None else number
-
-    return drawn
+    return lambda *args, **options: (other if here() else draw)(*args, **options)
 
 
-def _between(draw: Callable[..., Any], end: float) -> Callable[..., Any]:
-    here = this_thread_only()
+def _single(draw: Callable[..., Any], at_end: Callable[..., Any]) -> Callable[..., Any]:
+    """Draw arrays as NumPy does, and single numbers at the end."""
 
-    def drawn(low: float = 0.0, high: float = 1.0, *size: Any, **options: Any) -> Any:
-        number = draw(low, high, *size, **options)
-        single = here() and attribute_of(number, "shape") is None
-        return low + (high - low) * end if single else number
+    def drawn(*args: Any, **options: Any) -> Any:
+        number = draw(*args, **options)
+        if not isinstance(number, float):
+            return number
+        if draw.__name__ != "uniform":
+            return at_end()
+        given = dict(zip(("low", "high"), args, strict=False)) | options
+        low, high = given.get("low", 0.0), given.get("high", 1.0)
+        return low + (high - low) * at_end()
 
     return drawn

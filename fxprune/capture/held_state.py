@@ -126,7 +126,8 @@ class HeldState:
             if isinstance(value, types.ModuleType):  # `rope.table(n)`
                 for inner in names.keys() & vars(value).keys():
                     self._kept_behind(vars(value)[inner], inner)
-                    self._inside(vars(value)[inner], f"{name}.{inner}", 2)
+                    if isinstance(vars(value)[inner], types.FunctionType):
+                        self._function(vars(value)[inner])
             self._inside(value, f"{file}.{name}", 2)  # less deep: all that a file names
 
     def _kept_behind(self, member: Any, name: str) -> None:

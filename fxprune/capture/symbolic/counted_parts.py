@@ -7,6 +7,7 @@ code fixes it (`qkv.reshape(b, n, 3, heads, -1).unbind(2)`, `self.to_qkv(x).chun
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = ["guard_count", "is_given"]
 _LEN = len  # Python's own: while code is traced another stands in its place, which no file holds
 _OF_LISTS = {operator.mul, operator.add}
 _CUTS = {"unbind": 1, "split": 2, "chunk": 2, "unsafe_split": 2, "unsafe_chunk": 2}  # where `dim` stands
+_SPLITS = {"tensor_split", "hsplit", "vsplit", "dsplit"}
 _SAME_SHAPE = {
     *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "dropout", "contiguous"),
     *("clone", "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "softmax", "mish", "elu", "leaky_relu"),
@@ -37,7 +39,11 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
         return _guard_whole(tracer, node.args[0])
     if node.target in _OF_LISTS and _is_list(tracer, node):  # `[0] * x.shape[1]`
         return _guard(tracer, parts, count)
-    if node.target is getattr and is_given(node):  # `for level in features.levels` of an argument
+    if is_given(node, tracer.decisions.structure_of) and _is_of_object(
+        node
+    ):  # `for level in features.levels` of an argument
+        return _guard(tracer, parts, count)
+    if node.op in ("call_function", "call_method") and op_name(node.target) in _SPLITS:
         return _guard(tracer, parts, count)
     at = _CUTS.get(op_name(node.target)) if node.op in ("call_function", "call_method") else None
     if at is None or len(node.args) == 0:
@@ -50,11 +56,29 @@ def guard_count(tracer: Tracer, parts: fx.Proxy, count: int) -> None:
     _guard(tracer, parts, count)
 
 
-def is_given(node: fx.Node) -> bool:
-    """Is a node an input, or a part of one: `batch["mask"]`, `options.levels[0]`?"""
-    while node.target in (getattr, operator.getitem) and isinstance(node.args[0], fx.Node):
+def is_given(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> bool:
+    """Is a node an input, or a part of one: `batch["mask"]`, `batch.get("mask")`, `options.levels[0]`?
+
+    value_of: what a node gives for the example; a part of a tensor is no part of an input.
+    """
+    while _takes_part(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
+        if isinstance(value_of(node), torch.Tensor):
+            return False
     return node.op == "placeholder"
+
+
+def _takes_part(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return bool(node.args) and not hasattr(torch.Tensor, str(node.target))
+    return node.target in (getattr, operator.getitem)
+
+
+def _is_of_object(node: fx.Node) -> bool:
+    """Is it a part of an object, or what one gives?  (A layout guard counts what lists and dicts hold.)"""
+    while _takes_part(node) and node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op != "placeholder"
 
 
 def _guard_whole(tracer: Tracer, whole: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fxprune.capture.questions import OF_PRECISION
+from fxprune.capture.symbolic.counted_parts import is_given
 from fxprune.graph.example import PRIME_BATCH, Example
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import guard_branch, guard_dtype
@@ -30,6 +31,9 @@ __all__ = ["Decisions"]
 _OF_TENSORS = {
     *("device", "get_device", "is_cuda", "is_cpu", "is_xpu", "is_mps", "is_meta", "is_floating_point"),
     *("is_complex", "is_signed", "dtype", "requires_grad", "is_leaf", "grad_fn", "grad", "layout"),
+}
+_OF_THE_SAME_KIND = {
+    *("to", "contiguous", "clone", "cat", "stack", "pad", "flip", "roll", "repeat", "getitem", "detach"),
 }
 OTHER_BATCHES = (1, PRIME_BATCH + 1)  # odd and even, one and many
 
@@ -103,10 +107,12 @@ class Decisions:
         while front:
             at = front.pop()
             value = self._run.env.get(at)
-            if at.op == "placeholder" and isinstance(value, Tensor):
+            if isinstance(value, Tensor) and is_given(at, self._run.env.get):
                 self.kinds_asked.setdefault(at, node.meta.get("where") or node.name)
-            elif not isinstance(value, Tensor) or op_name(at.target) in VIEWS:
-                front += at.all_input_nodes
+            elif not isinstance(value, Tensor) or op_name(at.target) in VIEWS | _OF_THE_SAME_KIND:
+                given = (*at.args, *at.kwargs.values())
+                cast = isinstance(value, Tensor) and any(isinstance(v, torch.dtype) for v in given)
+                front += [] if cast else at.all_input_nodes
 
     def _is_of_dtypes(self, node: fx.Node) -> bool:
         """Is a truth about dtypes, or about autocast?"""
@@ -126,13 +132,18 @@ class Decisions:
         seen, front = {node}, [node]
         while front:
             at = front.pop()
-            asked = at.args[1] if at.target is getattr else op_name(at.target)
-            if asked in _OF_TENSORS or isinstance(self._run.env.get(at), torch.device):
+            if isinstance(self._run.env.get(at), torch.device) or self._asks_tensor(at):
                 return True
             new = [n for n in at.all_input_nodes if n not in seen]
             seen.update(new)
             front += new if not isinstance(self._run.env.get(at), Tensor) else []
         return False
+
+    def _asks_tensor(self, node: fx.Node) -> bool:
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        asked = node.args[1] if node.target is getattr else op_name(node.target)
+        return asked in _OF_TENSORS and isinstance(self._run.env.get(node.args[0]), Tensor)
 
     def _is_of_layout(self, node: fx.Node) -> bool:
         """Does a truth tell how an input, or a view of one, lies in memory?

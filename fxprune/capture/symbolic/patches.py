@@ -95,11 +95,14 @@ def _instance_check(is_instance: Callable[[Any, Any], bool], tracer: Any) -> Cal
         if is_instance(x, classes):
             if type(x) in traced and is_users((caller := sys._getframe(1)).f_code.co_filename):
                 tracer.proxy_questions[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
+                tracer.type_is_asked(x)
             return True
         if type(x) not in traced:  # there are no other stand-ins; asked a hundred thousand times
             return False
         file = sys._getframe(1).f_code.co_filename
         theirs = is_users(file) or file == torch.__file__  # torch.is_tensor
+        if theirs:
+            tracer.type_is_asked(x)
         return theirs and stands_for(x, classes)
 
     return check

@@ -174,7 +174,7 @@ class TracedValue(fx.Proxy):
             caller = users_frame(caller)
         if (is_users(file) or file in LIBRARY) and (looks_up(caller) or counts(caller)):
             value = _for_example(self)
-            if type(value) in (int, float, bool) or isinstance(value, tuple):  # `{(7, 7): ..}[x.shape[2:]]`
+            if isinstance(value, (int, float, str, tuple, torch.dtype)):  # `{(7, 7): ..}[x.shape[2:]]`
                 return hash(self.tracer.decisions.value(self))
         return id(self)
 
@@ -273,6 +273,9 @@ def _for_example(x: TracedValue) -> Any:
 
 def _part_of_object(x: TracedValue, name: str) -> Any:
     """Read an attribute of an argument: a flag, a word or None as it is, which the graph checks."""
+    if not hasattr(x.__dict__["_held"], name):
+        has = x.tracer.create_proxy("call_function", hasattr, (x, name), {})
+        x.tracer.create_proxy("call_function", guard_argument, (has, False), {"name": f"{x.node}.{name}"})
     value, part = getattr(x.__dict__["_held"], name), TracedAttribute(x, name)
     if isinstance(value, (bool, str, type(None))):
         x.tracer.create_proxy("call_function", guard_argument, (part, value), {"name": f"{x.node}.{name}"})

@@ -38,6 +38,7 @@ from fxprune.graph.own_nodes import (
     AutogradFunction,
     ForwardOnly,
     default_dict,
+    guard_argument,
     guard_branch,
     guard_kind,
     kind_of,
@@ -75,6 +76,7 @@ class Tracer(fx.Tracer):
         self._helpers: dict[str, nn.Module] = {}
         self.copies = copies
         # Identity, not equality: `==` of proxies is a node of the graph.
+        self.types_asked: dict[fx.Node, type] = {}  # of numbers that are given
         self._ranks_asked: dict[fx.Node, str | None] = {}  # the node, and the line that asked first
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self._constants: list[tuple[torch.Tensor, int]] = []  # with their versions as they were used
@@ -116,6 +118,7 @@ class Tracer(fx.Tracer):
         drop_picked(graph)
         self._guard_ranks(graph)
         self._guard_kinds(graph)
+        self._guard_types(graph)
         guard_layouts(graph, self.decisions.layouts_asked)
         self._show_assigned(root, graph)
         self._show_written_inputs(graph)
@@ -428,7 +431,11 @@ class Tracer(fx.Tracer):
                 for given in node.all_input_nodes:
                     lines[given] = lines[node]
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        for node in [n for n in lines if is_given(n) or op_name(n.target) == "squeeze"]:
+        for node in [
+            n
+            for n in lines
+            if is_given(n, self.decisions.structure_of) or op_name(n.target) in ("squeeze", "squeeze_")
+        ]:
             value = self.decisions.structure_of(node)
             if isinstance(value, torch.Tensor):
                 with graph.inserting_after(inputs[-1] if node in inputs else node):
@@ -442,10 +449,27 @@ class Tracer(fx.Tracer):
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
         for node, where in self.decisions.kinds_asked.items():
             kind = kind_of(self.decisions.structure_of(node))
-            with graph.inserting_after(inputs[-1]):
-                self.create_node(
-                    "call_function", guard_kind, (node, kind), {"name": node.name, "where": where}
-                )
+            with graph.inserting_after(inputs[-1] if node in inputs else node):
+                key = node.args[1] if node.target is operator.getitem else node.name
+                options = {"name": str(key), "where": where}
+                self.create_node("call_function", guard_kind, (node, kind), options)
+
+    def type_is_asked(self, x: fx.Proxy) -> None:
+        """Note that the code looks at the type of a number that is given."""
+        number = self.value_or_self(x)
+        if type(number) in (int, float) and is_given(x.node, self.decisions.structure_of):
+            self.types_asked[x.node] = type(number)
+
+    def _guard_types(self, graph: fx.Graph) -> None:
+        """Check the type of each number at whose type the code looks."""
+        for node, kind in self.types_asked.items():
+            with graph.inserting_after(node):
+                of = self.create_node("call_function", type, (node,), {})
+            with graph.inserting_after(of):
+                name = self.create_node("call_function", getattr, (of, "__name__"), {})
+            with graph.inserting_after(name):
+                options = {"name": f"type({node.name})"}
+                self.create_node("call_function", guard_argument, (name, kind.__name__), options)
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """Iterate over a proxy: a shape has as many sizes as the example's, a tensor as many rows."""
