@@ -65,7 +65,7 @@ def main() -> None:
     calibration, labels, odd, classes = photos(options.photos, options.calibrate)
     dense = log_probabilities(model, odd)
     judge = partial(judged, dense=dense, odd=odd, classes=classes)
-    cache = Cache(options.cache, f"{options.calibrate}")
+    cache = Cache(options.cache, f"{options.weights}, {options.photos}, {options.calibrate}")
     figures = {"dense": cache("dense", lambda: judge(model))}
     print(f"dense {figures['dense']['top1']:.1f}", flush=True)
     for row, (asked, ratios) in ROWS.items():

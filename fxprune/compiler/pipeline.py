@@ -77,7 +77,8 @@ def prune(
             channel by channel), "magnitude" (the default without data), "taylor", "activation",
             "random", or a function (analysis, groups) -> scores.
         importance_options: of the criterion, by name:
-            "kl": `draws` (targets drawn per sample; 2, or more where there are few samples), `measured`
+            "kl": `draws` (targets drawn per sample; 2, or more where there are few samples; where bases are
+            chosen as well, so many that 768 are drawn), `measured`
             (samples on which residual widths are measured; one in 40), `seed`, `log_probabilities`,
             `progress`;
             "kl-exact": `at_once` (samples times channels that run together; 32), `resume` (a file to go
@@ -106,8 +107,7 @@ def prune(
         like: a smaller model of the same architecture, which decides widths, heads and depth in place of
             `ratio`, `depth` and all that goes with them: it loads the result's `state_dict()` with
             strict=True, and computes the same.  Where its attention scales differ (another head dim), the
-            ratio is folded into the query projections, the one exception to "every weight is an
-            index-select".
+            ratio is folded into the query projections.
         target: what `ratio` is a fraction of: "channels", "params" or "macs" (within 1 %, counted on the
             result), or "latency" (within 10 %, timed on the result; `fxprune.Latency(batch=8, threads=1)`).
         scope: "uniform" removes the same share everywhere; "global" ranks all channels together, each by
@@ -117,7 +117,8 @@ def prune(
         floor: what every group keeps at least: a number of elements, or a share such as 0.1.  By default
             enough to leave a network that works: 8 of the channels that a norm runs over; and, where the
             ratio is not the same for every group (`scope`, `target`), 4 of other channels and a tenth of
-            the group, or what the ratio leaves of each where that is less; never more than half of it.
+            the group, or what the ratio leaves of each where that is less; never more than half of it; of
+            heads one.
             `floor=1` lets a ranking take all but one.  `plan_of(result).floored` and the
             report name the groups that a floor held up.
         round_to: keep widths that are multiples of this.
@@ -149,8 +150,9 @@ def prune(
 
     Returns:
         A GraphModule (or an instance of the model's class) whose weights are index-selects of the model's,
-        under the same names, but for those that `plan_of(result).refit` names; in the same mode, on the same
-        device.  `plan_of(result)` says what was kept.
+        under the same names, in the same mode, on the same device.  `plan_of(result)` says what was kept, and
+        what else was done to weights: `bases` (other coordinates), `refit` (solved again), `scales` (folded
+        into queries).
 
     Raises:
         FxpruneError: one subclass per kind of failure, see `fxprune.errors`.

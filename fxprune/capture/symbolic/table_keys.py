@@ -20,6 +20,9 @@ __all__ = ["LIBRARY", "counts", "looks_up", "users_frame"]
 LIBRARY = {enum.__file__, collections.__file__}
 _HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter", "OrderedDict", "defaultdict"}
 _LOOK_UPS = {dis.opmap[name] for name in ("CONTAINS_OP", "BINARY_SUBSCR") if name in dis.opmap}
+_SUBSCRIPTS = {  # from Python 3.14 on
+    (dis.opmap.get("BINARY_OP"), i) for i, (_, sign) in enumerate(getattr(dis, "_nb_ops", ())) if sign == "[]"
+}
 _MAKES = {
     dis.opmap[name] for name in ("BUILD_SET", "BUILD_MAP", "SET_UPDATE", "SET_ADD", "MAP_ADD", "DICT_UPDATE")
 }
@@ -28,10 +31,15 @@ _FILLING = {"add", "setdefault", "update"}
 
 def looks_up(caller: types.FrameType) -> bool:
     """Does a frame look something up in a table that its code does not fill, or make one of it?"""
-    code, at = caller.f_code, caller.f_code.co_code[caller.f_lasti]
+    code = caller.f_code
+    at, argument = code.co_code[caller.f_lasti : caller.f_lasti + 2]
     if at in _MAKES:
         return True
-    if at in _LOOK_UPS or ("get" in code.co_names and "get" in names_before(code, caller.f_lasti)):
+    if (
+        at in _LOOK_UPS
+        or (at, argument) in _SUBSCRIPTS
+        or ("get" in code.co_names and "get" in names_before(code, caller.f_lasti))
+    ):
         looked_up, filled = _tables(code)
         here = {name for place, name in looked_up.items() if _stands_at(place, caller)}
         return not here or not here <= filled
