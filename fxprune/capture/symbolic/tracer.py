@@ -26,6 +26,7 @@ from fxprune.capture.devices import DeviceQuestions
 from fxprune.capture.reached import called
 from fxprune.capture.symbolic.counted_parts import guard_count, is_given
 from fxprune.capture.symbolic.decisions import Decisions
+from fxprune.capture.symbolic.given_guards import guard_kinds, guard_ranks, guard_types
 from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtypes, compares_nearby
 from fxprune.capture.symbolic.objects import holds_traced, is_made_of_items, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
@@ -38,10 +39,6 @@ from fxprune.graph.own_nodes import (
     AutogradFunction,
     ForwardOnly,
     default_dict,
-    guard_argument,
-    guard_branch,
-    guard_kind,
-    kind_of,
     written,
 )
 from fxprune.graph.process_lock import this_thread_only
@@ -76,7 +73,7 @@ class Tracer(fx.Tracer):
         self._helpers: dict[str, nn.Module] = {}
         self.copies = copies
         # Identity, not equality: `==` of proxies is a node of the graph.
-        self.types_asked: dict[fx.Node, type] = {}  # of numbers that are given
+        self._types_asked: dict[fx.Node, type] = {}  # of numbers that are given
         self._ranks_asked: dict[fx.Node, str | None] = {}  # the node, and the line that asked first
         self._part_of: dict[fx.Proxy, tuple[fx.Proxy, Any]] = {}
         self._constants: list[tuple[torch.Tensor, int]] = []  # with their versions as they were used
@@ -116,9 +113,9 @@ class Tracer(fx.Tracer):
         if any(constant._version != version for constant, version in self._constants):
             raise NotImplementedError("a tensor that the code made is written to after it was used")
         drop_picked(graph)
-        self._guard_ranks(graph)
-        self._guard_kinds(graph)
-        self._guard_types(graph)
+        guard_ranks(self, graph, self._ranks_asked)
+        guard_kinds(self, graph, self.decisions.kinds_asked)
+        guard_types(self, graph, self._types_asked)
         guard_layouts(graph, self.decisions.layouts_asked)
         self._show_assigned(root, graph)
         self._show_written_inputs(graph)
@@ -423,53 +420,11 @@ class Tracer(fx.Tracer):
     def rank_is_asked(self, proxy: fx.Proxy) -> None:
         self._ranks_asked.setdefault(proxy.node, _users_line())
 
-    def _guard_ranks(self, graph: fx.Graph) -> None:
-        """Check the rank of each input that an asked rank follows from, and of what is squeezed since."""
-        lines = dict(self._ranks_asked)
-        for node in reversed(graph.nodes):
-            if node in lines:
-                for given in node.all_input_nodes:
-                    lines[given] = lines[node]
-        inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        for node in [
-            n
-            for n in lines
-            if is_given(n, self.decisions.structure_of) or op_name(n.target) in ("squeeze", "squeeze_")
-        ]:
-            value = self.decisions.structure_of(node)
-            if isinstance(value, torch.Tensor):
-                with graph.inserting_after(inputs[-1] if node in inputs else node):
-                    rank = self.create_node("call_method", "dim", (node,), {})
-                    with graph.inserting_after(rank):
-                        kwargs = {"where": lines[node] or node.name}
-                        self.create_node("call_function", guard_branch, (rank, value.ndim), kwargs)
-
-    def _guard_kinds(self, graph: fx.Graph) -> None:
-        """Check the kind of each input at whose dtype the code looks."""
-        inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        for node, where in self.decisions.kinds_asked.items():
-            kind = kind_of(self.decisions.structure_of(node))
-            with graph.inserting_after(inputs[-1] if node in inputs else node):
-                key = node.args[1] if node.target is operator.getitem else node.name
-                options = {"name": str(key), "where": where}
-                self.create_node("call_function", guard_kind, (node, kind), options)
-
     def type_is_asked(self, x: fx.Proxy) -> None:
         """Note that the code looks at the type of a number that is given."""
         number = self.value_or_self(x)
         if type(number) in (int, float) and is_given(x.node, self.decisions.structure_of):
-            self.types_asked[x.node] = type(number)
-
-    def _guard_types(self, graph: fx.Graph) -> None:
-        """Check the type of each number at whose type the code looks."""
-        for node, kind in self.types_asked.items():
-            with graph.inserting_after(node):
-                of = self.create_node("call_function", type, (node,), {})
-            with graph.inserting_after(of):
-                name = self.create_node("call_function", getattr, (of, "__name__"), {})
-            with graph.inserting_after(name):
-                options = {"name": f"type({node.name})"}
-                self.create_node("call_function", guard_argument, (name, kind.__name__), options)
+            self._types_asked[x.node] = type(number)
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """Iterate over a proxy: a shape has as many sizes as the example's, a tensor as many rows."""
