@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, PassError
 from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.tensors import cuda_devices_of, on_meta
 from fxprune.graph.values import NodeError
 
 __all__ = ["Check", "Pass", "run_passes"]
@@ -47,7 +48,7 @@ class _Checker:
     done: list[str] = field(default_factory=list)
 
     def start(self, module: fx.GraphModule) -> None:
-        if self.check != "shapes" and not any(t.is_meta for t in module.state_dict().values()):
+        if self.check != "shapes" and not on_meta(module):
             self.example = seeded_noise(self.example, module)
             self.outputs = _run(module, self.example)
 
@@ -115,7 +116,7 @@ def _output_shapes(module: fx.GraphModule) -> Shapes:
 def _run(module: fx.GraphModule, example: Example) -> list[Tensor]:
     by_name = [n for n in module.graph.nodes if n.op == "placeholder"][len(example.args) :]
     rest = [example.kwargs[str(n.target)] for n in by_name if str(n.target) in example.kwargs]
-    devices = list({t.device for t in module.state_dict().values() if t.is_cuda})
+    devices = cuda_devices_of(module)
     with torch.no_grad(), torch.random.fork_rng(devices):  # what is drawn is drawn again in the next run
         out = fx.Interpreter(module).run(*itertools.chain(example.args, rest))
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]

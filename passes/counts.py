@@ -25,6 +25,7 @@ __all__ = [
     "computed_of",
     "count_read",
     "operands",
+    "renamed",
     "scaled",
 ]
 
@@ -73,7 +74,7 @@ def scaled(
 
     products: what is such a product of which reduction.  views: what may be done with a reduction before.
     """
-    if node.target not in DIVISIONS | _PRODUCTS or len(node.args) != 2 or node.kwargs:
+    if not _is_call(node) or node.target not in DIVISIONS | _PRODUCTS or len(node.args) != 2 or node.kwargs:
         return None
     total, number = operands(node)
     if node.target in _IN_PLACE and (views or not isinstance(total, fx.Node) or len(total.users) > 1):
@@ -91,7 +92,14 @@ def operands(node: fx.Node) -> tuple[Any, Any]:
     return (second, first) if turned else (first, second)
 
 
+def _is_call(node: fx.Node) -> bool:
+    """Is it a call of an op, not of a module that may have the name of one?"""
+    return node.op in ("call_function", "call_method")
+
+
 def _is_view(node: fx.Node, views: Collection[str]) -> bool:
+    if not _is_call(node):
+        return False
     if op_name(node.target) != "getitem":
         return op_name(node.target) in views
     places = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
@@ -100,7 +108,9 @@ def _is_view(node: fx.Node, views: Collection[str]) -> bool:
 
 def _is_reduction(total: Any, reductions: Collection[Any]) -> bool:
     """Is this one of some plain reductions, of floating-point numbers and over some dimensions?"""
-    if not isinstance(total, fx.Node) or total.target not in reductions or total.kwargs.keys() - _OPTIONS:
+    if not isinstance(total, fx.Node) or not _is_call(total) or total.target not in reductions:
+        return False
+    if total.kwargs.keys() - _OPTIONS:
         return False
     value = total.args[0].meta.get("val") if total.args and isinstance(total.args[0], fx.Node) else None
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -157,6 +167,17 @@ def _sizes(number: Any) -> list[tuple[fx.Node, int]]:
     if whole is not None and whole[1] == ALL:
         return [(whole[0], d) for d in range(whole[0].meta["val"].ndim)]
     return [read] if read is not None else []
+
+
+def renamed(graph: fx.Graph, names: Mapping[str, str]) -> None:
+    """Follow other names of nodes in what divisions note of the tensors whose sizes they read."""
+    for node in graph.nodes:
+        op, target, number, divides = node.meta.get("sum_over", (None,) * 4)
+        if number in names:
+            node.meta["sum_over"] = op, target, names[number], divides
+        of, dims = node.meta.get("counted", (None, ()))
+        if of in names:
+            node.meta["counted"] = names[of], dims
 
 
 def computed_of(number: Any, x: fx.Node, dims: Sequence[int], count: Callable[[Count], Any]) -> Any:

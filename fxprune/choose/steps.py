@@ -87,6 +87,8 @@ def carry_over(
     values, refit = trained.state_dict(), {}
     with torch.no_grad():
         for name, tensor in smaller.state_dict().items():
+            if not isinstance(tensor, torch.Tensor):  # a module's extra state
+                continue
             value = _times(values[name], old.folded.get(name), inverse=True)
             whole = (None,) * tensor.ndim
             was = old.plan.kept.get(name) or _tensors(before.get(name, whole))

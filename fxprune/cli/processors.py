@@ -73,7 +73,7 @@ class Processor:
         except ImportError as error:
             raise DataError(f"{PREPROCESSOR} needs transformers to be followed: {error}") from error
         try:
-            return AutoImageProcessor.from_pretrained(self.folder, **self.said)
+            return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, **self.said)
         except Exception as error:  # whatever it makes of a file
             raise self._refusal(f"transformers can't make it: {first_line(error)}") from error
 

@@ -43,9 +43,10 @@ def _shape(value: object) -> object:
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Digest the names, shapes, precisions and values of a `state_dict`."""
     found = hashlib.sha256(layout_digest(state).encode())
-    for name in sorted(state):
-        found.update(f"{name} {state[name].dtype}".encode())
-        found.update(_bytes_of(state[name]))
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor):  # else a module's extra state
+            found.update(f"{name} {value.dtype}".encode())
+            found.update(_bytes_of(value))
     return found.hexdigest()
 
 

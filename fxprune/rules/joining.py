@@ -209,7 +209,7 @@ def _written_back(part: Flow, input: Typed, src: Typed) -> Flow:
 def narrow_axes(input: Typed, dim: int, start: int, length: int) -> Flow:
     """... [a | n | b] -> ... n"""
     d = at(dim, input.ndim)
-    stop = None if start + length == 0 else start + length  # a[-2:], where it counts from the end
+    stop = None if start < 0 and start + length == 0 else start + length  # a[-2:] counts from the end
     piece, flow, spelled = sliced(input.axes[d], start, stop, 1)
     sizes = {"start": spelled.start, "length": piece}
     return replace(flow, out=replaced(input.axes, d, piece), sizes=sizes)

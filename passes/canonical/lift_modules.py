@@ -19,6 +19,7 @@ from fxprune.errors import CaptureError
 from fxprune.graph.modes import forward_reads_mode
 from fxprune.graph.op_names import op_name
 from fxprune.graph.tensors import module_of
+from fxprune.passes.counts import renamed
 
 __all__ = ["lift_modules"]
 
@@ -83,6 +84,7 @@ def _lift(
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
+        renamed(module.graph, {node.name: call.name})
 
 
 def _arguments(node: fx.Node) -> dict[str, Any] | None:

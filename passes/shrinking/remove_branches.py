@@ -12,6 +12,7 @@ from torch import fx
 
 from fxprune.analysis.branches import Branch
 from fxprune.graph.writes import writes_in_place
+from fxprune.passes.counts import renamed
 
 __all__ = ["remove_branches"]
 
@@ -36,8 +37,5 @@ def remove_branches(module: fx.GraphModule, *, branches: Sequence[Branch]) -> fx
         elif node not in gone:
             new_of[node] = graph.node_copy(node, lambda n: new_of[n])
     named = {node.name: new.name for node, new in new_of.items()}
-    for node in graph.nodes:  # which count a sum was divided by, where its sum of two is gone
-        op, target, number, divides = node.meta.get("sum_over", (None,) * 4)
-        if number in named:
-            node.meta["sum_over"] = op, target, named[number], divides
+    renamed(graph, named)  # a count of a sum that is gone is of what stood before it
     return fx.GraphModule(module, graph, type(module).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -155,3 +156,24 @@ def test_what_is_added_in_place_has_the_dtype_of_what_it_is_added_to() -> None:
     model = randomise(Net(added).eval())
     whole = fxprune.prune(model, 0.0, example_inputs=x(2, 5), capture="symbolic").half()
     torch.testing.assert_close(whole(x(2, 5).half()), model.half()(x(2, 5).half()))
+
+
+def test_a_region_without_autocast_is_traced_again_as_it_was() -> None:
+    """Code that draws is traced more than once."""
+
+    def drawing(m: Net, x: Tensor) -> Tensor:
+        random.random()
+        with torch.autocast("cuda", enabled=False):
+            return x * 2
+
+    model = randomise(Net(drawing).eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=x(2, 5), capture="symbolic")
+    torch.testing.assert_close(whole(x(3, 5)), model(x(3, 5)))
+
+
+def test_a_device_that_train_mode_alone_asks_for_is_guarded(capture: str) -> None:
+    def asking(m: Net, x: Tensor) -> Tensor:
+        return x * 3 if m.training and x.is_cuda else x
+
+    whole = fxprune.prune(randomise(Net(asking).eval()), 0.0, example_inputs=x(2, 5), capture=capture)
+    assert "guard_device" in str(whole.graph)

@@ -65,6 +65,7 @@ def joining_cases(case: Cases) -> None:
     case("narrow", lambda a: a.narrow(1, 2, 3), (4, 6), captures=BOTH)
     case("narrow", lambda a: torch.narrow(a, -1, 0, 4), (4, 6))
     case("narrow", lambda a: a.narrow(1, -2, 2), (4, 6))
+    case("narrow", lambda a: torch.cat([a.narrow(1, 0, 0), a], 1), (4, 6))
     for index in (
         slice(2, 4),
         (slice(None), slice(1, 4)),

@@ -52,3 +52,42 @@ def test_a_variance_is_of_what_is_kept(spelling: str, capture: str) -> None:
         x = torch.randn(n, tokens, 8).double()
         torch.testing.assert_close(pruned(x), by_hand(x), rtol=0, atol=1e-12)
     assert fxprune.verify(model, pruned)
+
+
+class NamedAsAnOp(nn.Module):
+    """Its layers have the names of views and sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.squeeze, self.sum = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(self.squeeze(self.fc(x).sum(1)) / 5) / 5
+
+
+def test_a_layer_of_an_ops_name_is_none() -> None:
+    model = randomise(NamedAsAnOp().eval())
+    whole = fxprune.prune(model, 0.0, example_inputs=torch.randn(2, 5, 8), capture="symbolic")
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(whole(x), model(x))
+
+
+class CountsAfterABranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.block, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.weight, self.bias = nn.Parameter(torch.ones(16)), nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        x = x + self.block(x)
+        total = x.sum(1) * (1 / x.shape[1]) + x.var(1) * (x.shape[1] - 1) / x.shape[1]
+        return self.head(nn.functional.layer_norm(total, (16,), self.weight, self.bias))
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.9])
+def test_a_count_is_of_what_stands_before_a_branch_that_goes(depth: float) -> None:
+    model = randomise(CountsAfterABranch().eval()).double()
+    x = torch.randn(2, 5, 8).double()
+    pruned = fxprune.prune(model, 0.5, depth=depth, example_inputs=x)
+    assert fxprune.verify(model, pruned)

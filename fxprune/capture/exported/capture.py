@@ -159,11 +159,17 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             with (
                 noticed_draws(model, lambda: may_run) as drew,
                 noticed(OF_LAYOUT, layouts),
-                noticed(OF_DEVICE, dict[str, None]() if devices else regions),
+                noticed(OF_DEVICE, of_training := dict[str, None]()),
                 noticed_regions(kind, regions),
             ):
                 program = again()
             plain = _plain(model, program.program, functions)
+            if of_training:
+                with told_of_another(kind):
+                    if differs_elsewhere(
+                        plain, lambda: _plain(model, again().program, functions), device_of(model)
+                    ):
+                        regions.update(of_training)
             if drew():
                 for other_chance in other_chances(may_run):
                     with other_chance:

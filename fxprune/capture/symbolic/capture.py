@@ -145,8 +145,15 @@ def capture_symbolic(
     kept = dict[str, None]()
 
     def trace_training() -> fx.Graph:
+        asked = _Asked()
         with noticed_draws(model, lambda: may_run) as drew, noticed_regions(kind, regions):
-            trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept)
+            trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept, asked=asked)
+        if asked.devices and differs_elsewhere(
+            trained,
+            lambda: _trace(model, leaves, example, copies, taught, training=True, elsewhere=True),
+            device_of(model),
+        ):
+            regions.update(asked.devices)
         if drew():
             for other_chance in other_chances(may_run):
                 with other_chance:
@@ -203,6 +210,7 @@ def _trace(
         tracer.devices.elsewhere, tracer.code = elsewhere, held.functions
         with (
             held.restored(plain=False, forget=True),
+            noticed_regions(device_of(model).type, dict[str, None]()),  # what regions ask for is known inside
             torch.set_grad_enabled(gradients != "off"),
             ignore_fx_wraps(),
             patched_for_tracing(tracer),

@@ -103,15 +103,19 @@ class Decisions:
 
     def _note_kinds(self, node: fx.Node) -> None:
         """Note the inputs whose dtype a truth is about, themselves or laid out anew."""
-        front = [node]
+        seen, front = set[fx.Node](), [node]
         while front:
             at = front.pop()
+            if at in seen:
+                continue
+            seen.add(at)
             value = self._run.env.get(at)
             if isinstance(value, Tensor) and is_given(at, self._run.env.get):
                 self.kinds_asked.setdefault(at, node.meta.get("where") or node.name)
             elif not isinstance(value, Tensor) or op_name(at.target) in VIEWS | _OF_THE_SAME_KIND:
                 given = (*at.args, *at.kwargs.values())
-                cast = isinstance(value, Tensor) and any(isinstance(v, torch.dtype) for v in given)
+                held = [self._run.env.get(v) if isinstance(v, fx.Node) else v for v in given]
+                cast = isinstance(value, Tensor) and any(isinstance(v, torch.dtype) for v in held)
                 front += [] if cast else at.all_input_nodes
 
     def _is_of_dtypes(self, node: fx.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
@@ -29,7 +29,8 @@ def guard_ranks(tracer: Tracer, graph: fx.Graph, asked: Mapping[fx.Node, str | N
             for given in node.all_input_nodes:
                 lines[given] = lines[node]
     value_of = tracer.decisions.structure_of
-    for node in [n for n in lines if is_given(n, value_of) or op_name(n.target) in ("squeeze", "squeeze_")]:
+    squeezed = [node for node in _keeping_ranks(asked) if op_name(node.target) in ("squeeze", "squeeze_")]
+    for node in [*(n for n in lines if is_given(n, value_of)), *squeezed]:
         value = value_of(node)
         if isinstance(value, Tensor):
             with graph.inserting_after(_last_input(node)):
@@ -37,6 +38,20 @@ def guard_ranks(tracer: Tracer, graph: fx.Graph, asked: Mapping[fx.Node, str | N
                 with graph.inserting_after(rank):
                     options = {"where": lines[node] or node.name}
                     tracer.create_node("call_function", guard_branch, (rank, value.ndim), options)
+
+
+def _keeping_ranks(asked: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """Yield what asked ranks follow from, up to what gives its result a rank of its own."""
+    seen, front = set[fx.Node](), [*asked]
+    while front:
+        at = front.pop()
+        if at not in seen:
+            seen.add(at)
+            yield at
+            front += [] if op_name(at.target) in _OWN_RANK else at.all_input_nodes
+
+
+_OWN_RANK = {"view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"}
 
 
 def guard_kinds(tracer: Tracer, graph: fx.Graph, asked: Mapping[fx.Node, str]) -> None:

@@ -14,7 +14,7 @@ from fxprune.compiler import apply
 from fxprune.compiler.native.unused import idle_kept
 from fxprune.errors import FileError, listed
 from fxprune.graph.chunks import taken
-from fxprune.graph.tensors import device_of
+from fxprune.graph.tensors import device_of, named_tensors
 from fxprune.result.fingerprint import layout_digest
 from fxprune.result.json_types import Made
 from fxprune.result.origin import in_dtypes
@@ -109,7 +109,8 @@ def _idle(model: nn.Module, record: Made, rules: RuleSet) -> dict[str, Tensor]:
         **record["options"],
     )
     kept = idle_kept(model, analysis, plan_from(record["plan"]))
-    return {name: taken(model.get_parameter(name).detach(), places) for name, places in kept.items()}
+    held = dict(named_tensors(model))
+    return {name: taken(held[name].detach(), places) for name, places in kept.items()}
 
 
 def versions(kind: str) -> dict[str, str]:
