@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 __all__ = ["EVERY", "others"]
 
 # Of the instances that run by torch.export beside symbolic ones (a tenth of the time), one in so many.
-EXPORT_EVERY = 5
+EXPORT_EVERY = 10
 
 # Of a test's instances one in so many; and of every value that several of them share one at least.
 EVERY: dict[str, int] = {
@@ -39,12 +39,12 @@ EVERY: dict[str, int] = {
     "tests/certify/test_choices.py::test_a_choice_among_equals_is_no_error": 3,
     "tests/certify/test_mutants.py::test_mutants_are_found": 9,
     "tests/certify/test_noise.py::test_noise_is_the_same_on_both_sides": 2,
-    "tests/choose/test_budgets.py::test_a_budget_is_met_within_a_hundredth": 4,
+    "tests/choose/test_budgets.py::test_a_budget_is_met_within_a_hundredth": 6,
     "tests/choose/test_budgets.py::test_steps_end_at_the_same_widths_and_are_exact": 2,
     "tests/choose/test_depth.py::test_every_residual_branch_is_found_and_named": 2,
     "tests/choose/test_depth.py::test_removal_is_certified": 8,
     "tests/choose/test_importance.py::test_exact_is_the_divergence_of_the_pruned_model": 4,
-    "tests/choose/test_importance.py::test_kl_is_its_second_order": 2,
+    "tests/choose/test_importance.py::test_kl_is_its_second_order": 4,
     "tests/choose/test_like.py::test_the_stock_model_loads_the_result_and_computes_the_same": 4,
     "tests/choose/test_merge.py::test_merging_is_telling_the_model_of_fewer_heads": 2,
     "tests/choose/test_merge.py::test_the_channels_of_each_merged_head_are_pruned_back": 2,
@@ -61,18 +61,20 @@ EVERY: dict[str, int] = {
     "tests/compiler/test_root_forward.py::test_everything_that_takes_a_result_takes_it": 2,
     "tests/compiler/test_root_forward.py::test_its_modules_run_their_own_code": 3,
     "tests/compiler/test_same_graph.py::test_whatever_is_changed_in_an_instance_makes_its_graph_another": 2,
+    "tests/compiler/test_search.py::test_a_choice_that_goes_further_is_kept": 2,
     "tests/compiler/test_search.py::test_what_code_keeps_is_taken_back": 2,
     "tests/compiler/test_training.py::test_it_trains_as_the_masked_original_does": 2,
     "tests/finetune/test_distill.py::test_a_student_comes_nearer_to_its_teacher": 2,
     "tests/finetune/test_distillation.py::test_the_plan_says_which_channels_are_the_same": 8,
+    "tests/finetune/test_heads.py::test_a_hugging_face_one_is_loaded_again": 2,
     "tests/finetune/test_heads.py::test_other_classes_on_the_same_body": 4,
     "tests/finetune/test_processes.py::test_two_processes_equal_one_with_twice_the_batch": 2,
     "tests/finetune/test_resume.py::test_a_killed_run_ends_with_the_same_bits": 2,
     "tests/finetune/test_steps.py::test_it_is_gone_on_with_wherever_it_stopped": 3,
-    "tests/finetune/test_trainer.py::test_a_student_learns": 3,
+    "tests/finetune/test_trainer.py::test_a_student_learns": 6,
     "tests/finetune/test_trainer.py::test_accumulation_divides_the_loss": 4,
     "tests/graph/test_guards.py::test_compiled": 2,
-    "tests/passes/test_checks.py::test_a_pass_that_breaks_the_graph_is_named": 6,
+    "tests/passes/test_checks.py::test_a_pass_that_breaks_the_graph_is_named": 12,
     "tests/passes/test_checks.py::test_a_pass_that_breaks_the_rewrite_is_named": 5,
     "tests/passes/test_lifted_layers.py::test_a_layer_is_a_layer_after_export": 6,
     "tests/passes/test_lifted_layers.py::test_a_norm_with_a_forward_of_its_own_is_a_layer": 3,
@@ -83,7 +85,7 @@ EVERY: dict[str, int] = {
     "tests/result/saved/test_onnx_file.py::test_it_computes_what_the_model_does": 4,
     "tests/result/saved/test_replaced.py::test_a_file_names_standard_layers_only": 5,
     "tests/result/saved/test_replaced.py::test_a_replaced_head_comes_back": 8,
-    "tests/result/saved/test_replaced.py::test_pruned_again": 2,
+    "tests/result/saved/test_replaced.py::test_pruned_again": 4,
     "tests/result/saved/test_saved.py::test_every_family": 6,
     "tests/result/saved/test_saved.py::test_every_other_library": 20,
     "tests/result/saved/test_saved.py::test_how_the_original_is_built_is_found_out": 3,
@@ -98,6 +100,7 @@ EVERY: dict[str, int] = {
     "tests/rules/test_habits.py::test_what_is_written_under_a_mask_shrinks": 2,
     "tests/rules/test_laws.py::test_what_the_law_of_an_op_allows": 5,
     "tests/rules/test_rules.py::test_slicing_commutes_with_the_exported_op": 3,
+    "tests/rules/test_rules.py::test_slicing_commutes_with_the_op": 2,
     "tests/rules/test_rules.py::test_what_meets_the_result_shrinks_with_it": 2,
     "tests/show/test_draw_browser.py::test_columns_do_not_run_into_each_other": 3,
     "tests/show/test_draw_browser.py::test_the_legend_is_seen": 3,
@@ -105,7 +108,7 @@ EVERY: dict[str, int] = {
     "tests/test_downstream.py::test_features_are_whole_by_default": 3,
     "tests/test_downstream.py::test_features_shrink_when_asked": 3,
     "tests/test_hard_cases.py::test_exact_for_heads_and_head_dims_at_any_ratio": 8,
-    "tests/test_hard_cases.py::test_prunes_and_verifies": 5,
+    "tests/test_hard_cases.py::test_prunes_and_verifies": 8,
     "tests/test_hard_cases.py::test_shrinks_what_should": 4,
     "tests/test_random_bases.py::test_a_model_of_the_zoo": 4,
     "tests/test_together.py::test_it_is_certified_reported_and_drawn": 4,

@@ -41,6 +41,7 @@ def assert_same_in_other_coordinates(analysis: Analysis, seed: int = 0) -> int:
     return len(bases)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=NETWORKS,
     deadline=None,

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.call_state import DependsOnCall, other_second_call
 from fxprune.capture.held_state import HeldState
+from fxprune.capture.modes.follow import set_mode
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import cuda_devices_of, floats_of, on_meta, seed_anew
@@ -135,7 +136,8 @@ class CopyToRun:
         training: bool = False,
     ) -> None:
         self.module = module
-        self._called = structural_copy(module, tensor).train(training)
+        self._called = structural_copy(module, tensor)
+        set_mode(self._called, training)
         if not isinstance(module, fx.GraphModule):
             for name in [name for name in self._called._modules if name.startswith(ADDED)]:
                 del self._called._modules[name]  # the capture's own: a root's code may call its children

@@ -393,6 +393,7 @@ def test_a_plan_for_other_branches_is_refused() -> None:
 # ---------------------------------------------------------------- random networks
 
 
+@pytest.mark.slow
 @settings(
     max_examples=int(os.environ.get("FXPRUNE_NETWORKS", "100")) // 6,
     deadline=None,

@@ -122,6 +122,7 @@ def test_options_that_mean_nothing(
     assert option[0] in line and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "weights.safetensors"
     model = randomise(timm.create_model("test_convnext"), seed=4)

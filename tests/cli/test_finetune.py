@@ -184,6 +184,7 @@ def test_images_without_labels(what: str, place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_begins_as_its_seed_says(place: Path, tmp_path: Path) -> None:
     """Else a run that was killed before its first checkpoint would go on as another."""
 

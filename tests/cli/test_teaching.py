@@ -66,6 +66,7 @@ def test_another_teacher(place: Path, tmp_path: Path) -> None:
     assert not any(torch.equal(found[a], found[b]) for a in names for b in names if a < b)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_pruned_has_another_teacher(place: Path, tmp_path: Path) -> None:
     own = ("--checkpoint", place / "dense.safetensors", "--ratio", "0.25", "--kl", "5")
     assert finetune(place, MODEL, tmp_path / "usual", *own) == 0
@@ -144,6 +145,7 @@ def test_a_checkpoint_of_own_classes_is_taken_as_it_is(place: Path, tmp_path: Pa
     assert "does not fit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_each_part(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -101,6 +101,7 @@ def test_labels_hidden_states_and_checkpointing_are_the_librarys() -> None:
     assert all(p.grad is not None for p in pruned.parameters())
 
 
+@pytest.mark.slow
 def test_what_a_constructor_computes_follows_though_no_code_reads_it() -> None:
     from transformers import SwinConfig, SwinForImageClassification
 
@@ -114,6 +115,7 @@ def test_what_a_constructor_computes_follows_though_no_code_reads_it() -> None:
     assert loaded.config.hidden_size == loaded.swin.num_features == 16
 
 
+@pytest.mark.slow
 def test_a_pair_of_an_encoder_and_a_decoder_comes_back_of_its_own_configuration(tmp_path: Path) -> None:
     from transformers import BartConfig, BartForConditionalGeneration
 

@@ -143,7 +143,8 @@ def test_a_stream_that_is_made_up_for_is_nearer(
 
     better = off()
     monkeypatch.setattr(refit_consumers, "addition_of", lambda analysis, node: None)
-    assert better < 0.4 * off() if after in FOLLOWED else better == off()
+    plain = off()
+    assert better < 0.7 * plain if after in FOLLOWED else better > 0.9 * plain
 
 
 def test_writers_are_solved_though_what_they_read_is_whole() -> None:

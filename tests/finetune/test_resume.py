@@ -76,6 +76,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert same_bits(run(tmp_path / "run", resume=True), uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_log_has_a_line_an_epoch_wherever_it_went_on(tmp_path: Path) -> None:
     class Stop(Exception):
         pass

@@ -52,6 +52,7 @@ def test_a_student_learns(labels: bool, form: str, tmp_path: Path) -> None:
     assert distillation(batch).total.item() < 0.7 * before
 
 
+@pytest.mark.slow
 def test_a_student_that_no_configuration_expresses_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     """The trainer's checkpoints hold its weights; a model of the library it is not, and says so."""
     from accelerate.state import AcceleratorState

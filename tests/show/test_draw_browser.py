@@ -32,6 +32,7 @@ def page(browser: Any, vit_analysis: Analysis, tmp_path: Path) -> Iterator[Page]
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_base_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_large_models_load_at_once_and_light_up_exactly_the_sites(
     browser: Any, name: str, tmp_path: Path

@@ -119,6 +119,7 @@ def test_the_summary_counts_by_library_and_leaves_out_what_was_excluded() -> Non
 # ---------------------------------------------------------------- many models
 
 
+@pytest.mark.slow
 def test_passed_rows_stay_and_failed_ones_are_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "zoo.csv"
     passed = replace(ROW, model=CRASHING)  # it would fail if it were checked
@@ -156,6 +157,7 @@ def test_a_model_over_the_time_limit_fails_by_it(tmp_path: Path) -> None:
     assert (row.outcome, row.note) == ("FAILED", "took more than 2 s")
 
 
+@pytest.mark.slow
 def test_again_checks_what_passed_before(tmp_path: Path) -> None:
     path = tmp_path / "zoo.csv"
     table.write(path, [replace(ROW, model=CRASHING)])
@@ -163,6 +165,7 @@ def test_again_checks_what_passed_before(tmp_path: Path) -> None:
     assert row.outcome == "FAILED"
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_summary_and_says_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_what_cannot_be_built_is_excluded_and_what_fails_says_so() -> None:
     assert row.outcome in ("refused", "FAILED") and row.note
 
 
+@pytest.mark.slow
 def test_the_table_is_resumed_and_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = str(tmp_path / "t.csv")
     zoo.write(table, [zoo.Outcome("z:z", "uniform", "certified", "whole")])

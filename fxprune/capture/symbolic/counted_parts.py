@@ -61,11 +61,11 @@ def is_given(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> bool:
 
     value_of: what a node gives for the example; a part of a tensor is no part of an input.
     """
+    wholes = []
     while _takes_part(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-        if isinstance(value_of(node), torch.Tensor):
-            return False
-    return node.op == "placeholder"
+        wholes.append(node)
+    return node.op == "placeholder" and not any(isinstance(value_of(n), torch.Tensor) for n in wholes)
 
 
 def _takes_part(node: fx.Node) -> bool:
