@@ -90,7 +90,7 @@ def _others(example: Example) -> Iterator[Example]:
 
 
 def _other(size: int, images: bool) -> int:
-    return size + 1 if not images else size // 2 if size >= 64 else 2 * size
+    return size + 1 if not images else size // 2 if size >= 32 else 2 * size
 
 
 def _changed(example: Example, change: Mapping[int, int]) -> Example:
