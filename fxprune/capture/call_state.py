@@ -12,11 +12,14 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.clocks import another_time
+from fxprune.capture.draws import drawn_at_ends
 from fxprune.capture.held_state import HeldState
 from fxprune.errors import CaptureError
 from fxprune.graph.code_names import attribute_of, names_of
@@ -78,14 +81,22 @@ def after_a_call(model: nn.Module, example: Example) -> Iterator[tuple[list[str]
 @contextlib.contextmanager
 def noticed_draws(
     model: nn.Module, called: Callable[[], Iterable[types.FunctionType]]
-) -> Iterator[Callable[[], bool]]:
-    """Yield whether Python's or NumPy's generators were asked since: their numbers are in no graph.
+) -> Iterator[Callable[[], list[AbstractContextManager[None]]]]:
+    """Yield in which contexts code that asks for chance may compute something else.
 
-    The global ones, and those that modules hold.  Of clocks, and of generators that code makes as it runs,
-    whether any of the functions that a call may run (`called`) names one.
+    Its numbers are in no graph.  Python's and NumPy's generators are asked, the global ones or those that
+    modules hold; of clocks, and of generators that code makes as it runs, any of the functions that a call
+    may run (`called`) names one.
     """
     before = _generators(model)
-    yield lambda: _generators(model) != before or any(map(_names_chance, called()))
+
+    def chances() -> list[AbstractContextManager[None]]:
+        drawn = _generators(model) != before
+        if not drawn and not any(map(_names_chance, called())):
+            return []
+        return [another_time(called()), *(drawn_at_ends(called()) if drawn else ())]
+
+    yield chances
 
 
 # What gives another number in each call, and leaves no trace of it.

@@ -13,20 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from fxprune.capture.clocks import another_time
 from fxprune.graph.code_names import attribute_of, names_of
 from fxprune.graph.process_lock import this_thread_only
 
-__all__ = ["other_chances"]
+__all__ = ["drawn_at_ends"]
 
 _ENDS = (0.0, 1 - 1e-9)  # of the half-open range
 _MOST = 64  # draws at an end: code may draw until a number suits it
 
 
-def other_chances(functions: Iterable[types.FunctionType]) -> list[AbstractContextManager[None]]:
-    """Return contexts in which some functions, and what they call, read and draw other numbers."""
+def drawn_at_ends(functions: Iterable[types.FunctionType]) -> list[AbstractContextManager[None]]:
+    """Return contexts in which some functions, and what they call, draw numbers at an end of their range."""
     functions = [*functions]
-    return [another_time(functions), *(_drawn_at(functions, end) for end in _ENDS)]
+    return [_drawn_at(functions, end) for end in _ENDS]
 
 
 class _AtAnEnd(random.Random):

@@ -126,9 +126,17 @@ class HeldState:
             if isinstance(value, types.ModuleType):  # `rope.table(n)`
                 for inner in names.keys() & vars(value).keys():
                     self._kept_behind(vars(value)[inner], inner)
-                    if isinstance(vars(value)[inner], types.FunctionType):
-                        self._function(vars(value)[inner])
+                    self._tables_of(vars(value)[inner])
             self._inside(value, f"{file}.{name}", 2)  # less deep: all that a file names
+
+    def _tables_of(self, function: object) -> None:
+        """Look into the tables of a file that a function of it names: `_TABLES` of `rope.table`."""
+        if not isinstance(function, types.FunctionType) or not is_users(function.__code__.co_filename):
+            return
+        space = function.__globals__
+        for name in names_in(function.__code__):
+            if isinstance(space.get(name), (dict, list, set)):
+                self._inside(space[name], f"{function.__module__}.{name}", _DEEPEST)
 
     def _kept_behind(self, member: Any, name: str) -> None:
         """Look at what decorators of a function keep: results, in caches and tables of their own."""

@@ -77,6 +77,7 @@ def test_an_image_processor_is_followed_and_kept(place: Path, tmp_path: Path, ca
     assert list(again.image_mean) == PROCESSOR["image_mean"]
 
 
+@pytest.mark.slow
 def test_options_come_first_and_are_kept(place: Path, tmp_path: Path, capsys: Any) -> None:
     line = ["prune", f"hf:{place / 'vit'}", "--pretrained", "--out", str(tmp_path / "half"), "-q"]
     assert run([*line, "--data", str(place / "train"), "--mean", "0.25", "--std", "0.5,0.5,0.25"]) == 0
@@ -89,6 +90,7 @@ def test_options_come_first_and_are_kept(place: Path, tmp_path: Path, capsys: An
     assert run([*line, "--std", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_another_model_in_the_folder_leaves_no_processor(place: Path, tmp_path: Path, capsys: Any) -> None:
     assert run(["prune", f"hf:{place / 'vit'}", "--pretrained", "--out", str(tmp_path / "out"), "-q"]) == 0
     assert (tmp_path / "out" / "preprocessor_config.json").exists()

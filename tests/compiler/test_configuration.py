@@ -30,6 +30,7 @@ def test_its_own_saving_round_trips(layers: int, tmp_path: Path) -> None:
         assert torch.allclose(loaded(IMAGES).logits, pruned(IMAGES).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_that_it_cannot_say_are_refused(tmp_path: Path) -> None:
     model = small_hf_vit(num_hidden_layers=2)
     widths = {"*layers.0*": 0.25}

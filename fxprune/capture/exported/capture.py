@@ -35,7 +35,6 @@ from fxprune.capture.call_state import (
     refuse_difference,
 )
 from fxprune.capture.devices import differs_elsewhere, guard_device_of, told_of_another
-from fxprune.capture.draws import other_chances
 from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
@@ -108,7 +107,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             noticed(OF_LAYOUT, layouts),
             noticed(OF_DEVICE, devices),
             noticed_regions(kind, regions),
-            noticed_draws(model, lambda: may_run) as drew,
+            noticed_draws(model, lambda: may_run) as chances,
             noticed_comparisons(model, may_run, _may_be_one) as compared,
             refused_ids(lambda x: isinstance(x, kinds) and not isinstance(x, nn.Parameter), may_run),
         ):
@@ -122,11 +121,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             with functions.hidden(model):
                 return export_again(model, exported, gradients_of_inputs)
 
-        if drew():
-            for other_chance in other_chances(may_run):
-                with other_chance:
-                    other = again()
-                refuse_difference(graph, _plain(model, other.program, functions), OTHER_DRAWS)
+        for other_chance in chances():
+            with other_chance:
+                other = again()
+            refuse_difference(graph, _plain(model, other.program, functions), OTHER_DRAWS)
         with after_a_call(model, exported.example) as (changed, numbers):
             if numbers:
                 second = _plain(model, again().program, functions)
@@ -157,7 +155,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
         def trace_training() -> fx.Graph:
             set_mode(model, True)
             with (
-                noticed_draws(model, lambda: may_run) as drew,
+                noticed_draws(model, lambda: may_run) as chances,
                 noticed(OF_LAYOUT, layouts),
                 noticed(OF_DEVICE, of_training := dict[str, None]()),
                 noticed_regions(kind, regions),
@@ -170,11 +168,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
                         plain, lambda: _plain(model, again().program, functions), device_of(model)
                     ):
                         regions.update(of_training)
-            if drew():
-                for other_chance in other_chances(may_run):
-                    with other_chance:
-                        later = again()
-                    refuse_difference(plain, _plain(model, later.program, functions), OTHER_DRAWS)
+            for other_chance in chances():
+                with other_chance:
+                    later = again()
+                refuse_difference(plain, _plain(model, later.program, functions), OTHER_DRAWS)
             # What only this mode's code asks of sizes: a guard is other code, as it is where that is traced.
             guard_sizes(plain, program.relied.beyond(own))
             return plain

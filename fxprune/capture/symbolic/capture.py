@@ -26,7 +26,6 @@ from fxprune.capture.call_state import (
     refuse_difference,
 )
 from fxprune.capture.devices import differs_elsewhere, guard_device_of
-from fxprune.capture.draws import other_chances
 from fxprune.capture.held_state import HeldState
 from fxprune.capture.modes.follow import follow_modes, set_mode
 from fxprune.capture.moved_modules import unmoved_modules
@@ -107,7 +106,7 @@ def capture_symbolic(
     refuse_typed_checks(may_run)
     with (
         noticed(OF_GRADIENTS, asked.gradients),
-        noticed_draws(model, lambda: may_run) as drew,
+        noticed_draws(model, lambda: may_run) as chances,
         noticed_comparisons(model, may_run, may_be_one) as compared,
         noticed_regions(kind, regions),
     ):
@@ -119,11 +118,10 @@ def capture_symbolic(
     if held.plain_changes():
         again = _trace(model, leaves, example, copies, taught, training=False)
         refuse_difference(graph, again, other_second_call(changed))
-    if drew():
-        for other_chance in other_chances(may_run):
-            with other_chance:
-                again = _trace(model, leaves, example, copies, taught, training=False)
-            refuse_difference(graph, again, OTHER_DRAWS)
+    for other_chance in chances():
+        with other_chance:
+            again = _trace(model, leaves, example, copies, taught, training=False)
+        refuse_difference(graph, again, OTHER_DRAWS)
     for gradients in GRADIENTS[1:] if asked.gradients else ():
         other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
         refuse_difference(graph, other, other_without_gradients(asked.gradients))
@@ -146,7 +144,7 @@ def capture_symbolic(
 
     def trace_training() -> fx.Graph:
         asked = _Asked()
-        with noticed_draws(model, lambda: may_run) as drew, noticed_regions(kind, regions):
+        with noticed_draws(model, lambda: may_run) as chances, noticed_regions(kind, regions):
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept, asked=asked)
         if asked.devices and differs_elsewhere(
             trained,
@@ -154,11 +152,10 @@ def capture_symbolic(
             device_of(model),
         ):
             regions.update(asked.devices)
-        if drew():
-            for other_chance in other_chances(may_run):
-                with other_chance:
-                    again = _trace(model, leaves, example, copies, taught, training=True)
-                refuse_difference(trained, again, OTHER_DRAWS)
+        for other_chance in chances():
+            with other_chance:
+                again = _trace(model, leaves, example, copies, taught, training=True)
+            refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 
     trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed, held.functions)
