@@ -29,7 +29,7 @@ def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Exampl
         return
     copies = CopyToRun(model), CopyToRun(graph)
     compared = _compare(copies, _others(example), sketched_alone=True)
-    if not compared or example.batch != 1:
+    if not compared:
         _compare(copies, (example.with_batch(1), example), sketched_alone=False)
 
 
@@ -76,7 +76,8 @@ def _others(example: Example) -> Iterator[Example]:
     tensors = _tensors(example)
     sizes = {s: None for t in tensors for s in t.shape[_first_size(t) :] if s > 1}
     batch = example.batch
-    larger = None if batch is None or sum(t.numel() for t in tensors) // batch > _MANY else batch + 1
+    large = batch is None or sum(t.numel() for t in tensors) // batch > _MANY
+    other = None if batch is None or (large and batch == 1) else 1 if batch > 1 else 2
     images = any(t.ndim > 3 for t in tensors)
     changes = [{s: _other(s, images) for s in sizes}]
     if images and max(sizes, default=0) >= 64:
@@ -84,9 +85,9 @@ def _others(example: Example) -> Iterator[Example]:
     if len(sizes) > 1:
         changes += [{s: _other(s, images)} for s in sizes]
     for change in changes if sizes else ():
-        yield _changed(example, change).with_batch(larger)
-    if larger is not None:
-        yield example.with_batch(larger)
+        yield _changed(example, change).with_batch(other)
+    if other is not None:
+        yield example.with_batch(other)
 
 
 def _other(size: int, images: bool) -> int:
