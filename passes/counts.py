@@ -51,15 +51,8 @@ _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv}
 _CASTS = {float, int, torch.sym_float, torch.sym_int}
 SUMS = frozenset({torch.sum, torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList, "sum"})
 REDUCTIONS = SUMS | {
-    *(
-        torch.mean,
-        torch.ops.aten.mean.default,
-        torch.ops.aten.mean.dim,
-        "mean",
-        torch.var,
-        torch.ops.aten.var.correction,
-        "var",
-    ),
+    *(torch.mean, torch.ops.aten.mean.default, torch.ops.aten.mean.dim, "mean"),
+    *(torch.var, torch.ops.aten.var.correction, "var"),
 }
 _OPTIONS = {"dim", "axis", "keepdim", "keepdims", "dtype", "unbiased", "correction"}
 

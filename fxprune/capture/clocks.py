@@ -6,13 +6,13 @@ import contextlib
 import datetime
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fxprune.graph.code_names import attribute_of, names_of
 from fxprune.graph.process_lock import this_thread_only
 
-__all__ = ["another_time"]
+__all__ = ["another_time", "swapped"]
 
 _LATER = datetime.timedelta(days=1031, hours=5, minutes=17, seconds=43, microseconds=271_828)
 _CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
@@ -27,13 +27,19 @@ def another_time(functions: Iterable[types.FunctionType]) -> Iterator[None]:
         later[id(getattr(time, f"{name}_ns"))] = _ahead(
             getattr(time, f"{name}_ns"), int(_LATER.total_seconds() * 1e9)
         )
+    spaces = [vars(time), vars(datetime), *(f.__globals__ for f in functions if _names_a_clock(f))]
+    with swapped(spaces, later):
+        yield
+
+
+@contextlib.contextmanager
+def swapped(spaces: Iterable[dict[str, Any]], others: Mapping[int, Any]) -> Iterator[None]:
+    """Let names in some files' globals stand for other things, which are found by the ids of their own."""
     with contextlib.ExitStack() as undo:
-        spaces: dict[int, dict[str, Any]] = {id(vars(m)): vars(m) for m in (time, datetime)}
-        spaces |= {id(f.__globals__): f.__globals__ for f in functions if _names_a_clock(f)}
-        for space in spaces.values():
+        for space in {id(space): space for space in spaces}.values():
             for name, value in [*space.items()]:
-                if id(value) in later:
-                    space[name] = later[id(value)]
+                if id(value) in others:
+                    space[name] = others[id(value)]
                     undo.callback(space.__setitem__, name, value)
         yield
 

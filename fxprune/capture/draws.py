@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from fxprune.capture.clocks import swapped
 from fxprune.graph.code_names import attribute_of, names_of
 from fxprune.graph.process_lock import this_thread_only
 
@@ -56,12 +57,7 @@ def _drawn_at(functions: Iterable[types.FunctionType], end: float) -> Iterator[N
             draw = vars(numpy.random)[name]
             fixed[id(draw)] = _in_this_thread(draw, _single(draw, at_end.random))
     spaces += [f.__globals__ for f in functions if _names_a_draw(f, fixed)]
-    with contextlib.ExitStack() as undo:
-        for space in spaces:
-            for name, value in [*space.items()]:
-                if id(value) in fixed:
-                    space[name] = fixed[id(value)]
-                    undo.callback(space.__setitem__, name, value)
+    with swapped(spaces, fixed):
         yield
 
 

@@ -12,7 +12,7 @@ import torch
 from fxprune.capture.precisions import AUTOCAST_ON
 from fxprune.graph.own_nodes import autocast_back, autocast_off
 from fxprune.graph.process_lock import this_thread_only
-from fxprune.graph.source_files import is_users
+from fxprune.graph.source_files import users_frame
 
 __all__ = ["noticed_regions", "traced_regions"]
 
@@ -47,9 +47,7 @@ def noticed_regions(kind: str, lines: dict[str, None]) -> Iterator[None]:
 
 
 def _line() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and not is_users(frame.f_code.co_filename):
-        frame = frame.f_back
+    frame = users_frame(sys._getframe(2)) or sys._getframe(2)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 

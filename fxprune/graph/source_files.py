@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import types
 from pathlib import Path
 
 import torch
 
-__all__ = ["is_users", "line_of_error", "users_level"]
+__all__ = ["is_users", "line_of_error", "users_frame", "users_level"]
 
 # Folders, not words of a path: a model may live in a folder that is named as we are.
 _OURS = f"{Path(__file__).parents[1]}/"
@@ -22,6 +23,13 @@ def is_users(file: str) -> bool:
     if file.startswith((_TORCHS, _OURS, *_MADE)):
         return False
     return not file.startswith(_PYTHONS) or "-packages/" in file  # which may stand in Python's folder
+
+
+def users_frame(frame: types.FrameType | None) -> types.FrameType | None:
+    """Return the innermost frame of the user's code, from one on outwards."""
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 def users_level() -> int:

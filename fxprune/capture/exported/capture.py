@@ -121,6 +121,17 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             with functions.hidden(model):
                 return export_again(model, exported, gradients_of_inputs)
 
+        def note_devices(plain: fx.Graph, asked: dict[str, None]) -> None:
+            """Note the lines that ask for a kind of device, where the mode at hand has another graph then."""
+            if not asked:
+                return
+            with told_of_another(kind):
+                differs = differs_elsewhere(
+                    plain, lambda: _plain(model, again().program, functions), device_of(model)
+                )
+            if differs:
+                regions.update(asked)
+
         for other_chance in chances():
             with other_chance:
                 other = again()
@@ -133,13 +144,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             with torch.set_grad_enabled(gradients != "off"):
                 other = again(gradients_of_inputs=gradients == "of inputs")
             refuse_difference(graph, _plain(model, other.program, functions), other_without_gradients(asked))
-        if devices:
-            with told_of_another(kind):
-                differs = differs_elsewhere(
-                    graph, lambda: _plain(model, again().program, functions), device_of(model)
-                )
-                if differs:
-                    regions |= devices
+        note_devices(graph, devices)
         own = relied_on(exported.program, exported.relied.names, exported.example)
 
         def in_precision(copy: nn.Module, given: Example) -> fx.Graph:
@@ -162,12 +167,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             ):
                 program = again()
             plain = _plain(model, program.program, functions)
-            if of_training:
-                with told_of_another(kind):
-                    if differs_elsewhere(
-                        plain, lambda: _plain(model, again().program, functions), device_of(model)
-                    ):
-                        regions.update(of_training)
+            note_devices(plain, of_training)
             for other_chance in chances():
                 with other_chance:
                     later = again()

@@ -133,11 +133,16 @@ def capture_symbolic(
             asked=asked.dtypes,
             autocast=False,
         )
-    of_one_device = bool(asked.devices) and differs_elsewhere(
-        graph,
-        lambda: _trace(model, leaves, example, copies, taught, training=False, elsewhere=True),
-        device_of(model),
-    )
+
+    def of_one_device(graph: fx.Graph, asked: _Asked, training: bool) -> bool:
+        """Does code ask for a kind of device, and make another graph on another one?"""
+        return bool(asked.devices) and differs_elsewhere(
+            graph,
+            lambda: _trace(model, leaves, example, copies, taught, training=training, elsewhere=True),
+            device_of(model),
+        )
+
+    devices = asked.devices if of_one_device(graph, asked, training=False) else None
     _refuse_writes(graph, model)
 
     kept = dict[str, None]()
@@ -146,11 +151,7 @@ def capture_symbolic(
         asked = _Asked()
         with noticed_draws(model, lambda: may_run) as chances, noticed_regions(kind, regions):
             trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept, asked=asked)
-        if asked.devices and differs_elsewhere(
-            trained,
-            lambda: _trace(model, leaves, example, copies, taught, training=True, elsewhere=True),
-            device_of(model),
-        ):
+        if of_one_device(trained, asked, training=True):
             regions.update(asked.devices)
         for other_chance in chances():
             with other_chance:
@@ -162,8 +163,8 @@ def capture_symbolic(
     set_mode(model, False)
     if precisions is not None:
         precisions.guard(graph, model, example, autocast=False)
-    if of_one_device or regions:
-        guard_device_of(graph, example, asked.devices if of_one_device else regions)
+    if devices or regions:
+        guard_device_of(graph, example, devices or regions)
     guard_arguments(graph, model, example, numbers=True)
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
     notes = (*trained.lost, *keep_derivatives(model, module, example, trained.followed))

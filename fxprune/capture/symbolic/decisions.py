@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from fxprune.capture.devices import OF_DEVICES
 from fxprune.capture.questions import OF_PRECISION
 from fxprune.capture.symbolic.counted_parts import is_given
 from fxprune.graph.example import PRIME_BATCH, Example
@@ -29,8 +30,9 @@ from fxprune.graph.writes import VIEWS, is_view_of_input
 __all__ = ["Decisions"]
 
 _OF_TENSORS = {
-    *("device", "get_device", "is_cuda", "is_cpu", "is_xpu", "is_mps", "is_meta", "is_floating_point"),
-    *("is_complex", "is_signed", "dtype", "requires_grad", "is_leaf", "grad_fn", "grad", "layout"),
+    *OF_DEVICES,
+    *("device", "get_device", "is_meta", "is_floating_point", "is_complex", "is_signed", "dtype"),
+    *("requires_grad", "is_leaf", "grad_fn", "grad", "layout"),
 }
 _OF_THE_SAME_KIND = {
     *("to", "contiguous", "clone", "cat", "stack", "pad", "flip", "roll", "repeat", "getitem", "detach"),

@@ -25,11 +25,11 @@ from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.counted_parts import guard_count
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
-from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up, users_frame
+from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up
 from fxprune.capture.texts import is_message
 from fxprune.graph.nests import leaves
 from fxprune.graph.own_nodes import guard_argument, written
-from fxprune.graph.source_files import is_users
+from fxprune.graph.source_files import is_users, users_frame
 from fxprune.graph.tensors import holds_attributes
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class TracedValue(fx.Proxy):
     def _hash_in(self, caller: types.FrameType) -> int:
         file = caller.f_code.co_filename
         if file == collections.__file__:
-            caller = users_frame(caller)
+            caller = users_frame(caller) or caller
         if (is_users(file) or file in LIBRARY) and (looks_up(caller) or counts(caller)):
             value = _for_example(self)
             if isinstance(value, (int, float, str, tuple, torch.dtype)):  # `{(7, 7): ..}[x.shape[2:]]`

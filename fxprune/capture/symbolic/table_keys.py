@@ -13,9 +13,8 @@ import textwrap
 import types
 
 from fxprune.graph.code_names import names_before
-from fxprune.graph.source_files import is_users
 
-__all__ = ["LIBRARY", "counts", "looks_up", "users_frame"]
+__all__ = ["LIBRARY", "counts", "looks_up"]
 
 LIBRARY = {enum.__file__, collections.__file__}
 _HASHING = {"hash", "dict", "set", "frozenset", "fromkeys", "Counter", "OrderedDict", "defaultdict"}
@@ -99,11 +98,3 @@ def counts(caller: types.FrameType) -> bool:
         known.pop(code.co_varnames[starred], None)
     kept = {id(value) for held in known.values() for value in getattr(held, "__dict__", {}).values()}
     return any(isinstance(v, (dict, set)) and id(v) not in kept for v in known.values())
-
-
-def users_frame(frame: types.FrameType) -> types.FrameType:
-    """Return the innermost frame of the model's own code, from a library's on."""
-    at: types.FrameType | None = frame
-    while at is not None and not is_users(at.f_code.co_filename):
-        at = at.f_back
-    return at or frame

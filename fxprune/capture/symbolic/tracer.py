@@ -42,7 +42,7 @@ from fxprune.graph.own_nodes import (
     written,
 )
 from fxprune.graph.process_lock import this_thread_only
-from fxprune.graph.source_files import is_users
+from fxprune.graph.source_files import users_frame
 from fxprune.graph.tensors import holds_attributes
 from fxprune.graph.values import NodeError
 from fxprune.graph.writes import FILLS, is_view_of_input, shares_memory, value_of_write
@@ -611,10 +611,5 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _users_line() -> str | None:
     """Return the innermost line of the call stack that is the model's own."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if is_users(file):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    frame = users_frame(sys._getframe(2))
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

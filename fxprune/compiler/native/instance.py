@@ -16,9 +16,9 @@ from fxprune.compiler.native.barred import methods_of_mode
 from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
-from fxprune.compiler.native.training import is_torchs
 from fxprune.errors import FileError, UnsupportedModuleError, listed
 from fxprune.graph.chunks import taken
+from fxprune.graph.classes import is_torchs
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors
 from fxprune.result.forms import attach

@@ -32,7 +32,7 @@ from fxprune.compiler.native.search import choices
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.uncaptured import uncaptured
 from fxprune.compiler.rewrite import rewrite
-from fxprune.graph.classes import subclass_of
+from fxprune.graph.classes import is_torchs, subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.refuse_train_mode import refusing_nothing
@@ -41,7 +41,7 @@ from fxprune.result.own_code import Edit, OwnCode
 from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["always_training", "is_torchs", "trained_alike", "trains_otherwise"]
+__all__ = ["always_training", "trained_alike", "trains_otherwise"]
 
 _Graph = tuple[float | None, PrunedModule]  # of one side of every coin
 
@@ -102,11 +102,6 @@ def _trial(
         with contextlib.suppress(Exception):  # train mode may ask for more than the example holds
             return _Trial(model, instance, graphs, pruned, still=still)
     return None
-
-
-def is_torchs(module: nn.Module) -> bool:
-    """Is a module's class one of torch's own, and none that inherits from it?"""
-    return type(module).__module__.partition(".")[0] == "torch"
 
 
 def always_training(cls: type) -> Any:

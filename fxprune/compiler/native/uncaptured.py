@@ -10,8 +10,9 @@ from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.compiler.native.barred import names_of_forward, raises_to_powers
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
-from fxprune.compiler.native.slots import own_slots_of
+from fxprune.compiler.native.unproved import named_numbers
 from fxprune.errors import listed
+from fxprune.graph.classes import is_torchs
 from fxprune.result.own_code import OwnCode
 
 __all__ = ["uncaptured"]
@@ -26,16 +27,13 @@ def uncaptured(
 
     seen: what eval mode reads.
     """
-    held = own_slots_of(model, instance)
     asking = {
         path: names_of_forward(module) for path, module in model.named_modules() if branches_on_mode(module)
     }
     found = [
         str(slot)
-        for path, named in asking.items()
-        for slot, old in held.get(path, ())
-        if not seen.has(slot) and sizes[path].may_be(old)
-        if {key for key in slot.keys[: slot.held] if isinstance(key, str)} <= named
+        for slot, _ in named_numbers(model, instance, sizes)
+        if slot.path in asking and not seen.has(slot)
     ]
     if found:
         return f"it may read {listed(found)}, of which no graph says what it should be there"
@@ -44,9 +42,8 @@ def uncaptured(
         module = model.get_submodule(path)
         by_number = any(there == path and name in named for there, name in edited)
         shrinks = any(old not in news for old, news in sizes[path].whole.items())
-        is_torchs = type(module).__module__.partition(".")[0] == "torch"
         if (
-            not is_torchs
+            not is_torchs(module)
             and raises_to_powers(module)
             and (by_number or (shrinks and named & {"shape", "size"}))
         ):

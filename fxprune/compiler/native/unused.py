@@ -23,9 +23,9 @@ from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.fingerprint import Fingerprint
 from fxprune.compiler.native.graph_values import GraphValues
 from fxprune.compiler.native.structure import doubled_copy
-from fxprune.compiler.native.training import always_training, is_torchs
+from fxprune.compiler.native.training import always_training
 from fxprune.errors import FxpruneError
-from fxprune.graph.classes import subclass_of
+from fxprune.graph.classes import is_torchs, subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import in_float64, is_inside, module_of
