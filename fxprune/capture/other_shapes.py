@@ -27,20 +27,24 @@ def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Exampl
     """
     if on_meta(model):
         return
-    copies = CopyToRun(model), CopyToRun(graph)
-    compared = _compare(copies, _others(example), sketched_alone=True)
+    copies, sketched = (CopyToRun(model), CopyToRun(graph)), Sketched(model)
+    compared = _compare(copies, sketched, _others(example), sketched_alone=True)
     if not compared:
-        _compare(copies, (example.with_batch(1), example), sketched_alone=False)
+        _compare(copies, sketched, (example.with_batch(1), example), sketched_alone=False)
 
 
 def _compare(
-    copies: tuple[CopyToRun, CopyToRun], examples: Iterable[Example], *, sketched_alone: bool
+    copies: tuple[CopyToRun, CopyToRun],
+    sketched: Sketched,
+    examples: Iterable[Example],
+    *,
+    sketched_alone: bool,
 ) -> bool:
     """Compare on the first of some examples that both take, if there is one."""
     of_model, of_graph = copies
     for shapes in examples:
         noise = seeded_noise(shapes, of_model.module)
-        same = _same(copies, noise, sketched_alone)
+        same = _same(copies, sketched, noise, sketched_alone)
         if same is False and computes_another(of_model.module, of_graph.module, noise, training=False):
             said = ", ".join(str(tuple(t.shape)) for t in _tensors(shapes))
             raise CaptureError(f"the graph computes something else than the model's code does on {said}")
@@ -49,14 +53,16 @@ def _compare(
     return False
 
 
-def _same(copies: tuple[CopyToRun, CopyToRun], noise: Example, sketched_alone: bool) -> bool | None:
+def _same(
+    copies: tuple[CopyToRun, CopyToRun], sketched: Sketched, noise: Example, sketched_alone: bool
+) -> bool | None:
     """Do both give the same?  None: one of them raises.
 
     Products are computed where their sketches differ, since the graph may spell them otherwise.
     """
     of_model, of_graph = copies
     same: bool | None = None
-    for mode in (Sketched(of_model.module), contextlib.nullcontext()):
+    for mode in (sketched, contextlib.nullcontext()):
         try:
             with mode:
                 same = alike(of_model(noise), of_graph(noise), rounding=1e4)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["Sketched"]
 
 _aten = torch.ops.aten
+Contract = Callable[[Tensor], Tensor]
 
 
 class Sketched(TorchDispatchMode):
@@ -26,6 +27,7 @@ class Sketched(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        self._contracted: dict[Any, Tensor] = {}  # of a weight as it was: reading all is what takes time
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,7 +37,16 @@ class Sketched(TorchDispatchMode):
         sketch = _SKETCHES.get(func)
         if sketch is None or not any(map(self._is_weight, args)):
             return func(*args, **(kwargs or {}))
-        return sketch(*args, **(kwargs or {}))
+        return sketch(*args, **(kwargs or {}), of=self._contract)
+
+    def _contract(self, b: Tensor) -> Tensor:
+        """... k m -> ... m, a weight's once"""
+        if not self._is_weight(b):
+            return _ramp(b, b.shape[-2]) @ b
+        key = b.data_ptr(), b.shape, b.stride(), b.dtype, b._version
+        if key not in self._contracted:
+            self._contracted[key] = _ramp(b, b.shape[-2]) @ b
+        return self._contracted[key]
 
     def _is_weight(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._weights
@@ -46,14 +57,13 @@ def _ramp(like: Tensor, n: int) -> Tensor:
     return torch.linspace(0.5, 1.5, n, dtype=like.dtype, device=like.device) / math.sqrt(n)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, *, of: Contract) -> Tensor:
     """... n k, ... k m -> ... n m, of rank one"""
-    ramp = _ramp(a, a.shape[-1])
-    return (a @ ramp).unsqueeze(-1) * (ramp @ b).unsqueeze(-2)
+    return (a @ _ramp(a, a.shape[-1])).unsqueeze(-1) * of(b).unsqueeze(-2)
 
 
-def _sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return beta * bias + alpha * _product(a, b)
+def _sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, of: Contract) -> Tensor:
+    return beta * bias + alpha * _product(a, b, of=of)
 
 
 def _convolution(
@@ -66,6 +76,8 @@ def _convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    *,
+    of: Contract,
 ) -> Tensor:
     """b c ..., o c ... -> b o ..., each channel the same picture in another brightness"""
     options = stride, padding, dilation, transposed, output_padding, groups
@@ -76,7 +88,7 @@ def _convolution(
     resized = getattr(F, f"adaptive_avg_pool{n}d")(picture, shape[-n:])
     kernels = weight.transpose(0, 1).repeat(groups, *[1] * (n + 1)) if transposed else weight
     kernels = kernels.flatten(1)
-    bright = kernels @ _ramp(kernels, kernels.shape[1])
+    bright = of(kernels.t())
     out: Tensor = resized * bright.view(-1, *[1] * n)
     out = out if bias is None else out + bias.view(-1, *[1] * n)
     return out if batched else out.squeeze(0)

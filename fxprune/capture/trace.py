@@ -138,10 +138,16 @@ def capture_alike(
 ) -> Captured:
     """Capture a model as another one was: by the same way, with the same example and options.
 
+    Code that was held beside its graph in other shapes, with that one, is not again.
+
     watched: entered with the copy of the model whose code then runs.  Raises whatever that code raises.
     """
     with quiet_libraries():
-        return _captured(model, captured.example, captured.way, captured.split_qkv, taught, False, watched)
+        return _captured(
+            *(model, captured.example, captured.way, captured.split_qkv, taught, False),
+            watched=watched,
+            tried=False,
+        )
 
 
 def _captured(
@@ -152,12 +158,13 @@ def _captured(
     taught: frozenset[str],
     check: Check,
     watched: Callable[[nn.Module], AbstractContextManager[None]] = lambda copy: nullcontext(),
+    tried: bool = True,
 ) -> Captured:
     copy = copy_to_trace(model)
     decompose_modules(copy)
     with noticed_checkpoints() as checkpoints, watched(copy):
         if way == "symbolic":
-            captured = capture_symbolic(copy, example, _copies(model, copy), taught)
+            captured = capture_symbolic(copy, example, _copies(model, copy), taught, tried=tried)
         else:
             captured = capture_exported(copy, example)
             captured = replace(captured, notes=(*captured.notes, *taught_notes(model, taught)))

@@ -87,11 +87,13 @@ def capture_symbolic(
     example: Example,
     copies: dict[int, nn.Module] | None = None,
     taught: frozenset[str] = frozenset(),
+    *,
+    tried: bool = True,
 ) -> Captured:
     """Trace a structural copy of a model in both modes.  Raises whatever the tracing raises.
 
     `copies`: what stands for the original's modules, by their ids: a function that the model holds may call
-    one.
+    one.  `tried`: hold the graph beside the model, in other shapes too.
     """
     leaves = _leaves(model, taught)
     set_mode(model, False)
@@ -172,7 +174,8 @@ def capture_symbolic(
     asking = next(iter(asked.tracing), None) or asks_for_compilation(may_run, compiling=False)
     if asking is not None:
         refuse_compiled(model, module, example, asking, trains=not trained.lost)
-    refuse_other_values(model, module, example)
+    if tried:
+        refuse_other_values(model, module, example)
     return Captured(
         module, example, "symbolic", notes=notes, follows_mode=trained.followed, untrained=trained.lost
     )
