@@ -240,12 +240,17 @@ class OneWay:
 def layouts_of(module: nn.Module, args: Value, kwargs: Value) -> Layouts:
     """Spell how the arguments of a call are nested, by the names that the module's code has for them.
 
+    Numbers that have a default are spelled too: they say which way to go; others may follow the input's size.
+
     Raises:
         TypeError: they do not fit its signature.
     """
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    signature = inspect.signature(type(module).forward)
+    bound = signature.bind(module, *args, **kwargs)
     bound.apply_defaults()
-    return tuple((name, layout_of_argument(value)) for name, value in [*bound.arguments.items()][1:])
+    numbers = {name for name, p in signature.parameters.items() if isinstance(p.default, (int, float))}
+    given = [*bound.arguments.items()][1:]
+    return tuple((name, layout_of_argument(value, name in numbers)) for name, value in given)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,3 +230,76 @@ def test_a_rate_as_large_as_the_scale_stays_a_rate() -> None:
     del model.scale
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
     assert fxprune.plan_of(pruned).scales and pruned.rate == model.rate
+
+
+def torchs_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class Chosen(nn.Module):
+    """Takes the way that a word, a flag of its options, or an argument says; one lies in a function."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.options, self.scale = way, SimpleNamespace(fused=way == "torch"), 8**-0.5
+        self.qkv, self.proj = nn.Linear(8, 3 * DIM), nn.Linear(DIM, 8)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).unflatten(-1, (3, DIM // 8, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor, fused: bool = False) -> Tensor:
+        q, k, v = self.parts(x)
+        if fused or self.way == "torch" or self.options.fused:
+            y = torchs_attention(q, k, v)
+        else:
+            y = (q * self.scale @ k.mT).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("way", ["spelled", "torch"])
+def test_ways_that_no_flag_of_a_module_says_have_the_new_scale(way: str) -> None:
+    model, x = randomise(Chosen(way).eval().double()), tokens().double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
+    wanted = pruned(x)
+    for words, fused, given in itertools.product(("torch", "spelled"), (True, False), (True, False)):
+        pruned.way, pruned.options.fused = words, fused
+        torch.testing.assert_close(pruned(x, fused=given), wanted)
+
+
+class Mapped(Chosen):
+    """Leaves its attention to torch; a method that no call runs spells it out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torchs_attention(*self.parts(x))
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+    def maps(self, x: Tensor) -> Tensor:
+        q, k, _ = self.parts(x)
+        return (q @ k.mT * self.scale).softmax(-1)
+
+
+def test_methods_that_no_call_runs_have_the_new_scale() -> None:
+    """The kept channels of the queries took up the ratio: the maps are those of the pruned attention."""
+    model, x = randomise(Mapped("torch").eval().double()), tokens().double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, attention="head_dim", form="module")
+    y = pruned.maps(x) @ pruned.parts(x)[2]
+    torch.testing.assert_close(x + pruned.proj(y.transpose(1, 2).flatten(2)), pruned(x))
+
+
+class Thresholded(nn.Module):
+    """Has a threshold that is as large as the scale of the attention inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold, self.attention = (DIM // HEADS) ** -0.5, TwoWays(True)
+        del self.attention.scale
+
+    def forward(self, x: Tensor, sure: bool = False) -> Tensor:
+        y = self.attention(x)
+        return y * (y.sigmoid() > self.threshold) if sure else y
+
+
+def test_a_number_of_a_module_around_an_attention_is_no_scale() -> None:
+    model = randomise(Thresholded().eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
+    assert fxprune.plan_of(pruned).scales and pruned.threshold == model.threshold

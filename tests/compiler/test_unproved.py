@@ -50,6 +50,18 @@ class Scaled(nn.Module):
         return self.fc2(x if scale is None else x * (scale / self.width))
 
 
+class Levelled(nn.Module):
+    """Takes a scale from its width, from a level on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.fc1, self.fc2 = 96, nn.Linear(8, 96), nn.Linear(96, 8)
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        x = self.fc1(x).relu()
+        return self.fc2(x / self.width if level > 0 else x)
+
+
 class Holds(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -64,7 +76,9 @@ def tokens(batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize(("build", "other"), [(Maps, {"maps": True}), (Scaled, {"scale": 2.0})])
+@pytest.mark.parametrize(
+    ("build", "other"), [(Maps, {"maps": True}), (Scaled, {"scale": 2.0}), (Levelled, {"level": 1})]
+)
 def test_other_calls_are_refused(
     build: type[nn.Module], other: dict[str, object], inside: bool, capture: str, tmp_path: Path
 ) -> None:

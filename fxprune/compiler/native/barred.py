@@ -13,7 +13,14 @@ from torch import nn
 from fxprune.capture.reached import reached
 from fxprune.graph.code_names import codes_in, names_in
 
-__all__ = ["barred_methods", "methods_of_mode", "names_of_forward", "names_reached", "raises_to_powers"]
+__all__ = [
+    "barred_methods",
+    "methods_of_mode",
+    "names_of_forward",
+    "names_of_methods",
+    "names_reached",
+    "raises_to_powers",
+]
 
 
 def barred_methods(module: nn.Module) -> Iterator[str]:
@@ -47,6 +54,13 @@ def names_of_forward(module: nn.Module) -> set[str]:
     methods = dict(_methods(type(module)))
     forward = methods.get("forward")
     return {name for code in _codes(forward, methods) for name in code.co_names} if forward else set()
+
+
+def names_of_methods(module: nn.Module) -> set[str]:
+    """Return the names in the code of all of a module's own methods, but of its constructor."""
+    methods = {name: method for name, method in _methods(type(module)) if name != "__init__"}
+    codes = (code for method in methods.values() for code in codes_in(method.__code__))
+    return {name for code in codes for name in code.co_names}
 
 
 def names_reached(module: nn.Module) -> set[str]:

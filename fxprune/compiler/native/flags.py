@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator
+import operator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,17 +16,17 @@ from torch import Tensor, fx, nn
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import in_double, in_eval_mode
 from fxprune.certify.relative_error import compare
-from fxprune.compiler.native.barred import names_of_forward
+from fxprune.compiler.native.barred import names_reached
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.structure import in_double_as
 from fxprune.compiler.native.traits import repeatable
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.tensors import floats_of, in_float64, on_meta
+from fxprune.graph.tensors import floats_of, holds_attributes, in_float64, on_meta
 
-__all__ = ["Flag", "split_flags"]
+__all__ = ["Flag", "flag_of", "split_flags"]
 
-Flag = tuple[str, str]  # a module's path, and the attribute
+Flag = tuple[str, str]  # a module's path, and the attribute ("causal", or of what it holds: "config.causal")
 
 
 def split_flags(
@@ -43,18 +44,33 @@ def split_flags(
         (path, flag)
         for path, flags in asked.items()
         if path in given and path in now
-        for flag in flags
-        if _is_alike(model.get_submodule(path), given[path], flag)
-        and not _is_alike(instance.get_submodule(path), now[path], flag)
+        for flag in _telling(instance.get_submodule(path), now[path], flags)
+        if not [*_telling(model.get_submodule(path), given[path], [flag])]
     ]
 
 
 def _flags(module: nn.Module) -> Iterator[str]:
-    """Name the switches in a module's own state that its code asks for."""
-    named = names_of_forward(module)
+    """Name the switches in a module's own state, and in objects that it holds, that its code asks for."""
+    named = names_reached(module)
     for name, value in vars(module).items():
-        if isinstance(value, bool) and name in named and name != "training":
+        if name not in named or name == "training":
+            continue
+        if isinstance(value, bool):
             yield name
+        elif holds_attributes(value) and not isinstance(value, nn.Module):
+            held = vars(value).items()
+            yield from (f"{name}.{key}" for key, flag in held if isinstance(flag, bool) and key in named)
+
+
+def flag_of(module: nn.Module, flag: str) -> bool:
+    """Return how a switch stands."""
+    return bool(operator.attrgetter(flag)(module))
+
+
+def _turn(module: nn.Module, flag: str) -> None:
+    path, _, name = flag.rpartition(".")
+    holder = operator.attrgetter(path)(module) if path else module
+    object.__setattr__(holder, name, not getattr(holder, name))  # frozen ones as well
 
 
 def _given(root: nn.Module, example: Example, paths: Collection[str]) -> dict[str, Example]:
@@ -74,20 +90,29 @@ def _given(root: nn.Module, example: Example, paths: Collection[str]) -> dict[st
     return found
 
 
-def _is_alike(module: nn.Module, given: Example, flag: str) -> bool:
-    """Does a module compute the same whichever way a flag points?"""
-    results = []
-    for turned in (False, True):
-        double = structural_copy(module, in_double_as)
-        in_eval_mode(double)
-        if turned:
-            vars(double)[flag] = not vars(double)[flag]
-        x = given.map(in_float64).map(Tensor.clone)
-        try:
-            with torch.no_grad(), same_draws(double), in_double():
-                results.append(floats_of(double(*x.args, **copy.copy(x.kwargs))))
-        except Exception:  # whatever its code says of the other way
-            return False
-    one, other = results
+def _telling(module: nn.Module, given: Example, flags: Iterable[str]) -> Iterator[str]:
+    """List the flags with which a module computes something else when they are turned, or nothing at all."""
+    as_is = _computed(module, given, None)
+    for flag in flags:
+        turned = _computed(module, given, flag)
+        if as_is is None or turned is None or _differ(as_is, turned):
+            yield flag
+
+
+def _differ(one: list[Tensor], other: list[Tensor]) -> bool:
     alike = [t.shape for t in one] == [t.shape for t in other]
-    return alike and compare(one, other).error <= TOLERANCE
+    return not alike or compare(one, other).error > TOLERANCE
+
+
+def _computed(module: nn.Module, given: Example, turned: str | None) -> list[Tensor] | None:
+    """Run a copy in float64, with one of its flags turned; None where its code raises."""
+    double = structural_copy(module, in_double_as)
+    in_eval_mode(double)
+    if turned:
+        _turn(double, turned)
+    x = given.map(in_float64).map(Tensor.clone)
+    try:
+        with torch.no_grad(), same_draws(double), in_double():
+            return floats_of(double(*x.args, **copy.copy(x.kwargs)))
+    except Exception:  # whatever its code says of the other way
+        return None

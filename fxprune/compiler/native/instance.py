@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.analysis.analysis import Analysis
 from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.compiler.native.barred import methods_of_mode
+from fxprune.compiler.native.flags import flag_of
 from fxprune.compiler.native.parts import cut
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
@@ -91,7 +92,7 @@ def _refuse_to_train(why: str, instance: nn.Module, args: object) -> None:
 
 def _refuse_other_way(flag: str, value: bool, module: nn.Module, args: object) -> None:
     """Raise UnsupportedModuleError where a flag leads another way, which is wrong on the new sizes."""
-    if bool(getattr(module, flag)) is not value:
+    if flag_of(module, flag) is not value:
         raise UnsupportedModuleError(
             f"{type(module).__name__} was pruned with {flag}={value}: on the pruned sizes its code computes "
             f"something else with {flag}={not value}; set it so before pruning"

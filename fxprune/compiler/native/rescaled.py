@@ -12,8 +12,8 @@ from dataclasses import replace
 from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.compiler.native.barred import names_of_forward
-from fxprune.compiler.native.flags import split_flags
+from fxprune.compiler.native.barred import names_of_methods, names_reached
+from fxprune.compiler.native.flags import flag_of, split_flags
 from fxprune.compiler.native.instance import Slices, instance_of
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.scales import POWERS, computed_scales
@@ -60,15 +60,23 @@ def with_branches(
         return found
     example = seeded_noise(pruned.record.example, model)
     split = split_flags(model, made, example, paths)
-    asked = {path for path, _ in split} | {p for p in paths if DEFAULT_SCALE in _names(model, p)}
+    asked = {path for path, _ in split} | {*_with_default_scale(model, paths)}
     wanted = {n.name for n in pruned.graph.nodes if n.name in followed and module_of(n) in asked}
     wanted |= {name for name, edit in _edits(model, pruned, followed, bases=True) if type(edit.new) is int}
     other = rescaled(model, analysis, own, pruned, slices, check=check, only=wanted) if wanted else None
     if other is not None:
         made, own, pruned = other
         split = split_flags(model, made, example, paths)
-    held = [(path, flag, vars(made.get_submodule(path))[flag]) for path, flag in split]
+    held = [(path, flag, flag_of(made.get_submodule(path), flag)) for path, flag in split]
     return made, replace(own, flags=tuple(held)), pruned
+
+
+def _with_default_scale(model: nn.Module, paths: Collection[str]) -> Iterator[str]:
+    """Find the modules whose code may come to torch's own attention, in functions as well."""
+    modules = {path: model.get_submodule(path) for path in paths}
+    classes = {type(module): module for module in modules.values()}
+    named = {cls for cls, module in classes.items() if DEFAULT_SCALE in names_reached(module)}
+    yield from (path for path, module in modules.items() if type(module) in named)
 
 
 def _with_held(
@@ -92,11 +100,7 @@ def _may_edit(model: nn.Module, instance: nn.Module, edit: Edit) -> bool:
     """Does the code of a module, which is the user's own, name the number that it holds?"""
     path = edit.slot.path
     is_own = not isinstance(instance.get_submodule(path), fx.GraphModule)
-    return is_own and edit.slot.keys[0] in _names(model, path)
-
-
-def _names(model: nn.Module, path: str) -> set[str]:
-    return names_of_forward(model.get_submodule(path))
+    return is_own and edit.slot.keys[0] in names_of_methods(model.get_submodule(path))
 
 
 def rescaled(
@@ -131,27 +135,25 @@ def rescaled(
 def _edits(
     model: nn.Module, graph: fx.GraphModule, scales: Mapping[str, float], *, bases: bool = False
 ) -> Iterator[tuple[str, Edit]]:
-    """List, for each product, the number that its module, or the nearest around it, holds for its scale.
+    """List, for each product, the number that its module holds for its scale.
 
+    One of a module around it may be anything: a threshold, a rate.
     bases: or the whole number that its code computes its scale from.
     """
     for node in graph.graph.nodes:
         if node.name not in scales:
             continue
         old, path = constant_of(call_of(node, graph, DEFAULT_RULES)), module_of(node)
-        while old is not None:
-            state = vars(model.get_submodule(path))
-            names = [n for n, v in state.items() if type(v) is float and abs(v - old) <= 1e-6 * abs(old)]
-            if len(names) == 1:  # of several, one may be something else, a rate of dropout
-                new = scales[node.name]
-                yield node.name, Edit(Slot(path, (names[0],)), state[names[0]], new)
-            found = [*_bases(state, old, scales[node.name])] if bases and not names else []
-            if len(found) == 1:
-                name, base = found[0]
-                yield node.name, Edit(Slot(path, (name,)), state[name], base)
-            if names or found or not path:
-                break
-            path = path.rpartition(".")[0]
+        if old is None:
+            continue
+        state, new = vars(model.get_submodule(path)), scales[node.name]
+        names = [n for n, v in state.items() if type(v) is float and abs(v - old) <= 1e-6 * abs(old)]
+        if len(names) == 1:  # of several, one may be something else, a rate of dropout
+            yield node.name, Edit(Slot(path, (names[0],)), state[names[0]], new)
+        found = [*_bases(state, old, new)] if bases and not names else []
+        if len(found) == 1:
+            name, base = found[0]
+            yield node.name, Edit(Slot(path, (name,)), state[name], base)
 
 
 def _bases(state: Mapping[str, Value], old: float, new: float) -> Iterator[tuple[str, int]]:

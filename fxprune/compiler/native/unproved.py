@@ -20,7 +20,7 @@ from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.certify.comparison import same_draws
 from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.coins import COINS, coin_on
-from fxprune.compiler.native.flags import split_flags
+from fxprune.compiler.native.flags import flag_of, split_flags
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
@@ -77,7 +77,7 @@ def with_one_way(
     ]
     flags = {(path, flag): value for path, flag, value in own.flags}
     for path, flag in split_flags(model, instance, example, unread):
-        flags.setdefault((path, flag), vars(instance.get_submodule(path))[flag])
+        flags.setdefault((path, flag), flag_of(instance.get_submodule(path), flag))
     said = tuple((path, flag, value) for (path, flag), value in flags.items())
     return replace(own, ways=tuple(ways), flags=said)
 
