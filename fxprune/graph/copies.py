@@ -53,7 +53,7 @@ def deep_copy(model: nn.Module, known: Mapping[int, Any]) -> nn.Module:
     several times as long for the dozens that each of them has.
     """
     memo = dict(known)
-    modules = [*model.modules()]
+    modules = [*_inner_first(model, set())]
     classes = {*filter(_is_copied_as_usual, {type(m) for m in modules})}
     usual = [m for m in modules if id(m) not in memo and type(m) in classes]
     memo |= {id(m): object.__new__(type(m)) for m in usual}  # before any is filled: one may hold another
@@ -61,6 +61,15 @@ def deep_copy(model: nn.Module, known: Mapping[int, Any]) -> nn.Module:
         memo[id(m)].__dict__.update({name: _copied(value, memo) for name, value in m.__dict__.items()})
     made: nn.Module = copy.deepcopy(model, memo)
     return made
+
+
+def _inner_first(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    """Yield all modules, each after those in it: the copy of a graph module looks at what it holds."""
+    seen.add(module)
+    for child in module.children():
+        if child not in seen:
+            yield from _inner_first(child, seen)
+    yield module
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import small_conv, small_hf_vit, small_swin, small_vit
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.graph.copies import deep_copy, structural_copy
 
@@ -125,3 +125,23 @@ def test_what_cannot_be_copied_is_shared() -> None:
     assert made.blocks[0].lock is model.blocks[0].lock
     assert made.blocks[0].attn is not model.blocks[0].attn
     assert made.norm.weight is model.norm.weight
+
+
+def test_graph_modules_within_others() -> None:
+    """One that two hold, in either order, with a layer that is used outside of it as well."""
+    x, inner = torch.randn(2, 3), nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    graph = fx.symbolic_trace(inner)
+    outer = fx.symbolic_trace(nn.Sequential(graph, nn.Linear(3, 2)))
+    for model in (
+        nn.Sequential(graph),
+        nn.Sequential(outer, graph),
+        nn.Sequential(nn.Sequential(graph), graph, graph.get_submodule("1")),
+    ):
+        made = structural_copy(model)
+        assert torch.equal(made[0](x), model[0](x))
+        assert set(map(id, made.modules())).isdisjoint(map(id, model.modules()))
+        assert facts_of_weights(made) == facts_of_weights(model)
+
+
+def facts_of_weights(model: nn.Module) -> list[tuple[str, int]]:
+    return [(name, id(tensor)) for name, tensor in model.named_parameters()]
