@@ -222,7 +222,7 @@ def _rejection(model: nn.Module, example: Example) -> str | None:
     copy = structural_copy(model, own)
     copy.eval()
     try:
-        with HeldState(copy).restored(), torch.no_grad():
+        with quiet_libraries(), HeldState(copy).restored(), torch.no_grad():
             copy(*example.args, **example.kwargs)
     except Exception as error:  # any error of the user's model is the answer
         return f"{type(error).__name__}: {first_line(error)}"

@@ -1,13 +1,17 @@
-"""Keep torch's own logs off the terminal while fxprune runs code that may fail."""
+"""Keep what torch logs and prints off the terminal while fxprune runs code that may fail."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import logging
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
+
+from torch.fx import graph_module
 
 from fxprune.graph.process_lock import PROCESS_LOCK
 
@@ -22,7 +26,7 @@ _inside: ContextVar[bool] = ContextVar("fxprune_quiet_libraries", default=False)
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Drop what fake tensors log on an error, in this thread: the error itself is raised all the same."""
+    """Drop what fake tensors log and graphs print on an error, in this thread: the error itself is raised."""
     _install()
     token = _quiet.set(True)
     try:
@@ -63,3 +67,10 @@ def _install() -> None:
     """Install one filter for the process, which looks at the thread's flag: no level is ever changed."""
     for name in TALKATIVE:
         logging.getLogger(name).addFilter(lambda record: not _quiet.get())
+    vars(graph_module)["print"] = _print_aloud  # the file's own: all others print as ever
+
+
+def _print_aloud(*values: Any, **options: Any) -> None:
+    """Print, unless it is the traceback of a graph that was only tried."""
+    if not _quiet.get():
+        builtins.print(*values, **options)

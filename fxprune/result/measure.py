@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.graph.example import Example
+from fxprune.graph.quiet import quiet_torch
 
 __all__ = [
     "counting",
@@ -43,7 +44,8 @@ def macs_of(module: nn.Module, example: Example) -> float:
     Shapes alone decide: they run on the meta device, and values only where the model reads some.
     """
     try:
-        return _counted(_outline(module), example.map(lambda t: t.to("meta")))
+        with quiet_torch():
+            return _counted(_outline(module), example.map(lambda t: t.to("meta")))
     except Exception:  # whatever a model does with values, it says so when it really runs
         return _counted(module, example)
 

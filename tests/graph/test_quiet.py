@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import threading
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import CaptureError
@@ -63,6 +65,65 @@ def test_an_error_comes_without_the_graph_so_far(capfd: pytest.CaptureFixture[st
     with pytest.raises(CaptureError):
         fxprune.prune(Branching(), example_inputs=torch.zeros(2, 8))
     assert capfd.readouterr() == ("", "")
+
+
+class Reshaped(nn.Module):
+    """Python's own arithmetic makes a number of sizes that no graph of symbolic tracing can compute with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mlp = nn.Conv2d(3, 16, 3), nn.Sequential(nn.Linear(196, 32), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.mlp(y.reshape(len(y), -1, int(np.prod(y.shape[2:]))))
+
+
+class Suppressed(Deprecated):
+    """Its code goes on where an operation fails, which a graph does not: export takes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        with contextlib.suppress(TypeError):
+            y = y * None
+        return self.out(y.mean((2, 3)))
+
+
+class TakesOneSize(nn.Module):
+    """A graph of a user's: in other sizes its own generated code fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mlp = nn.Conv2d(3, 16, 3), nn.Sequential(nn.Linear(196, 32), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.conv(x).reshape(-1, 16, 196))
+
+
+def traced() -> nn.Module:
+    return nn.Sequential(fx.symbolic_trace(TakesOneSize()))
+
+
+@pytest.mark.parametrize("make", [Reshaped, Suppressed, TakesOneSize, traced])
+def test_graphs_that_are_tried_print_nothing(
+    make: Callable[[], nn.Module], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make().double().eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    assert fxprune.verify(model, pruned) < 1e-9
+    assert pruned(x[:1]).shape == model(x[:1]).shape
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_of_a_user_speaks_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
+    graph = fx.symbolic_trace(TakesOneSize())
+    with pytest.raises(fxprune.FxpruneError):
+        fxprune.prune(graph, 0.5, example_inputs=torch.zeros(2, 3, 9, 9))
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(RuntimeError):
+        graph(torch.zeros(2, 3, 9, 9))
+    assert "FX-traced Module" in capfd.readouterr().err
 
 
 INSTALLED, OWN = "/usr/lib/python3/site-packages/library/file.py", "/home/someone/model.py"
