@@ -103,12 +103,23 @@ def _kept(module: nn.Module, name: str, value: Value) -> Value:
             continue
         if value.shape[table.dim] == table.old:
             value = torch.index_select(value, table.dim, torch.tensor(table.kept).to(value.device))
-        elif table.numbers and not _is_known(module, name, value) and not _runs_forward(module):
+        elif table.numbers and not _is_right(module, name, value):
             raise UnsupportedModuleError(
                 f"{type(module).__name__}.{name} is computed anew, at the pruned width: its channels would "
                 "be others than those that are kept; do this to the original and prune it then"
             )
     return value
+
+
+def _is_right(module: nn.Module, name: str, value: Tensor) -> bool:
+    """Is it what stands there; or of its shape, and computed by `forward`, or a state beside weights?"""
+    if _is_known(module, name, value):
+        return True
+    there = module._buffers.get(name)
+    if isinstance(there, Tensor) and there.shape != value.shape:
+        return False
+    is_state = name in module._buffers and name not in module._non_persistent_buffers_set
+    return (is_state and any(True for _ in module.parameters())) or _runs_forward(module)
 
 
 def _is_known(module: nn.Module, name: str, value: Tensor) -> bool:

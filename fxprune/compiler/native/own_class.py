@@ -18,7 +18,7 @@ from fxprune.compiler.native.rescaled import held_scales, rescaled, with_branche
 from fxprune.compiler.native.scales import computed_scales, default_scales
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
-from fxprune.compiler.native.tables import with_tables
+from fxprune.compiler.native.tables import with_numbers, with_tables
 from fxprune.compiler.native.traced import own_code_by_trace
 from fxprune.compiler.native.training import trained_alike
 from fxprune.compiler.native.unproved import with_one_way
@@ -191,6 +191,7 @@ def _finished(
         if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
             finished = other
     made, own, pruned = finished
+    own = with_numbers(made, own)
     with_form(made, own, pruned, shared=False)
     return made
 

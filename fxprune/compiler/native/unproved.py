@@ -25,6 +25,7 @@ from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
+from fxprune.compiler.native.tables import holders_of_tables
 from fxprune.errors import listed
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
@@ -67,8 +68,11 @@ def with_one_way(
     unread = defaultdict[str, list[Slot]](list)
     for slot, _ in found:
         unread[slot.path].append(slot)
-    # What train mode may read by chance, or by values, is as it was found to be right there.
-    sure = [(slot, old) for slot, old in found if not branches_on_mode(model.get_submodule(slot.path))]
+    # What train mode may read by chance, or by values, is as it was found to be right there; and what says
+    # how a table is computed says the original's width, of which the module keeps the plan's channels.
+    tables = {*holders_of_tables(model, instance)}
+    sure = [(slot, old) for slot, old in found if slot.path not in tables]
+    sure = [(slot, old) for slot, old in sure if not branches_on_mode(model.get_submodule(slot.path))]
     own = _with_nearby(instance, own, pruned, sure, sizes)
     ways = [
         OneWay(path, listed([*map(str, slots)]), tuple(sorted(calls[path])))
