@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,6 +102,7 @@ def capture_symbolic(
     if as_is is not None:
         return as_is
     copies = copies or {}
+    trace = partial(_trace, taught=taught, told=set())
     asked, regions, kind = _Asked(), dict[str, None](), device_of(model).type
     held, changed = HeldState(model), dict[str, None]()
     may_run = [*called(model, held.functions())]
@@ -112,26 +114,26 @@ def capture_symbolic(
         noticed_comparisons(model, may_run, may_be_one) as compared,
         noticed_regions(kind, regions),
     ):
-        graph = _trace(
-            *(model, leaves, example, copies, taught), training=False, held=held, changed=changed, asked=asked
+        graph = trace(
+            *(model, leaves, example, copies), training=False, held=held, changed=changed, asked=asked
         )
     refuse_dropped_errors(model, graph, example, asked.tries)
     refuse_comparisons(compared, filter(maybe_itself, graph.nodes))
     if held.plain_changes():
-        again = _trace(model, leaves, example, copies, taught, training=False)
+        again = trace(model, leaves, example, copies, training=False)
         refuse_difference(graph, again, other_second_call(changed))
     for other_chance in chances():
         with other_chance:
-            again = _trace(model, leaves, example, copies, taught, training=False)
+            again = trace(model, leaves, example, copies, training=False)
         refuse_difference(graph, again, OTHER_DRAWS)
     for gradients in GRADIENTS[1:] if asked.gradients else ():
-        other = _trace(model, leaves, example, copies, taught, training=False, gradients=gradients)
+        other = trace(model, leaves, example, copies, training=False, gradients=gradients)
         refuse_difference(graph, other, other_without_gradients(asked.gradients))
     precisions = None
     if asked.dtypes or tells_precision(graph, model, example):
         precisions = precisions_of(
             *(graph, model, example),
-            lambda m, x: _trace(m, _leaves(m, taught), x, {}, taught, training=False),
+            lambda m, x: trace(m, _leaves(m, taught), x, {}, training=False),
             asked=asked.dtypes,
             autocast=False,
         )
@@ -140,7 +142,7 @@ def capture_symbolic(
         """Does code ask for a kind of device, and make another graph on another one?"""
         return bool(asked.devices) and differs_elsewhere(
             graph,
-            lambda: _trace(model, leaves, example, copies, taught, training=training, elsewhere=True),
+            lambda: trace(model, leaves, example, copies, training=training, elsewhere=True),
             device_of(model),
         )
 
@@ -152,12 +154,12 @@ def capture_symbolic(
     def trace_training() -> fx.Graph:
         asked = _Asked()
         with noticed_draws(model, lambda: may_run) as chances, noticed_regions(kind, regions):
-            trained = _trace(model, leaves, example, copies, taught, training=True, changed=kept, asked=asked)
+            trained = trace(model, leaves, example, copies, training=True, changed=kept, asked=asked)
         if of_one_device(trained, asked, training=True):
             regions.update(asked.devices)
         for other_chance in chances():
             with other_chance:
-                again = _trace(model, leaves, example, copies, taught, training=True)
+                again = trace(model, leaves, example, copies, training=True)
             refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 
@@ -186,7 +188,9 @@ def _trace(
     leaves: frozenset[int],
     example: Example,
     copies: dict[int, nn.Module],
+    *,
     taught: frozenset[str],
+    told: set[Place],
     training: bool,
     gradients: Gradients = "recorded",
     held: HeldState | None = None,
@@ -196,6 +200,7 @@ def _trace(
 ) -> fx.Graph:
     """Trace the model's code in one mode; what it keeps for its next call is put back, but for numbers.
 
+    told: where code is told a dtype, since nothing comes of a stand-in there: more places are found here.
     held: what it held before.  changed: is given the names of what it keeps.  asked: is given what its
     code asks.  elsewhere: is told of another kind of device.
     """
@@ -203,7 +208,6 @@ def _trace(
     followed: list[dict[str, Any]] = []
     functions = taught_functions(model, taught)
     held = held or HeldState(model)
-    told: set[Place] = set()
     while True:
         tracer = Tracer(leaves, example, copies)
         tracer.told_dtypes = told
