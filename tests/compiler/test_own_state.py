@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,3 +97,57 @@ def test_a_buffer_that_code_counts_in_stays_as_it_was() -> None:
         model, 0.5, example_inputs=torch.randn(3, 12), form="module", capture="export", split_qkv=True
     )
     assert record_of(pruned).own is not None and int(model.calls) == 0 == int(pruned.calls)
+
+
+class Recipe:
+    """How a layer turns its input, found once for all that are alike."""
+
+    def __init__(self, heads: int) -> None:
+        self.heads, self.rank = heads, 4
+
+
+@functools.lru_cache
+def recipe(heads: int) -> Recipe:
+    return Recipe(heads)
+
+
+class Split(nn.Module):
+    """Cuts channels into heads by a recipe of a cache; a copy of it asks for that anew."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.sizes = {"heads": heads}
+        self.recipes = {heads: recipe(heads)}
+
+    def __getstate__(self) -> dict[str, int]:
+        return self.sizes
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.unflatten(-1, (self.sizes["heads"], -1)).transpose(1, 2)
+        if y.ndim != next(iter(self.recipes.values())).rank:
+            raise ValueError("another rank")
+        return y
+
+
+class SplitHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.split, self.proj = nn.Linear(8, 3 * 32), Split(4), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.qkv(x).chunk(3, -1))
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_what_a_cache_gives_to_every_copy_is_not_written_to(capture: str) -> None:
+    """Four heads become two; the rank of what they are cut to, four as well, is said by an object of all."""
+    model, x = randomise(SplitHeads().eval()), torch.randn(2, 5, 8)
+    options = {"example_inputs": x, "attention": "heads", "capture": capture, "form": "module"}
+    pruned = fxprune.prune(model, 0.5, **options)
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    assert pruned.split.sizes == {"heads": 2} and recipe(4).rank == recipe(2).rank == 4
+    for same in (copy.deepcopy(model), SplitHeads(), copy.deepcopy(pruned)):
+        assert same(x).shape == x.shape

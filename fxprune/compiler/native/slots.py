@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = ["holders_of", "own_slots_of", "slots_of", "tensors_held"]
 
 _DEPTH = 4  # lists in dicts in objects: deeper nests hold data, not sizes
 _LENGTH = 256  # longer lists hold data
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
 # torch.nn.Module's own state, and ours.
 _NOT_THE_USERS = frozenset(vars(nn.Module())) | {FORM, TABLES}
 
@@ -80,8 +82,24 @@ def _has_numbers(module: nn.Module) -> bool:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    if _has_numbers(module):
-        yield from ((name, value) for name, value in vars(module).items() if name not in _NOT_THE_USERS)
+    """List a module's own state: what holds no objects, where it says itself how it is copied.
+
+    Those may be of a cache then that others are given as well, and are not kept in a copy.
+    """
+    if not _has_numbers(module):
+        return
+    usual = not _says_how_copied(type(module))
+    for name, value in vars(module).items():
+        if name not in _NOT_THE_USERS and (usual or not any(_objects(value, (name,), set()))):
+            yield name, value
+
+
+def _says_how_copied(cls: type) -> bool:
+    """Does the code of a class, of modules or others, say itself how its instances are copied?"""
+    base = nn.Module if issubclass(cls, nn.Module) else object
+    found = [getattr(cls, name, None) for name in _COPYING]
+    usual = [getattr(base, name, None) for name in _COPYING]
+    return any(type(f) is FunctionType and f is not g for f, g in zip(found, usual, strict=True))
 
 
 def _numbers(
@@ -104,10 +122,13 @@ def _objects(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterator[tupl
 
 
 def _items(value: Any, keys: tuple[Any, ...], seen: set[int]) -> Iterable[tuple[Any, Any, bool]]:
-    """List what a nest holds: (key, value, whether the nest is an object with attributes); each nest once."""
+    """List what a nest holds: (key, value, whether the nest is an object with attributes); each nest once.
+
+    An object that says itself how it is copied may be everyone's.
+    """
     if len(keys) > _DEPTH or isinstance(value, (str, bytes, type, Tensor, nn.Module)):
         return
-    is_object = holds_attributes(value)
+    is_object = holds_attributes(value) and not _says_how_copied(type(value))
     if isinstance(value, dict):
         items = [*value.items()]
     elif isinstance(value, (list, tuple)):
