@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fxprune.capture.held_state import HeldState
 from fxprune.capture.trace import example_of
 from fxprune.certify.certificate import Certificate, certify, same_function
 from fxprune.certify.weights import PlannedWeights, settle_rounding
@@ -90,5 +91,6 @@ def verify(
     selection = Selection.from_plan(analysis, plan)
     if plan.bases:
         settle_rounding(PlannedWeights(model, graph, analysis, selection), graph)
-    found = certify(model, graph, analysis, selection, example)
-    return found if graph is pruned else found.beside(same_function(graph, pruned, example))
+    with HeldState(model).restored(forget=True):  # tables that code keeps of runs in float64
+        found = certify(model, graph, analysis, selection, example)
+        return found if graph is pruned else found.beside(same_function(graph, pruned, example))

@@ -6,6 +6,7 @@ import copy
 import functools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -151,3 +152,43 @@ def test_what_a_cache_gives_to_every_copy_is_not_written_to(capture: str) -> Non
     assert pruned.split.sizes == {"heads": 2} and recipe(4).rank == recipe(2).rank == 4
     for same in (copy.deepcopy(model), SplitHeads(), copy.deepcopy(pruned)):
         assert same(x).shape == x.shape
+
+
+@functools.lru_cache
+def waves(n: int, width: int) -> Tensor:
+    return torch.cos(torch.arange(n)[:, None] * torch.linspace(0, 1, width))
+
+
+class Waves(nn.Module):
+    """Adds a table that its file or its class keeps."""
+
+    tables: ClassVar[dict[tuple[int, int], Tensor]] = {}
+
+    def __init__(self, cached: bool) -> None:
+        super().__init__()
+        self.cached, self.a, self.b = cached, nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        n, width = y.shape[1:]
+        if self.cached:
+            return self.b(y + waves(n, width))
+        if (n, width) not in self.tables:
+            self.tables[n, width] = torch.cos(torch.arange(n)[:, None] * torch.linspace(0, 1, width))
+        return self.b(y + self.tables[n, width])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_tables_that_code_keeps_outside_of_modules_stay(cached: bool, warm: bool) -> None:
+    """Runs in float64, and on half the width, leave none behind: model and result go on in float32."""
+    waves.cache_clear()
+    Waves.tables.clear()
+    model, x = randomise(Waves(cached).eval()), torch.randn(2, 5, 8)
+    if warm:
+        model(x)
+    before = dict(Waves.tables)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture="export", form="module")
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    assert Waves.tables.keys() == before.keys() and all(Waves.tables[k] is before[k] for k in before)
+    assert model(x).dtype == pruned(x).dtype == torch.float32

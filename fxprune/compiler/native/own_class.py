@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.capture.held_state import HeldState
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
 from fxprune.compiler.native.find import Found, own_code_of
@@ -82,8 +83,14 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
     """Build an instance of the model's own class that equals the graph that a plan gives.
 
     Where the root's own code can't hold the new sizes, and no part can stand for what is wrong in it, that is
-    the graph itself, and its record says why.
+    the graph itself, and its record says why.  What code keeps outside of modules, of runs in float64 and on
+    sliced weights, is put back.
     """
+    with HeldState(model).restored(forget=True):
+        return _own_class(model, analysis, plan, check=check)
+
+
+def _own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check) -> nn.Module:
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
     held = held_scales(model, analysis, plan.scales)  # folded again, if its configuration needs it
