@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from torch import Tensor, fx
 
+from fxprune.analysis.counts.find import counts_of
+from fxprune.analysis.counts.ledger import Count
 from fxprune.analysis.infer import Inference, Step, infer
 from fxprune.analysis.outputs import Outputs
 from fxprune.graph.captured import Captured
-from fxprune.graph.tensors import modules_around, named_tensors
+from fxprune.graph.tensors import modules_around, named_tensors, tensor_at
 from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 from fxprune.rules.calls import Weight
 from fxprune.rules.registry import Axes, Flow, RuleSet, map_axes
@@ -44,6 +46,7 @@ class TypedGraph:
     steps: each call as its rule understood it, with resolved axes, but for its flow's `out`: see `axes`.
     missing: ops without a rule that covers them -> the nodes that call them.
     reasons: atoms that rules froze, with the reason (those that are born frozen say so themselves).
+    counts: calls with arguments that count what a statistic runs over, and which these are.
     """
 
     captured: Captured
@@ -55,6 +58,7 @@ class TypedGraph:
     steps: Mapping[fx.Node, Step]
     missing: Mapping[str, tuple[str, ...]]
     reasons: Mapping[Atom, Reason]
+    counts: Mapping[fx.Node, Sequence[Count]]
 
     @property
     def module(self) -> fx.GraphModule:
@@ -103,16 +107,19 @@ def type_graph(
     """Infer the axes of a canonical graph; `tensors` are the model's, by all names that it has for them."""
     found = infer(captured, rules, outputs=outputs)
     resolve = found.solver.resolve
+    names = _names_in_graph(tensors, captured.module, found)
+    counts = counts_of(found, lambda node: _number(node, captured.module, {*names.values()}))
     return TypedGraph(
         captured=captured,
         rules=rules,
         outputs=outputs,
-        names=_names_in_graph(tensors, captured.module, found),
+        names=names,
         axes={node: tuple(found.axes_of(node)) for node in found.values},
         weights={name: tuple(map(resolve, axes)) for name, axes in found.weights.items()},
         steps={node: _resolved(step, found) for node, step in found.steps.items()},
         missing={op: tuple(nodes) for op, nodes in found.missing.items()},
         reasons=found.solver.reasons(),
+        counts=counts,
     )
 
 
@@ -148,6 +155,14 @@ def _resolved(step: Step, found: Inference) -> Step:
         centred=[resolve(axis) for axis in flow.centred],
     )
     return replace(step, flow=resolved)
+
+
+def _number(node: fx.Node, module: fx.GraphModule, state: Collection[str]) -> float | None:
+    """Return the number that a constant of the capture holds; none of the model's own state is one."""
+    if node.op != "get_attr" or str(node.target) in state:
+        return None
+    tensor = tensor_at(module, str(node.target))
+    return tensor.item() if tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex() else None
 
 
 def _names_in_graph(

@@ -13,6 +13,7 @@ from fxprune.analysis.infer import Step
 from fxprune.certify.choices import chooses
 from fxprune.certify.float64 import Float64Interpreter, doubled
 from fxprune.certify.kept_elements import alike, compacted, flipped, respelled, scattered, sliced_module
+from fxprune.certify.kept_numbers import kept_number
 from fxprune.certify.noise import Drawn, draws_noise, given_to, tensors_in
 from fxprune.certify.relative_error import compact
 from fxprune.errors import CertificateError, RuleError
@@ -55,7 +56,7 @@ class MaskedOriginal(Float64Interpreter):
         statistic = self._statistic(step) if step else None
         draws = draws_noise(n)
         given = [t for i in given_to(n) for t in self._kept(self.env[i], self.mirror[i])] if draws else []
-        value = statistic() if statistic else super().run_node(n)
+        value = statistic() if statistic else self._counted(n, node)
         if draws or chooses(n):
             self.noise[node.name] = Drawn(self._kept(value, node), given)
         if node.op in ("output", "placeholder") or node not in self.analysis.axes:
@@ -64,6 +65,22 @@ class MaskedOriginal(Float64Interpreter):
         if step and step.rule and step.rule.taught and step.rule.masked is None:
             return self._as_taught(n, node, step, value)
         return value
+
+    def _counted(self, n: fx.Node, node: fx.Node) -> Any:
+        """Run a node; numbers in it that count what a statistic runs over are those of what is kept."""
+        counts = self.analysis.graph.counts.get(node, ())
+        live = [count for count in counts if not count.atoms.isdisjoint(self.selection.masks)]
+        if not live:
+            return super().run_node(n)
+        given, kwargs = self.fetch_args_kwargs_from_env(n)
+        args: list[Any] = [*given]
+        for count in live:
+            number = kept_number(count, node, self.analysis, self.selection, self._true)
+            if isinstance(count.place, int):
+                args[count.place] = number
+            else:
+                kwargs = {**kwargs, count.place: number}
+        return getattr(self, n.op)(n.target, tuple(args), kwargs)
 
     def _kept(self, value: Any, node: fx.Node | None) -> list[Tensor]:
         """Return the kept elements of a node's tensors, copied."""

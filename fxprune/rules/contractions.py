@@ -36,7 +36,8 @@ def matmul_axes(input: Typed, other: Typed) -> Flow:
     second = [*dims_named(right[:-2], ndim).split(), "i", *(["m"] if columns else [])]
     result = [*dims_named(batch).split(), *(["n"] if rows else []), *(["m"] if columns else [])]
     law = f"{_words(first)}, {_words(second)} -> {_words(result)}"
-    return Flow(out, [*same, (left[-1], inner)], reduced=[inner], macs=[(*out, inner)], linear=law)
+    same.append((left[-1], inner))
+    return Flow(out, same, reduced=[inner], macs=[(*out, inner)], linear=law, grows=1)
 
 
 def _words(names: Sequence[str]) -> str:
@@ -117,7 +118,8 @@ def _einsum(equation: str, operands: Sequence[Typed]) -> Flow:
         _words(_present(term, t.axes, named)) for term, t in zip(terms, operands, strict=True)
     )
     law = f"{factors} -> {_words(list(output))}"
-    return Flow(tuple(named[letter] for letter in output), same, reduced=sums, macs=macs, linear=law)
+    out = tuple(named[letter] for letter in output)
+    return Flow(out, same, reduced=sums, macs=macs, linear=law, grows=1)
 
 
 def _present(term: str, axes: Sequence[Axis], named: Mapping[str, Axis]) -> list[str]:

@@ -150,4 +150,6 @@ def normalize_axes(
     flow = norm_axes(input, p, dim)
     dims = dims_of(dim, input.ndim)
     law = f"{dims_named(input.axes)} -> {dims_named(input.axes)}{_apart(input, dims)}" if p == 2 else ""
-    return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced, linear=law, rotates=summed(input, dim))
+    grows = None if flow.grows is None else -flow.grows
+    gone = summed(input, dim)
+    return Flow(input.axes, frozen=flow.frozen, reduced=flow.reduced, linear=law, rotates=gone, grows=grows)

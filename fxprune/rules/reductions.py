@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from fxprune.rules import masked
 from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
@@ -27,11 +30,16 @@ def _law(input: Typed, dim: Dims, keepdim: bool, *, linear: bool = True) -> str:
 
 
 @rule("sum", "nansum")
+def sum_axes(input: Typed, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Flow:
+    """... n -> ..."""
+    return replace(mean_axes(input, dim, keepdim), grows=1)
+
+
 @rule("mean", masked=masked.mean)
 def mean_axes(input: Typed, dim: Dims = None, keepdim: bool = False, dtype: object = None) -> Flow:
     """... n -> ... (a mean over a shrinking axis is taken over what is kept)"""
     law = _law(input, dim, keepdim)
-    return Flow(without(input, dim, keepdim), reduced=summed(input, dim), linear=law)
+    return Flow(without(input, dim, keepdim), reduced=summed(input, dim), linear=law, grows=0)
 
 
 @rule("var", masked=masked.var)
@@ -49,7 +57,7 @@ def var_axes(
         raise NotCovered("its first argument is `unbiased`")
     gone = summed(input, dim)
     law = _law(input, dim, keepdim, linear=False)
-    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, centred=gone)
+    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, centred=gone, grows=0)
 
 
 @rule("var_mean", masked=masked.var_mean)
@@ -66,7 +74,7 @@ def var_mean_axes(
     if isinstance(dim, bool):
         raise NotCovered("its first argument is `unbiased`")
     out = without(input, dim, keepdim)
-    return Flow([out, out], reduced=summed(input, dim))
+    return Flow([out, out], reduced=summed(input, dim), grows=0)
 
 
 @rule("norm")
@@ -78,7 +86,9 @@ def norm_axes(
         return extremum_axes(input, dim, keepdim)
     gone = summed(input, dim)
     law = _law(input, dim, keepdim, linear=False) if p in (2, "fro") else ""
-    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, rotates=gone)
+    p = 2 if p in ("fro", None) else p
+    grows = 1 / p if isinstance(p, (int, float)) and 0 < p < math.inf else None
+    return Flow(without(input, dim, keepdim), reduced=gone, linear=law, rotates=gone, grows=grows)
 
 
 @rule("linalg_vector_norm", "linalg_norm")

@@ -76,6 +76,9 @@ class Flow:
         `Op`'s own.  It decides which changes of basis an axis allows; what no law speaks of is only permuted.
     rotates: axes that the op depends on by a norm alone, besides what `linear` says: an RMS norm.
     centred: the same, of what is left once its mean is subtracted: a layer norm.
+    grows: the power by which the result grows with the number of elements along `reduced`: 1 of a sum, 1/2
+        of a norm, 0 of a mean.  Numbers that it is divided by may be counts of them, see
+        `fxprune.analysis.counts`; None where the op says nothing of that.
     sums, whole: the former names of `reduced` and `frozen`, for rules that were written for them.
     """
 
@@ -90,6 +93,7 @@ class Flow:
     linear: str = ""
     rotates: Sequence[Axis] = ()
     centred: Sequence[Axis] = ()
+    grows: float | None = None
     sums: InitVar[list[Axis] | None] = None
     whole: InitVar[Sequence[tuple[Axis, str | Reason]] | None] = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
+from fxprune.passes.shrinking.steps.count_kept import count_kept
 from fxprune.passes.shrinking.steps.describe_layers import describe_layers
 from fxprune.passes.shrinking.steps.draft import Draft, copied
 from fxprune.passes.shrinking.steps.hide_forwards import hide_forwards
@@ -32,6 +33,7 @@ def shrink(analysis: Analysis, *, selection: Selection, original: nn.Module) -> 
     graph, new_of = copied(analysis.module.graph)
     root = sliced(analysis, selection, original, graph)
     draft = Draft(analysis, selection, graph, new_of, root)
+    count_kept(draft)
     pin_sizes(draft)
     respell(draft)
     select_results(draft)

@@ -23,7 +23,7 @@ from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Axis, Product, Sum, atoms_of
 
-__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled"]
+__all__ = ["constant_sizes_as_numbers", "has_constant_size", "pin_sizes", "rescaled", "restored"]
 
 _ARITHMETIC = {
     operator.add,
@@ -88,7 +88,7 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
     """Return what the read gave before anything shrank; None if it gives that still."""
     if dim is not None:
         dim = 0 if dim == ALL else dim
-        return _restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
+        return restored(node, axes[dim], selection) if selection.shrinks(axes[dim]) else None
     if not any(map(selection.shrinks, axes)):
         return None
     with node.graph.inserting_after(node):
@@ -100,11 +100,12 @@ def _original(node: fx.Node, axes: tuple[Axis, ...], dim: int | None, selection:
             # What does not shrink is read as before: places of a sliced table have no atom that is frozen,
             # and yet as many of them as the input has.
             size = node.graph.call_function(operator.getitem, (node, i))
-            sizes.append(_restored(size, axis, selection) if selection.shrinks(axis) else size)
+            sizes.append(restored(size, axis, selection) if selection.shrinks(axis) else size)
     return tuple(sizes)
 
 
-def _restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
+def restored(size: fx.Node, axis: Axis, selection: Selection) -> Any:
+    """Return the size that an axis had, of the one that it has."""
     if has_constant_size(axis):
         return axis.size
     with size.graph.inserting_after(size):
