@@ -264,6 +264,7 @@ class OwnCode:
     tables: what modules keep of tensors that their code computes anew at the original's width.
     flags: (path, attribute, value) of switches whose other way is wrong on the new sizes, and refused.
     ways: modules that refuse to be called otherwise than they were.
+    unsure: (path, method, numbers) of methods that are refused: they read what may be a width, or none.
     unsaid: why the configuration that its library would save does not build it; nothing, if it does.
     untrained: what its code does wrong in train mode, which it refuses then; nothing, if it does not.
     """
@@ -277,6 +278,7 @@ class OwnCode:
     tables: tuple[Table, ...] = ()
     flags: tuple[tuple[str, str, bool], ...] = ()
     ways: tuple[OneWay, ...] = ()
+    unsure: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def is_graph(self) -> bool:

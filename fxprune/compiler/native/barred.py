@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from fxprune.capture.reached import reached
-from fxprune.graph.code_names import codes_in, names_in
+from fxprune.compiler.native.code_terms import terms_of
+from fxprune.graph.code_names import codes_in, names_in, names_of
 
 __all__ = [
     "barred_methods",
     "methods_of_mode",
+    "methods_that_name",
     "names_of_forward",
     "names_of_methods",
     "names_reached",
@@ -88,6 +90,25 @@ def methods_of_mode(module: nn.Module) -> Iterator[str]:
         looks = plain and any("training" in code.co_names for code in _codes(method, methods))
         if looks and not hasattr(nn.Module, name):
             yield name
+
+
+def methods_that_name(module: nn.Module, attribute: str) -> Iterator[str]:
+    """Name a module's own methods whose code, or that of methods that they call, reads an attribute."""
+    methods = dict(_methods(type(module)))
+    for name, method in methods.items():
+        called, front = {name: method}, [method]
+        while front:
+            others = names_of(front.pop().__code__) & {*methods} - {*called, "forward"}
+            called |= {other: methods[other] for other in others}
+            front += [methods[other] for other in others]
+        if not hasattr(nn.Module, name) and any(_reads(function, attribute) for function in called.values()):
+            yield name
+
+
+def _reads(function: types.FunctionType, attribute: str) -> bool:
+    """Does code read an attribute of this name, and not only call it?"""
+    terms = terms_of(function)
+    return attribute in names_of(function.__code__) and (not terms.is_read or bool(terms.uses(attribute)))
 
 
 def _methods(cls: type) -> Iterator[tuple[str, types.FunctionType]]:

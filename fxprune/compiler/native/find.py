@@ -106,6 +106,7 @@ class _Finder:
             elif not self._replace(fault) and not self._open(fault):
                 return Found(None, fault.error, self.search.spelled)
             fault = self.search.fault(expected)
+        self.search.set_back(self.model, expected)
         own = OwnCode(
             tuple(self._edits()),
             tuple(self.parts.values()),

@@ -68,6 +68,9 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     for way in own.ways:
         refuse = partial(_refuse_other_call, way.numbers, way.calls)
         instance.get_submodule(way.path).register_forward_pre_hook(refuse, with_kwargs=True)
+    for path, name, numbers in own.unsure:
+        module = instance.get_submodule(path)
+        vars(module)[name] = partial(_refuse_doubtful, f"{type(module).__name__}.{name}", numbers)
     if own.untrained:
         for module in instance.modules():
             if module is instance or (branches_on_mode(module) and not is_torchs(module)):
@@ -114,6 +117,14 @@ def _refuse_other_call(
             f"was pruned: its code may read {numbers} then, and only the captured call is proved; prune "
             f"again with an example that is called so"
         )
+
+
+def _refuse_doubtful(method: str, numbers: str, *args: Value, **kwargs: Value) -> None:
+    """Raise UnsupportedModuleError: the method reads a number that may be a width that shrank, or none."""
+    raise UnsupportedModuleError(
+        f"{method} reads {numbers}, as large as a width that shrank, and nothing in the code says whether it "
+        "is one: build a layer of it in the class's __init__, or call the original's method"
+    )
 
 
 def _called_in_eval(why: str, name: str, module: nn.Module, *args: Value, **kwargs: Value) -> Value:

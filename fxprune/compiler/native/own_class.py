@@ -11,6 +11,7 @@ from fxprune.analysis.analysis import Analysis
 from fxprune.capture.held_state import HeldState
 from fxprune.choose.planned import as_planned
 from fxprune.compiler.native.configuration import OTHER_FUNCTION, configured
+from fxprune.compiler.native.doubtful import with_doubts
 from fxprune.compiler.native.find import Found, own_code_of
 from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
@@ -198,7 +199,7 @@ def _finished(
         if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
             finished = other
     made, own, pruned = finished
-    own = with_numbers(made, own)
+    own = with_doubts(model, made, with_numbers(made, own), sizes)
     with_form(made, own, pruned, shared=False)
     return made
 

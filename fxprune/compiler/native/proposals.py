@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxprune.compiler.native.code_widths import is_width_in_code
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.tables import holders_of_tables
 from fxprune.graph.tensors import is_inside
-from fxprune.result.own_code import Slot
+from fxprune.result.own_code import Keys, Slot
 
 __all__ = ["Options", "Proposals", "Scope"]
 
@@ -48,6 +49,7 @@ class Proposals:
         self.classes = {path: type(module) for path, module in model.named_modules()}
         self.tables = {*holders_of_tables(model, root)}
         self.named = dict(_named(model, self.slots.values()))
+        self._in_code: dict[tuple[type[nn.Module], Keys], bool | None] = {}
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
@@ -75,7 +77,27 @@ class Proposals:
                     yield slot, new
 
     def is_evident(self, slot: Slot, old: int) -> bool:
-        """Is a number a width, though no code has read it?
+        """Is a number a width, though no code that ran shows it?
+
+        By its size, and since its module's class builds layers of it, or it is one of many that are widths.
+        """
+        return self._looks_evident(slot, old) and (self._is_one_of_many(slot) or bool(self.in_code(slot)))
+
+    def is_doubtful(self, slot: Slot, old: int) -> bool:
+        """Is a number as large as a width, while its class's source does not say whether it is one?"""
+        return (
+            self._looks_evident(slot, old) and not self._is_one_of_many(slot) and self.in_code(slot) is None
+        )
+
+    def in_code(self, slot: Slot) -> bool | None:
+        """Tell whether source has a number for a width; None: it does not tell."""
+        key = self.classes[slot.path], slot.keys
+        if key not in self._in_code:
+            self._in_code[key] = is_width_in_code(slot, key[0], {*self.classes.values()})
+        return self._in_code[key]
+
+    def _looks_evident(self, slot: Slot, old: int) -> bool:
+        """Is a number a width by its size?
 
         It counts no cells of a grid, is no side of a square, and does not say how a table is computed.  It is
         larger than strides are; or its module has it under several names; or it is one of many of its kind,
@@ -87,7 +109,7 @@ class Proposals:
         kind = self._kind(slot)
         alike = [n for _, n in self.kinds[kind]]
         are_widths = self._are_widths(kind)
-        if are_widths and len({*alike}) > 2 and max(alike) > STRIDE:
+        if self._is_one_of_many(slot):
             return True
         if self._is_product(slot, old):
             return False
@@ -99,6 +121,11 @@ class Proposals:
             return True
         beside = [other for other in self.kinds if other[:-1] == kind[:-1] and other != kind]
         return any(_may_be_strides([n for _, n in self.kinds[o]]) and not self._are_widths(o) for o in beside)
+
+    def _is_one_of_many(self, slot: Slot) -> bool:
+        kind = self._kind(slot)
+        alike = [n for _, n in self.kinds[kind]]
+        return len({*alike}) > 2 and max(alike) > STRIDE and self._are_widths(kind)
 
     def _are_widths(self, kind: tuple[object, ...]) -> bool:
         return all(self._width(other, n) is not None for other, n in self.kinds[kind])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -57,6 +57,24 @@ class Search:
         """Were sizes in code edited, or so many tried that it ended early?  Else they made no difference."""
         adopted = any(isinstance(slot, SpelledSlot) for slot in self.edits)
         return adopted or (self.spellings is not None and self.runs > RUNS)
+
+    def set_back(self, model: nn.Module, expected: Expected) -> None:
+        """Let numbers be the original's that code reads, that may be no widths, and that make no difference.
+
+        A bound on tokens may be as large as a width: what runs passes neither the old one nor the new one.
+        """
+        unsure: dict[object, list[tuple[Slot, int, int]]] = defaultdict(list)
+        for slot, new in self.proposals.first():
+            old = slot.read(model)
+            is_new = self.edits.get(slot) == new != old
+            if is_new and self.reads.has(slot) and not self.proposals.is_evident(slot, old):
+                unsure[self.proposals.classes[slot.path], slot.keys].append((slot, old, new))
+        for alike in unsure.values():
+            for slot, old, _ in alike:
+                self._set(slot, old)
+            if self._run(self.root, "", expected.example, expected, Counter()) is not None:
+                for slot, _, new in alike:
+                    self._set(slot, new)
 
     def fault(self, expected: Expected) -> Fault | None:
         """Find the first module that no edit mends; None: the model equals the graph."""

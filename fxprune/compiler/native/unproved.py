@@ -22,6 +22,7 @@ from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.coins import COINS, coin_on
 from fxprune.compiler.native.flags import flag_of, split_flags
 from fxprune.compiler.native.proof import wrong_in
+from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
@@ -73,7 +74,7 @@ def with_one_way(
     tables = {*holders_of_tables(model, instance)}
     sure = [(slot, old) for slot, old in found if slot.path not in tables]
     sure = [(slot, old) for slot, old in sure if not branches_on_mode(model.get_submodule(slot.path))]
-    own = _with_nearby(instance, own, pruned, sure, sizes)
+    own = _with_nearby(model, instance, own, pruned, sure, sizes)
     ways = [
         OneWay(path, listed([*map(str, slots)]), tuple(sorted(calls[path])))
         for path, slots in unread.items()
@@ -87,6 +88,7 @@ def with_one_way(
 
 
 def _with_nearby(
+    model: nn.Module,
     instance: nn.Module,
     own: OwnCode,
     pruned: PrunedModule,
@@ -95,7 +97,9 @@ def _with_nearby(
 ) -> OwnCode:
     """Edit, in place, numbers that are not edited yet to the size of what lies right there, if it is one."""
     done = {edit.slot for edit in own.edits}
-    news = [(slot, old, sizes[slot.path].nearby(old)) for slot, old in found if slot not in done]
+    proposals = Proposals(model, instance, sizes)
+    found = [(slot, old) for slot, old in found if slot not in done and _may_be_width(slot, proposals)]
+    news = [(slot, old, sizes[slot.path].nearby(old)) for slot, old in found]
     edits = [Edit(slot, old, new) for slot, old, new in news if new is not None]
     for edit in edits:
         edit.slot.write(instance, edit.new)
@@ -104,6 +108,11 @@ def _with_nearby(
             edit.slot.write(instance, edit.old)
         return own
     return replace(own, edits=(*own.edits, *edits))
+
+
+def _may_be_width(slot: Slot, proposals: Proposals) -> bool:
+    """Is it neither one of several (sides of windows, strides), nor a bound?"""
+    return not isinstance(slot.keys[-1], int) and proposals.in_code(slot) is not False
 
 
 def named_numbers(

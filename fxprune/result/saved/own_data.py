@@ -75,6 +75,7 @@ def own_data(own: OwnCode) -> dict[str, object]:
         ],
         "flags": [list(flag) for flag in own.flags],
         "ways": [[way.path, way.numbers, way.calls] for way in own.ways],
+        "unsure": [list(words) for words in own.unsure],
     }
 
 
@@ -107,10 +108,11 @@ def own_from(data: object) -> OwnCode:
         tables = tuple(map(_table, json_list(record.get("tables", []))))
         flags = tuple(map(_flag, json_list(record.get("flags", []))))
         ways = tuple(map(_way, json_list(record.get("ways", []))))
+        unsure = tuple((str(p), *_words(w)) for p, *w in map(json_list, json_list(record.get("unsure", []))))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"the record of the model's own class can't be read: {error}") from error
-    unsaid, untrained = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
-    return OwnCode(edits, parts, unsaid, forward, untrained, spellings, tables, flags, ways)
+    said = (str(record.get(key, "")) for key in ("unsaid", "untrained"))
+    return OwnCode(edits, parts, next(said), forward, next(said), spellings, tables, flags, ways, unsure)
 
 
 def _way(data: object) -> OneWay:
