@@ -89,11 +89,32 @@ class Selection:
         """Make a mask, true where a tensor's element is kept: bool [n or 1, ...]; None if all are kept."""
         if not any(map(self.shrinks, axes)):
             return None
+        again = self._repeated(axes)
+        if again is not None:  # the covariance of channels: each dimension chooses for itself
+            return self._both(axes, again)
         choosers = set(self.heads.values())  # even where all heads stay, each keeps elements of its own
         live = [self.shrinks(axis) or not choosers.isdisjoint(atoms_of(axis)) for axis in axes]
         keep = self._keep(Product.of(a for a, counts in zip(axes, live, strict=True) if counts))
         shape = [a.size if counts else 1 for a, counts in zip(axes, live, strict=True)]
         return torch.from_numpy(np.asarray(keep)).reshape(shape)
+
+    def _repeated(self, axes: Sequence[Axis]) -> int | None:
+        """Return a dimension whose shrinking atoms an earlier one has too, if there is one."""
+        seen: set[Atom] = set()
+        for d, axis in enumerate(axes):
+            own = {a for a in atoms_of(axis) if a in self.masks}
+            if own & seen:
+                return d
+            seen |= own
+        return None
+
+    def _both(self, axes: Sequence[Axis], again: int) -> Tensor | None:
+        """Make the mask of a tensor as one for a dimension that repeats atoms, and one for the others."""
+        own = {a for a in atoms_of(axes[again]) if a in self.masks}
+        others = self.mask([ONE if d == again else axis for d, axis in enumerate(axes)])
+        alone = [axis if d == again or own.isdisjoint(atoms_of(axis)) else ONE for d, axis in enumerate(axes)]
+        mask = self.mask(alone)
+        return others & mask if others is not None and mask is not None else mask
 
     def _keep(self, axis: Axis) -> np.ndarray | None:
         if axis == ONE or not self.shrinks(axis):

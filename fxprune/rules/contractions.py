@@ -19,7 +19,8 @@ def linear_axes(input: Typed, weight: Typed, bias: Typed | None = None) -> Flow:
     if bias is not None:
         same.append((o, bias.axes[0]))
     law = "... i, o i" + ("; o" if bias is not None else "") + " -> ... o"
-    return Flow((*input.axes[:-1], o), same, reduced=[i], macs=[(*input.axes, o)], linear=law)
+    macs = [(*input.axes, o)]
+    return Flow((*input.axes[:-1], o), same, reduced=[i], macs=macs, linear=law, grows=1)
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")

@@ -90,6 +90,10 @@ FOLLOWED: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "textbook, written": lambda m, x: _textbook(x, m.width),
     # contractions, numbers that are no fractions, quotients
     "einsum": lambda m, x: x * torch.rsqrt(torch.einsum("bnc,bnc->bn", x, x) / m.width).unsqueeze(-1),
+    "ones of a layer": lambda m, x: x - F.linear(x, torch.ones(1, m.width, dtype=x.dtype)) / m.width,
+    "a matrix of fractions": lambda m, x: x - x @ torch.full((m.width, 1), 1 / m.width, dtype=x.dtype),
+    "a full tensor": lambda m, x: x - x.sum(**LAST) / torch.full((1,), m.width, dtype=x.dtype),
+    "covariance": lambda m, x: _over(x, (x.mT @ x).sum((-1, -2)) / m.width**2),
     "ones": lambda m, x: x - x @ torch.ones(m.width, 1, dtype=x.dtype) / x.shape[-1],
     "how many": lambda m, x: x * ((x > 0.1).sum(**LAST) / x.shape[-1]),
     "over the sum": lambda m, x: x * m.width / x.abs().sum(**LAST),
@@ -184,3 +188,24 @@ def test_what_may_count_one_axis_or_another_stays_whole(capture: str) -> None:
     analysis = fxprune.analyze(model, example_inputs=torch.randn(2, 3, 5).double(), capture=capture)
     why = {str(group.frozen) for group in analysis.groups if group.frozen is not None}
     assert any("counts it, or another axis" in reason for reason in why), why
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+@pytest.mark.parametrize("times", [2, 0.5])
+def test_a_multiple_of_a_count_is_not_guessed(times: float, capture: str) -> None:
+    doubtful = Between(lambda m, x: x * torch.exp(-x.square().sum(**LAST) / (times * m.width)))
+    with pytest.raises(fxprune.errors.NothingPrunableError, match="multiple of its size"):
+        fxprune.prune(randomise(doubtful), 0.5, example_inputs=torch.randn(2, 4, 7), capture=capture)
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_a_multiple_beside_the_count_is_none_of_it(capture: str) -> None:
+    def over(model: Between, x: Tensor) -> Tensor:
+        return x - x.sum(**LAST) / 6 / model.width
+
+    model = randomise(Between(over).eval()).double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 4, 7).double(), capture=capture)
+    by_hand = Between(over, pruned.first.out_features).double().eval()
+    by_hand.load_state_dict(pruned.state_dict())
+    x = torch.randn(3, 4, 7).double()
+    torch.testing.assert_close(pruned(x), by_hand(x), rtol=1e-9, atol=1e-9)

@@ -14,13 +14,14 @@ from dataclasses import replace
 
 from torch import Tensor, fx
 
-from fxprune.analysis.counts.formulas import Formula, formulas_of, rank
+from fxprune.analysis.counts.formulas import Formula, doubtful, formulas_of, rank
 from fxprune.analysis.counts.ledger import Count, Ledger
 from fxprune.analysis.counts.numbers import Factor, factors_of, is_number, operands_of, root_of
 from fxprune.analysis.counts.ties import NOTHING, Pending, State, Tie, added, multiplied
 from fxprune.analysis.infer import Inference, Step
 from fxprune.graph.nests import leaves
 from fxprune.rules.axes import ONE, Atom, Axis, Product, atoms_of
+from fxprune.rules.calls import Weight
 from fxprune.rules.degrees import CONSTANT, KEEPING, PRODUCTS, QUOTIENTS, SUMS, power_of
 from fxprune.rules.laws import LAYOUT
 from fxprune.rules.multiples import is_fact
@@ -82,7 +83,8 @@ class _Walk:
         grows = step.flow.grows
         given = [n for n in leaves(step.bound, fx.Node) if isinstance(n.meta.get("val"), Tensor)]
         own = [n for n in given if not self._is_constant(n)]
-        if grows is None or not own or len({root_of(n) for n in own}) > 1:
+        weights = next(leaves(step.bound, Weight), None)
+        if grows is None or not own or weights is not None or len({root_of(n) for n in own}) > 1:
             return NOTHING  # a product of two, whose scale is its own
         keeps = grows > 0 or (grows == 0 and not step.flow.centred)  # a multiple of what it is taken of?
         state = self._of(own[0]).to_the(len(own)) if keeps else NOTHING
@@ -95,7 +97,8 @@ class _Walk:
         plain = len(own) == 1 and not self._is_product(own[0], reduced)
         before = state.tie or Tie({})
         tie = replace(before, degrees=degrees, plain=plain and before.plain, direct=True, mixed=before.mixed)
-        return self._settled(State(tie, state.pending))
+        filled = [p for n in given if n not in own for p in self._filled(n, 1.0)]
+        return self._settled(State(tie, (*state.pending, *filled)))
 
     def _parts(self, axis: Axis) -> list[Axis]:
         """Take an axis apart into what may shrink, and what a number may count alone: `(tokens channels)`."""
@@ -113,6 +116,8 @@ class _Walk:
             if number is not None:
                 factors = factors_of(number, (node, place))
                 pending += [Pending(f, number, (node, place), f.power * sign) for f in factors]
+            elif isinstance(value, fx.Node) and self._is_constant(value):
+                pending += self._filled(value, sign)
             elif isinstance(value, fx.Node):
                 state = self._of(value).to_the(sign)
                 ties.append(state.tie)
@@ -171,6 +176,17 @@ class _Walk:
                 return replace(tie, weak=(*tie.weak, factor.written[0].place))
             self.ledger.forget(tie.weak)
             return replace(tie.by(first, power), weak=())
+        return self._doubted(tie, pending) if pending.place[0] is at else None
+
+    def _doubted(self, tie: Tie, pending: Pending) -> Tie | None:
+        """Note a number that may be a multiple of a count, unless the count itself comes later."""
+        written = pending.factor.written[0]
+        for axis, degree in tie.degrees.items():
+            formula = doubtful(written.value, axis)
+            fits = formula is not None and tie.admits(formula, pending.power) == "yes"
+            if formula is not None and fits and degree and tie.plain:
+                self.ledger.doubts[written.place] = pending, formula
+                return replace(tie, weak=(*tie.weak, written.place))
         return None
 
     def _met_read(self, tie: Tie, pending: Pending, at: fx.Node | None) -> Tie | None:
@@ -216,6 +232,17 @@ class _Walk:
     def _is_constant(self, node: fx.Node) -> bool:
         step = self.found.steps.get(root_of(node))
         return step is not None and step.call.plain_op in CONSTANT
+
+    def _filled(self, node: fx.Node, sign: float) -> list[Pending]:
+        """Return what a tensor is filled with, if it is used once."""
+        made = root_of(node)
+        step = self.found.steps[made]
+        used_once = all(len(n.users) == 1 for n in (node, made))
+        for place, value in operands_of(made, "fill_value") if used_once else ():
+            if value is step.bound.get("fill_value") and is_number(value):
+                factors = factors_of(value, (made, place))
+                return [Pending(f, value, (made, place), f.power * sign) for f in factors]
+        return []
 
     def _is_weight(self, node: fx.Node) -> bool:
         return root_of(node).op == "get_attr"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,9 +138,11 @@ def made_anew(
     return call(number, args)
 
 
-def operands_of(node: fx.Node) -> list[tuple[int | str, object]]:
-    """List the operands of an elementwise call, by where they stand."""
-    named = [(name, value) for name, value in node.kwargs.items() if name in ("input", "other", "self")]
+def operands_of(
+    node: fx.Node, *names: str, known: Sequence[str] = ("input", "other", "self")
+) -> list[tuple[int | str, object]]:
+    """List the operands of an elementwise call, by where they stand; other names are of other calls."""
+    named = [(name, value) for name, value in node.kwargs.items() if name in (names or known)]
     return [*enumerate(node.args), *named]
 
 
