@@ -62,6 +62,9 @@ class Levelled(nn.Module):
         return self.fc2(x / self.width if level > 0 else x)
 
 
+NUMBERS = [(Scaled, {"scale": 2.0}), (Levelled, {"level": 1})]
+
+
 class Holds(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -75,9 +78,12 @@ def tokens(batch: int = 2) -> Tensor:
     return torch.randn(batch, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize(
-    ("build", "other"), [(Maps, {"maps": True}), (Scaled, {"scale": 2.0}), (Levelled, {"level": 1})]
+    ("build", "other", "inside"),
+    [
+        (Maps, {"maps": True}, True),  # no call of the whole model leads there
+        *((build, other, inside) for build, other in NUMBERS for inside in (False, True)),
+    ],
 )
 def test_other_calls_are_refused(
     build: type[nn.Module], other: dict[str, object], inside: bool, capture: str, tmp_path: Path
@@ -106,6 +112,40 @@ def test_the_heads_that_no_call_counts_are_those_that_are_left() -> None:
     assert pruned.heads == HEADS // 2
     pruned.spelled = True  # makes no difference in the original, nor here
     torch.testing.assert_close(pruned(tokens(3)), wanted)
+
+
+class Sampled(nn.Module):
+    """Also gives every sixth hidden state, for an argument: as many as a sibling has heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.every, self.attention = HEADS, Maps()
+        self.fc1, self.fc2 = nn.Linear(8, 96), nn.Linear(96, 8)
+
+    def forward(self, x: Tensor, states: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.attention(x)
+        hidden = self.fc1(x).relu()
+        y = x + self.fc2(hidden)
+        return (y, hidden[:, :: self.every]) if states else y
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_call_with_a_switch_on_that_is_proved_is_taken(inside: bool, capture: str) -> None:
+    """The heads that it alone counts are those that are left; a stride as long stays."""
+    model = randomise((Sampled if inside else Maps)().eval())
+    options = {"example_inputs": tokens(), "attention": "heads", "capture": capture, "form": "module"}
+    pruned = fxprune.prune(model, 0.5, **options)
+    assert {way.path for way in record_of(pruned).own.ways} <= {"attention"}
+    assert fxprune.verify(model, pruned, example_inputs=tokens(3)) < 1e-8
+    x = torch.randn(3, 8, 8)
+    if inside:
+        y, states = pruned(x, states=True)
+        assert pruned.every == HEADS and pruned.attention.heads == HEADS // 2
+        torch.testing.assert_close(states, pruned.fc1(pruned.attention(x)).relu()[:, ::HEADS])
+    else:
+        y, maps = pruned(x, maps=True)
+        assert maps.shape == (3, HEADS // 2, 8, 8)
+    torch.testing.assert_close(y, pruned(x))
 
 
 def test_what_the_captured_call_reads_may_be_read_by_others() -> None:

@@ -214,7 +214,7 @@ def _followed(
     """Let train mode and the configuration of an instance follow, or note that they can't."""
     made, own, pruned = found
     own = trained_alike(model, analysis, made, own, pruned, sizes, traced=reads is not None)
-    own = with_one_way(model, made, own, pruned, sizes, reads)
+    own = with_one_way(model, analysis, made, own, pruned, sizes, reads)
     edits, unsaid = configured(model, made, pruned, sizes[""], own.edits)
     return made, replace(own, edits=(*own.edits, *edits), unsaid=unsaid), pruned
 

@@ -28,17 +28,16 @@ from fxprune.compiler.native.coins import COINS, coin_on, tossing
 from fxprune.compiler.native.fingerprint import TOLERANCE
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.same_plan import by_same_plan
 from fxprune.compiler.native.search import choices
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.uncaptured import uncaptured
-from fxprune.compiler.rewrite import rewrite
 from fxprune.graph.classes import is_torchs, subclass_of
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.refuse_train_mode import refusing_nothing
-from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64, named_tensors
+from fxprune.graph.tensors import cuda_devices_of, floats_of, in_float64
 from fxprune.result.own_code import Edit, OwnCode
-from fxprune.result.plan import Kept
 from fxprune.result.pruned_module import PrunedModule
 
 __all__ = ["always_training", "trained_alike", "trains_otherwise"]
@@ -248,27 +247,4 @@ def _training_graph(
     if coin is not None:
         trained.__class__ = tossing(type(trained), coin)
     found = analyzed(trained, analysis.captured.example, options)
-    graph = rewrite(trained, found, replace(pruned.record.plan, groups=_groups(found, pruned)))
-    own = dict(named_tensors(graph))
-    for name, t in named_tensors(pruned):
-        if name in own and (own[name].shape != t.shape or not torch.allclose(own[name], t)):
-            raise ValueError(f"{name} is pruned otherwise")
-    return graph
-
-
-def _groups(found: Analysis, pruned: PrunedModule) -> dict[str, Kept]:
-    """Choose what another graph's groups keep: as those of a plan by name, or by weights that they share.
-
-    A block that chance leaves out has no groups, and without it others may go by other names.
-    """
-    record, names = pruned.record, dict[tuple[str, int], set[str]]()
-    for name, sites in record.sites.items():
-        for site in sites:
-            names.setdefault((site.name, site.dim), set()).add(name)
-    groups = {}
-    for group in found.groups:
-        shared = {name for site in group.sites for name in names.get((site.name, site.dim), ())}
-        known = {name for name in shared if record.plan.groups[name].size == group.size}
-        if group.name in known or len(known) == 1:
-            groups[group.name] = record.plan.groups[group.name if group.name in known else known.pop()]
-    return groups
+    return by_same_plan(trained, found, pruned)

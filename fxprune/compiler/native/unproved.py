@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.analysis.analysis import Analysis
 from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.certify.comparison import same_draws
 from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.coins import COINS, coin_on
 from fxprune.compiler.native.flags import flag_of, split_flags
+from fxprune.compiler.native.other_calls import proved_calls
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
@@ -39,6 +41,7 @@ __all__ = ["named_numbers", "with_one_way"]
 
 def with_one_way(
     model: nn.Module,
+    analysis: Analysis,
     instance: nn.Module,
     own: OwnCode,
     pruned: PrunedModule,
@@ -64,17 +67,26 @@ def with_one_way(
         with coin_on(coin):
             _note(instance, example, paths, True, reads, calls)
     found = [(slot, old) for slot, old in found if not reads.has(slot) and slot.path in calls]
-    if not found:
-        return own
-    unread = defaultdict[str, list[Slot]](list)
-    for slot, _ in found:
-        unread[slot.path].append(slot)
+
+    def less_proved() -> list[tuple[Slot, int]]:
+        if any(_has_others(type(model.get_submodule(slot.path))) for slot, _ in found):
+            for other in proved_calls(model, analysis, instance, pruned):
+                _note(instance, other, paths, False, reads, calls)
+        return [(slot, old) for slot, old in found if not reads.has(slot)]
+
+    found = less_proved()
     # What train mode may read by chance, or by values, is as it was found to be right there; and what says
     # how a table is computed says the original's width, of which the module keeps the plan's channels.
     tables = {*holders_of_tables(model, instance)}
     sure = [(slot, old) for slot, old in found if slot.path not in tables]
     sure = [(slot, old) for slot, old in sure if not branches_on_mode(model.get_submodule(slot.path))]
-    own = _with_nearby(model, instance, own, pruned, sure, sizes)
+    before, own = own, _with_nearby(model, instance, own, pruned, sure, sizes)
+    found = found if own is before else less_proved()
+    if not found:
+        return own
+    unread = defaultdict[str, list[Slot]](list)
+    for slot, _ in found:
+        unread[slot.path].append(slot)
     ways = [
         OneWay(path, listed([*map(str, slots)]), tuple(sorted(calls[path])))
         for path, slots in unread.items()
@@ -107,7 +119,7 @@ def _with_nearby(
         for edit in edits:
             edit.slot.write(instance, edit.old)
         return own
-    return replace(own, edits=(*own.edits, *edits))
+    return replace(own, edits=(*own.edits, *edits)) if edits else own
 
 
 def _may_be_width(slot: Slot, proposals: Proposals) -> bool:
