@@ -192,3 +192,47 @@ def test_tables_that_code_keeps_outside_of_modules_stay(cached: bool, warm: bool
     assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
     assert Waves.tables.keys() == before.keys() and all(Waves.tables[k] is before[k] for k in before)
     assert model(x).dtype == pruned(x).dtype == torch.float32
+
+
+class Scales(nn.Module):
+    """Scales by tensors that no module knows of: in a list, a dict, a tuple and an object."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, width), nn.Linear(width, 4)
+        self.listed = [torch.randn(width, dtype=dtype), torch.randn(3)]
+        self.named = {"one": (torch.randn(4), torch.randn(1, width, dtype=dtype))}
+        self.object = SimpleNamespace(one=torch.randn(width, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * self.listed[0] + self.named["one"][1]
+        return self.last((x * self.object.one).relu())
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(24, torch.float64), (48, torch.float32), (80, torch.float64)])
+def test_tensors_in_plain_state_keep_the_plans_channels(
+    width: int, dtype: torch.dtype, capture: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(width)
+    model, x = randomise(Scales(width, dtype).to(dtype).eval()), torch.randn(3, 12, dtype=dtype)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", capture=capture)
+    own = record_of(pruned).own
+    assert own.is_whole and type(pruned).forward is Scales.forward, own.replaced
+    assert fxprune.verify(model, pruned, example_inputs=torch.randn(5, 12, dtype=dtype)) < 1e-8
+    half = width // 2
+    assert [len(t) for t in pruned.listed] == [half, 3] and len(pruned.object.one) == half
+    assert [t.shape for t in pruned.named["one"]] == [(4,), (1, half)]
+    fxprune.save(pruned, tmp_path, build="mine:make")
+    assert torch.equal(fxprune.load(tmp_path, model=model)(x), pruned(x))
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_a_tensor_of_the_same_numbers_for_tokens_stays_as_it_is(width: int, capture: str) -> None:
+    torch.manual_seed(width)
+    model = randomise(Scales(width, torch.float64).double().eval())
+    model.listed[0], model.plain = torch.ones(width).double(), torch.ones(width).double()
+    model.shown = [torch.ones(width).double()]  # which no code reads that runs
+    x = torch.randn(2, width, 12).double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-8
+    assert record_of(pruned).own.is_graph or len(pruned.shown[0]) == width

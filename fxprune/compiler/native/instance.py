@@ -28,6 +28,7 @@ from fxprune.result.own_spelling import spelled_anew
 from fxprune.result.own_tables import beneath_tables, tables_kept
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.result.selection import Selection
+from fxprune.rules.axes import Axis
 from fxprune.rules.registry import Axes
 
 __all__ = ["Slices", "instance_of", "with_form"]
@@ -154,10 +155,19 @@ class Slices:
         return nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new
 
     def _axes_of_constant(self, t: Tensor) -> Axes:
-        """Find the axes of what a plain attribute became in the graph: a constant of the same numbers."""
-        graph = self.analysis.original.module
+        """Find the axes of what a plain attribute became in the graph: a constant of the same numbers.
+
+        No axes where several are of the same numbers, and other channels of them are kept.
+        """
+        graph, found = self.analysis.original.module, list[Axes]()
         for name, held in named_tensors(graph):
             alike = name not in self.model and (held.shape, held.dtype) == (t.shape, t.dtype)
             if alike and not held.is_meta and torch.equal(held, t):
-                return self.analysis.weights.get(name, ())
+                found.append(self.analysis.weights.get(name, ()))
+        if found and len({tuple(map(self._kept, axes)) for axes in found}) == 1:
+            return found[0]
         return ()
+
+    def _kept(self, axis: Axis) -> tuple[int, ...] | None:
+        kept = self.selection.positions(axis)
+        return None if kept is None else tuple(map(int, kept))

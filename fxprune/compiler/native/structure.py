@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.compiler.native.slots import tensors_held
 from fxprune.graph.copies import structural_copy
 from fxprune.graph.tensors import called_modules, in_float64, named_tensors
 from fxprune.result.own_attention import hold_widths
@@ -35,14 +36,25 @@ def in_double_as(t: Tensor) -> Tensor:
 def resized_copy(model: nn.Module, resized: Resized, pruned: fx.GraphModule) -> nn.Module:
     """Copy a model's class and state on the tensors that `resized(names, tensor)` gives.
 
-    Tensors without a name (in lists, in dicts) are copied.
+    Those in lists, dicts and objects go by where they lie, `scales[0]`; in nests too deep for that they are
+    copied.
     Layers of torch.nn have their own numbers (`in_features`, `groups`, `normalized_shape`) as the pruned
     graph's layer at the same path has them, or as their weights say.
     """
     names: dict[int, list[str]] = {}
     for name, t in _tensor_places(model):
         names.setdefault(id(t), []).append(name)
-    new = structural_copy(model, lambda t: resized(names[id(t)], t) if id(t) in names else _copied(t))
+    made: dict[int, Tensor] = {}
+
+    def placed(t: Tensor) -> Tensor:
+        if id(t) not in made:
+            made[id(t)] = resized(names[id(t)], t) if id(t) in names else _copied(t)
+        return made[id(t)]
+
+    new = structural_copy(model, placed)
+    for slot, t in [*tensors_held(model)]:
+        if id(t) not in made and not slot.is_shared(model, new):  # in an object: that is copied as it is
+            slot.write(new, placed(t))
     for module in new.modules():
         _describe(module)
     for path in called_modules(pruned):
@@ -65,12 +77,19 @@ def _copied(t: Tensor) -> Tensor:
 
 
 def _tensor_places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """List every parameter, buffer and tensor attribute by each of its names, saved or not."""
+    """List every parameter, buffer and tensor in plain state by each of its names, saved or not."""
     yield from named_tensors(model)
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor):
-                yield f"{path}.{name}".lstrip("."), value
+    held = [*tensors_held(model)]
+    of_nests = {id(t): t for slot, t in held if len(slot.keys) > 1}
+    for slot, t in held:
+        # Of several that are equal, one may be of channels and another one, in a list, of tokens.
+        if len(slot.keys) == 1 or not any(o is not t and _is_equal(o, t) for o in of_nests.values()):
+            yield str(slot), t
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return alike and not one.is_meta and torch.equal(one, other)
 
 
 def _describe(module: nn.Module) -> None:
