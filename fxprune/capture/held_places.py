@@ -21,6 +21,7 @@ __all__ = [
     "ModulePlace",
     "Place",
     "is_data",
+    "is_torchs",
     "items_of",
 ]
 
@@ -82,7 +83,7 @@ class ModulePlace(Place):
     """What a module holds, but for what torch keeps there."""
 
     def contents(self) -> Contents:
-        return {k: v for k, v in self.holder.items() if not _is_torchs(k)}
+        return {k: v for k, v in self.holder.items() if not is_torchs(k)}
 
     def restore(self, plain: bool) -> None:
         self.rewrite()
@@ -178,7 +179,7 @@ def items_of(holder: dict[Any, Any]) -> Contents:
 
 
 @functools.lru_cache(1 << 14)
-def _is_torchs(name: str) -> bool:
+def is_torchs(name: str) -> bool:
     """Is it an attribute of any module, or one that tracing adds?"""
     return name in _TORCHS or name.endswith("_hooks") or "_hooks_" in name or name.startswith(_TRACINGS)
 

@@ -8,7 +8,7 @@ makes layers of ATen calls.)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -37,11 +37,12 @@ from fxprune.capture.call_state import (
 from fxprune.capture.devices import differs_elsewhere, guard_device_of, told_of_another
 from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
+from fxprune.capture.exported.marked_layers import MarkedLayers, is_norm_with_modes
 from fxprune.capture.exported.plain_graph import _plain_graph, users_line
 from fxprune.capture.exported.program import Exported, export_again, export_program
 from fxprune.capture.exported.sizes import guard_sizes, relied_on
 from fxprune.capture.held_state import HeldState
-from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.modes.follow import follow_modes, set_mode, sets_mode
 from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.capture.precisions import precisions_of, tells_precision
 from fxprune.capture.questions import OF_DEVICE, OF_GRADIENTS, OF_LAYOUT, OF_PRECISION, noticed
@@ -52,27 +53,13 @@ from fxprune.graph.caches import has_caches
 from fxprune.graph.captured import Captured
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example
-from fxprune.graph.modes import follows_mode
-from fxprune.graph.own_nodes import ForwardOnly
 from fxprune.graph.tensors import device_of
 from fxprune.graph.uncompiled import UncompiledGraph
 from fxprune.graph.writes import hidden_writes, writes_by_layout, writes_through
-from fxprune.rules.modules import native
 
 __all__ = ["FIXED_BATCH", "capture_exported"]
 
 FIXED_BATCH = "the model's code fixes the batch size: the result takes the example's only"
-
-
-@torch.library.custom_op("fxprune::layer_marker", mutates_args=())
-def _layer_marker(x: Tensor, path: str) -> Tensor:
-    """Mark where a module that follows the mode is called, while torch.export looks."""
-    return x.clone()
-
-
-@_layer_marker.register_fake
-def _(x: Tensor, path: str) -> Tensor:
-    return torch.empty_like(x)
 
 
 def capture_exported(model: nn.Module, example: Example) -> Captured:
@@ -87,10 +74,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
         with HeldState(copy).restored(), torch.no_grad():
             copy.eval()
             copy(*example.args, **example.kwargs)
-    opened: list[str] = []
-    for path, module in model.named_modules():
-        if follows_mode(module) or _is_norm_with_modes(module) or isinstance(module, ForwardOnly):
-            module.forward = _marked_forward(path, module.forward, opened)
+    marked = MarkedLayers(model)
     functions, held = Functions(), HeldState(model)
     importlib.import_module("torch._dynamo")  # before builtins are patched, which it would keep
     may_run = [*called(model, held.functions())]
@@ -99,6 +83,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
     with functions.traced(), asked_types[0], asked_types[1], followed_instances(may_run, _number_for):
         refuse_typed_checks(may_run)
         set_mode(model, False)
+        marked.switched()
         asked, dtypes, layouts = dict[str, None](), dict[str, None](), dict[str, None]()
         devices, regions, kind = dict[str, None](), dict[str, None](), device_of(model).type
         with (
@@ -159,6 +144,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
 
         def trace_training() -> fx.Graph:
             set_mode(model, True)
+            marked.switched()
             with (
                 noticed_draws(model, lambda: may_run) as chances,
                 noticed(OF_LAYOUT, layouts),
@@ -176,11 +162,10 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             guard_sizes(plain, program.relied.beyond(own))
             return plain
 
-        trained = follow_modes(graph, trace_training, model, functions=held.functions, branches=bool(opened))
+        branches = bool(marked.opened) or sets_mode(may_run)
+        trained = follow_modes(graph, trace_training, model, functions=held.functions, branches=branches)
     set_mode(model, False)
-    for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "layer_marker", False):
-            del module.forward
+    marked.unmark()
     taken = exported.example
     if precisions is not None:
         precisions.guard(graph, model, taken, autocast=True)
@@ -229,27 +214,11 @@ def _number_for(x: Any) -> Any:
     return x if kind is None else kind()
 
 
-def _is_norm_with_modes(module: nn.Module) -> bool:
-    """Is this a batch or instance norm, with the forward of PyTorch's own layer?"""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and native(module) is not None
-
-
-def _marked_forward(path: str, own: Callable[..., Any], opened: list[str]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != 1:  # `drop(x, 0.3)`: the call of a marker would lose that
-            opened.append(path)
-            return own(*args, **kwargs)
-        return torch.ops.fxprune.layer_marker(args[0], path)
-
-    forward.layer_marker = True  # type: ignore[attr-defined]
-    return forward
-
-
 def _plain(model: nn.Module, program: torch.export.ExportedProgram, functions: Functions) -> fx.Graph:
     """Return the graph of a program; what its code writes in place is a value."""
     _refuse_transforms(program.graph)
     markers = program.graph.find_nodes(op="call_function", target=torch.ops.fxprune.layer_marker.default)
-    dropouts = [n for n in markers if not _is_norm_with_modes(model.get_submodule(n.args[1]))]
+    dropouts = [n for n in markers if not is_norm_with_modes(model.get_submodule(n.args[1]))]
     _refuse(writes_through(program.graph, dropouts))  # as values, dropouts would have tensors of their own
     if hidden_writes(program.graph, model) or any(map(_overwrites_read, program.graph.nodes)):
         program = program.run_decompositions({})  # nothing is decomposed: writes become values
@@ -283,7 +252,7 @@ def _refuse_writes_through_dropouts(graph: fx.Graph, model: nn.Module) -> None:
     before = hidden_writes(graph, model)
     dropouts = [n for n in graph.nodes if n.op == "call_module" and "maybe_itself" not in n.meta]
     for node in dropouts:
-        node.meta["maybe_itself"] = not _is_norm_with_modes(model.get_submodule(str(node.target)))
+        node.meta["maybe_itself"] = not is_norm_with_modes(model.get_submodule(str(node.target)))
     _refuse(node for node in hidden_writes(graph, model) if node not in before)
 
 

@@ -13,12 +13,13 @@ from torch import fx, nn
 
 from fxprune.capture.modes.merge import difference, merge_modes
 from fxprune.capture.reached import reads_mode_outside_of_modules
+from fxprune.graph.code_names import names_of
 from fxprune.graph.modes import follows_mode, reads_mode
 from fxprune.graph.refuse_train_mode import RefuseTrainMode, refusals_in
 from fxprune.graph.writes import written_state
 from fxprune.rules.modules import native
 
-__all__ = ["OTHER_CODE", "TrainMode", "branches_on_mode", "follow_modes", "set_mode"]
+__all__ = ["OTHER_CODE", "TrainMode", "branches_on_mode", "follow_modes", "set_mode", "sets_mode"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,10 @@ def branches_on_mode(module: nn.Module) -> bool:
     """Return whether code branches on the mode: no layer, dropout or batch norm (`set_mode` does those)."""
     held = isinstance(module, _ALWAYS_EVAL) or native(module) is not None
     return not held and not follows_mode(module) and reads_mode(module)
+
+
+def sets_mode(functions: Iterable[FunctionType]) -> bool:
+    """Does any function switch modules (`self.drop.eval()`), beside those that switch their own's parts?"""
+    switches = {"train", "eval"}
+    others = (function for function in functions if function.__name__ not in switches)
+    return any(not switches.isdisjoint(names_of(function.__code__)) for function in others)

@@ -28,7 +28,7 @@ from fxprune.capture.call_state import (
 )
 from fxprune.capture.devices import differs_elsewhere, guard_device_of
 from fxprune.capture.held_state import HeldState
-from fxprune.capture.modes.follow import follow_modes, set_mode
+from fxprune.capture.modes.follow import follow_modes, set_mode, sets_mode
 from fxprune.capture.moved_modules import unmoved_modules
 from fxprune.capture.number_types import AsksForNumber, shadowed_numbers
 from fxprune.capture.other_shapes import refuse_other_values
@@ -163,7 +163,10 @@ def capture_symbolic(
             refuse_difference(trained, again, OTHER_DRAWS)
         return trained
 
-    trained = follow_modes(graph, trace_training, model, lambda: kept.keys() - changed, held.functions)
+    trained = follow_modes(
+        *(graph, trace_training, model, lambda: kept.keys() - changed, held.functions),
+        branches=sets_mode(may_run),
+    )
     set_mode(model, False)
     if precisions is not None:
         precisions.guard(graph, model, example, autocast=False)

@@ -24,6 +24,7 @@ from fxprune.capture.arguments import followed_parts, guard_layouts
 from fxprune.capture.attention import DECOMPOSED_FUNCTIONS
 from fxprune.capture.devices import DeviceQuestions
 from fxprune.capture.reached import called
+from fxprune.capture.settings import Settings
 from fxprune.capture.symbolic.counted_parts import guard_count, is_given
 from fxprune.capture.symbolic.decisions import Decisions
 from fxprune.capture.symbolic.given_guards import guard_kinds, guard_ranks, guard_types
@@ -102,6 +103,7 @@ class Tracer(fx.Tracer):
         self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
         self._weights_read = WeightsRead(self._tensor_names, self.tensors)
+        self._settings = Settings(m for m in root.modules() if id(m) in self._leaves)
         try:
             with self._without_helpers(root), self._weights_read:
                 graph = super().trace(root, concrete_args)
@@ -275,6 +277,8 @@ class Tracer(fx.Tracer):
             return copy(*args, **kwargs)
         if id(m) in self._leaves and native(m) is not None and (m._forward_hooks or m._forward_pre_hooks):
             raise NotImplementedError(f"the code registers a hook on a {type(m).__name__} while it runs")
+        if id(m) in self._leaves and (setting := self._settings.changed(m)):
+            raise NotImplementedError(f"the code sets {setting} of a {type(m).__name__} while it runs")
         made = super().call_module(m, forward, args, kwargs)
         if id(m) in self._leaves:
             self._refuse_other_weights(m)
