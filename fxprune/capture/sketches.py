@@ -79,7 +79,7 @@ def _convolution(
     *,
     of: Contract,
 ) -> Tensor:
-    """b c ..., o c ... -> b o ..., each channel the same picture in another brightness"""
+    """b c ..., o c ... -> b o ..., each channel the same picture in another brightness, by the options too"""
     options = stride, padding, dilation, transposed, output_padding, groups
     shape = _aten.convolution(input.to("meta"), weight.to("meta"), None, *options).shape
     n, batched = weight.ndim - 2, input.ndim == weight.ndim
@@ -88,10 +88,15 @@ def _convolution(
     resized = getattr(F, f"adaptive_avg_pool{n}d")(picture, shape[-n:])
     kernels = weight.transpose(0, 1).repeat(groups, *[1] * (n + 1)) if transposed else weight
     kernels = kernels.flatten(1)
-    bright = of(kernels.t())
+    bright = of(kernels.t()) * _told_by(*stride, *padding, *dilation, *output_padding)
     out: Tensor = resized * bright.view(-1, *[1] * n)
     out = out if bias is None else out + bias.view(-1, *[1] * n)
     return out if batched else out.squeeze(0)
+
+
+def _told_by(*numbers: int) -> float:
+    """Return another number for other numbers, or for the same ones in another order."""
+    return 1 + sum(number * (2 + math.sin(place)) for place, number in enumerate(numbers)) / 16
 
 
 _EMPTY = {

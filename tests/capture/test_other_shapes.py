@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.errors import CaptureError
+from fxprune.graph.copies import structural_copy
 from fxprune.graph.example import Example
 
 
@@ -69,3 +70,37 @@ def test_what_the_model_refuses_is_no_error() -> None:
     traced = Model(lambda x: x.shape[1])
     traced.fc = model.fc
     refuse_other_values(model, with_numbers(traced), Example((torch.zeros(2, 5, 8),)))
+
+
+class Convolved(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x))
+
+
+LAYERS = [
+    (nn.Conv1d(3, 8, 3, padding=1), {"padding": (2,), "dilation": (2,)}),
+    (nn.Conv2d(3, 8, 3, padding=1), {"padding": (2, 2), "dilation": (2, 2)}),
+    (nn.Conv2d(3, 8, 3, padding=(1, 3), dilation=(1, 3)), {"padding": (3, 1), "dilation": (3, 1)}),
+    (nn.Conv2d(6, 8, 3, padding=1, stride=2, groups=2), {"padding": (2, 2), "dilation": (2, 2)}),
+    (nn.Conv3d(3, 4, 3, padding=1), {"padding": (1, 2, 1), "dilation": (1, 2, 1)}),
+    (nn.ConvTranspose2d(3, 8, 3, padding=1), {"padding": (3, 1), "dilation": (3, 1)}),
+]
+
+
+@pytest.mark.parametrize(("layer", "others"), LAYERS)
+def test_options_of_a_convolution_are_seen(layer: nn.Module, others: dict[str, tuple[int, ...]]) -> None:
+    """Where the outputs are as large with others, too."""
+    n = layer.weight.ndim - 2
+    x = torch.randn(2, layer.in_channels, *(12, 16, 20)[:n], dtype=torch.float64)
+    model = Convolved(layer).eval()
+    refuse_other_values(model, fx.symbolic_trace(model), Example((x,)))
+    other = structural_copy(model)
+    for name, value in others.items():
+        setattr(other.layer, name, value)
+    assert other(x).shape == model(x).shape
+    with pytest.raises(CaptureError, match="computes something else"):
+        refuse_other_values(model, fx.symbolic_trace(other), Example((x,)))
