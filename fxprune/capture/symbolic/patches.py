@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.fx.proxy import TraceError
@@ -26,24 +27,34 @@ from fxprune.graph.source_files import is_users
 __all__ = ["kept_calls", "patched_for_tracing"]
 
 # These take sizes one by one, and know no proxies among them.
-FACTORIES: tuple[str, ...] = (
-    "empty",
-    "ones",
-    "zeros",
-    "full",
-    "arange",
-    "eye",
-    "linspace",
-    "logspace",
-    "tensor",
-    "as_tensor",
+FACTORIES = (
+    *("empty", "ones", "zeros", "full", "arange", "eye", "linspace", "logspace", "tensor", "as_tensor"),
+    *("promote_types", "can_cast"),  # nor proxies among dtypes
+    *(
+        "tril_indices",
+        "triu_indices",
+        "range",
+        "from_numpy",
+        "hann_window",
+        "hamming_window",
+        "empty_strided",
+    ),
 )
-FACTORIES += ("promote_types", "can_cast")  # nor proxies among dtypes
-FACTORIES += ("tril_indices", "triu_indices", "range", "hann_window", "hamming_window", "empty_strided")
+# Functions of tensors which ask a stand-in among their numbers for its number, and fix it.
+OF_SIZES = (
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "layer_norm"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unflatten"),
+    *("roll", "narrow", "select", "topk", "kthvalue", "tril", "triu", "tensor_split"),
+)
+# Methods of a tensor that the code made, which know no stand-in for their first size.
+METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_empty", "new_zeros", "new_ones", "roll")
 # What torch._check and its kind call.
 CHECKS = ("_check_with", "_check_tensor_all_with")
 # Drawn anew in every call of the result, not once while it is traced.
 RANDOM = ("normal", "rand", "randint", "randn", "randperm")
+
+
+_BUILTIN = type(torch.roll)
 
 
 @contextlib.contextmanager
@@ -64,6 +75,15 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
         patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
         for name in FACTORIES:
             patch(torch, name, _given_sizes(getattr(torch, name), tracer))
+        for owner in (torch, torch.nn.functional):
+            for name in OF_SIZES:
+                if type(vars(owner).get(name)) is _BUILTIN:  # one in Python hands over by itself
+                    patch(owner, name, _given_sizes(getattr(owner, name), tracer))
+        for name in ("arange", "linspace"):
+            patch(np, name, _given_sizes(getattr(np, name), tracer))
+        for name in METHODS:
+            patches.callback(delattr, torch.Tensor, name)  # its base class has them
+            setattr(torch.Tensor, name, _method_given_sizes(getattr(torch.Tensor, name), tracer))
         patch(torch.nn.functional, "l1_loss", _weighted(torch.nn.functional.l1_loss))
         for (owner, name), value in numbers_as_nodes(tracer).items():
             patch(owner, name, value)
@@ -130,6 +150,16 @@ def _given_sizes(function: Callable[..., Any], tracer: fx.Tracer) -> Callable[..
         if not _any_proxy((args, kwargs)):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _method_given_sizes(method: Callable[..., Any], tracer: fx.Tracer) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _any_proxy(args):
+            return method(tensor, *args, **kwargs)
+        return tracer.create_proxy("call_method", method.__name__, (tensor, *args), kwargs)
 
     return call
 

@@ -215,6 +215,10 @@ class Tracer(fx.Tracer):
             return a.node
         if isinstance(a, np.generic):  # `2 * np.sqrt(8)`, which code made of a graph can't name
             return a.item()
+        if isinstance(a, type) and issubclass(
+            a, np.generic
+        ):  # nor its types: `np.arange(n, dtype=np.float32)`
+            return np.dtype(a).name
         if type(a) in (tuple, list):
             return type(a)([self.create_arg(item) for item in a])
         if type(a) is defaultdict:
