@@ -29,16 +29,8 @@ __all__ = ["kept_calls", "patched_for_tracing"]
 # These take sizes one by one, and know no proxies among them.
 FACTORIES = (
     *("empty", "ones", "zeros", "full", "arange", "eye", "linspace", "logspace", "tensor", "as_tensor"),
-    *("promote_types", "can_cast"),  # nor proxies among dtypes
-    *(
-        "tril_indices",
-        "triu_indices",
-        "range",
-        "from_numpy",
-        "hann_window",
-        "hamming_window",
-        "empty_strided",
-    ),
+    *("promote_types", "can_cast", "from_numpy"),  # nor proxies among dtypes
+    *("tril_indices", "triu_indices", "range", "hann_window", "hamming_window", "empty_strided"),
 )
 # Functions of tensors which ask a stand-in among their numbers for its number, and fix it.
 OF_SIZES = (
