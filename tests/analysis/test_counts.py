@@ -209,3 +209,10 @@ def test_a_multiple_beside_the_count_is_none_of_it(capture: str) -> None:
     by_hand.load_state_dict(pruned.state_dict())
     x = torch.randn(3, 4, 7).double()
     torch.testing.assert_close(pruned(x), by_hand(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_a_logarithm_of_a_count_is_refused(capture: str) -> None:
+    model = Between(lambda m, x: x - (x.exp().sum(**LAST).log() - math.log(m.width)))
+    with pytest.raises(fxprune.errors.NothingPrunableError, match="logarithm of its size"):
+        fxprune.prune(randomise(model), 0.5, example_inputs=torch.randn(2, 4, 7), capture=capture)

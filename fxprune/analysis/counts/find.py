@@ -9,6 +9,7 @@ those.  A number that meets no statistic, or that does not fit one (the scale of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from torch import Tensor, fx
 
 from fxprune.analysis.counts.formulas import Formula, doubtful, formulas_of, rank
 from fxprune.analysis.counts.ledger import Count, Ledger
-from fxprune.analysis.counts.numbers import Factor, factors_of, is_number, operands_of, root_of
+from fxprune.analysis.counts.numbers import Factor, factors_of, is_number, number_of, operands_of, root_of
 from fxprune.analysis.counts.ties import NOTHING, Pending, State, Tie, added, multiplied
 from fxprune.analysis.infer import Inference, Step
 from fxprune.graph.nests import leaves
@@ -70,6 +71,8 @@ class _Walk:
         power = power_of(op, step.bound.get("exponent"))
         if power is not None and power and len(given) == 1:
             return self._settled(self._of(given[0]).to_the(power))
+        if op == "log" and (tie := self._of(given[0]).tie) is not None:
+            return State(logged=tuple(axis for axis, degree in tie.degrees.items() if degree))
         if op in PRODUCTS or op in QUOTIENTS:
             return self._product(node, op in QUOTIENTS)
         if op in SUMS:
@@ -127,6 +130,8 @@ class _Walk:
     def _sum(self, node: fx.Node, step: Step, given: list[fx.Node]) -> State:
         if (condition := step.bound.get("condition")) in given:
             given = [n for n in given if n is not condition]
+        for axis in {axis for n in given for axis in self._of(n).logged}:
+            self._refuse_logarithm(node, axis)
         tie = added(self._of(n).tie for n in given if not self._is_weight(n))
         if tie is None:
             return NOTHING
@@ -136,6 +141,14 @@ class _Walk:
                     met = Pending(factor, value, (node, place), factor.power)
                     self.ledger.read(met, self._read(factor, tie))
         return State(tie)
+
+    def _refuse_logarithm(self, node: fx.Node, axis: Axis) -> None:
+        """Freeze what was summed before a logarithm, where that of its size is added: a mean in disguise."""
+        for place, value in operands_of(node):
+            number = abs(number_of(value) or 0.0)
+            if number and math.isclose(number, math.log(axis.size), rel_tol=1e-7):
+                met = Pending(Factor(number, 1.0), value, (node, place), 1.0)
+                self.ledger.refuse(met, [Formula(((axis, 1),), 1.0)], "the logarithm of its size is written")
 
     # ------------------------------------------------------------ numbers that meet a tie
 

@@ -80,10 +80,14 @@ class Pending:
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a value: its tie, and factors that may still turn out to be counts."""
+    """What is known of a value: its tie, and factors that may still turn out to be counts.
+
+    logged: of a logarithm, what it is taken of was summed over.
+    """
 
     tie: Tie | None = None
     pending: tuple[Pending, ...] = field(default=())
+    logged: tuple[Axis, ...] = ()
 
     def to_the(self, power: float) -> State:
         pending = tuple(replace(p, power=p.power * power) for p in self.pending)
