@@ -259,3 +259,26 @@ def test_a_model_that_is_whole_is_not_said_to_be_ruined() -> None:
     model = small_vit()
     pruned = fxprune.prune(model, 0.0, example_inputs=torch.randn(2, 3, 32, 32))
     assert "accuracy" not in fxprune.report(model, pruned).to_markdown()
+
+
+def test_what_an_instance_refuses_is_said() -> None:
+    """Nothing proved a number that only another argument leads to, nor one that a method alone reads."""
+
+    class Levelled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.most = 96, 96
+            self.fc1, self.fc2 = torch.nn.Linear(8, 96), torch.nn.Linear(96, 8)
+
+        def forward(self, x: torch.Tensor, level: int = 0) -> torch.Tensor:
+            x = self.fc1(x).relu()
+            return self.fc2(x / self.width if level > 0 else x)
+
+        def scaled(self, x: torch.Tensor) -> torch.Tensor:
+            return self(x) * self.most
+
+    model = Levelled().eval()
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 8), form="module")
+    found = fxprune.report(model, pruned)
+    assert "raises: other arguments of the model: its code may read width then" in found.to_markdown()
+    assert "raises: scaled: it reads most" in found.to_markdown() and len(found.to_dict()["refused"]) == 2

@@ -22,6 +22,7 @@ from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.own_attention import widths_held
 from fxprune.result.pruned_module import noise_for, plan_of, record_of
 from fxprune.result.refitted import FEW
+from fxprune.result.refused import refused_by
 from fxprune.result.remade import as_it_was
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 from fxprune.show.reports.figures import GroupFigures, figures_of, folded, heads_of, norms_as_before
@@ -52,6 +53,7 @@ class Report:
     spelled: of such an instance, the sizes that its code has from attributes, where it computes others.
     widened: of such an instance, attention of torch.nn that holds several widths, by a subclass, each with
         what torch.nn's own code says of them.
+    refused: of such an instance, what raises, since nothing proved it on the new sizes.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Report:
     replaced: tuple[tuple[str, str], ...] = ()
     spelled: tuple[str, ...] = ()
     widened: tuple[tuple[str, str], ...] = ()
+    refused: tuple[str, ...] = ()
     format: str = "table"
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,7 +169,8 @@ class Report:
             rows.append([f"{path or 'the model'} is a part of the graph: {why}", "", "", ""])
         for path, why in self.widened:
             rows.append([f"{path} is a subclass of torch.nn's attention, for {why}", "", "", ""])
-        return rows + [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
+        rows += [[f"a size in its code is an attribute: {said}", "", "", ""] for said in self.spelled]
+        return rows + [[f"raises: {said}", "", "", ""] for said in self.refused]
 
     def _rest(self) -> list[str]:
         """Sum up what no group that shrank carries: parameters and MACs, before and after."""
@@ -265,6 +269,7 @@ def report(
         replaced=own.replaced if own else (),
         spelled=tuple(map(str, own.spellings)) if own else (),
         widened=tuple(widths_held(pruned)),
+        refused=tuple(refused_by(own)) if own else (),
         format=format,
     )
 
