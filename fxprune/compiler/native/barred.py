@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.capture.reached import reached
 from fxprune.compiler.native.code_terms import terms_of
-from fxprune.graph.code_names import codes_in, names_in, names_of
+from fxprune.graph.code_names import codes_in, names_in, names_of, plain_functions
 
 __all__ = [
     "barred_methods",
@@ -21,6 +21,7 @@ __all__ = [
     "names_of_forward",
     "names_of_methods",
     "names_reached",
+    "own_functions",
     "raises_to_powers",
 ]
 
@@ -92,9 +93,12 @@ def methods_of_mode(module: nn.Module) -> Iterator[str]:
             yield name
 
 
-def methods_that_name(module: nn.Module, attribute: str) -> Iterator[str]:
-    """Name a module's own methods whose code, or that of methods that they call, reads an attribute."""
-    methods = dict(_methods(type(module)))
+def methods_that_name(module: nn.Module, attribute: str) -> Iterator[tuple[str, types.FunctionType]]:
+    """List a module's own methods whose code, or that of methods that they call, reads an attribute.
+
+    Properties are methods, too.
+    """
+    methods = dict(own_functions(type(module)))
     for name, method in methods.items():
         called, front = {name: method}, [method]
         while front:
@@ -102,7 +106,16 @@ def methods_that_name(module: nn.Module, attribute: str) -> Iterator[str]:
             called |= {other: methods[other] for other in others}
             front += [methods[other] for other in others]
         if not hasattr(nn.Module, name) and any(_reads(function, attribute) for function in called.values()):
-            yield name
+            yield name, method
+
+
+def own_functions(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """List the methods and properties of a class and of those it inherits from, up to torch's."""
+    for base in reversed(cls.__mro__):
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+            for name, value in vars(base).items():
+                for function in plain_functions(getattr(value, "func", value)):
+                    yield name, function
 
 
 def _reads(function: types.FunctionType, attribute: str) -> bool:

@@ -6,21 +6,35 @@ A term is a name (`width`), or an attribute of anything by its own name (`.width
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import linecache
 import textwrap
 import types
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-__all__ = ["CodeTerms", "Term", "is_counted", "terms_of"]
+__all__ = ["CodeTerms", "Term", "Use", "is_counted", "is_size", "terms_of"]
 
 Term = str
 Use = tuple[ast.AST, ...]  # an attribute's node, and those around it, the innermost first
 
 _ARITHMETIC = {"int", "round", "min", "max", "abs", "sum", "make_divisible", "list", "tuple", "to_2tuple"}
 _COUNTS = {"range", "arange", "topk", "narrow", "randperm", "randint", "islice", "min", "max", "len", "clamp"}
+_SHAPED = {
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "view",
+    "reshape",
+    "expand",
+    "unflatten",
+    "Size",
+}
+_SHAPED |= {"new_zeros", "new_ones", "new_empty", "new_full", "format", "print"}
 _ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
@@ -118,10 +132,14 @@ class CodeTerms:
         return self._assign([target], over)
 
 
-@functools.lru_cache(1 << 10)
+_read: weakref.WeakKeyDictionary[types.FunctionType, CodeTerms] = weakref.WeakKeyDictionary()
+
+
 def terms_of(function: types.FunctionType) -> CodeTerms:
     """Read a function's source, once."""
-    return CodeTerms(function)
+    if function not in _read:
+        _read[function] = CodeTerms(function)
+    return _read[function]
 
 
 def is_counted(use: Use) -> bool:
@@ -137,6 +155,23 @@ def is_counted(use: Use) -> bool:
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
             return name in _COUNTS
         if not isinstance(outer, (ast.BinOp, ast.UnaryOp, ast.keyword, ast.Starred, ast.Tuple)):
+            return False
+        node = outer
+    return False
+
+
+def is_size(use: Use) -> bool:
+    """Is a number only handed back, printed, or a size of what is made?"""
+    node, *around = use
+    for outer in around:
+        if isinstance(outer, (ast.Return, ast.FormattedValue, ast.Expr)):
+            return True
+        if isinstance(outer, ast.Call) and node is not outer.func:
+            called = outer.func
+            return (
+                called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            ) in _SHAPED
+        if not isinstance(outer, (ast.keyword, ast.Starred, ast.Tuple, ast.List, ast.Dict)):
             return False
         node = outer
     return False

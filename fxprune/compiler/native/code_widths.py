@@ -7,22 +7,25 @@ import builtins
 import functools
 import inspect
 import itertools
+import sys
 import types
+import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
-from fxprune.compiler.native.code_terms import CodeTerms, Term, is_counted, terms_of
-from fxprune.graph.code_names import names_of, plain_functions
+from fxprune.compiler.native.code_terms import CodeTerms, Term, Use, is_counted, is_size, terms_of
+from fxprune.graph.code_names import attribute_of, names_of, plain_functions
 from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot
 from fxprune.rules.modules import NATIVE
 
-__all__ = ["is_width_in_code"]
+__all__ = ["is_only_a_size", "is_width_in_code"]
 
 DEPTH = 6  # of functions and classes that hand a number on
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_METHODS = {*dir(dict), *dir(list), *dir(set), *dir(str), *dir(Tensor)}  # that build no layers
 
 
 @dataclass
@@ -43,11 +46,26 @@ class _Given:
         return "surely" if found & self.surely else "perhaps" if found & self.perhaps else ""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A function whose calls are looked at.
+
+    owner: the class whose method it is, or `object`.
+    depth: how many functions and classes handed numbers on to it.
+    builds: it runs when a module is built: what it calls unseen may build layers.
+    """
+
+    function: types.FunctionType
+    owner: type = object
+    depth: int = 0
+    builds: bool = False
+
+
 def is_width_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> bool | None:
     """Tell whether a number in a module's state is a width, by the source of its class.
 
-    It is, if layers are built of it, or of what it is assigned from; it is none, if code has it for bounds,
-    comparisons and counts alone.  None: the source does not tell.
+    It is, if layers are built, or may be, of it or of what it is assigned from; it is none, if code has it
+    for bounds, comparisons and counts alone.  None: the source does not tell.
 
     classes: those of the model, which may read what an object holds that several modules share.
     """
@@ -55,22 +73,41 @@ def is_width_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn
     if _is_torchs(cls) or _is_described(cls, words[0]):
         return True
     name, held = words[-1], slot.held > 1
-    speaking: Iterable[Value] = classes if held else (cls,)
-    functions = [*dict.fromkeys(f for c in speaking for f in _functions(c, name))]
-    read = "." + name
-    said = {_given(function, 0).says([read]) for function in functions}
+    speaking: Iterable[type] = classes if held else (cls,)
+    places = [*dict.fromkeys(place for c in speaking for place in _places(c, name))]
+    said = {_given(place).says(["." + name]) for place in places}
     if "surely" in said:
         return True
-    uses = [is_counted(use) for function in functions for use in terms_of(function).uses(name)]
+    uses = [is_counted(use) for use in _uses(slot, cls, classes)]
     if uses and all(uses):  # though it comes from where a width does
         return False
     if not held:
         key = next((key for key in reversed(slot.keys[1:]) if isinstance(key, str)), None)
-        attributes = {t for f in functions for t in _given(f, 0).surely if t.startswith(".")}
-        for function in functions:
-            for found in terms_of(function).assigned(name, key):
-                said.add("surely" if found & attributes else _given(function, 0).says(found))
+        attributes = {t for place in places for t in _given(place).surely if t.startswith(".")}
+        for place in places:
+            for found in terms_of(place.function).assigned(name, key):
+                said.add("surely" if found & attributes else _given(place).says(found))
     return True if "surely" in said or ("perhaps" in said and not any(uses)) else None
+
+
+def is_only_a_size(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> bool:
+    """Does code but hand back a number that no layer is built of, and make things so large?"""
+    uses = _uses(slot, cls, classes)
+    return all(map(is_size, uses)) and bool(uses or slot.held < 2)
+
+
+def _uses(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> list[Use]:
+    """List where code reads a number: its class's, or where that does not, others' that hold such modules."""
+    name = next(key for key in reversed(slot.keys[: slot.held]) if isinstance(key, str))
+    if slot.held < 2 and (own := [use for place in _places(cls, name) for use in _uses_in(place, name)]):
+        return own
+    uses = [use for c in classes for place in _places(c, name) for use in _uses_in(place, name)]
+    of_self = (isinstance(use[0], ast.Attribute) and isinstance(use[0].value, ast.Name) for use in uses)
+    return [use for use, own_one in zip(uses, of_self, strict=True) if slot.held > 1 or not own_one]
+
+
+def _uses_in(place: _Place, name: str) -> list[Use]:
+    return terms_of(place.function).uses(name)
 
 
 def _is_torchs(cls: type) -> bool:
@@ -83,61 +120,93 @@ def _is_described(cls: type[nn.Module], name: str) -> bool:
     return any(name in widths or name == "normalized_shape" for widths in known)
 
 
-@functools.lru_cache(1 << 12)
-def _functions(cls: Value, name: str) -> tuple[types.FunctionType, ...]:
+def _places(cls: type, name: str, *, builds: bool = True) -> Iterator[_Place]:
     """List the functions of a user's class that speak of an attribute."""
     bases = [base for base in cls.__mro__ if not _is_torchs(base)]
-    functions = [f for base in bases for member in vars(base).values() for f in plain_functions(member)]
-    return tuple(f for f in functions if name in names_of(f.__code__))
+    for function in (f for base in bases for member in vars(base).values() for f in plain_functions(member)):
+        if name in names_of(function.__code__):
+            yield _Place(function, cls, 0, builds and function.__name__ == "__init__")
 
 
-_found: dict[types.FunctionType, _Given] = {}
+# What was found, by function, class and the rest of the place: each depends on those alone, not on what was
+# asked before.  Neither functions nor classes are kept alive: users may make them one by one.
+_Known = weakref.WeakKeyDictionary[type, dict[tuple[int, bool], _Given]]
+_found: weakref.WeakKeyDictionary[types.FunctionType, _Known] = weakref.WeakKeyDictionary()
 
 
-def _given(function: types.FunctionType, depth: int) -> _Given:
+def _given(place: _Place) -> _Given:
     """Find what a function builds layers of, or gives to what does."""
-    if function in _found or depth > DEPTH:
-        return _found.get(function, _Given())
-    given = _found[function] = _Given()  # what calls itself tells nothing new
-    terms = terms_of(function)
-    for call in terms.calls:
-        for sure, value in _widths(call, function, terms, depth):
-            given.add(terms.followed(value), sure=sure)
-    return given
+    if place.depth > DEPTH:
+        return _Given()
+    known = _found.setdefault(place.function, weakref.WeakKeyDictionary()).setdefault(place.owner, {})
+    key = place.depth, place.builds
+    if key not in known:
+        given, terms = _Given(), terms_of(place.function)
+        for call in terms.calls:
+            for sure, value in _widths(call, place, terms):
+                given.add(terms.followed(value), sure=sure)
+        known[key] = given
+    return known[key]
 
 
-def _widths(
-    call: ast.Call, function: types.FunctionType, terms: CodeTerms, depth: int
-) -> Iterator[tuple[bool, ast.expr]]:
+def _widths(call: ast.Call, place: _Place, terms: CodeTerms) -> Iterator[tuple[bool, ast.expr]]:
     """List the arguments of a call that are widths, each with whether that is sure."""
-    callee = _callee(call.func, function)
-    every = [*call.args, *(keyword.value for keyword in call.keywords)]
-    if callee is None:
-        if isinstance(call.func, ast.Name) and call.func.id in terms.locals:  # a layer's class, handed over
-            yield from ((False, value) for value in every)
-    elif isinstance(callee, type) and _is_torchs(callee):
-        if issubclass(callee, nn.Module) and callee not in _CONTAINERS:
-            native = next((NATIVE[base] for base in callee.__mro__ if base in NATIVE), None)
+    callee = _callee(call.func, place)
+    plain = callee.func if isinstance(callee, functools.partial) else callee
+    if isinstance(plain, type) and _is_torchs(plain):
+        if issubclass(plain, nn.Module) and plain not in _CONTAINERS:
+            native = next((NATIVE[base] for base in plain.__mro__ if base in NATIVE), None)
             for name, value in _bound(callee, call):
                 if native is None or name in native.widths or name == "normalized_shape":
                     yield native is not None, value
-    elif isinstance(callee, (type, types.FunctionType)) and callee.__module__ not in ("torch", "builtins"):
+    elif _is_readable(plain):
         for name, value in _bound(callee, call):
-            said = _takes_width(callee, name, depth + 1)
+            said = _takes_width(plain, name, place)
             if said:
                 yield said == "surely", value
+    elif _may_build(plain, call.func, place, terms):
+        every = [*call.args, *(keyword.value for keyword in call.keywords)]
+        yield from ((False, value) for value in every)
 
 
-def _takes_width(callee: Value, name: str, depth: int) -> str:
+def _is_readable(callee: Value) -> bool:
+    """Is it a user's class or function, whose source can be followed?"""
+    if not isinstance(callee, (type, types.FunctionType, types.MethodType)) or _is_librarys(callee):
+        return False
+    runs = attribute_of(callee, "__init__") if isinstance(callee, type) else callee
+    functions = [*plain_functions(runs)]
+    return bool(functions) and terms_of(functions[0]).is_read
+
+
+def _may_build(callee: Value, node: ast.expr, place: _Place, terms: CodeTerms) -> bool:
+    """May what is called, and can't be followed, build layers of what it gets?"""
+    if callee is not None:
+        return place.builds and not _is_librarys(callee)
+    if isinstance(node, ast.Name) and node.id in terms.locals:  # a layer's class, handed over
+        return True
+    of_value = isinstance(node, ast.Attribute) and node.attr in _METHODS and not _is_self(node.value, place)
+    return place.builds and not of_value
+
+
+def _is_librarys(callee: Value) -> bool:
+    """Is it of Python, torch or numpy, and calls nothing that it gets?"""
+    at = getattr(callee, "__module__", None)
+    base = str(at if isinstance(at, str) else type(callee).__module__).partition(".")[0]
+    return base in ("torch", "numpy") or (base in sys.stdlib_module_names and base != "functools")
+
+
+def _takes_width(callee: Value, name: str, place: _Place) -> str:
     """Tell whether a parameter of a class or function is a width: "surely", "perhaps" or not ("")."""
+    depth = place.depth + 1
     if not isinstance(callee, type):
-        return _given(callee, depth).says([name])
-    built = [f for f in plain_functions(callee.__init__)]  # type: ignore[misc]
-    if not built:
-        return ""
-    said = {_given(built[0], depth).says([name])}
-    for held in terms_of(built[0]).holders(name):
-        said |= {_given(function, depth).says(["." + held]) for function in _functions(callee, held)}
+        owner = place.owner if isinstance(callee, types.MethodType) else object
+        function = next(plain_functions(callee))
+        return _given(_Place(function, owner, depth, place.builds)).says([name])
+    built = next(plain_functions(callee.__init__))  # type: ignore[misc]
+    said = {_given(_Place(built, callee, depth, place.builds)).says([name])}
+    for held in terms_of(built).holders(name):
+        for other in _places(callee, held, builds=place.builds):
+            said.add(_given(replace(other, depth=depth)).says(["." + held]))
     return "surely" if "surely" in said else "perhaps" if "perhaps" in said else ""
 
 
@@ -148,23 +217,28 @@ def _bound(callee: Value, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     except (TypeError, ValueError):
         return
     plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    positional = itertools.takewhile(lambda value: not isinstance(value, ast.Starred), call.args)
+    others = {p.kind: p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    positional = [*itertools.takewhile(lambda value: not isinstance(value, ast.Starred), call.args)]
     yield from zip(plain, positional, strict=False)
-    yield from ((keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg is not None)
+    rest = others.get(inspect.Parameter.VAR_POSITIONAL)
+    yield from ((rest, value) for value in positional[len(plain) :] if rest is not None)
+    named = {p.name for p in parameters} - {*others.values()}
+    for keyword in call.keywords:
+        name = keyword.arg if keyword.arg in named else others.get(inspect.Parameter.VAR_KEYWORD)
+        if keyword.arg is not None and name is not None:
+            yield name, keyword.value
 
 
-def _callee(node: ast.expr, function: types.FunctionType) -> Value:
-    """Find the class or function that code calls: by its name, or as the default of a parameter."""
+def _callee(node: ast.expr, place: _Place) -> Value:
+    """Find the class or function that code calls: by its name, of its class, or as a parameter's default."""
+    function = place.function
     if isinstance(node, ast.Name):
         code = function.__code__
         if node.id in code.co_varnames:
             parameter = inspect.signature(function).parameters.get(node.id)
             default = parameter.default if parameter is not None else None
-            return (
-                default
-                if isinstance(default, (type, types.FunctionType)) and default is not inspect._empty
-                else None
-            )
+            is_told = isinstance(default, (type, types.FunctionType)) and default is not inspect._empty
+            return default if is_told else None
         if node.id in code.co_freevars:
             cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
             try:
@@ -175,9 +249,31 @@ def _callee(node: ast.expr, function: types.FunctionType) -> Value:
     if isinstance(node, ast.Attribute):
         if node.attr == "__init__" and isinstance(node.value, ast.Call):
             return _parent(function)
-        holder = _callee(node.value, function) if isinstance(node.value, (ast.Name, ast.Attribute)) else None
-        return getattr(holder, node.attr, None) if isinstance(holder, types.ModuleType) else None
+        if _is_self(node.value, place):
+            return _member(place.owner, node.attr)
+        holder = _callee(node.value, place) if isinstance(node.value, (ast.Name, ast.Attribute)) else None
+        if isinstance(holder, (types.ModuleType, type)):
+            return attribute_of(holder, node.attr)
+        return None if holder is None else attribute_of(type(holder), node.attr)
     return None
+
+
+def _is_self(node: ast.expr, place: _Place) -> bool:
+    """Is it the first parameter of a method?"""
+    code = place.function.__code__
+    names = code.co_varnames[: code.co_argcount][:1]
+    return place.owner is not object and isinstance(node, ast.Name) and node.id in names
+
+
+def _member(owner: type, name: str) -> Value:
+    """Return what a class has under a name, as its instance calls it."""
+    member = inspect.getattr_static(owner, name, None)
+    if isinstance(member, staticmethod):
+        return member.__func__
+    functions = [] if isinstance(member, (type, property)) else [*plain_functions(member)]
+    if functions:
+        return types.MethodType(functions[0], owner)
+    return None if isinstance(member, property) else member
 
 
 def _parent(function: types.FunctionType) -> Value:

@@ -15,6 +15,7 @@ from fxprune.capture.modes.follow import branches_on_mode
 from fxprune.compiler.native.barred import methods_of_mode
 from fxprune.compiler.native.flags import flag_of
 from fxprune.compiler.native.parts import cut
+from fxprune.compiler.native.refusing import call_instead, refuse_doubtful
 from fxprune.compiler.native.root_forward import replace_forward
 from fxprune.compiler.native.structure import Resized, resized_copy
 from fxprune.errors import FileError, UnsupportedModuleError, listed
@@ -69,9 +70,11 @@ def with_form(instance: nn.Module, own: OwnCode, pruned: PrunedModule, *, shared
     for way in own.ways:
         refuse = partial(_refuse_other_call, way.numbers, way.calls)
         instance.get_submodule(way.path).register_forward_pre_hook(refuse, with_kwargs=True)
-    for path, name, numbers in own.unsure:
+    for path in dict.fromkeys(path for path, _, _ in own.unsure):
         module = instance.get_submodule(path)
-        vars(module)[name] = partial(_refuse_doubtful, f"{type(module).__name__}.{name}", numbers)
+        refused = [(name, numbers) for there, name, numbers in own.unsure if there == path]
+        cls = type(module).__name__
+        call_instead(module, {name: partial(refuse_doubtful, f"{cls}.{name}", n) for name, n in refused})
     if own.untrained:
         for module in instance.modules():
             if module is instance or (branches_on_mode(module) and not is_torchs(module)):
@@ -118,14 +121,6 @@ def _refuse_other_call(
             f"was pruned: its code may read {numbers} then, and only the captured call is proved; prune "
             f"again with an example that is called so"
         )
-
-
-def _refuse_doubtful(method: str, numbers: str, *args: Value, **kwargs: Value) -> None:
-    """Raise UnsupportedModuleError: the method reads a number that may be a width that shrank, or none."""
-    raise UnsupportedModuleError(
-        f"{method} reads {numbers}, as large as a width that shrank, and nothing in the code says whether it "
-        "is one: build a layer of it in the class's __init__, or call the original's method"
-    )
 
 
 def _called_in_eval(why: str, name: str, module: nn.Module, *args: Value, **kwargs: Value) -> Value:

@@ -199,7 +199,7 @@ def _finished(
         if other is not None and not other[1].unsaid and other[1].untrained == finished[1].untrained:
             finished = other
     made, own, pruned = finished
-    own = with_doubts(model, made, with_numbers(made, own), sizes)
+    own = with_doubts(model, made, with_numbers(made, own), pruned, sizes)
     with_form(made, own, pruned, shared=False)
     return made
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fxprune.compiler.native.code_widths import is_width_in_code
+from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
@@ -79,15 +79,24 @@ class Proposals:
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code that ran shows it?
 
-        By its size, and since its module's class builds layers of it, or it is one of many that are widths.
+        It is one in code, or code only hands it back, or makes things so large.
+        """
+        if self.is_told(slot, old):
+            return True
+        untold = self.is_doubtful(slot, old)
+        return untold and is_only_a_size(slot, self.classes[slot.path], {*self.classes.values()})
+
+    def is_told(self, slot: Slot, old: int) -> bool:
+        """Is a number a width by its size, and since its module's class builds layers, or may, of it?
+
+        Or since it is one of many that are widths.
         """
         return self._looks_evident(slot, old) and (self._is_one_of_many(slot) or bool(self.in_code(slot)))
 
     def is_doubtful(self, slot: Slot, old: int) -> bool:
         """Is a number as large as a width, while its class's source does not say whether it is one?"""
-        return (
-            self._looks_evident(slot, old) and not self._is_one_of_many(slot) and self.in_code(slot) is None
-        )
+        looks = self._looks_evident(slot, old) and not self._is_one_of_many(slot)
+        return looks and self.in_code(slot) is None
 
     def in_code(self, slot: Slot) -> bool | None:
         """Tell whether source has a number for a width; None: it does not tell."""

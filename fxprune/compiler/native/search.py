@@ -67,7 +67,7 @@ class Search:
         for slot, new in self.proposals.first():
             old = slot.read(model)
             is_new = self.edits.get(slot) == new != old
-            if is_new and self.reads.has(slot) and not self.proposals.is_evident(slot, old):
+            if is_new and self.reads.has(slot) and not self.proposals.is_told(slot, old):
                 unsure[self.proposals.classes[slot.path], slot.keys].append((slot, old, new))
         for alike in unsure.values():
             for slot, old, _ in alike:

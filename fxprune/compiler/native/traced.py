@@ -102,7 +102,7 @@ def _corrected(root: nn.Module, proposals: Proposals, found: Iterable[Difference
             exact = {slot: new for slot, new in news.items() if slot.read(root) == difference.got}
             news = exact or news
             back = [slot for slot, old in proposals.slots.get(path, ()) if news.get(slot) == old]
-            bounds = {slot: news[slot] for slot in back if not proposals.is_evident(slot, news[slot])}
+            bounds = {slot: news[slot] for slot in back if not proposals.is_told(slot, news[slot])}
             news = bounds if bounds and len(back) == len(news) else news  # the others are widths by source
             if not path:
                 break
