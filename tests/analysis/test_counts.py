@@ -85,7 +85,6 @@ FOLLOWED: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "bessel, written": lambda m, x: x / (x.var(-1, unbiased=False, keepdim=True) * (m.width / (m.width - 1))),
     "epsilon beside the count": lambda m, x: x - x.sum(**LAST) / (x.shape[-1] + 1e-6),
     "at least one": lambda m, x: x - x.sum(**LAST) / max(x.shape[-1], 1),
-    "a mean made a sum": lambda m, x: x - 0.1 * (x.mean(**LAST) * x.shape[-1]),
     "textbook": lambda m, x: _textbook(x, _n(x)),
     "textbook, written": lambda m, x: _textbook(x, m.width),
     # contractions, numbers that are no fractions, quotients
@@ -112,16 +111,33 @@ FOLLOWED: dict[str, Callable[[Between, Tensor], Tensor]] = {
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("written", FOLLOWED)
 def test_a_number_counts_what_is_kept(written: str, capture: str) -> None:
-    model = randomise(Between(FOLLOWED[written]).eval()).double()
+    followed(FOLLOWED[written], capture)
+
+
+def test_a_size_that_a_mean_is_multiplied_by_is_read_of_what_is_kept() -> None:
+    """Where it is written, as torch.export writes it, it is a factor as any other."""
+    followed(lambda m, x: x - 0.1 * (x.mean(**LAST) * x.shape[-1]), "symbolic")
+
+
+def followed(function: Callable[[Between, Tensor], Tensor], capture: str) -> None:
+    model = randomise(Between(function).eval()).double()
     pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 4, 7).double(), capture=capture)
     width = pruned.first.out_features
     assert width == WIDTH // 2
-    by_hand = Between(FOLLOWED[written], width).double().eval()
+    by_hand = Between(function, width).double().eval()
     by_hand.load_state_dict(pruned.state_dict())
     for batch in (1, 3):
         x = torch.randn(batch, 4, 7).double()
         torch.testing.assert_close(pruned(x), by_hand(x), rtol=1e-9, atol=1e-9)
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+def _attended(scores: Tensor, x: Tensor) -> Tensor:
+    return scores.softmax(-1) @ x
+
+
+def _distances(x: Tensor) -> Tensor:
+    return (x[:, :, None] - x.relu()[:, None]).pow(2).sum(-1)
 
 
 # Numbers that equal a count, or a root of one, and are none: of an axis of WIDTH channels.
@@ -131,6 +147,17 @@ STAYING: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "scale of attention": lambda m, x: (x @ x.relu().mT * 24**-0.5).softmax(-1) @ x,
     "scale of queries": lambda m, x: (x * 24**-0.5 @ x.relu().mT).softmax(-1) @ x,
     "scale of normed queries": lambda m, x: F.normalize(x, dim=-1) * 24**-0.5,
+    "kernel": lambda m, x: x * torch.exp(-x.square().sum(**LAST) / 48),
+    "kernel, a root": lambda m, x: x * torch.exp(-x.square().sum(**LAST) * 24**-0.5),
+    "attention by distance": lambda m, x: _attended(-_distances(x) * 24**-0.5, x),
+    "attention of one with itself": lambda m, x: _attended(x @ x.mT / 24, x),
+    "attention by cosine": lambda m, x: _attended(F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).mT * 24, x),
+    "attention by cosine, of one": lambda m, x: _attended((n := F.normalize(x, dim=-1)) @ n.mT * 24, x),
+    "cosine": lambda m, x: x * ((F.normalize(x, dim=-1) * F.normalize(x.relu(), dim=-1)).sum(**LAST) * 24),
+    "gate of a mean": lambda m, x: x * (x.mean(**LAST) * 24**0.5).sigmoid(),
+    "gate of a mean, cooler": lambda m, x: x * (x.mean(**LAST) / 24).sigmoid(),
+    "gate of a deviation": lambda m, x: x * (x.std(-1, keepdim=True) * 24).tanh(),
+    "gate of a variance": lambda m, x: x * (x.var(-1, keepdim=True) * 23).tanh(),
     "a factor of a residual": lambda m, x: x + F.normalize(x, dim=-1) + x.relu() * 24,
 }
 
@@ -181,7 +208,7 @@ def test_what_may_count_one_axis_or_another_stays_whole(capture: str) -> None:
             self.last = nn.Linear(9, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            table = self.rows(x)[:, :, :, None] * self.columns(x)[:, :, None]
+            table = self.rows(x)[:, :, :, None] + self.columns(x)[:, :, None]
             return self.last(self.rows(x) - (table.sum((2, 3)) / 9)[..., None])
 
     model = randomise(Two().eval()).double()
@@ -190,12 +217,32 @@ def test_what_may_count_one_axis_or_another_stays_whole(capture: str) -> None:
     assert any("counts it, or another axis" in reason for reason in why), why
 
 
-@pytest.mark.parametrize("capture", ["symbolic", "export"])
-@pytest.mark.parametrize("times", [2, 0.5])
-def test_a_multiple_of_a_count_is_not_guessed(times: float, capture: str) -> None:
-    doubtful = Between(lambda m, x: x * torch.exp(-x.square().sum(**LAST) / (times * m.width)))
-    with pytest.raises(fxprune.errors.NothingPrunableError, match="multiple of its size"):
-        fxprune.prune(randomise(doubtful), 0.5, example_inputs=torch.randn(2, 4, 7), capture=capture)
+class Averaged(nn.Module):
+    """Averages attention maps over two to four heads, and with their transposes: by halves."""
+
+    def __init__(self, heads: int, width: int = 24) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * 8 * heads), nn.Linear(8 * heads, width)
+        self.first, self.last = nn.Linear(7, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        a = (q @ k.mT * 8**-0.5).softmax(-1)
+        x = x + self.proj((a @ v).transpose(1, 2).flatten(2))
+        return self.last((a.mean(1) + a.mean(1).mT) / 2 @ x + 0.5 * a.mean(1) @ x)
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4])
+def test_halves_of_averages_over_heads_stay(heads: int, capture: str) -> None:
+    model, x = randomise(Averaged(heads).eval()).double(), torch.randn(2, 5, 7).double()
+    options = {"example_inputs": x, "attention": "heads", "capture": capture}
+    pruned = fxprune.prune(model, 0.5, **options)
+    left = pruned.proj.in_features // 8
+    assert left == (heads + 1) // 2
+    by_hand = Averaged(left, pruned.first.out_features).double().eval()
+    by_hand.load_state_dict(pruned.state_dict())
+    torch.testing.assert_close(pruned(x), by_hand(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from torch import Tensor, fx
 
-from fxprune.analysis.counts.formulas import Formula, doubtful, formulas_of, rank
+from fxprune.analysis.counts.formulas import Formula, formulas_of, rank
 from fxprune.analysis.counts.ledger import Count, Ledger
 from fxprune.analysis.counts.numbers import Factor, factors_of, is_number, number_of, operands_of, root_of
 from fxprune.analysis.counts.ties import NOTHING, Pending, State, Tie, added, multiplied
@@ -97,7 +97,9 @@ class _Walk:
             degrees[axis] = degrees.get(axis, 0.0) + grows
         if not degrees:
             return NOTHING
-        plain = len(own) == 1 and not self._is_product(own[0], reduced)
+        rank = own[0].meta["val"].ndim - len(step.flow.reduced)
+        alike = len(own) == 1 or node.meta["val"].ndim <= rank  # else of every place with every other
+        plain = alike and not self._is_product(own[0], reduced)
         before = state.tie or Tie({})
         tie = replace(before, degrees=degrees, plain=plain and before.plain, direct=True, mixed=before.mixed)
         filled = [p for n in given if n not in own for p in self._filled(n, 1.0)]
@@ -125,7 +127,7 @@ class _Walk:
                 state = self._of(value).to_the(sign)
                 ties.append(state.tie)
                 pending += state.pending
-        return self._settled(State(multiplied(ties), tuple(pending)), at=node)
+        return self._settled(State(multiplied(ties), tuple(pending)))
 
     def _sum(self, node: fx.Node, step: Step, given: list[fx.Node]) -> State:
         if (condition := step.bound.get("condition")) in given:
@@ -152,71 +154,49 @@ class _Walk:
 
     # ------------------------------------------------------------ numbers that meet a tie
 
-    def _settled(self, state: State, at: fx.Node | None = None) -> State:
-        """Take those factors for counts that fit the statistic.
-
-        at: the node that multiplies by them: what was multiplied earlier is none that a root is taken for.
-        """
+    def _settled(self, state: State) -> State:
+        """Take those factors for counts that fit the statistic."""
         tie, left = state.tie, list[Pending]()
         for pending in state.pending:
-            after = self._met(tie, pending, at) if tie is not None else None
+            after = self._met(tie, pending) if tie is not None else None
             if after is None:
                 left.append(pending)
             else:
                 tie = after
         return State(tie, tuple(left))
 
-    def _met(self, tie: Tie, pending: Pending, at: fx.Node | None) -> Tie | None:
+    def _met(self, tie: Tie, pending: Pending) -> Tie | None:
         """Return what a tie becomes if a factor counts what it is over; None if it does not."""
         factor, power = pending.factor, pending.power
         if factor.reads:
-            return self._met_read(tie, pending, at)
+            return self._met_read(tie, pending)
         if tie.mixed:
             return None
-        best: dict[str, list[Formula]] = {"yes": [], "weakly": []}
-        for formula in formulas_of(factor.written[0].value, tie.times):
-            if how := tie.admits(formula, power):
-                best[how].append(formula)
-        for how, formulas in best.items():
-            if not formulas or (how == "weakly" and pending.place[0] is not at):
-                continue
-            first = min(formulas, key=rank)
-            others = [f for f in formulas if rank(f) == rank(first)]
-            if any(self.ledger.live(first) != self.ledger.live(f) for f in others):
-                self.ledger.refuse(pending, formulas, "a number counts it, or another axis of its size")
-            self.ledger.write(pending, factor.written[0].place, first)
-            if how == "weakly":
-                return replace(tie, weak=(*tie.weak, factor.written[0].place))
-            self.ledger.forget(tie.weak)
-            return replace(tie.by(first, power), weak=())
-        return self._doubted(tie, pending) if pending.place[0] is at else None
+        found = [
+            f for f in formulas_of(factor.written[0].value, tie.times) if tie.admits(f, power, read=False)
+        ]
+        if not found:
+            return None
+        first = min(found, key=rank)
+        others = [f for f in found if rank(f) == rank(first)]
+        if any(self.ledger.live(first) != self.ledger.live(f) for f in others):
+            self.ledger.refuse(pending, found, "a number counts it, or another axis of its size")
+        self.ledger.write(pending, factor.written[0].place, first)
+        return tie.by(first, power)
 
-    def _doubted(self, tie: Tie, pending: Pending) -> Tie | None:
-        """Note a number that may be a multiple of a count, unless the count itself comes later."""
-        written = pending.factor.written[0]
-        for axis, degree in tie.degrees.items():
-            formula = doubtful(written.value, axis)
-            fits = formula is not None and tie.admits(formula, pending.power) == "yes"
-            if formula is not None and fits and degree and tie.plain:
-                self.ledger.doubts[written.place] = pending, formula
-                return replace(tie, weak=(*tie.weak, written.place))
-        return None
-
-    def _met_read(self, tie: Tie, pending: Pending, at: fx.Node | None) -> Tie | None:
+    def _met_read(self, tie: Tie, pending: Pending) -> Tie | None:
         factor, power = pending.factor, pending.power
         own = self._read(factor, tie)
         if not own:
             return None
         formulas = [*formulas_of(factor.value, tie.times)]
-        fitting = [f for f in formulas if tie.admits(f, power) and own <= f.atoms]
+        fitting = [f for f in formulas if tie.admits(f, power, read=True) and own <= f.atoms]
         first = min(fitting, key=rank, default=None)
         if first is None and (formulas or not tie.plain or tie.mixed):
             return None
         if first is None:
             self.ledger.read(pending, own)
             return replace(tie, direct=False)
-        if tie.admits(first, power) == "weakly" and pending.place[0] is not at:
-            return None
         self.ledger.read(pending, own)
         self.ledger.write_rest(pending, first, own)
         return tie.by(first, power)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fxprune.rules.axes import Atom, Axis, atoms_of
 
-__all__ = ["Formula", "doubtful", "formulas_of", "rank"]
+__all__ = ["Formula", "formulas_of", "rank"]
 
 # Powers of n and of n - 1: the count itself, its root, Bessel's correction.
 _POWERS = (
@@ -17,8 +17,7 @@ _POWERS = (
     *((0.0, 1.0), (0.0, -1.0), (0.0, 0.5), (0.0, -0.5)),
     *((1.0, -1.0), (-1.0, 1.0), (0.5, -0.5), (-0.5, 0.5)),
 )
-_TIMES = (2.0, 4.0, 0.5, 0.25)  # what a count may have been multiplied by before it was written
-_FEW = 16  # such a multiple of fewer is too often another number
+_LEAST, _FEW = 4, 8  # of fewer, a count, and n / (n - 1), are too often other numbers
 _SMALL = 1e-3  # what is added to a count lest it be zero
 _MOST = 5  # dimensions that one number counts together
 
@@ -72,23 +71,18 @@ def formulas_of(number: float, times: Mapping[Axis, int]) -> Iterator[Formula]:
     for chosen in itertools.product(*ranges):
         axes = tuple((axis, k) for axis, k in zip(times, chosen, strict=False) if k)
         n = math.prod(axis.size**k for axis, k in axes)
-        if n < 2:
+        if n < _LEAST:
             continue
         for power, less in _POWERS:
             near = 1e-12 if abs(power) == 1 and not less else 1e-7  # (a root may have been one in float32)
             value = float(n) ** power * float(n - 1) ** less
-            if (not less or n > 2) and math.isclose(value, number, rel_tol=near):
+            if (
+                (not less or n > 2)
+                and (power + less or n >= _FEW)
+                and math.isclose(value, number, rel_tol=near)
+            ):
                 whole = isinstance(number, int) and (power, less) in ((1.0, 0.0), (0.0, 1.0))
                 yield Formula(axes, power, less, whole=whole)
         for power, base in ((1.0, number), (-1.0, 1 / number)):
             if 1e-12 * n < abs(base - n) <= _SMALL:
                 yield Formula(axes, power, beside=base - n)
-
-
-def doubtful(number: float, axis: Axis) -> Formula | None:
-    """Return the count that a number seems to be a small multiple of: `1 / (2 * n)`."""
-    for power in (1.0, -1.0):
-        written = math.pow(number, power) if number > 0 else 0.0
-        if axis.size >= _FEW and any(math.isclose(written, axis.size * times) for times in _TIMES):
-            return Formula(((axis, 1),), power)
-    return None

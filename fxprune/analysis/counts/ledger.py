@@ -45,12 +45,9 @@ class Ledger:
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
         self.drafts: dict[Place, _Draft] = {}
-        self.doubts: dict[Place, tuple[Pending, Formula]] = {}
 
     def counts(self) -> dict[fx.Node, list[Count]]:
-        """Return what was found, by the calls that have such an argument; freeze what was left in doubt."""
-        for pending, formula in self.doubts.values():
-            self.refuse(pending, [formula], "a number may be a multiple of its size")
+        """Return what was found, by the calls that have such an argument."""
         found: dict[fx.Node, list[Count]] = {}
         for (node, place), draft in self.drafts.items():
             if draft.atoms:
@@ -85,13 +82,6 @@ class Ledger:
             self.write(pending, written[0].place, count)
         else:
             self.refuse(pending, [count], "how a number counts it is not understood")
-
-    def forget(self, places: Iterable[Place]) -> None:
-        """Let numbers stay as they are written."""
-        for place in places:
-            self.doubts.pop(place, None)
-            for draft in self.drafts.values():
-                draft.formulas.pop(place, None)
 
     def refuse(self, pending: Pending, formulas: Iterable[Formula], why: str) -> None:
         """Freeze what a number may count."""

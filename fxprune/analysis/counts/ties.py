@@ -18,17 +18,15 @@ class Tie:
     """That a tensor is a statistic over axes, or a multiple of one.
 
     degrees: for each axis, the power of its size that the tensor grows by: 1 of a sum, 1/2 of a norm.
-    plain: none is a product of two tensors, such as queries and keys, that is summed: its scale is its own.
+    plain: none is a product of two tensors, or of places of one, that is summed: its scale is its own.
     direct: it is the statistic itself, laid out otherwise, or times a number.
     mixed: something else was added to it.
-    weak: numbers that were taken for roots of the count, as long as no other is the count itself.
     """
 
     degrees: Mapping[Axis, float]
     plain: bool = True
     direct: bool = True
     mixed: bool = False
-    weak: tuple[Place, ...] = ()
 
     @property
     def times(self) -> dict[Axis, int]:
@@ -45,27 +43,27 @@ class Tie:
             degrees[axis] += times * formula.degree * power
         return replace(self, degrees=degrees)
 
-    def admits(self, formula: Formula, power: float) -> str:
-        """Tell whether a number may be the count that a statistic is divided by: "yes", "weakly", or "".
+    def admits(self, formula: Formula, power: float, *, read: bool) -> bool:
+        """Tell whether a number may be the count that a statistic is divided by.
 
-        It is where it takes the tensor nearer to what does not grow; where the tensor does not grow (a
-        mean), only as its factor.  A root of a count that a sum is divided by is one unless the sum is
-        divided by the count as well.
+        It takes the tensor nearer to what does not grow: a sum is divided by the count, a norm by its root.
+        What does not grow (a mean) is multiplied by Bessel's correction, or by the count, if that is read;
+        any other number is a factor of its own there, as it is of a sum of products.
+
+        read: of a size, rather than written.
         """
-        found = "yes"
+        if not self.plain:
+            return False
         for axis, times in formula.axes:
             step, degree = times * formula.degree * power, self.degrees[axis]
-            if step == 0:
-                ok = self.plain
-            elif degree == 0:
-                ok = self.direct
+            if degree == 0:
+                ok = step == 0 or (read and step == 1 and self.direct)
             else:
-                ok = step * degree < 0 and abs(step) <= abs(degree)
-            if not ok or not (self.plain or step.is_integer()):
-                return ""
-            if not step.is_integer() and degree.is_integer():
-                found = "weakly"
-        return found
+                whole = degree.is_integer()
+                ok = step * degree < 0 and abs(step) <= abs(degree) and step.is_integer() == whole
+            if not ok:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -136,5 +134,4 @@ def _tie(degrees: dict[Axis, float], of: list[Tie], *, direct: bool) -> Tie | No
         plain=all(tie.plain for tie in of),
         direct=direct,
         mixed=any(tie.mixed for tie in of),
-        weak=tuple(place for tie in of for place in tie.weak),
     )

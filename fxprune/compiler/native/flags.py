@@ -67,9 +67,12 @@ def flag_of(module: nn.Module, flag: str) -> bool:
     return bool(operator.attrgetter(flag)(module))
 
 
-def _turn(module: nn.Module, flag: str) -> None:
+def _turn(copied: nn.Module, original: nn.Module, flag: str) -> None:
+    """Turn a switch of a copy.  Raises ValueError for one of an object that both share."""
     path, _, name = flag.rpartition(".")
-    holder = operator.attrgetter(path)(module) if path else module
+    holder, other = (operator.attrgetter(path)(m) if path else m for m in (copied, original))
+    if holder is other:
+        raise ValueError(f"{path} is everyone's")
     object.__setattr__(holder, name, not getattr(holder, name))  # frozen ones as well
 
 
@@ -108,10 +111,10 @@ def _computed(module: nn.Module, given: Example, turned: str | None) -> list[Ten
     """Run a copy in float64, with one of its flags turned; None where its code raises."""
     double = structural_copy(module, in_double_as)
     in_eval_mode(double)
-    if turned:
-        _turn(double, turned)
     x = given.map(in_float64).map(Tensor.clone)
     try:
+        if turned:
+            _turn(double, module, turned)
         with torch.no_grad(), same_draws(double), in_double():
             return floats_of(double(*x.args, **copy.copy(x.kwargs)))
     except Exception:  # whatever its code says of the other way

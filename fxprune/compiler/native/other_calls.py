@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,34 +18,37 @@ from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.tensors import on_meta
 from fxprune.result.pruned_module import PrunedModule
 
-__all__ = ["proved_calls"]
+__all__ = ["OtherCall", "other_calls", "proves"]
 
 _MOST = 8  # switches that are tried, each by a capture
+OtherCall = tuple[PrunedModule, Example]  # the pruned graph of such a call, and noise for it
 
 
-def proved_calls(
-    model: nn.Module, analysis: Analysis, instance: nn.Module, pruned: PrunedModule
-) -> Iterator[Example]:
-    """Yield calls with a switch on, beside the captured one, in which an instance equals its pruned graph.
+def other_calls(model: nn.Module, analysis: Analysis, pruned: PrunedModule) -> list[OtherCall]:
+    """Prune the graphs of calls with a switch on beside the captured one, by the same plan.
 
     What such a call returns (hidden states, maps) may shrink as the plan says.
     """
     if on_meta(model):
-        return
-    example = analysis.captured.example
+        return []
+    example, found = analysis.captured.example, list[OtherCall]()
+    options = replace(AnalysisOptions.of(analysis), outputs="prune")
     for name in [*_switches(type(model), example)][:_MOST]:
         other = replace(example, kwargs={**example.kwargs, name: True})
-        for outputs in (analysis.outputs, "prune"):
-            options = replace(AnalysisOptions.of(analysis), outputs=outputs)
-            try:
-                graph = by_same_plan(model, analyzed(model, other, options), pruned)
-                noise = seeded_noise(other, model)
-                noise = noise.with_batch(2) if pruned.record.dynamic else noise
-                if same_function(graph, instance, noise) <= TOLERANCE:
-                    yield noise
-                    break
-            except Exception:  # a call that the model does not take, or that no graph holds by this plan
-                continue
+        noise = seeded_noise(other, model)
+        noise = noise.with_batch(2) if pruned.record.dynamic else noise
+        with contextlib.suppress(Exception):  # what the model does not take, or no graph holds by this plan
+            found.append((by_same_plan(model, analyzed(model, other, options), pruned), noise))
+    return found
+
+
+def proves(call: OtherCall, instance: nn.Module) -> bool:
+    """Return whether an instance computes in a call what the pruned graph of that does."""
+    graph, noise = call
+    try:
+        return same_function(graph, instance, noise) <= TOLERANCE
+    except Exception:  # whatever its code does with sizes that it did not expect
+        return False
 
 
 def _switches(cls: type[nn.Module], example: Example) -> Iterator[str]:

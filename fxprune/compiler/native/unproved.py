@@ -22,7 +22,7 @@ from fxprune.certify.comparison import same_draws
 from fxprune.compiler.native.barred import names_of_forward
 from fxprune.compiler.native.coins import COINS, coin_on
 from fxprune.compiler.native.flags import flag_of, split_flags
-from fxprune.compiler.native.other_calls import proved_calls
+from fxprune.compiler.native.other_calls import other_calls, proves
 from fxprune.compiler.native.proof import wrong_in
 from fxprune.compiler.native.proposals import Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
@@ -68,10 +68,13 @@ def with_one_way(
             _note(instance, example, paths, True, reads, calls)
     found = [(slot, old) for slot, old in found if not reads.has(slot) and slot.path in calls]
 
+    others = any(_has_others(type(model.get_submodule(slot.path))) for slot, _ in found)
+    calls_of_others = other_calls(model, analysis, pruned) if others else []
+
     def less_proved() -> list[tuple[Slot, int]]:
-        if any(_has_others(type(model.get_submodule(slot.path))) for slot, _ in found):
-            for other in proved_calls(model, analysis, instance, pruned):
-                _note(instance, other, paths, False, reads, calls)
+        for call in calls_of_others:
+            if proves(call, instance):
+                _note(instance, call[1], paths, False, reads, calls)
         return [(slot, old) for slot, old in found if not reads.has(slot)]
 
     found = less_proved()
