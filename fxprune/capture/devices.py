@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
 import sys
-import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
 
-from fxprune.graph.code_names import names_before, steps_of
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_device
 from fxprune.graph.process_lock import this_thread_only
@@ -24,10 +19,8 @@ __all__ = [
     "OF_DEVICES",
     "TOLD_BY_TENSORS",
     "DeviceQuestions",
-    "asks_kind",
     "differs_elsewhere",
     "guard_device_of",
-    "noticed_devices",
     "told_of_another",
 ]
 
@@ -51,23 +44,9 @@ class DeviceQuestions:
             self.lines[line] = None
         return _other(device.type) if self.elsewhere else device.type
 
-    def index(self, device: torch.device, line: str) -> int | None:
-        """Return the number of a device, which kinds have of which there are several."""
-        return self.told(device, line).index
-
-    def told(self, device: torch.device, line: str) -> torch.device:
-        """Return a device, or one of the other kind, to code that asks for its kind."""
-        kind = self.kind(device, line)
-        return _device(kind) if self.elsewhere else device
-
 
 def _other(kind: str) -> str:
     return "cuda" if kind == "cpu" else "cpu"
-
-
-def _device(kind: str) -> torch.device:
-    """Return the device of a kind that a tensor lies on: the first, of several."""
-    return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
 
 
 @contextlib.contextmanager
@@ -83,85 +62,11 @@ def told_of_another(kind: str) -> Iterator[None]:
         return property(get)
 
     with contextlib.ExitStack() as patches:
-        patches.enter_context(_devices_asked(lambda device, line: _device(_other(kind))))
         for name in TOLD_BY_TENSORS:
             before = vars(Tensor).get(name)  # None: its base class has it
             patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
             setattr(Tensor, name, told(name, getattr(Tensor, name)))
         yield
-
-
-def noticed_devices(lines: dict[str, None]) -> contextlib.AbstractContextManager[None]:
-    """Note the lines of a model's code that ask the device of a tensor for its kind, in this thread."""
-
-    def note(device: torch.device, line: str) -> torch.device:
-        lines[line] = None
-        return device
-
-    return _devices_asked(note)
-
-
-@contextlib.contextmanager
-def _devices_asked(answer: Callable[[torch.device, str], torch.device]) -> Iterator[None]:
-    """Give code that asks for the kind of a tensor's device an answer: of no other device it hears."""
-    here = this_thread_only()
-
-    def read(of: Any) -> property:
-        def get(tensor: Tensor) -> torch.device:
-            device: torch.device = of.__get__(tensor)
-            caller = sys._getframe(1)
-            code = caller.f_code
-            if is_users(code.co_filename) and here() and asks_kind(code, caller.f_lasti):
-                return answer(device, f"{code.co_filename}:{caller.f_lineno}")
-            return device
-
-        return property(get)
-
-    with contextlib.ExitStack() as patches:
-        for cls in (Tensor, FakeTensor):
-            before = vars(cls).get("device")  # None: its base class has it
-            patches.callback(*((setattr, cls, "device", before) if before else (delattr, cls, "device")))
-            cls.device = read(before or cls.device)  # type: ignore[assignment]
-        yield
-
-
-@functools.lru_cache(1 << 12)
-def asks_kind(code: types.CodeType, at: int) -> bool:
-    """Does code compare the device that an instruction reads, or read or write down its kind, and no more?
-
-    What else is done with a device needs the tensor's own.
-    """
-    steps = [step for _, step in steps_of(code) if step.offset > at and step.opname not in _IDLE]
-    above = 0  # what lies above the device, as `torch.device("cpu")` in `x.device == torch.device("cpu")`
-    for step in steps:
-        if not above and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            return step.argval in ("type", "index")
-        if step.opname in ("COMPARE_OP", "CONTAINS_OP"):
-            return above <= 1
-        if not above and step.opname.startswith(("CALL", "PRECALL", "FORMAT")):  # `str(x.device)`
-            return step.opname.startswith("FORMAT") or "str" in names_before(code, at)
-        if step.opname not in _LOADS:
-            return False
-        above += dis.stack_effect(step.opcode, step.arg)
-        if above <= 0:
-            return False
-    return False
-
-
-_IDLE = {"CACHE", "EXTENDED_ARG", "RESUME", "NOP"}
-_LOADS = {
-    *("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD", "LOAD_CONST", "LOAD_FAST", "LOAD_DEREF", "LOAD_NAME"),
-    *(
-        "PUSH_NULL",
-        "PRECALL",
-        "CALL",
-        "KW_NAMES",
-        "CALL_FUNCTION",
-        "CALL_METHOD",
-        "BUILD_TUPLE",
-        "BUILD_LIST",
-    ),
-}
 
 
 def differs_elsewhere(graph: fx.Graph, elsewhere: Callable[[], fx.Graph], device: torch.device) -> bool:
@@ -190,6 +95,4 @@ def guard_device_of(graph: fx.Graph, example: Example, lines: Iterable[str]) -> 
 
 def _spelled(graph: fx.Graph, device: torch.device) -> str:
     """Spell a graph alike on both kinds."""
-    other = _device(_other(device.type))
-    text = str(graph).replace(repr(other), repr(device)).replace(str(other), str(device))
-    return text.replace(other.type, device.type)
+    return str(graph).replace(_other(device.type), device.type)

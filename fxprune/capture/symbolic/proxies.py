@@ -202,7 +202,8 @@ class TracedValue(fx.Proxy):
         return (self[i] for i in range(count))  # type: ignore[index]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(Tensor, name):  # `x.data = y` changes the tensor that `x` stands for
+        """Refuse `x.data = y`, which changes the tensor that `x` stands for."""
+        if hasattr(Tensor, name):
             raise NotImplementedError(f"it assigns to .{name} of a tensor")
         super().__setattr__(name, value)
 
@@ -242,8 +243,6 @@ class TracedAttribute(TracedValue, Attribute):
         """Read an attribute; the type of a device is a word that other code compares and looks up."""
         if name == "type" and self.attr == "device":
             return self.tracer.kind_of_device(self)
-        if name == "index" and self.attr == "device":
-            return self.tracer.index_of_device(self)
         return super().__getattr__(name)
 
     def __hash__(self) -> int:
@@ -252,9 +251,6 @@ class TracedAttribute(TracedValue, Attribute):
         if isinstance(value, torch.dtype):
             return hash(self.tracer.decisions.value(self))
         return self._hash_in(sys._getframe(1))
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec) if self.attr == "device" else super().__format__(spec)
 
     def __str__(self) -> str:
         """Write a dtype into a text in the same way, and the kind of a device."""

@@ -102,7 +102,7 @@ class Tracer(fx.Tracer):
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
-        self._weights_read = WeightsRead(self._tensor_names, self.tensors, self.devices.told)
+        self._weights_read = WeightsRead(self._tensor_names, self.tensors)
         self._settings = Settings(m for m in root.modules() if id(m) in self._leaves)
         try:
             with self._without_helpers(root), self._weights_read:
@@ -350,8 +350,6 @@ class Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         try:
             value = self.decisions.structure(obj)
-            if (told := self._is_told_device(obj.node)) is not None:
-                return told
             if isinstance(value, (int, float)) and not isinstance(value, bool):  # is it zero: `if n % 7`
                 obj = self.create_proxy("call_function", operator.ne, (obj, 0), {})
             elif isinstance(value, (tuple, list)):
@@ -396,24 +394,6 @@ class Tracer(fx.Tracer):
         """Return the kind of the device that code asks a value for."""
         device = self.decisions.structure(proxy)
         return self.devices.kind(device, _users_line() or str(proxy.node))
-
-    def index_of_device(self, proxy: fx.Proxy) -> int | None:
-        """Return the number of a value's device, for code that asks."""
-        return self.devices.index(self.decisions.structure(proxy), _users_line() or str(proxy.node))
-
-    def _is_told_device(self, node: fx.Node) -> bool | None:
-        """Return whether a value lies on a device that code names; None if a truth is about anything else.
-
-        Of two values of the model both move.
-        """
-        given = [side for side in node.args if isinstance(side, fx.Node)]
-        if node.target not in (operator.eq, operator.ne) or len(given) != 1:
-            return None
-        device = self.decisions.structure_of(given[0])
-        if not isinstance(device, torch.device):
-            return None
-        told = self.devices.told(device, _users_line() or node.name)
-        return bool(node.target(*(told if side is given[0] else side for side in node.args)))
 
     def device_word(self, word: Any) -> Any:
         """Return a node for the word of the input's kind of device, if the code was told; else the word."""
