@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_users", "line_of_error", "users_frame", "users_level"]
+__all__ = ["OURS", "is_users", "line_of_error", "users_frame", "users_level"]
 
 # Folders, not words of a path: a model may live in a folder that is named as we are.
-_OURS = f"{Path(__file__).parents[1]}/"
+OURS = f"{Path(__file__).parents[1]}/"
 _TORCHS = f"{torch.__path__[0]}/"
 _PYTHONS = f"{sysconfig.get_path('stdlib')}/"
 _MADE = ("<eval_with_key", "<frozen")  # what is typed in is in `<stdin>` or `<ipython-input-1>`
@@ -20,7 +20,7 @@ _MADE = ("<eval_with_key", "<frozen")  # what is typed in is in `<stdin>` or `<i
 
 def is_users(file: str) -> bool:
     """Is it neither torch's, nor Python's, nor ours, nor code made on the way?"""
-    if file.startswith((_TORCHS, _OURS, *_MADE)):
+    if file.startswith((_TORCHS, OURS, *_MADE)):
         return False
     return not file.startswith(_PYTHONS) or "-packages/" in file  # which may stand in Python's folder
 

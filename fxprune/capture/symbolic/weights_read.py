@@ -15,8 +15,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
+from fxprune.capture import number_types
 from fxprune.capture.questions import OF_PRECISION
-from fxprune.graph.source_files import is_users
+from fxprune.capture.symbolic import numbers, patches
+from fxprune.graph.source_files import OURS, is_users
 
 __all__ = ["WeightsRead"]
 
@@ -26,7 +28,11 @@ _DRAWS = {
     *("rand_like", "randn_like", "randint_like", "uniform_", "normal_", "bernoulli_", "exponential_"),
     *("random_", "cauchy_", "geometric_", "log_normal_"),
 }
-_VALUES = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
+_VALUES = {
+    *("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__complex__", "equal"),
+    *("allclose", "is_nonzero", "__contains__", "__array__", "__dlpack__", "untyped_storage"),
+    *("__format__", "__repr__"),
+}
 
 
 class WeightsRead(TorchFunctionMode):
@@ -88,16 +94,17 @@ def _memory(t: Tensor) -> tuple[Any, ...]:
 
 
 def _asked_by_users() -> bool:
-    """Does a model's code ask, through torch's own at most?"""
+    """Does a model's code ask, through others' at most?  The tracer's own ends are not meant."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if is_users(file):
             return True
-        if not file.startswith(_TORCHS):
+        if file.startswith(OURS) and file not in _STAND_IN:
             return False
         frame = frame.f_back
     return False
 
 
-_TORCHS = f"{torch.__path__[0]}/"
+# What stands in the place of torch's and Python's functions while a model is traced: it hands over to them.
+_STAND_IN = {number_types.__file__, numbers.__file__, patches.__file__}
