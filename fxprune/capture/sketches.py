@@ -41,7 +41,7 @@ class Sketched(TorchDispatchMode):
 
     def _contract(self, b: Tensor) -> Tensor:
         """... k m -> ... m, a weight's once"""
-        if not self._is_weight(b):
+        if not self._is_weight(b) or b.is_inference():  # which does not tell whether it was written to
             return _ramp(b, b.shape[-2]) @ b
         key = b.data_ptr(), b.shape, b.stride(), b.dtype, b._version
         if key not in self._contracted:

@@ -53,6 +53,17 @@ def test_a_number_in_the_place_of_a_size_is_seen(model: nn.Module) -> None:
         refuse_other_values(model, with_numbers(model), Example((x,)))
 
 
+@pytest.mark.parametrize("function", [lambda x: x.shape[0], lambda x: x.shape[1]], ids=["batch", "length"])
+def test_weights_made_in_inference_mode_are_compared(function: Callable[[Tensor], Tensor]) -> None:
+    with torch.inference_mode():
+        model = Model(function)
+    assert model.fc.weight.is_inference()
+    with torch.no_grad():
+        refuse_other_values(model, fx.symbolic_trace(model), Example((torch.zeros(2, 5, 8),)))
+        with pytest.raises(CaptureError, match="computes something else"):
+            refuse_other_values(model, with_numbers(model), Example((torch.zeros(2, 5, 8),)))
+
+
 def test_what_the_graph_refuses_is_no_error() -> None:
     model = Model(lambda x: x.shape[1])
     graph = with_numbers(model)
