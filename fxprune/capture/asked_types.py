@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.capture.patched import patch
 from fxprune.graph.code_names import codes_in, names_of, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
@@ -76,8 +77,7 @@ def followed_classes(
 
     with contextlib.ExitStack() as patches:
         for kind in kinds:
-            patches.callback(delattr, kind, "__getattribute__")
-            setattr(kind, "__getattribute__", asking(getattr(kind, "__getattribute__")))  # noqa: B009, B010
+            patch(patches, kind, "__getattribute__", asking(getattr(kind, "__getattribute__")))  # noqa: B009
         yield
 
 

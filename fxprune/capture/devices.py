@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.capture.patched import patch
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_device
 from fxprune.graph.process_lock import this_thread_only
@@ -63,9 +64,7 @@ def told_of_another(kind: str) -> Iterator[None]:
 
     with contextlib.ExitStack() as patches:
         for name in TOLD_BY_TENSORS:
-            before = vars(Tensor).get(name)  # None: its base class has it
-            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
-            setattr(Tensor, name, told(name, getattr(Tensor, name)))
+            patch(patches, Tensor, name, told(name, getattr(Tensor, name)))
         yield
 
 

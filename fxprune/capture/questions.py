@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture.devices import TOLD_BY_TENSORS
+from fxprune.capture.patched import patch
 from fxprune.capture.precisions import AUTOCAST
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
@@ -83,9 +84,7 @@ def unanswered() -> Iterator[list[Exception]]:
 
     with contextlib.ExitStack() as patches:
         for name in _OF_VALUES:
-            before = vars(Tensor).get(name)  # None: its base class has it
-            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
-            setattr(Tensor, name, asked(getattr(Tensor, name)))
+            patch(patches, Tensor, name, asked(getattr(Tensor, name)))
         yield errors
 
 
@@ -116,11 +115,8 @@ def noticed(questions: Questions, lines: dict[str, None]) -> Iterator[None]:
 
     with contextlib.ExitStack() as patches:
         for name in (*questions.attributes, *questions.methods):
-            before = vars(Tensor).get(name)  # None: its base class has it
-            patches.callback(*((setattr, Tensor, name, before) if before else (delattr, Tensor, name)))
             kind = attribute if name in questions.attributes else function
-            setattr(Tensor, name, kind(getattr(Tensor, name)))
+            patch(patches, Tensor, name, kind(getattr(Tensor, name)))
         for name in questions.functions:
-            patches.callback(setattr, torch, name, getattr(torch, name))
-            setattr(torch, name, function(getattr(torch, name)))
+            patch(patches, torch, name, function(getattr(torch, name)))
         yield

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxprune.capture.patched import patch
 from fxprune.graph.code_names import ends_statement, names_before, names_in, steps_of
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
@@ -90,9 +91,7 @@ def numbers_in_texts() -> Iterator[None]:
 
     with contextlib.ExitStack() as patches:
         for kind in (torch.SymInt, torch.SymFloat):
-            patches.callback(setattr, kind, "__repr__", kind.__repr__)
-            patches.callback(delattr, kind, "__str__")
-            patches.callback(delattr, kind, "__format__")
-            kind.__str__, kind.__format__ = written(kind.__str__), formatted(kind.__format__)  # type: ignore[method-assign]
-            kind.__repr__ = written(kind.__repr__)  # type: ignore[method-assign]
+            patch(patches, kind, "__str__", written(kind.__str__))
+            patch(patches, kind, "__format__", formatted(kind.__format__))
+            patch(patches, kind, "__repr__", written(kind.__repr__))
         yield

@@ -87,6 +87,21 @@ def test_nothing_stays_patched() -> None:
     assert all(a is b or a == b for a, b in zip(before, known(), strict=True))
 
 
+def test_what_a_library_patched_stays_patched(monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
+    """On torch's class itself, as profilers and tools do, for what either capture patches there."""
+
+    def other(of: Any) -> Any:
+        return property(of.__get__) if inspect.isdatadescriptor(of) else lambda *args, **kw: of(*args, **kw)
+
+    names = ("view", "expand", "new_zeros", "to", "contiguous", "item", "is_cuda", "is_leaf", "stride")
+    own = {name: other(getattr(Tensor, name)) for name in names}
+    for name, patched in own.items():
+        monkeypatch.setattr(Tensor, name, patched)
+    model = randomise(nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 5)).eval())
+    assert torch.allclose(fxprune.trace(model, X, capture=capture)(X), model(X), rtol=0, atol=1e-6)
+    assert {name: vars(Tensor).get(name) for name in names} == own
+
+
 class LongInTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.capture.patched import patch
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import is_users
 
@@ -39,8 +40,7 @@ def casts_apart() -> Iterator[None]:
 
     with contextlib.ExitStack() as patches:
         for name in _CASTS:
-            patches.callback(delattr, Tensor, name)
-            setattr(Tensor, name, apart(getattr(Tensor, name)))
+            patch(patches, Tensor, name, apart(getattr(Tensor, name)))
         yield
 
 

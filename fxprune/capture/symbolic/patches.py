@@ -8,6 +8,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import TraceError
 
+from fxprune.capture import patched
 from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.precisions import AUTOCAST, LIMITS
 from fxprune.capture.regions import traced_regions
@@ -57,11 +59,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
     # the user's `isinstance` no more afterwards.
     importlib.import_module("torch._dynamo")
     with contextlib.ExitStack() as patches:
-
-        def patch(owner: Any, name: str, value: Any) -> None:
-            patches.callback(setattr, owner, name, vars(owner)[name])
-            setattr(owner, name, value)
-
+        patch = partial(patched.patch, patches)
         patch(builtins, "isinstance", _instance_check(builtins.isinstance, tracer))
         patch(builtins, "len", _length(builtins.len))
         patch(builtins, "callable", lambda x, of=builtins.callable: not isinstance(x, fx.Proxy) and of(x))
@@ -74,8 +72,7 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
         for name in ("arange", "linspace"):
             patch(np, name, _given_sizes(getattr(np, name), tracer))
         for name in METHODS:
-            patches.callback(delattr, torch.Tensor, name)  # its base class has them
-            setattr(torch.Tensor, name, _method_given_sizes(getattr(torch.Tensor, name), tracer))
+            patch(torch.Tensor, name, _method_given_sizes(getattr(torch.Tensor, name), tracer))
         patch(torch.nn.functional, "l1_loss", _weighted(torch.nn.functional.l1_loss))
         for (owner, name), value in numbers_as_nodes(tracer).items():
             patch(owner, name, value)
