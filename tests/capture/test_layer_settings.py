@@ -86,6 +86,22 @@ def of_batches(m: Any, y: Tensor) -> Tensor:
     return m.norm(y)
 
 
+def frozen(m: Any, y: Tensor) -> Tensor:
+    m.norm.eval()
+    return m.norm(y)
+
+
+def frozen_by_hand(m: Any, y: Tensor) -> Tensor:
+    m.norm.training = False
+    return m.norm(m.conv(y))
+
+
+def frozen_with_all(m: Any, y: Tensor) -> Tensor:
+    for part in m.children():
+        part.train(False)
+    return m.norm(m.drop(y))
+
+
 def rounder(m: Any, y: Tensor) -> Tensor:
     m.norm.eps = 0.5
     return m.norm(y)
@@ -93,8 +109,9 @@ def rounder(m: Any, y: Tensor) -> Tensor:
 
 SETTERS = [
     *(dilated, in_turn, by_size, by_strides, pooled, cut, dropped, dropped_by_size, always_dropped),
-    *(never_dropped, of_batches, rounder),
+    *(never_dropped, of_batches, rounder, frozen, frozen_by_hand, frozen_with_all),
 ]
+IN_TRAINING = (never_dropped, frozen, frozen_by_hand, frozen_with_all)  # in eval mode nothing is set
 
 
 def model_of(code: Callable[[Any, Tensor], Tensor]) -> Coded:
@@ -109,10 +126,20 @@ def images(*shape: int) -> Tensor:
 def test_a_setting_that_code_changes(code: Callable[[Any, Tensor], Tensor]) -> None:
     """Symbolic tracing refuses it, and export computes with it: in both modes, other batches and sizes."""
     model, x = model_of(code), images(2, 3, 16, 16)
-    if code is not never_dropped:  # in eval mode nothing is set
+    if code not in IN_TRAINING:
         with pytest.raises(CaptureError, match="the code sets"):
             fxprune.trace(model, x, capture="symbolic")
-    graph = fxprune.trace(model, x)
+    hold_both_modes(model, fxprune.trace(model, x), code in IN_TRAINING)
+
+
+@pytest.mark.parametrize("code", IN_TRAINING)
+def test_a_mode_that_code_sets(code: Callable[[Any, Tensor], Tensor], capture: str) -> None:
+    model = model_of(code)
+    hold_both_modes(model, fxprune.trace(model, images(2, 3, 16, 16), capture=capture), untrained=True)
+
+
+def hold_both_modes(model: nn.Module, graph: nn.Module, untrained: bool) -> None:
+    x = images(2, 3, 16, 16)
     for training in (False, True):
         own = copy.deepcopy(model).train(training)
         graph.train(training)
@@ -123,9 +150,45 @@ def test_a_setting_that_code_changes(code: Callable[[Any, Tensor], Tensor]) -> N
             except InputSizeError:
                 assert other.shape[2] != 16
             except TrainingError:
-                assert training and code is never_dropped
+                assert training and untrained
             else:
                 assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+class Frozen(Coded):
+    """A model that leaves some of its layers in one mode, whatever it is put in."""
+
+    def __init__(self, frozen: str, in_training: bool = False) -> None:
+        super().__init__(lambda m, y: m.norm(m.drop(m.conv(y))))
+        self.frozen, self.in_training = frozen, in_training
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.get_submodule(self.frozen).train(self.in_training)
+        return self
+
+
+@pytest.mark.parametrize("frozen", ["norm", "drop"])
+def test_a_layer_that_train_leaves_in_eval_mode(frozen: str, capture: str) -> None:
+    model, x = randomise(Frozen(frozen)).double().eval(), images(2, 3, 16, 16)
+    hold_both_modes(model, fxprune.trace(model, x, capture=capture), untrained=True)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert fxprune.verify(model, pruned) < 1e-9
+    with pytest.raises(TrainingError, match=r"train\(\) leaves a (BatchNorm2d|Dropout) in eval mode"):
+        pruned.train()(x)
+
+
+@pytest.mark.parametrize("frozen", ["norm", "drop"])
+def test_a_layer_that_eval_leaves_in_train_mode(frozen: str, capture: str) -> None:
+    model = randomise(Frozen(frozen, in_training=True)).double()
+    with pytest.raises(CaptureError, match=r"eval\(\) leaves a (BatchNorm2d|Dropout) in train mode"):
+        fxprune.trace(model, images(2, 3, 16, 16), capture=capture)
+
+
+@pytest.mark.parametrize("frozen", ["conv", "last"])
+def test_a_layer_alike_in_both_modes_may_stay_in_one(frozen: str, capture: str) -> None:
+    model, x = randomise(Frozen(frozen)).double().eval(), images(2, 3, 16, 16)
+    hold_both_modes(model, fxprune.trace(model, x, capture=capture), untrained=False)
 
 
 def drawn_alike(model: nn.Module, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FunctionType
+from typing import Any
 
 from torch import fx, nn
 
@@ -35,15 +36,21 @@ class TrainMode:
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """Switch modes through the modules' own `train`; batch norms stay in eval: they are kept as calls."""
+    """Switch modes through the modules' own `train`; batch norms stay in eval: they are kept as calls.
+
+    Those that would train hold another word for it, so that code shows that puts them in eval on its way.
+    """
     model.train(training)
     for module in model.modules():
         if isinstance(module, _ALWAYS_EVAL):
-            module.training = False
+            trains = training and module.training and native(module) is not None
+            module.training = _HELD_IN_EVAL if trains else False
 
 
 _ALWAYS_EVAL = (nn.modules.batchnorm._NormBase, RefuseTrainMode)
+_HELD_IN_EVAL: Any = 0
 OTHER_CODE = "training runs other operations{}: the result runs in eval mode alone"
+STAY = "train() leaves a {} in eval mode: the result runs in eval mode alone"
 LEFT_OUT = "train mode writes to {}: the result runs in eval mode alone"
 
 
@@ -62,6 +69,9 @@ def follow_modes(
     `functions` may run in a call, beside the modules' methods.  `branches`: what was captured is known to.
     """
     refused = refusals_in(root)  # by results that were pruned before, inside of this model
+    stays = _in_other_mode(graph, root)
+    if stays is not None:
+        return TrainMode(False, (*refused, STAY.format(stays)))
     branches = branches or any(map(branches_on_mode, root.modules()))
     if not branches and not reads_mode_outside_of_modules(root, functions()):
         return TrainMode(lost=refused)
@@ -80,6 +90,26 @@ def follow_modes(
     lost = [LEFT_OUT.format(", ".join(sorted(left_out)))] if left_out else []
     lost += [] if followed else [OTHER_CODE.format(_named(where, root))]
     return TrainMode(followed, tuple(dict.fromkeys([*refused, *lost])))
+
+
+def _in_other_mode(graph: fx.Graph, root: nn.Module) -> str | None:
+    """Name the class of a layer of the graph that the model's own `train` leaves in eval mode, if any.
+
+    Raises:
+        NotImplementedError: its `eval` leaves one in train mode.
+    """
+    parts = [*root.modules()]
+    if all(getattr(type(m), name) is getattr(nn.Module, name) for m in parts for name in ("train", "eval")):
+        return None
+    calls = {str(node.target): None for node in graph.nodes if node.op == "call_module"}
+    layers = {m: None for path in calls for m in root.get_submodule(path).modules() if reads_mode(m)}
+    train = {m: m.training for _ in (root.train(),) for m in layers}
+    evals = {m: m.training for _ in (root.eval(),) for m in layers}
+    set_mode(root, False)
+    for layer, trains in evals.items():
+        if trains and not isinstance(layer, RefuseTrainMode):
+            raise NotImplementedError(f"eval() leaves a {type(layer).__name__} in train mode")
+    return next((type(layer).__name__ for layer, trains in train.items() if not trains), None)
 
 
 def _named(paths: Iterable[str], root: nn.Module) -> str:
