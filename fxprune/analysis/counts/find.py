@@ -170,7 +170,7 @@ class _Walk:
         factor, power = pending.factor, pending.power
         if factor.reads:
             return self._met_read(tie, pending)
-        if tie.mixed:
+        if tie.mixed or not factor.written:  # a number that a call is given
             return None
         found = [
             f for f in formulas_of(factor.written[0].value, tie.times) if tie.admits(f, power, read=False)
