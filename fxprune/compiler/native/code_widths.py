@@ -151,6 +151,9 @@ def _given(place: _Place) -> _Given:
 
 def _widths(call: ast.Call, place: _Place, terms: CodeTerms) -> Iterator[tuple[bool, ast.expr]]:
     """List the arguments of a call that are widths, each with whether that is sure."""
+    every = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if not any(map(terms.followed, every)):
+        return
     callee = _callee(call.func, place)
     plain = callee.func if isinstance(callee, functools.partial) else callee
     if isinstance(plain, type) and _is_torchs(plain):
@@ -161,11 +164,10 @@ def _widths(call: ast.Call, place: _Place, terms: CodeTerms) -> Iterator[tuple[b
                     yield native is not None, value
     elif _is_readable(plain):
         for name, value in _bound(callee, call):
-            said = _takes_width(plain, name, place)
+            said = _takes_width(plain, name, place) if terms.followed(value) else ""
             if said:
                 yield said == "surely", value
     elif _may_build(plain, call.func, place, terms):
-        every = [*call.args, *(keyword.value for keyword in call.keywords)]
         yield from ((False, value) for value in every)
 
 
