@@ -178,6 +178,21 @@ def test_a_layer_that_train_leaves_in_eval_mode(frozen: str, capture: str) -> No
         pruned.train()(x)
 
 
+OWN = [
+    *(lambda: Coded(frozen), lambda: Coded(frozen_by_hand), lambda: Frozen("norm"), lambda: Frozen("drop")),
+]
+
+
+@pytest.mark.parametrize("make", OWN, ids=["in forward", "by hand", "norm", "drop"])
+def test_an_instance_of_the_class_trains_by_its_own_code(make: Callable[[], nn.Module]) -> None:
+    model, x = randomise(make()).double().eval(), images(2, 3, 16, 16)
+    instance = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert fxprune.verify(model, instance) < 1e-9
+    assert torch.isfinite(drawn_alike(instance.train(), images(3, 3, 16, 16))).all()
+    same = fxprune.prune(model, 0.0, example_inputs=x, form="module")
+    hold_both_modes(model, same, untrained=False)
+
+
 @pytest.mark.parametrize("frozen", ["norm", "drop"])
 def test_a_layer_that_eval_leaves_in_train_mode(frozen: str, capture: str) -> None:
     model = randomise(Frozen(frozen, in_training=True)).double()

@@ -137,7 +137,8 @@ class _Trial:
         self.model, self.instance, self.example = model, instance, _example(pruned, model)
         self.copy = in_float64(copy.deepcopy(instance))
         self.still = still  # norms of batches take what they have seen
-        self.wanted = [(coin, _run_graph(graph, self.example, coin, still)) for coin, graph in graphs]
+        modes = _modes(self.copy, self.example, still)
+        self.wanted = [(coin, _run_graph(graph, self.example, coin, still, modes)) for coin, graph in graphs]
 
     def differs(self) -> bool:
         for coin, wanted in self.wanted:
@@ -186,6 +187,14 @@ def _run(double: nn.Module, example: Example, coin: float | None, still: bool) -
     return _called(_in_train_mode(copy.deepcopy(double), still), example, coin)
 
 
+def _modes(double: nn.Module, example: Example, still: bool) -> dict[str, bool]:
+    """Return the modes that layers are in after a call to train: a model's code may keep some in eval."""
+    called = _in_train_mode(copy.deepcopy(double), still)
+    with contextlib.suppress(Exception):  # whatever the code does with sizes that it did not expect
+        _called(called, example, None)
+    return {path: module.training for path, module in called.named_modules() if path}
+
+
 def _in_train_mode(module: nn.Module, still: bool) -> nn.Module:
     module.train()
     for inner in module.modules() if still else ():
@@ -207,9 +216,13 @@ def _drawing(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _run_graph(graph: PrunedModule, example: Example, coin: float | None, still: bool) -> list[Tensor]:
+def _run_graph(
+    graph: PrunedModule, example: Example, coin: float | None, still: bool, modes: Mapping[str, bool]
+) -> list[Tensor]:
     double = doubled(graph)
     _in_train_mode(double, still)
+    for path, module in double.named_modules():
+        module.training = modes.get(path, module.training)
     with refusing_nothing(double), torch.no_grad(), default_float64(), _drawing(graph), coin_on(coin):
         return floats_of(Float64Interpreter(double).run_on(example))
 
