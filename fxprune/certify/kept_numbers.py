@@ -13,7 +13,7 @@ from fxprune.analysis.counts.ledger import Count
 from fxprune.analysis.counts.numbers import made_anew
 from fxprune.graph.size_reads import ALL, size_read
 from fxprune.result.selection import Selection
-from fxprune.rules.axes import Axis, atoms_of
+from fxprune.rules.axes import Axis
 
 __all__ = ["kept_number"]
 
@@ -27,8 +27,7 @@ def kept_number(
     """
 
     def size(axis: Axis) -> int:
-        counted = not count.atoms.isdisjoint(atoms_of(axis))
-        return selection.size(true(axis)) if counted else true(axis).size
+        return selection.size(true(axis)) if count.counts(axis) else true(axis).size
 
     def read(of: fx.Node) -> Any:
         tensor, dim = size_read(of) or (of, None)
@@ -41,7 +40,6 @@ def kept_number(
         return old.target(*args, **old.kwargs)  # type: ignore[operator]
 
     def told(place: tuple[fx.Node, int | str]) -> float | None:
-        formula = count.formulas.get(place)
-        return None if formula is None else formula.at(selection.size)
+        return count.written(place, selection.size)
 
     return made_anew(count.number, (node, count.place), told, read, call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -11,7 +11,7 @@ from fxprune.analysis.counts.formulas import Formula
 from fxprune.analysis.counts.numbers import Place
 from fxprune.analysis.counts.ties import Pending
 from fxprune.analysis.solver import Solver
-from fxprune.rules.axes import Atom, Reason, atoms_of
+from fxprune.rules.axes import Atom, Axis, Reason, atoms_of
 
 __all__ = ["Count", "Ledger"]
 
@@ -28,6 +28,15 @@ class Count:
     number: object
     formulas: Mapping[Place, Formula]
     atoms: frozenset[Atom]
+
+    def written(self, place: Place, size: Callable[[Axis], int]) -> float | None:
+        """Return the number that stands at a place for other sizes of the axes; None where it stays."""
+        formula = self.formulas.get(place)
+        return None if formula is None else formula.at(size)
+
+    def counts(self, axis: Axis) -> bool:
+        """Return whether an axis is one of those that it counts."""
+        return not self.atoms.isdisjoint(atoms_of(axis))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from fxprune.analysis.counts.numbers import made_anew
 from fxprune.graph.size_reads import ALL, size_read
 from fxprune.passes.shrinking.steps.draft import Draft
 from fxprune.passes.shrinking.steps.pin_sizes import restored
-from fxprune.rules.axes import Axis, Product, atoms_of
+from fxprune.rules.axes import Axis, Product
 
 __all__ = ["count_kept"]
 
@@ -38,8 +38,7 @@ def _write(draft: Draft, node: fx.Node, count: Count) -> None:
         return graph.create_node(old.op, old.target, args, dict(old.kwargs))
 
     def told(place: tuple[fx.Node, int | str]) -> float | None:
-        formula = count.formulas.get(place)
-        return None if formula is None else formula.at(draft.selection.size)
+        return count.written(place, draft.selection.size)
 
     with graph.inserting_before(new):
         number = made_anew(count.number, (node, count.place), told, lambda n: _read(draft, n, count), call)
@@ -53,21 +52,15 @@ def _read(draft: Draft, node: fx.Node, count: Count) -> Any:
     """Read the sizes of what is kept of the axes that are counted, and of others what they were."""
     of, dim = size_read(node) or (node, None)
     axes = draft.analysis.axes[of][0]
-    copy = draft.graph.node_copy(node, lambda n: draft.new_of[n])
-    if dim is not None:
-        return _one(draft, copy, Product.of(axes) if dim == ALL else axes[dim], count)
-    if not any(draft.selection.shrinks(axis) and _others(axis, count) for axis in axes):
-        return copy
+    if dim is not None or all(count.counts(axis) or not draft.selection.shrinks(axis) for axis in axes):
+        copy = draft.graph.node_copy(node, lambda n: draft.new_of[n])
+        whole = Product.of(axes) if dim == ALL else None if dim is None else axes[dim]
+        return copy if whole is None else _one(draft, copy, whole, count)
     sizes = [draft.graph.call_method("size", (draft.new_of[of], d)) for d in range(len(axes))]
     return tuple(_one(draft, size, axis, count) for size, axis in zip(sizes, axes, strict=True))
 
 
 def _one(draft: Draft, size: fx.Node, axis: Axis, count: Count) -> Any:
-    if draft.selection.shrinks(axis) and _others(axis, count):
+    if draft.selection.shrinks(axis) and not count.counts(axis):
         return restored(size, axis, draft.selection)
     return size
-
-
-def _others(axis: Axis, count: Count) -> bool:
-    """Is it no axis that is counted?"""
-    return count.atoms.isdisjoint(atoms_of(axis))
