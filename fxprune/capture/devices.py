@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dis
+import functools
+import itertools
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 
 from fxprune.capture.patched import patch
+from fxprune.graph.code_names import ends_statement, names_before, steps_of
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_device
 from fxprune.graph.process_lock import this_thread_only
@@ -20,8 +27,12 @@ __all__ = [
     "OF_DEVICES",
     "TOLD_BY_TENSORS",
     "DeviceQuestions",
+    "asks_kind",
     "differs_elsewhere",
     "guard_device_of",
+    "kind_told",
+    "names_a_device",
+    "noticed_devices",
     "told_of_another",
 ]
 
@@ -45,9 +56,31 @@ class DeviceQuestions:
             self.lines[line] = None
         return _other(device.type) if self.elsewhere else device.type
 
+    def index(self, device: torch.device, line: str) -> int | None:
+        """Return the number of a device, which kinds have of which there are several."""
+        return self.told(device, line).index
+
+    def told(self, device: torch.device, line: str) -> torch.device:
+        """Return a device, or one of the other kind, to code that asks for its kind."""
+        kind = self.kind(device, line)
+        return _device(kind) if self.elsewhere else device
+
+
+def kind_told(kind: str) -> str:
+    """Return the kind of device that a model's code is told now, of a tensor on a kind."""
+    return _told_kinds.get().get(kind, kind)
+
+
+_told_kinds: ContextVar[dict[str, str]] = ContextVar("_told_kinds", default={})  # noqa: B039 (never written)
+
 
 def _other(kind: str) -> str:
     return "cuda" if kind == "cpu" else "cpu"
+
+
+def _device(kind: str) -> torch.device:
+    """Return the device of a kind that a tensor lies on: the first, of several."""
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
 
 
 @contextlib.contextmanager
@@ -63,9 +96,91 @@ def told_of_another(kind: str) -> Iterator[None]:
         return property(get)
 
     with contextlib.ExitStack() as patches:
+        patches.callback(_told_kinds.reset, _told_kinds.set({kind: _other(kind)}))
+        patches.enter_context(_devices_asked(lambda device, line: _device(_other(kind))))
         for name in TOLD_BY_TENSORS:
             patch(patches, Tensor, name, told(name, getattr(Tensor, name)))
         yield
+
+
+def noticed_devices(lines: dict[str, None]) -> contextlib.AbstractContextManager[None]:
+    """Note the lines of a model's code that ask the device of a tensor for its kind, in this thread."""
+
+    def note(device: torch.device, line: str) -> torch.device:
+        lines[line] = None
+        return device
+
+    return _devices_asked(note)
+
+
+@contextlib.contextmanager
+def _devices_asked(answer: Callable[[torch.device, str], torch.device]) -> Iterator[None]:
+    """Give code that asks for the kind of a tensor's device an answer: of no other device it hears."""
+    here = this_thread_only()
+
+    def read(of: Any) -> property:
+        def get(tensor: Tensor) -> torch.device:
+            device: torch.device = of.__get__(tensor)
+            caller = sys._getframe(1)
+            code = caller.f_code
+            if is_users(code.co_filename) and here() and asks_kind(code, caller.f_lasti):
+                return answer(device, f"{code.co_filename}:{caller.f_lineno}")
+            return device
+
+        return property(get)
+
+    with contextlib.ExitStack() as patches:
+        for cls in (Tensor, FakeTensor):
+            before = vars(cls).get("device")  # None: its base class has it
+            patches.callback(*((setattr, cls, "device", before) if before else (delattr, cls, "device")))
+            cls.device = read(before or cls.device)  # type: ignore[assignment]
+        yield
+
+
+@functools.lru_cache(1 << 12)
+def asks_kind(code: types.CodeType, at: int) -> bool:
+    """Does code ask the device that an instruction reads for its kind, and no more?
+
+    By its type or number, in a text, or beside a device that the code itself names.  Whatever else is done
+    with a device needs the tensor's own; of two tensors both move.
+    """
+    following = next(s for _, s in steps_of(code) if s.offset > at and s.opname not in _IDLE)
+    if following.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        return following.argval in ("type", "index")
+    if following.opname.startswith(("CALL", "PRECALL")):
+        return "str" in names_before(code, at)
+    return following.opname.startswith("FORMAT") or names_a_device(code, at)
+
+
+@functools.lru_cache(1 << 12)
+def names_a_device(code: types.CodeType, at: int) -> bool:
+    """Does the statement that an instruction stands in compare with a device that it names?
+
+    As `torch.device("cpu")` does.
+    """
+    statement = _statement_around(code, at)
+    words = [(step.argval, step.opname) for step in statement if step.opname.startswith("LOAD")]
+    named = any(
+        name == "device" and how == "LOAD_CONST" and isinstance(word, str)
+        for (name, _), (word, how) in itertools.pairwise(words)
+    )
+    return named and any(step.opname in ("COMPARE_OP", "CONTAINS_OP") for step in statement)
+
+
+def _statement_around(code: types.CodeType, at: int) -> list[dis.Instruction]:
+    """Return the instructions of the statement that one stands in."""
+    statement: list[dis.Instruction] = []
+    for _, step in steps_of(code):
+        if step.opname not in _IDLE:
+            statement.append(step)
+        if ends_statement(step):
+            if step.offset > at:
+                break
+            statement = []
+    return statement
+
+
+_IDLE = {"CACHE", "EXTENDED_ARG", "RESUME", "NOP", "PUSH_NULL", "COPY"}
 
 
 def differs_elsewhere(graph: fx.Graph, elsewhere: Callable[[], fx.Graph], device: torch.device) -> bool:
@@ -94,4 +209,6 @@ def guard_device_of(graph: fx.Graph, example: Example, lines: Iterable[str]) -> 
 
 def _spelled(graph: fx.Graph, device: torch.device) -> str:
     """Spell a graph alike on both kinds."""
-    return str(graph).replace(_other(device.type), device.type)
+    other = _device(_other(device.type))
+    text = str(graph).replace(repr(other), repr(device)).replace(str(other), str(device))
+    return text.replace(other.type, device.type)

@@ -76,9 +76,73 @@ def moved_where_apart(m: Net, x: Tensor) -> Tensor:
     return x * table
 
 
-OTHERS = [by_flag, by_word, by_text, of_the_weight, by_what_is_there]
+def by_device(m: Net, x: Tensor) -> Tensor:
+    return x if x.device == torch.device("cpu") else x * 3
+
+
+def by_another_device(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if torch.device("cpu") != m.a.weight.device else x
+
+
+def among_devices(m: Net, x: Tensor) -> Tensor:
+    return x if x.device in (torch.device("cpu"), torch.device("mps")) else x * 3
+
+
+def by_number(m: Net, x: Tensor) -> Tensor:
+    return x if x.device.index is None else x * 3
+
+
+def by_kind_of_the_weight(m: Net, x: Tensor) -> Tensor:
+    return x if m.head.weight.device.type == "cpu" else x * 3
+
+
+def by_any_weight(m: Net, x: Tensor) -> Tensor:
+    return x if next(m.parameters()).device.type == "cpu" else x * 3
+
+
+def by_device_of_any_weight(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if next(m.parameters()).device != torch.device("cpu") else x
+
+
+def within_a_text(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if "cuda" in str(x.device) else x
+
+
+def formatted(m: Net, x: Tensor) -> Tensor:
+    return x if f"{x.device}" == "cpu" else x * 3
+
+
+def of_two(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if x.device != m.head.weight.device else x
+
+
+def of_two_anywhere(m: Net, x: Tensor) -> Tensor:
+    return x if x.device == next(m.parameters()).device else x * 3
+
+
+def moved(m: Net, x: Tensor) -> Tensor:
+    where = next(m.parameters()).device
+    return x.to(where) + torch.arange(16, device=m.head.weight.device)
+
+
+def alike_anywhere(m: Net, x: Tensor) -> Tensor:
+    return x.relu() if x.device == torch.device("cpu") else torch.relu(x) if x is None else x.relu()
+
+
+def by_a_device_read_before(m: Net, x: Tensor) -> Tensor:
+    device = x.device
+    return x if device == torch.device("cpu") else x * 3
+
+
+OTHERS = [by_a_device_read_before, by_flag, by_word, by_text, of_the_weight, by_what_is_there]
+OTHERS_IN_BOTH = [
+    *(by_flag, by_word, of_the_weight, by_device, by_another_device, among_devices, by_number),
+    *(by_kind_of_the_weight, by_any_weight, by_device_of_any_weight, within_a_text, formatted),
+]
 ALIKE = [without_autocast, made_there, kernel_of_choice]
-ALIKE_IN_BOTH = [made_there, autocast_by_a_word, moved_where_apart]
+ALIKE_IN_BOTH = [
+    *(made_there, autocast_by_a_word, moved_where_apart, of_two, of_two_anywhere, moved, alike_anywhere),
+]
 
 
 def guards(ask: Callable[[Net, Tensor], Tensor]) -> list[torch.fx.Node]:
@@ -119,3 +183,20 @@ def test_tools_see_no_guard() -> None:
     wanted = pruned(X)
     assert_same(torch.jit.trace(pruned, X)(X), wanted, 1e-5)
     assert_same(torch.export.export(pruned, (X,)).module()(X), wanted, 1e-5)
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("ask", OTHERS_IN_BOTH)
+def test_each_way_to_ask_is_heard(ask: Callable[[Net, Tensor], Tensor], capture: str) -> None:
+    """The model computes something else on another kind of device, and the result refuses that."""
+    model = randomise(Net(ask)).double().eval()
+    graph = fxprune.trace(model, numbers(2, 5, 8), capture=capture)
+    x = numbers(3, 5, 8)
+    assert torch.allclose(graph(x), model(x), rtol=0, atol=1e-12)
+    with pytest.raises(
+        InputArgumentError, match=r"inputs on meta: .*test_devices.py:\d+ asks .*on cpu, where"
+    ):
+        graph.to("meta")(x.to("meta"))

@@ -34,7 +34,7 @@ from fxprune.capture.call_state import (
     other_without_gradients,
     refuse_difference,
 )
-from fxprune.capture.devices import differs_elsewhere, guard_device_of, told_of_another
+from fxprune.capture.devices import differs_elsewhere, guard_device_of, noticed_devices, told_of_another
 from fxprune.capture.exported.constants import lifted_anew
 from fxprune.capture.exported.functions import Functions
 from fxprune.capture.exported.marked_layers import MarkedLayers, is_norm_with_modes
@@ -91,6 +91,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
             noticed(OF_PRECISION, dtypes),
             noticed(OF_LAYOUT, layouts),
             noticed(OF_DEVICE, devices),
+            noticed_devices(devices),
             noticed_regions(kind, regions),
             noticed_draws(model, lambda: may_run) as chances,
             noticed_comparisons(model, may_run, _may_be_one) as compared,
@@ -149,6 +150,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
                 noticed_draws(model, lambda: may_run) as chances,
                 noticed(OF_LAYOUT, layouts),
                 noticed(OF_DEVICE, of_training := dict[str, None]()),
+                noticed_devices(of_training),
                 noticed_regions(kind, regions),
             ):
                 program = again()

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.devices import kind_told
 from fxprune.capture.exported.casts import forget_aliases
 from fxprune.capture.exported.constants import name_of_constant
 from fxprune.capture.exported.nested_inputs import nested_inputs
@@ -161,7 +162,7 @@ def _inlined(
     if "autocast" in str(node.target):
         tensors = ((new, old.meta.get("val")) for old, new in copied.items() if isinstance(new, fx.Node))
         held = next(((new, t.device.type) for new, t in tensors if isinstance(t, Tensor)), None)
-        own = held is not None and held[1] == node.args[0]
+        own = held is not None and kind_told(held[1]) == node.args[0]
         if own and node.args[2]:
             raise NotImplementedError(AUTOCAST_ON)
         if not node.args[2]:

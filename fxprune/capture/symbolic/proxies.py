@@ -23,6 +23,7 @@ from fxprune.capture.devices import OF_DEVICES
 from fxprune.capture.number_types import want_shadow
 from fxprune.capture.questions import OF_GRADIENTS
 from fxprune.capture.symbolic.counted_parts import guard_count
+from fxprune.capture.symbolic.device_read import DeviceRead
 from fxprune.capture.symbolic.numbers import ufunc_as_node
 from fxprune.capture.symbolic.picked_rows import written_rows
 from fxprune.capture.symbolic.table_keys import LIBRARY, counts, looks_up
@@ -72,7 +73,7 @@ class TracedValue(fx.Proxy):
             value = _for_example(self)
             if value is not self and not hasattr(value, name):
                 raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-        return TracedAttribute(self, name)
+        return (TracedDevice if name == "device" else TracedAttribute)(self, name)
 
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
@@ -239,12 +240,6 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 class TracedAttribute(TracedValue, Attribute):
     """`x.shape`, a node once it is used as a value; `x.view(..)` is a node of its own."""
 
-    def __getattr__(self, name: str) -> Any:
-        """Read an attribute; the type of a device is a word that other code compares and looks up."""
-        if name == "type" and self.attr == "device":
-            return self.tracer.kind_of_device(self)
-        return super().__getattr__(name)
-
     def __hash__(self) -> int:
         """Let a dtype be looked up (`LARGE[x.dtype]`) as the example's, which the graph checks."""
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
@@ -253,12 +248,14 @@ class TracedAttribute(TracedValue, Attribute):
         return self._hash_in(sys._getframe(1))
 
     def __str__(self) -> str:
-        """Write a dtype into a text in the same way, and the kind of a device."""
-        if self.attr == "device":
-            return self.tracer.kind_of_device(self)
+        """Write a dtype into a text in the same way."""
         value = self.tracer.value_or_self(self) if self.attr == "dtype" else self
         dtype = isinstance(value, torch.dtype)
         return str(self.tracer.decisions.value(self)) if dtype else self._in_words(str)
+
+
+class TracedDevice(DeviceRead, TracedAttribute):
+    """`x.device`, of which code may ask the kind."""
 
 
 def stands_for(x: TracedValue, classes: Any) -> bool:

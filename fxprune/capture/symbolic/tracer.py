@@ -102,7 +102,7 @@ class Tracer(fx.Tracer):
         tensors = [*root.named_parameters(), *root.named_buffers()]
         self.tensors: dict[Any, torch.Tensor] = dict(tensors)
         self._tensor_names = {id(tensor): name for name, tensor in reversed(tensors)}
-        self._weights_read = WeightsRead(self._tensor_names, self.tensors)
+        self._weights_read = WeightsRead(self._tensor_names, self.tensors, self.devices.told)
         self._settings = Settings(m for m in root.modules() if id(m) in self._leaves)
         try:
             with self._without_helpers(root), self._weights_read:
@@ -394,6 +394,14 @@ class Tracer(fx.Tracer):
         """Return the kind of the device that code asks a value for."""
         device = self.decisions.structure(proxy)
         return self.devices.kind(device, _users_line() or str(proxy.node))
+
+    def index_of_device(self, proxy: fx.Proxy) -> int | None:
+        """Return the number of a value's device, for code that asks."""
+        return self.devices.index(self.decisions.structure(proxy), _users_line() or str(proxy.node))
+
+    def lies_on(self, proxy: fx.Proxy, named: torch.device) -> bool:
+        """Return whether a value lies on a device that the code names."""
+        return self.devices.told(self.decisions.structure(proxy), _users_line() or str(proxy.node)) == named
 
     def device_word(self, word: Any) -> Any:
         """Return a node for the word of the input's kind of device, if the code was told; else the word."""

@@ -7,7 +7,7 @@ today.  What is only passed on is followed; the rest is refused, and torch.expor
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import number_types
+from fxprune.capture.devices import asks_kind
 from fxprune.capture.questions import OF_PRECISION
 from fxprune.capture.symbolic import numbers, patches
-from fxprune.graph.source_files import OURS, is_users
+from fxprune.graph.source_files import OURS, is_users, users_frame
 
 __all__ = ["WeightsRead"]
 
@@ -42,8 +43,14 @@ class WeightsRead(TorchFunctionMode):
     numbers at once, which no stand-in is asked for: a graph would keep those.
     """
 
-    def __init__(self, names: Mapping[int, str], tensors: Mapping[Any, Tensor]) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        tensors: Mapping[Any, Tensor],
+        device_told: Callable[[torch.device, str], torch.device],
+    ) -> None:
         super().__init__()
+        self._device_told = device_told  # to code that asks for its kind, with the line
         self._names = names  # of the model's tensors, by their ids
         self._memory = {_memory(t): str(name) for name, t in tensors.items()}
         self._made: dict[int, Tensor] = {}
@@ -58,6 +65,10 @@ class WeightsRead(TorchFunctionMode):
         if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
             raise NotImplementedError(COMPUTES)
         made = func(*args, **(kwargs or {}))
+        if reads and isinstance(made, torch.device) and (asking := users_frame(sys._getframe(1))):
+            code = asking.f_code
+            if asks_kind(code, asking.f_lasti):
+                return self._device_told(made, f"{code.co_filename}:{asking.f_lineno}")
         drawn = name in _DRAWS and isinstance(made, Tensor) and not isinstance(made, FakeTensor)
         if drawn and _asked_by_users():
             raise NotImplementedError("it draws random numbers into a tensor that it made")
