@@ -115,8 +115,9 @@ def capture_model(
             with quiet_libraries():
                 captured = _captured(model, example, way, split_qkv, taught, check)
             _say_where(captured, failures)
-            if captured.way == "export" and captured.fixed_batch:
-                warnings.warn(f"{type(model).__name__}: {FIXED_BATCH}", stacklevel=users_level())
+            for note in captured.notes:
+                if note.startswith(FIXED_BATCH):
+                    warnings.warn(f"{type(model).__name__}: {note}", stacklevel=users_level())
             return captured
         except (ExampleInputError, PassError):
             raise

@@ -180,3 +180,28 @@ def test_a_warning_shows_the_users_own_line() -> None:
     with pytest.warns(UserWarning, match="fixes the batch size") as seen:
         fxprune.prune(randomise(EachSample().eval()), 0.5, example_inputs=example)
     assert [w.filename for w in seen] == [__file__]
+
+
+class Frames(Layers):
+    """Takes clips as images, which are folded into the batch."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        clips = h.view(h.shape[0] // self.frames, self.frames, *h.shape[1:])
+        return self.rest((clips + clips.roll(1, 1)).flatten(0, 1))
+
+
+@pytest.mark.parametrize(("frames", "given"), [(3, 3), (3, 6), (4, 8)])
+def test_frames_in_the_batch_are_taken_by_clips(frames: int, given: int) -> None:
+    """The warning says what the result takes, which is more than the example's batch size."""
+    model = randomise(Frames(frames).eval()).double()
+    x = torch.randn(3 * frames, 6, 8, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=f"the result takes multiples of {frames}$"):
+        pruned = fxprune.prune(model, 0.5, example_inputs=x[:given])
+    assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
+    with pytest.raises(InputSizeError):
+        pruned(x[: frames + 1])

@@ -59,7 +59,7 @@ from fxprune.graph.writes import hidden_writes, writes_by_layout, writes_through
 
 __all__ = ["FIXED_BATCH", "capture_exported"]
 
-FIXED_BATCH = "the model's code fixes the batch size: the result takes the example's only"
+FIXED_BATCH = "the model's code fixes the batch size: the result takes "
 
 
 def capture_exported(model: nn.Module, example: Example) -> Captured:
@@ -179,7 +179,7 @@ def _captured(model: nn.Module, example: Example) -> Captured:
         guard_layouts(graph, dict.fromkeys(inputs, next(iter(layouts))))
     guard_arguments(graph, model, taken, numbers=False, asks=next(iter(dtypes), None))
     module = UncompiledGraph(model, graph, type(model).__name__, compiled=False)
-    notes = [FIXED_BATCH] if exported.fixed_batch else []
+    notes = [FIXED_BATCH + exported.batches] if exported.fixed_batch else []
     notes += [*trained.lost, *keep_derivatives(model, module, taken, trained.followed)]
     refuse_history(model, module, taken, changed)
     asking = asks_for_compilation(may_run)

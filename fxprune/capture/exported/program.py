@@ -60,6 +60,18 @@ class Exported:
     fixed_batch: bool
     takes_one: bool
 
+    @property
+    def batches(self) -> str:
+        """The batch sizes that it takes, in words: the example's, or all that hold as many frames."""
+        batch, blank = self.example.batch or 1, self.example.map(lambda t: t.to("meta"))
+        most = max(4 * batch, 16)
+        taken = [n for n in range(1, most + 1) if self.relied.holds_for(blank.with_batch(n))]
+        if len(taken) > 1 and taken == [*range(taken[0], most + 1, taken[0])]:
+            return f"multiples of {taken[0]}"
+        return (
+            "the example's only" if taken == [batch] else "the example's, and others that it does not refuse"
+        )
+
 
 def export_program(model: nn.Module, example: Example) -> Exported:
     """Export for every size that the code takes; with two samples where the example has one.
