@@ -82,12 +82,23 @@ class Place:
 class ModulePlace(Place):
     """What a module holds, but for what torch keeps there."""
 
+    buffers: BufferPlace | None = None  # of the same module
+
     def contents(self) -> Contents:
         return {k: v for k, v in self.holder.items() if not is_torchs(k)}
+
+    def keeps_more(self) -> bool:
+        """Did code put more there, or into the buffers, than numbers, flags and words?"""
+        now = self.contents()
+        kept = (value for key, value in now.items() if value is not self.before.get(key))
+        more = any(not isinstance(value, PLAIN) for value in kept)
+        return more or (self.buffers is not None and self.buffers.keeps_more())
 
     def restore(self, plain: bool) -> None:
         self.rewrite()
         now = self.contents()
+        # A table goes with the flag that says that it is there, or for how many positions.
+        plain = plain or self.keeps_more()
         for key in [k for k in now if k not in self.before and (plain or not isinstance(now[k], PLAIN))]:
             del self.holder[key]
         for key, value in self.before.items():

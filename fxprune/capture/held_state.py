@@ -91,7 +91,8 @@ class HeldState:
 
     def _attributes(self, module: nn.Module, path: str) -> None:
         place = ModulePlace(module.__dict__, path, inside=False)
-        self._places += [place, BufferPlace(module._buffers, path, inside=False)]
+        place.buffers = BufferPlace(module._buffers, path, inside=False)
+        self._places += [place, place.buffers]
         for name, value in place.before.items():
             self._inside(value, f"{path}.{name}".lstrip("."), _DEEPEST)
 

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported.casts import casts_apart
 from fxprune.capture.exported.constants import constants_hidden
+from fxprune.capture.exported.late_buffers import late_buffers_as_attributes
 from fxprune.capture.exported.same_program import same_otherwise
 from fxprune.capture.exported.sizes import Relied, relied_on
 from fxprune.capture.exported.torch_internals import (
@@ -154,7 +155,11 @@ def _exported(model: nn.Module, example: Example, is_open: Is) -> Exported:
     tensors = [t for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)]
     of_sizes = any(is_open(t, d, example.batch) for t in tensors for d in range(1, t.ndim))
     shapes = _shapes(model, example, is_open)
-    with HeldState(model).restored(plain=False, forget=True), constants_hidden(model):
+    with (
+        late_buffers_as_attributes(model),
+        HeldState(model).restored(plain=False, forget=True),
+        constants_hidden(model),
+    ):
         program = _quietly(model, example, shapes, LONGEST if of_sizes else math.inf)
     relied = relied_on(program, parameter_names(model, example), example)
     return _judged(Exported(program, example, is_open, relied, fixed_batch=True, takes_one=False))
