@@ -69,6 +69,45 @@ class Attending(nn.Module):
         torch.save(self.config, folder)
 
 
+class Nested:
+    """A configuration of others, whose constructor writes to one and keeps the other."""
+
+    def __init__(self, sizes: Sizes, names: dict[str, str], hidden: int = 0) -> None:
+        self.sizes, self.names, self.hidden = sizes, names, hidden or 4 * sizes.width
+        self.sizes.implementation = self.names["implementation"] = None
+
+
+class AttendingNested(Attending):
+    def __init__(self, config: Nested) -> None:
+        super().__init__(config.sizes)
+        self.config = config
+        self.config.sizes.implementation = self.config.names["implementation"] = "fused"
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_a_configuration_holds_is_not_its_constructors_to_write_to(heads: int) -> None:
+    model = randomise(AttendingNested(Nested(Sizes(16, heads), {})).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 3, 6), form="module")
+    assert (pruned.config.sizes.width, pruned.config.hidden, model.config.hidden) == (8, 32, 64)
+    for root in (model, pruned):
+        assert root.config.sizes.implementation == root.config.names["implementation"] == "fused"
+
+
+@pytest.mark.slow
+def test_a_nested_configuration_of_a_library_keeps_its_attention() -> None:
+    from transformers import CLIPConfig, CLIPForImageClassification
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    vision = {"hidden_size": 64, "image_size": 32, "patch_size": 16, **sizes}
+    nested = {"vision_config": vision, "text_config": {"hidden_size": 32, **sizes}}
+    config = CLIPConfig(**nested, projection_dim=32, num_labels=3)
+    model = randomise(CLIPForImageClassification(config).eval())
+    pruned = fxprune.prune(model, 0.5, example_inputs=IMAGES, form="module")
+    for root in (model, pruned):
+        assert root.config.vision_config._attn_implementation == "sdpa"
+    assert pruned.config.vision_config.hidden_size == 32
+
+
 @pytest.mark.parametrize(("heads", "attention"), [(1, "auto"), (4, "head_dim")])
 def test_a_scale_that_its_class_computes_of_the_head_dim_is_folded(
     heads: int, attention: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 
@@ -61,6 +62,7 @@ def _built_without(name: str | int, holder: Value) -> Value:
     try:
         named = inspect.signature(type(holder)).parameters.values()
         kept = {p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {name}
-        return type(holder)(**{key: value for key, value in vars(holder).items() if key in kept})
+        given = {key: value for key, value in vars(holder).items() if key in kept}
+        return type(holder)(**copy.deepcopy(given))  # it may write to what it is given, or keep it
     except Exception:  # whatever a constructor says
         return None
