@@ -16,7 +16,7 @@ from fxprune.errors import RuleError
 from fxprune.graph.captured import Captured
 from fxprune.graph.nests import Value, leaves, outline
 from fxprune.graph.op_names import op_name
-from fxprune.graph.own_nodes import makes_output, object_of
+from fxprune.graph.own_nodes import makes_output, object_of, output_in_order
 from fxprune.graph.tensors import tensor_at
 from fxprune.rules.axes import atom, batch, frozen
 from fxprune.rules.calls import Call, Weight, call_of
@@ -123,7 +123,8 @@ class _Walk:
         """Ask the rule, check what it says against the value, and only then believe it."""
         value = node.meta.get("val")
         if makes_output(node):  # its fields in order; or all that an object holds, however deep
-            fields = node.all_input_nodes if node.target is object_of else [*node.args, *node.kwargs.values()]
+            named = node.target in (object_of, output_in_order)
+            fields = node.all_input_nodes if named else [*node.args, *node.kwargs.values()]
             return self._put(node, self._argument(fields))
         if next(leaves(value, Tensor), None) is None:
             if reads_layout(node):

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, fx
 
 from fxprune.errors import OptionError, shown
-from fxprune.graph.own_nodes import makes_output, object_of
+from fxprune.graph.own_nodes import makes_output, object_of, output_in_order
 
 __all__ = ["Outputs", "frozen_outputs", "named_outputs", "outputs_option"]
 
@@ -88,7 +88,7 @@ def _nodes(value: object, path: tuple[str, ...]) -> Iterator[tuple[fx.Node, list
 
 def _made_of(node: fx.Node) -> dict[str, object]:
     """Return the arguments that an output's class is called with, by the names of its fields."""
-    if node.target is object_of:
+    if node.target in (object_of, output_in_order):
         return _parts(node.args[1])
     names = getattr(node.target, "_fields", None) or [f.name for f in _fields(node.target)]
     given = node.args

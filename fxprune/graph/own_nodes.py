@@ -7,8 +7,9 @@ Guards are in `guards.py`, nodes about precisions in `precision_nodes.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ __all__ = [
         "makes_output",
         "name_of_class",
         "object_of",
+        "output_in_order",
         "split_by_sizes",
         "written",
     ),
@@ -109,6 +111,26 @@ def object_of(kind: str, attributes: dict[str, Any]) -> Any:
     return made
 
 
+def output_in_order(kind: str, items: dict[str, Any]) -> Any:
+    """Return an output of a class by its name, which is a dict too, with its items in the order given.
+
+    Its constructor puts them in the order of its fields; code that sets one later puts it last, and
+    whoever takes outputs by position (`out[1]`) sees that.
+    """
+    made = class_named(kind)(**items)
+    for name in items:
+        made.move_to_end(name)
+    return made
+
+
+def in_other_order(cls: type, names: Sequence[str]) -> bool:
+    """Does an output, a dict whose class is called with its fields, hold its items in another order?"""
+    if not (issubclass(cls, OrderedDict) and dataclasses.is_dataclass(cls) and _is_found(cls)):
+        return False
+    fields = [field.name for field in dataclasses.fields(cls)]
+    return {*names} <= {*fields} and [*names] != [name for name in fields if name in names]
+
+
 def class_named(kind: str) -> Any:
     """Return the class `package.module:Class`."""
     module, _, path = kind.partition(":")
@@ -123,19 +145,24 @@ def name_of_class(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def _is_found(named: Any) -> bool:
+    """Does `class_named` find it?  Not a lambda, a method's own function, or a class made in a function."""
+    try:
+        return named is not None and class_named(name_of_class(named)) is named
+    except (AttributeError, ImportError):
+        return False
+
+
 def default_dict(call: Callable[..., fx.Node], factory: Any, items: dict[Any, Any]) -> fx.Node:
     """Make a defaultdict in a graph, by the graph's `call_function`; without a factory that has no name."""
-    try:
-        named = factory is not None and class_named(name_of_class(factory)) is factory
-    except (AttributeError, ImportError):  # a lambda, a method's own function
-        named = False
-    return call(defaultdict, (call(class_named, (name_of_class(factory),)) if named else None, items))
+    named = call(class_named, (name_of_class(factory),)) if _is_found(factory) else None
+    return call(defaultdict, (named, items))
 
 
 def makes_output(node: fx.Node) -> bool:
     """Return whether a node calls the class of an output, whose fields are the arguments."""
     made = node.op == "call_function" and isinstance(node.target, type)
-    return made or node.target is object_of
+    return made or node.target in (object_of, output_in_order)
 
 
 def _plain(value: Any) -> Any:

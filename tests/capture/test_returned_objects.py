@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -253,3 +254,62 @@ def test_an_ordered_dict_stays_one(capture: str, tmp_path: Path) -> None:
         assert list(found["maps"]) == ["0", "pool"] and found["n"] == 2
     named = fxprune.prune(model, 0.5, example_inputs=X, capture=capture, outputs=["maps.0"])
     assert named(X)["maps"]["0"].shape == (2, 6, 7)
+
+
+@dataclasses.dataclass
+class Fields(OrderedDict):  # type: ignore[type-arg]
+    """An output as Hugging Face's: a dict of the fields that are set, which may be set later."""
+
+    last: Tensor | None = None
+    pooled: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                self[field.name] = getattr(self, field.name)
+
+
+class SetsLater(nn.Module):
+    def __init__(self, pooled_last: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4)
+        self.pooled_last = pooled_last
+
+    def forward(self, x: Tensor) -> Fields:
+        h = self.a(x).relu()
+        out = Fields(last=self.b(h), hidden=self.c(h) if self.pooled_last else None)
+        out["pooled"] = out.pooled = self.c(h) + 1
+        if not self.pooled_last:
+            out["hidden"] = out.hidden = self.b(h) - 1
+        return out
+
+
+torch.utils._pytree.register_pytree_node(
+    Fields,
+    torch.utils._pytree._dict_flatten,
+    lambda values, keys: Fields(**dict(zip(keys, values, strict=True))),
+    serialized_type_name="test_returned_objects.Fields",
+)
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("pooled_last", [True, False])
+def test_fields_keep_the_order_in_which_code_sets_them(
+    pooled_last: bool, form: str, capture: str, tmp_path: Path
+) -> None:
+    model = randomise(SetsLater(pooled_last).eval()).double()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    wanted = model(x)
+    whole = fxprune.prune(model, 0.0, example_inputs=x[:2], form=form, capture=capture)
+    for result in (whole, pickle.loads(pickle.dumps(whole)) if form == "graph" else copy.deepcopy(whole)):
+        found = result(x)
+        assert type(found) is Fields and [*found] == [*wanted]
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-12)
+    half = fxprune.prune(model, 0.5, example_inputs=x[:2], form=form, capture=capture, outputs=["pooled"])
+    assert fxprune.verify(model, half) < 1e-8
+    assert half(x).pooled.shape == (3, 4) and [*half(x)] == [*wanted]
+    if form == "graph":
+        fxprune.save(half, tmp_path)
+        assert [*fxprune.load(tmp_path, model=model)(x)] == [*wanted]

@@ -19,7 +19,14 @@ from fxprune.capture.exported.casts import forget_aliases
 from fxprune.capture.exported.constants import name_of_constant
 from fxprune.capture.exported.nested_inputs import nested_inputs
 from fxprune.capture.precisions import AUTOCAST_ON
-from fxprune.graph.own_nodes import autocast_back, autocast_off, default_dict
+from fxprune.graph.own_nodes import (
+    autocast_back,
+    autocast_off,
+    default_dict,
+    in_other_order,
+    name_of_class,
+    output_in_order,
+)
 from fxprune.graph.source_files import is_users
 
 __all__ = ["users_line"]
@@ -247,7 +254,10 @@ def _nested(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
     if spec.type is collections.OrderedDict and keys is not None:  # whose keys need be no names
         return graph.call_function(spec.type, (dict(zip(keys, children, strict=True)),))
     if isinstance(spec.type, type) and issubclass(spec.type, dict) and keys is not None:
-        return graph.call_function(spec.type, (), dict(zip(keys, children, strict=True)))
+        items = dict(zip(keys, children, strict=True))
+        if in_other_order(spec.type, keys):
+            return graph.call_function(output_in_order, (name_of_class(spec.type), items))
+        return graph.call_function(spec.type, (), items)
     if getattr(spec.type, "__module__", "") == "torch.return_types":
         return graph.call_function(spec.type, (tuple(children),))
     if isinstance(spec.type, type) and issubclass(spec.type, tuple):

@@ -40,6 +40,9 @@ from fxprune.graph.own_nodes import (
     AutogradFunction,
     ForwardOnly,
     default_dict,
+    in_other_order,
+    name_of_class,
+    output_in_order,
     written,
 )
 from fxprune.graph.process_lock import this_thread_only
@@ -237,6 +240,9 @@ class Tracer(fx.Tracer):
                 )
             left_out = [f.name for f, value in held if value is None and f.default is None]
             fields = {f.name: self.create_arg(value) for f, value in held if f.name not in left_out}
+            if isinstance(a, dict) and in_other_order(type(a), [*a]):
+                items = {name: fields.pop(name) for name in a} | fields
+                return self.create_node("call_function", output_in_order, (name_of_class(type(a)), items), {})
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:
             if not a.is_inference():  # those keep no version
