@@ -20,6 +20,7 @@ Term = str
 Use = tuple[ast.AST, ...]  # an attribute's node, and those around it, the innermost first
 
 _ARITHMETIC = {"int", "round", "min", "max", "abs", "sum", "make_divisible", "list", "tuple", "to_2tuple"}
+_SAME = {"int", "list", "tuple"}  # of the arithmetic: what gives back what it gets
 _COUNTS = {"range", "arange", "topk", "narrow", "randperm", "randint", "islice", "min", "max", "len", "clamp"}
 _SHAPED = {
     "zeros",
@@ -35,6 +36,7 @@ _SHAPED = {
     "Size",
 }
 _SHAPED |= {"new_zeros", "new_ones", "new_empty", "new_full", "format", "print"}
+_DIVIDES = (ast.FloorDiv, ast.Mod)
 _ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
@@ -48,6 +50,8 @@ class CodeTerms:
         self.calls: list[ast.Call] = []
         self._assigned: dict[str, list[tuple[ast.expr, frozenset[Term]]]] = defaultdict(list)
         self._aliases: dict[Term, set[Term]] = defaultdict(set)
+        self._same: dict[Term, set[Term]] = defaultdict(set)  # as the aliases: nothing else is in them
+        self.counts: set[Term] = set()  # what code divides by, and counts to
         self._uses: dict[str, list[Use]] = defaultdict(list)
         for statement in body:
             self._look(statement, ())
@@ -56,15 +60,16 @@ class CodeTerms:
         """List where an attribute of this name is read."""
         return self._uses.get(name, [])
 
-    def assigned(self, name: str, key: str | None) -> Iterator[set[Term]]:
+    def assigned(self, name: str, key: str | None, *, alone: bool = False) -> Iterator[set[Term]]:
         """List what is assigned to an attribute, each time as all the terms that it is computed of.
 
         key: of dicts in it, the item.
+        alone: only those that it is, or is a multiple of.
         """
         for value, beside in self._assigned.get(name, ()):
             items = [value] if key is None else [*_items(value, key)]
             for item in items or [value]:
-                yield self.followed(item) | beside
+                yield self.followed(item, alone=alone) | beside
 
     def holders(self, name: str) -> Iterator[str]:
         """List the attributes that a parameter, or what is computed of it, is assigned to."""
@@ -72,14 +77,17 @@ class CodeTerms:
             if any(name in found for found in self.assigned(held, None)):
                 yield held
 
-    def followed(self, value: ast.expr) -> set[Term]:
-        """List the terms that a value is computed of, through what the function's own names stand for."""
-        front, found = [*_leaves(value)], set[Term]()
+    def followed(self, value: ast.expr, *, alone: bool = False) -> set[Term]:
+        """List the terms that a value is computed of, through what the function's own names stand for.
+
+        alone: only those that it is, or is a multiple of.
+        """
+        front, found = [*_leaves(value, alone)], set[Term]()
         while front:
             term = front.pop()
             if term not in found:
                 found.add(term)
-                front += self._aliases.get(term, ())
+                front += (self._same if alone else self._aliases).get(term, ())
         return found
 
     def _look(self, node: ast.AST, around: Use) -> None:
@@ -97,12 +105,16 @@ class CodeTerms:
             and not _is_called(node, around)
         ):
             self._uses[node.attr].append((node, *around))
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, _DIVIDES):
+            self.counts.update(_leaves(node.right, alone=True))
         for child in ast.iter_child_nodes(node):
             self._look(child, (node, *around))
 
     def _look_at_call(self, call: ast.Call) -> None:
         self.calls.append(call)
         function = call.func
+        if isinstance(function, ast.Name) and function.id in ("range", "enumerate"):
+            self.counts.update(term for value in call.args for term in _leaves(value, alone=True))
         if isinstance(function, ast.Attribute) and function.attr in ("append", "extend"):
             for value in call.args:
                 self._assign([function.value], value)
@@ -120,6 +132,7 @@ class CodeTerms:
                 self._assigned[target.attr].append((value, beside - {"." + target.attr}))
             elif isinstance(target, ast.Name):
                 self._aliases[target.id].update(_leaves(value))
+                self._same[target.id].update(_leaves(value, alone=True))
 
     def _loop(self, target: ast.expr, over: ast.expr) -> None:
         if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.args:
@@ -191,35 +204,39 @@ def _body(function: types.FunctionType) -> list[ast.stmt]:
     return written.body if isinstance(written, ast.FunctionDef) and written.name == code.co_name else []
 
 
-def _leaves(node: ast.AST | None) -> Iterator[Term]:
-    """List the names and attributes that a value is computed of by arithmetic, or is taken from."""
+def _leaves(node: ast.AST | None, alone: bool = False) -> Iterator[Term]:
+    """List the names and attributes that a value is computed of by arithmetic, or is taken from.
+
+    alone: only those that it is, or is a multiple of.
+    """
+    inner: Iterable[ast.AST] = ()
     match node:
         case ast.Name():
             yield node.id
         case ast.Attribute():
             yield "." + node.attr
         case ast.BinOp():
-            yield from _leaves(node.left)
-            yield from _leaves(node.right)
+            sides = node.left, node.right
+            times = [side for side in sides if not isinstance(side, ast.Constant)]
+            inner = sides if not alone else times if isinstance(node.op, ast.Mult) and len(times) < 2 else ()
         case ast.UnaryOp():
-            yield from _leaves(node.operand)
+            inner = [node.operand]
         case ast.Subscript() | ast.Starred() | ast.keyword():
-            yield from _leaves(node.value)
+            inner = [node.value]
         case ast.IfExp():
-            yield from _leaves(node.body)
-            yield from _leaves(node.orelse)
+            inner = [node.body, node.orelse]
         case ast.Call():
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-            for value in (*node.args, *node.keywords) if name in {*_ARITHMETIC, "dict"} else ():
-                yield from _leaves(value)
+            known = _SAME if alone else _ARITHMETIC
+            inner = (*node.args, *node.keywords) if name in {*known, "dict"} else ()
         case ast.BoolOp() | ast.Dict():
-            for value in node.values:
-                yield from _leaves(value)
+            inner = node.values
         case ast.Tuple() | ast.List():
-            for value in node.elts:
-                yield from _leaves(value)
+            inner = node.elts
         case ast.ListComp() | ast.GeneratorExp():
-            yield from _leaves(node.elt)
+            inner = [node.elt]
+    for one in inner:
+        yield from _leaves(one, alone)
 
 
 def _items(node: ast.expr, key: str) -> Iterator[ast.expr]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
 import inspect
 import itertools
@@ -15,14 +14,17 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from fxprune.compiler.native.code_calls import Place, called_in, is_self
 from fxprune.compiler.native.code_terms import CodeTerms, Term, Use, is_counted, is_size, terms_of
 from fxprune.graph.code_names import attribute_of, names_of, plain_functions
 from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot
 from fxprune.rules.modules import NATIVE
 
-__all__ = ["is_only_a_size", "is_width_in_code"]
+__all__ = ["is_only_a_size", "is_width_in_code", "kind_in_code"]
 
+_WORDS = ("alone", "surely", "perhaps", "others")
+_SURE = {"alone", "surely"}
 DEPTH = 6  # of functions and classes that hand a number on
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _METHODS = {*dir(dict), *dir(list), *dir(set), *dir(str), *dir(Tensor)}  # that build no layers
@@ -30,35 +32,29 @@ _METHODS = {*dir(dict), *dir(list), *dir(set), *dir(str), *dir(Tensor)}  # that 
 
 @dataclass
 class _Given:
-    """What layers are built of: terms that surely are widths, and those that may be.
+    """What layers are built of: terms that surely are in widths, and those that may be.
 
     They are not frozen: they are found one by one.
+
+    alone: those that are widths themselves, or of which widths are multiples.
+    others: those that are something else of a layer (a stride, a number of groups).
     """
 
     surely: set[Term] = field(default_factory=set)
     perhaps: set[Term] = field(default_factory=set)
+    alone: set[Term] = field(default_factory=set)
+    others: set[Term] = field(default_factory=set)
 
-    def add(self, terms: Iterable[Term], *, sure: bool) -> None:
-        (self.surely if sure else self.perhaps).update(terms)
+    def add(self, value: ast.expr, terms: CodeTerms, says: str) -> None:
+        if says in ("alone", "others"):
+            (self.alone if says == "alone" else self.others).update(terms.followed(value, alone=True))
+        if says != "others":
+            (self.perhaps if says == "perhaps" else self.surely).update(terms.followed(value))
 
     def says(self, terms: Iterable[Term]) -> str:
+        """Return the first of "alone", "surely", "perhaps" and "others" that is said of some terms."""
         found = {*terms}
-        return "surely" if found & self.surely else "perhaps" if found & self.perhaps else ""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A function whose calls are looked at.
-
-    owner: the class whose method it is, or `object`.
-    depth: how many functions and classes handed numbers on to it.
-    builds: it runs when a module is built: what it calls unseen may build layers.
-    """
-
-    function: types.FunctionType
-    owner: type = object
-    depth: int = 0
-    builds: bool = False
+        return next((word for word in _WORDS if found & getattr(self, word)), "")
 
 
 def is_width_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> bool | None:
@@ -73,21 +69,47 @@ def is_width_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn
     if _is_torchs(cls) or _is_described(cls, words[0]):
         return True
     name, held = words[-1], slot.held > 1
-    speaking: Iterable[type] = classes if held else (cls,)
-    places = [*dict.fromkeys(place for c in speaking for place in _places(c, name))]
+    places = _speaking(slot, cls, classes)
     said = {_given(place).says(["." + name]) for place in places}
-    if "surely" in said:
+    if said & _SURE:
         return True
     uses = [is_counted(use) for use in _uses(slot, cls, classes)]
     if uses and all(uses):  # though it comes from where a width does
         return False
     if not held:
-        key = next((key for key in reversed(slot.keys[1:]) if isinstance(key, str)), None)
         attributes = {t for place in places for t in _given(place).surely if t.startswith(".")}
         for place in places:
-            for found in terms_of(place.function).assigned(name, key):
+            for found in terms_of(place.function).assigned(name, _key(slot)):
                 said.add("surely" if found & attributes else _given(place).says(found))
-    return True if "surely" in said or ("perhaps" in said and not any(uses)) else None
+    return True if said & _SURE or ("perhaps" in said and not any(uses)) else None
+
+
+def kind_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> str:
+    """Tell what a number in a module's state is, where layers get just that, or a multiple.
+
+    A width ("alone"), or something else ("others"): a stride, groups, what code divides by or counts to.
+    """
+    name = [key for key in slot.keys[: slot.held] if isinstance(key, str)][-1]
+    said, places = set[str](), _speaking(slot, cls, classes)
+    attributes = {t for place in places for t in _given(place).alone if t.startswith(".")}
+    for place in places:
+        terms, found = terms_of(place.function), {"." + name}
+        for more in terms.assigned(name, _key(slot), alone=True) if slot.held < 2 else ():
+            found |= more
+        said.add("alone" if found & attributes else _given(place).says(found))
+        said.add("others" if found & terms.counts else "")
+    return "alone" if "alone" in said else "others" if "others" in said else ""
+
+
+def _speaking(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> list[Place]:
+    name = [key for key in slot.keys[: slot.held] if isinstance(key, str)][-1]
+    return [
+        *dict.fromkeys(place for c in (classes if slot.held > 1 else (cls,)) for place in _places(c, name))
+    ]
+
+
+def _key(slot: Slot) -> str | None:
+    return next((key for key in reversed(slot.keys[1:]) if isinstance(key, str)), None)
 
 
 def is_only_a_size(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> bool:
@@ -106,7 +128,7 @@ def _uses(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) 
     return [use for use, own_one in zip(uses, of_self, strict=True) if slot.held > 1 or not own_one]
 
 
-def _uses_in(place: _Place, name: str) -> list[Use]:
+def _uses_in(place: Place, name: str) -> list[Use]:
     return terms_of(place.function).uses(name)
 
 
@@ -120,12 +142,12 @@ def _is_described(cls: type[nn.Module], name: str) -> bool:
     return any(name in widths or name == "normalized_shape" for widths in known)
 
 
-def _places(cls: type, name: str, *, builds: bool = True) -> Iterator[_Place]:
+def _places(cls: type, name: str, *, builds: bool = True) -> Iterator[Place]:
     """List the functions of a user's class that speak of an attribute."""
     bases = [base for base in cls.__mro__ if not _is_torchs(base)]
     for function in (f for base in bases for member in vars(base).values() for f in plain_functions(member)):
         if name in names_of(function.__code__):
-            yield _Place(function, cls, 0, builds and function.__name__ == "__init__")
+            yield Place(function, cls, 0, builds and function.__name__ == "__init__")
 
 
 # What was found, by function, class and the rest of the place: each depends on those alone, not on what was
@@ -134,7 +156,7 @@ _Known = weakref.WeakKeyDictionary[type, dict[tuple[int, bool], _Given]]
 _found: weakref.WeakKeyDictionary[types.FunctionType, _Known] = weakref.WeakKeyDictionary()
 
 
-def _given(place: _Place) -> _Given:
+def _given(place: Place) -> _Given:
     """Find what a function builds layers of, or gives to what does."""
     if place.depth > DEPTH:
         return _Given()
@@ -143,32 +165,32 @@ def _given(place: _Place) -> _Given:
     if key not in known:
         given, terms = _Given(), terms_of(place.function)
         for call in terms.calls:
-            for sure, value in _widths(call, place, terms):
-                given.add(terms.followed(value), sure=sure)
+            for says, value in _widths(call, place, terms):
+                given.add(value, terms, says)
         known[key] = given
     return known[key]
 
 
-def _widths(call: ast.Call, place: _Place, terms: CodeTerms) -> Iterator[tuple[bool, ast.expr]]:
-    """List the arguments of a call that are widths, each with whether that is sure."""
+def _widths(call: ast.Call, place: Place, terms: CodeTerms) -> Iterator[tuple[str, ast.expr]]:
+    """List the arguments of a call that layers are built of, each with what says so of it."""
     every = [*call.args, *(keyword.value for keyword in call.keywords)]
     if not any(map(terms.followed, every)):
         return
-    callee = _callee(call.func, place)
+    callee = called_in(call.func, place)
     plain = callee.func if isinstance(callee, functools.partial) else callee
     if isinstance(plain, type) and _is_torchs(plain):
         if issubclass(plain, nn.Module) and plain not in _CONTAINERS:
             native = next((NATIVE[base] for base in plain.__mro__ if base in NATIVE), None)
             for name, value in _bound(callee, call):
-                if native is None or name in native.widths or name == "normalized_shape":
-                    yield native is not None, value
+                is_width = native is None or name in native.widths or name == "normalized_shape"
+                yield "others" if not is_width else "perhaps" if native is None else "alone", value
     elif _is_readable(plain):
         for name, value in _bound(callee, call):
             said = _takes_width(plain, name, place) if terms.followed(value) else ""
             if said:
-                yield said == "surely", value
+                yield said, value
     elif _may_build(plain, call.func, place, terms):
-        yield from ((False, value) for value in every)
+        yield from (("perhaps", value) for value in every)
 
 
 def _is_readable(callee: Value) -> bool:
@@ -180,13 +202,13 @@ def _is_readable(callee: Value) -> bool:
     return bool(functions) and terms_of(functions[0]).is_read
 
 
-def _may_build(callee: Value, node: ast.expr, place: _Place, terms: CodeTerms) -> bool:
+def _may_build(callee: Value, node: ast.expr, place: Place, terms: CodeTerms) -> bool:
     """May what is called, and can't be followed, build layers of what it gets?"""
     if callee is not None:
         return place.builds and not _is_librarys(callee)
     if isinstance(node, ast.Name) and node.id in terms.locals:  # a layer's class, handed over
         return True
-    of_value = isinstance(node, ast.Attribute) and node.attr in _METHODS and not _is_self(node.value, place)
+    of_value = isinstance(node, ast.Attribute) and node.attr in _METHODS and not is_self(node.value, place)
     return place.builds and not of_value
 
 
@@ -197,19 +219,19 @@ def _is_librarys(callee: Value) -> bool:
     return base in ("torch", "numpy") or (base in sys.stdlib_module_names and base != "functools")
 
 
-def _takes_width(callee: Value, name: str, place: _Place) -> str:
-    """Tell whether a parameter of a class or function is a width: "surely", "perhaps" or not ("")."""
+def _takes_width(callee: Value, name: str, place: Place) -> str:
+    """Tell what a parameter of a class or function is to layers, in one of the words, or nothing ("")."""
     depth = place.depth + 1
     if not isinstance(callee, type):
         owner = place.owner if isinstance(callee, types.MethodType) else object
         function = next(plain_functions(callee))
-        return _given(_Place(function, owner, depth, place.builds)).says([name])
+        return _given(Place(function, owner, depth, place.builds)).says([name])
     built = next(plain_functions(callee.__init__))  # type: ignore[misc]
-    said = {_given(_Place(built, callee, depth, place.builds)).says([name])}
+    said = {_given(Place(built, callee, depth, place.builds)).says([name])}
     for held in terms_of(built).holders(name):
         for other in _places(callee, held, builds=place.builds):
             said.add(_given(replace(other, depth=depth)).says(["." + held]))
-    return "surely" if "surely" in said else "perhaps" if "perhaps" in said else ""
+    return next((word for word in _WORDS if word in said), "")
 
 
 def _bound(callee: Value, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
@@ -229,58 +251,3 @@ def _bound(callee: Value, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
         name = keyword.arg if keyword.arg in named else others.get(inspect.Parameter.VAR_KEYWORD)
         if keyword.arg is not None and name is not None:
             yield name, keyword.value
-
-
-def _callee(node: ast.expr, place: _Place) -> Value:
-    """Find the class or function that code calls: by its name, of its class, or as a parameter's default."""
-    function = place.function
-    if isinstance(node, ast.Name):
-        code = function.__code__
-        if node.id in code.co_varnames:
-            parameter = inspect.signature(function).parameters.get(node.id)
-            default = parameter.default if parameter is not None else None
-            is_told = isinstance(default, (type, types.FunctionType)) and default is not inspect._empty
-            return default if is_told else None
-        if node.id in code.co_freevars:
-            cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-            try:
-                return cells[node.id].cell_contents
-            except ValueError:
-                return None
-        return function.__globals__.get(node.id, getattr(builtins, node.id, None))
-    if isinstance(node, ast.Attribute):
-        if node.attr == "__init__" and isinstance(node.value, ast.Call):
-            return _parent(function)
-        if _is_self(node.value, place):
-            return _member(place.owner, node.attr)
-        holder = _callee(node.value, place) if isinstance(node.value, (ast.Name, ast.Attribute)) else None
-        if isinstance(holder, (types.ModuleType, type)):
-            return attribute_of(holder, node.attr)
-        return None if holder is None else attribute_of(type(holder), node.attr)
-    return None
-
-
-def _is_self(node: ast.expr, place: _Place) -> bool:
-    """Is it the first parameter of a method?"""
-    code = place.function.__code__
-    names = code.co_varnames[: code.co_argcount][:1]
-    return place.owner is not object and isinstance(node, ast.Name) and node.id in names
-
-
-def _member(owner: type, name: str) -> Value:
-    """Return what a class has under a name, as its instance calls it."""
-    member = inspect.getattr_static(owner, name, None)
-    if isinstance(member, staticmethod):
-        return member.__func__
-    functions = [] if isinstance(member, (type, property)) else [*plain_functions(member)]
-    if functions:
-        return types.MethodType(functions[0], owner)
-    return None if isinstance(member, property) else member
-
-
-def _parent(function: types.FunctionType) -> Value:
-    """Return the class that `super()` means in a method, by its first base."""
-    if "__class__" not in function.__code__.co_freevars or not function.__closure__:
-        return None
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-    return cells["__class__"].cell_contents.__mro__[1]

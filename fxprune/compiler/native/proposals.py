@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code
+from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code, kind_in_code
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
@@ -50,6 +50,7 @@ class Proposals:
         self.tables = {*holders_of_tables(model, root)}
         self.named = dict(_named(model, self.slots.values()))
         self._in_code: dict[tuple[type[nn.Module], Keys], bool | None] = {}
+        self._kinds_in_code: dict[tuple[type[nn.Module], Keys], str] = {}
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
@@ -58,12 +59,13 @@ class Proposals:
     def first(self) -> Iterator[tuple[Slot, int]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
 
-        Small numbers count layers, strides and heads as often as channels: the code has to ask for those.
+        Small numbers count layers, strides and heads as often as channels: source has to say of those that
+        layers are as wide, or the code has to ask for them.
         """
         for slots in self.slots.values():
             for slot, old in slots:
-                new = self._width(slot, old) if old >= WIDTH else None
-                if new is not None:
+                new = self._width(slot, old)
+                if new is not None and (old >= WIDTH or self._is_alone(slot, old)):
                     yield slot, new
 
     def second(self) -> Iterator[tuple[Slot, int]]:
@@ -83,7 +85,7 @@ class Proposals:
         """
         if self.is_told(slot, old):
             return True
-        untold = self.is_doubtful(slot, old)
+        untold = self._looks_untold(slot, old) and self.in_code(slot) is None
         return untold and is_only_a_size(slot, self.classes[slot.path], {*self.classes.values()})
 
     def is_told(self, slot: Slot, old: int) -> bool:
@@ -91,12 +93,34 @@ class Proposals:
 
         Or since it is one of many that are widths.
         """
-        return self._looks_evident(slot, old) and (self._is_one_of_many(slot) or bool(self.in_code(slot)))
+        if self._looks_evident(slot, old) and (self._is_one_of_many(slot) or self.in_code(slot)):
+            return True
+        return self._is_alone(slot, old)
 
     def is_doubtful(self, slot: Slot, old: int) -> bool:
         """Is a number as large as a width, while its class's source does not say whether it is one?"""
-        looks = self._looks_evident(slot, old) and not self._is_one_of_many(slot)
-        return looks and self.in_code(slot) is None
+        if old <= STRIDE and self.kind(slot) != "":
+            return False
+        if self._looks_untold(slot, old):
+            return self.in_code(slot) is None
+        is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
+        may_be = self._may_be_evident(slot, old) and not self._is_one_of_many(slot)
+        return old <= STRIDE and may_be and not is_item and self.in_code(slot) is not False
+
+    def _looks_untold(self, slot: Slot, old: int) -> bool:
+        return self._looks_evident(slot, old) and not self._is_one_of_many(slot)
+
+    def _is_alone(self, slot: Slot, old: int) -> bool:
+        """Are layers, by source, just as wide as a number says, or a multiple?"""
+        is_width = self.kind(slot) == "alone" and bool(self.in_code(slot))  # not a bound, as large
+        return is_width and self._may_be_evident(slot, old)
+
+    def kind(self, slot: Slot) -> str:
+        """Tell what source has a number for: a width ("alone"), something else ("others"), or neither."""
+        key = self.classes[slot.path], slot.keys
+        if key not in self._kinds_in_code:
+            self._kinds_in_code[key] = kind_in_code(slot, key[0], {*self.classes.values()})
+        return self._kinds_in_code[key]
 
     def in_code(self, slot: Slot) -> bool | None:
         """Tell whether source has a number for a width; None: it does not tell."""
@@ -130,6 +154,9 @@ class Proposals:
             return True
         beside = [other for other in self.kinds if other[:-1] == kind[:-1] and other != kind]
         return any(_may_be_strides([n for _, n in self.kinds[o]]) and not self._are_widths(o) for o in beside)
+
+    def _may_be_evident(self, slot: Slot, old: int) -> bool:
+        return not (slot.path in self.tables or self._is_square(slot) or self._is_product(slot, old))
 
     def _is_one_of_many(self, slot: Slot) -> bool:
         kind = self._kind(slot)

@@ -1,0 +1,125 @@
+"""form="module": numbers that the captured call does not read, small ones as well, as other methods do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.certify.zoo import randomise
+from fxprune.errors import UnsupportedModuleError
+from fxprune.result.pruned_module import record_of
+
+
+class Plain(nn.Module):
+    """Its width says what another head gets, and what it costs."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.fc, self.norm, self.head = nn.Linear(6, dim), nn.LayerNorm(dim), nn.Linear(dim, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.fc(x)))
+
+    def cost(self) -> int:
+        return 6 * self.dim + self.dim * 7
+
+    def reset(self, classes: int) -> None:
+        self.head = nn.Linear(self.dim, classes).to(self.fc.weight)
+
+
+class Handed(Plain):
+    """Hands its width on to what builds the layers, twice as much of it to some, and keeps it under a key."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.mlp, self.sizes = Hidden(dim=dim), {"out": dim, "hidden": 2 * dim}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mlp(self.norm(self.fc(x))))
+
+    def cost(self) -> int:
+        assert self.mlp.features == 2 * self.mlp.fc.in_features
+        assert self.sizes == {"out": self.mlp.fc.in_features, "hidden": self.mlp.fc.out_features}
+        return super().cost()
+
+
+class Hidden(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = self.features = dim * 2
+        self.fc, self.back = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(self.fc(x).relu())
+
+
+class Attends(nn.Module):
+    """Has as many of each other thing as it is wide: heads, sides of a patch, blocks."""
+
+    def __init__(self, width: int, heads: int, side: int, most: int, depth: int, period: int) -> None:
+        super().__init__()
+        self.num, self.side, self.most, self.blocks, self.period = heads, side, most, depth, period
+        self.patch, self.fc, self.each = (
+            nn.Conv2d(3, width, side, side),
+            nn.Linear(width, width),
+            width // heads,
+        )
+        self.norms = nn.Sequential(*(nn.LayerNorm(width) for _ in range(depth)))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).mT
+        return self.head(self.norms(self.fc(x)).mean(1))
+
+    def grid(self, x: Tensor) -> int:
+        return x.shape[-1] // self.side
+
+    def of_heads(self, n: int) -> list[int]:
+        return [n // self.num] * self.num
+
+    def depth(self) -> int:
+        return self.blocks + 1
+
+    def first(self, x: Tensor) -> Tensor:
+        return x[: self.most]
+
+    def waves(self, x: Tensor) -> Tensor:
+        return x / self.period
+
+
+def pruned_of(model: nn.Module, *shape: int, capture: str = "auto") -> nn.Module:
+    model, x = randomise(model.double().eval()), torch.randn(2, *shape).double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module", capture=capture)
+    graph = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    assert record_of(pruned).own.is_whole
+    x = torch.randn(3, *shape).double()
+    torch.testing.assert_close(pruned(x), graph(x))
+    return pruned
+
+
+@pytest.mark.parametrize("dim", [8, 12, 24, 48, 60, 64, 68])
+@pytest.mark.parametrize("cls", [Plain, Handed])
+def test_small_widths_that_no_call_reads_follow(cls: type[Plain], dim: int, capture: str) -> None:
+    torch.manual_seed(dim)
+    pruned = pruned_of(cls(dim), 6, capture=capture)
+    width = pruned.norm.weight.numel()
+    assert width < dim and pruned.dim == width and pruned.cost() == 13 * width
+    pruned.reset(3)
+    assert pruned(torch.ones(4, 6).double()).shape == (4, 3)
+    assert not record_of(pruned).own.unsure
+
+
+@pytest.mark.parametrize("n", [16, 24])
+def test_small_numbers_of_other_things_stay(n: int, capture: str) -> None:
+    torch.manual_seed(n)
+    pruned = pruned_of(Attends(*[n] * 6), 3, 2 * n, 2 * n, capture=capture)
+    assert pruned.head.in_features < n
+    assert (pruned.num, pruned.side, pruned.most, pruned.blocks) == (n,) * 4
+    x = torch.randn(2 * n, 2 * n)
+    assert pruned.grid(x) == 2 and pruned.depth() == n + 1 and len(pruned.of_heads(2 * n)) == n
+    assert torch.equal(pruned.first(x), x[:n])
+    with pytest.raises(UnsupportedModuleError, match="waves reads period, as large as a width"):
+        pruned.waves(x)
