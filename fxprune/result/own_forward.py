@@ -17,7 +17,7 @@ from fxprune.result.own_spelling import unspelled
 from fxprune.result.own_tables import untabled
 from fxprune.result.pruned_module import FORM, constants_kept, forward_of_data
 
-__all__ = ["users_class", "with_forward", "without_forward"]
+__all__ = ["runs_graph", "users_class", "with_forward", "without_forward"]
 
 MADE = "_fxprune_forward"  # in a class made here: (the user's class, the graph as data, what is barred)
 
@@ -35,6 +35,12 @@ def with_forward(instance: nn.Module, graph: fx.Graph, barred: Mapping[str, str]
         barred: methods of the class that would run the code that can't hold the sizes -> why, in words.
     """
     instance.__class__ = _class(users_class(instance), graph_as_data(graph), dict(barred))
+
+
+def runs_graph(module: nn.Module) -> bool:
+    """Is a module's `forward` a graph's?"""
+    made = vars(unspelled(untabled(type(module)))).get(MADE)
+    return made is not None and made[1] is not None
 
 
 def users_class(module: nn.Module) -> type[nn.Module]:

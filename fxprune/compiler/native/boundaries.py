@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.certify.comparison import same_draws
 from fxprune.certify.float64 import Float64Interpreter, default_float64, doubled, in_double, in_eval_mode
-from fxprune.compiler.native.fingerprint import Fingerprint
+from fxprune.compiler.native.fingerprint import Fingerprint, Prints, prints_match, prints_of
 from fxprune.compiler.native.structure import doubled_copy
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside, module_of
@@ -45,6 +45,7 @@ class Boundary:
         (before a dropout, and after it): the module may read any of them.
     caller: the module whose code makes the call.
     order: how many calls began before it.
+    is_dead: has the graph other calls of this module, but not this one, on which nothing depends?
     """
 
     path: str
@@ -54,6 +55,7 @@ class Boundary:
     alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caller: str = ""
     order: int = 0
+    is_dead: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -92,12 +94,15 @@ def boundaries_of(
 
 def _calls(double: nn.Module, example: Example, known: _Values | None) -> dict[str, list[Boundary]]:
     found: dict[str, list[Boundary]] = defaultdict(list)
+    given: dict[str, list[Prints]] = defaultdict(list)
     open_calls: list[Boundary] = []
     order = itertools.count()
     handles = []
     for path, module in double.named_modules():
 
         def enter(m: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            if known and path in known.inputs:
+                given[path].append(prints_of((args, kwargs)))
             args, kwargs = pytree.tree_map(_number, (args, kwargs))
             caller = open_calls[-1].path if open_calls else ""
             call = Boundary(path, args, kwargs, None, caller=caller, order=next(order))
@@ -115,7 +120,21 @@ def _calls(double: nn.Module, example: Example, known: _Values | None) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
+    for path, prints in given.items():
+        dead = _dead(prints, known.inputs[path] if known else [])
+        if len(dead) == len(found[path]):
+            found[path] = [replace(c, is_dead=d) for c, d in zip(found[path], dead, strict=True)]
     return dict(found)
+
+
+def _dead(calls: Sequence[Prints], kept: Sequence[Prints]) -> list[bool]:
+    """Tell which of a module's calls a graph has not, if the others are just those that it has."""
+    rest = [*kept]
+    dead = []
+    for prints in calls:
+        dead.append(not (rest and prints_match(prints, rest[0])))
+        rest = rest if dead[-1] else rest[1:]
+    return dead if not rest else [False] * len(calls)
 
 
 def _number(value: Any) -> Any:
@@ -150,6 +169,7 @@ class _Values(Float64Interpreter):
     def __init__(self, captured: fx.GraphModule, example: Example, removed: Mapping[str, str]) -> None:
         super().__init__(doubled(captured))
         self.removed = removed
+        self.inputs: dict[str, list[Prints]] = {}
         self.of_shape: dict[tuple[int, ...], list[tuple[fx.Node, Fingerprint]]] = defaultdict(list)
         with torch.no_grad(), same_draws(captured), default_float64():
             self.run_on(example)
@@ -159,6 +179,10 @@ class _Values(Float64Interpreter):
         if n.op != "output" and isinstance(value, Tensor):
             self.of_shape[tuple(value.shape)].append((n, Fingerprint.of(value)))
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.inputs.setdefault(str(target), []).append(prints_of((args, kwargs)))
+        return super().call_module(target, args, kwargs)
 
     def entered(self, call: Boundary) -> Boundary:
         """Name the nodes of a call's arguments: of those that give a value the first, which computed it."""
