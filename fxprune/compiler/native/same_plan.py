@@ -34,16 +34,27 @@ def by_same_plan(model: nn.Module, found: Analysis, pruned: PrunedModule) -> Pru
 def _groups(found: Analysis, pruned: PrunedModule) -> dict[str, Kept]:
     """Choose what another graph's groups keep: as those of a plan by name, or by weights that they share.
 
-    A block that chance leaves out has no groups, and without it others may go by other names.
+    A block that chance leaves out has no groups, and without it others may go by other names.  At one site,
+    what a group of the plan keeps is for one other: a head dim may be as large as the heads that it prunes.
     """
     record, names = pruned.record, dict[tuple[str, int], set[str]]()
     for name, sites in record.sites.items():
         for site in sites:
             names.setdefault((site.name, site.dim), set()).add(name)
-    groups = {}
-    for group in found.groups:
-        shared = {name for site in group.sites for name in names.get((site.name, site.dim), ())}
-        known = {name for name in shared if record.plan.groups[name].size == group.size}
-        if group.name in known or len(known) == 1:
-            groups[group.name] = record.plan.groups[group.name if group.name in known else known.pop()]
+    groups, taken = {}, set[tuple[str, str, int]]()
+    by_name = {group.name: {(site.name, site.dim) for site in group.sites} for group in found.groups}
+    sizes = {group.name: group.size for group in found.groups}
+
+    def is_other(item: tuple[str, set[tuple[str, int]]]) -> tuple[bool, int]:
+        name, places = item
+        return not any(name in names.get(place, ()) for place in places), -len(places & names.keys())
+
+    for own, places in sorted(by_name.items(), key=is_other):
+        shared = {name for place in places for name in names.get(place, ())}
+        known = {name for name in shared if record.plan.groups[name].size == sizes[own]}
+        known = {name for name in known if not any((name, *place) in taken for place in places)}
+        if own in known or len(known) == 1:
+            chosen = own if own in known else known.pop()
+            groups[own] = record.plan.groups[chosen]
+            taken |= {(chosen, *place) for place in places}
     return groups
