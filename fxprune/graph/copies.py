@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.errors import UnsupportedModuleError, first_line
 from fxprune.graph.nests import PLAIN
 
 __all__ = [
@@ -44,6 +45,24 @@ def structural_copy(
         state = [value for m in model.modules() for value in m.__dict__.values()]
         shared |= {id(value): value for value in state if not _can_be_copied(value, shared)}
         return deep_copy(model, shared)
+    except Exception as error:
+        raise _no_copy(model, shared) or error from error
+
+
+def _no_copy(model: nn.Module, shared: Mapping[int, Any]) -> UnsupportedModuleError | None:
+    """Describe what a module holds that can't be copied; None, where each of its attributes can."""
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            try:
+                copy.deepcopy(None if name in _HELD else value, dict(shared))
+            except Exception as error:  # whatever a class says of it
+                where = f"{path}.{name}".lstrip(".")
+                kind, said = type(value).__name__, f"{type(error).__name__}: {first_line(error)}"
+                return UnsupportedModuleError(
+                    f"{where} of {type(model).__name__} is a {kind} that copy.deepcopy fails on ({said}): "
+                    "where its class has a __getattr__, that must raise AttributeError for what it has not"
+                )
+    return None
 
 
 def deep_copy(model: nn.Module, known: Mapping[int, Any]) -> nn.Module:

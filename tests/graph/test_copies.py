@@ -13,6 +13,8 @@ import torch
 from helpers import small_conv, small_hf_vit, small_swin, small_vit
 from torch import Tensor, fx, nn
 
+import fxprune
+from fxprune.errors import UnsupportedModuleError
 from fxprune.graph.copies import deep_copy, structural_copy
 
 
@@ -145,3 +147,22 @@ def test_graph_modules_within_others() -> None:
 
 def facts_of_weights(model: nn.Module) -> list[tuple[str, int]]:
     return [(name, id(tensor)) for name, tensor in model.named_parameters()]
+
+
+class Dotted(dict[str, int]):
+    """A common way to write an attribute for each key: it has no attribute that a copy may ask for."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("wrapped", [lambda held: held, lambda held: [held], lambda held: {"a": (held,)}])
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_what_no_copy_can_be_made_of_is_named(wrapped: Callable[[Any], Any], form: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    model[0].sizes = wrapped(Dotted(width=8))
+    with pytest.raises(
+        UnsupportedModuleError, match=r"^0\.sizes of Sequential .*__getattr__, that must raise"
+    ):
+        fxprune.prune(model, 0.5, example_inputs=torch.randn(2, 3), form=form)
+    with pytest.raises(UnsupportedModuleError, match=r"^0\.sizes of Sequential .*KeyError: '__deepcopy__'"):
+        structural_copy(model)
