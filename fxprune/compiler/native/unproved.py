@@ -29,6 +29,7 @@ from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.tables import holders_of_tables
+from fxprune.compiler.native.untaken import only_in_untaken
 from fxprune.errors import listed
 from fxprune.graph.copies import own_buffers, structural_copy
 from fxprune.graph.example import Example, seeded_noise
@@ -85,6 +86,7 @@ def with_one_way(
     sure = [(slot, old) for slot, old in sure if not branches_on_mode(model.get_submodule(slot.path))]
     before, own = own, _with_nearby(model, instance, own, pruned, sure, sizes)
     found = found if own is before else less_proved()
+    found = [(s, old) for s, old in found if s.held > 1 or not _untaken(model, s)]
     if not found:
         return own
     unread = defaultdict[str, list[Slot]](list)
@@ -100,6 +102,10 @@ def with_one_way(
         flags.setdefault((path, flag), flag_of(instance.get_submodule(path), flag))
     said = tuple((path, flag, value) for (path, flag), value in flags.items())
     return replace(own, ways=tuple(ways), flags=said)
+
+
+def _untaken(model: nn.Module, slot: Slot) -> bool:
+    return only_in_untaken(model.get_submodule(slot.path), str(slot.keys[0]))
 
 
 def _with_nearby(
