@@ -52,6 +52,7 @@ def own_code_of(
     pruned: PrunedModule,
     *,
     spells: bool = True,
+    at_most: tuple[int, int] | None = None,
 ) -> Found:
     """Find the edits and the parts that make an instance of the model's class equal a pruned graph.
 
@@ -59,8 +60,9 @@ def own_code_of(
     module around it that can stand alone becomes its part of the graph.
 
     spells: sizes that no state has, but code computes, may be other ones as well.
+    at_most: how many forwards and modules a graph may stand for; with more, nothing is found.
     """
-    return _Finder(model, analysis, sizes, slices, pruned, spells=spells).find()
+    return _Finder(model, analysis, sizes, slices, pruned, spells=spells).find(at_most)
 
 
 class _Finder:
@@ -95,7 +97,7 @@ class _Finder:
         self.traits: Traits = {}
         self.forward: Forward | None = None
 
-    def find(self) -> Found:
+    def find(self, at_most: tuple[int, int] | None = None) -> Found:
         # No numbers mend what code returns that calls a branch that is gone: look closer at once.
         closer = bool(self.search.shorter)
         expected = self._looked_closer() if closer else expected_of(self.double, self.example)
@@ -103,7 +105,7 @@ class _Finder:
         while fault is not None:
             if self.boundaries is None:  # a second look, at what each module returns
                 expected = self._looked_closer()
-            elif not self._replace(fault) and not self._open(fault):
+            elif not (self._replace(fault) or self._open(fault)) or (at_most and self._replaced > at_most):
                 return Found(None, fault.error, self.search.spelled)
             fault = self.search.fault(expected)
         self.search.set_back(self.model, expected)
@@ -114,6 +116,10 @@ class _Finder:
             spellings=tuple(self._spellings()),
         )
         return Found(own, spelled=self.search.spelled)
+
+    @property
+    def _replaced(self) -> tuple[int, int]:
+        return len(self.forward.opened) if self.forward else 0, len(self.parts)
 
     def _spellings(self) -> Iterator[Spelling]:
         """List the sizes that code has from attributes, less what a graph stands for."""

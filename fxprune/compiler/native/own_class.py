@@ -142,7 +142,8 @@ def _made_by_running(
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
         others = Slices(analysis, slices.selection, slices.unused, folded)
-        other = own_code_of(model, analysis, sizes, others, folded, spells=spells)
+        at_most = None if found.own is None else _replaced(found.own)[:2]
+        other = own_code_of(model, analysis, sizes, others, folded, spells=spells, at_most=at_most)
         spelled = found.spelled or other.spelled
         if other.own is not None and (found.own is None or _replaced(other.own) < _replaced(found.own)):
             found, pruned, slices = other, folded, others

@@ -17,11 +17,13 @@ from fxprune.compiler.native.spellings import SpelledSlot, Spellings
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside
+from fxprune.result.own_calls import FullWidth
 from fxprune.result.own_code import Slot
 
 __all__ = ["Search", "choices"]
 
 TRIES = 256  # combinations of numbers for one module
+TRIES_AROUND = 64  # of those of its caller, and of what modules around it say
 COMBINATIONS = 4096  # of which those that change least are tried; of more, only one and two changes
 RUNS = 2048  # of modules, in all
 
@@ -148,11 +150,12 @@ class Search:
         further: tuple[Options, tuple[int, ...]] | None = None
         reached: tuple[int, int] | None = None  # how far the code goes with what stands there now
         modules = sys.maxsize
+        tries = TRIES_AROUND if scope.wide or scope.less is not None else TRIES
         while len(options) < len(options := self._options(scope)):
             before = [slot.read(self.root) for slot, _ in options]
             are_many, changes = math.prod(len(news) for _, news in options) > COMBINATIONS, 0
             try:
-                for values in itertools.islice(choices(options, before), TRIES):
+                for values in itertools.islice(_in_order(options, before, fault.path), tries):
                     more = sum(a != b for a, b in zip(values, before, strict=True))
                     if self.runs > RUNS or (are_many and further is not None and more > changes):
                         break  # of many, what goes further by one change is mended by the next
@@ -250,6 +253,26 @@ def _entered(fault: Fault) -> Counter[str]:
     if calls[fault.path]:
         calls[fault.path] -= 1
     return calls
+
+
+def _in_order(options: Options, now: list[int], path: str) -> Iterator[tuple[int, ...]]:
+    """List what stands there, calls of the original's own code at its width, and every other choice."""
+    others = choices(options, now)
+    yield next(others)
+    yield from _at_full_width(options, now, path)
+    yield from others
+
+
+def _at_full_width(options: Options, now: list[int], path: str) -> Iterator[tuple[int, ...]]:
+    """Let a module's code say what it always said, but for one call, of whose result parts are taken.
+
+    As many numbers change for that as the module has: by few changes it is found late, or never.
+    """
+    for i, (slot, _) in enumerate(options):
+        for number, way in enumerate(slot.ways if isinstance(slot, SpelledSlot) else (), 1):
+            if isinstance(way, FullWidth):
+                own = [(news[-1] if s.path == path else n) for (s, news), n in zip(options, now, strict=True)]
+                yield (*own[:i], number, *own[i + 1 :])
 
 
 def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
