@@ -222,3 +222,53 @@ def test_a_module_whose_result_nobody_uses_returns_nothing() -> None:
     assert fxprune.verify(model, pruned, example_inputs=x) < 1e-8
     pruned(x)
     assert pruned.pooled is None
+
+
+class PlacesOfTwoAxes(nn.Module):
+    """Half of the channels say the row, half the column: neither half is kept in whole."""
+
+    def __init__(self, waves: int, scaled: bool) -> None:
+        super().__init__()
+        self.waves, self.scaled = waves, scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x.new_ones(x.shape[0], x.shape[2], x.shape[3])
+        rows, columns = there.cumsum(1), there.cumsum(2)
+        if self.scaled:
+            rows, columns = rows / rows[:, -1:, :], columns / columns[:, :, -1:]
+        rates = torch.arange(self.waves, device=x.device, dtype=x.dtype)
+        rates = 100 ** (2 * (rates // 2) / self.waves)
+        rows, columns = rows[..., None] / rates, columns[..., None] / rates
+        rows = torch.stack((rows[..., 0::2].sin(), rows[..., 1::2].cos()), dim=4).flatten(3)
+        columns = torch.stack((columns[..., 0::2].sin(), columns[..., 1::2].cos()), dim=4).flatten(3)
+        return torch.cat((rows, columns), dim=3).permute(0, 3, 1, 2)
+
+
+class SeesPlaces(nn.Module):
+    def __init__(self, width: int, scaled: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, 4)
+        self.places = PlacesOfTwoAxes(width // 2, scaled)
+        self.attn = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        places = self.places(x).flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2)
+        q = x + places
+        return self.head(self.norm(x + self.attn(q, q, x, need_weights=False)[0]).mean(1))
+
+
+@pytest.mark.parametrize(("width", "scaled"), [(32, False), (32, True), (48, False)])
+def test_places_of_two_axes_are_computed_in_whole(width: int, scaled: bool) -> None:
+    model = SeesPlaces(width, scaled).double().eval()
+    randomise(model)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert isinstance(pruned, SeesPlaces) and not fxprune.report(model, pruned).replaced
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=x)
+    for size in ((3, 32, 32), (1, 48, 32)):
+        given = torch.randn(size[0], 3, *size[1:], dtype=torch.float64)
+        torch.testing.assert_close(pruned(given), graph(given), rtol=0, atol=1e-10)
+    assert pruned.norm.weight.numel() == width // 2

@@ -1,7 +1,9 @@
 """Numbers are looked for step by step, and what code keeps meanwhile is taken back."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.compiler.native import watch
-from fxprune.compiler.native.search import Search
-from fxprune.result.own_code import OwnCode
+from fxprune.compiler.native.search import Search, _in_order
+from fxprune.compiler.native.spellings import AS_WRITTEN, SpelledSlot
+from fxprune.result.own_calls import FullWidth, UnevenParts
+from fxprune.result.own_code import OwnCode, Slot
 from fxprune.result.pruned_module import record_of
 
 WIDTH = 24
@@ -219,3 +223,19 @@ def test_a_record_that_names_a_module_says_that_modules_width() -> None:
     pruned = fxprune.prune(model, 0.5, form="module", example_inputs=x, ratios={"stages.0*": 0.75})
     assert [stage[0].out_features for stage in pruned.stages] == [32, 80, 96]
     assert [record["wide"] for record in pruned.records] == [48, 64, 36]
+
+
+def test_a_call_at_the_originals_width_is_tried_first() -> None:
+    """Its module's own numbers are the original's for that, and no other's are."""
+
+    def spelled(**more: Any) -> SpelledSlot:
+        return SpelledSlot("places", ("_size",), 0, place=Any, old=16, spellings=Any, **more)
+
+    options = [
+        (Slot("places", ("waves",)), [8, 16]),
+        (spelled(), [8, 16, AS_WRITTEN]),
+        (spelled(ways=(UnevenParts(-1, (8, 8)), FullWidth())), [1, 2, AS_WRITTEN]),
+        (Slot("attn", ("width",)), [4, 8]),
+    ]
+    tried = itertools.islice(_in_order(options, [8, AS_WRITTEN, AS_WRITTEN, 4], "places"), 2)
+    assert [*tried] == [(8, AS_WRITTEN, AS_WRITTEN, 4), (16, AS_WRITTEN, 2, 4)]
