@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.certify.zoo import randomise
 from fxprune.compiler.native import watch
-from fxprune.compiler.native.search import Search, _in_order
+from fxprune.compiler.native.combinations import in_order
+from fxprune.compiler.native.search import Search
 from fxprune.compiler.native.spellings import AS_WRITTEN, SpelledSlot
 from fxprune.result.own_calls import FullWidth, UnevenParts
 from fxprune.result.own_code import OwnCode, Slot
@@ -237,5 +238,5 @@ def test_a_call_at_the_originals_width_is_tried_first() -> None:
         (spelled(ways=(UnevenParts(-1, (8, 8)), FullWidth())), [1, 2, AS_WRITTEN]),
         (Slot("attn", ("width",)), [4, 8]),
     ]
-    tried = itertools.islice(_in_order(options, [8, AS_WRITTEN, AS_WRITTEN, 4], "places"), 2)
+    tried = itertools.islice(in_order(options, [8, AS_WRITTEN, AS_WRITTEN, 4], "places"), 2)
     assert [*tried] == [(8, AS_WRITTEN, AS_WRITTEN, 4), (16, AS_WRITTEN, 2, 4)]

@@ -11,20 +11,19 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from fxprune.compiler.native.combinations import COMBINATIONS, in_order
 from fxprune.compiler.native.proposals import Options, Proposals, Scope
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.spellings import SpelledSlot, Spellings
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example
 from fxprune.graph.tensors import is_inside
-from fxprune.result.own_calls import FullWidth
 from fxprune.result.own_code import Slot
 
-__all__ = ["Search", "choices"]
+__all__ = ["Search"]
 
 TRIES = 256  # combinations of numbers for one module
 TRIES_AROUND = 64  # of those of its caller, and of what modules around it say
-COMBINATIONS = 4096  # of which those that change least are tried; of more, only one and two changes
 RUNS = 2048  # of modules, in all
 
 
@@ -155,7 +154,7 @@ class Search:
             before = [slot.read(self.root) for slot, _ in options]
             are_many, changes = math.prod(len(news) for _, news in options) > COMBINATIONS, 0
             try:
-                for values in itertools.islice(_in_order(options, before, fault.path), tries):
+                for values in itertools.islice(in_order(options, before, fault.path), tries):
                     more = sum(a != b for a, b in zip(values, before, strict=True))
                     if self.runs > RUNS or (are_many and further is not None and more > changes):
                         break  # of many, what goes further by one change is mended by the next
@@ -253,51 +252,3 @@ def _entered(fault: Fault) -> Counter[str]:
     if calls[fault.path]:
         calls[fault.path] -= 1
     return calls
-
-
-def _in_order(options: Options, now: list[int], path: str) -> Iterator[tuple[int, ...]]:
-    """List what stands there, calls of the original's own code at its width, and every other choice."""
-    others = choices(options, now)
-    yield next(others)
-    yield from _at_full_width(options, now, path)
-    yield from others
-
-
-def _at_full_width(options: Options, now: list[int], path: str) -> Iterator[tuple[int, ...]]:
-    """Let a module's code say what it always said, but for one call, of whose result parts are taken.
-
-    As many numbers change for that as the module has: by few changes it is found late, or never.
-    """
-    for i, (slot, _) in enumerate(options):
-        for number, way in enumerate(slot.ways if isinstance(slot, SpelledSlot) else (), 1):
-            if isinstance(way, FullWidth):
-                own = [(news[-1] if s.path == path else n) for (s, news), n in zip(options, now, strict=True)]
-                yield (*own[:i], number, *own[i + 1 :])
-
-
-def choices(options: Options, now: list[int]) -> Iterator[tuple[int, ...]]:
-    """List every combination, those that change least of what stands there first, state before code."""
-    ranked = [[n, *(v for v in values if v != n)] for n, (_, values) in zip(now, options, strict=True)]
-    in_code = [slot.held == 0 for slot, _ in options]
-    is_few = math.prod(map(len, ranked)) <= COMBINATIONS
-    combinations = itertools.product(*ranked) if is_few else _few_changes(ranked, in_code)
-
-    def cost(combination: tuple[int, ...]) -> tuple[int, int]:
-        changed = [a != b for a, b in zip(combination, now, strict=True)]
-        return sum(changed), sum(c and spelled for c, spelled in zip(changed, in_code, strict=True))
-
-    yield from sorted(itertools.islice(combinations, COMBINATIONS), key=cost)
-
-
-def _few_changes(ranked: list[list[int]], in_code: list[bool]) -> Iterator[tuple[int, ...]]:
-    """List one and two changes of many numbers, and all of state at once."""
-    now = [values[0] for values in ranked]
-    yield tuple(now)
-    yield tuple(v[0 if c else min(1, len(v) - 1)] for v, c in zip(ranked, in_code, strict=True))
-    places = [(i, v) for i, values in enumerate(ranked) for v in values[1:]]
-    for count in (1, 2):
-        for some in itertools.combinations(places, count):
-            new = list(now)
-            for i, v in some:
-                new[i] = v
-            yield tuple(new)
