@@ -182,15 +182,19 @@ def kind_of(tensor: Tensor) -> str:
 
 
 def _is_kind(value: Any, expected: Any) -> bool:
-    return not isinstance(value, Tensor) or kind_of(value) == expected
+    if isinstance(value, Tensor):
+        return bool(kind_of(value) == expected)
+    return value is not None and not isinstance(value, (list, tuple, dict))
 
 
 @functools.partial(guard, same=_is_kind)
 def guard_kind(value: Any, expected: Any, *, name: str, where: str = "") -> Exception:
     """Refuse a tensor of another kind of numbers than the captured one, where code may have asked for it."""
     asks = f", after which the code at {where} asks" if where else ""
+    is_one, kind = isinstance(value, Tensor), type(value).__name__
+    given, one = (f"a tensor of {kind_of(value)}", "one") if is_one else (f"a {kind}", "a tensor")
     return InputArgumentError(
-        f"{name} is a tensor of {kind_of(value)}: the model was captured with one of {expected}{asks}; "
+        f"{name} is {given}: the model was captured with {one} of {expected}{asks}; "
         f"prune again with example inputs of this kind"
     )
 

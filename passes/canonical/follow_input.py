@@ -28,9 +28,12 @@ def follow_input(module: fx.GraphModule) -> fx.GraphModule:
     floats = [n for n in tensors if n.meta["val"].is_floating_point()]
     if not tensors:
         return module
-    device = _Followed(module, inputs[-1], tensors[0], "device")
+    start = inputs[-1]
+    while is_guard(start.next):  # these say in words what an input has to be
+        start = start.next
+    device = _Followed(module, start, tensors[0], "device")
     source: fx.Node | str | None = floats[0] if floats else _first_weight(module)
-    dtype = _Followed(module, inputs[-1], source, "dtype") if source is not None else None
+    dtype = _Followed(module, start, source, "dtype") if source is not None else None
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method") or is_guard(node):
             continue

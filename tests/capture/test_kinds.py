@@ -86,3 +86,24 @@ def test_whole_numbers_of_another_length_are_refused_where_code_asks(capture: st
     assert_same(whole(x), model(x), 1e-6)
     with pytest.raises(InputArgumentError, match=r"test_kinds.py:\d+ asks for a dtype"):
         whole(x.int())
+
+
+class Joins(nn.Module):
+    """Takes a tensor or several, and makes a table where the input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        x = torch.cat(list(x), 0) if isinstance(x, (list, tuple)) else x
+        return self.head(self.fc(x)) + torch.arange(3, device=x.device)
+
+
+@pytest.mark.parametrize("many", [lambda x: [x, x], lambda x: (x,), lambda x: {"x": x}, lambda x: None])
+def test_several_tensors_in_the_place_of_one_are_refused_in_words(many: Callable[[Tensor], object]) -> None:
+    x = torch.randn(2, 6)
+    pruned = fxprune.prune(Joins().eval(), 0.5, example_inputs=x, capture="export")
+    with pytest.raises(InputArgumentError, match=r"^x is a \w+: .* with a tensor of real"):
+        pruned(many(x))
+    assert pruned(x[:1]).shape == (1, 3)
