@@ -123,3 +123,49 @@ def test_small_numbers_of_other_things_stay(n: int, capture: str) -> None:
     assert torch.equal(pruned.first(x), x[:n])
     with pytest.raises(UnsupportedModuleError, match="waves reads period, as large as a width"):
         pruned.waves(x)
+
+
+class Stages(nn.Module):
+    """Says of each stage how wide it is, and how much smaller its map; one keeps its width."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        self.info, before = [], 3
+        for i, width in enumerate(widths):
+            self.stages.append(nn.Conv2d(before, width, 2, 2))
+            self.info.append({"width": width, "smaller": 2 ** (i + 1), "module": f"stages.{i}"})
+            before = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1]
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for stage in self.stages:
+            found.append(x := stage(x))
+        return found
+
+
+class Around(nn.Module):
+    """Has a model's list, whose paths begin at that."""
+
+    def __init__(self, model: Stages) -> None:
+        super().__init__()
+        self.model, self.info = model, model.info
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        return self.model.maps(x)
+
+
+@pytest.mark.parametrize("widths", [(8, 8, 12, 10), (4, 16, 16, 8), (32, 64, 12, 64)])
+@pytest.mark.parametrize("wrap", [lambda m: m, Around])
+def test_numbers_beside_a_path_say_how_wide_that_is(widths: tuple[int, ...], wrap: type[Around]) -> None:
+    torch.manual_seed(sum(widths))
+    pruned = pruned_of(wrap(Stages(*widths)), 3, 32, 32)
+    found = [t.shape[1] for t in pruned.maps(torch.ones(1, 3, 64, 32).double())]
+    assert [info["width"] for info in pruned.info] == found != [*widths]
+    assert [info["smaller"] for info in pruned.info] == [2, 4, 8, 16]

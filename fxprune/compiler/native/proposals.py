@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -51,10 +51,12 @@ class Proposals:
         self.named = dict(_named(model, self.slots.values()))
         self._in_code: dict[tuple[type[nn.Module], Keys], bool | None] = {}
         self._kinds_in_code: dict[tuple[type[nn.Module], Keys], str] = {}
+        self._said: dict[Slot, int] = {}
         self.kinds: dict[tuple[object, ...], list[tuple[Slot, int]]] = defaultdict(list)
         for slots in self.slots.values():
             for slot, n in slots:
                 self.kinds[self._kind(slot)].append((slot, n))
+        self._said |= self._beside_paths()
 
     def first(self) -> Iterator[tuple[Slot, int]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
@@ -64,8 +66,8 @@ class Proposals:
         """
         for slots in self.slots.values():
             for slot, old in slots:
-                new = self._width(slot, old)
-                if new is not None and (old >= WIDTH or self._is_alone(slot, old)):
+                new = self._said.get(slot) or self._width(slot, old)
+                if new is not None and (slot in self._said or old >= WIDTH or self._is_alone(slot, old)):
                     yield slot, new
 
     def second(self) -> Iterator[tuple[Slot, int]]:
@@ -77,6 +79,25 @@ class Proposals:
                 new = None if is_item or slot in sure else self.sizes[slot.path].nearby(old)
                 if new is not None:
                     yield slot, new
+
+    def _beside_paths(self) -> dict[Slot, int]:
+        """Find the numbers that say how wide is what the module gives whose path stands beside them.
+
+        All under that key do, and none of another key that does is as large there (a stride).
+        """
+        news: dict[tuple[object, ...], dict[Slot, int]] = defaultdict(dict)
+        for kind, alike in self.kinds.items():
+            told = [(s, n, self.sizes[self.named[s]].gives) for s, n in alike if s in self.named]
+            if told and all(n in gives for _, n, gives in told if gives):
+                changed = [(s, gives.get(n, {n}) - {n}) for s, n, gives in told]
+                news[kind] = {s: min(new) for s, new in changed if len(new) == 1}
+        places = Counter((s.path, s.keys[:-1], n) for kind in news for s, n in self.kinds[kind])
+        return {
+            slot: new
+            for kind, found in news.items()
+            for slot, n in self.kinds[kind]
+            if (new := found.get(slot)) is not None and places[slot.path, slot.keys[:-1], n] == 1
+        }
 
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code that ran shows it?
@@ -91,11 +112,11 @@ class Proposals:
     def is_told(self, slot: Slot, old: int) -> bool:
         """Is a number a width by its size, and since its module's class builds layers, or may, of it?
 
-        Or since it is one of many that are widths.
+        Or since it is one of many that are widths, or stands beside the path of what is as wide.
         """
         if self._looks_evident(slot, old) and (self._is_one_of_many(slot) or self.in_code(slot)):
             return True
-        return self._is_alone(slot, old)
+        return slot in self._said or self._is_alone(slot, old)
 
     def is_doubtful(self, slot: Slot, old: int) -> bool:
         """Is a number as large as a width, while its class's source does not say whether it is one?"""
@@ -238,13 +259,24 @@ class Proposals:
 
 
 def _named(model: nn.Module, held: Iterable[list[tuple[Slot, int]]]) -> Iterator[tuple[Slot, str]]:
-    """List the numbers that stand in a dict beside the path of one module: they say something of that."""
+    """List the numbers that stand in a dict beside the path of one module: they say something of that.
+
+    A model inside another one has paths that begin at itself.
+    """
     paths = {path for path, _ in model.named_modules() if path}
+    ends = Counter(end for path in paths for end in _ends(path))
+    paths_of = {end: path for path in paths for end in _ends(path) if ends[end] == 1 or end == path}
+    paths_of |= {path: path for path in paths}
     for slot, _ in itertools.chain.from_iterable(held):
         holder = slot.holder(model) if len(slot.keys) > 1 else None
         texts = [v for v in holder.values() if isinstance(v, str)] if isinstance(holder, dict) else []
-        if len(found := paths.intersection(texts)) == 1:
+        if len(found := {paths_of[text] for text in texts if text in paths_of}) == 1:
             yield slot, found.pop()
+
+
+def _ends(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    yield from (".".join(parts[i:]) for i in range(len(parts)))
 
 
 def _may_be_strides(numbers: list[int]) -> bool:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from fxprune.analysis.analysis import Analysis
-from fxprune.graph.tensors import module_of
+from fxprune.graph.tensors import is_inside, module_of
 from fxprune.passes.shrinking.regroup_heads import head_dims
 from fxprune.result.selection import Selection
 from fxprune.rules.axes import Atom, Axis, Product, Sum, atoms_of
@@ -30,6 +30,7 @@ class Sizes:
     parts: of their factors, and of runs of factors, as well, and of what the module is given.
     near: as `parts`, of its own values and weights alone, and of those of modules right below it.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
+    gives: of whole dimensions of what the module gives to code around it.
     """
 
     whole: Mapping[int, Mapping[int, int]]
@@ -37,6 +38,7 @@ class Sizes:
     parts: Mapping[int, set[int]]
     near: Mapping[int, set[int]] = field(default_factory=dict)
     given: frozenset[int] = frozenset()
+    gives: Mapping[int, set[int]] = field(default_factory=dict)
 
     def may_be(self, old: int) -> list[int]:
         """List every size that something of this size may have become; empty if all of it stayed."""
@@ -74,7 +76,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
     ]
     of_weights, of_all = _depths(weights), _depths([*weights, *values])
     with_given = _depths([*weights, *values, *taken])
-    before = _before_merge(analysis)
+    before, gives = _before_merge(analysis), _gives(analysis, selection)
     return {
         path: Sizes(
             whole=_whole(of_all[path], selection),
@@ -82,6 +84,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
             parts=_parts(with_given[path], selection, before),
             near=_near([axis for axis, depth in of_all[path].items() if depth <= 1], selection),
             given=given,
+            gives=gives.get(path, {}),
         )
         for path, _ in model.named_modules()
     }
@@ -96,6 +99,18 @@ def _depths(placed: Iterable[tuple[str, Axes]]) -> Mapping[str, Mapping[Axis, in
             for axis in axes:
                 known[axis] = min(depth, known.get(axis, depth))
     return depths
+
+
+def _gives(analysis: Analysis, selection: Selection) -> Mapping[str, Mapping[int, set[int]]]:
+    """Map each module to the sizes of what code around it takes of it, old and new."""
+    found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for node, values in analysis.axes.items():
+        users = {module_of(user) for user in node.users}
+        for path in _above(module_of(node)):
+            if path and not all(is_inside(user, [path]) for user in users):
+                for axis in (axis for axes in values for axis in axes):
+                    found[path][axis.size].add(selection.size(axis))
+    return found
 
 
 def _whole(axes: Mapping[Axis, int], selection: Selection) -> Mapping[int, Mapping[int, int]]:
