@@ -120,3 +120,31 @@ def test_methods_that_read_what_source_does_not_tell_are_refused(width: int, tmp
         for refused in (same.divided, same.both):
             with pytest.raises(UnsupportedModuleError, match="reads divisor, as large as a width"):
                 refused(x)
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """A size that no attribute has, in a function: a module that calls it becomes a part of the graph."""
+    return x.unflatten(-1, (8, -1)).flip(-2).flatten(-2) if x.shape[-1] == 96 else x
+
+
+class Bounded(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.most = width
+        self.fc, self.back = nn.Linear(width, 96), nn.Linear(96, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(in_rows(self.fc(x[:, : self.most])).relu())
+
+
+def test_a_bound_in_a_part_of_the_graph_is_that_parts_own() -> None:
+    """Numbers are set back in modules whose own code runs."""
+    model = Limited(64, cuts, 64, 64)
+    model.mix = Bounded(64)
+    randomise(model.double().eval())
+    x = torch.randn(1, 3, 8, 8).double()
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert [path for path, _ in fxprune.report(model, pruned).replaced] == ["mix"]
+    graph = fxprune.apply(model, fxprune.plan_of(pruned), example_inputs=x)
+    torch.testing.assert_close(pruned(x), graph(x))
+    assert pruned.limit == 64

@@ -6,8 +6,9 @@ import itertools
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Slot
 
 __all__ = ["Search"]
+
+T = TypeVar("T")
 
 TRIES = 256  # combinations of numbers for one module
 TRIES_AROUND = 64  # of those of its caller, and of what modules around it say
@@ -65,7 +68,7 @@ class Search:
         A bound on tokens may be as large as a width: what runs passes neither the old one nor the new one.
         """
         unsure: dict[object, list[tuple[Slot, int, int]]] = defaultdict(list)
-        for slot, new in self.proposals.first():
+        for slot, new in self._still_own(self.proposals.first()):
             old = slot.read(model)
             is_new = self.edits.get(slot) == new != old
             if is_new and self.reads.has(slot) and not self.proposals.is_told(slot, old):
@@ -178,12 +181,14 @@ class Search:
             return None
         return further
 
+    def _still_own(self, options: Iterable[tuple[Slot, T]]) -> Iterator[tuple[Slot, T]]:
+        """Leave out numbers of modules that are parts of the graph by now."""
+        modules, known = dict(self.root.named_modules()), self.proposals.classes
+        return ((slot, new) for slot, new in options if isinstance(modules.get(slot.path), known[slot.path]))
+
     def _options(self, scope: Scope) -> Options:
-        """List what may be edited, less what lay in modules that are parts of the graph by now."""
-        modules = dict(self.root.named_modules())
-        known = self.proposals.classes
-        options = self.proposals.options(scope, self.reads)
-        options = [(s, news) for s, news in options if isinstance(modules.get(s.path), known[s.path])]
+        """List what may be edited."""
+        options = [*self._still_own(self.proposals.options(scope, self.reads))]
         if scope.spelled and self.spellings is not None:
             options += self.spellings.options(scope, self.root)
         return options
