@@ -32,7 +32,7 @@ _LINEAR = {
 }
 _SUMS = {"add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 _EMPTY = {"empty_like", "zeros_like", "new_empty", "new_zeros", "empty", "zeros"}
-_FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel", *_EMPTY}
+_FACTS = {"size", "sym_size", "dim", "ndim", "shape", "dtype", "device", "numel", "len", *_EMPTY}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _ends(part: int | slice) -> tuple[float, float]:
 
 
 def is_fact(node: fx.Node) -> bool:
-    """Does a node ask what a tensor is like: for a size, its dtype, its device?"""
+    """Does a node ask what a tensor, or a list of its parts, is like: for a size, its dtype, its device?"""
     if node.target is getattr:
         return node.args[1] in _FACTS
     return node.op.startswith("call") and op_name(node.target) in _FACTS

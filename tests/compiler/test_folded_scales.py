@@ -43,6 +43,9 @@ class Turned(nn.Module):
             turned[..., ::2] = x[..., ::2] * angles.cos() - x[..., 1::2] * angles.sin()
             turned[..., 1::2] = x[..., ::2] * angles.sin() + x[..., 1::2] * angles.cos()
             return turned.type_as(x)
+        if self.kind == "apart":
+            left, right = x.chunk(2, -1)  # which counts them
+            return x * angles.cos() + torch.cat([-right, left], -1) * angles.sin()
         first, rest = x[:, :, :1], x[:, :, 1:]
         halves = torch.stack([-rest[..., 1::2], rest[..., ::2]], -1).reshape(rest.shape)
         return torch.cat([first, rest * angles[1:].cos() + halves * angles[1:].sin()], 2)
@@ -70,7 +73,7 @@ def tokens(batch: int = 2, length: int = 5) -> Tensor:
     return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["halves", "normed", "complex", "biases", "written", "joined"])
+@pytest.mark.parametrize("kind", ["halves", "apart", "normed", "complex", "biases", "written", "joined"])
 def test_a_scale_is_folded_behind_what_is_linear(kind: str) -> None:
     model = randomise(Turned(kind).eval())
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), attention="head_dim", form="module")
