@@ -142,8 +142,12 @@ def asks_kind(code: types.CodeType, at: int) -> bool:
     """Does code ask the device that an instruction reads for its kind, and no more?
 
     By its type or number, in a text, or beside a device that the code itself names.  Whatever else is done
-    with a device needs the tensor's own; of two tensors both move.
+    with a device needs the tensor's own; of two tensors both move.  A word that only says where something is
+    made (`torch.ones(1, device=x.device.type)`) moves as well.
     """
+    statement = _statement_around(code, at)
+    if _names_keyword(statement, code, "device") and not _compares(statement):
+        return False
     following = next(s for _, s in steps_of(code) if s.offset > at and s.opname not in _IDLE)
     if following.opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return following.argval in ("type", "index")
@@ -164,7 +168,18 @@ def names_a_device(code: types.CodeType, at: int) -> bool:
         name == "device" and how == "LOAD_CONST" and isinstance(word, str)
         for (name, _), (word, how) in itertools.pairwise(words)
     )
-    return named and any(step.opname in ("COMPARE_OP", "CONTAINS_OP") for step in statement)
+    return named and _compares(statement)
+
+
+def _names_keyword(statement: Iterable[dis.Instruction], code: types.CodeType, name: str) -> bool:
+    """Does a statement call something with a keyword argument of a name?"""
+    places = [step.arg for step in statement if step.opname in ("KW_NAMES", "LOAD_CONST")]
+    named = [code.co_consts[place] for place in places if place is not None]
+    return any(isinstance(names, tuple) and name in names for names in named)
+
+
+def _compares(statement: Iterable[dis.Instruction]) -> bool:
+    return any(step.opname in ("COMPARE_OP", "CONTAINS_OP") for step in statement)
 
 
 def _statement_around(code: types.CodeType, at: int) -> list[dis.Instruction]:

@@ -118,7 +118,9 @@ def output_in_order(kind: str, items: dict[str, Any]) -> Any:
     whoever takes outputs by position (`out[1]`) sees that.
     """
     made = class_named(kind)(**items)
-    for name in items:
+    for name, value in items.items():
+        if name not in made:  # a constructor leaves out None, which code may set
+            made[name] = value
         made.move_to_end(name)
     return made
 

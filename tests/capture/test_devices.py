@@ -134,6 +134,14 @@ def by_a_device_read_before(m: Net, x: Tensor) -> Tensor:
     return x if device == torch.device("cpu") else x * 3
 
 
+def made_on_the_kind(m: Net, x: Tensor) -> Tensor:
+    return x + torch.ones(1, device=x.device.type)
+
+
+def made_on_the_word(m: Net, x: Tensor) -> Tensor:
+    return x + torch.arange(16, device=str(x.device))
+
+
 OTHERS = [by_a_device_read_before, by_flag, by_word, by_text, of_the_weight, by_what_is_there]
 OTHERS_IN_BOTH = [
     *(by_flag, by_word, of_the_weight, by_device, by_another_device, among_devices, by_number),
@@ -164,6 +172,14 @@ def test_another_way_is_guarded(ask: Callable[[Net, Tensor], Tensor]) -> None:
 @pytest.mark.parametrize("ask", ALIKE)
 def test_the_same_way_is_not(ask: Callable[[Net, Tensor], Tensor]) -> None:
     assert not guards(ask)
+
+
+@pytest.mark.parametrize("ask", [made_on_the_kind, made_on_the_word])
+def test_a_word_that_says_where_something_is_made_moves(ask: Callable[[Net, Tensor], Tensor]) -> None:
+    model = randomise(Net(ask)).eval()
+    graph = fxprune.trace(model, X, capture="export")
+    assert_same(graph(X[:1]), model(X[:1]), 1e-5)
+    assert graph.to("meta")(X.to("meta")).shape == (2, 5, 3)
 
 
 @pytest.mark.parametrize("ask", ALIKE_IN_BOTH)

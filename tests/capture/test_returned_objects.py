@@ -313,3 +313,19 @@ def test_fields_keep_the_order_in_which_code_sets_them(
     if form == "graph":
         fxprune.save(half, tmp_path)
         assert [*fxprune.load(tmp_path, model=model)(x)] == [*wanted]
+
+
+class LeavesOut(SetsLater):
+    def forward(self, x: Tensor) -> Fields:
+        h = self.a(x).relu()
+        out = Fields(last=self.b(h), hidden=self.c(h))
+        out["pooled"] = None
+        return out
+
+
+def test_a_field_that_code_sets_to_none_is_one(capture: str) -> None:
+    model = randomise(LeavesOut(True).eval()).double()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x[:2], capture=capture)
+    assert [*pruned(x)] == [*model(x)] and pruned(x)["pooled"] is None
+    assert fxprune.verify(model, pruned) < 1e-8

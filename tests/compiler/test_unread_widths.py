@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -169,3 +171,30 @@ def test_numbers_beside_a_path_say_how_wide_that_is(widths: tuple[int, ...], wra
     found = [t.shape[1] for t in pruned.maps(torch.ones(1, 3, 64, 32).double())]
     assert [info["width"] for info in pruned.info] == found != [*widths]
     assert [info["smaller"] for info in pruned.info] == [2, 4, 8, 16]
+
+
+class Classes(nn.Module):
+    """Has as many classes as channels: the hidden ones shrink, and those of the output stay."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stem, self.more = nn.Conv2d(3, width, 3), nn.Conv2d(width, 24, 3)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.more(self.stem(x).relu()).relu().mean((2, 3)))
+
+    def targets(self, y: Tensor) -> Tensor:
+        return nn.functional.one_hot(y, self.classes)
+
+
+@pytest.mark.parametrize("width", [8, 10, 16, 32, 48, 64])
+def test_what_stays_in_one_layer_and_shrinks_in_another_is_left_or_refused(width: int) -> None:
+    model = Classes(width, width).double().eval()
+    randomise(model)
+    x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert pruned.classes == width == pruned.head.out_features
+    with contextlib.suppress(UnsupportedModuleError):
+        assert pruned.targets(torch.arange(3)).shape == (3, width)

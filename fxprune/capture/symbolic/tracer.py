@@ -241,7 +241,7 @@ class Tracer(fx.Tracer):
             left_out = [f.name for f, value in held if value is None and f.default is None]
             fields = {f.name: self.create_arg(value) for f, value in held if f.name not in left_out}
             if isinstance(a, dict) and in_other_order(type(a), [*a]):
-                items = {name: fields.pop(name) for name in a} | fields
+                items = {name: fields.pop(name, None) for name in a} | fields
                 return self.create_node("call_function", output_in_order, (name_of_class(type(a)), items), {})
             return self.create_node("call_function", type(a), (), fields)
         if isinstance(a, torch.Tensor) and id(a) not in self._tensor_names:

@@ -119,14 +119,14 @@ class Proposals:
         return slot in self._said or self._is_alone(slot, old)
 
     def is_doubtful(self, slot: Slot, old: int) -> bool:
-        """Is a number as large as a width, while its class's source does not say whether it is one?"""
-        if old <= STRIDE and self.kind(slot) != "":
-            return False
-        if self._looks_untold(slot, old):
-            return self.in_code(slot) is None
-        is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
-        may_be = self._may_be_evident(slot, old) and not self._is_one_of_many(slot)
-        return old <= STRIDE and may_be and not is_item and self.in_code(slot) is not False
+        """Is a number as large as a width, while its class's source does not say whether it is one?
+
+        Or which, where a small one is the size of layers that became several: the hidden and the output's.
+        """
+        if old > STRIDE or self.kind(slot) == "":
+            return self._looks_untold(slot, old) and self.in_code(slot) is None
+        is_width = self.kind(slot) == "alone" and bool(self.in_code(slot))
+        return is_width and self._may_be_evident(slot, old) and not self.is_told(slot, old)
 
     def _looks_untold(self, slot: Slot, old: int) -> bool:
         return self._looks_evident(slot, old) and not self._is_one_of_many(slot)
@@ -134,7 +134,8 @@ class Proposals:
     def _is_alone(self, slot: Slot, old: int) -> bool:
         """Are layers, by source, just as wide as a number says, or a multiple?"""
         is_width = self.kind(slot) == "alone" and bool(self.in_code(slot))  # not a bound, as large
-        return is_width and self._may_be_evident(slot, old)
+        agree = old > STRIDE or self._sizes(slot).agree(old)
+        return is_width and agree and self._may_be_evident(slot, old)
 
     def kind(self, slot: Slot) -> str:
         """Tell what source has a number for: a width ("alone"), something else ("others"), or neither."""

@@ -50,6 +50,10 @@ class Sizes:
         found = self.near.get(old, set()) - {old}
         return next(iter(found)) if len(found) == 1 else None
 
+    def agree(self, old: int) -> bool:
+        """Have all whole dimensions of weights of a size become one size?"""
+        return len(self.weights.get(old, {})) < 2
+
     def surely(self, old: int, *, is_width: bool = False) -> int | None:
         """Return the new size, if it is another and the nearest whole dimensions of the old one agree.
 
