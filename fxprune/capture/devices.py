@@ -151,6 +151,10 @@ def asks_kind(code: types.CodeType, at: int) -> bool:
     following = next(s for _, s in steps_of(code) if s.offset > at and s.opname not in _IDLE)
     if following.opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return following.argval in ("type", "index")
+    if following.opname == "STORE_FAST":  # `device = x.device`, of which nothing else is asked below
+        name = following.argval
+        loads = [step for _, step in steps_of(code) if "LOAD_FAST" in step.opname and _is_of(step, name)]
+        return bool(loads) and all(s.argval == name and asks_kind(code, s.offset) for s in loads)
     if following.opname.startswith(("CALL", "PRECALL")):
         return "str" in names_before(code, at)
     return following.opname.startswith("FORMAT") or names_a_device(code, at)
@@ -169,6 +173,11 @@ def names_a_device(code: types.CodeType, at: int) -> bool:
         for (name, _), (word, how) in itertools.pairwise(words)
     )
     return named and _compares(statement)
+
+
+def _is_of(step: dis.Instruction, name: str) -> bool:
+    """Is a local name read, alone or beside another?"""
+    return step.argval == name or (isinstance(step.argval, tuple) and name in step.argval)
 
 
 def _names_keyword(statement: Iterable[dis.Instruction], code: types.CodeType, name: str) -> bool:

@@ -142,13 +142,27 @@ def made_on_the_word(m: Net, x: Tensor) -> Tensor:
     return x + torch.arange(16, device=str(x.device))
 
 
-OTHERS = [by_a_device_read_before, by_flag, by_word, by_text, of_the_weight, by_what_is_there]
+def by_a_kind_read_before(m: Net, x: Tensor) -> Tensor:
+    device = x.device
+    if device.type == "mps":
+        return x - 1
+    return x if device.type == "cpu" else x * 3
+
+
+def made_on_a_device_read_before(m: Net, x: Tensor) -> Tensor:
+    device = x.device
+    return x + torch.arange(16, device=device)
+
+
+OTHERS = [by_flag, by_word, by_text, of_the_weight, by_what_is_there]
 OTHERS_IN_BOTH = [
     *(by_flag, by_word, of_the_weight, by_device, by_another_device, among_devices, by_number),
+    *(by_a_device_read_before, by_a_kind_read_before),
     *(by_kind_of_the_weight, by_any_weight, by_device_of_any_weight, within_a_text, formatted),
 ]
 ALIKE = [without_autocast, made_there, kernel_of_choice]
 ALIKE_IN_BOTH = [
+    made_on_a_device_read_before,
     *(made_there, autocast_by_a_word, moved_where_apart, of_two, of_two_anywhere, moved, alike_anywhere),
 ]
 
