@@ -131,9 +131,7 @@ def _devices_asked(answer: Callable[[torch.device, str], torch.device]) -> Itera
 
     with contextlib.ExitStack() as patches:
         for cls in (Tensor, FakeTensor):
-            before = vars(cls).get("device")  # None: its base class has it
-            patches.callback(*((setattr, cls, "device", before) if before else (delattr, cls, "device")))
-            cls.device = read(before or cls.device)  # type: ignore[assignment]
+            patch(patches, cls, "device", read(cls.device))
         yield
 
 

@@ -21,7 +21,7 @@ from fxprune.capture.exported.casts import casts_apart
 from fxprune.capture.exported.constants import constants_hidden
 from fxprune.capture.exported.late_buffers import late_buffers_as_attributes
 from fxprune.capture.exported.same_program import same_otherwise
-from fxprune.capture.exported.sizes import Relied, relied_on
+from fxprune.capture.exported.sizes import Relied, blank_of, relied_on
 from fxprune.capture.exported.torch_internals import (
     TooLong,
     all_sizes_alike,
@@ -64,7 +64,7 @@ class Exported:
     @property
     def batches(self) -> str:
         """The batch sizes that it takes, in words: the example's, or all that hold as many frames."""
-        batch, blank = self.example.batch or 1, self.example.map(lambda t: t.to("meta"))
+        batch, blank = self.example.batch or 1, blank_of(self.example)
         most = max(4 * batch, 16)
         taken = [n for n in range(1, most + 1) if self.relied.holds_for(blank.with_batch(n))]
         if len(taken) > 1 and taken == [*range(taken[0], most + 1, taken[0])]:
@@ -166,7 +166,7 @@ def _exported(model: nn.Module, example: Example, is_open: Is) -> Exported:
 
 
 def _judged(exported: Exported) -> Exported:
-    blank = exported.example.map(lambda t: t.to("meta"))
+    blank = blank_of(exported.example)
     any_batch, one = (exported.relied.holds_for(blank.with_batch(n)) for n in (PRIME_BATCH, 1))
     return replace(exported, fixed_batch=not any_batch, takes_one=any_batch and one)
 

@@ -26,7 +26,7 @@ from fxprune.capture.exported.torch_internals import guards_of
 from fxprune.graph.example import Example
 from fxprune.graph.own_nodes import guard_size
 
-__all__ = ["Relied", "guard_sizes", "input_values", "relied_on"]
+__all__ = ["Relied", "blank_of", "guard_sizes", "input_values", "relied_on"]
 
 MOST = 100  # a program that relies on more than that is better exported for fewer dynamic sizes
 UNBOUNDED = 1 << 31  # from there on an upper bound is none
@@ -56,7 +56,7 @@ class Relied:
 
     def excludes(self, example: Example, batch: int) -> tuple[ast.expr, ...] | None:
         """Return what is not so for a batch size; None where that is about other sizes as well."""
-        given, batched = _blank(example).with_batch(batch), set(_batched(self.names, example))
+        given, batched = blank_of(example).with_batch(batch), set(_batched(self.names, example))
         found = tuple(c for c in self.conditions if not _holds(c, self.names, given))
         only = batched.isdisjoint(self.fixed) and all(set(_sizes_in(c)) <= batched for c in found)
         return found if only else None
@@ -152,7 +152,7 @@ def _is_always(parts: Sequence[ast.expr], whole: ast.expr, names: Sequence[str],
                 return False
     if len(set(_sizes_in(whole))) > 1:
         return False
-    return all(_holds(whole, names, _blank(example).with_batch(n)) for n in changes if n > 0)
+    return all(_holds(whole, names, blank_of(example).with_batch(n)) for n in changes if n > 0)
 
 
 def _all_of(conditions: Sequence[ast.expr]) -> str:
@@ -163,7 +163,8 @@ def _parsed(code: str) -> ast.expr:
     return ast.parse(code, mode="eval").body
 
 
-def _blank(example: Example) -> Example:
+def blank_of(example: Example) -> Example:
+    """Return a call of the same sizes without numbers: what a program relies on is asked of it."""
     return example.map(lambda t: t.to("meta"))
 
 
@@ -181,7 +182,7 @@ def _tensors(names: Sequence[str], example: Example) -> dict[Path, Tensor]:
 
 def _batched(names: Sequence[str], example: Example) -> list[At]:
     """Return the dimensions that are the batch size."""
-    blank = _blank(example)
+    blank = blank_of(example)
     some, others = (_tensors(names, blank.with_batch(n)) for n in (1, 2))
     return [
         (path, dim)

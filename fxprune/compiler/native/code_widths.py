@@ -89,7 +89,7 @@ def kind_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Mod
 
     A width ("alone"), or something else ("others"): a stride, groups, what code divides by or counts to.
     """
-    name = [key for key in slot.keys[: slot.held] if isinstance(key, str)][-1]
+    name = _name(slot)
     said, places = set[str](), _speaking(slot, cls, classes)
     attributes = {t for place in places for t in _given(place).alone if t.startswith(".")}
     for place in places:
@@ -102,10 +102,15 @@ def kind_in_code(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Mod
 
 
 def _speaking(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> list[Place]:
-    name = [key for key in slot.keys[: slot.held] if isinstance(key, str)][-1]
+    name = _name(slot)
     return [
         *dict.fromkeys(place for c in (classes if slot.held > 1 else (cls,)) for place in _places(c, name))
     ]
+
+
+def _name(slot: Slot) -> str:
+    """Return the attribute, of the module or of the innermost object, that a number lies in."""
+    return next(key for key in reversed(slot.keys[: slot.held]) if isinstance(key, str))
 
 
 def _key(slot: Slot) -> str | None:
@@ -120,7 +125,7 @@ def is_only_a_size(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.M
 
 def _uses(slot: Slot, cls: type[nn.Module], classes: Iterable[type[nn.Module]]) -> list[Use]:
     """List where code reads a number: its class's, or where that does not, others' that hold such modules."""
-    name = next(key for key in reversed(slot.keys[: slot.held]) if isinstance(key, str))
+    name = _name(slot)
     if slot.held < 2 and (own := [use for place in _places(cls, name) for use in _uses_in(place, name)]):
         return own
     uses = [use for c in classes for place in _places(c, name) for use in _uses_in(place, name)]

@@ -125,17 +125,19 @@ class Proposals:
         """
         if old > STRIDE or self.kind(slot) == "":
             return self._looks_untold(slot, old) and self.in_code(slot) is None
-        is_width = self.kind(slot) == "alone" and bool(self.in_code(slot))
-        return is_width and self._may_be_evident(slot, old) and not self.is_told(slot, old)
+        return self._is_built_of(slot, old) and not self.is_told(slot, old)
 
     def _looks_untold(self, slot: Slot, old: int) -> bool:
         return self._looks_evident(slot, old) and not self._is_one_of_many(slot)
 
     def _is_alone(self, slot: Slot, old: int) -> bool:
-        """Are layers, by source, just as wide as a number says, or a multiple?"""
+        """Are layers, by source, as wide as a number says, or a multiple, and for a small one of one size?"""
+        return self._is_built_of(slot, old) and (old > STRIDE or self._sizes(slot).agree(old))
+
+    def _is_built_of(self, slot: Slot, old: int) -> bool:
+        """Does source build layers of just a number, or a multiple, that may be a width by its size?"""
         is_width = self.kind(slot) == "alone" and bool(self.in_code(slot))  # not a bound, as large
-        agree = old > STRIDE or self._sizes(slot).agree(old)
-        return is_width and agree and self._may_be_evident(slot, old)
+        return is_width and self._may_be_evident(slot, old)
 
     def kind(self, slot: Slot) -> str:
         """Tell what source has a number for: a width ("alone"), something else ("others"), or neither."""
