@@ -14,6 +14,7 @@ from fxprune.analysis.outputs import Outputs, frozen_outputs
 from fxprune.analysis.solver import AxisError, Reason, Solver
 from fxprune.errors import RuleError
 from fxprune.graph.captured import Captured
+from fxprune.graph.guards import only_checked
 from fxprune.graph.nests import Value, leaves, outline
 from fxprune.graph.op_names import op_name
 from fxprune.graph.own_nodes import makes_output, object_of, output_in_order
@@ -91,7 +92,7 @@ class _Walk:
 
     def __init__(self, captured: Captured, rules: RuleSet, outputs: Outputs) -> None:
         self.module, self.rules, self.outputs = captured.module, rules, outputs
-        self.samples = captured.samples
+        self.samples, self.checks = captured.samples, only_checked(captured.module.graph)
         self.found = Inference(Solver())
         self._tensors: dict[int, Axes] = {}  # one tensor under two names has one set of axes
 
@@ -153,6 +154,8 @@ class _Walk:
             self._give_up(node, call, Reason(text, node.name, reason.where))
             return
         for axis, why in flow.frozen:
+            if node in self.checks and isinstance(why, Reason) and why.kind == "extremum":
+                continue  # what the code asserts of all channels, it asserts of those that are left
             why = why if isinstance(why, Reason) else Reason(why)
             self.found.solver.freeze(axis, replace(why, node=node.name, where=reason.where))
         self.found.steps[node] = Step(call, rule, flow)

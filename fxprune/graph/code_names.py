@@ -18,6 +18,7 @@ __all__ = [
     "names_in",
     "names_of",
     "plain_functions",
+    "statement_before",
     "steps_of",
 ]
 
@@ -60,15 +61,18 @@ def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
 @functools.lru_cache(1 << 12)
 def names_before(code: types.CodeType, at: int) -> frozenset[str]:
     """Return what the statement refers to that an instruction stands in, up to there."""
-    names: list[str] = []
+    steps = statement_before(code, at)
+    return frozenset(s.argval for s in steps if isinstance(s.argval, str) and s.opname != "LOAD_CONST")
+
+
+def statement_before(code: types.CodeType, at: int) -> list[dis.Instruction]:
+    """Return the instructions of the statement that one stands in, up to there."""
+    statement: list[dis.Instruction] = []
     for _, step in steps_of(code):
         if step.offset > at:
             break
-        if ends_statement(step):
-            names = []
-        elif isinstance(step.argval, str) and step.opname != "LOAD_CONST":
-            names.append(step.argval)
-    return frozenset(names)
+        statement = [] if ends_statement(step) else [*statement, step]
+    return statement
 
 
 # What ends a statement, or goes on elsewhere.

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
@@ -38,9 +39,10 @@ __all__ = [
         "guard_layout",
         "guard_size",
         "guard_tensor",
+        "guard_values",
         "is_guard",
     ),
-    *("kind_of", "layout_of_argument", "one_node", "with_effect"),
+    *("kind_of", "layout_of_argument", "one_node", "only_checked", "with_effect"),
 ]
 
 
@@ -89,6 +91,16 @@ def is_guard(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _GUARDS
 
 
+def only_checked(graph: fx.Graph) -> dict[fx.Node, None]:
+    """Return the nodes that only check an input against the capture, and what they alone need, in order."""
+    found: dict[fx.Node, None] = {}
+    for node in reversed(graph.nodes):
+        alone = node.users and found.keys() >= node.users.keys()
+        if is_guard(node) or (alone and node.op != "placeholder"):
+            found[node] = None
+    return dict(reversed(found.items()))
+
+
 def with_effect(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a node that changes no value, and stays as a guard does."""
     node = has_side_effect(one_node(function))
@@ -115,6 +127,22 @@ def guard_size(value: Any, expected: Any, *, what: str, where: str = "") -> Exce
         f"{found}: torch.export captured this model for {wanted}{line}; prune again with example_inputs= of "
         f"this size"
     )
+
+
+def _holds(value: Any, expected: Any) -> bool:
+    """Is it so?  To compilers it is an assertion of torch's; where there are no values, nothing is asked."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(value == expected, "a check of the model's own does not hold for these values")
+        return True
+    if torch._C._get_tracing_state() is not None or value.is_meta or isinstance(value, FakeTensor):
+        return True
+    return bool(value == expected)
+
+
+@functools.partial(guard, same=_holds)
+def guard_values(value: Tensor, expected: bool, *, where: str) -> Exception:
+    """Refuse values for which the model's own code raises."""
+    return InputArgumentError(f"the model's own check at {where} does not hold for the values of this input")
 
 
 def _is_argument(value: Any, expected: Any) -> bool:

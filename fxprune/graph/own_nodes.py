@@ -26,6 +26,7 @@ from fxprune.graph.guards import guard_kind as guard_kind
 from fxprune.graph.guards import guard_layout as guard_layout
 from fxprune.graph.guards import guard_size as guard_size
 from fxprune.graph.guards import guard_tensor as guard_tensor
+from fxprune.graph.guards import guard_values as guard_values
 from fxprune.graph.guards import is_guard as is_guard
 from fxprune.graph.guards import kind_of as kind_of
 from fxprune.graph.guards import layout_of_argument as layout_of_argument

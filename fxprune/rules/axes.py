@@ -25,7 +25,7 @@ import numpy as np
 __all__ = ["ONE", "PIXELS", "Atom", "Axis", "Kind", "Product", "Reason", "Sum", "frozen"]
 
 # What an atom is frozen for, where code asks: an input's dimension, its batch, places in an image, ..
-Kind = Literal["op", "input", "batch", "pixels", "output", "tokens", "empty"]
+Kind = Literal["op", "input", "batch", "pixels", "output", "tokens", "empty", "extremum"]
 
 _serial = itertools.count()
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from fxprune.rules import masked
-from fxprune.rules.axes import ONE, Axis, Sum, atom, frozen
+from fxprune.rules.axes import ONE, Axis, Reason, Sum, atom, frozen
 from fxprune.rules.elementwise import elementwise_axes
 from fxprune.rules.laws import reduced_law
 from fxprune.rules.registry import Axes, Dims, Flow, NotCovered, Typed, at, dims_of, rule
@@ -108,10 +108,8 @@ def frobenius_norm_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -
 @rule("amax", "amin", "argmax", "argmin", "all", "any", "prod", "logsumexp", "nanmean")
 def extremum_axes(input: Typed, dim: Dims = None, keepdim: bool = False) -> Flow:
     """... n -> ..., n frozen: a zero is not the same as a missing element"""
-    reasons = [
-        (input.axes[i], "max/min over it: a removed element is not a zero") for i in dims_of(dim, input.ndim)
-    ]
-    return Flow(without(input, dim, keepdim), frozen=reasons)
+    why = Reason("max/min over it: a removed element is not a zero", kind="extremum")
+    return Flow(without(input, dim, keepdim), frozen=[(input.axes[i], why) for i in dims_of(dim, input.ndim)])
 
 
 @rule("max", "min")

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
-from torch.fx.proxy import TraceError
+from torch import Tensor, fx
 
 from fxprune.capture import patched
 from fxprune.capture.autograd_functions import traced_apply
@@ -205,13 +204,14 @@ def _always_a_node(
 
 
 def _guarded(check: Callable[..., None]) -> Callable[..., None]:
-    """Make a guard of what a model asserts of sizes; asserts on values are not in the result."""
+    """Make a guard of what a model asserts, of sizes or of all values of a tensor."""
 
     def checked(error: Any, cond: Any, *message: Any) -> None:
         if not isinstance(cond, fx.Proxy):
             check(error, cond, *message)
         else:
-            _hold(cond)
+            of_all = isinstance(cond, TracedValue) and stands_for(cond, Tensor)
+            _hold(cond.all() if of_all else cond)
 
     return checked
 
@@ -233,13 +233,8 @@ def _guarded_assert(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hold(condition: fx.Proxy) -> None:
-    tracer: Any = condition.tracer
-    before = tracer.unanswered
-    try:
-        if not condition:
-            raise AssertionError("the model's own assertion fails for the example")
-    except TraceError:  # it is about values
-        tracer.unanswered = before
+    if not condition:
+        raise AssertionError("the model's own assertion fails for the example")
 
 
 def _no_vmap(vmap: Callable[..., Any]) -> Callable[..., Any]:

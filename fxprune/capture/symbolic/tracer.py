@@ -32,6 +32,7 @@ from fxprune.capture.symbolic.identity import any_compares_dtypes, compares_dtyp
 from fxprune.capture.symbolic.objects import holds_traced, is_made_of_items, object_node
 from fxprune.capture.symbolic.picked_rows import drop_picked, is_picked, mark_picked
 from fxprune.capture.symbolic.proxies import TracedValue
+from fxprune.capture.symbolic.raising_branches import truth_that_goes_on
 from fxprune.capture.symbolic.tried_calls import Place, may_be_tried
 from fxprune.capture.symbolic.weights_read import COMPUTES, WeightsRead
 from fxprune.graph.example import Example
@@ -40,6 +41,7 @@ from fxprune.graph.own_nodes import (
     AutogradFunction,
     ForwardOnly,
     default_dict,
+    guard_values,
     in_other_order,
     name_of_class,
     output_in_order,
@@ -48,7 +50,7 @@ from fxprune.graph.own_nodes import (
 from fxprune.graph.process_lock import this_thread_only
 from fxprune.graph.source_files import users_frame
 from fxprune.graph.tensors import holds_attributes
-from fxprune.graph.values import NodeError
+from fxprune.graph.values import DependsOnValues, NodeError
 from fxprune.graph.writes import FILLS, is_view_of_input, shares_memory, value_of_write
 from fxprune.rules.modules import native
 
@@ -361,9 +363,21 @@ class Tracer(fx.Tracer):
             elif isinstance(value, (tuple, list)):
                 self.rank_is_asked(obj)
             return bool(self.decisions.value(obj))
+        except DependsOnValues as error:
+            truth = truth_that_goes_on(sys._getframe(2), Tracer.trace.__code__)
+            if truth is None or not self._is_tensor(obj):
+                self.unanswered = error
+                raise
+            self.hold_values(obj, truth)
+            return truth
         except Exception as error:
             self.unanswered = error
             raise
+
+    def hold_values(self, condition: fx.Proxy, truth: bool) -> None:
+        """Check a condition on values, which the code asserts, in each call of the result."""
+        where = _users_line() or condition.node.name
+        self.create_proxy("call_function", guard_values, (condition, truth), {"where": where})
 
     def type_of(self, x: Any) -> type | None:
         """Return the type of what a proxy stands for, as the model's code would find it."""
