@@ -15,11 +15,11 @@ from torch import Tensor, fx
 from fxprune.errors import RewriteError
 from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
-from fxprune.graph.op_names import op_name
 from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.graph.values import propagate_values
+from fxprune.passes.shrinking.pieces import Piece, pieces_of, reads_rows
 from fxprune.result.pruned_module import PrunedModule
-from fxprune.rules.calls import Call, call_of, weight_name
+from fxprune.rules.calls import Call, call_of
 from fxprune.rules.multiples import FEATURES, PRODUCTS, QUOTIENTS, Multiple, is_fact, multiple_of
 from fxprune.rules.registry import DEFAULT_RULES
 
@@ -78,15 +78,14 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
         factor = _origin(module, node)
     except RewriteError:
         return False
-    weights = [_weights(call)[0] for call in factor.calls.values()]
-    return None not in (_names(module, factor), *map(weight_name, weights))
+    return _rows_held(module, factor) is not None
 
 
-def _names(module: fx.GraphModule, factor: Multiple) -> set[str] | None:
-    """Return the tensors that the weights and biases of a factor's layers are made of; None if computed."""
+def _rows_held(module: fx.GraphModule, factor: Multiple) -> list[Piece] | None:
+    """Return the pieces that the weights and biases of a factor's layers are; None if one is computed."""
     held = [weight for call in factor.calls.values() for weight in _weights(call) if weight is not None]
-    pieces = [_pieces(weight, module) for weight in held]
-    return None if None in pieces else {name for of in pieces for name, _ in of or ()}
+    pieces = [pieces_of(weight, module) for weight in held]
+    return None if None in pieces else [piece for of in pieces for piece in of or ()]
 
 
 def _weights(call: Call) -> tuple[Value, Value]:
@@ -96,10 +95,10 @@ def _weights(call: Call) -> tuple[Value, Value]:
     return bound.get("weight"), bound.get("bias")
 
 
-def _others(module: fx.GraphModule, names: Collection[str], factor: Multiple) -> Iterator[fx.Node]:
-    """List what reads weights besides a factor's layers, directly or through what joins them."""
+def _others(module: fx.GraphModule, rows: Collection[Piece], factor: Multiple) -> Iterator[fx.Node]:
+    """List what reads rows of weights besides a factor's layers, or through what joins or parts them."""
     layers = factor.calls
-    scaled = {id(tensor_at(module, name)) for name in names}
+    scaled = {id(piece.tensor) for piece in rows}
     for node in module.graph.nodes:
         if node.op == "call_module" and node not in layers:
             inner = module.get_submodule(str(node.target))
@@ -107,35 +106,15 @@ def _others(module: fx.GraphModule, names: Collection[str], factor: Multiple) ->
                 yield node
         elif node.op == "get_attr":
             held = tensor_at(module, str(node.target))
-            joints = [*node.users] if id(held) in scaled else []
-            while joints:
-                user = joints.pop()
+            readers = [*node.users] if id(held) in scaled else []
+            while readers:
+                user = readers.pop()
                 if user in layers:
                     continue
-                if _pieces(user, module) is None:
+                further = reads_rows(user, rows, module)
+                if further is None:
                     yield user
-                elif op_name(user.target) != "zeros_like":
-                    joints += user.users
-
-
-def _pieces(weight: object, module: fx.GraphModule) -> list[tuple[str, bool]] | None:
-    """List the names of the weights that a layer's is joined of; None if it is computed otherwise.
-
-    With each: do zeros of its shape stand in its place?
-    """
-    name = weight_name(weight)
-    if name is not None:
-        return [(name, False)]
-    if not isinstance(weight, fx.Node) or not weight.op.startswith("call"):
-        return None
-    call = call_of(weight, module, DEFAULT_RULES)
-    op, given = call.plain_op, call.args[0] if call.args else None
-    if op == "zeros_like" and (name := weight_name(given)) is not None:
-        return [(name, True)]
-    if op not in ("cat", "concat") or not isinstance(given, (list, tuple)):
-        return None
-    found = [_pieces(part, module) for part in given]
-    return None if None in found else [piece for pieces in found for piece in pieces or ()]
+                readers += further or ()
 
 
 def _factors(node: fx.Node, module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
@@ -177,22 +156,24 @@ def _fold(module: fx.GraphModule, factor: Multiple, ratio: float) -> dict[str, t
         rows = _rows(factor, layer, FEATURES[call.plain_op])
         weight, bias = _weights(call)
         for held in (weight,) if bias is None else (weight, bias):
-            pieces = _pieces(held, module)
+            pieces = pieces_of(held, module)
             if pieces is None:
                 raise RewriteError(
                     f"the weights of {layer.name} are computed: no factor can be folded into them"
                 )
             start = 0
-            for name, is_zero in pieces:
-                tensor = tensor_at(module, name)
-                own = rows[(rows >= start) & (rows < start + len(tensor))] - start
-                start += len(tensor)
-                done = folded[name][0] if name in folded else own[:0]  # a layer that is called twice
+            for piece in pieces:
+                tensor, count = piece.tensor, piece.stop - piece.start
+                own = rows[(rows >= start) & (rows < start + count)] - start + piece.start
+                start += count
+                done = (
+                    folded[piece.name][0] if piece.name in folded else own[:0]
+                )  # a layer that is called twice
                 own = own[~torch.isin(own, done)]
-                if len(own) and not is_zero:
+                if len(own) and not piece.is_zero:
                     with torch.no_grad():
                         tensor[own.to(tensor.device)] *= ratio
-                    folded[name] = torch.cat([done, own]).sort().values, ratio
+                    folded[piece.name] = torch.cat([done, own]).sort().values, ratio
     return folded
 
 
@@ -205,7 +186,7 @@ def _origin(module: fx.GraphModule, node: fx.Node) -> Multiple:
     factors = _factors(node, module)
     for factor, reader in factors:
         found = multiple_of(module, factor, reader)
-        if found is not None and not any(_others(module, _names(module, found) or (), found)):
+        if found is not None and not any(_others(module, _rows_held(module, found) or (), found)):
             return found
     raise RewriteError(f"{factors[0][0].name} is scaled, and is no multiple of what layers of its own give")
 

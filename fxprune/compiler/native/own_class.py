@@ -94,7 +94,7 @@ def own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check 
 def _own_class(model: nn.Module, analysis: Analysis, plan: Plan, *, check: Check) -> nn.Module:
     analysis = as_planned(analysis, plan)
     selection = Selection.from_plan(analysis, plan)
-    held = held_scales(model, analysis, plan.scales)  # folded again, if its configuration needs it
+    held = held_scales(model, analysis.module, plan.scales)  # folded again, if its configuration needs it
     given = {node: scale for node, scale in plan.scales.items() if node not in held}
     plan = replace(plan, scales={**default_scales(analysis, selection), **given})
     pruned = rewrite(model, analysis, plan, check=check, run=False)
@@ -137,8 +137,12 @@ def _made_by_running(
 ) -> _Made | Found:
     """Make an instance equal to a pruned graph by running it; where nothing does, return why."""
     found = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
-    unheld = [""] if found.own is None else _unheld(found.own)
+    anywhere = ["", *(name for name, _ in model.named_children())]
+    unheld = anywhere if found.own is None else _unheld(found.own)
     more = computed_scales(analysis, slices.selection, pruned, unheld) if unheld else {}
+    if found.own is None:  # what is at fault may be anything
+        held = held_scales(model, pruned, more)
+        more = {node: scale for node, scale in more.items() if node not in held}
     if more:  # code that computes its scale from a head dim can hold another one, once that is folded
         folded = rewrite(model, analysis, replace(plan, scales={**more, **plan.scales}), check=check)
         others = Slices(analysis, slices.selection, slices.unused, folded)

@@ -35,9 +35,9 @@ _Made = tuple[nn.Module, OwnCode, PrunedModule]
 DEFAULT_SCALE = "scaled_dot_product_attention"  # it computes its scale from the head dim that it sees
 
 
-def held_scales(model: nn.Module, analysis: Analysis, scales: Mapping[str, float]) -> frozenset[str]:
+def held_scales(model: nn.Module, graph: fx.GraphModule, scales: Mapping[str, float]) -> frozenset[str]:
     """Find the products whose scale a module holds: an instance starts without folding those."""
-    return frozenset(node for node, _ in _edits(model, analysis.module, scales))
+    return frozenset(node for node, _ in _edits(model, graph, scales))
 
 
 def with_branches(
