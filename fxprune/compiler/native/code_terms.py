@@ -60,6 +60,18 @@ class CodeTerms:
         """List where an attribute of this name is read."""
         return self._uses.get(name, [])
 
+    def is_assigned(self, name: str) -> bool:
+        """Does the function give one of its own names a value?"""
+        return name in self._aliases
+
+    def values_of(self, name: str) -> list[tuple[ast.expr, frozenset[Term]]]:
+        """List what is assigned to an attribute, each with the other targets of that assignment."""
+        return self._assigned.get(name, [])
+
+    def assignments(self) -> Iterator[tuple[str, tuple[ast.expr, frozenset[Term]]]]:
+        """List each assignment to an attribute."""
+        return ((name, value) for name, values in self._assigned.items() for value in values)
+
     def assigned(self, name: str, key: str | None, *, alone: bool = False) -> Iterator[set[Term]]:
         """List what is assigned to an attribute, each time as all the terms that it is computed of.
 

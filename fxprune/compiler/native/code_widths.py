@@ -21,7 +21,7 @@ from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot
 from fxprune.rules.modules import NATIVE
 
-__all__ = ["is_only_a_size", "is_width_in_code", "kind_in_code"]
+__all__ = ["bound_arguments", "functions_of", "is_only_a_size", "is_width_in_code", "kind_in_code"]
 
 _WORDS = ("alone", "surely", "perhaps", "others")
 _SURE = {"alone", "surely"}
@@ -149,10 +149,16 @@ def _is_described(cls: type[nn.Module], name: str) -> bool:
 
 def _places(cls: type, name: str, *, builds: bool = True) -> Iterator[Place]:
     """List the functions of a user's class that speak of an attribute."""
+    for place in functions_of(cls, name):
+        yield replace(place, builds=builds and place.function.__name__ == "__init__")
+
+
+def functions_of(cls: type, name: str) -> Iterator[Place]:
+    """List the functions of a user's class that refer to a name."""
     bases = [base for base in cls.__mro__ if not _is_torchs(base)]
     for function in (f for base in bases for member in vars(base).values() for f in plain_functions(member)):
         if name in names_of(function.__code__):
-            yield Place(function, cls, 0, builds and function.__name__ == "__init__")
+            yield Place(function, cls, 0)
 
 
 # What was found, by function, class and the rest of the place: each depends on those alone, not on what was
@@ -186,11 +192,11 @@ def _widths(call: ast.Call, place: Place, terms: CodeTerms) -> Iterator[tuple[st
     if isinstance(plain, type) and _is_torchs(plain):
         if issubclass(plain, nn.Module) and plain not in _CONTAINERS:
             native = next((NATIVE[base] for base in plain.__mro__ if base in NATIVE), None)
-            for name, value in _bound(callee, call):
+            for name, value in bound_arguments(callee, call):
                 is_width = native is None or name in native.widths or name == "normalized_shape"
                 yield "others" if not is_width else "perhaps" if native is None else "alone", value
     elif _is_readable(plain):
-        for name, value in _bound(callee, call):
+        for name, value in bound_arguments(callee, call):
             said = _takes_width(plain, name, place) if terms.followed(value) else ""
             if said:
                 yield said, value
@@ -239,7 +245,7 @@ def _takes_width(callee: Value, name: str, place: Place) -> str:
     return next((word for word in _WORDS if word in said), "")
 
 
-def _bound(callee: Value, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+def bound_arguments(callee: Value, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     """Pair the arguments of a call with the names of the parameters that take them."""
     try:
         parameters = [*inspect.signature(callee).parameters.values()]

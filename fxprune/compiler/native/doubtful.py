@@ -41,8 +41,9 @@ def with_doubts(
     edited = {edit.slot for edit in own.edits}
     found: dict[_Method, list[str]] = defaultdict(list)
     run: set[FunctionType] | None = None
-    for slot, _ in proposals.first():
-        if slot in edited or slot.held > 1 or not proposals.is_doubtful(slot, slot.read(model)):
+    doubtful = [s for s, _ in proposals.first() if s.held < 2 and proposals.is_doubtful(s, s.read(model))]
+    for slot in dict.fromkeys([*doubtful, *proposals.several]):
+        if slot in edited:
             continue
         run = {*_run_by_forward(model)} if run is None else run
         for name, method in methods_that_name(model.get_submodule(slot.path), str(slot.keys[0])):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
+from fxprune.compiler.native.beside_paths import numbers_beside_paths
+from fxprune.compiler.native.code_layers import widths_built_of
 from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code, kind_in_code
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
@@ -48,7 +50,7 @@ class Proposals:
         self.slots = own_slots_of(model, root)
         self.classes = {path: type(module) for path, module in model.named_modules()}
         self.tables = {*holders_of_tables(model, root)}
-        self.named = dict(_named(model, self.slots.values()))
+        self.named = dict(numbers_beside_paths(model, self.slots.values()))
         self._in_code: dict[tuple[type[nn.Module], Keys], bool | None] = {}
         self._kinds_in_code: dict[tuple[type[nn.Module], Keys], str] = {}
         self._said: dict[Slot, int] = {}
@@ -57,6 +59,17 @@ class Proposals:
             for slot, n in slots:
                 self.kinds[self._kind(slot)].append((slot, n))
         self._said |= self._beside_paths()
+        made_of = dict(self._made_of(model, root))
+        self._said |= {slot: news.pop() for slot, news in made_of.items() if len(news) == 1}
+        self.several = [slot for slot, news in made_of.items() if len(news) > 1]
+
+    def _made_of(self, model: nn.Module, root: nn.Module) -> Iterator[tuple[Slot, set[int]]]:
+        """List the numbers that source makes weights of, just so large, each with how large those are now."""
+        for path, slots in self.slots.items():
+            here = model.get_submodule(path), root.get_submodule(path)
+            for slot, old in slots:
+                if slot.held < 2 and len(slot.keys) == 1:
+                    yield slot, widths_built_of(*here, str(slot.keys[0]), old)
 
     def first(self) -> Iterator[tuple[Slot, int]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
@@ -67,12 +80,14 @@ class Proposals:
         for slots in self.slots.values():
             for slot, old in slots:
                 new = self._said.get(slot) or self._width(slot, old)
+                if new == old or slot in self.several:
+                    continue
                 if new is not None and (slot in self._said or old >= WIDTH or self._is_alone(slot, old)):
                     yield slot, new
 
     def second(self) -> Iterator[tuple[Slot, int]]:
         """Propose, beside `first`, what the axes right there say of any number: heads, groups, products."""
-        sure = {slot for slot, _ in self.first()}
+        sure = {slot for slot, _ in self.first()} | {*self._said, *self.several}
         for slots in self.slots.values():
             for slot, old in slots:
                 is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
@@ -259,27 +274,6 @@ class Proposals:
             path = path.rpartition(".")[0]
             found = self.sizes[path].may_be(old)
         return found
-
-
-def _named(model: nn.Module, held: Iterable[list[tuple[Slot, int]]]) -> Iterator[tuple[Slot, str]]:
-    """List the numbers that stand in a dict beside the path of one module: they say something of that.
-
-    A model inside another one has paths that begin at itself.
-    """
-    paths = {path for path, _ in model.named_modules() if path}
-    ends = Counter(end for path in paths for end in _ends(path))
-    paths_of = {end: path for path in paths for end in _ends(path) if ends[end] == 1 or end == path}
-    paths_of |= {path: path for path in paths}
-    for slot, _ in itertools.chain.from_iterable(held):
-        holder = slot.holder(model) if len(slot.keys) > 1 else None
-        texts = [v for v in holder.values() if isinstance(v, str)] if isinstance(holder, dict) else []
-        if len(found := {paths_of[text] for text in texts if text in paths_of}) == 1:
-            yield slot, found.pop()
-
-
-def _ends(path: str) -> Iterator[str]:
-    parts = path.split(".")
-    yield from (".".join(parts[i:]) for i in range(len(parts)))
 
 
 def _may_be_strides(numbers: list[int]) -> bool:

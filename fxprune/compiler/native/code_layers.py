@@ -1,0 +1,108 @@
+"""Find, in the source of users' classes, which weights are made of just one number: they say what it became.
+
+`self.head = nn.Linear(self.dim, classes)`, beside `self.classes = classes`: however many channels there are,
+what the head gives is as wide as there are classes.  `self.proj = nn.Parameter(torch.zeros(dim, out))` says
+as much.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import weakref
+from collections.abc import Iterator
+
+from torch import nn
+
+from fxprune.compiler.native.code_calls import Place, called_in
+from fxprune.compiler.native.code_terms import CodeTerms, Term, terms_of
+from fxprune.compiler.native.code_widths import bound_arguments, functions_of
+from fxprune.rules.modules import NATIVE, Width
+
+__all__ = ["widths_built_of"]
+
+_Made = tuple[str, str | int]  # an attribute, and the argument of a layer, or the dimension of a parameter
+_MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn"}
+
+
+def widths_built_of(model: nn.Module, instance: nn.Module, name: str, old: int) -> set[int]:
+    """Return how large the weights of an instance are which its class makes of just the number `name`."""
+    return {
+        new
+        for made in _built_of(type(model), name)
+        if _read(model, made) == old and (new := _read(instance, made)) is not None
+    }
+
+
+def _read(module: nn.Module, made: _Made) -> int | None:
+    name, width = made
+    if isinstance(width, int):
+        weight = module._parameters.get(name)
+        return None if weight is None or weight.ndim <= width else weight.shape[width]
+    held = module._modules.get(name)
+    known = None if held is None else _widths(type(held)).get(width)
+    return None if held is None or known is None else known.read(held)
+
+
+def _widths(cls: type) -> dict[str, Width]:
+    """Return what the arguments of a layer's class say of its weights."""
+    native = next((NATIVE[base] for base in cls.__mro__ if base in NATIVE), None)
+    if native is None:
+        return {}
+    return {**native.widths, **({"normalized_shape": Width("weight")} if native.op.endswith("_norm") else {})}
+
+
+# By class, which users may make one by one: none is kept alive.
+_found: weakref.WeakKeyDictionary[type, dict[str, frozenset[_Made]]] = weakref.WeakKeyDictionary()
+
+
+def _built_of(cls: type, name: str) -> frozenset[_Made]:
+    """List the attributes that weights are assigned to, each with where they are as large as the number."""
+    known = _found.setdefault(cls, {})
+    if name not in known:
+        known[name] = frozenset(
+            found for place in functions_of(cls, name) for found in _built_in(place, name)
+        )
+    return known[name]
+
+
+def _built_in(place: Place, name: str) -> Iterator[_Made]:
+    terms = terms_of(place.function)
+    same = {"." + name}
+    for value, beside in terms.values_of(name):
+        same |= beside | _exactly(value, terms)
+    for layer, (value, _) in terms.assignments():
+        for call in _calls(value):
+            callee = called_in(call.func, place)
+            cls = callee.func if isinstance(callee, functools.partial) else callee
+            if cls is nn.Parameter:
+                for sizes in _sizes(call):
+                    yield from ((layer, i) for i, n in enumerate(sizes) if _exactly(n, terms) & same)
+            elif isinstance(cls, type):
+                for argument, given in bound_arguments(callee, call):
+                    if argument in _widths(cls) and _exactly(given, terms) & same:
+                        yield layer, argument
+
+
+def _calls(value: ast.expr) -> Iterator[ast.Call]:
+    """List the calls that a value is, in either case of one."""
+    if isinstance(value, ast.IfExp):
+        yield from _calls(value.body)
+        yield from _calls(value.orelse)
+    elif isinstance(value, ast.Call):
+        yield value
+
+
+def _sizes(call: ast.Call) -> Iterator[list[ast.expr]]:
+    """List the sizes of the tensors that are made among a call's arguments."""
+    for made in (node for given in call.args for node in ast.walk(given) if isinstance(node, ast.Call)):
+        if isinstance(made.func, ast.Attribute) and made.func.attr in _MAKERS and made.args:
+            first = made.args[0]
+            yield first.elts if isinstance(first, (ast.Tuple, ast.List)) else made.args
+
+
+def _exactly(value: ast.expr, terms: CodeTerms) -> set[Term]:
+    """Return the term that a value is, of the function's own names those that it never assigns."""
+    if isinstance(value, ast.Attribute):
+        return {"." + value.attr}
+    return {value.id} if isinstance(value, ast.Name) and not terms.is_assigned(value.id) else set()

@@ -1,0 +1,112 @@
+"""Numbers that source builds layers of: they are what those layers became, whatever else is as large."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import UnsupportedModuleError
+
+X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Classifier(nn.Module):
+    """As many classes as channels; `forward` reads neither number."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.num_features = self.dim = dim
+        self.classes = classes
+        self.fc, self.norm = nn.Linear(12, dim), nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes) if classes > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.fc(x)))
+
+    def one_hot(self, y: Tensor) -> Tensor:
+        return F.one_hot(y, self.classes)
+
+    def reset(self, classes: int) -> None:
+        self.classes = classes
+        self.head = nn.Linear(self.num_features, classes)
+
+
+class Late(Classifier):
+    """Its layers are built by methods, of attributes."""
+
+    def __init__(self, width: int, out: int) -> None:
+        nn.Module.__init__(self)
+        self.width, self.classes = width, out
+        self.build(width)
+        self.head = nn.Linear(self.width, self.classes)
+
+    def build(self, d: int) -> None:
+        self.fc, self.norm = nn.Linear(12, d), nn.LayerNorm(d)
+
+    def reset(self, classes: int) -> None:
+        self.classes = classes
+        self.head = nn.Linear(self.width, classes)
+
+
+class Projected(nn.Module):
+    """What it gives is projected by a parameter, to as many channels as there are inside."""
+
+    def __init__(self, width: int, output_dim: int) -> None:
+        super().__init__()
+        self.classes = output_dim
+        self.fc, self.norm = nn.Linear(12, width), nn.LayerNorm(width)
+        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, output_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x)) @ self.proj
+
+    def one_hot(self, y: Tensor) -> Tensor:
+        return F.one_hot(y, self.classes)
+
+
+@pytest.mark.parametrize("size", [16, 48, 96, 128])
+@pytest.mark.parametrize("cls", [Classifier, Late, Projected])
+def test_a_count_of_classes_is_no_width(cls: type[Classifier], size: int) -> None:
+    own = fxprune.prune(randomise(cls(size, size)), 0.5, example_inputs=X, form="module")
+    assert own.fc.out_features == size // 2 and own.classes == own(X).shape[-1] == size
+    assert own.one_hot(torch.tensor([1])).shape == (1, size)
+
+
+@pytest.mark.parametrize("cls", [Classifier, Late])
+def test_another_head_fits(cls: type[Classifier]) -> None:
+    own = fxprune.prune(randomise(cls(96, 96)), 0.5, example_inputs=X, form="module")
+    own.reset(7)
+    assert own.head.in_features == 48 and own(X).shape == (2, 5, 7)
+
+
+class TwoWidths(nn.Module):
+    """One number for two streams."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.a, self.b = nn.Linear(12, dim), nn.Linear(dim, dim)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(F.gelu(self.a(x)))))
+
+    def reset(self, classes: int) -> None:
+        self.head = nn.Linear(self.dim, classes)
+
+
+def test_a_number_of_layers_that_differ_now_is_refused() -> None:
+    model = randomise(TwoWidths(96))
+    with torch.no_grad():  # its channels go first
+        model.a.weight[:40] *= 1e-3
+        model.b.weight[:, :40] *= 1e-3
+    own = fxprune.prune(model, 0.5, example_inputs=X, form="module", scope="global")
+    assert own.a.out_features != own.b.out_features
+    assert any("reset" in line for line in fxprune.report(model, own).refused)
+    with pytest.raises(UnsupportedModuleError, match="reset reads dim"):
+        own.reset(7)
+    fxprune.verify(model, own, example_inputs=X)
