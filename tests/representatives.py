@@ -13,6 +13,9 @@ __all__ = ["EVERY", "others"]
 
 # Of the instances that run by torch.export beside symbolic ones (a tenth of the time), one in so many.
 EXPORT_EVERY = 10
+# Of a file's functions that run some so, one in so many; of files about captures and certificates every one.
+EXPORT_FUNCTIONS = 3
+ABOUT_EXPORT = ("tests/capture/", "tests/certify/")
 
 # Of a test's instances one in so many; and of every value that several of them share one at least.
 EVERY: dict[str, int] = {
@@ -29,6 +32,7 @@ EVERY: dict[str, int] = {
     "tests/capture/test_in_place.py::test_every_name_of_a_tensor_sees_the_write": 2,
     "tests/capture/test_in_place.py::test_memory_that_symbolic_tracing_does_not_see_is_left_to_export": 3,
     "tests/capture/test_kinds.py::test_a_mask_of_another_kind_is_refused": 5,
+    "tests/capture/test_late_tables.py::test_a_table_goes_with_what_says_that_it_is_there": 4,
     "tests/capture/test_modes.py::test_a_whole_result_computes_what_the_model_does_in_both_modes": 4,
     "tests/capture/test_names.py::test_a_name_of_the_graph_module_is_refused": 4,
     "tests/capture/test_names.py::test_any_other_name_is_kept": 4,
@@ -51,8 +55,10 @@ EVERY: dict[str, int] = {
     "tests/choose/test_options.py::test_every_pair_of_options_has_both_effects": 6,
     "tests/cli/test_effects.py::test_an_option_has_an_effect_or_is_refused": 2,
     "tests/compiler/test_bases_of_a_plan.py::test_what_is_pruned_in_other_coordinates_is_certified": 2,
-    "tests/compiler/test_coordinates.py::test_less_is_lost_in_chosen_coordinates": 4,
+    "tests/compiler/test_coordinates.py::test_less_is_lost_in_chosen_coordinates": 12,
+    "tests/compiler/test_configuration.py::test_its_own_saving_round_trips": 4,
     "tests/compiler/test_own_calls.py::test_it_is_pruned_again": 3,
+    "tests/compiler/test_own_calls.py::test_parts_of_one_size_become_parts_of_several": 2,
     "tests/compiler/test_own_class.py::test_copies_and_folders_keep_the_form": 3,
     "tests/compiler/test_own_class.py::test_the_class_is_the_users_and_exact": 5,
     "tests/compiler/test_rebase.py::test_random_bases_change_weights_and_not_the_function": 3,
@@ -72,7 +78,7 @@ EVERY: dict[str, int] = {
     "tests/finetune/test_resume.py::test_a_killed_run_ends_with_the_same_bits": 2,
     "tests/finetune/test_steps.py::test_it_is_gone_on_with_wherever_it_stopped": 3,
     "tests/finetune/test_trainer.py::test_a_student_learns": 6,
-    "tests/finetune/test_trainer.py::test_accumulation_divides_the_loss": 4,
+    "tests/finetune/test_trainer.py::test_accumulation_divides_the_loss": 8,
     "tests/graph/test_guards.py::test_compiled": 2,
     "tests/passes/test_checks.py::test_a_pass_that_breaks_the_graph_is_named": 12,
     "tests/passes/test_checks.py::test_a_pass_that_breaks_the_rewrite_is_named": 5,
@@ -114,7 +120,7 @@ EVERY: dict[str, int] = {
     "tests/test_random_bases.py::test_a_model_of_the_zoo": 4,
     "tests/test_together.py::test_it_is_certified_reported_and_drawn": 4,
     "tests/zoo/test_families.py::test_a_replaced_head_is_saved_and_loaded": 4,
-    "tests/zoo/test_families.py::test_certified": 2,
+    "tests/zoo/test_families.py::test_certified": 4,
     "tests/zoo/test_families.py::test_one_training_step_changes_what_it_changes_in_the_original": 10,
     "tests/zoo/test_field.py::test_certified_with_nothing_to_complain_about": 7,
     "tests/zoo/test_zoo.py::test_both_captures_find_the_same_groups": 12,
@@ -130,12 +136,16 @@ def others(ids: Sequence[str]) -> Iterator[str]:
     functions: dict[str, list[str]] = defaultdict(list)
     for test in ids:
         functions[test.partition("[")[0]].append(test)
+    exporting: Counter[str] = Counter()  # file -> its functions that run by torch.export beside symbolic ones
     for function, instances in functions.items():
         exported = [test for test in instances if "export" in _values(test)]
         plain = [test for test in instances if "export" not in _values(test)]
-        every = EVERY.get(function, 1)
-        beside = any("symbolic" in _values(test) for test in plain)
-        chosen = _chosen(plain, every) | _chosen(exported, max(every, EXPORT_EVERY) if beside else every)
+        every, file = EVERY.get(function, 1), function.partition("::")[0]
+        beside = bool(exported) and any("symbolic" in _values(test) for test in plain)
+        chosen = _chosen(plain, every)
+        if not beside or file.startswith(ABOUT_EXPORT) or exporting[file] % EXPORT_FUNCTIONS == 0:
+            chosen |= _chosen(exported, max(every, EXPORT_EVERY) if beside else every)
+        exporting[file] += beside
         yield from (test for test in instances if test not in chosen)
 
 

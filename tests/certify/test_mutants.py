@@ -204,6 +204,7 @@ def test_mutants_are_found(name: str, capture: str) -> None:
     assert made["a_sign"]
 
 
+@pytest.mark.slow
 def test_weights_are_no_part_of_how_structure_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs alone tell of wrong weights too."""
     monkeypatch.setattr(PlannedWeights, "changed", lambda self, pruned: {})

@@ -305,6 +305,7 @@ def test_what_is_solved_no_more_is_not_judged_as_if(
     assert len(judged) == times and fxprune.verify(dense, pruned).exact
 
 
+@pytest.mark.slow
 def test_kinds_that_compete_are_measured_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 

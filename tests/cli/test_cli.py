@@ -347,6 +347,7 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert f"  fxprune {command} " in capsys.readouterr().out.partition("Example")[2]
 
 
+@pytest.mark.slow
 def test_as_a_module_with_completion() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=False

@@ -54,6 +54,7 @@ def test_a_folder_learns_and_is_saved(place: Path, tmp_path: Path, capsys: Any) 
     assert [json.loads(line) for line in logged] == found["log"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_stopped_run_goes_on(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_model_is_pruned_and_trained_in_steps(place: Path, tmp_path: Path) -> None:
     more = ("--steps", "2", "--ratio", "0.4", "--epochs", "1", "-q")
     assert called(place, MODEL, tmp_path / "small", *more) == 0
@@ -145,6 +147,7 @@ def test_quiet_training_warns_of_nothing(
         assert ("of a library's" in capsys.readouterr().err) is not quiet
 
 
+@pytest.mark.slow
 def test_other_images_or_another_policy_are_another_run(place: Path, tmp_path: Path, capsys: Any) -> None:
     train = shutil.copytree(place / "train", tmp_path / "train")
     line = ["finetune", str(place / "half"), "--kl", "0", "--batch", "4", "--epochs", "1", "-q"]

@@ -60,6 +60,7 @@ def evaluated(folder: Path | str, place: Path, capsys: Any, *more: str) -> str:
     return transform
 
 
+@pytest.mark.slow
 def test_an_image_processor_is_followed_and_kept(place: Path, tmp_path: Path, capsys: Any) -> None:
     """By pruning, training, and whatever reads the folder afterwards."""
     wanted = "ViTImageProcessor, mean 0.1/0.2/0.3, std 0.4/0.5/0.6 (of preprocessor_config.json)"

@@ -96,6 +96,7 @@ def test_a_pruned_model_learns_classes_of_its_own(place: Path, tmp_path: Path) -
     assert fxprune.load(tmp_path / "taught")(torch.zeros(1, 3, 160, 160)).shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_from_a_checkpoint_to_a_small_model_of_own_classes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -77,6 +77,7 @@ def test_another_original_does_not_pass() -> None:
     assert not fxprune.verify(model_of(seed=1), pruned).exact
 
 
+@pytest.mark.slow
 def test_as_json_and_as_a_folder(tmp_path: Path) -> None:
     model = model_of()
     plan = plan_with_bases(model)

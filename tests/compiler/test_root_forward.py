@@ -222,6 +222,7 @@ def test_it_trains_as_the_graph_does() -> None:
         assert torch.allclose(parameter.grad, wanted[name].grad, rtol=1e-3, atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Waves, Nested])
 def test_everything_that_takes_a_result_takes_it(build: type[nn.Module], tmp_path: Path) -> None:
     model, x = randomise(build().eval()), image()
@@ -243,6 +244,7 @@ def test_everything_that_takes_a_result_takes_it(build: type[nn.Module], tmp_pat
     assert isinstance(as_graph, torch.fx.GraphModule) and fxprune.verify(pruned, as_graph) < 1e-8
 
 
+@pytest.mark.slow
 def test_steps_hand_it_on() -> None:
     model, x, seen = randomise(Waves().eval()), image(), []
 
@@ -263,6 +265,7 @@ def small_waves() -> nn.Module:
     return Waves().eval()
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_and_reads_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_features_have_no_classes() -> None:
         with_classes(model, 3, example_inputs=images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["graph", "module"])
 def test_a_hugging_face_one_is_loaded_again(form: str, tmp_path: Path, recwarn: Any) -> None:
     """Its configuration names the old classes; the folder says how to build it with the new ones."""

@@ -40,6 +40,7 @@ def test_an_old_name_that_never_was_is_no_module() -> None:
         importlib.import_module("fxprune.plan.nothing")
 
 
+@pytest.mark.slow
 def test_a_module_runs_under_its_old_name() -> None:
     command = [sys.executable, "-m", "fxprune.zoo", "--help"]
     assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -181,6 +181,7 @@ def test_certified(zoo: Analysed, ratio: float) -> None:
     assert certificate(zoo.model, pruned, zoo.analysis) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_both_captures_find_the_same_groups(zoo: Analysed) -> None:
     if len(zoo.entry.captures) == 1:
         pytest.skip("only torch.export traces it")

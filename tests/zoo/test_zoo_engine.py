@@ -152,6 +152,7 @@ def test_a_crash_of_the_process_fails_that_row_alone(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_model_over_the_time_limit_fails_by_it(tmp_path: Path) -> None:
     (row,) = run(["odd_models:unending"], tmp_path / "zoo.csv", workers=1, limit=2)
     assert (row.outcome, row.note) == ("FAILED", "took more than 2 s")

@@ -349,6 +349,7 @@ def test_a_recipe_for_another_model_is_refused_when_saving(tmp_path: Path) -> No
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.slow
 def test_options_that_change_the_function_and_not_the_weights(tmp_path: Path) -> None:
     model = timm.create_model("test_convnext", conv_mlp=False, norm_eps=0.5)
     pruned = fxprune.prune(randomise(model))
