@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
 
 from fxprune.capture.patched import patch
@@ -122,55 +122,102 @@ def _devices_asked(answer: Callable[[torch.device, str], torch.device]) -> Itera
         def get(tensor: Tensor) -> torch.device:
             device: torch.device = of.__get__(tensor)
             caller = sys._getframe(1)
-            code = caller.f_code
-            if is_users(code.co_filename) and here() and asks_kind(code, caller.f_lasti):
-                return answer(device, f"{code.co_filename}:{caller.f_lineno}")
+            if is_users(caller.f_code.co_filename) and here() and asks_kind(caller):
+                return answer(device, f"{caller.f_code.co_filename}:{caller.f_lineno}")
             return device
 
         return property(get)
 
+    number_of = Tensor.get_device
+
+    def get_device(tensor: Tensor) -> int:
+        caller = sys._getframe(1)
+        if not (is_users(caller.f_code.co_filename) and here()):
+            return number_of(tensor)
+        told = answer(tensor.device, f"{caller.f_code.co_filename}:{caller.f_lineno}")
+        return -1 if told.index is None else told.index  # as a tensor on the CPU says
+
     with contextlib.ExitStack() as patches:
         for cls in (Tensor, FakeTensor):
             patch(patches, cls, "device", read(cls.device))
+        patch(patches, Tensor, "get_device", get_device)
         yield
 
 
-@functools.lru_cache(1 << 12)
-def asks_kind(code: types.CodeType, at: int) -> bool:
-    """Does code ask the device that an instruction reads for its kind, and no more?
+def asks_kind(reader: types.FrameType) -> bool:
+    """Does the code that reads a device ask it for its kind, and no more?
 
     By its type or number, in a text, or beside a device that the code itself names.  Whatever else is done
     with a device needs the tensor's own; of two tensors both move.  A word that only says where something is
     made (`torch.ones(1, device=x.device.type)`) moves as well.
+
+    reader: the frame that reads it; what a property or function hands back, its caller has read.
     """
+    frame: types.FrameType | None = reader
+    while frame is not None and _hands_back(frame.f_code, frame.f_lasti):
+        frame = frame.f_back
+    if frame is None or not is_users(frame.f_code.co_filename):
+        return False
+    return _asks_kind(frame.f_code, frame.f_lasti, _devices_held(frame))
+
+
+def names_a_device(frame: types.FrameType) -> bool:
+    """Does the statement at which code stands compare with a device that it names?
+
+    As `torch.device("cpu")` does, or a constant of its file or its module.
+    """
+    return _names_a_device(frame.f_code, frame.f_lasti, _devices_held(frame))
+
+
+def _devices_held(frame: types.FrameType) -> frozenset[str]:
+    """Return the names under which a function's file, and its first argument, hold devices."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    attributes = vars(first) if isinstance(first, nn.Module) else {}
+    places = (frame.f_globals, attributes)
+    return frozenset(n for n in code.co_names if any(type(at.get(n)) is torch.device for at in places))
+
+
+@functools.lru_cache(1 << 12)
+def _hands_back(code: types.CodeType, at: int) -> bool:
+    """Does code hand on what an instruction reads, and nothing else?"""
+    following = _following(code, at).opname
+    return following == "RETURN_VALUE" or (code.co_name == "<genexpr>" and following == "YIELD_VALUE")
+
+
+def _following(code: types.CodeType, at: int) -> dis.Instruction:
+    """Return the instruction after one, less those between that do nothing."""
+    steps = [step for _, step in steps_of(code) if step.offset >= at and step.opname not in _IDLE]
+    return steps[2] if steps[0].opname == "PRECALL" else steps[1]  # Python 3.11 calls some in either
+
+
+@functools.lru_cache(1 << 12)
+def _asks_kind(code: types.CodeType, at: int, held: frozenset[str]) -> bool:
     statement = _statement_around(code, at)
     if _names_keyword(statement, code, "device") and not _compares(statement):
         return False
-    following = next(s for _, s in steps_of(code) if s.offset > at and s.opname not in _IDLE)
+    following = _following(code, at)
     if following.opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return following.argval in ("type", "index")
     if following.opname == "STORE_FAST":  # `device = x.device`, of which nothing else is asked below
         name = following.argval
         loads = [step for _, step in steps_of(code) if "LOAD_FAST" in step.opname and _is_of(step, name)]
-        return bool(loads) and all(s.argval == name and asks_kind(code, s.offset) for s in loads)
+        return bool(loads) and all(s.argval == name and _asks_kind(code, s.offset, held) for s in loads)
     if following.opname.startswith(("CALL", "PRECALL")):
         return "str" in names_before(code, at)
-    return following.opname.startswith("FORMAT") or names_a_device(code, at)
+    return following.opname.startswith("FORMAT") or _names_a_device(code, at, held)
 
 
 @functools.lru_cache(1 << 12)
-def names_a_device(code: types.CodeType, at: int) -> bool:
-    """Does the statement that an instruction stands in compare with a device that it names?
-
-    As `torch.device("cpu")` does.
-    """
+def _names_a_device(code: types.CodeType, at: int, held: frozenset[str]) -> bool:
     statement = _statement_around(code, at)
     words = [(step.argval, step.opname) for step in statement if step.opname.startswith("LOAD")]
     named = any(
         name == "device" and how == "LOAD_CONST" and isinstance(word, str)
         for (name, _), (word, how) in itertools.pairwise(words)
     )
-    return named and _compares(statement)
+    is_held = any(how != "LOAD_CONST" and word in held for word, how in words if isinstance(word, str))
+    return (named or is_held) and _compares(statement)
 
 
 def _is_of(step: dis.Instruction, name: str) -> bool:

@@ -13,6 +13,7 @@ import fxprune
 from fxprune.errors import InputArgumentError
 from fxprune.graph.own_nodes import guard_device
 
+CPU = torch.device("cpu")
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -22,7 +23,15 @@ class Net(nn.Module):
     def __init__(self, ask: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
-        self.ask = ask
+        self.ask, self.home = ask, torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def device_of_one(self) -> torch.device:
+        return next(p.device for p in self.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.ask(self, self.a(x)))
@@ -154,15 +163,47 @@ def made_on_a_device_read_before(m: Net, x: Tensor) -> Tensor:
     return x + torch.arange(16, device=device)
 
 
+def by_a_constant(m: Net, x: Tensor) -> Tensor:
+    return x if x.device == CPU else x * 3
+
+
+def by_an_attribute(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if m.home != x.device else x
+
+
+def by_a_property(m: Net, x: Tensor) -> Tensor:
+    return x if m.device.type == "cpu" else x * 3
+
+
+def by_a_property_beside_a_constant(m: Net, x: Tensor) -> Tensor:
+    return x if m.device_of_one == CPU else x * 3
+
+
+def by_a_weights_device_read_before(m: Net, x: Tensor) -> Tensor:
+    where = next(m.parameters()).device
+    return x if where.type == "cpu" else x * 3
+
+
+def by_a_method(m: Net, x: Tensor) -> Tensor:
+    return x * 3 if x.get_device() >= 0 else x
+
+
+def beside_a_property(m: Net, x: Tensor) -> Tensor:
+    where = m.device_of_one
+    return x.to(where) * (1 if x.device == m.device else 3)
+
+
 OTHERS = [by_flag, by_word, by_text, of_the_weight, by_what_is_there]
 OTHERS_IN_BOTH = [
     *(by_flag, by_word, of_the_weight, by_device, by_another_device, among_devices, by_number),
     *(by_a_device_read_before, by_a_kind_read_before),
+    *(by_a_constant, by_an_attribute, by_a_property, by_a_property_beside_a_constant, by_a_method),
+    by_a_weights_device_read_before,
     *(by_kind_of_the_weight, by_any_weight, by_device_of_any_weight, within_a_text, formatted),
 ]
 ALIKE = [without_autocast, made_there, kernel_of_choice]
 ALIKE_IN_BOTH = [
-    made_on_a_device_read_before,
+    *(made_on_a_device_read_before, beside_a_property),
     *(made_there, autocast_by_a_word, moved_where_apart, of_two, of_two_anywhere, moved, alike_anywhere),
 ]
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from typing import Any
 
 import torch
-
-from fxprune.capture.devices import names_a_device
 
 __all__ = ["DeviceRead"]
 
@@ -30,13 +26,13 @@ class DeviceRead:
         return super().__hash__()
 
     def __eq__(self, other: object) -> Any:
-        """Compare; beside a device that the code names, as its kind is told."""
-        named = _named(other, sys._getframe(1))
-        return super().__eq__(other) if named is None else self.tracer.lies_on(self, named)
+        """Compare; beside a device that is no tensor's, as its kind is told."""
+        named = isinstance(other, torch.device) and not self.tracer.is_of_tensor(other)
+        return self.tracer.lies_on(self, other) if named else super().__eq__(other)
 
     def __ne__(self, other: object) -> Any:
-        named = _named(other, sys._getframe(1))
-        return super().__ne__(other) if named is None else not self.tracer.lies_on(self, named)
+        named = isinstance(other, torch.device) and not self.tracer.is_of_tensor(other)
+        return not self.tracer.lies_on(self, other) if named else super().__ne__(other)
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
@@ -44,9 +40,3 @@ class DeviceRead:
     def __str__(self) -> str:
         word: str = self.tracer.kind_of_device(self)
         return word
-
-
-def _named(other: object, caller: types.FrameType) -> torch.device | None:
-    """Return a device that the caller's statement names; None for anything else, as another tensor's."""
-    device = isinstance(other, torch.device) and names_a_device(caller.f_code, caller.f_lasti)
-    return other if device else None  # type: ignore[return-value]

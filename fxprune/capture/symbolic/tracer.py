@@ -423,6 +423,10 @@ class Tracer(fx.Tracer):
         """Return whether a value lies on a device that the code names."""
         return self.devices.told(self.decisions.structure(proxy), _users_line() or str(proxy.node)) == named
 
+    def is_of_tensor(self, device: torch.device) -> bool:
+        """Is it a device that code read of a tensor, not one that it names?"""
+        return any(device is read for read in self._weights_read.devices)
+
     def device_word(self, word: Any) -> Any:
         """Return a node for the word of the input's kind of device, if the code was told; else the word."""
         device = self.device_node() if isinstance(word, str) and self.devices.lines else None
@@ -495,6 +499,9 @@ class Tracer(fx.Tracer):
         asks_rank = kind == "call_method" and target in ("dim", "ndimension")
         if asks_rank and (rank := self.rank(args[0])) is not None:
             return rank
+        if kind == "call_method" and target == "get_device":
+            number = self.index_of_device(args[0].device)
+            return -1 if number is None else number  # as a tensor on the CPU says
         if kind == "call_method" and target == "numel":
             shape = self.value_or_self(args[0])
             if isinstance(shape, tuple):  # of some of the sizes, which may be numbers in the result

@@ -54,6 +54,7 @@ class WeightsRead(TorchFunctionMode):
         self._names = names  # of the model's tensors, by their ids
         self._memory = {_memory(t): str(name) for name, t in tensors.items()}
         self._made: dict[int, Tensor] = {}
+        self.devices: list[torch.device] = []  # of tensors that are no stand-ins
         self.dtype_asked = False  # of a weight, which is then no stand-in
 
     def __torch_function__(
@@ -65,10 +66,12 @@ class WeightsRead(TorchFunctionMode):
         if reads and (name in _VALUES or (writes and name not in ("requires_grad_", "retain_grad_"))):
             raise NotImplementedError(COMPUTES)
         made = func(*args, **(kwargs or {}))
-        if reads and isinstance(made, torch.device) and (asking := users_frame(sys._getframe(1))):
-            code = asking.f_code
-            if asks_kind(code, asking.f_lasti):
-                return self._device_told(made, f"{code.co_filename}:{asking.f_lineno}")
+        of_tensor = isinstance(made, torch.device) and any(isinstance(given, Tensor) for given in args)
+        if of_tensor and (asking := users_frame(sys._getframe(1))):
+            if reads and asks_kind(asking):
+                made = self._device_told(made, f"{asking.f_code.co_filename}:{asking.f_lineno}")
+            self.devices.append(made)
+            return made
         drawn = name in _DRAWS and isinstance(made, Tensor) and not isinstance(made, FakeTensor)
         if drawn and _asked_by_users():
             raise NotImplementedError("it draws random numbers into a tensor that it made")
