@@ -10,11 +10,12 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import InputArgumentError, PlanError
+from fxprune.errors import InputArgumentError, InputSizeError, PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
 from fxprune.graph.guards import guard_layout
@@ -25,8 +26,19 @@ from fxprune.result.record import Record
 from fxprune.result.retrace import traced_as_graph
 
 __all__ = [
-    *("FORM", "PrunedModule", "constants_kept", "forward_of_data", "noise_for", "plan_of", "record_of"),
+    *(
+        "FORM",
+        "PrunedModule",
+        "constants_kept",
+        "forward_of_data",
+        "noise_for",
+        "on_least_noise",
+        "plan_of",
+        "record_of",
+    ),
 ]
+
+Counted = TypeVar("Counted")
 
 FORM = "_fxprune"  # where an instance of the user's own class carries its record
 
@@ -172,6 +184,21 @@ def noise_for(pruned: nn.Module, model: nn.Module, batch: int) -> Example:
     """Draw noise of the shape that the model was pruned with, of `batch` samples where any number will do."""
     record = record_of(pruned)
     return seeded_noise(record.example.with_batch(batch if record.dynamic else None), model)
+
+
+def on_least_noise(
+    pruned: nn.Module, model: nn.Module, count: Callable[[Example], Counted]
+) -> tuple[Example, Counted]:
+    """Count something on noise of one sample; of as many as the example has, where the result refuses one.
+
+    Code that drops dimensions of one element (`squeeze()`) takes another way there.
+    """
+    example = noise_for(pruned, model, 1)
+    try:
+        return example, count(example)
+    except InputSizeError:
+        example = seeded_noise(record_of(pruned).example, model)
+        return example, count(example)
 
 
 # What fx.GraphModule makes of a graph by itself.

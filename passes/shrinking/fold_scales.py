@@ -17,10 +17,10 @@ from fxprune.graph.example import Example
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import named_tensors, tensor_at
 from fxprune.graph.values import propagate_values
-from fxprune.passes.shrinking.pieces import Piece, pieces_of, reads_rows
 from fxprune.result.pruned_module import PrunedModule
 from fxprune.rules.calls import Call, call_of
 from fxprune.rules.multiples import FEATURES, PRODUCTS, QUOTIENTS, Multiple, is_fact, multiple_of
+from fxprune.rules.pieces import Piece, pieces_of, reads_rows
 from fxprune.rules.registry import DEFAULT_RULES
 
 __all__ = ["can_fold", "constant_of", "fold_scales"]
@@ -82,7 +82,9 @@ def can_fold(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _rows_held(module: fx.GraphModule, factor: Multiple) -> list[Piece] | None:
-    """Return the pieces that the weights and biases of a factor's layers are; None if one is computed."""
+    """Return the pieces of a factor's weights and biases; None if a layer has none, or computes it."""
+    if any(_weights(call)[0] is None for call in factor.calls.values()):
+        return None
     held = [weight for call in factor.calls.values() for weight in _weights(call) if weight is not None]
     pieces = [pieces_of(weight, module) for weight in held]
     return None if None in pieces else [piece for of in pieces for piece in of or ()]

@@ -110,3 +110,62 @@ def test_a_number_of_layers_that_differ_now_is_refused() -> None:
     with pytest.raises(UnsupportedModuleError, match="reset reads dim"):
         own.reset(7)
     fxprune.verify(model, own, example_inputs=X)
+
+
+class Depthwise(nn.Module):
+    """A depthwise layer, which code builds again from numbers, into one without its normalisation."""
+
+    def __init__(self, w: int, groups: int, listed: bool) -> None:
+        super().__init__()
+        self.width, self.groups = w, groups
+        made = self.make()
+        self.conv = nn.ModuleList([made]) if listed else made
+        self.norm = nn.BatchNorm2d(w)
+
+    def make(self) -> nn.Conv2d:
+        return nn.Conv2d(self.width, self.width, 3, padding=1, groups=self.groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv[0] if isinstance(self.conv, nn.ModuleList) else self.conv
+        return self.norm(conv(x))
+
+    def fuse(self) -> nn.Conv2d:
+        conv = self.conv[0] if isinstance(self.conv, nn.ModuleList) else self.conv
+        fused = nn.Conv2d(self.width, self.width, 3, padding=1, groups=self.groups).double()
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        with torch.no_grad():
+            fused.weight.copy_(conv.weight * scale[:, None, None, None])
+            fused.bias.copy_(self.norm.bias - self.norm.running_mean * scale)
+        return fused
+
+
+class Straight(Depthwise):
+    """As many groups as channels, for a normalisation alone: it is written as a depthwise layer."""
+
+    def __init__(self, w: int, groups: int) -> None:
+        nn.Module.__init__(self)
+        self.width, self.groups = w, groups
+        self.norm = nn.BatchNorm2d(w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def fuse(self) -> nn.Conv2d:
+        fused = nn.Conv2d(self.width, self.width, 1, groups=self.groups).double()
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        with torch.no_grad():
+            fused.weight.copy_(scale[:, None, None, None])
+            fused.bias.copy_(self.norm.bias - self.norm.running_mean * scale)
+        return fused
+
+
+@pytest.mark.parametrize("w", [16, 48, 128])
+def test_groups_follow_layers_that_are_built_anew_of_them(w: int) -> None:
+    parts = Depthwise(w, w, False), Depthwise(w, w, True), Straight(w, w)
+    model = randomise(nn.Sequential(nn.Conv2d(3, w, 3), *parts, nn.Conv2d(w, 3, 1))).double().eval()
+    x = torch.randn(2, 3, 9, 9).double()
+    own = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    expected = own(x)
+    for i in (1, 2, 3):
+        own[i] = own[i].fuse()
+    assert own[1].groups == w // 2 and torch.allclose(own(x), expected)

@@ -77,6 +77,26 @@ def test_a_larger_batch_costs_more(vit: nn.Module, vit_half: fx.GraphModule, rep
     assert (given.macs, given.batch) == (larger.macs, 4)
 
 
+class Squeezes(nn.Module):
+    """Drops the tokens' dimension, and that of one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(12, 32), nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x).mean(1, keepdim=True).squeeze())
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_result_that_refuses_one_sample_is_counted_on_its_example(form: str) -> None:
+    model = Squeezes()
+    for given in ({"ratio": 0.5}, {"ratio": 0.5, "target": "macs"}):
+        pruned = fxprune.prune(model, example_inputs=torch.randn(2, 4, 12), form=form, **given)
+        report = fxprune.report(model, pruned)
+        assert report.batch == 2 and 0.4 < report.macs[1] / report.macs[0] < 0.6
+
+
 def test_latency_and_certificate() -> None:
     model = mlp(hidden=4096)
     pruned = fxprune.prune(model, 0.9, example_inputs=VECTORS)

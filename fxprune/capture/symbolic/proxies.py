@@ -202,6 +202,13 @@ class TracedValue(fx.Proxy):
         guard_count(self.tracer, self, count)
         return (self[i] for i in range(count))  # type: ignore[index]
 
+    def __copy__(self) -> Any:
+        """Return itself: a copy of a tensor shares its memory."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
+        return self.clone() if stands_for(self, Tensor) else self
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse `x.data = y`, which changes the tensor that `x` stands for."""
         if hasattr(Tensor, name):

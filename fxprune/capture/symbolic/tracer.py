@@ -499,6 +499,8 @@ class Tracer(fx.Tracer):
         asks_rank = kind == "call_method" and target in ("dim", "ndimension")
         if asks_rank and (rank := self.rank(args[0])) is not None:
             return rank
+        if kind == "call_method" and target == "new" and not kwargs and self._are_sizes(args[1:]):
+            return self.create_proxy(kind, "new_empty", (args[0], args[1:]), {})  # `x.new(2, 3)`, of old
         if kind == "call_method" and target == "get_device":
             number = self.index_of_device(args[0].device)
             return -1 if number is None else number  # as a tensor on the CPU says
@@ -561,6 +563,10 @@ class Tracer(fx.Tracer):
         before, now = self.value_or_self(written), self.value_or_self(value)
         both = isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor)
         return value.type_as(written) if both and (made or before.dtype != now.dtype) else value
+
+    def _are_sizes(self, values: Iterable[Any]) -> bool:
+        known = [self.value_or_self(v) if isinstance(v, fx.Proxy) else v for v in values]
+        return all(type(value) is int for value in known)
 
     def _is_tensor(self, proxy: fx.Proxy) -> bool:
         if not isinstance(proxy, Attribute) and proxy.node.op in ("call_module", "get_attr"):

@@ -13,7 +13,7 @@ from fxprune.errors import BudgetError
 from fxprune.graph.tensors import on_meta
 from fxprune.result.measure import eval_copy, latency_ratio, macs_of, parameters_of
 from fxprune.result.plan import Plan
-from fxprune.result.pruned_module import noise_for
+from fxprune.result.pruned_module import noise_for, on_least_noise
 
 __all__ = ["Rewriter", "idle_parameters", "share_left"]
 
@@ -45,10 +45,11 @@ def share_left(model: nn.Module, budget: Budget) -> Callable[[nn.Module], float]
         whole: list[float] = []  # counted once, when the example is known
 
         def counted(pruned: nn.Module) -> float:
-            example = noise_for(pruned, model, 1)
+            smaller = eval_copy(pruned)
+            example, macs = on_least_noise(pruned, model, lambda example: macs_of(smaller, example))
             if not whole:
                 whole.append(macs_of(dense, example))
-            return macs_of(eval_copy(pruned), example) / whole[0]
+            return macs / whole[0]
 
         return counted
     how = budget.target if isinstance(budget.target, Latency) else Latency()

@@ -19,29 +19,46 @@ from fxprune.compiler.native.code_terms import CodeTerms, Term, terms_of
 from fxprune.compiler.native.code_widths import bound_arguments, functions_of
 from fxprune.rules.modules import NATIVE, Width
 
-__all__ = ["widths_built_of"]
+__all__ = ["counts_groups", "widths_built_of"]
 
-_Made = tuple[str, str | int]  # an attribute, and the argument of a layer, or the dimension of a parameter
+# An attribute, or "" for any layer inside; and the argument of a layer, or the dimension of a parameter.
+_Made = tuple[str, str | int]
+_COUNTS = {"groups", "num_groups"}  # that a layer holds, and that shrink with its channels
 _MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn"}
 
 
-def widths_built_of(model: nn.Module, instance: nn.Module, name: str, old: int) -> set[int]:
-    """Return how large the weights of an instance are which its class makes of just the number `name`."""
-    return {
-        new
-        for made in _built_of(type(model), name)
-        if _read(model, made) == old and (new := _read(instance, made)) is not None
-    }
+def widths_built_of(model: nn.Module, instance: nn.Module, name: str, old: int) -> dict[int, bool]:
+    """Map how large the weights of an instance are which its class makes of just the number `name`.
+
+    With each: is it what a layer has that many groups of?
+    """
+    found: dict[int, bool] = {}
+    for place, what in _built_of(type(model), name):
+        layers = [place] if place else [path for path, _ in model.named_modules() if path]
+        for layer in layers:
+            new = _read(instance, layer, what) if _read(model, layer, what) == old else None
+            if new is not None:
+                found[new] = found.get(new, False) or what in _COUNTS
+    return found
 
 
-def _read(module: nn.Module, made: _Made) -> int | None:
-    name, width = made
-    if isinstance(width, int):
+def counts_groups(cls: type, name: str) -> bool:
+    """Does code give just a number of a class's own to what it calls as a number of groups?"""
+    return any(what in _COUNTS for _, what in _built_of(cls, name))
+
+
+def _read(module: nn.Module, name: str, what: str | int) -> int | None:
+    if isinstance(what, int):
         weight = module._parameters.get(name)
-        return None if weight is None or weight.ndim <= width else weight.shape[width]
-    held = module._modules.get(name)
-    known = None if held is None else _widths(type(held)).get(width)
-    return None if held is None or known is None else known.read(held)
+        return None if weight is None or weight.ndim <= what else weight.shape[what]
+    held: nn.Module | None = module
+    for part in name.split("."):
+        held = None if held is None else held._modules.get(part)
+    widths = {} if held is None else _widths(type(held))
+    if held is None or what in widths:
+        return None if held is None else widths[what].read(held)
+    number = vars(held).get(what) if widths else None
+    return number if type(number) is int else None
 
 
 def _widths(cls: type) -> dict[str, Width]:
@@ -71,6 +88,9 @@ def _built_in(place: Place, name: str) -> Iterator[_Made]:
     same = {"." + name}
     for value, beside in terms.values_of(name):
         same |= beside | _exactly(value, terms)
+    for keyword in (keyword for call in terms.calls for keyword in call.keywords):
+        if keyword.arg in _COUNTS and _exactly(keyword.value, terms) & same:
+            yield "", keyword.arg
     for layer, (value, _) in terms.assignments():
         for call in _calls(value):
             callee = called_in(call.func, place)
@@ -80,7 +100,7 @@ def _built_in(place: Place, name: str) -> Iterator[_Made]:
                     yield from ((layer, i) for i, n in enumerate(sizes) if _exactly(n, terms) & same)
             elif isinstance(cls, type):
                 for argument, given in bound_arguments(callee, call):
-                    if argument in _widths(cls) and _exactly(given, terms) & same:
+                    if (argument in _widths(cls) or argument in _COUNTS) and _exactly(given, terms) & same:
                         yield layer, argument
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxprune.compiler.native.beside_paths import numbers_beside_paths
-from fxprune.compiler.native.code_layers import widths_built_of
+from fxprune.compiler.native.code_layers import counts_groups, widths_built_of
 from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code, kind_in_code
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.sizes import Sizes
@@ -60,16 +60,27 @@ class Proposals:
                 self.kinds[self._kind(slot)].append((slot, n))
         self._said |= self._beside_paths()
         made_of = dict(self._made_of(model, root))
-        self._said |= {slot: news.pop() for slot, news in made_of.items() if len(news) == 1}
-        self.several = [slot for slot, news in made_of.items() if len(news) > 1]
+        self._made = {slot: min(news) for slot, news in made_of.items() if len(news) == 1}
+        sizes_of = {s: news for s, news in made_of.items() if self.in_code(s) is not False}  # no bounds
+        self._said |= {s: new for s, news in sizes_of.items() for new in news if news == {new: True}}
+        self._said |= dict(self._groups_without_layers(sizes_of))
+        self.several = [slot for slot, news in sizes_of.items() if len(news) > 1]
 
-    def _made_of(self, model: nn.Module, root: nn.Module) -> Iterator[tuple[Slot, set[int]]]:
+    def _made_of(self, model: nn.Module, root: nn.Module) -> Iterator[tuple[Slot, dict[int, bool]]]:
         """List the numbers that source makes weights of, just so large, each with how large those are now."""
         for path, slots in self.slots.items():
             here = model.get_submodule(path), root.get_submodule(path)
             for slot, old in slots:
                 if slot.held < 2 and len(slot.keys) == 1:
                     yield slot, widths_built_of(*here, str(slot.keys[0]), old)
+
+    def _groups_without_layers(self, made_of: Mapping[Slot, object]) -> Iterator[tuple[Slot, int]]:
+        """List the numbers of groups in modules whose own layers have none: as many as there are channels."""
+        for slot, old in itertools.chain.from_iterable(self.slots.values()):
+            if made_of.get(slot) == {} and counts_groups(self.classes[slot.path], str(slot.keys[0])):
+                new = self._width(slot, old) if self._has_names(slot, old) else None
+                if new is not None:
+                    yield slot, new
 
     def first(self) -> Iterator[tuple[Slot, int]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
@@ -79,7 +90,7 @@ class Proposals:
         """
         for slots in self.slots.values():
             for slot, old in slots:
-                new = self._said.get(slot) or self._width(slot, old)
+                new = self._said.get(slot) or self._made.get(slot) or self._width(slot, old)
                 if new == old or slot in self.several:
                     continue
                 if new is not None and (slot in self._said or old >= WIDTH or self._is_alone(slot, old)):
@@ -87,7 +98,7 @@ class Proposals:
 
     def second(self) -> Iterator[tuple[Slot, int]]:
         """Propose, beside `first`, what the axes right there say of any number: heads, groups, products."""
-        sure = {slot for slot, _ in self.first()} | {*self._said, *self.several}
+        sure = {slot for slot, _ in self.first()} | {*self._said, *self._made, *self.several}
         for slots in self.slots.values():
             for slot, old in slots:
                 is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides

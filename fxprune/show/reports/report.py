@@ -20,7 +20,7 @@ from fxprune.errors import OptionError, listed, shown
 from fxprune.result.forms import graph_form
 from fxprune.result.measure import parameters_of, threads_of
 from fxprune.result.own_attention import widths_held
-from fxprune.result.pruned_module import noise_for, plan_of, record_of
+from fxprune.result.pruned_module import noise_for, on_least_noise, plan_of, record_of
 from fxprune.result.refitted import FEW
 from fxprune.result.refused import refused_by
 from fxprune.result.remade import as_it_was
@@ -234,13 +234,15 @@ def report(
     if not latency and (threads is not None or runs is not None):
         raise OptionError("threads= and runs= say how time is measured: give latency=True as well")
     plan, graph = plan_of(pruned), graph_form(pruned)
-    if given:
-        example = example_of(model, example_inputs, example_kwargs)
+    if given or batch is not None:
+        told = example_of(model, example_inputs, example_kwargs) if given else None
+        example = told or noise_for(pruned, model, batch or 1)
+        left = macs_by_node(graph, example)
     else:
-        example = noise_for(pruned, model, 1 if batch is None else batch)
+        example, left = on_least_noise(pruned, model, lambda example: macs_by_node(graph, example))
     model = as_it_was(model, record_of(pruned).remade, example)
     analysis = analysis_behind(model, pruned, rules=rules)
-    macs = macs_by_node(analysis.module, example), macs_by_node(graph, example)
+    macs = macs_by_node(analysis.module, example), left
     with threads_of(threads):
         seconds = latencies([model, pruned], example, runs=11 if runs is None else runs) if latency else None
     found = None
