@@ -143,6 +143,10 @@ def class_named(kind: str) -> Any:
     return found
 
 
+# As torch.compiler.assume_constant_result marks a function; that imports all of torch._dynamo.
+vars(class_named)["_dynamo_marked_constant"] = True
+
+
 def name_of_class(cls: type) -> str:
     """Name a class as `class_named` finds it."""
     return f"{cls.__module__}:{cls.__qualname__}"

@@ -46,7 +46,11 @@ def with_remade(model: nn.Module, values: Mapping[str, Value]) -> nn.Module | No
     Only names that its methods assign are put back.
     """
     now = remade_values(model)
-    other = {name: value for name, value in values.items() if name in now and not _same(now[name], value)}
+    other = {
+        name: value
+        for name, value in values.items()
+        if (not _same(now[name], value) if name in now else _is_made_later(model, name))
+    }
     if not other:
         return None
     copy, device = structural_copy(model), device_of(model)
@@ -54,11 +58,18 @@ def with_remade(model: nn.Module, values: Mapping[str, Value]) -> nn.Module | No
         path, _, leaf = name.rpartition(".")
         module = copy.get_submodule(path)
         if isinstance(value, Tensor):
-            like = now[name] if isinstance(now[name], Tensor) else value.to(device)
+            like = now[name] if isinstance(now.get(name), Tensor) else value.to(device)
             value = value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
         held = module._buffers if leaf in module._buffers else vars(module)
         held[leaf] = value
     return copy
+
+
+def _is_made_later(model: nn.Module, name: str) -> bool:
+    """Will a module have what it lacks now, by a method that assigns it?"""
+    path, _, leaf = name.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    return module is not None and leaf in _assigned_by(type(module)) and not hasattr(module, leaf)
 
 
 def as_it_was(model: nn.Module, values: Mapping[str, Value], example: Example) -> nn.Module:

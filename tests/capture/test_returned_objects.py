@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import randomise
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fxprune
 
@@ -329,3 +330,25 @@ def test_a_field_that_code_sets_to_none_is_one(capture: str) -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=x[:2], capture=capture)
     assert [*pruned(x)] == [*model(x)] and pruned(x)["pooled"] is None
     assert fxprune.verify(model, pruned) < 1e-8
+
+
+class PoolsFirst(nn.Module):
+    """Sets a field of Hugging Face's output later, which stands before those that are set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> BaseModelOutputWithPooling:
+        h = self.b(self.a(x))
+        out = BaseModelOutputWithPooling(pooler_output=h.mean(1))
+        out.last_hidden_state = h
+        return out
+
+
+def test_an_order_of_fields_is_compiled_whole(capture: str) -> None:
+    model, x = randomise(PoolsFirst().eval()), torch.randn(3, 5, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, capture=capture)
+    found = torch.compile(pruned, fullgraph=True, backend="eager")(x)
+    assert [*found] == [*pruned(x)] == ["pooler_output", "last_hidden_state"]
+    torch.testing.assert_close(found[0], pruned(x)[0])
