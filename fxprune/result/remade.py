@@ -69,7 +69,8 @@ def _is_made_later(model: nn.Module, name: str) -> bool:
     """Will a module have what it lacks now, by a method that assigns it?"""
     path, _, leaf = name.rpartition(".")
     module = dict(model.named_modules()).get(path)
-    return module is not None and leaf in _assigned_by(type(module)) and not hasattr(module, leaf)
+    cls: Value = type(module)
+    return module is not None and leaf in _assigned_by(cls) and not hasattr(module, leaf)
 
 
 def as_it_was(model: nn.Module, values: Mapping[str, Value], example: Example) -> nn.Module:

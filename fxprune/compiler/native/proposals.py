@@ -98,12 +98,12 @@ class Proposals:
 
     def second(self) -> Iterator[tuple[Slot, int]]:
         """Propose, beside `first`, what the axes right there say of any number: heads, groups, products."""
-        sure = {slot for slot, _ in self.first()} | {*self._said, *self._made, *self.several}
+        sure = {slot for slot, _ in self.first()} | {*self._said, *self.several}
         for slots in self.slots.values():
             for slot, old in slots:
                 is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
-                new = None if is_item or slot in sure else self.sizes[slot.path].nearby(old)
-                if new is not None:
+                new = self._made.get(slot) or self.sizes[slot.path].nearby(old)
+                if new not in (None, old) and slot not in sure and not is_item:
                     yield slot, new
 
     def _beside_paths(self) -> dict[Slot, int]:
