@@ -20,6 +20,7 @@ from fxprune.capture.autograd_functions import traced_apply
 from fxprune.capture.precisions import AUTOCAST, LIMITS
 from fxprune.capture.regions import traced_regions
 from fxprune.capture.symbolic.numbers import numbers_as_nodes
+from fxprune.capture.symbolic.numpy_sizes import arrays_of_sizes
 from fxprune.capture.symbolic.proxies import TracedAttribute, TracedValue, stands_for
 from fxprune.graph.own_nodes import dtype_limit
 from fxprune.graph.process_lock import this_thread_only
@@ -70,6 +71,8 @@ def patched_for_tracing(tracer: fx.Tracer) -> Iterator[None]:
                     patch(owner, name, _given_sizes(getattr(owner, name), tracer))
         for name in ("arange", "linspace"):
             patch(np, name, _given_sizes(getattr(np, name), tracer))
+        for name, replacement in arrays_of_sizes().items():
+            patch(np, name, replacement)
         for name in METHODS:
             patch(torch.Tensor, name, _method_given_sizes(getattr(torch.Tensor, name), tracer))
         patch(torch.nn.functional, "l1_loss", _weighted(torch.nn.functional.l1_loss))
