@@ -65,6 +65,7 @@ Examples:
 @click.option("--basis", help="With --data: principal, or given to select among the channels that there are.")
 @click.option("--no-refit", is_flag=True, help="With --data: keep the weights as selected, solve none again.")
 @click.option("--attention", help="Remove whole heads, head_dim inside each, auto, or merge heads.")
+@click.option("--split-qkv", is_flag=True, help="Let queries, keys and values have widths of their own.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules that stay whole; may be repeated.")
 @click.option(
     "--ratios", multiple=True, metavar="PATTERN=R", callback=_ratios, help="Own ratio of groups; repeatable."
