@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, fx
 
-from fxprune.graph.guards import only_checked
+from fxprune.graph.guards import is_guard, only_checked
 from fxprune.graph.tensors import modules_around, named_tensors, tensor_at
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
@@ -50,7 +50,7 @@ def find_branches(module: fx.GraphModule, rules: RuleSet = DEFAULT_RULES) -> lis
         Branch('blocks.0.attn', nodes=13)
     """
     found: list[Branch] = []
-    follows_input, checks = nodes_after_input(module.graph), only_checked(module.graph)
+    follows_input, checks = nodes_after_input(module.graph), _checks(module.graph)
     for node in module.graph.nodes:
         found.extend(_branch_at(node, module, rules, follows_input, checks))
     branches = _without_nested(found)
@@ -121,6 +121,16 @@ def _branch_at(
         if nodes and taken & follows_input == {source}:
             yield Branch("", node, source, result, tuple(nodes))
             return
+
+
+def _checks(graph: fx.Graph) -> dict[fx.Node, None]:
+    """Return the nodes that only check an input against the capture, and what they alone need."""
+    found = only_checked(graph)
+    for node in reversed(graph.nodes):
+        alone = node.users and not is_value(node) and found.keys() >= node.users.keys()
+        if is_guard(node) or (alone and node.op != "placeholder"):
+            found[node] = None
+    return {node: None for node in graph.nodes if node in found}
 
 
 def _only_for(add: fx.Node, source: fx.Node, result: fx.Node, checks: dict[fx.Node, None]) -> list[fx.Node]:

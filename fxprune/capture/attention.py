@@ -13,6 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.capture.transformers import (
+    transformer_decoder,
+    transformer_encoder,
+    transformer_encoder_layer,
+)
+
 __all__ = ["DECOMPOSED", "DECOMPOSED_FUNCTIONS", "decompose_modules", "is_spelled_out"]
 
 
@@ -211,54 +217,11 @@ def _additive(mask: Tensor, q: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
 
 
-def transformer_encoder_layer(
-    self: nn.TransformerEncoderLayer,
-    src: Tensor,
-    src_mask: Tensor | None = None,
-    src_key_padding_mask: Tensor | None = None,
-    is_causal: bool = False,
-) -> Tensor:
-    """b n embed -> b n embed, without the fused inference path"""
-
-    def attend(x: Tensor) -> Tensor:
-        out, _ = self.self_attn(
-            x,
-            x,
-            x,
-            attn_mask=src_mask,
-            key_padding_mask=src_key_padding_mask,
-            need_weights=False,
-            is_causal=is_causal,
-        )
-        return self.dropout1(out)
-
-    def feed_forward(x: Tensor) -> Tensor:
-        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
-
-    if self.norm_first:
-        x = src + attend(self.norm1(src))
-        return x + feed_forward(self.norm2(x))
-    x = self.norm1(src + attend(src))
-    return self.norm2(x + feed_forward(x))
-
-
-def transformer_encoder(
-    self: nn.TransformerEncoder,
-    src: Tensor,
-    mask: Tensor | None = None,
-    src_key_padding_mask: Tensor | None = None,
-    is_causal: bool | None = None,
-) -> Tensor:
-    """b n embed -> b n embed, without nested tensors"""
-    for layer in self.layers:
-        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
-    return src if self.norm is None else self.norm(src)
-
-
 DECOMPOSED: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: multi_head_attention,
     nn.TransformerEncoderLayer: transformer_encoder_layer,
     nn.TransformerEncoder: transformer_encoder,
+    nn.TransformerDecoder: transformer_decoder,
 }
 DECOMPOSED_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: multi_head_attention_forward,

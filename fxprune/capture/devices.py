@@ -31,7 +31,6 @@ __all__ = [
     "differs_elsewhere",
     "guard_device_of",
     "kind_told",
-    "names_a_device",
     "noticed_devices",
     "told_of_another",
 ]
@@ -161,14 +160,6 @@ def asks_kind(reader: types.FrameType) -> bool:
     return _asks_kind(frame.f_code, frame.f_lasti, _devices_held(frame))
 
 
-def names_a_device(frame: types.FrameType) -> bool:
-    """Does the statement at which code stands compare with a device that it names?
-
-    As `torch.device("cpu")` does, or a constant of its file or its module.
-    """
-    return _names_a_device(frame.f_code, frame.f_lasti, _devices_held(frame))
-
-
 def _devices_held(frame: types.FrameType) -> frozenset[str]:
     """Return the names under which a function's file, and its first argument, hold devices."""
     code = frame.f_code
@@ -187,8 +178,9 @@ def _hands_back(code: types.CodeType, at: int) -> bool:
 
 def _following(code: types.CodeType, at: int) -> dis.Instruction:
     """Return the instruction after one, less those between that do nothing."""
-    steps = [step for _, step in steps_of(code) if step.offset >= at and step.opname not in _IDLE]
-    return steps[2] if steps[0].opname == "PRECALL" else steps[1]  # Python 3.11 calls some in either
+    steps = [step for _, step in steps_of(code) if step.opname not in _IDLE]
+    here = max(i for i, step in enumerate(steps) if step.offset <= at)  # of a call, `at` may be in its cache
+    return steps[here + (2 if steps[here].opname == "PRECALL" else 1)]  # Python 3.11 calls some in either
 
 
 @functools.lru_cache(1 << 12)

@@ -12,6 +12,7 @@ from fxprune.capture.beside_model import CopyToRun, alike, computes_another
 from fxprune.capture.sketches import Sketched
 from fxprune.errors import CaptureError
 from fxprune.graph.example import Example, resized, seeded_noise
+from fxprune.graph.guards import guard_values
 from fxprune.graph.tensors import on_meta
 
 __all__ = ["refuse_other_values"]
@@ -29,8 +30,11 @@ def refuse_other_values(model: nn.Module, graph: fx.GraphModule, example: Exampl
         return
     copies, sketched = (CopyToRun(model), CopyToRun(graph)), Sketched(model)
     compared = _compare(copies, sketched, _others(example), sketched_alone=True)
-    if not compared:
-        _compare(copies, sketched, (example.with_batch(1), example), sketched_alone=False)
+    own = example.with_batch(1), example
+    compared = compared or _compare(copies, sketched, own, sketched_alone=False)
+    checks = any(node.target is guard_values for node in graph.graph.nodes)  # which may refuse noise
+    if checks and not compared and not _compare(copies, sketched, own, sketched_alone=False, as_given=True):
+        raise CaptureError("the code refuses all values on which the graph could be held against it")
 
 
 def _compare(
@@ -39,11 +43,12 @@ def _compare(
     examples: Iterable[Example],
     *,
     sketched_alone: bool,
+    as_given: bool = False,
 ) -> bool:
-    """Compare on the first of some examples that both take, if there is one."""
+    """Compare on the first of some examples that both take, if there is one; on noise, or as given."""
     of_model, of_graph = copies
     for shapes in examples:
-        noise = seeded_noise(shapes, of_model.module)
+        noise = shapes if as_given else seeded_noise(shapes, of_model.module)
         same = _same(copies, sketched, noise, sketched_alone)
         if same is False and computes_another(of_model.module, of_graph.module, noise, training=False):
             said = ", ".join(str(tuple(t.shape)) for t in _tensors(shapes))

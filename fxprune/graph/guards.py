@@ -92,11 +92,11 @@ def is_guard(node: fx.Node) -> bool:
 
 
 def only_checked(graph: fx.Graph) -> dict[fx.Node, None]:
-    """Return the nodes that only check an input against the capture, and what they alone need, in order."""
+    """Return the checks of values, and the nodes that these alone need, in order."""
     found: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         alone = node.users and found.keys() >= node.users.keys()
-        if is_guard(node) or (alone and node.op != "placeholder"):
+        if node.target is guard_values or (alone and node.op != "placeholder"):
             found[node] = None
     return dict(reversed(found.items()))
 

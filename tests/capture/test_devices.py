@@ -188,6 +188,27 @@ def by_a_method(m: Net, x: Tensor) -> Tensor:
     return x * 3 if x.get_device() >= 0 else x
 
 
+def handed_back(x: Tensor) -> torch.device:
+    return x.device
+
+
+def by_a_function(m: Net, x: Tensor) -> Tensor:
+    return x if handed_back(x).type == "cpu" else x * 3
+
+
+def by_a_function_read_before(m: Net, x: Tensor) -> Tensor:
+    where = handed_back(x)
+    return x if where.type == "cpu" else x * 3
+
+
+def in_a_set(m: Net, x: Tensor) -> Tensor:
+    return x if x.device in {CPU, torch.device("mps")} else x * 3
+
+
+def by_several(m: Net, x: Tensor) -> Tensor:
+    return x if len({x.device, m.head.weight.device}) == 1 else x * 3
+
+
 def beside_a_property(m: Net, x: Tensor) -> Tensor:
     where = m.device_of_one
     return x.to(where) * (1 if x.device == m.device else 3)
@@ -198,12 +219,13 @@ OTHERS_IN_BOTH = [
     *(by_flag, by_word, of_the_weight, by_device, by_another_device, among_devices, by_number),
     *(by_a_device_read_before, by_a_kind_read_before),
     *(by_a_constant, by_an_attribute, by_a_property, by_a_property_beside_a_constant, by_a_method),
-    by_a_weights_device_read_before,
+    *(by_a_weights_device_read_before, by_a_function, by_a_function_read_before),
     *(by_kind_of_the_weight, by_any_weight, by_device_of_any_weight, within_a_text, formatted),
 ]
+IN_SYMBOLIC = [in_a_set]
 ALIKE = [without_autocast, made_there, kernel_of_choice]
 ALIKE_IN_BOTH = [
-    *(made_on_a_device_read_before, beside_a_property),
+    *(made_on_a_device_read_before, beside_a_property, by_several),
     *(made_there, autocast_by_a_word, moved_where_apart, of_two, of_two_anywhere, moved, alike_anywhere),
 ]
 
@@ -215,7 +237,7 @@ def guards(ask: Callable[[Net, Tensor], Tensor]) -> list[torch.fx.Node]:
     return [n for n in whole.graph.nodes if n.target is guard_device]
 
 
-@pytest.mark.parametrize("ask", OTHERS)
+@pytest.mark.parametrize("ask", [*OTHERS, *IN_SYMBOLIC])
 def test_another_way_is_guarded(ask: Callable[[Net, Tensor], Tensor]) -> None:
     (guard,) = guards(ask)
     with pytest.raises(

@@ -37,6 +37,10 @@ def of_numbers(y: Tensor) -> Tensor:
     return y.new(1, 1, 1).zero_() + 2
 
 
+def of_nothing(y: Tensor) -> Tensor:
+    return torch.ones(1).to(y) * (y.new().numel() + 2)
+
+
 def deep(y: Tensor) -> Tensor:
     first = torch.zeros(y.shape[1], 1, dtype=y.dtype)
     first[0] = 1.0
@@ -52,7 +56,7 @@ def shallow(y: Tensor) -> Tensor:
     return first
 
 
-@pytest.mark.parametrize("make", [of_sizes, of_numbers, deep, shallow])
+@pytest.mark.parametrize("make", [of_sizes, of_numbers, of_nothing, deep, shallow])
 def test_it_is_followed(make: Callable[[Tensor], Tensor]) -> None:
     model = randomise(Net(make)).double().eval()
     pruned = fxprune.prune(model, 0.5, example_inputs=numbers(2, 5, 8), capture="symbolic")

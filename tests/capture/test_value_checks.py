@@ -14,7 +14,9 @@ from helpers import randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.other_shapes import refuse_other_values
 from fxprune.errors import CaptureError, InputArgumentError
+from fxprune.graph.example import Example
 
 X = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 BAD = X.clone()
@@ -64,6 +66,7 @@ def test_a_check_of_hidden_values_lets_them_shrink(check: Callable[..., None]) -
     model = randomise(Net(type, check)).double()
     pruned = fxprune.prune(model, 0.5, example_inputs=X, capture="symbolic")
     assert pruned.a.out_features == 8 and len(pruned(X[:1])) == 1
+    fxprune.verify(model, pruned, example_inputs=X)  # whose removed channels are zeros, or hold what is none
     own = fxprune.prune(model, 0.5, example_inputs=X, form="module")
     assert type(own) is Net and own.a.out_features == 8
     for held in (pruned, own):
@@ -86,7 +89,19 @@ def test_tools_that_record_take_it() -> None:
             held(BAD)
 
 
-@pytest.mark.parametrize("check", [checks.handled, checks.one_of_two, checks.one_of_a_list, checks.warned])
+@pytest.mark.parametrize("check", checks.MAY_GO_ON)
 def test_what_may_go_on_is_refused(check: Callable[..., None]) -> None:
     with pytest.raises(CaptureError, match="depends on the values"):
         fxprune.prune(randomise(Net(check)).double(), 0.5, example_inputs=X, capture="symbolic")
+
+
+def test_a_graph_is_held_against_its_model_where_noise_is_refused() -> None:
+    """On what was given: the checks of the model refuse noise."""
+    model = randomise(Net(checks.of_a_range)).double().eval()
+    given = torch.rand(2, 5, 8, dtype=torch.float64)
+    graph = fxprune.trace(model, given, capture="symbolic")
+    refuse_other_values(model, graph, Example((given,)))
+    with torch.no_grad():
+        graph.head.weight.mul_(2)
+    with pytest.raises(CaptureError, match="computes something else"):
+        refuse_other_values(randomise(Net(checks.of_a_range)).double().eval(), graph, Example((given,)))

@@ -169,3 +169,65 @@ def test_groups_follow_layers_that_are_built_anew_of_them(w: int) -> None:
     for i in (1, 2, 3):
         own[i] = own[i].fuse()
     assert own[1].groups == w // 2 and torch.allclose(own(x), expected)
+
+
+class Contained(Classifier):
+    """Its layers stand in containers."""
+
+    def __init__(self, dim: int, places: int, spelling: str) -> None:
+        nn.Module.__init__(self)
+        self.dim, self.classes, self.places = dim, 7, places
+        if spelling == "sequential":
+            self.parts = nn.Sequential(nn.Linear(12, dim), nn.Embedding(places, dim), nn.Linear(dim, 7))
+        elif spelling == "list":
+            self.parts = nn.ModuleList(
+                [nn.Linear(12, dim), nn.Embedding(places, dim), nn.Linear(dim, self.classes)]
+            )
+        else:
+            self.parts = nn.ModuleDict(
+                dict(fc=nn.Linear(12, dim), places=nn.Embedding(places, dim), head=nn.Linear(dim, 7))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        fc, places, head = self.parts.children()
+        return head(fc(x) + places.weight[: x.shape[1]])
+
+    def most(self) -> int:
+        return self.places
+
+
+@pytest.mark.parametrize("spelling", ["sequential", "list", "dict"])
+def test_layers_in_containers_are_found(spelling: str) -> None:
+    model = randomise(Contained(96, 96, spelling))
+    own = fxprune.prune(model, 0.5, example_inputs=X, form="module")
+    assert own.dim == 48 and own.places == own.most() == 96
+    fxprune.verify(model, own, example_inputs=X)
+
+
+class Optional(nn.Module):
+    """Reads numbers under optional arguments alone, and in methods of its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.tokens, self.classes = (32 // 4) ** 2, 16
+        self.patch, self.head = nn.Conv2d(3, dim, 4, 4), nn.Linear(dim, self.classes)
+
+    def forward(self, x: Tensor, masked: float | None = None, labels: Tensor | None = None) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        if masked is not None:
+            x = x * (torch.rand(len(x), self.tokens, 1) > masked).to(x)
+        scores = self.head(x.mean(1))
+        return scores if labels is None else F.cross_entropy(scores.view(-1, self.classes), labels)
+
+    def mask(self, n: int) -> Tensor:
+        return torch.ones(n, self.tokens)
+
+
+@pytest.mark.parametrize("dim", [16, 64])
+def test_numbers_of_optional_arguments_are_no_widths_for_being_as_large(dim: int) -> None:
+    model, x = randomise(Optional(dim)), torch.randn(3, 3, 32, 32)
+    own = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert own.patch.out_channels == dim // 2
+    assert own.tokens == 64 and own.classes == 16 and own.mask(2).shape == (2, 64)
+    if dim == 16:  # else the call is refused: its code may read the other number
+        assert own(x, labels=torch.tensor([1, 2, 3])).ndim == 0

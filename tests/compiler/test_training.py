@@ -299,3 +299,43 @@ def test_what_refuses_train_mode_can_be_pruned_again(tmp_path: Path) -> None:
         assert torch.equal(same.eval()(given()), again.eval()(given()))
         with pytest.raises(UnsupportedModuleError, match="other operations in train mode"):
             same.train()(given())
+
+
+class Averages(nn.Module):
+    """Averages what it sees into a buffer, in train mode, and reads that in the same call."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.fc, self.head, self.way = nn.Linear(12, WIDTH), nn.Linear(WIDTH, 5), way
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.training:
+            now = x.detach().mean((0, 1))
+            if self.way == "in place":
+                self.mean.mul_(0.9).add_(now, alpha=0.1)
+            elif self.way == "copied":
+                self.mean.copy_(0.9 * self.mean + 0.1 * now)
+            else:
+                self.mean.lerp_(now, 0.1)
+        return self.head((x - self.mean).relu())
+
+
+@pytest.mark.parametrize("way", ["in place", "copied", "lerp"])
+def test_buffers_that_train_mode_writes_in_place_are_as_in_a_narrow_model(way: str) -> None:
+    model, x = randomise(Averages(way)).double().eval(), torch.randn(4, 3, 12).double()
+    own = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    kept = torch.as_tensor(fxprune.plan_of(own).kept["fc.weight"][0])
+    narrow = Averages(way).double()
+    narrow.fc, narrow.head = nn.Linear(12, len(kept)).double(), nn.Linear(len(kept), 5).double()
+    with torch.no_grad():
+        narrow.fc.weight.copy_(model.fc.weight[kept])
+        narrow.fc.bias.copy_(model.fc.bias[kept])
+        narrow.head.weight.copy_(model.head.weight[:, kept])
+        narrow.head.bias.copy_(model.head.bias)
+        narrow.mean = model.mean[kept].clone()
+    for _ in range(3):
+        torch.testing.assert_close(own.train()(x), narrow.train()(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(own.mean, narrow.mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(own.eval()(x), narrow.eval()(x), rtol=0, atol=1e-12)

@@ -37,6 +37,11 @@ def within_no_grad(x: Tensor) -> None:
         assert x.abs().amax(-1).max() < 1e6
 
 
+def of_a_range(x: Tensor) -> None:
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError("scale images to [0, 1]")
+
+
 # ---------------------------------------------------------------- code that may go on
 
 
@@ -58,3 +63,30 @@ def one_of_a_list(x: Tensor) -> None:
 def warned(x: Tensor) -> None:
     if x.max() > 0:
         x.square()
+
+
+def handled_inside(x: Tensor) -> None:
+    if x.max() > 1e6:
+        try:
+            raise ValueError
+        except ValueError:
+            x.square()
+
+
+def at_last(x: Tensor) -> Tensor:
+    try:
+        assert x.max() < 1e6
+    finally:
+        return x  # noqa: B012
+
+
+def handled_by_half(x: Tensor) -> None:
+    try:
+        assert x.max() < 1e6
+    except AssertionError:
+        if x.ndim == 3:
+            return
+        raise
+
+
+MAY_GO_ON = [handled, one_of_two, one_of_a_list, warned, handled_inside, at_last, handled_by_half]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
+
+from fxprune.graph.source_files import is_users
 
 __all__ = ["DeviceRead"]
 
@@ -23,7 +26,9 @@ class DeviceRead:
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __hash__(self) -> int:
-        return super().__hash__()
+        asked = is_users(sys._getframe(1).f_code.co_filename)
+        number: int = self.tracer.hash_of_device(self) if asked else id(self)
+        return number
 
     def __eq__(self, other: object) -> Any:
         """Compare; beside a device that is no tensor's, as its kind is told."""

@@ -9,7 +9,7 @@ import dis
 import functools
 import types
 
-from fxprune.capture.symbolic.tried_calls import may_be_tried, tried_at
+from fxprune.capture.symbolic.tried_calls import handled_at, may_be_tried, tried_at
 from fxprune.graph.code_names import statement_before, steps_of
 
 __all__ = ["truth_that_goes_on"]
@@ -21,7 +21,8 @@ def truth_that_goes_on(asks: types.FrameType, outermost: types.CodeType) -> bool
     asks: the frame that asks, at the instruction that does.
     outermost: the code that traces, beyond which no model's code stands on the stack.
     """
-    if any(tried_at(*place) for place in may_be_tried(asks, outermost)):  # a handler may go on
+    places = [*may_be_tried(asks, outermost)]
+    if any(tried_at(*place) for place in places) or handled_at(asks.f_code, asks.f_lineno):
         return None
     return _goes_on(asks.f_code, asks.f_lasti)
 

@@ -419,6 +419,10 @@ class Tracer(fx.Tracer):
         """Return the number of a value's device, for code that asks."""
         return self.devices.index(self.decisions.structure(proxy), _users_line() or str(proxy.node))
 
+    def hash_of_device(self, proxy: fx.Proxy) -> int:
+        """Hash the device that code looks up in a set or a table, as it is told it."""
+        return hash(self.devices.told(self.decisions.structure(proxy), _users_line() or str(proxy.node)))
+
     def lies_on(self, proxy: fx.Proxy, named: torch.device) -> bool:
         """Return whether a value lies on a device that the code names."""
         return self.devices.told(self.decisions.structure(proxy), _users_line() or str(proxy.node)) == named
@@ -500,7 +504,9 @@ class Tracer(fx.Tracer):
         if asks_rank and (rank := self.rank(args[0])) is not None:
             return rank
         if kind == "call_method" and target == "new" and not kwargs and self._are_sizes(args[1:]):
-            return self.create_proxy(kind, "new_empty", (args[0], args[1:]), {})  # `x.new(2, 3)`, of old
+            return self.create_proxy(
+                kind, "new_empty", (args[0], args[1:] or (0,)), {}
+            )  # `x.new(2, 3)`, of old
         if kind == "call_method" and target == "get_device":
             number = self.index_of_device(args[0].device)
             return -1 if number is None else number  # as a tensor on the CPU says

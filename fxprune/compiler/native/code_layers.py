@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import weakref
 from collections.abc import Iterator
 
@@ -23,6 +24,7 @@ __all__ = ["counts_groups", "widths_built_of"]
 
 # An attribute, or "" for any layer inside; and the argument of a layer, or the dimension of a parameter.
 _Made = tuple[str, str | int]
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _COUNTS = {"groups", "num_groups"}  # that a layer holds, and that shrink with its channels
 _MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn"}
 
@@ -91,8 +93,8 @@ def _built_in(place: Place, name: str) -> Iterator[_Made]:
     for keyword in (keyword for call in terms.calls for keyword in call.keywords):
         if keyword.arg in _COUNTS and _exactly(keyword.value, terms) & same:
             yield "", keyword.arg
-    for layer, (value, _) in terms.assignments():
-        for call in _calls(value):
+    for attribute, (value, _) in terms.assignments():
+        for layer, call in _calls(value, place, attribute):
             callee = called_in(call.func, place)
             cls = callee.func if isinstance(callee, functools.partial) else callee
             if cls is nn.Parameter:
@@ -104,13 +106,33 @@ def _built_in(place: Place, name: str) -> Iterator[_Made]:
                         yield layer, argument
 
 
-def _calls(value: ast.expr) -> Iterator[ast.Call]:
-    """List the calls that a value is, in either case of one."""
+def _calls(value: ast.expr, place: Place, at: str) -> Iterator[tuple[str, ast.Call]]:
+    """List the calls that a value is, in either case of one, and those in containers, each with its path."""
     if isinstance(value, ast.IfExp):
-        yield from _calls(value.body)
-        yield from _calls(value.orelse)
+        yield from _calls(value.body, place, at)
+        yield from _calls(value.orelse, place, at)
+    elif isinstance(value, ast.Call) and called_in(value.func, place) in _CONTAINERS:
+        for name, item in _items(value):
+            yield from _calls(item, place, f"{at}.{name}")
     elif isinstance(value, ast.Call):
-        yield value
+        yield at, value
+
+
+def _items(container: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+    """List what a call of a container is given, by the names that it has there."""
+    first = container.args[0] if len(container.args) == 1 else None
+    if isinstance(first, ast.Call):  # `dict(a=..)`, `OrderedDict([("a", ..)])`
+        yield from ((word.arg, word.value) for word in first.keywords if word.arg is not None)
+        first = first.args[0] if len(first.args) == 1 else first
+    if isinstance(first, ast.Dict):
+        for key, item in zip(first.keys, first.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield str(key.value), item
+        return
+    given = first.elts if isinstance(first, (ast.List, ast.Tuple)) else container.args
+    for i, item in enumerate(itertools.takewhile(lambda item: not isinstance(item, ast.Starred), given)):
+        named = isinstance(item, ast.Tuple) and len(item.elts) == 2 and isinstance(item.elts[0], ast.Constant)
+        yield (str(item.elts[0].value), item.elts[1]) if named else (str(i), item)  # type: ignore[attr-defined]
 
 
 def _sizes(call: ast.Call) -> Iterator[list[ast.expr]]:

@@ -60,7 +60,7 @@ class Proposals:
                 self.kinds[self._kind(slot)].append((slot, n))
         self._said |= self._beside_paths()
         made_of = dict(self._made_of(model, root))
-        self._made = {slot: min(news) for slot, news in made_of.items() if len(news) == 1}
+        self.made = {slot: min(news) for slot, news in made_of.items() if len(news) == 1}
         sizes_of = {s: news for s, news in made_of.items() if self.in_code(s) is not False}  # no bounds
         self._said |= {s: new for s, news in sizes_of.items() for new in news if news == {new: True}}
         self._said |= dict(self._groups_without_layers(sizes_of))
@@ -90,7 +90,7 @@ class Proposals:
         """
         for slots in self.slots.values():
             for slot, old in slots:
-                new = self._said.get(slot) or self._made.get(slot) or self._width(slot, old)
+                new = self._said.get(slot) or self.made.get(slot) or self._width(slot, old)
                 if new == old or slot in self.several:
                     continue
                 if new is not None and (slot in self._said or old >= WIDTH or self._is_alone(slot, old)):
@@ -102,7 +102,7 @@ class Proposals:
         for slots in self.slots.values():
             for slot, old in slots:
                 is_item = isinstance(slot.keys[-1], int)  # of pairs: sides of windows, strides
-                new = self._made.get(slot) or self.sizes[slot.path].nearby(old)
+                new = self.made.get(slot) or self.sizes[slot.path].nearby(old)
                 if new not in (None, old) and slot not in sure and not is_item:
                     yield slot, new
 
@@ -124,6 +124,10 @@ class Proposals:
             for slot, n in self.kinds[kind]
             if (new := found.get(slot)) is not None and places[slot.path, slot.keys[:-1], n] == 1
         }
+
+    def is_made(self, slot: Slot, old: int, now: int) -> bool:
+        """Is a number what source makes weights of, which are so large?  One that stayed may be anything."""
+        return self.made.get(slot) == now and (now == old or bool(self.in_code(slot)))
 
     def is_evident(self, slot: Slot, old: int) -> bool:
         """Is a number a width, though no code that ran shows it?

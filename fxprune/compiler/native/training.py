@@ -64,7 +64,8 @@ def trained_alike(
     traced: the instance's own graph is the pruned one, in train mode as well if that follows it.
     """
     chance = any("random" in names_reached(m) for m in model.modules() if branches_on_mode(m))
-    follows = not chance and analysis.captured.follows_mode
+    captured = analysis.captured
+    follows = not chance and captured.follows_mode and not captured.untrained
     if follows and traced:
         return own
     graphs = [(None, pruned)] if follows else _training_graphs(model, analysis, pruned, chance)

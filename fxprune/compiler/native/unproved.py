@@ -24,7 +24,7 @@ from fxprune.compiler.native.coins import COINS, coin_on
 from fxprune.compiler.native.flags import flag_of, split_flags
 from fxprune.compiler.native.other_calls import other_calls, proves
 from fxprune.compiler.native.proof import wrong_in
-from fxprune.compiler.native.proposals import Proposals
+from fxprune.compiler.native.proposals import WIDTH, Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
@@ -84,8 +84,10 @@ def with_one_way(
     tables = {*holders_of_tables(model, instance)}
     sure = [(slot, old) for slot, old in found if slot.path not in tables]
     sure = [(slot, old) for slot, old in sure if not branches_on_mode(model.get_submodule(slot.path))]
-    before, own = own, _with_nearby(model, instance, own, pruned, sure, sizes)
+    proposals = Proposals(model, instance, sizes)
+    before, own = own, _with_nearby(instance, own, pruned, sure, sizes, proposals)
     found = found if own is before else less_proved()
+    found = [(slot, old) for slot, old in found if not proposals.is_made(slot, old, slot.read(instance))]
     found = [(s, old) for s, old in found if s.held > 1 or not _untaken(model, s)]
     if not found:
         return own
@@ -109,19 +111,18 @@ def _untaken(model: nn.Module, slot: Slot) -> bool:
 
 
 def _with_nearby(
-    model: nn.Module,
     instance: nn.Module,
     own: OwnCode,
     pruned: PrunedModule,
     found: Sequence[tuple[Slot, int]],
     sizes: Mapping[str, Sizes],
+    proposals: Proposals,
 ) -> OwnCode:
-    """Edit, in place, numbers that are not edited yet to the size of what lies right there, if it is one."""
+    """Edit, in place, other numbers to what source makes of them, or to the size of what lies right there."""
     done = {edit.slot for edit in own.edits}
-    proposals = Proposals(model, instance, sizes)
-    found = [(slot, old) for slot, old in found if slot not in done and _may_be_width(slot, proposals)]
-    news = [(slot, old, sizes[slot.path].nearby(old)) for slot, old in found]
-    edits = [Edit(slot, old, new) for slot, old, new in news if new is not None]
+    found = [(slot, old) for slot, old in found if slot not in done and _may_be_width(slot, old, proposals)]
+    news = [(s, old, proposals.made.get(s) or sizes[s.path].nearby(old)) for s, old in found]
+    edits = [Edit(slot, old, new) for slot, old, new in news if new not in (None, old)]
     for edit in edits:
         edit.slot.write(instance, edit.new)
     if edits and not on_meta(instance) and wrong_in(instance, pruned):  # something looks at them after all
@@ -131,9 +132,12 @@ def _with_nearby(
     return replace(own, edits=(*own.edits, *edits)) if edits else own
 
 
-def _may_be_width(slot: Slot, proposals: Proposals) -> bool:
-    """Is it neither one of several (sides of windows, strides), nor a bound?"""
-    return not isinstance(slot.keys[-1], int) and proposals.in_code(slot) is not False
+def _may_be_width(slot: Slot, old: int, proposals: Proposals) -> bool:
+    """Is it a width by source, or small as heads are?  None is one of several (sides), nor a bound."""
+    if isinstance(slot.keys[-1], int):
+        return False
+    in_code = proposals.in_code(slot)
+    return in_code is not False and (old < WIDTH or bool(in_code))
 
 
 def named_numbers(
