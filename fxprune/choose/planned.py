@@ -10,9 +10,9 @@ from fxprune.analysis.branches import find_branches
 from fxprune.choose.depth import without_branches
 from fxprune.choose.merge_heads import merged_by_name
 from fxprune.errors import PlanError
-from fxprune.graph.example import Example, seeded_noise
+from fxprune.graph.example import Example
 from fxprune.result.plan import Plan
-from fxprune.result.pruned_module import record_of
+from fxprune.result.pruned_module import noise_for, record_of
 from fxprune.rules.registry import DEFAULT_RULES, RuleSet
 
 __all__ = ["analysis_behind", "as_planned", "options_behind"]
@@ -52,7 +52,7 @@ def analysis_behind(
     Raises:
         PlanError: `pruned` was not made by fxprune.
     """
-    example = example or seeded_noise(record_of(pruned).example, model)
+    example = example or noise_for(pruned, model, None)
     return analyzed(model, example, options_behind(pruned, rules))
 
 

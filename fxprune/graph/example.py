@@ -70,8 +70,11 @@ def outline_of(example: Example) -> Example:
 FEW = 1 << 14  # elements
 
 
-def seeded_noise(shapes: Example, model: nn.Module) -> Example:
-    """Draw noise of the recorded shapes, on the model's device; whole numbers as recorded, or zeros."""
+def seeded_noise(shapes: Example, model: nn.Module, *, as_images: bool = False) -> Example:
+    """Draw noise of the recorded shapes, on the model's device; whole numbers as recorded, or zeros.
+
+    as_images: between 0 and 1; by default around 0.
+    """
     device = device_of(model)
     generator = torch.Generator().manual_seed(0)
 
@@ -80,6 +83,7 @@ def seeded_noise(shapes: Example, model: nn.Module) -> Example:
             return t.to(device)
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device=device)
-        return torch.randn(t.shape, generator=generator).to(dtype=t.dtype, device=device)
+        drawn = (torch.rand if as_images else torch.randn)(t.shape, generator=generator)
+        return drawn.to(dtype=t.dtype, device=device)
 
     return shapes.map(noise)

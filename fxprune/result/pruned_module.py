@@ -15,10 +15,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import InputArgumentError, InputSizeError, PlanError
+from fxprune.errors import ExampleInputError, InputArgumentError, InputSizeError, PlanError
 from fxprune.graph.as_data import NodeData, graph_as_data, graph_from_data
 from fxprune.graph.example import Example, seeded_noise
-from fxprune.graph.guards import guard_layout
+from fxprune.graph.guards import guard_layout, guard_values
 from fxprune.graph.nests import Value
 from fxprune.graph.tensors import get_or_create_submodule, tensor_at
 from fxprune.result.plan import Plan
@@ -180,10 +180,40 @@ def plan_of(pruned: nn.Module) -> Plan:
     return record_of(pruned).plan
 
 
-def noise_for(pruned: nn.Module, model: nn.Module, batch: int) -> Example:
-    """Draw noise of the shape that the model was pruned with, of `batch` samples where any number will do."""
+def noise_for(pruned: nn.Module, model: nn.Module, batch: int | None) -> Example:
+    """Draw noise of the shape that the model was pruned with, in another batch where any number will do.
+
+    Raises:
+        ExampleInputError: the model's own checks of values refuse it.
+    """
     record = record_of(pruned)
-    return seeded_noise(record.example.with_batch(batch if record.dynamic else None), model)
+    shapes = record.example.with_batch(batch if record.dynamic else None)
+    noise = seeded_noise(shapes, model)
+    if not _checks_values(pruned) or _takes(pruned, noise):
+        return noise
+    noise = seeded_noise(shapes, model, as_images=True)
+    if _takes(pruned, noise):
+        return noise
+    raise ExampleInputError(
+        "the model checks the values of its inputs, and noise does not pass: give example_inputs= that do"
+    )
+
+
+def _checks_values(pruned: nn.Module) -> bool:
+    graph = pruned if isinstance(pruned, PrunedModule) else vars(pruned)[FORM].graph
+    return any(node.target is guard_values for node in graph.graph.nodes)
+
+
+def _takes(pruned: nn.Module, noise: Example) -> bool:
+    """Does a result take this noise, its size apart?"""
+    try:
+        with torch.no_grad():
+            pruned(*noise.args, **noise.kwargs)
+    except InputSizeError:
+        return True
+    except Exception:  # whatever the model's own checks raise
+        return False
+    return True
 
 
 def on_least_noise(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.capture.other_shapes import refuse_other_values
-from fxprune.errors import CaptureError, InputArgumentError
+from fxprune.errors import CaptureError, ExampleInputError, InputArgumentError
 from fxprune.graph.example import Example
 
 X = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -105,3 +105,23 @@ def test_a_graph_is_held_against_its_model_where_noise_is_refused() -> None:
         graph.head.weight.mul_(2)
     with pytest.raises(CaptureError, match="computes something else"):
         refuse_other_values(randomise(Net(checks.of_a_range)).double().eval(), graph, Example((given,)))
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_what_needs_noise_takes_such_as_images_hold(form: str, tmp_path: Path) -> None:
+    model = randomise(Net(checks.of_a_range)).double().eval()
+    given = torch.rand(2, 5, 8, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=given, form=form, target="macs")
+    assert fxprune.verify(model, pruned) < 1e-10 and fxprune.report(model, pruned).batch == 1
+    fxprune.save(pruned, tmp_path, build="mine:make")
+    loaded = fxprune.load(tmp_path, model=Net(checks.of_a_range).double())
+    torch.testing.assert_close(loaded(given), pruned(given))
+
+
+def test_where_no_noise_passes_examples_are_asked_for() -> None:
+    model = randomise(Net(checks.far_from_zero)).double().eval()
+    given = 5 + torch.rand(2, 5, 8, dtype=torch.float64)
+    pruned = fxprune.prune(model, 0.5, example_inputs=given)
+    with pytest.raises(ExampleInputError, match="give example_inputs= that do"):
+        fxprune.verify(model, pruned)
+    assert fxprune.verify(model, pruned, example_inputs=given) < 1e-10

@@ -42,6 +42,10 @@ def of_a_range(x: Tensor) -> None:
         raise ValueError("scale images to [0, 1]")
 
 
+def far_from_zero(x: Tensor) -> None:
+    assert x.min() > 4
+
+
 # ---------------------------------------------------------------- code that may go on
 
 
