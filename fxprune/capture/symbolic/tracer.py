@@ -420,7 +420,7 @@ class Tracer(fx.Tracer):
         return self.devices.index(self.decisions.structure(proxy), _users_line() or str(proxy.node))
 
     def hash_of_device(self, proxy: fx.Proxy) -> int:
-        """Hash the device that code looks up in a set or a table, as it is told it."""
+        """Return the hash of a device that code looks up in a set or a table, as it is told it."""
         return hash(self.devices.told(self.decisions.structure(proxy), _users_line() or str(proxy.node)))
 
     def lies_on(self, proxy: fx.Proxy, named: torch.device) -> bool:
