@@ -6,40 +6,28 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from fxprune.compiler.native.beside_paths import numbers_beside_paths
 from fxprune.compiler.native.code_layers import counts_groups, widths_built_of
 from fxprune.compiler.native.code_widths import is_only_a_size, is_width_in_code, kind_in_code
+from fxprune.compiler.native.counted import numbers_that_count
 from fxprune.compiler.native.reads import Reads
+from fxprune.compiler.native.scopes import Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.slots import own_slots_of
 from fxprune.compiler.native.tables import holders_of_tables
 from fxprune.graph.tensors import is_inside
 from fxprune.result.own_code import Keys, Slot
 
-__all__ = ["Options", "Proposals", "Scope"]
+__all__ = ["Options", "Proposals"]
 
 WIDTH = 16  # smaller numbers are no widths at first sight
 STRIDE = 64  # up to here, numbers that no code has read may be strides
 
 Options = list[tuple[Slot, list[int]]]  # a number, and all that it may be
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Where numbers are looked for: in a module, less one inside it that was searched before.
-
-    wide: a number may also be a size that only a module around its own knows.
-    spelled: sizes that the module's code computes are numbers, too.
-    """
-
-    path: str
-    less: str | None = None
-    wide: bool = False
-    spelled: bool = False
 
 
 class Proposals:
@@ -64,6 +52,7 @@ class Proposals:
         sizes_of = {s: news for s, news in made_of.items() if self.in_code(s) is not False}  # no bounds
         self._said |= {s: new for s, news in sizes_of.items() for new in news if news == {new: True}}
         self._said |= dict(self._groups_without_layers(sizes_of))
+        self.counted = dict(numbers_that_count(model, sizes))
         self.several = [slot for slot, news in sizes_of.items() if len(news) > 1]
 
     def _made_of(self, model: nn.Module, root: nn.Module) -> Iterator[tuple[Slot, dict[int, bool]]]:
@@ -82,12 +71,13 @@ class Proposals:
                 if new is not None:
                     yield slot, new
 
-    def first(self) -> Iterator[tuple[Slot, int]]:
+    def first(self) -> Iterator[tuple[Slot, Any]]:
         """Propose what one would take without a look at the code: a width that all such axes agree on.
 
         Small numbers count layers, strides and heads as often as channels: source has to say of those that
         layers are as wide, or the code has to ask for them.
         """
+        yield from self.counted.items()
         for slots in self.slots.values():
             for slot, old in slots:
                 new = self._said.get(slot) or self.made.get(slot) or self._width(slot, old)
@@ -144,15 +134,19 @@ class Proposals:
 
         Or since it is one of many that are widths, or stands beside the path of what is as wide.
         """
+        if slot in self.counted or slot in self._said:
+            return True
         if self._looks_evident(slot, old) and (self._is_one_of_many(slot) or self.in_code(slot)):
             return True
-        return slot in self._said or self._is_alone(slot, old)
+        return self._is_alone(slot, old)
 
     def is_doubtful(self, slot: Slot, old: int) -> bool:
         """Is a number as large as a width, while its class's source does not say whether it is one?
 
         Or which, where a small one is the size of layers that became several: the hidden and the output's.
         """
+        if slot in self.counted:
+            return False
         if old > STRIDE or self.kind(slot) == "":
             return self._looks_untold(slot, old) and self.in_code(slot) is None
         return self._is_built_of(slot, old) and not self.is_told(slot, old)

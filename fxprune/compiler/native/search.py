@@ -13,8 +13,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from fxprune.compiler.native.combinations import COMBINATIONS, in_order
-from fxprune.compiler.native.proposals import Options, Proposals, Scope
+from fxprune.compiler.native.proposals import Options, Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
+from fxprune.compiler.native.scopes import Scope
 from fxprune.compiler.native.spellings import SpelledSlot, Spellings
 from fxprune.compiler.native.watch import Expected, Fault, fault_in
 from fxprune.graph.example import Example

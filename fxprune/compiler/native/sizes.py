@@ -31,6 +31,7 @@ class Sizes:
     near: as `parts`, of its own values and weights alone, and of those of modules right below it.
     given: sizes of the model's inputs: a number that is one of them is no width for sure.
     gives: of whole dimensions of what the module gives to code around it.
+    counts: of numbers in its own code that count what a statistic runs over, or are roots of such.
     """
 
     whole: Mapping[int, Mapping[int, int]]
@@ -39,6 +40,7 @@ class Sizes:
     near: Mapping[int, set[int]] = field(default_factory=dict)
     given: frozenset[int] = frozenset()
     gives: Mapping[int, set[int]] = field(default_factory=dict)
+    counts: Mapping[float, float] = field(default_factory=dict)
 
     def may_be(self, old: int) -> list[int]:
         """List every size that something of this size may have become; empty if all of it stayed."""
@@ -81,6 +83,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
     of_weights, of_all = _depths(weights), _depths([*weights, *values])
     with_given = _depths([*weights, *values, *taken])
     before, gives = _before_merge(analysis), _gives(analysis, selection)
+    counts = _counts(analysis, selection)
     return {
         path: Sizes(
             whole=_whole(of_all[path], selection),
@@ -89,6 +92,7 @@ def sizes_by_module(model: nn.Module, analysis: Analysis, selection: Selection) 
             near=_near([axis for axis, depth in of_all[path].items() if depth <= 1], selection),
             given=given,
             gives=gives.get(path, {}),
+            counts=counts.get(path, {}),
         )
         for path, _ in model.named_modules()
     }
@@ -114,6 +118,17 @@ def _gives(analysis: Analysis, selection: Selection) -> Mapping[str, Mapping[int
             if path and not all(is_inside(user, [path]) for user in users):
                 for axis in (axis for axes in values for axis in axes):
                     found[path][axis.size].add(selection.size(axis))
+    return found
+
+
+def _counts(analysis: Analysis, selection: Selection) -> Mapping[str, Mapping[float, float]]:
+    """Map each module to the written numbers in its own code that follow what is kept, old and new."""
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for node, counts in analysis.graph.counts.items():
+        for count in counts:
+            new = count.written((node, count.place), selection.size)
+            if type(count.number) is float and new not in (None, count.number):
+                found[module_of(node)][count.number] = new
     return found
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fxprune.compiler.native.calls import CallOptions
 from fxprune.compiler.native.noting import calls_noted, functions_of, numbers_noted
-from fxprune.compiler.native.proposals import Options, Scope
+from fxprune.compiler.native.proposals import Options
+from fxprune.compiler.native.scopes import Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.graph.example import Example
 from fxprune.result.own_calls import Made

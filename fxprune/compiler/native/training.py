@@ -27,9 +27,10 @@ from fxprune.compiler.native.barred import names_reached
 from fxprune.compiler.native.coins import COINS, coin_on, tossing
 from fxprune.compiler.native.combinations import choices
 from fxprune.compiler.native.fingerprint import TOLERANCE
-from fxprune.compiler.native.proposals import Options, Proposals, Scope
+from fxprune.compiler.native.proposals import Options, Proposals
 from fxprune.compiler.native.reads import Reads, reads_noted
 from fxprune.compiler.native.same_plan import by_same_plan
+from fxprune.compiler.native.scopes import Scope
 from fxprune.compiler.native.sizes import Sizes
 from fxprune.compiler.native.uncaptured import uncaptured
 from fxprune.graph.classes import is_torchs, subclass_of
