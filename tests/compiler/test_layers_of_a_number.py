@@ -231,3 +231,23 @@ def test_numbers_of_optional_arguments_are_no_widths_for_being_as_large(dim: int
     assert own.tokens == 64 and own.classes == 16 and own.mask(2).shape == (2, 64)
     if dim == 16:  # else the call is refused: its code may read the other number
         assert own(x, labels=torch.tensor([1, 2, 3])).ndim == 0
+
+
+class Patches(nn.Module):
+    """A patch as large as the width, which no method reads."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.dim, self.patch_size, self.stride = dim, patch_size, (patch_size, patch_size)
+        self.embed = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.head = nn.Linear(dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(x).flatten(2).mean(-1))
+
+
+def test_sides_of_patches_are_no_widths() -> None:
+    model, x = randomise(Patches(16, 16)), torch.randn(2, 3, 32, 32)
+    own = fxprune.prune(model, 0.5, example_inputs=x, form="module")
+    assert own.dim == own.embed.out_channels == 8
+    assert own.patch_size == 16 and own.stride == (16, 16) and own.embed.kernel_size == (16, 16)

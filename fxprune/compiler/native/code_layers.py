@@ -26,6 +26,7 @@ __all__ = ["counts_groups", "widths_built_of"]
 _Made = tuple[str, str | int]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _COUNTS = {"groups", "num_groups"}  # that a layer holds, and that shrink with its channels
+_STAY = {"kernel_size", "stride", "padding", "dilation"}  # what is one of these is no width, however large
 _MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn"}
 
 
@@ -60,6 +61,8 @@ def _read(module: nn.Module, name: str, what: str | int) -> int | None:
     if held is None or what in widths:
         return None if held is None else widths[what].read(held)
     number = vars(held).get(what) if widths else None
+    if isinstance(number, tuple) and len({*number}) == 1:  # of each side
+        number = number[0]
     return number if type(number) is int else None
 
 
@@ -102,7 +105,8 @@ def _built_in(place: Place, name: str) -> Iterator[_Made]:
                     yield from ((layer, i) for i, n in enumerate(sizes) if _exactly(n, terms) & same)
             elif isinstance(cls, type):
                 for argument, given in bound_arguments(callee, call):
-                    if (argument in _widths(cls) or argument in _COUNTS) and _exactly(given, terms) & same:
+                    known = argument in _widths(cls) or argument in _COUNTS | _STAY
+                    if known and _exactly(given, terms) & same:
                         yield layer, argument
 
 
