@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune.capture import number_types
 from fxprune.capture.devices import asks_kind
 from fxprune.capture.questions import OF_PRECISION
-from fxprune.capture.symbolic import numbers, patches
+from fxprune.capture.symbolic import numbers, numpy_sizes, patches
 from fxprune.graph.source_files import OURS, is_users, users_frame
 
 __all__ = ["WeightsRead"]
@@ -121,4 +121,4 @@ def _asked_by_users() -> bool:
 
 
 # What stands in the place of torch's and Python's functions while a model is traced: it hands over to them.
-_STAND_IN = {number_types.__file__, numbers.__file__, patches.__file__}
+_STAND_IN = {number_types.__file__, numbers.__file__, numpy_sizes.__file__, patches.__file__}
