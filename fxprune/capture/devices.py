@@ -203,13 +203,31 @@ def _asks_kind(code: types.CodeType, at: int, held: frozenset[str]) -> bool:
 @functools.lru_cache(1 << 12)
 def _names_a_device(code: types.CodeType, at: int, held: frozenset[str]) -> bool:
     statement = _statement_around(code, at)
-    words = [(step.argval, step.opname) for step in statement if step.opname.startswith("LOAD")]
-    named = any(
-        name == "device" and how == "LOAD_CONST" and isinstance(word, str)
-        for (name, _), (word, how) in itertools.pairwise(words)
+    words = [step for step in statement if step.opname.startswith("LOAD")]
+    own = _devices_named(code)
+    is_held = any(
+        w.argval in (own if "FAST" in w.opname else held) for w in words if w.opname != "LOAD_CONST"
     )
-    is_held = any(how != "LOAD_CONST" and word in held for word, how in words if isinstance(word, str))
-    return (named or is_held) and _compares(statement)
+    return (_makes_device(words) or is_held) and _compares(statement)
+
+
+@functools.lru_cache(1 << 12)
+def _devices_named(code: types.CodeType) -> frozenset[str]:
+    """Return the names of its own to which code gives a device that it names: `cpu = torch.device("cpu")`."""
+    named, words = set[str](), list[dis.Instruction]()
+    for _, step in steps_of(code):
+        if step.opname == "STORE_FAST" and _makes_device(words):
+            named.add(step.argval)
+        words = [] if ends_statement(step) else [*words, *([step] if step.opname.startswith("LOAD") else [])]
+    return frozenset(named)
+
+
+def _makes_device(words: Iterable[dis.Instruction]) -> bool:
+    """Is `device` loaded, and then a word?"""
+    return any(
+        name.argval == "device" and word.opname == "LOAD_CONST" and isinstance(word.argval, str)
+        for name, word in itertools.pairwise(words)
+    )
 
 
 def _is_of(step: dis.Instruction, name: str) -> bool:

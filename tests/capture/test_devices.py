@@ -201,6 +201,16 @@ def by_a_function_read_before(m: Net, x: Tensor) -> Tensor:
     return x if where.type == "cpu" else x * 3
 
 
+def by_a_local_constant(m: Net, x: Tensor) -> Tensor:
+    home = torch.device("cpu")
+    return x if x.device == home else x * 3
+
+
+def beside_a_local_of_a_tensor(m: Net, x: Tensor) -> Tensor:
+    where = m.head.weight.device
+    return x if x.device == where else x * 3
+
+
 def in_a_set(m: Net, x: Tensor) -> Tensor:
     return x if x.device in {CPU, torch.device("mps")} else x * 3
 
@@ -220,12 +230,13 @@ OTHERS_IN_BOTH = [
     *(by_a_device_read_before, by_a_kind_read_before),
     *(by_a_constant, by_an_attribute, by_a_property, by_a_property_beside_a_constant, by_a_method),
     *(by_a_weights_device_read_before, by_a_function, by_a_function_read_before),
+    by_a_local_constant,
     *(by_kind_of_the_weight, by_any_weight, by_device_of_any_weight, within_a_text, formatted),
 ]
 IN_SYMBOLIC = [in_a_set]
 ALIKE = [without_autocast, made_there, kernel_of_choice]
 ALIKE_IN_BOTH = [
-    *(made_on_a_device_read_before, beside_a_property, by_several),
+    *(made_on_a_device_read_before, beside_a_property, by_several, beside_a_local_of_a_tensor),
     *(made_there, autocast_by_a_word, moved_where_apart, of_two, of_two_anywhere, moved, alike_anywhere),
 ]
 
