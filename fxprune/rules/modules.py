@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["NATIVE", "Native", "native"]
+__all__ = ["NATIVE", "Native", "native", "native_base"]
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,11 @@ _native("Hardswish", "hardswish")
 _native("Hardsigmoid", "hardsigmoid")
 _native("Softplus", "softplus")
 _native("Softsign", "softsign")
+
+
+def native_base(cls: type) -> Native | None:
+    """Return the entry of the nearest known class that a class derives from, whatever it changes."""
+    return next((NATIVE[base] for base in cls.__mro__ if base in NATIVE), None)
 
 
 def native(module: nn.Module) -> Native | None:

@@ -18,7 +18,7 @@ from torch import nn
 from fxprune.compiler.native.code_calls import Place, called_in
 from fxprune.compiler.native.code_terms import CodeTerms, Term, terms_of
 from fxprune.compiler.native.code_widths import bound_arguments, functions_of
-from fxprune.rules.modules import NATIVE, Width
+from fxprune.rules.modules import Width, native_base
 
 __all__ = ["counts_groups", "widths_built_of"]
 
@@ -68,7 +68,7 @@ def _read(module: nn.Module, name: str, what: str | int) -> int | None:
 
 def _widths(cls: type) -> dict[str, Width]:
     """Return what the arguments of a layer's class say of its weights."""
-    native = next((NATIVE[base] for base in cls.__mro__ if base in NATIVE), None)
+    native = native_base(cls)
     if native is None:
         return {}
     return {**native.widths, **({"normalized_shape": Width("weight")} if native.op.endswith("_norm") else {})}

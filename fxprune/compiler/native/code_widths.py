@@ -19,7 +19,7 @@ from fxprune.compiler.native.code_terms import CodeTerms, Term, Use, is_counted,
 from fxprune.graph.code_names import attribute_of, names_of, plain_functions
 from fxprune.graph.nests import Value
 from fxprune.result.own_code import Slot
-from fxprune.rules.modules import NATIVE
+from fxprune.rules.modules import NATIVE, native_base
 
 __all__ = ["bound_arguments", "functions_of", "is_only_a_size", "is_width_in_code", "kind_in_code"]
 
@@ -191,7 +191,7 @@ def _widths(call: ast.Call, place: Place, terms: CodeTerms) -> Iterator[tuple[st
     plain = callee.func if isinstance(callee, functools.partial) else callee
     if isinstance(plain, type) and _is_torchs(plain):
         if issubclass(plain, nn.Module) and plain not in _CONTAINERS:
-            native = next((NATIVE[base] for base in plain.__mro__ if base in NATIVE), None)
+            native = native_base(plain)
             for name, value in bound_arguments(callee, call):
                 is_width = native is None or name in native.widths or name == "normalized_shape"
                 yield "others" if not is_width else "perhaps" if native is None else "alone", value

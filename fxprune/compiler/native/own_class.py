@@ -17,7 +17,7 @@ from fxprune.compiler.native.instance import Slices, instance_of, with_form
 from fxprune.compiler.native.proof import with_duplicates, wrong_in
 from fxprune.compiler.native.reads import Reads
 from fxprune.compiler.native.rescaled import held_scales, rescaled, with_branches
-from fxprune.compiler.native.scales import computed_scales, default_scales
+from fxprune.compiler.native.scales import computed_scales, default_scales, everywhere
 from fxprune.compiler.native.sizes import Sizes, sizes_by_module
 from fxprune.compiler.native.structure import resized_copy
 from fxprune.compiler.native.tables import with_numbers, with_tables
@@ -137,8 +137,7 @@ def _made_by_running(
 ) -> _Made | Found:
     """Make an instance equal to a pruned graph by running it; where nothing does, return why."""
     found = own_code_of(model, analysis, sizes, slices, pruned, spells=spells)
-    anywhere = ["", *(name for name, _ in model.named_children())]
-    unheld = anywhere if found.own is None else _unheld(found.own)
+    unheld = everywhere(model) if found.own is None else _unheld(found.own)
     more = computed_scales(analysis, slices.selection, pruned, unheld) if unheld else {}
     if found.own is None:  # what is at fault may be anything
         held = held_scales(model, pruned, more)

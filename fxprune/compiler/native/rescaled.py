@@ -16,7 +16,7 @@ from fxprune.compiler.native.barred import names_of_methods, names_reached
 from fxprune.compiler.native.flags import flag_of, split_flags
 from fxprune.compiler.native.instance import Slices, instance_of
 from fxprune.compiler.native.proof import wrong_in
-from fxprune.compiler.native.scales import POWERS, computed_scales
+from fxprune.compiler.native.scales import POWERS, computed_scales, everywhere
 from fxprune.compiler.native.training import trains_otherwise
 from fxprune.compiler.rewrite import rewrite
 from fxprune.graph.example import seeded_noise
@@ -52,9 +52,7 @@ def with_branches(
     made, own, pruned = found
     folded = plan_of(pruned).scales
     own = _with_held(model, analysis, made, own, pruned)
-    followed = computed_scales(
-        analysis, slices.selection, pruned, ["", *(n for n, _ in model.named_children())]
-    )
+    followed = computed_scales(analysis, slices.selection, pruned, everywhere(model))
     paths = {module_of(node) for node in pruned.graph.nodes if node.name in {*folded, *followed}}
     if not paths:
         return found
@@ -117,8 +115,7 @@ def rescaled(
 
     only: of these products; by default of all.
     """
-    modules = ["", *(name for name, _ in model.named_children())]
-    scales = computed_scales(analysis, slices.selection, pruned, modules)
+    scales = computed_scales(analysis, slices.selection, pruned, everywhere(model))
     edits = dict(_edits(model, pruned, scales, bases=only is not None))
     if not edits or not own.is_whole:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.analysis.analysis import Analysis
 from fxprune.graph.tensors import module_of
@@ -15,7 +15,7 @@ from fxprune.rules.axes import Atom, Axis, Product
 from fxprune.rules.calls import call_of
 from fxprune.rules.registry import DEFAULT_RULES
 
-__all__ = ["POWERS", "computed_scales", "default_scales"]
+__all__ = ["POWERS", "computed_scales", "default_scales", "everywhere"]
 
 POWERS = (-0.5, 0.5, -0.25, 0.25, -1.0)  # p, of the scales size**p that code takes
 
@@ -59,6 +59,11 @@ def computed_scales(
                 if same and selection.shrinks(axis) and can_fold(pruned, node):
                     found[node.name] = selection.size(axis) ** power
     return found
+
+
+def everywhere(model: nn.Module) -> list[str]:
+    """List the paths that `computed_scales` takes for all of a model: the root's own code, and each child."""
+    return ["", *(name for name, _ in model.named_children())]
 
 
 def _near(node: fx.Node, axes: dict[str, tuple[Axis, ...]]) -> Iterator[Axis]:
